@@ -1,0 +1,35 @@
+"""Tensor decomposition of trained Flax networks."""
+
+from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_svd, tucker_als
+from tdjax.errors import evaluate_candidates, feature_errors, weight_errors
+from tdjax.factorize import factorize_params, reconstruct_params
+from tdjax.formats import CP, TT, Format, LowRank, Tucker
+from tdjax.layers import Layer
+from tdjax.linen import factorize, layer_table, make_plan
+from tdjax.plan import Plan, PlannedLayer, Rule
+
+__all__ = [
+    "CP",
+    "TT",
+    "Format",
+    "Info",
+    "Layer",
+    "LowRank",
+    "Plan",
+    "PlannedLayer",
+    "Rule",
+    "Tucker",
+    "cp_als",
+    "evaluate_candidates",
+    "factorize",
+    "factorize_params",
+    "feature_errors",
+    "hosvd",
+    "layer_table",
+    "make_plan",
+    "reconstruct_params",
+    "truncated_svd",
+    "tt_svd",
+    "tucker_als",
+    "weight_errors",
+]

@@ -1,0 +1,145 @@
+"""Tucker decomposition: sequentially truncated HOSVD, then HOOI sweeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdjax.decompose.als import Info, iterate, relative_error, safe_ratio
+from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.svd import leading_subspace
+from tdjax.formats import Tucker, mode_products
+from tdjax.norms import Norm, in_norm
+
+Ranks = tuple[int | None, ...]
+Factors = tuple[Float[Array, "_ _"] | None, ...]
+
+
+def tucker_als(
+    x: Any,
+    ranks: Sequence[int | None],
+    *,
+    max_iters: int = 100,
+    tol: float = 1e-8,
+    norm: Norm | None = None,
+) -> tuple[Tucker, Info]:
+    """Tucker decomposition by higher-order orthogonal iteration (De Lathauwer et al. 2000).
+
+    Starts from the sequentially truncated HOSVD; each sweep then renews every factor as the
+    leading singular vectors of x projected on the others, so the error only falls.
+
+    Arguments:
+        x: (n_1, ..., n_N), float; half precision is raised to float32.
+        ranks: for each mode its rank, or None where the mode is not compressed; static.
+        max_iters: sweeps at most, static; 0 gives the HOSVD itself.
+        tol: stop once a sweep changes the relative error by less.
+        norm: None for Frobenius, or a `tdjax.norms.Norm`.
+
+    Returns: Tucker with orthonormal factor columns, and `Info`.
+
+    Raises ValueError for NaN or Inf, no compressed mode, a rank below 1 or above full.
+    """
+    x = as_float(x)
+    ranks = _check(x.shape, ranks)
+    return in_norm(norm, lambda y: _hooi(y, tol, ranks=ranks, max_iters=max_iters), x)
+
+
+def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> Tucker:
+    """Sequentially truncated higher-order SVD (Vannieuwenhoven et al. 2012).
+
+    Its error is at most sqrt(N) times the best possible. Arguments and errors as `tucker_als`.
+    """
+    return tucker_als(x, ranks, max_iters=0, norm=norm)[0]
+
+
+@partial(jax.jit, static_argnames=("ranks", "max_iters"))
+def _hooi(
+    x: Float[Array, "..."], tol: float | Array, *, ranks: Ranks, max_iters: int
+) -> tuple[Tucker, Info]:
+    total = jnp.linalg.norm(x)
+    core, factors = _st_hosvd(x, ranks)
+
+    def sweep(state: Tucker) -> tuple[Tucker, Float[Array, ""]]:
+        factors = list(state.factors)
+        core = state.core
+        for mode in _compressed(ranks):
+            others = [f if k != mode else None for k, f in enumerate(factors)]
+            projected = mode_products(x, _transposed(others))
+            factor = leading_subspace(_unfold(projected, mode), _rank(ranks, mode), accurate=False)
+            factors[mode] = factor
+            core = mode_products(
+                projected, [factor.T if k == mode else None for k in range(x.ndim)]
+            )
+        return Tucker(core, tuple(factors)), _projection_error(total, core)
+
+    tucker, progress = iterate(
+        sweep,
+        Tucker(core, factors),
+        _projection_error(total, core),
+        max_iters=max_iters,
+        tol=tol,
+        stop_when_worse=True,
+    )
+    return tucker, Info(
+        relative_error(x, tucker.to_tensor()),
+        progress.iterations,
+        progress.errors,
+        progress.converged,
+    )
+
+
+def _st_hosvd(x: Float[Array, "..."], ranks: Ranks) -> tuple[Float[Array, "..."], Factors]:
+    """Truncate one mode after the other, each on the core that the ones before have left."""
+    core = x
+    factors: list[Float[Array, "_ _"] | None] = [None] * x.ndim
+    for mode in _compressed(ranks):
+        factor = leading_subspace(_unfold(core, mode), _rank(ranks, mode))
+        factors[mode] = factor
+        core = mode_products(core, [factor.T if k == mode else None for k in range(x.ndim)])
+    return core, tuple(factors)
+
+
+def _projection_error(total: Float[Array, ""], core: Float[Array, "..."]) -> Float[Array, ""]:
+    """Relative error of a projection onto orthonormal factors, by Pythagoras."""
+    kept = safe_ratio(jnp.linalg.norm(core), total)
+    return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.maximum(0.0, 1.0 - kept * kept)))
+
+
+def _unfold(x: Float[Array, "..."], mode: int) -> Float[Array, "_ _"]:
+    return jnp.moveaxis(x, mode, 0).reshape(x.shape[mode], -1)
+
+
+def _transposed(factors: Sequence[Float[Array, "_ _"] | None]) -> list[Array | None]:
+    return [None if factor is None else factor.T for factor in factors]
+
+
+def _compressed(ranks: Ranks) -> list[int]:
+    return [mode for mode, rank in enumerate(ranks) if rank is not None]
+
+
+def _rank(ranks: Ranks, mode: int) -> int:
+    rank = ranks[mode]
+    assert rank is not None
+    return rank
+
+
+def _check(shape: tuple[int, ...], ranks: Sequence[int | None]) -> Ranks:
+    if len(ranks) != len(shape):
+        raise ValueError(f"tucker: {len(shape)} modes, but ranks {tuple(ranks)}")
+    modes = [mode for mode, rank in enumerate(ranks) if rank is not None]
+    if not modes:
+        raise ValueError("tucker: every rank is None, nothing would be compressed")
+    size = math.prod(shape)
+    checked = check_ranks(
+        [rank for rank in ranks if rank is not None],
+        [min(shape[mode], size // shape[mode]) for mode in modes],
+        "tucker",
+    )
+    by_mode = dict(zip(modes, checked, strict=True))
+    return tuple(by_mode.get(mode) for mode in range(len(shape)))

@@ -1,0 +1,253 @@
+"""What a decomposed array is: low rank, CP, Tucker, tensor train.
+
+Every format is a pytree of arrays, so it passes through `jax.jit`, `jax.vmap` and `jax.grad`;
+its ranks are the shapes of its arrays. Formats know nothing of networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Matrices = Sequence[Float[Array, "_ _"] | None]
+F = TypeVar("F", bound="Format")
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Format:
+    """What all formats share: a dense shape, a number of parameters, and the way back."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that the format stands for."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that can be chosen, in the order in which the decompositions take them."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    @property
+    def size(self) -> int:
+        """Number of stored parameters."""
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self))
+
+    def to_tensor(self) -> Float[Array, "..."]:
+        """Multiply out to the dense array of shape `shape`."""
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    def mode_products(self: F, matrices: Matrices) -> F:
+        """Multiply mode n of the array by `matrices[n]` (rows: new size), without forming it.
+
+        `None` leaves a mode as it is. Raises ValueError if there is not one entry for each mode.
+        """
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+
+def _register(cls: type[F]) -> type[F]:
+    return jax.tree_util.register_dataclass(
+        cls, data_fields=[f.name for f in fields(cls)], meta_fields=[]  # type: ignore[arg-type]
+    )
+
+
+@_register
+@dataclass(frozen=True)
+class LowRank(Format):
+    """A matrix `left @ right`.
+
+    Arguments:
+        left: (rows, r).
+        right: (r, columns).
+    """
+
+    left: Float[Array, "m r"]
+    right: Float[Array, "r n"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        return (self.left.shape[0], self.right.shape[1])
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """(r,)."""
+        return (self.left.shape[1],)
+
+    def to_tensor(self) -> Float[Array, "m n"]:
+        """The matrix, (rows, columns)."""
+        return jnp.matmul(self.left, self.right, precision=HIGHEST)
+
+    def mode_products(self, matrices: Matrices) -> LowRank:
+        """See `Format.mode_products`; two modes, rows and columns."""
+        rows, columns = _one_per_mode(matrices, 2)
+        left = self.left if rows is None else jnp.matmul(rows, self.left, precision=HIGHEST)
+        right = (
+            self.right if columns is None else jnp.matmul(self.right, columns.T, precision=HIGHEST)
+        )
+        return LowRank(left, right)
+
+
+@_register
+@dataclass(frozen=True)
+class CP(Format):
+    """Canonical polyadic: a sum of R outer products, one column of each factor to a term.
+
+    Column norms are spread evenly over the factors; there are no separate weights.
+
+    Arguments:
+        factors: one (n_k, R) matrix for each mode.
+    """
+
+    factors: tuple[Float[Array, "_ _"], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_1, ..., n_N)."""
+        return tuple(factor.shape[0] for factor in self.factors)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """(R,)."""
+        return (self.factors[0].shape[1],)
+
+    def to_tensor(self) -> Float[Array, "..."]:
+        """The dense array, as one matrix product of two Khatri-Rao products."""
+        # The smaller the larger of the two sides, the less is written for the same product.
+        split = min(
+            range(1, len(self.factors)),
+            key=lambda k: math.prod(self.shape[:k]) + math.prod(self.shape[k:]),
+            default=None,
+        )
+        if split is None:
+            return self.factors[0].sum(axis=1)
+        left, right = khatri_rao(self.factors[:split]), khatri_rao(self.factors[split:])
+        return jnp.matmul(left, right.T, precision=HIGHEST).reshape(self.shape)
+
+    def mode_products(self, matrices: Matrices) -> CP:
+        """See `Format.mode_products`."""
+        matrices = _one_per_mode(matrices, len(self.factors))
+        return CP(
+            tuple(
+                factor if matrix is None else jnp.matmul(matrix, factor, precision=HIGHEST)
+                for factor, matrix in zip(self.factors, matrices, strict=True)
+            )
+        )
+
+
+@_register
+@dataclass(frozen=True)
+class Tucker(Format):
+    """A core multiplied by one factor matrix along each compressed mode.
+
+    Arguments:
+        core: (r_1, ..., r_N); r_k = n_k for a mode that is not compressed.
+        factors: for each mode an (n_k, r_k) matrix, or None where the mode stays whole.
+    """
+
+    core: Float[Array, "..."]
+    factors: tuple[Float[Array, "_ _"] | None, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_1, ..., n_N)."""
+        return tuple(
+            size if factor is None else factor.shape[0]
+            for size, factor in zip(self.core.shape, self.factors, strict=True)
+        )
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of the compressed modes, in the order of the modes."""
+        return tuple(factor.shape[1] for factor in self.factors if factor is not None)
+
+    def to_tensor(self) -> Float[Array, "..."]:
+        """The dense array."""
+        return mode_products(self.core, self.factors)
+
+    def mode_products(self, matrices: Matrices) -> Tucker:
+        """See `Format.mode_products`; a whole mode's matrix goes into the core."""
+        matrices = _one_per_mode(matrices, len(self.factors))
+        pairs = list(zip(self.factors, matrices, strict=True))
+        core = mode_products(self.core, [m if f is None else None for f, m in pairs])
+        factors = tuple(
+            f if f is None or m is None else jnp.matmul(m, f, precision=HIGHEST) for f, m in pairs
+        )
+        return Tucker(core, factors)
+
+
+@_register
+@dataclass(frozen=True)
+class TT(Format):
+    """Tensor train: a chain of three-way cores, contracted over neighbouring ranks.
+
+    Arguments:
+        cores: (r_{k-1}, n_k, r_k) for each mode, with r_0 = r_N = 1.
+    """
+
+    cores: tuple[Float[Array, "_ _ _"], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_1, ..., n_N)."""
+        return tuple(core.shape[1] for core in self.cores)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The interior ranks (r_1, ..., r_{N-1})."""
+        return tuple(core.shape[2] for core in self.cores[:-1])
+
+    def to_tensor(self) -> Float[Array, "..."]:
+        """The dense array, multiplied out from the right, where the ranks end in 1."""
+        tail = self.cores[-1].reshape(self.cores[-1].shape[0], -1)
+        for core in reversed(self.cores[:-1]):
+            r, n, s = core.shape
+            tail = jnp.matmul(core.reshape(r * n, s), tail, precision=HIGHEST).reshape(r, -1)
+        return tail.reshape(self.shape)
+
+    def mode_products(self, matrices: Matrices) -> TT:
+        """See `Format.mode_products`."""
+        matrices = _one_per_mode(matrices, len(self.cores))
+        return TT(
+            tuple(
+                core
+                if matrix is None
+                else jnp.einsum("rns,mn->rms", core, matrix, precision=HIGHEST)
+                for core, matrix in zip(self.cores, matrices, strict=True)
+            )
+        )
+
+
+def khatri_rao(factors: Sequence[Float[Array, "_ r"]]) -> Float[Array, "_ r"]:
+    """Column-wise Kronecker product; rows run over the first factor slowest.
+
+    Arguments:
+        factors: matrices (n_k, R), at least one.
+
+    Returns: (n_1 * ... * n_N, R).
+    """
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product[:, None, :] * factor[None, :, :]).reshape(-1, factor.shape[1])
+    return product
+
+
+def mode_products(x: Float[Array, "..."], matrices: Matrices) -> Float[Array, "..."]:
+    """Multiply mode n of a dense array by `matrices[n]` of shape (new, old); None: leave it."""
+    for mode, matrix in enumerate(_one_per_mode(matrices, x.ndim)):
+        if matrix is not None:
+            product = jnp.tensordot(matrix, x, axes=(1, mode), precision=HIGHEST)
+            x = jnp.moveaxis(product, 0, mode)
+    return x
+
+
+def _one_per_mode(matrices: Matrices, modes: int) -> Matrices:
+    if len(matrices) != modes:
+        raise ValueError(f"{len(matrices)} matrices for an array of {modes} modes")
+    return matrices

@@ -1,0 +1,304 @@
+"""Which layer gets which format at which rank: rules in, a plan out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from tdjax import chain, ranks
+from tdjax.decompose.inputs import check_ranks
+from tdjax.decompose.tt import clip_ranks
+from tdjax.layers import Layer
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What to do with the layers whose path matches.
+
+    Arguments:
+        path: regular expression that must match the whole '/'-joined module path.
+        method: "cp", "tucker", "tt" or "svd".
+        compression: share of the weight parameters that goes away, in (0, 1).
+        rank: in place of it, the rank: one int, or for Tucker (r_C, r_T), for TT the interior
+            ranks over (C, *spatial, T). A single int stands for all of them, for TT as far as the
+            kernel admits it.
+        spatial: "merged" makes CP treat the spatial axes as one mode: three thin layers in place
+            of four, and a better fit at equal size.
+
+    Raises ValueError for a pattern that does not compile, an unknown method, both or neither of
+    `compression` and `rank`, and values out of range.
+    """
+
+    path: str
+    method: str
+    compression: float | None = None
+    rank: int | tuple[int, ...] | None = None
+    spatial: str = "separate"
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that cannot mean anything, before it meets a model."""
+        try:
+            re.compile(self.path)
+        except re.error as error:
+            raise ValueError(
+                f"{self}: the path is not a valid regular expression: {error}"
+            ) from None
+        if self.method not in chain.METHODS:
+            raise ValueError(f"{self}: unknown method; known are {', '.join(chain.METHODS)}")
+        if self.spatial not in chain.SPATIAL:
+            raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
+        if self.spatial == "merged" and self.method != "cp":
+            raise ValueError(f"{self}: only method 'cp' knows spatial='merged'")
+        if (self.compression is None) == (self.rank is None):
+            raise ValueError(f"{self}: give exactly one of compression and rank")
+        if self.compression is not None and not 0 < self.compression < 1:
+            raise ValueError(f"{self}: compression must lie between 0 and 1")
+        if isinstance(self.rank, list):
+            object.__setattr__(self, "rank", tuple(self.rank))
+
+    def __str__(self) -> str:
+        """The rule as messages name it."""
+        return f"Rule {self.path!r} ({self.method})"
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer and what becomes of it.
+
+    Arguments:
+        layer: the entry of the layer table.
+        method: the format, or None where the layer stays dense.
+        ranks: as `tdjax.ranks.ranks_for` orders them; () where it stays dense.
+        spatial: see `Rule`.
+        reason: why the layer stays dense.
+    """
+
+    layer: Layer
+    method: str | None = None
+    ranks: tuple[int, ...] = ()
+    spatial: str = "separate"
+    reason: str | None = None
+
+    @property
+    def stages(self) -> tuple[chain.Stage, ...]:
+        """The chain of thin layers that replaces it; empty where it stays dense."""
+        if self.method is None:
+            return ()
+        return chain.stages(
+            self.layer.kernel_shape, self.layer.groups, self.method, self.ranks, self.spatial
+        )
+
+    @property
+    def size(self) -> int:
+        """Weight parameters afterwards, without the bias."""
+        if self.method is None:
+            return self.layer.size
+        return sum(stage.size for stage in self.stages)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one example afterwards."""
+        if self.method is None:
+            return self.layer.macs
+        layer = self.layer
+        return chain.macs(self.stages, layer.in_spatial, layer.out_spatial, layer.positions)
+
+    @property
+    def kept(self) -> float:
+        """Share of the weight parameters that is left."""
+        return self.size / self.layer.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of every layer of a model; hashable, and saved as JSON beside checkpoints.
+
+    Arguments:
+        layers: in the order in which the model calls them.
+        other: parameters of the model that belong to no weight array: biases, normalisation.
+    """
+
+    layers: tuple[PlannedLayer, ...]
+    other: int = 0
+
+    @property
+    def factorised(self) -> tuple[PlannedLayer, ...]:
+        """The layers that do not stay dense."""
+        return tuple(entry for entry in self.layers if entry.method is not None)
+
+    @property
+    def size_before(self) -> int:
+        """Parameters of the whole model as it was."""
+        return self.other + sum(entry.layer.size for entry in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Parameters of the whole factorised model."""
+        return self.other + sum(entry.size for entry in self.layers)
+
+    @property
+    def macs_before(self) -> int:
+        """Multiply-accumulates for one example, dense."""
+        return sum(entry.layer.macs for entry in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one example, factorised."""
+        return sum(entry.macs for entry in self.layers)
+
+    def __getitem__(self, path: str) -> PlannedLayer:
+        """The entry of one layer. Raises KeyError that lists the paths there are."""
+        for entry in self.layers:
+            if entry.layer.path == path:
+                return entry
+        raise KeyError(f"no layer {path!r}; layers are: {_paths(e.layer for e in self.layers)}")
+
+    def __str__(self) -> str:
+        """A table: layer, format, ranks, parameters and MACs before and after."""
+        header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
+        rows = [_row(entry) for entry in self.layers]
+        total = ("total", "", "", "", *_change(self.size_before, self.size))
+        total = (*total, *_change(self.macs_before, self.macs))
+        widths = [max(len(row[k]) for row in (header, *rows, total)) for k in range(len(header))]
+        right = {4, 5, 6, 7}
+
+        def line(row: Sequence[str]) -> str:
+            cells = (
+                cell.rjust(width) if k in right else cell.ljust(width)
+                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            return "  ".join(cells).rstrip()
+
+        rule = "-" * len(line(header).ljust(sum(widths) + 2 * (len(widths) - 1)))
+        reasons = [
+            f"{entry.layer.path or '(model)'} stays dense: {entry.reason}"
+            for entry in self.layers
+            if entry.reason
+        ]
+        return "\n".join(
+            [line(header), rule, *map(line, rows), rule, line(total), *([""] if reasons else [])]
+            + reasons
+        )
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` gives an equal plan back."""
+        layers = [asdict(entry) for entry in self.layers]
+        return json.dumps({"version": PLAN_VERSION, "other": self.other, "layers": layers})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what `to_json` wrote. Raises ValueError that says what is wrong with the text."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != PLAN_VERSION:
+                raise ValueError(f"version {raw['version']!r}, this library reads {PLAN_VERSION}")
+            layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
+            plan = cls(layers, raw["other"])
+            for entry in plan.factorised:
+                _ = entry.size
+            return plan
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a plan: {error!r}") from error
+
+
+def plan_layers(table: Sequence[Layer], rules: Sequence[Rule], other: int = 0) -> Plan:
+    """Apply the rules to a layer table; the first that matches a layer decides.
+
+    A layer that the method cannot take, or that would not get smaller, stays dense with the
+    reason; so does one that no rule matches.
+
+    Raises ValueError for a rule that matches no layer and for ranks out of range; the message
+    names the rule, the layer and the remedy.
+    """
+    for rule in rules:
+        if not any(re.fullmatch(rule.path, layer.path) for layer in table):
+            raise ValueError(f"{rule}: matches no layer; layers are: {_paths(table)}")
+    return Plan(tuple(_decide(layer, rules) for layer in table), other)
+
+
+def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
+    """A layer at exactly the ranks that a rule asks for, even where that saves nothing.
+
+    Raises ValueError for a layer that cannot be factorised and for ranks out of range.
+    """
+    if layer.obstacle is not None:
+        raise ValueError(f"{rule}: layer {layer.path!r}: {layer.obstacle}")
+    # Between two modes every format is a product of two matrices.
+    method = "svd" if layer.kind == "dense" else rule.method
+    if rule.compression is not None:
+        shape = layer.group_shape
+        if rule.spatial == "merged":
+            *window, c, t = shape
+            shape = (math.prod(window), c, t)
+        found = ranks.ranks_for(method, shape, 1 - rule.compression)
+    else:
+        found = _given_ranks(layer, rule, method)
+    return PlannedLayer(layer, method, found, rule.spatial if method == "cp" else "separate")
+
+
+def _given_ranks(layer: Layer, rule: Rule, method: str) -> tuple[int, ...]:
+    shape, where = layer.group_shape, f"{rule}: layer {layer.path!r}"
+    full = ranks.full_ranks(method, shape)
+    if isinstance(rule.rank, int):
+        if method == "tt":
+            check_ranks((rule.rank,), (max(full),), where)
+            return clip_ranks(ranks.tt_order(shape), (rule.rank,) * len(full))
+        return check_ranks((rule.rank,) * len(full), full, where)
+    assert rule.rank is not None
+    return check_ranks(rule.rank, full, where)
+
+
+def _decide(layer: Layer, rules: Sequence[Rule]) -> PlannedLayer:
+    rule = next((rule for rule in rules if re.fullmatch(rule.path, layer.path)), None)
+    if layer.obstacle is not None:
+        return PlannedLayer(layer, reason=layer.obstacle)
+    if rule is None:
+        return PlannedLayer(layer, reason="no rule matches it")
+    planned = plan_layer(layer, rule)
+    if planned.size >= layer.size:
+        return PlannedLayer(
+            layer,
+            reason=f"{planned.method} at rank {_ranks_text(planned.ranks)} would hold "
+            f"{planned.size:,} parameters, no fewer than its {layer.size:,}",
+        )
+    return planned
+
+
+def _planned_from_dict(raw: dict) -> PlannedLayer:
+    layer = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["layer"].items()}
+    return PlannedLayer(**{**raw, "layer": Layer(**layer), "ranks": tuple(raw["ranks"])})
+
+
+def _row(entry: PlannedLayer) -> tuple[str, ...]:
+    layer = entry.layer
+    kernel = "x".join(map(str, layer.kernel_shape)) + (
+        f" /{layer.groups}" if layer.groups > 1 else ""
+    )
+    form = (entry.method or "dense") + (" merged" if entry.spatial == "merged" else "")
+    return (
+        layer.path or "(model)",
+        kernel,
+        form,
+        _ranks_text(entry.ranks),
+        *_change(layer.size, entry.size),
+        *_change(layer.macs, entry.macs),
+    )
+
+
+def _change(before: int, after: int) -> tuple[str, str]:
+    if after == before:
+        return f"{before:,}", ""
+    return f"{before:,} -> {after:,}", f"{100 * after / before:.1f} %"
+
+
+def _ranks_text(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _paths(layers: Iterable[Layer]) -> str:
+    return ", ".join(layer.path or "(model)" for layer in layers)
