@@ -61,6 +61,9 @@ def iterate(
         jnp.asarray(0), jnp.full((max_iters,), jnp.nan, error.dtype), error, jnp.asarray(False)
     )
 
+    if max_iters == 0:
+        return state, start
+
     def unfinished(carry: tuple[State, Progress]) -> Bool[Array, ""]:
         return (carry[1].iterations < max_iters) & ~carry[1].converged
 

@@ -64,7 +64,9 @@ def leading_subspace(
     if rank >= m:
         return jnp.eye(m, dtype=x.dtype)
     if rank >= n:
-        return jnp.linalg.qr(x)[0]
+        # Beyond n columns any orthonormal ones will do: nothing of x is left for them.
+        mode = "reduced" if rank == n else "complete"
+        return jnp.linalg.qr(x, mode=mode)[0][:, :rank]
 
     def by_svd(x: Float[Array, "m n"]) -> Float[Array, "m r"]:
         return jnp.linalg.svd(x, full_matrices=False)[0][:, :rank]

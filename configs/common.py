@@ -1,0 +1,77 @@
+"""What the configurations of the study share."""
+
+from ml_collections import ConfigDict, config_dict
+
+GARIPOV_LAYERS = ("conv2", "conv3", "conv4", "conv5", "conv6")
+RESNET18_LAYERS = (
+    "layer1.1/conv2",
+    "layer2.0/conv1",
+    "layer2.1/conv1",
+    "layer3.0/conv2",
+    "layer3.0/downsample.0",
+    "layer3.1/conv1",
+    "layer4.1/conv1",
+    "layer4.1/conv2",
+)
+
+
+def study(data: str, model: str, layers: tuple[str, ...], arg: str) -> ConfigDict:
+    """Protocol of Schuurmans et al. (ICLR 2023) for one data set and network.
+
+    Raises ValueError for an `arg` other than "" and "smoke".
+    """
+    if arg not in ("", "smoke"):
+        raise ValueError(f"config argument {arg!r}: known are smoke, or none")
+    smoke = arg == "smoke"
+    # Each placeholder is a reference of its own: one shared would set all its fields together.
+    return ConfigDict(
+        {
+            "experiment": "study",
+            "seed": 0,
+            "data": {
+                "name": data,
+                "folder": config_dict.placeholder(str),
+                "validation_share": 0.1,
+                "train_size": config_dict.placeholder(int),
+                "validation_size": config_dict.placeholder(int),
+                "test_size": config_dict.placeholder(int),
+            },
+            "model": {"name": model, "arguments": {}},
+            "train": {
+                "epochs": 100,
+                "batch_size": 128,
+                "optimizer": "sgd",
+                "learning_rate": 0.1,
+                "boundaries": (30, 60, 90),
+                "factor": 0.1,
+                "momentum": 0.9,
+                "weight_decay": 0.0,
+                "patience": config_dict.placeholder(int),
+                "augment": True,
+            },
+            "layers": layers,
+            "methods": ("cp", "tucker", "tt"),
+            "compressions": (0.5, 0.9) if smoke else (0.1, 0.25, 0.5, 0.75, 0.9),
+            "runs": 2 if smoke else 5,
+            "decompose": {
+                "cp_init": "random",
+                "max_iters": 10 if smoke else 100,
+                "tucker_iters": 10 if smoke else 100,
+                "tol": 1e-8,
+                "ranks": "rule",
+            },
+            "measure": {"feature_images": 1000, "batch_size": 500, "chunk": 25},
+            "finetune": {
+                "epochs": 10,
+                "patience": config_dict.placeholder(int),
+                "learning_rate": config_dict.placeholder(float),
+            },
+            "published": config_dict.placeholder(str),
+            "checkpoint_every": 1,
+        }
+    )
+
+
+def garipov_study(data: str, arg: str) -> ConfigDict:
+    """The study of a GaripovNet on one data set."""
+    return study(data, "garipovnet", GARIPOV_LAYERS, arg)

@@ -1,0 +1,32 @@
+"""The study on scikit-learn's embedded 8x8 digits: 375 measurements, nothing to download.
+
+    python -m experiments.main --config=configs/digits.py --workdir=runs/digits
+
+A GaripovNet whose widths and pools fit 8x8 images.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import garipov_study
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The study, or with `arg` "smoke" a variant of a minute."""
+    config = garipov_study("digits", arg)
+    config.model.arguments = {
+        "widths": (16, 16, 32, 32, 32, 32),
+        "pool": 2,
+        "average": 2,
+    }
+    config.data.validation_share = 0.25
+    config.data.validation_size = 350
+    config.train.update(
+        {"epochs": 30, "batch_size": 64, "learning_rate": 0.05, "boundaries": (15, 25)}
+    )
+    config.train.augment = False
+    config.measure.update({"feature_images": 360, "batch_size": 360})
+    config.finetune.epochs = 5
+    if arg == "smoke":
+        config.train.update({"epochs": 6, "boundaries": (4,)})
+        config.finetune.epochs = 1
+    return config

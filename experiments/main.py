@@ -1,0 +1,56 @@
+"""Run an experiment: `python -m experiments.main --config=configs/digits.py --workdir=DIR`."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from tdjax.study.protocol import protocol_from_dict
+from tdjax.study.report import write_report
+from tdjax.study.run import run_study
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for measurements, checkpoints and report.")
+CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tdjax" / "xla")),
+    "Folder where compiled programs are kept between runs; empty for none.",
+)
+
+EXPERIMENTS = {"study": run_study, "report": lambda _, workdir: write_report(workdir)}
+
+
+def main(argv: list[str]) -> None:
+    """From flags to one function call."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    # Orbax tells of every step of every save.
+    logging.set_verbosity(logging.WARNING)
+    if CACHE.value:
+        jax.config.update("jax_compilation_cache_dir", CACHE.value)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    try:
+        protocol = protocol_from_dict(CONFIG.value.to_dict())
+        if protocol.experiment not in EXPERIMENTS:
+            raise ValueError(
+                f"config field 'experiment' is {protocol.experiment!r}: "
+                f"known are {', '.join(EXPERIMENTS)}"
+            )
+        page = EXPERIMENTS[protocol.experiment](protocol, Path(WORKDIR.value))
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        # What a person can mend needs no traceback.
+        sys.exit(f"error: {error}")
+    print(f"report: {page}")
+
+
+def run() -> None:
+    """Entry point."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,70 @@
+"""The files of a running study: written so that a kill at any moment loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Make the work directory this configuration's, or find that it is already.
+
+    Raises ValueError, and touches nothing, where it holds another configuration or things that
+    are not a study's.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            present = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); use another workdir") from error
+        differing = sorted(_differences(present, json.loads(json.dumps(config))))
+        if differing:
+            raise ValueError(
+                f"{workdir} holds another configuration; fields that differ: "
+                f"{', '.join(differing)}; use another workdir"
+            )
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and holds no config.json; use another workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(config, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new content, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def append_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON lines with one write, after cutting off what a killed writer left unfinished."""
+    lines = "".join(json.dumps(record, allow_nan=True) + "\n" for record in records)
+    with open(path, "ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            if whole < end:
+                file.truncate(whole)
+                file.seek(0, os.SEEK_END)
+        file.write(lines.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _differences(a: Any, b: Any, where: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [
+            found
+            for key in a.keys() | b.keys()
+            for found in _differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+        ]
+    return [] if a == b else [where]

@@ -1,0 +1,211 @@
+"""Everything that a study is asked to do, read strictly from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tdjax.training import FitSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which data set, and how much of it; see `tdjax.data.load` and `tdjax.data.prepare`."""
+
+    name: str
+    folder: str | None = None
+    validation_share: float = 0.1
+    train_size: int | None = None
+    validation_size: int | None = None
+    test_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which network: "garipovnet" or "resnet18", and arguments of its class."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecomposeSettings:
+    """How kernels are decomposed.
+
+    Arguments:
+        cp_init: start of CP-ALS, "random" (uniform on [0, 1), as in the paper) or "normal".
+        max_iters: sweeps of CP-ALS at most.
+        tucker_iters: HOOI sweeps at most; 0 is the HOSVD.
+        tol: stop once a sweep changes the relative error by less.
+        ranks: "rule", or a key into the published rank tables ("garipovnet", "resnet18").
+    """
+
+    cp_init: str = "random"
+    max_iters: int = 100
+    tucker_iters: int = 100
+    tol: float = 1e-8
+    ranks: str = "rule"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """How much is looked at for each measurement.
+
+    Arguments:
+        feature_images: training images over which the feature errors are averaged.
+        batch_size: images at once when candidates are evaluated.
+        chunk: candidates at once.
+    """
+
+    feature_images: int = 1000
+    batch_size: int = 500
+    chunk: int = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """Fine-tuning after compression; its learning rate is the last of the training schedule.
+
+    Arguments:
+        epochs: at most; 0 leaves it out.
+        patience: see `FitSettings`.
+        learning_rate: another learning rate.
+    """
+
+    epochs: int = 10
+    patience: int | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A whole study: every layer x method x compression x run.
+
+    Arguments:
+        experiment: "study" measures and reports, "report" only reports.
+        seed: of everything random.
+        layers: module paths of the layers that are compressed, one at a time.
+        methods: of "cp", "tucker", "tt", "svd".
+        compressions: shares of a layer's weights that go away.
+        runs: independent decompositions and fine-tunings of each choice.
+        published: key into the published correlations to show beside, or None.
+        checkpoint_every: epochs between checkpoints of the baseline's training.
+    """
+
+    experiment: str = "study"
+    seed: int = 0
+    data: DataSettings
+    model: ModelSettings
+    train: FitSettings
+    layers: tuple[str, ...]
+    methods: tuple[str, ...] = ("cp", "tucker", "tt")
+    compressions: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
+    runs: int = 5
+    decompose: DecomposeSettings = DecomposeSettings()
+    measure: MeasureSettings = MeasureSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    published: str | None = None
+    checkpoint_every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values that would make the study empty."""
+        for name in ("layers", "methods", "compressions"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"config field {name!r} must list at least one, and none twice")
+        if self.runs < 1 or self.checkpoint_every < 1:
+            raise ValueError("config fields 'runs' and 'checkpoint_every' must be at least 1")
+        if self.decompose.cp_init not in ("random", "normal"):
+            raise ValueError(
+                f"config field 'decompose.cp_init' is {self.decompose.cp_init!r}: "
+                "known are random, normal"
+            )
+
+    @property
+    def finetune_fit(self) -> FitSettings:
+        """How a compressed network is trained on: as at the end of the baseline's schedule."""
+        rate = self.finetune.learning_rate
+        return dataclasses.replace(
+            self.train,
+            epochs=self.finetune.epochs,
+            patience=self.finetune.patience,
+            learning_rate=self.train.last_learning_rate if rate is None else rate,
+            boundaries=(),
+        )
+
+
+def protocol_from_dict(raw: Mapping[str, Any]) -> Protocol:
+    """The protocol of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
+
+    Raises ValueError that names the field for one that is unknown, missing or of a wrong type.
+    """
+    return _read(Protocol, raw, "")
+
+
+def protocol_to_dict(protocol: Protocol) -> dict[str, Any]:
+    """The protocol as plain JSON values, all defaults written out."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+    return plain(protocol)
+
+
+def _read(cls: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"config field {where!r} must hold fields, got {raw!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    prefix = f"{where}." if where else ""
+    for name in raw:
+        if name not in fields:
+            raise ValueError(
+                f"unknown config field {prefix + name!r}; known are {', '.join(fields)}"
+            )
+    values = {name: _value(hints[name], value, prefix + name) for name, value in raw.items()}
+    missing = [
+        prefix + name
+        for name, f in fields.items()
+        if name not in raw
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"missing config fields: {', '.join(missing)}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"config{f' field {where!r}' if where else ''}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _read(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, tuple | list):
+            raise ValueError(f"config field {where!r} must be a sequence, got {value!r}")
+        return tuple(_value(arguments[0], item, where) for item in value)
+    if origin is not None:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"config field {where!r} must be a mapping, got {value!r}")
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(
+            f"config field {where!r} must be of type {hint.__name__}, got {value!r}"
+        )
+    return value
