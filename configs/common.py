@@ -15,14 +15,8 @@ RESNET18_LAYERS = (
 )
 
 
-def study(data: str, model: str, layers: tuple[str, ...], arg: str) -> ConfigDict:
-    """Protocol of Schuurmans et al. (ICLR 2023) for one data set and network.
-
-    Raises ValueError for an `arg` other than "" and "smoke".
-    """
-    if arg not in ("", "smoke"):
-        raise ValueError(f"config argument {arg!r}: known are smoke, or none")
-    smoke = arg == "smoke"
+def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
+    """Protocol of Schuurmans et al. (ICLR 2023) for one data set and network."""
     # Each placeholder is a reference of its own: one shared would set all its fields together.
     return ConfigDict(
         {
@@ -51,12 +45,12 @@ def study(data: str, model: str, layers: tuple[str, ...], arg: str) -> ConfigDic
             },
             "layers": layers,
             "methods": ("cp", "tucker", "tt"),
-            "compressions": (0.5, 0.9) if smoke else (0.1, 0.25, 0.5, 0.75, 0.9),
-            "runs": 2 if smoke else 5,
+            "compressions": (0.1, 0.25, 0.5, 0.75, 0.9),
+            "runs": 5,
             "decompose": {
                 "cp_init": "random",
-                "max_iters": 10 if smoke else 100,
-                "tucker_iters": 10 if smoke else 100,
+                "max_iters": 100,
+                "tucker_iters": 100,
                 "tol": 1e-8,
                 "ranks": "rule",
             },
@@ -72,6 +66,25 @@ def study(data: str, model: str, layers: tuple[str, ...], arg: str) -> ConfigDic
     )
 
 
-def garipov_study(data: str, arg: str) -> ConfigDict:
+def garipov_study(data: str) -> ConfigDict:
     """The study of a GaripovNet on one data set."""
-    return study(data, "garipovnet", GARIPOV_LAYERS, arg)
+    return study(data, "garipovnet", GARIPOV_LAYERS)
+
+
+def shortened(config: ConfigDict, arg: str) -> ConfigDict:
+    """The same study for `arg` "", and for "smoke" one of a minute: little data, few choices.
+
+    Raises ValueError for another `arg`.
+    """
+    if arg not in ("", "smoke"):
+        raise ValueError(f"config argument {arg!r}: known are smoke, or none")
+    if arg == "smoke":
+        config.layers = config.layers[-2:]
+        config.compressions = (0.5, 0.9)
+        config.runs = 2
+        config.data.update({"train_size": 600, "validation_size": 100, "test_size": 100})
+        config.train.update({"epochs": 2, "boundaries": (1,), "batch_size": 50})
+        config.decompose.update({"max_iters": 10, "tucker_iters": 10})
+        config.measure.update({"feature_images": 100, "batch_size": 100})
+        config.finetune.epochs = 1
+    return config

@@ -7,12 +7,12 @@ A GaripovNet whose widths and pools fit 8x8 images.
 
 from ml_collections import ConfigDict
 
-from configs.common import garipov_study
+from configs.common import garipov_study, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The study, or with `arg` "smoke" a variant of a minute."""
-    config = garipov_study("digits", arg)
+    config = garipov_study("digits")
     config.model.arguments = {
         "widths": (16, 16, 32, 32, 32, 32),
         "pool": 2,
@@ -26,7 +26,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.augment = False
     config.measure.update({"feature_images": 360, "batch_size": 360})
     config.finetune.epochs = 5
-    if arg == "smoke":
-        config.train.update({"epochs": 6, "boundaries": (4,)})
-        config.finetune.epochs = 1
-    return config
+    return shortened(config, arg)

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
                 f"config field 'experiment' is {protocol.experiment!r}: "
                 f"known are {', '.join(EXPERIMENTS)}"
             )
-        page = EXPERIMENTS[protocol.experiment](protocol, Path(WORKDIR.value))
+        page = EXPERIMENTS[protocol.experiment](protocol, Path(str(WORKDIR.value)))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}")

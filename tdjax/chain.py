@@ -62,7 +62,7 @@ def stages(
         spatial: "merged" lets CP treat all spatial axes as one mode.
     """
     *window, c, t = kernel_shape
-    ones, every, t = (1,) * len(window), tuple(range(len(window))), t // groups
+    every, t = tuple(range(len(window))), t // groups
 
     def stage(name: str, axes: tuple[int, ...], fan_in: int, fan_out: int) -> Stage:
         shape = tuple(size if axis in axes else 1 for axis, size in enumerate(window))
@@ -90,9 +90,7 @@ def stages(
             middle = [depthwise(f"spatial_{axis}", (axis,), rank) for axis in every]
         return stage("input", (), c, rank), *middle, stage("output", (), rank, t)
     if method == "tt":
-        links = [
-            stage(f"spatial_{axis}", (axis,), ranks[axis], ranks[axis + 1]) for axis in every
-        ]
+        links = [stage(f"spatial_{axis}", (axis,), ranks[axis], ranks[axis + 1]) for axis in every]
         return stage("input", (), c, ranks[0]), *links, stage("output", (), ranks[-1], t)
     raise ValueError(f"method {method!r}: known are {', '.join(METHODS)}")
 
@@ -128,9 +126,7 @@ def split_groups(kernel: Float[Array, "..."], groups: int) -> list[Float[Array, 
     return jnp.split(kernel, groups, axis=-1)
 
 
-def to_kernels(
-    formats: Sequence[Format], chain: Sequence[Stage]
-) -> dict[str, Float[Array, "..."]]:
+def to_kernels(formats: Sequence[Format], chain: Sequence[Stage]) -> dict[str, Float[Array, "..."]]:
     """Kernels of the stages from the decompositions of all groups."""
     by_group = [_arrays(part) for part in formats]
     return {
@@ -179,9 +175,8 @@ def _arrays(part: Format) -> list[Float[Array, "..."]]:
         *spatial, c, t = part.factors
         return [c, *spatial, t.T]
     if isinstance(part, Tucker):
-        c, t = part.factors[-2:]
-        assert c is not None and t is not None
-        return [c, part.core, t.T]
+        matrices = [factor for factor in part.factors if factor is not None]
+        return [matrices[0], part.core, matrices[1].T]
     assert isinstance(part, TT)
     first, *links, last = part.cores
     # A link (r, n, s) is a kernel with n taps from r to s channels.
@@ -193,9 +188,7 @@ def _to_stage(array: Float[Array, "..."], stage: Stage, groups: int) -> Float[Ar
     return array.reshape(*shape, out // groups)
 
 
-def _format(
-    kernels: Sequence[Float[Array, "..."]], chain: Sequence[Stage], method: str
-) -> Format:
+def _format(kernels: Sequence[Float[Array, "..."]], chain: Sequence[Stage], method: str) -> Format:
     first, *middle, last = kernels
     matrix_in = first.reshape(-1, first.shape[-1])
     matrix_out = last.reshape(-1, last.shape[-1])
@@ -208,9 +201,7 @@ def _format(
         (core,) = middle
         whole: tuple[None, ...] = (None,) * (core.ndim - 2)
         return Tucker(core, (*whole, matrix_in, matrix_out.T))
-    links = [
-        jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), 0, 1) for kernel in middle
-    ]
+    links = [jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), 0, 1) for kernel in middle]
     return TT((matrix_in[None], *links, matrix_out[:, :, None]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,22 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
 from tdjax.factorize import factorize_params, layer_params, reconstruct_params, replace_kernel
-from tdjax.linen import call_arguments, layer_outputs
+from tdjax.linen import Frame, call_arguments, layer_outputs, split_arrays
 from tdjax.plan import Plan
 
 ERRORS = ("absolute", "relative", "scaled")
 MetricFn = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model as a static argument of `jax.jit`: models may hold lists, which have no hash."""
+
+    model: Any
+
+    def __hash__(self) -> int:
+        """Equal models have equal classes."""
+        return hash(type(self.model))
 
 
 def weight_errors(
@@ -33,7 +45,7 @@ def weight_errors(
     """
     if jnp.shape(kernel) != jnp.shape(approx):
         raise ValueError(f"weight_errors: shapes {jnp.shape(kernel)} and {jnp.shape(approx)}")
-    kernel, approx = jnp.asarray(kernel), jnp.asarray(approx)
+    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
     absolute = jnp.linalg.norm((kernel - approx).ravel())
     return {
         "absolute": absolute,
@@ -131,9 +143,13 @@ def evaluate_candidates(
 
     Raises ValueError for a kernel shape that does not fit, NaN or Inf, or no batches.
     """
-    own = layer_params(variables["params"], path)["kernel"]
+    own = layer_params(variables["params"], path).get("kernel")
+    if own is None:
+        raise KeyError(f"evaluate_candidates: {path!r} has no kernel")
+    if chunk < 1:
+        raise ValueError(f"evaluate_candidates: chunk must be at least 1, got {chunk}")
     kernels = jnp.asarray(kernels)
-    if kernels.shape[1:] != own.shape or kernels.shape[0] == 0:
+    if kernels.shape[1:] != own.shape or kernels.shape[:1] in ((), (0,)):
         raise ValueError(
             f"evaluate_candidates: kernels of shape {kernels.shape} for layer {path!r}, "
             f"expected (n, {', '.join(map(str, own.shape))}) with n of 1 or more"
@@ -145,8 +161,10 @@ def evaluate_candidates(
     # The last turn is filled up with kernels seen before, so that one program serves all turns.
     turns = [kernels[jnp.arange(start, start + size) % n] for start in range(0, n, size)]
     for batch in batches:
+        arrays, frame = split_arrays(batch)
         sums = [
-            _candidate_sums(model, path, metric_fn, variables, turn, batch) for turn in turns
+            _candidate_sums(Network(model), path, metric_fn, frame, variables, turn, arrays)
+            for turn in turns
         ]
         joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:n].astype(np.float64), *sums)
         totals = joined if totals is None else jax.tree.map(np.add, totals, joined)
@@ -156,14 +174,22 @@ def evaluate_candidates(
     return jax.tree.map(lambda total: total / count, totals)
 
 
-@partial(jax.jit, static_argnames=("model", "path", "metric_fn"))
+@partial(jax.jit, static_argnames=("network", "path", "metric_fn", "frame"))
 def _candidate_sums(
-    model: Any, path: str, metric_fn: MetricFn, variables: Any, kernels: Array, batch: Any
+    network: Network,
+    path: str,
+    metric_fn: MetricFn,
+    frame: Frame,
+    variables: Any,
+    kernels: Array,
+    arrays: list[Array],
 ) -> Any:
+    batch = frame.join(arrays)
+
     def one(kernel: Array) -> Any:
         params = replace_kernel(variables["params"], path, kernel)
         args, kwargs = call_arguments(batch[0] if isinstance(batch, tuple) else batch)
-        outputs = model.apply({**variables, "params": params}, *args, **kwargs)
+        outputs = network.model.apply({**variables, "params": params}, *args, **kwargs)
         return jax.tree.map(lambda values: jnp.sum(values, axis=0), metric_fn(outputs, batch))
 
     return jax.vmap(one)(kernels)
@@ -175,9 +201,10 @@ def _feature_totals(
     totals: Any = None
     count = 0
     for batch in batches:
+        arrays, frame = split_arrays(batch)
         sums = jax.tree.map(
             lambda x: np.asarray(x, np.float64),
-            _feature_sums(model, variables, dict(kernels), batch),
+            _feature_sums(Network(model), frame, variables, dict(kernels), arrays),
         )
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         count += _examples(batch)
@@ -186,14 +213,23 @@ def _feature_totals(
     return totals, count
 
 
-@partial(jax.jit, static_argnames=("model",))
-def _feature_sums(model: Any, variables: Any, kernels: dict[str, Array], batch: Any) -> Any:
+@partial(jax.jit, static_argnames=("network", "frame"))
+def _feature_sums(
+    network: Network,
+    frame: Frame,
+    variables: Any,
+    kernels: dict[str, Array],
+    arrays: list[Array],
+) -> Any:
+    batch = frame.join(arrays)
+    examples = _examples(batch)
+
     def one(path: str) -> dict[str, Array]:
         def errors(kernel: Array) -> dict[str, Array]:
-            pairs = layer_outputs(model, variables, {path: kernel}, batch)[path]
+            pairs = layer_outputs(network.model, variables, {path: kernel}, batch)[path]
             if not pairs:
                 raise ValueError(f"feature errors: the model never calls layer {path!r}")
-            examples = _examples(batch)
+            pairs = [(_at_least_single(a), _at_least_single(b)) for a, b in pairs]
             # The calls of a shared layer together make up its features.
             change = [(a - b).reshape(examples, -1) for a, b in pairs]
             features = [a.reshape(examples, -1) for a, _ in pairs]
@@ -215,11 +251,18 @@ def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> lis
     if not isinstance(params, Mapping):
         return []
     where = "/".join(path)
+    dense = dense if isinstance(dense, Mapping) else {}
     if "kernel" in params and not isinstance(params["kernel"], Mapping):
-        if not isinstance(dense, Mapping) or "kernel" not in dense:
+        if "kernel" not in dense:
             raise ValueError(
                 f"feature_errors: no kernel at {where!r}; pass the plan, or the parameters from "
                 "tdjax.reconstruct_params(params, plan)"
+            )
+        if jnp.shape(params["kernel"]) != jnp.shape(dense["kernel"]):
+            raise ValueError(
+                f"feature_errors: layer {where!r} has a kernel of shape "
+                f"{jnp.shape(params['kernel'])}, the approximation one of "
+                f"{jnp.shape(dense['kernel'])}"
             )
         same = jnp.array_equal(params["kernel"], dense["kernel"])
         return [] if bool(same) else [where]
@@ -231,7 +274,14 @@ def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> lis
 
 
 def _examples(batch: Any) -> int:
-    first = jax.tree.leaves(batch)[0]
-    if first.shape[0] == 0:
+    arrays, _ = split_arrays(batch)
+    number = next((array.shape[0] for array in arrays if array.shape), 0)
+    if number == 0:
         raise ValueError("an empty batch")
-    return first.shape[0]
+    return number
+
+
+def _at_least_single(x: Any) -> Array:
+    """In half precision a norm would be off by a percent."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

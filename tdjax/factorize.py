@@ -50,7 +50,7 @@ def factorize_params(
     result = _copied(params)
     for index, entry in enumerate(plan.factorised):
         own = _at(result, entry.layer.path)
-        kernel = own.pop("kernel")
+        kernel = jnp.asarray(own.pop("kernel"))
         parts = decompose_kernel(
             kernel,
             entry,

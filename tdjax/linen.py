@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
 from tdjax.chain import Stage
@@ -26,7 +26,12 @@ from tdjax.plan import Plan, PlannedLayer, Rule, plan_layers
 
 KINDS: dict[type, str] = {nn.Conv: "conv", nn.Dense: "dense"}
 
+# A variable collection that carries other kernels into a model and pairs of outputs out of it.
+COMPARED = "tdjax_compared"
+
 Interceptor = Callable[[Callable[..., Any], Any, Any, Any], Any]
+
+_passes = itertools.count()
 
 
 def make_plan(
@@ -49,9 +54,7 @@ def make_plan(
     return plan_layers(table, rules, total - sum(layer.size for layer in table))
 
 
-def layer_table(
-    model: nn.Module, variables: Mapping[str, Any], sample: Any
-) -> tuple[Layer, ...]:
+def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> tuple[Layer, ...]:
     """All modules of a model that hold a weight array, in the order in which they are called.
 
     No arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
@@ -60,6 +63,8 @@ def layer_table(
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a flax.linen.Module, got {type(model).__name__}")
     args, kwargs = call_arguments(sample)
+    arrays, frame = split_arrays((args, kwargs))
+    batch = next((leaf.shape[0] for leaf in arrays if leaf.shape), 1)
     shapes = jax.eval_shape(lambda: variables)
     seen: dict[str, Layer] = {}
 
@@ -68,22 +73,22 @@ def layer_table(
         output = next_fun(*args, **kwargs)
         if context.method_name == "__call__" and _owns_weights(shapes["params"], module.path):
             path = "/".join(module.path)
-            layer = _describe(module, path, shapes["params"], args, output, batch)
-            known = seen.get(path)
-            if known is not None:
-                layer = dataclasses.replace(known, positions=known.positions + layer.positions)
-            seen[path] = layer
+            inputs = (*args, *kwargs.values())[0] if type(module) in KINDS else None
+            layer = _describe(module, path, shapes["params"], inputs, output, batch)
+            seen[path] = _called_again(seen[path], layer) if path in seen else layer
         return output
 
-    def trace(variables: Any, args: Any, kwargs: Any) -> Any:
+    def trace(variables: Any, arrays: Any) -> None:
+        args, kwargs = frame.join(arrays)
+        # Other streams fall back to "params"; nothing is drawn here.
+        rngs = {name: jax.random.key(0) for name in ("dropout", "params")}
+        # All collections may change; the name of no collection is new every time, which makes
+        # `nn.jit` in the model trace again, and the calls inside it show.
+        mutable = nn.DenyList(f"tdjax_{next(_passes)}")
         with nn.intercept_methods(record):
-            # A key for every stream that models commonly draw from; nothing is drawn here.
-            rngs = {name: jax.random.key(0) for name in ("dropout", "params")}
-            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=True)
+            model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)
 
-    leaves = [leaf for leaf in jax.tree.leaves((args, kwargs)) if hasattr(leaf, "shape")]
-    batch = leaves[0].shape[0] if leaves and leaves[0].shape else 1
-    jax.eval_shape(trace, variables, args, kwargs)
+    jax.eval_shape(trace, variables, arrays)
     for path in _weight_owners(shapes["params"]):
         if path not in seen:
             seen[path] = _unsupported(path, shapes["params"], "a module", "was not called")
@@ -106,7 +111,7 @@ def factorize(model: nn.Module, plan: Plan) -> nn.Module:
         for field in dataclasses.fields(model)
         if field.init and field.name != "parent"
     }
-    return _factorised_class(type(model), plan)(**values)
+    return _factorised_class(type(model), plan)(**values)  # type: ignore[arg-type]
 
 
 def layer_outputs(
@@ -124,21 +129,24 @@ def layer_outputs(
         kernels: for each path the other kernel.
         inputs: one batch, see `make_plan`.
     """
-    pairs: dict[str, list[tuple[Array, Array]]] = {path: [] for path in kernels}
 
     def compare(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module, path = context.module, "/".join(context.module.path)
+        module = context.module
         output = next_fun(*args, **kwargs)
-        if context.method_name == "__call__" and path in kernels:
-            own = {**layer_params(variables["params"], path), "kernel": kernels[path]}
-            alone = module.clone(parent=None, name=None)
-            pairs[path].append((output, alone.apply({"params": own}, *args, **kwargs)))
+        # Variables reach a layer, and leave it, through `nn.jit` and `nn.remat` too.
+        if context.method_name == "__call__" and module.has_variable(COMPARED, "kernel"):
+            own = {**module.variables["params"], "kernel": module.get_variable(COMPARED, "kernel")}
+            other = module.clone(parent=None, name=None).apply({"params": own}, *args, **kwargs)
+            module.sow(COMPARED, "pairs", (output, other))
         return output
 
+    others = unflatten_dict(
+        {(*path.split("/"), "kernel") if path else ("kernel",): k for path, k in kernels.items()}
+    )
     args, kwargs = call_arguments(inputs)
     with nn.intercept_methods(compare):
-        model.apply(variables, *args, **kwargs)
-    return pairs
+        _, found = model.apply({**variables, COMPARED: others}, *args, **kwargs, mutable=[COMPARED])
+    return {path: list(layer_params(found[COMPARED], path).get("pairs", ())) for path in kernels}
 
 
 def call_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -148,12 +156,46 @@ def call_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(sample), {}) if isinstance(sample, tuple) else ((sample,), {})
 
 
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A pytree without its arrays; hashable where the leaves that are left are.
+
+    Arguments:
+        structure: of the whole.
+        leaves: in order, None in place of each array.
+        places: where the arrays belong.
+    """
+
+    structure: Any
+    leaves: tuple[Any, ...]
+    places: tuple[int, ...]
+
+    def join(self, arrays: Sequence[Any]) -> Any:
+        """The pytree with `arrays` in their places."""
+        whole = list(self.leaves)
+        for place, array in zip(self.places, arrays, strict=True):
+            whole[place] = array
+        return jax.tree.unflatten(self.structure, whole)
+
+
+def split_arrays(tree: Any) -> tuple[list[Any], Frame]:
+    """The arrays (or shapes) of a pytree, and the rest: a flag `train=False` is not traced."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = tuple(k for k, leaf in enumerate(leaves) if hasattr(leaf, "shape"))
+    rest = tuple(None if k in places else leaf for k, leaf in enumerate(leaves))
+    return [leaves[place] for place in places], Frame(structure, rest, places)
+
+
 @functools.lru_cache(maxsize=512)
 def _factorised_class(cls: type[nn.Module], plan: Plan) -> type[nn.Module]:
     """A subclass whose methods run inside the interceptor; cached, so that jit caches hold."""
     entries = {entry.layer.path: entry for entry in plan.factorised}
     methods = {name: _inside(method, entries) for name, method in _own_methods(cls).items()}
-    return type(cls.__name__, (cls,), {**methods, "__module__": cls.__module__})
+    # Here for functions given as `method`, which call submodules outside the model's methods.
+    for name in ("apply", "init_with_output"):
+        methods[name] = _inside(getattr(cls, name), entries)
+    about = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), {**methods, **about, "_dense_class": cls})
 
 
 def _own_methods(cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:
@@ -168,44 +210,47 @@ def _own_methods(cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:
     return found
 
 
-def _inside(
-    method: Callable[..., Any], entries: Mapping[str, PlannedLayer]
-) -> Callable[..., Any]:
+def _inside(method: Callable[..., Any], entries: Mapping[str, PlannedLayer]) -> Callable[..., Any]:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.scope is None:
-            return method(self, *args, **kwargs)
-        with nn.intercept_methods(_interceptor(entries, self.path)):
+        # Without a scope the model is the root of what it calls.
+        prefix = () if self.scope is None else self.path
+        with nn.intercept_methods(_interceptor(entries, prefix)):
             return method(self, *args, **kwargs)
 
     call.__name__, call.__doc__ = method.__name__, method.__doc__
     # What jit wrappers and readers ask for; `__wrapped__` would pass on Flax's compact mark.
     call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
-    return call
+    # The method itself is known to Flax, and would be seen twice.
+    return nn.nowrap(call)
 
 
 def _interceptor(entries: Mapping[str, PlannedLayer], prefix: tuple[str, ...]) -> Interceptor:
     def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
+        module, path = context.module, context.module.path
         # Inside another model the path is absolute, the plan's is not.
-        entry = entries.get("/".join(module.path[len(prefix) :]))
-        if entry is None or type(module) not in KINDS or context.method_name != "__call__":
+        within = path[: len(prefix)] == prefix
+        entry = entries.get("/".join(path[len(prefix) :])) if within else None
+        if entry is None or _class(module) not in KINDS or context.method_name != "__call__":
             return next_fun(*args, **kwargs)
         return _run_chain(module, entry.stages, *args, **kwargs)
 
     return intercept
 
 
+def _class(module: nn.Module) -> type:
+    """The class of a module; of a factorised one, that of the model it was made of."""
+    return getattr(module, "_dense_class", type(module))
+
+
 def _run_chain(module: Any, chain: Sequence[Stage], inputs: Array) -> Array:
     """Call the thin layers in place of a Conv or Dense; they live in its scope."""
-    if inputs.shape[-1] == 0:
-        raise ValueError(f"{'/'.join(module.path)}: the input has no features")
     x = inputs
     for stage in chain:
         x = _thin_layer(module, stage)(x)
     if module.use_bias:
         shape = (module.features,)
         bias = module.param("bias", module.bias_init, shape, module.param_dtype)
-        x, bias = promote_dtype(x, bias, dtype=module.dtype)
+        x, bias = module.promote_dtype(x, bias, dtype=module.dtype)
         x = x + bias
     return x
 
@@ -218,10 +263,13 @@ def _thin_layer(module: Any, stage: Stage) -> nn.Module:
         "param_dtype": module.param_dtype,
         "precision": module.precision,
         "kernel_init": module.kernel_init,
+        "promote_dtype": module.promote_dtype,
         "name": stage.name,
     }
-    if type(module) is nn.Dense:
-        return nn.Dense(**shared, dot_general=module.dot_general)
+    if _class(module) is nn.Dense:
+        return nn.Dense(
+            **shared, dot_general=module.dot_general, dot_general_cls=module.dot_general_cls
+        )
     window = stage.kernel_shape[:-2]
 
     def on_axes(value: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -237,6 +285,7 @@ def _thin_layer(module: Any, stage: Stage) -> nn.Module:
         kernel_dilation=on_axes(module.kernel_dilation),
         feature_group_count=stage.groups,
         conv_general_dilated=module.conv_general_dilated,
+        conv_general_dilated_cls=module.conv_general_dilated_cls,
     )
 
 
@@ -251,17 +300,15 @@ def _stage_padding(padding: Any, stage: Stage, axes: int) -> Any:
     ]
 
 
-def _describe(
-    module: Any, path: str, params: Any, args: Any, output: Any, batch: int
-) -> Layer:
+def _describe(module: Any, path: str, params: Any, inputs: Any, output: Any, batch: int) -> Layer:
     """One entry of the layer table from a call that was traced."""
     if type(module) not in KINDS:
         return _unsupported(path, params, type(module).__name__, "is not supported")
     own = layer_params(params, path)
-    kernel, inputs = own["kernel"], args[0]
+    kernel = own["kernel"]
     groups = getattr(module, "feature_group_count", 1)
-    window = (module.kernel_size,) if isinstance(kernel_size := getattr(
-        module, "kernel_size", ()), int) else tuple(kernel_size)
+    window = getattr(module, "kernel_size", ())
+    window = (window,) if isinstance(window, int) else tuple(window)
     expected = (*window, inputs.shape[-1] // groups, module.features)
     spatial = len(window)
     positions = math.prod(output.shape[: output.ndim - spatial - 1]) // max(batch, 1)
@@ -281,6 +328,14 @@ def _describe(
         other=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own)) - math.prod(kernel.shape),
         obstacle=obstacle,
     )
+
+
+def _called_again(known: Layer, layer: Layer) -> Layer:
+    """The entry of a layer that was met before."""
+    # A transformed class calls the plain one, and `nn.scan` traces more than once.
+    if layer.obstacle is not None or layer.kind != known.kind:
+        return known
+    return dataclasses.replace(known, positions=known.positions + layer.positions)
 
 
 def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:

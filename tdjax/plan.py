@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tdjax import chain, ranks
 from tdjax.decompose.inputs import check_ranks
@@ -162,8 +163,8 @@ class Plan:
         """A table: layer, format, ranks, parameters and MACs before and after."""
         header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
         rows = [_row(entry) for entry in self.layers]
-        total = ("total", "", "", "", *_change(self.size_before, self.size))
-        total = (*total, *_change(self.macs_before, self.macs))
+        parameters = _change(self.size_before, self.size)
+        total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
         widths = [max(len(row[k]) for row in (header, *rows, total)) for k in range(len(header))]
         right = {4, 5, 6, 7}
 
@@ -180,10 +181,8 @@ class Plan:
             for entry in self.layers
             if entry.reason
         ]
-        return "\n".join(
-            [line(header), rule, *map(line, rows), rule, line(total), *([""] if reasons else [])]
-            + reasons
-        )
+        table = [line(header), rule, *map(line, rows), rule, line(total)]
+        return "\n".join([*table, "", *reasons] if reasons else table)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
@@ -198,11 +197,8 @@ class Plan:
             if raw["version"] != PLAN_VERSION:
                 raise ValueError(f"version {raw['version']!r}, this library reads {PLAN_VERSION}")
             layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
-            plan = cls(layers, raw["other"])
-            for entry in plan.factorised:
-                _ = entry.size
-            return plan
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(layers, int(raw["other"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a plan: {error!r}") from error
 
 
@@ -231,26 +227,30 @@ def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
     # Between two modes every format is a product of two matrices.
     method = "svd" if layer.kind == "dense" else rule.method
     if rule.compression is not None:
-        shape = layer.group_shape
-        if rule.spatial == "merged":
-            *window, c, t = shape
-            shape = (math.prod(window), c, t)
-        found = ranks.ranks_for(method, shape, 1 - rule.compression)
+        found = ranks.ranks_for(method, _rank_shape(layer, rule.spatial), 1 - rule.compression)
     else:
         found = _given_ranks(layer, rule, method)
     return PlannedLayer(layer, method, found, rule.spatial if method == "cp" else "separate")
 
 
+def _rank_shape(layer: Layer, spatial: str) -> tuple[int, ...]:
+    """The shape of one group's kernel as the method takes it."""
+    *window, c, t = layer.group_shape
+    return (math.prod(window), c, t) if spatial == "merged" and window else (*window, c, t)
+
+
 def _given_ranks(layer: Layer, rule: Rule, method: str) -> tuple[int, ...]:
-    shape, where = layer.group_shape, f"{rule}: layer {layer.path!r}"
+    shape, where = _rank_shape(layer, rule.spatial), f"{rule}: layer {layer.path!r}"
     full = ranks.full_ranks(method, shape)
-    if isinstance(rule.rank, int):
-        if method == "tt":
-            check_ranks((rule.rank,), (max(full),), where)
-            return clip_ranks(ranks.tt_order(shape), (rule.rank,) * len(full))
-        return check_ranks((rule.rank,) * len(full), full, where)
     assert rule.rank is not None
-    return check_ranks(rule.rank, full, where)
+    if isinstance(rule.rank, tuple):
+        found = check_ranks(rule.rank, full, where)
+    elif method == "tt":
+        found = check_ranks((rule.rank,), (max(full),), where) * len(full)
+    else:
+        found = check_ranks((rule.rank,) * len(full), full, where)
+    # TT-SVD reaches no more than the rank before times the mode between.
+    return clip_ranks(ranks.tt_order(shape), found) if method == "tt" else found
 
 
 def _decide(layer: Layer, rules: Sequence[Rule]) -> PlannedLayer:
@@ -269,9 +269,16 @@ def _decide(layer: Layer, rules: Sequence[Rule]) -> PlannedLayer:
     return planned
 
 
-def _planned_from_dict(raw: dict) -> PlannedLayer:
-    layer = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["layer"].items()}
-    return PlannedLayer(**{**raw, "layer": Layer(**layer), "ranks": tuple(raw["ranks"])})
+def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
+    """Read one entry; raises whatever a wrong one leads to."""
+    layer = Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw["layer"].items()})
+    entry = PlannedLayer(**{**raw, "layer": layer, "ranks": tuple(raw["ranks"])})
+    if entry.method is not None:
+        full = ranks.full_ranks(entry.method, _rank_shape(layer, entry.spatial))
+        check_ranks(entry.ranks, full, f"layer {layer.path!r}")
+    if not entry.size > 0 or not entry.macs >= 0:
+        raise ValueError(f"layer {layer.path!r} is of no size")
+    return entry
 
 
 def _row(entry: PlannedLayer) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -87,14 +87,13 @@ class LinenNetwork:
 
     module: nn.Module
 
-    def __call__(
-        self, params: Any, state: Any, images: Array, train: bool
-    ) -> tuple[Array, Any]:
+    def __call__(self, params: Any, state: Any, images: Array, train: bool) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
         variables = {**state, "params": params}
         if not train:
-            return self.module.apply(variables, images), state
-        return self.module.apply(variables, images, train=True, mutable=list(state))
+            return cast(Array, self.module.apply(variables, images)), state
+        result = self.module.apply(variables, images, train=True, mutable=list(state))
+        return cast(tuple[Array, Any], result)
 
 
 class Model(NamedTuple):
@@ -201,16 +200,12 @@ def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
     return steps
 
 
-def evaluate(
-    models: Model, apply: Apply, examples: Examples, batch_size: int = 500
-) -> Scores:
+def evaluate(models: Model, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
     """Accuracy and mean cross-entropy of every run's model, in inference mode."""
     totals: Any = 0
     for start in range(0, len(examples.labels), batch_size):
         part = slice(start, start + batch_size)
-        correct, loss = _evaluate_batch(
-            models, apply, examples.images[part], examples.labels[part]
-        )
+        correct, loss = _evaluate_batch(models, apply, examples.images[part], examples.labels[part])
         totals = totals + np.stack([np.asarray(correct, np.float64), np.asarray(loss, np.float64)])
     accuracy, cross_entropy = totals / len(examples.labels)
     return Scores(accuracy, cross_entropy)
@@ -275,13 +270,9 @@ def _step(
 
 
 @partial(jax.jit, static_argnames=("patience",))
-def _keep_best(
-    fit: Fit, model: Model, optimizer: Any, loss: Array, patience: int | None
-) -> Fit:
+def _keep_best(fit: Fit, model: Model, optimizer: Any, loss: Array, patience: int | None) -> Fit:
     # A run that is out of patience has ended, even where others beside it go on.
-    running = (
-        jnp.asarray(True) if patience is None else fit.epoch - fit.best_epoch < patience
-    )
+    running = jnp.asarray(True) if patience is None else fit.epoch - fit.best_epoch < patience
     better = (loss < fit.best_loss) & running
     epoch = fit.epoch + 1
 

@@ -19,9 +19,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b i j d"]:
         """Features (b, h / stride, w / stride, features)."""
-        norm = partial(
-            nn.BatchNorm, use_running_average=not train, momentum=BATCH_NORM_MOMENTUM
-        )
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)
         conv = partial(nn.Conv, self.features, padding=1, use_bias=False)
         shortcut = x
         y = conv((3, 3), strides=self.stride, name="conv1")(x)
@@ -54,15 +52,13 @@ class ResNet18(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b k"]:
         """Logits (b, classes) of images (b, h, w, c)."""
         x = nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv1")(x)
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=BATCH_NORM_MOMENTUM, name="bn1"
-        )(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=BATCH_NORM_MOMENTUM, name="bn1")(x)
         x = nn.relu(x)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage in range(4):
             for block in range(2):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(
-                    self.width * 2**stage, stride, name=f"layer{stage + 1}.{block}"
-                )(x, train)
+                x = BasicBlock(self.width * 2**stage, stride, name=f"layer{stage + 1}.{block}")(
+                    x, train
+                )
         return nn.Dense(self.classes, name="fc")(x.mean(axis=(1, 2)))

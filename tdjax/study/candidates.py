@@ -39,9 +39,7 @@ class CompressedNetwork:
     groups: int
     method: str
 
-    def __call__(
-        self, params: Any, state: Any, images: Array, train: bool
-    ) -> tuple[Array, Any]:
+    def __call__(self, params: Any, state: Any, images: Array, train: bool) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
         kernel = dense_kernel(params["factors"], self.kernel_shape, self.groups, self.method)
         return self.apply(replace_kernel(params["dense"], self.path, kernel), state, images, train)
@@ -49,7 +47,7 @@ class CompressedNetwork:
 
 def dense_kernel(
     factors: Sequence[Format], kernel_shape: Sequence[int], groups: int, method: str
-) -> Float[Array, "..."]:
+) -> Float[Array, ...]:
     """The kernel (*spatial, C / groups, T) that the factors of all groups stand for."""
     shape = (*kernel_shape[:-1], kernel_shape[-1] // groups)
     parts = [chain.kernel_view(part.to_tensor(), shape, method) for part in factors]
@@ -57,7 +55,7 @@ def dense_kernel(
 
 
 def decompose_runs(
-    kernel: Float[Array, "..."],
+    kernel: Float[Array, ...],
     plans: Mapping[Choice, PlannedLayer],
     runs: int,
     settings: DecomposeSettings,
@@ -115,7 +113,7 @@ def without_kernel(params: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _cp_factors(
-    kernel: Float[Array, "..."],
+    kernel: Float[Array, ...],
     plan: PlannedLayer,
     widest: int,
     settings: DecomposeSettings,

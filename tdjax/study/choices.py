@@ -13,9 +13,7 @@ from tdjax.study.protocol import Protocol
 from tdjax.study.records import Choice
 
 
-def enumerate_choices(
-    protocol: Protocol, table: Sequence[Layer]
-) -> dict[Choice, PlannedLayer]:
+def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice, PlannedLayer]:
     """Every choice of a study with the decomposition that it stands for, in order.
 
     Ranks that save nothing are kept: the study measures them and its report says so.

@@ -205,7 +205,5 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ValueError(
-            f"config field {where!r} must be of type {hint.__name__}, got {value!r}"
-        )
+        raise ValueError(f"config field {where!r} must be of type {hint.__name__}, got {value!r}")
     return value

@@ -1,0 +1,19 @@
+"""The study of GaripovNet on MNIST: 375 measurements, 5 layers x 3 methods x 5 levels x 5 runs.
+
+    python -m experiments.main --config=configs/garipov_mnist.py --workdir=runs/garipov_mnist \\
+        --config.data.folder=PATH
+TIMES
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import garipov_study, shortened
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The study, or with `arg` "smoke" a variant of a minute."""
+    config = garipov_study("mnist")
+    config.decompose.ranks = "garipovnet"
+    # Digits are not mirror images of each other.
+    config.train.augment = False
+    return shortened(config, arg)

@@ -1,0 +1,22 @@
+"""The study of ResNet-18 on CIFAR-10: 600 measurements, 8 layers x 3 methods x 5 levels x 5 runs.
+
+    python -m experiments.main --config=configs/resnet18_cifar10.py --workdir=runs/resnet18_cifar10 \\
+        --config.data.folder=PATH
+TIMES
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import RESNET18_LAYERS, shortened, study
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The study, or with `arg` "smoke" a variant of a minute."""
+    config = study("cifar10", "resnet18", RESNET18_LAYERS)
+    config.train.update(
+        {"epochs": 300, "optimizer": "adam", "learning_rate": 1e-3, "boundaries": (100, 150)}
+    )
+    config.finetune.epochs = 25
+    config.decompose.ranks = "resnet18"
+    config.published = "resnet18/cifar10"
+    return shortened(config, arg)

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Sets up .venv on a machine that has python3 (3.11 or newer, with venv) or uv, then:
+#   bash launch.sh               the study on the embedded digits, with its report in runs/digits
+#   bash launch.sh test          format, lint, types and the whole test suite
+#   bash launch.sh test-oldest   the test suite with the oldest versions that pyproject.toml allows
+#   bash launch.sh CONFIG DIR [--config.field=value ...]   another experiment, e.g. configs/garipov_mnist.py
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# set_up FOLDER EXTRA [CONSTRAINTS]: a virtual environment with the project and one of its extras.
+# Made anew when pyproject.toml or the constraints changed since.
+set_up() {
+    local venv=$1 extra=$2 constraints=${3:-}
+    local stamp="$venv/.installed-$extra"
+    if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && { [ -z "$constraints" ] || [ "$stamp" -nt "$constraints" ]; }; then
+        return
+    fi
+    echo "setting up $venv ($extra)"
+    if command -v uv >/dev/null; then
+        [ -x "$venv/bin/python" ] || uv venv --quiet --python '>=3.11' "$venv"
+        uv pip install --quiet --python "$venv/bin/python" ${constraints:+--constraint "$constraints"} -e ".[$extra]"
+    else
+        [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+            ${constraints:+--constraint "$constraints"} -e ".[$extra]"
+    fi
+    touch "$stamp"
+}
+
+run_tests() {
+    # Two workers: compiling, which most tests wait for, keeps one core busy.
+    "$1/bin/python" -m pytest -n 2
+}
+
+case "${1:-}" in
+    test)
+        set_up .venv test
+        .venv/bin/ruff format --check .
+        .venv/bin/ruff check .
+        .venv/bin/mypy
+        run_tests .venv
+        ;;
+    test-oldest)
+        set_up .venv-oldest test .ci/oldest.txt
+        run_tests .venv-oldest
+        ;;
+    "")
+        set_up .venv study
+        .venv/bin/python -m experiments.main --config=configs/digits.py --workdir=runs/digits
+        ;;
+    *)
+        [ $# -ge 2 ] || { sed -n '2,6p' "$0"; exit 2; }
+        set_up .venv study
+        .venv/bin/python -m experiments.main --config="$1" --workdir="$2" "${@:3}"
+        ;;
+esac
