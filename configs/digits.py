@@ -15,8 +15,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = garipov_study("digits")
     config.model.arguments = {
         "widths": (16, 16, 32, 32, 32, 32),
-        "pool": 2,
-        "average": 2,
+        "pools": (2, 0),
+        "average": 4,
     }
     config.data.validation_share = 0.25
     config.data.validation_size = 350

@@ -197,7 +197,9 @@ class Plan:
             if raw["version"] != PLAN_VERSION:
                 raise ValueError(f"version {raw['version']!r}, this library reads {PLAN_VERSION}")
             layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
-            return cls(layers, int(raw["other"]))
+            if not isinstance(raw["other"], int):
+                raise ValueError(f"other {raw['other']!r} is not a number of parameters")
+            return cls(layers, raw["other"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a plan: {error!r}") from error
 
@@ -271,13 +273,16 @@ def _decide(layer: Layer, rules: Sequence[Rule]) -> PlannedLayer:
 
 def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
     """Read one entry; raises whatever a wrong one leads to."""
-    layer = Layer(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw["layer"].items()})
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in raw["layer"].items()
+    }
+    layer = Layer(**fields)
     entry = PlannedLayer(**{**raw, "layer": layer, "ranks": tuple(raw["ranks"])})
     if entry.method is not None:
         full = ranks.full_ranks(entry.method, _rank_shape(layer, entry.spatial))
         check_ranks(entry.ranks, full, f"layer {layer.path!r}")
-    if not entry.size > 0 or not entry.macs >= 0:
-        raise ValueError(f"layer {layer.path!r} is of no size")
+    if not (entry.size >= 0 and entry.macs >= 0):
+        raise ValueError(f"layer {layer.path!r} has a negative size")
     return entry
 
 

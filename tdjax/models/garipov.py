@@ -19,18 +19,20 @@ class GaripovNet(nn.Module):
     Arguments:
         classes: number of outputs.
         widths: channels of conv1 to conv6.
-        pool: window of the max pools after conv2 and conv4; their stride is 2, without padding.
+        pools: windows of the max pools after conv2 and conv4, with stride 2 and no padding; 0
+            leaves one out.
         average: window and stride of the average pool; the mean where the map is smaller.
     """
 
     classes: int = 10
     widths: Sequence[int] = (64, 64, 128, 128, 128, 128)
-    pool: int = 3
+    pools: Sequence[int] = (3, 3)
     average: int = 4
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b k"]:
         """Logits (b, classes) of images (b, h, w, c)."""
+        pools = dict(zip((2, 4), self.pools, strict=True))
         for index, width in enumerate(self.widths, 1):
             x = nn.Conv(width, (3, 3), padding=1, name=f"conv{index}")(x)
             if index < len(self.widths):
@@ -40,8 +42,9 @@ class GaripovNet(nn.Module):
                     name=f"norm{index}",
                 )
                 x = nn.relu(norm(x))
-            if index in (2, 4):
-                x = nn.max_pool(x, (self.pool, self.pool), strides=(2, 2))
-        window = (min(self.average, x.shape[1]), min(self.average, x.shape[2]))
-        x = nn.avg_pool(x, window, strides=window)
+            window = pools.get(index, 0)
+            if window:
+                x = nn.max_pool(x, (window, window), strides=(2, 2))
+        rest = (min(self.average, x.shape[1]), min(self.average, x.shape[2]))
+        x = nn.avg_pool(x, rest, strides=rest)
         return nn.Dense(self.classes, name="linear")(x.reshape(x.shape[0], -1))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from tdjax.study.protocol import Protocol, protocol_to_dict
 from tdjax.study.records import Measurements, read_measurements
 from tdjax.study.report import write_report
 from tdjax.training import Model
+
+Records = list[dict[str, Any]]
 
 
 def run_study(protocol: Protocol, workdir: Path) -> Path:
@@ -48,16 +54,57 @@ def run_study(protocol: Protocol, workdir: Path) -> Path:
     total = phases * protocol.runs * len(bench.plans)
     done = len(measured.compressed) + len(measured.finetuned)
     with Progress("measurements", total, done) as progress:
-        for path in protocol.layers:
-            for records in measure_layer(bench, model, path, measured):
-                append_records(journal, records)
-                progress.advance(len(records))
+
+        def record(records: Records) -> None:
+            append_records(journal, records)
+            progress.advance(len(records))
+
+        _side_by_side(
+            [partial(_measure_layer, bench, model, path, measured) for path in protocol.layers],
+            record,
+        )
     return write_report(workdir)
 
 
-def measure_layer(
+def workers() -> int:
+    """How many layers are measured at once.
+
+    An accelerator is kept busy by one. On CPU, small networks leave all cores but one idle, and
+    one layer's programs compile while another's run; measurements do not depend on the number.
+    """
+    return 1 if jax.default_backend() != "cpu" else min(4, os.cpu_count() or 1)
+
+
+def _side_by_side(
+    works: Sequence[Callable[[], Iterator[Records]]], take: Callable[[Records], None]
+) -> None:
+    """Run generators in threads, handing what they yield to `take`, one call at a time.
+
+    The first error stops all of them and is raised.
+    """
+    lock, stop = threading.Lock(), threading.Event()
+
+    def run(work: Callable[[], Iterator[Records]]) -> None:
+        for records in work():
+            with lock:
+                if stop.is_set():
+                    return
+                take(records)
+
+    with ThreadPoolExecutor(workers()) as pool:
+        futures = [pool.submit(run, work) for work in works]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _measure_layer(
     bench: Bench, model: Model, path: str, measured: Measurements
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[Records]:
     """Yield the records of one layer that are missing, as soon as each group is there."""
     protocol = bench.protocol
     plans = {choice: plan for choice, plan in bench.plans.items() if choice.layer == path}
