@@ -1,8 +1,9 @@
-"""The study of GaripovNet on CIFAR-10: 375 measurements, 5 layers x 3 methods x 5 levels x 5 runs.
+"""The study of GaripovNet on CIFAR-10: 375 measurements.
 
-    python -m experiments.main --config=configs/garipov_cifar10.py --workdir=runs/garipov_cifar10 \\
-        --config.data.folder=PATH
-TIMES
+5 layers x 3 methods x 5 levels x 5 runs; PATH is the folder with the published files.
+
+    python -m experiments.main --config=configs/garipov_cifar10.py \\
+        --workdir=runs/garipov_cifar10 --config.data.folder=PATH
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""The study of ResNet-18 on CIFAR-10: 600 measurements, 8 layers x 3 methods x 5 levels x 5 runs.
+"""The study of ResNet-18 on CIFAR-10: 600 measurements.
 
-    python -m experiments.main --config=configs/resnet18_cifar10.py --workdir=runs/resnet18_cifar10 \\
-        --config.data.folder=PATH
-TIMES
+8 layers x 3 methods x 5 levels x 5 runs; PATH is the folder with the published files.
+
+    python -m experiments.main --config=configs/resnet18_cifar10.py \\
+        --workdir=runs/resnet18_cifar10 --config.data.folder=PATH
 """
 
 from ml_collections import ConfigDict

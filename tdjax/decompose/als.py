@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 State = TypeVar("State")
 
+# Below this an error found as a difference of squared norms is mostly rounding.
+CANCELS_BELOW = 1e-2
+
 
 class Info(NamedTuple):
     """How an iterative decomposition went.

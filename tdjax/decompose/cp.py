@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import Info, iterate, relative_error, safe_ratio
+from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
 from tdjax.decompose.svd import leading_subspace
 from tdjax.formats import CP, HIGHEST, khatri_rao
@@ -27,8 +27,6 @@ State = tuple[list[Factor], Float[Array, " r"]]
 # nearly singular directions, end at a lower error (benchmarks/decompositions.py shows both).
 EXACT_UP_TO = 64
 CG_STEPS = 5
-# Below this the squared error, a difference of inner products, is mostly rounding.
-CANCELS_BELOW = 1e-2
 
 
 def cp_als(
@@ -137,11 +135,11 @@ def _cp_als(
             k = split_point(contracted.shape[:-1])
             right = khatri_rao([factors[mode] for mode in modes[k:]])
             folded = contracted.reshape(*contracted.shape[:k], *right.shape)
-            visit(jnp.sum(folded * right, axis=k), modes[:k])
+            visit(pairwise_sum(folded * right, axis=k), modes[:k])
             left = khatri_rao([factors[mode] for mode in modes[:k]])
             folded = contracted.reshape(left.shape[0], *contracted.shape[k:])
             left = left.reshape(left.shape[0], *(1,) * (contracted.ndim - k - 1), rank)
-            return visit(jnp.sum(folded * left, axis=0), modes[k:])
+            return visit(pairwise_sum(folded * left, axis=0), modes[k:])
 
         for matrix, group, others in ((rows, first, second), (columns, second, first)):
             outside = khatri_rao([factors[mode] for mode in others])
@@ -189,12 +187,12 @@ def split_point(shape: Sequence[int]) -> int:
 def solve_normal(
     normal: Gram, product: Factor, present: Factor, *, exact_up_to: int = EXACT_UP_TO
 ) -> Factor:
-    """Solve A @ normal = product for A, starting from the present factor; never worse than it.
+    """Solve A @ normal = product for A.
 
-    Up to rank `exact_up_to` by a Cholesky factorisation with a proximal ridge, so small that the
-    solution is exact to rounding where the equations are well posed, and that keeps to the present
-    factor where they are not. Above it, or where the factorisation breaks down, by conjugate
-    gradients, each row with step sizes of its own.
+    Up to rank `exact_up_to` by a Cholesky factorisation with a relative ridge and one step of
+    refinement, which takes the bias of the ridge away where the equations are well posed. Above
+    it, or where the factorisation breaks down, by conjugate gradients from the present factor,
+    each row with step sizes of its own.
 
     Arguments:
         normal: (R, R), symmetric positive semi-definite, unit diagonal.
@@ -208,11 +206,18 @@ def solve_normal(
 
     if rank > exact_up_to:
         return by_gradients()
-    residual = product - jnp.matmul(present, normal, precision=HIGHEST)
     ridge = 4 * jnp.finfo(normal.dtype).eps * rank
     factor = jnp.linalg.cholesky(normal + ridge * jnp.eye(rank, dtype=normal.dtype))
-    step = jax.scipy.linalg.cho_solve((factor, True), residual.T).T
-    return jax.lax.cond(jnp.isfinite(step).all(), lambda: present + step, by_gradients)
+
+    def by_factor(right: Factor) -> Factor:
+        return jax.scipy.linalg.cho_solve((factor, True), right.T).T
+
+    # Refining the present factor would save a solve, but where the equations are singular nothing
+    # holds it: its rounding errors, divided by the ridge, would grow from sweep to sweep.
+    solution = by_factor(product)
+    residual = product - jnp.matmul(solution, normal, precision=HIGHEST)
+    refined = solution + by_factor(residual)
+    return jax.lax.cond(jnp.isfinite(refined).all(), lambda: refined, by_gradients)
 
 
 def conjugate_gradients(normal: Gram, product: Factor, start: Factor, steps: int) -> Factor:
@@ -233,6 +238,22 @@ def conjugate_gradients(normal: Gram, product: Factor, start: Factor, steps: int
         direction = residual + safe_ratio(following, energy) * direction
         energy = following
     return solution
+
+
+def pairwise_sum(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Sum over a leading axis by adding halves.
+
+    The last axis stays contiguous in every addition; XLA's own reduction over another axis does
+    not vectorise on CPU and takes 10 to 40 times as long.
+    """
+    x = jnp.moveaxis(x, axis, 0)
+    left_over = []
+    while x.shape[0] > 1:
+        half, odd = divmod(x.shape[0], 2)
+        if odd:
+            left_over.append(x[-1])
+        x = x[:half] + x[half : 2 * half]
+    return sum(left_over, x[0])
 
 
 def _normalise(factor: Factor) -> tuple[Factor, Float[Array, " r"]]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import Info, iterate, relative_error, safe_ratio
+from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
 from tdjax.decompose.svd import leading_subspace
 from tdjax.formats import Tucker, mode_products
@@ -63,7 +63,7 @@ def _hooi(
     x: Float[Array, "..."], tol: float | Array, *, ranks: Ranks, max_iters: int
 ) -> tuple[Tucker, Info]:
     total = jnp.linalg.norm(x)
-    core, factors = _st_hosvd(x, ranks)
+    start = Tucker(*_st_hosvd(x, ranks))
 
     def sweep(state: Tucker) -> tuple[Tucker, Float[Array, ""]]:
         factors = list(state.factors)
@@ -76,12 +76,13 @@ def _hooi(
             core = mode_products(
                 projected, [factor.T if k == mode else None for k in range(x.ndim)]
             )
-        return Tucker(core, tuple(factors)), _projection_error(total, core)
+        tucker = Tucker(core, tuple(factors))
+        return tucker, _projection_error(x, total, tucker)
 
     tucker, progress = iterate(
         sweep,
-        Tucker(core, factors),
-        _projection_error(total, core),
+        start,
+        _projection_error(x, total, start),
         max_iters=max_iters,
         tol=tol,
         stop_when_worse=True,
@@ -105,10 +106,18 @@ def _st_hosvd(x: Float[Array, "..."], ranks: Ranks) -> tuple[Float[Array, "..."]
     return core, tuple(factors)
 
 
-def _projection_error(total: Float[Array, ""], core: Float[Array, "..."]) -> Float[Array, ""]:
-    """Relative error of a projection onto orthonormal factors, by Pythagoras."""
-    kept = safe_ratio(jnp.linalg.norm(core), total)
-    return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.maximum(0.0, 1.0 - kept * kept)))
+def _projection_error(
+    x: Float[Array, "..."], total: Float[Array, ""], tucker: Tucker
+) -> Float[Array, ""]:
+    """Relative error of a projection onto orthonormal factors: by Pythagoras, where that is exact.
+
+    A small one is measured, so that sweeps stop before the Gram matrices' rounding shows in it.
+    """
+    kept = safe_ratio(jnp.linalg.norm(tucker.core), total)
+    error = jnp.where(total == 0, 0.0, jnp.sqrt(jnp.maximum(0.0, 1.0 - kept * kept)))
+    return jax.lax.cond(
+        error < CANCELS_BELOW, lambda: relative_error(x, tucker.to_tensor()), lambda: error
+    )
 
 
 def _unfold(x: Float[Array, "..."], mode: int) -> Float[Array, "_ _"]:
