@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from benchmarks.timing import Timing, describe_machine, interleaved
 
 import tdjax
-from benchmarks.timing import Timing, describe_machine, interleaved
 from tdjax.factorize import replace_kernel
 from tdjax.models import ResNet18
 from tdjax.training import example_scores

@@ -46,10 +46,20 @@ def main(argv: list[str]) -> None:
     print(f"report: {page}")
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; a config field that the file does not have ends with one clear line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        # A ConfigDict raises these for an override of an unknown field or of another type.
+        overrides = ", ".join(arg for arg in argv if arg.startswith("--config."))
+        sys.exit(f"error: the configuration does not take one of {overrides}: {error}")
+
+
 def run() -> None:
     """Entry point."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,11 @@ from tdjax.formats import Format, mode_products
 F = TypeVar("F", bound=Format)
 
 
+@runtime_checkable
 class Norm(Protocol):
     """What a decomposition asks of a norm."""
 
-    def to_frobenius(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def to_frobenius(self, x: Float[Array, ...]) -> Float[Array, ...]:
         """Coordinates of `x` in which this norm is the Frobenius norm."""
         ...
 
@@ -46,7 +47,7 @@ class ModeWeighted:
 
     roots: tuple[Float[Array, "_ _"] | None, ...]
 
-    def to_frobenius(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def to_frobenius(self, x: Float[Array, ...]) -> Float[Array, ...]:
         """See `Norm.to_frobenius`."""
         return mode_products(x, self.roots)
 
@@ -58,7 +59,7 @@ class ModeWeighted:
 
 
 def in_norm(
-    norm: Norm | None, decompose: Callable[[Array], tuple[F, Any]], x: Float[Array, "..."]
+    norm: Norm | None, decompose: Callable[[Array], tuple[F, Any]], x: Float[Array, ...]
 ) -> tuple[F, Any]:
     """Run a Frobenius decomposition `x -> (format, info)` in another norm."""
     if norm is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 Shape = Sequence[int]
 
@@ -51,7 +52,7 @@ def tt_ranks(shape: Shape, keep: float) -> tuple[int, ...]:
     """
     dims = tt_order(shape)
     target = _budget(shape, keep)
-    means = [(a + b) / 2 for a, b in zip(dims[:-1], dims[1:], strict=True)]
+    means = [(a + b) / 2 for a, b in pairwise(dims)]
 
     def ranks(s: float) -> tuple[int, ...]:
         return feasible_tt_ranks(dims, [max(1, round(s * mean)) for mean in means])

@@ -89,7 +89,7 @@ def cp_als(
 
 @partial(jax.jit, static_argnames=("rank", "init", "max_iters"))
 def _cp_als(
-    x: Float[Array, "..."],
+    x: Float[Array, ...],
     key: Array,
     start: CP | None,
     tol: float | Array,
@@ -161,7 +161,7 @@ def _cp_als(
     return cp, Info(error, progress.iterations, progress.errors, progress.converged)
 
 
-def initial_factors(x: Float[Array, "..."], rank: int, key: Array, init: str) -> list[Factor]:
+def initial_factors(x: Float[Array, ...], rank: int, key: Array, init: str) -> list[Factor]:
     """Starting factors (n_k, rank) of one of the kinds that `cp_als` describes."""
     keys = jax.random.split(key, x.ndim)
     draw = jax.random.uniform if init == "random" else jax.random.normal
@@ -240,7 +240,7 @@ def conjugate_gradients(normal: Gram, product: Factor, start: Factor, steps: int
     return solution
 
 
-def pairwise_sum(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+def pairwise_sum(x: Float[Array, ...], axis: int) -> Float[Array, ...]:
     """Sum over a leading axis by adding halves.
 
     The last axis stays contiguous in every addition; XLA's own reduction over another axis does

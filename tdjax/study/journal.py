@@ -34,11 +34,12 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(config, indent=2) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new content, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers, and a kill, see the old or the new content, never a part."""
+    # A name of this process's own: two reports of one study must not meet in a partial file.
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(partial, "wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

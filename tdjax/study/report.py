@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from tdjax.study.correlate import log_classification_error
 from tdjax.study.export import choice_rows, measurement_rows, to_csv
 from tdjax.study.findings import Finding, judge_findings
+from tdjax.study.journal import write_atomically
 from tdjax.study.page import Page, Picture, render_page
 from tdjax.study.paper import published_study
 from tdjax.study.plots import plot_bars, plot_by_compression, plot_scatter
@@ -97,11 +97,11 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     report = workdir / "report"
     report.mkdir(exist_ok=True)
     for name, content in files.items():
-        _write(report / name, content)
+        write_atomically(report / name, content)
     for picture, png in pictures:
-        _write(report / picture.file, png)
+        write_atomically(report / picture.file, png)
     # Last, so that whatever the page refers to is already there.
-    _write(report / "index.html", render_page(page))
+    write_atomically(report / "index.html", render_page(page))
     return report / "index.html"
 
 
@@ -264,11 +264,3 @@ def _verdicts(findings: Sequence[Finding]) -> str:
         for finding in findings
     ]
     return json.dumps(records, indent=2) + "\n"
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Write the whole file or none of it: a killed report leaves the one before in place."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
