@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from benchmarks.timing import Timing, describe_machine, interleaved
 
 import tdjax
+from benchmarks.timing import describe_machine, interleaved, ratio
 from tdjax.factorize import replace_kernel
 from tdjax.models import ResNet18
 from tdjax.training import example_scores
@@ -55,7 +55,8 @@ def both_sides(
     @jax.jit
     def one(kernel: jax.Array) -> jax.Array:
         params = replace_kernel(variables["params"], path, kernel)
-        return jnp.mean(metric(model.apply({**variables, "params": params}, x), (x, labels)))
+        logits = jnp.asarray(model.apply({**variables, "params": params}, x))
+        return jnp.mean(metric(logits, (x, labels)))
 
     def one_at_a_time() -> np.ndarray:
         return np.array([float(one(kernel)) for kernel in kernels])
@@ -72,8 +73,7 @@ def main(_: list[str]) -> None:
         fast, slow = both_sides(path, CANDIDATES.value, IMAGES.value, CHUNK.value)
         gap = float(np.max(np.abs(fast() - slow())))
         a, b = interleaved([fast, slow], ROUNDS.value)
-        ratio = Timing(tuple(y / x for x, y in zip(a.seconds, b.seconds, strict=True)))
-        print(f"{path:<16} {a!s:>20} {b!s:>20} {ratio!s:>20}  {gap:.1e}", flush=True)
+        print(f"{path:<16} {a!s:>20} {b!s:>20} {ratio(b, a)!s:>20}  {gap:.1e}", flush=True)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def stages(
 
 
 def tensor_view(
-    kernel: Float[Array, ...], method: str, spatial: str = "separate"
-) -> Float[Array, ...]:
+    kernel: Float[Array, "*_"], method: str, spatial: str = "separate"
+) -> Float[Array, "*_"]:
     """A kernel (*spatial, C, T) of one group as the array that `method` decomposes.
 
     CP and Tucker take it as it is (CP with all spatial axes as one where they are "merged"), a
@@ -113,20 +113,20 @@ def tensor_view(
 
 
 def kernel_view(
-    tensor: Float[Array, ...], kernel_shape: Sequence[int], method: str
-) -> Float[Array, ...]:
+    tensor: Float[Array, "*_"], kernel_shape: Sequence[int], method: str
+) -> Float[Array, "*_"]:
     """The inverse of `tensor_view`."""
     if method == "tt" and len(kernel_shape) > 2:
         return jnp.moveaxis(tensor, 0, -2)
     return tensor.reshape(tuple(kernel_shape))
 
 
-def split_groups(kernel: Float[Array, ...], groups: int) -> list[Float[Array, ...]]:
+def split_groups(kernel: Float[Array, "*_"], groups: int) -> list[Float[Array, "*_"]]:
     """The kernels (*spatial, C / groups, T / groups) of each group, in order."""
     return jnp.split(kernel, groups, axis=-1)
 
 
-def to_kernels(formats: Sequence[Format], chain: Sequence[Stage]) -> dict[str, Float[Array, ...]]:
+def to_kernels(formats: Sequence[Format], chain: Sequence[Stage]) -> dict[str, Float[Array, "*_"]]:
     """Kernels of the stages from the decompositions of all groups."""
     by_group = [_arrays(part) for part in formats]
     return {
@@ -138,7 +138,7 @@ def to_kernels(formats: Sequence[Format], chain: Sequence[Stage]) -> dict[str, F
 
 
 def from_kernels(
-    kernels: Mapping[str, Float[Array, ...]], chain: Sequence[Stage], method: str, groups: int
+    kernels: Mapping[str, Float[Array, "*_"]], chain: Sequence[Stage], method: str, groups: int
 ) -> list[Format]:
     """The decompositions of all groups from the kernels of the stages."""
     return [
@@ -152,12 +152,12 @@ def from_kernels(
 
 
 def reconstruct(
-    kernels: Mapping[str, Float[Array, ...]],
+    kernels: Mapping[str, Float[Array, "*_"]],
     kernel_shape: Sequence[int],
     chain: Sequence[Stage],
     method: str,
     groups: int,
-) -> Float[Array, ...]:
+) -> Float[Array, "*_"]:
     """The dense kernel that the chain stands for."""
     *window, c, t = kernel_shape
     parts = [
@@ -167,7 +167,7 @@ def reconstruct(
     return parts[0] if groups == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _arrays(part: Format) -> list[Float[Array, ...]]:
+def _arrays(part: Format) -> list[Float[Array, "*_"]]:
     """The arrays of a format in the order of its chain, each as (spans..., in, out)."""
     if isinstance(part, LowRank):
         return [part.left, part.right]
@@ -183,12 +183,12 @@ def _arrays(part: Format) -> list[Float[Array, ...]]:
     return [first[0], *(jnp.moveaxis(link, 1, 0) for link in links), last[:, :, 0]]
 
 
-def _to_stage(array: Float[Array, ...], stage: Stage, groups: int) -> Float[Array, ...]:
+def _to_stage(array: Float[Array, "*_"], stage: Stage, groups: int) -> Float[Array, "*_"]:
     *shape, out = stage.kernel_shape
     return array.reshape(*shape, out // groups)
 
 
-def _format(kernels: Sequence[Float[Array, ...]], chain: Sequence[Stage], method: str) -> Format:
+def _format(kernels: Sequence[Float[Array, "*_"]], chain: Sequence[Stage], method: str) -> Format:
     first, *middle, last = kernels
     matrix_in = first.reshape(-1, first.shape[-1])
     matrix_out = last.reshape(-1, last.shape[-1])

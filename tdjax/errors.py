@@ -33,7 +33,7 @@ class Network:
 
 
 def weight_errors(
-    kernel: Float[Array, ...], approx: Float[Array, ...]
+    kernel: Float[Array, "*_"], approx: Float[Array, "*_"]
 ) -> dict[str, Float[Array, ""]]:
     """Errors of an approximated kernel in the Frobenius norm.
 

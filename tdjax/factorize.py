@@ -81,7 +81,7 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
 
 
 def decompose_kernel(
-    kernel: Float[Array, ...],
+    kernel: Float[Array, "*_"],
     entry: PlannedLayer,
     *,
     key: Array | None = None,
@@ -98,7 +98,7 @@ def decompose_kernel(
     """
     method, ranks = entry.method, entry.ranks
 
-    def decompose(part: Float[Array, ...], key: Array | None) -> Format:
+    def decompose(part: Float[Array, "*_"], key: Array | None) -> Format:
         tensor = chain.tensor_view(part, str(method), entry.spatial)
         if method == "svd":
             return truncated_svd(tensor, ranks[0])
@@ -117,8 +117,8 @@ def decompose_kernel(
 
 
 def reconstruct_kernel(
-    kernels: Mapping[str, Float[Array, ...]], entry: PlannedLayer
-) -> Float[Array, ...]:
+    kernels: Mapping[str, Float[Array, "*_"]], entry: PlannedLayer
+) -> Float[Array, "*_"]:
     """The dense kernel that a layer's factors stand for, shape `entry.layer.kernel_shape`."""
     layer = entry.layer
     return chain.reconstruct(
@@ -126,7 +126,7 @@ def reconstruct_kernel(
     )
 
 
-def replace_kernel(params: Params, path: str, kernel: Float[Array, ...]) -> dict[str, Any]:
+def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dict[str, Any]:
     """The same parameters with the kernel of one layer replaced."""
     result = _copied(params)
     _at(result, path)["kernel"] = kernel

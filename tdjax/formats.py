@@ -7,9 +7,9 @@ its ranks are the shapes of its arrays. Formats know nothing of networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 Matrices = Sequence[Float[Array, "_ _"] | None]
 F = TypeVar("F", bound="Format")
+T = TypeVar("T")
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -51,13 +52,28 @@ class Format:
         raise TypeError(f"{type(self).__name__} is abstract")
 
 
-def _register(cls: type[F]) -> type[F]:
-    return jax.tree_util.register_dataclass(
-        cls, data_fields=[f.name for f in fields(cls)], meta_fields=[]  # type: ignore[arg-type]
-    )
+def register(cls: type[T]) -> type[T]:
+    """Make a dataclass of arrays a pytree, all its fields children.
+
+    Unlike `jax.tree_util.register_dataclass`, it does not call the constructor to rebuild one:
+    JAX puts batched arrays, shapes and placeholders into trees, which no annotation foresees.
+    """
+    names = tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
+
+    def children(tree: T) -> list[tuple[jax.tree_util.GetAttrKey, Any]]:
+        return [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in names]
+
+    def rebuild(_: None, values: Iterable[Any]) -> T:
+        tree = object.__new__(cls)
+        for name, value in zip(names, values, strict=True):
+            object.__setattr__(tree, name, value)
+        return tree
+
+    jax.tree_util.register_pytree_with_keys(cls, lambda tree: (children(tree), None), rebuild)
+    return cls
 
 
-@_register
+@register
 @dataclass(frozen=True)
 class LowRank(Format):
     """A matrix `left @ right`.
@@ -94,7 +110,7 @@ class LowRank(Format):
         return LowRank(left, right)
 
 
-@_register
+@register
 @dataclass(frozen=True)
 class CP(Format):
     """Canonical polyadic: a sum of R outer products, one column of each factor to a term.
@@ -141,7 +157,7 @@ class CP(Format):
         )
 
 
-@_register
+@register
 @dataclass(frozen=True)
 class Tucker(Format):
     """A core multiplied by one factor matrix along each compressed mode.
@@ -182,7 +198,7 @@ class Tucker(Format):
         return Tucker(core, factors)
 
 
-@_register
+@register
 @dataclass(frozen=True)
 class TT(Format):
     """Tensor train: a chain of three-way cores, contracted over neighbouring ranks.

@@ -117,7 +117,7 @@ def factorize(model: nn.Module, plan: Plan) -> nn.Module:
 def layer_outputs(
     model: nn.Module,
     variables: Mapping[str, Any],
-    kernels: Mapping[str, Float[Array, ...]],
+    kernels: Mapping[str, Float[Array, "*_"]],
     inputs: Any,
 ) -> dict[str, list[tuple[Array, Array]]]:
     """Outputs of some layers with their own kernel and with another, on the same layer input.

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.formats import Format, mode_products
+from tdjax.formats import Format, mode_products, register
 
 F = TypeVar("F", bound=Format)
 
@@ -32,7 +31,7 @@ class Norm(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+@register
 @dataclass(frozen=True)
 class ModeWeighted:
     """norm(x) = Frobenius norm of x multiplied by a square matrix along each mode.

@@ -1,0 +1,82 @@
+"""Timing of two or more functions in turns, and what the machine can do at best."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeated measurements; printed as median [least, most]."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle measurement."""
+        return statistics.median(self.seconds)
+
+    def __str__(self) -> str:
+        """Median [least, most]."""
+        return f"{self.median:.3g} [{min(self.seconds):.3g}, {max(self.seconds):.3g}]"
+
+
+def interleaved(functions: Sequence[Callable[[], Any]], rounds: int) -> list[Timing]:
+    """Time functions in turns, so that a slow moment of the machine hits all of them.
+
+    Each is called once before, untimed, for compilation and caches.
+    """
+    for function in functions:
+        jax.block_until_ready(function())
+    seconds: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for own, function in zip(seconds, functions, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            own.append(time.perf_counter() - start)
+    return [Timing(tuple(own)) for own in seconds]
+
+
+def ratio(slow: Timing, fast: Timing) -> Timing:
+    """How many times longer `slow` takes, round by round."""
+    return Timing(tuple(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)))
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """Floating-point operations a second of a large float32 matrix product, the best of ten."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: jax.numpy.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
+    return 2 * size**3 / min(interleaved([lambda: product(a)], 10)[0].seconds)
+
+
+def describe_machine() -> str:
+    """Processor or accelerator, cores and versions, in one line."""
+    device = jax.devices()[0]
+    packages = ("jax", "tensorly", "numpy", "torch")
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
+    name = _processor() if device.platform == "cpu" else device.device_kind
+    return f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,31 @@
+import math
+
+import jax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+
+def count(jaxpr):
+    total = 0
+    for eqn in jaxpr.eqns:
+        out = eqn.outvars[0].aval
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+            total += math.prod(out.shape) * math.prod(kernel) // features
+        elif eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            total += math.prod(out.shape) * math.prod(shape[axis] for axis in contracted)
+        total += sum(count(inner) for inner in jaxprs_in_params(eqn.params))
+    return total
+
+
+@pytest.fixture(scope="session")
+def count_macs():
+    """Count the products in all convolutions and matrix products of a function, as traced."""
+
+    def counted(fun, *args):
+        return count(jax.make_jaxpr(fun)(*args).jaxpr)
+
+    return counted

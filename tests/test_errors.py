@@ -1,0 +1,466 @@
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plain_models import MLP, ConvNet, Scanned, Shared, Transformed, Zoo
+
+import tdjax
+from tdjax import Rule, errors
+from tdjax.factorize import replace_kernel
+
+
+class TwoConvs(nn.Module):
+    """What the brute force below does again by hand."""
+
+    @nn.compact
+    def __call__(self, x, scale: bool = False):
+        x = nn.relu(nn.Conv(6, (3, 3), padding=1, name="first")(x))
+        x = nn.relu(nn.Conv(5, (3, 3), strides=2, padding="VALID", name="second")(x))
+        x = nn.Dense(4, name="head")(x.mean(axis=(1, 2)))
+        return 2 * x if scale else x
+
+
+def normal(seed, *shape, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+
+
+def random_variables(model, *sample):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *sample)
+    leaves, structure = jax.tree.flatten(shapes)
+    scales = [1 / math.sqrt(math.prod(leaf.shape[:-1])) for leaf in leaves]
+    arrays = [
+        normal(k, *leaf.shape) * np.float32(s)
+        for k, (leaf, s) in enumerate(zip(leaves, scales, strict=True))
+    ]
+    return jax.tree.unflatten(structure, arrays)
+
+
+IMAGES = [normal(10 + k, n, 7, 7, 3) for k, n in enumerate((4, 4, 3))]
+LABELS = [jnp.arange(len(images)) % 4 for images in IMAGES]
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = TwoConvs()
+    return model, random_variables(model, IMAGES[0])
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weight_errors():
+    kernel, approx = normal(0, 3, 3, 4, 5), normal(1, 3, 3, 4, 5)
+    found = tdjax.weight_errors(kernel, approx)
+    wide = np.asarray(kernel, np.float64)
+    absolute = np.linalg.norm((wide - np.asarray(approx, np.float64)).ravel())
+    assert set(found) == {"absolute", "relative", "scaled"} == set(errors.ERRORS)
+    assert float(found["absolute"]) == pytest.approx(absolute, rel=1e-6)
+    assert float(found["relative"]) == pytest.approx(absolute / np.linalg.norm(wide), rel=1e-6)
+    assert float(found["scaled"]) == pytest.approx(absolute / (3 * 3 * 4 * 5), rel=1e-6)
+
+
+def test_weight_errors_of_zeros():
+    zero, one = jnp.zeros((3, 4)), jnp.ones((3, 4))
+    assert [float(e) for e in tdjax.weight_errors(zero, zero).values()] == [0.0, 0.0, 0.0]
+    assert float(tdjax.weight_errors(one, one)["relative"]) == 0.0
+    assert float(tdjax.weight_errors(one, zero)["relative"]) == pytest.approx(1.0)
+
+
+def test_weight_errors_of_half_precision_are_those_of_the_values():
+    kernel, approx = (normal(k, 30, 40, dtype=jnp.bfloat16) for k in (0, 1))
+    found = tdjax.weight_errors(kernel, approx)
+    wide, other = np.asarray(kernel, np.float64), np.asarray(approx, np.float64)
+    relative = np.linalg.norm(wide - other) / np.linalg.norm(wide)
+    assert float(found["relative"]) == pytest.approx(relative, rel=1e-5)
+
+
+def test_weight_errors_under_vmap_and_jit():
+    kernel, many = normal(0, 4, 5), normal(1, 3, 4, 5)
+    batched = jax.jit(jax.vmap(tdjax.weight_errors, in_axes=(None, 0)))(kernel, many)
+    for k in range(3):
+        for name, value in tdjax.weight_errors(kernel, many[k]).items():
+            assert float(batched[name][k]) == pytest.approx(float(value), rel=1e-6)
+
+
+def test_weight_errors_of_different_shapes():
+    with pytest.raises(ValueError, match=r"weight_errors: shapes \(3, 4\) and \(4, 3\)"):
+        tdjax.weight_errors(jnp.zeros((3, 4)), jnp.zeros((4, 3)))
+
+
+# ---------------------------------------------------------------- features
+
+
+def convolve(image, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        image[None],
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[0]
+
+
+@jax.jit
+def features_by_hand(params, kernels, image):
+    """Features of the three layers of one image, by its own kernels and by others."""
+    x, found = image, {}
+    for name, stride, padding in (("first", 1, 1), ("second", 2, 0)):
+        p = params[name]
+        own = convolve(x, p["kernel"], stride, padding) + p["bias"]
+        other = convolve(x, kernels[name], stride, padding) + p["bias"]
+        found[name] = (own, other)
+        x = jnp.maximum(own, 0.0)
+    x, p = x.mean(axis=(0, 1)), params["head"]
+    found["head"] = (x @ p["kernel"] + p["bias"], x @ kernels["head"] + p["bias"])
+    return found
+
+
+def brute_force(params, kernels, batches):
+    """One image at a time, in double precision behind the features."""
+    sums = {name: dict.fromkeys(errors.ERRORS, 0.0) for name in kernels}
+    count = 0
+    for images in batches:
+        for image in images:
+            count += 1
+            for name, (own, other) in features_by_hand(params, kernels, image).items():
+                own, other = np.asarray(own, np.float64), np.asarray(other, np.float64)
+                absolute = np.linalg.norm((own - other).ravel())
+                sums[name]["absolute"] += absolute
+                sums[name]["relative"] += absolute / np.linalg.norm(own.ravel())
+                sums[name]["scaled"] += absolute / own.size
+    return {
+        name: {error: total / count for error, total in by_name.items()}
+        for name, by_name in sums.items()
+    }
+
+
+def assert_same(found, expected, rel=1e-5):
+    assert set(found) == set(expected)
+    for name in expected:
+        assert set(found[name]) == set(errors.ERRORS)
+        for error, value in expected[name].items():
+            assert found[name][error] == pytest.approx(value, rel=rel), (name, error)
+
+
+RULES = (
+    Rule(path="first", method="tucker", rank=2),
+    Rule(path="second", method="tt", rank=3),
+    Rule(path="head", method="svd", rank=1),
+)
+
+
+def test_feature_errors_equal_one_image_at_a_time(network):
+    model, variables = network
+    plan = tdjax.make_plan(model, variables, RULES, IMAGES[0])
+    assert len(plan.factorised) == 3
+    factors = tdjax.factorize_params(variables["params"], plan)
+    dense = tdjax.reconstruct_params(factors, plan)
+    kernels = {name: dense[name]["kernel"] for name in ("first", "second", "head")}
+    expected = brute_force(variables["params"], kernels, IMAGES)
+    assert_same(tdjax.feature_errors(model, variables, plan, IMAGES), expected)
+    assert_same(tdjax.feature_errors(model, variables, dense, iter(IMAGES)), expected)
+
+
+def test_kernels_that_are_the_same_are_left_out(network):
+    model, variables = network
+    changed = replace_kernel(variables["params"], "second", normal(5, 3, 3, 6, 5))
+    found = tdjax.feature_errors(model, variables, changed, IMAGES[:1])
+    assert set(found) == {"second"}
+    assert tdjax.feature_errors(model, variables, variables["params"], IMAGES[:1]) == {}
+
+
+def test_key_decides_on_the_decomposition(network):
+    model, variables = network
+    rules = [Rule(path="second", method="cp", rank=2)]
+    plan = tdjax.make_plan(model, variables, rules, IMAGES[0])
+    first, again, other = (
+        tdjax.feature_errors(model, variables, plan, IMAGES[:1], key=jax.random.key(seed))
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_candidate_feature_errors_are_those_of_each(network):
+    model, variables = network
+    kernels = normal(5, 3, 3, 3, 6, 5)
+    found = errors.candidate_feature_errors(model, variables, "second", kernels, IMAGES)
+    for k in range(3):
+        params = replace_kernel(variables["params"], "second", kernels[k])
+        alone = tdjax.feature_errors(model, variables, params, IMAGES)["second"]
+        for name, value in alone.items():
+            assert found[name].dtype == np.float64
+            assert found[name][k] == pytest.approx(value, rel=1e-5)
+
+
+def test_shared_layer_has_the_features_of_all_its_calls():
+    model, x = Shared(), normal(3, 2, 4, 4, 8)
+    variables = random_variables(model, x)
+    own, other = variables["params"]["conv"], normal(5, 3, 3, 8, 8)
+    found = tdjax.feature_errors(
+        model, variables, replace_kernel(variables["params"], "conv", other), [x]
+    )["conv"]
+    totals = {"absolute": 0.0, "relative": 0.0}
+    for image in x:
+        large = convolve(image, own["kernel"], 1, 1) + own["bias"]
+        small = large[::2, ::2]
+        features = [large, convolve(small, own["kernel"], 1, 1) + own["bias"]]
+        changes = [convolve(map_, other - own["kernel"], 1, 1).ravel() for map_ in (image, small)]
+        absolute = np.linalg.norm(np.concatenate(changes))
+        totals["absolute"] += absolute / 2
+        norm = np.linalg.norm(np.concatenate([f.ravel() for f in features]))
+        totals["relative"] += absolute / norm / 2
+    assert found["absolute"] == pytest.approx(totals["absolute"], rel=1e-4)
+    assert found["relative"] == pytest.approx(totals["relative"], rel=1e-4)
+    assert found["scaled"] == pytest.approx(totals["absolute"] / ((16 + 4) * 8), rel=1e-4)
+
+
+def test_layers_inside_transformed_modules():
+    model, x = Transformed(), normal(1, 2, 8)
+    variables = random_variables(model, x)
+    model.apply(variables, x)
+    params = variables["params"]
+    for path in ("jitted/dense", "saved/dense", "layer"):
+        params = replace_kernel(params, path, normal(5, 8, 8))
+    for scale in (1.0, 2.0):
+        # Twice, as compiled code from before must not be met with other values.
+        found = tdjax.feature_errors(model, variables, params, [scale * x])
+        z, own = scale * x, variables["params"]
+        for path in ("jitted", "saved"):
+            change = z @ (params[path]["dense"]["kernel"] - own[path]["dense"]["kernel"])
+            norms = np.linalg.norm(np.asarray(change), axis=1)
+            assert found[f"{path}/dense"]["absolute"] == pytest.approx(norms.mean(), rel=1e-4)
+            z = z + z @ own[path]["dense"]["kernel"] + own[path]["dense"]["bias"]
+        change = z @ (params["layer"]["kernel"] - own["layer"]["kernel"])
+        norms = np.linalg.norm(np.asarray(change), axis=1)
+        assert found["layer"]["absolute"] == pytest.approx(norms.mean(), rel=1e-4)
+
+
+def test_model_that_is_one_layer():
+    model, x = nn.Dense(6), normal(1, 3, 4)
+    variables = random_variables(model, x)
+    params = {**variables["params"], "kernel": normal(5, 4, 6)}
+    found = tdjax.feature_errors(model, variables, params, [x])
+    change = np.asarray(x @ (params["kernel"] - variables["params"]["kernel"]))
+    assert set(found) == {""}
+    assert found[""]["absolute"] == pytest.approx(np.linalg.norm(change, axis=1).mean(), rel=1e-4)
+
+
+def test_models_with_lists_and_inputs_with_flags(network):
+    x = normal(1, 3, 6)
+    mlp = MLP([5, 4])
+    variables = random_variables(mlp, x)
+    params = replace_kernel(variables["params"], "dense1", normal(5, 5, 4))
+    assert set(tdjax.feature_errors(mlp, variables, params, [x])) == {"dense1"}
+    values = tdjax.evaluate_candidates(
+        mlp, variables, "dense1", normal(5, 2, 5, 4), [x], lambda out, _: out.sum(axis=1)
+    )
+    assert values.shape == (2,)
+
+    model, variables = network
+    params = replace_kernel(variables["params"], "head", normal(5, 5, 4))
+    plain = tdjax.feature_errors(model, variables, params, IMAGES[:1])
+    batch = {"scale": True, "x": IMAGES[0]}
+    assert_same(tdjax.feature_errors(model, variables, params, [batch]), plain)
+    kernels = normal(5, 2, 5, 4)
+    for inputs, factor in ((IMAGES[0], 1), (batch, 2), ((batch, LABELS[0]), 2)):
+        found = tdjax.evaluate_candidates(model, variables, "head", kernels, [inputs], first_logit)
+        expected = factor * one_at_a_time(model, variables, "head", kernels, [IMAGES[0]])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_network_with_batch_statistics():
+    model, x = ConvNet(), normal(1, 2, 9, 9, 3)
+    variables = random_variables(model, x)
+    stats = jax.tree.map(jnp.ones_like, variables["batch_stats"])
+    variables = {**variables, "batch_stats": stats}
+    params = replace_kernel(variables["params"], "conv0", normal(5, 3, 3, 3, 8))
+    found = tdjax.feature_errors(model, variables, params, [x])
+    change = convolve(
+        x[0], params["conv0"]["kernel"] - variables["params"]["conv0"]["kernel"], 1, 1
+    )
+    other = convolve(x[1], params["conv0"]["kernel"] - variables["params"]["conv0"]["kernel"], 1, 1)
+    expected = (np.linalg.norm(change.ravel()) + np.linalg.norm(other.ravel())) / 2
+    assert found["conv0"]["absolute"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_feature_errors_refuse_what_they_cannot_do(network):
+    model, variables = network
+    params = variables["params"]
+    plan = tdjax.make_plan(model, variables, RULES, IMAGES[0])
+    with pytest.raises(ValueError, match="no batches"):
+        tdjax.feature_errors(model, variables, plan, [])
+    with pytest.raises(ValueError, match="empty batch"):
+        tdjax.feature_errors(model, variables, plan, [IMAGES[0][:0]])
+    factors = tdjax.factorize_params(params, plan)
+    with pytest.raises(ValueError, match=r"no kernel at 'first'; pass the plan, or .*reconstruct"):
+        tdjax.feature_errors(model, variables, factors, IMAGES)
+    other = {**params, "second": params["second"]["kernel"]}
+    with pytest.raises(ValueError, match="no kernel at 'second'"):
+        tdjax.feature_errors(model, variables, other, IMAGES)
+    other = replace_kernel(params, "second", normal(5, 3, 3, 6, 4))
+    with pytest.raises(ValueError, match=r"layer 'second' .* \(3, 3, 6, 5\).* \(3, 3, 6, 4\)"):
+        tdjax.feature_errors(model, variables, other, IMAGES)
+
+
+def test_layer_that_is_not_met_is_named():
+    tokens = jnp.zeros((2, 7), jnp.int32)
+    model = Zoo()
+    shapes = jax.eval_shape(lambda key: model.init(key, tokens, False), jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    params = replace_kernel(variables["params"], "unused/aside", jnp.zeros((8, 4)))
+    with pytest.raises(ValueError, match="the model never calls layer 'unused/aside'"):
+        tdjax.feature_errors(model, variables, params, [(tokens, False)])
+    # A stack of kernels has no features of its own.
+    scanned, x = Scanned(), normal(1, 2, 8)
+    variables = random_variables(scanned, x)
+    params = replace_kernel(variables["params"], "stack/dense", jnp.zeros((3, 8, 8)))
+    with pytest.raises(ValueError, match="the model never calls layer 'stack/dense'"):
+        tdjax.feature_errors(scanned, variables, params, [x])
+
+
+# ---------------------------------------------------------------- candidates
+
+
+def first_logit(outputs, batch):
+    del batch
+    return outputs[:, 0]
+
+
+def accuracy_and_loss(outputs, batch):
+    labels = batch[1]
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(outputs), labels[:, None], axis=1)[:, 0]
+    return {"correct": outputs.argmax(axis=1) == labels, "loss": -chosen}
+
+
+def one_at_a_time(model, variables, path, kernels, batches):
+    """The mean first logit, in a loop over kernels and images."""
+    apply = jax.jit(model.apply)
+    means = []
+    for kernel in kernels:
+        params = replace_kernel(variables["params"], path, kernel)
+        logits = [
+            float(apply({**variables, "params": params}, image[None])[0, 0])
+            for images in batches
+            for image in images
+        ]
+        means.append(np.mean(logits))
+    return np.asarray(means)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"), [("first", (3, 3, 3, 6)), ("second", (3, 3, 6, 5)), ("head", (5, 4))]
+)
+def test_candidates_equal_a_loop_over_kernels_and_images(network, path, shape):
+    model, variables = network
+    kernels = normal(5, 3, *shape)
+    found = tdjax.evaluate_candidates(model, variables, path, kernels, IMAGES, first_logit)
+    assert found.dtype == np.float64
+    assert found.shape == (3,)
+    expected = one_at_a_time(model, variables, path, kernels, IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_own_kernel_gives_the_performance_of_the_network(network):
+    model, variables = network
+    own = variables["params"]["second"]["kernel"]
+    batches = list(zip(IMAGES, LABELS, strict=True))
+    found = tdjax.evaluate_candidates(
+        model, variables, "second", own[None], batches, accuracy_and_loss
+    )
+    logits = np.concatenate([model.apply(variables, images) for images in IMAGES])
+    labels = np.concatenate(LABELS)
+    logits = logits.astype(np.float64)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    assert set(found) == {"correct", "loss"}
+    # The mean over eleven images, though the last batch is smaller.
+    assert found["correct"][0] == np.mean(logits.argmax(axis=1) == labels)
+    assert found["loss"][0] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_chunks_make_no_difference(network):
+    model, variables = network
+    kernels = normal(5, 5, 5, 4)
+    whole, *parts = (
+        tdjax.evaluate_candidates(
+            model, variables, "head", kernels, iter(IMAGES), first_logit, chunk=chunk
+        )
+        for chunk in (25, 5, 2, 1)
+    )
+    for part in parts:
+        np.testing.assert_allclose(part, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_before_the_candidates_run_once(network, count_macs):
+    model, variables = network
+    first, second, head = (layer.macs for layer in tdjax.layer_table(model, variables, IMAGES[0]))
+    batch, n = len(IMAGES[0]), 7
+    arrays, frame = tdjax.linen.split_arrays(IMAGES[0])
+    shapes = {"first": (3, 3, 3, 6), "second": (3, 3, 6, 5), "head": (5, 4)}
+    expected = {
+        "first": n * (first + second + head),
+        "second": first + n * (second + head),
+        "head": first + second + n * head,
+    }
+    for path, shape in shapes.items():
+        kernels = jnp.zeros((n, *shape))
+
+        def candidates(kernels, path=path):
+            return errors._candidate_sums(
+                errors.Network(model), path, first_logit, frame, variables, kernels, arrays
+            )
+
+        assert count_macs(candidates, kernels) == batch * expected[path]
+
+        def features(kernels, path=path):
+            return errors._feature_sums(
+                errors.Network(model), frame, variables, {path: kernels}, arrays
+            )
+
+        # The network as it is, and the layer alone with each other kernel.
+        own = {"first": first, "second": second, "head": head}[path]
+        assert count_macs(features, kernels) == batch * (first + second + head + n * own)
+
+
+def test_compiled_once_for_all_batches_and_turns(network):
+    _, variables = network
+    traced = []
+
+    def metric(outputs, batch):
+        traced.append(batch.shape)
+        return outputs[:, 0]
+
+    kernels = normal(5, 5, 5, 4)
+    for _ in range(2):
+        tdjax.evaluate_candidates(TwoConvs(), variables, "head", kernels, IMAGES, metric, chunk=2)
+    # Two sizes of batch; the last turn, of one kernel, is filled up.
+    assert traced == [IMAGES[0].shape, IMAGES[2].shape]
+
+
+def test_candidates_that_cannot_be_evaluated(network):
+    model, variables = network
+    kernels = normal(5, 3, 5, 4)
+
+    def evaluate(path="head", kernels=kernels, batches=IMAGES, **options):
+        return tdjax.evaluate_candidates(
+            model, variables, path, kernels, batches, first_logit, **options
+        )
+
+    for wrong in (kernels[0], kernels[:0], kernels[:, :, :3], jnp.zeros((3,)), kernels[None]):
+        with pytest.raises(ValueError, match=r"for layer 'head', expected \(n, 5, 4\)"):
+            evaluate(kernels=wrong)
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="a kernel for layer 'head' holds NaN or Inf"):
+            evaluate(kernels=kernels.at[1, 0, 0].set(value))
+    with pytest.raises(ValueError, match="no batches"):
+        evaluate(batches=[])
+    with pytest.raises(ValueError, match="an empty batch"):
+        evaluate(batches=[IMAGES[0][:0]])
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        evaluate(chunk=0)
+    with pytest.raises(KeyError, match="no parameters at 'tail'"):
+        evaluate(path="tail")
+    with pytest.raises(KeyError, match="'' has no kernel"):
+        evaluate(path="")

@@ -1,0 +1,224 @@
+import json
+import math
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tdjax
+from tdjax.models import GaripovNet, ResNet18
+from tdjax.models.resnet import BasicBlock
+
+PUBLISHED = Path(tdjax.__file__).parent / "study" / "published" / "ranks.json"
+CIFAR = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+
+def shapes_of(model, sample=CIFAR):
+    return jax.eval_shape(model.init, jax.random.key(0), sample)
+
+
+def size(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def table_of(model, sample=CIFAR):
+    table = tdjax.layer_table(model, shapes_of(model, sample), sample)
+    return {layer.path: layer for layer in table}
+
+
+def images(*shape):
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape).astype(np.float32))
+
+
+def random_like(shapes):
+    """Normal arrays of the shapes of a pytree, scaled by the fan-in; positive variances."""
+    random = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        array = random.normal(size=leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))
+        array = np.abs(array) + 0.5 if path[-1].key == "var" else array
+        return jnp.asarray(array.astype(leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def test_parameters_of_garipov_net():
+    convolutions = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 128), (128, 128)]
+    expected = sum(9 * c * t + t for c, t in convolutions)
+    # Scale and bias of a normalisation behind each but the last.
+    expected += sum(2 * t for _, t in convolutions[:-1])
+    # Maps of 32, then 15 and 7 behind the pools, 1 behind the average: 128 features.
+    expected += 128 * 10 + 10
+    assert expected == 557_642
+    variables = shapes_of(GaripovNet())
+    assert size(variables["params"]) == expected
+    assert size(variables["batch_stats"]) == sum(2 * t for _, t in convolutions[:-1])
+
+
+def test_parameters_of_resnet18():
+    # torchvision's for ten classes, its 7x7 stem replaced by one of 3x3.
+    expected = 11_181_642 - 7 * 7 * 3 * 64 + 3 * 3 * 3 * 64
+    assert expected == 11_173_962
+    assert size(shapes_of(ResNet18())["params"]) == expected
+    by_hand = 9 * 3 * 64 + 2 * 64 + 512 * 10 + 10
+    c = 64
+    for stage in range(4):
+        t = 64 * 2**stage
+        for _ in range(2):
+            by_hand += 9 * c * t + 9 * t * t + 4 * t
+            by_hand += 0 if c == t else c * t + 2 * t
+            c = t
+    assert by_hand == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("garipovnet", GaripovNet()), ("resnet18", ResNet18())]
+)
+def test_layers_have_the_published_shapes(name, model):
+    published = json.loads(PUBLISHED.read_text())[name]
+    table = table_of(model)
+    for layer, entry in published.items():
+        # "layer1.1.conv2" is conv2 in the module "layer1.1".
+        path = layer.replace(".conv", "/conv").replace(".down", "/down")
+        c, kh, kw, t = entry["shape"]
+        assert table[path].kernel_shape == (kh, kw, c, t)
+        assert table[path].obstacle is None
+
+
+def test_maps_of_garipov_net():
+    table = table_of(GaripovNet())
+    maps = {path: layer.out_spatial for path, layer in table.items()}
+    assert maps == {
+        "conv1": (32, 32),
+        "conv2": (32, 32),
+        "conv3": (15, 15),
+        "conv4": (15, 15),
+        "conv5": (7, 7),
+        "conv6": (7, 7),
+        "linear": (),
+    }
+    assert all(layer.in_spatial == layer.out_spatial for layer in table.values())
+
+
+def test_pools_can_be_left_out():
+    sample = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    table = table_of(GaripovNet(widths=(4, 4, 8, 8, 8, 8), pools=(2, 0)), sample)
+    assert [table[f"conv{k}"].out_spatial[0] for k in range(1, 7)] == [8, 8, 4, 4, 4, 4]
+    table = table_of(GaripovNet(widths=(4, 4, 8, 8, 8, 8), pools=(0, 2), average=2), sample)
+    assert [table[f"conv{k}"].out_spatial[0] for k in range(1, 7)] == [8, 8, 8, 8, 4, 4]
+    # Two by two windows of the average are left.
+    assert table["linear"].kernel_shape == (4 * 8, 10)
+
+
+def test_maps_of_resnet18():
+    table = table_of(ResNet18())
+    assert len(table) == 1 + 16 + 3 + 1
+    assert (table["conv1"].in_spatial, table["conv1"].out_spatial) == ((32, 32), (32, 32))
+    for stage, side in enumerate((16, 8, 4, 2), 1):
+        before = side if stage == 1 else 2 * side
+        for block in range(2):
+            first, second = (table[f"layer{stage}.{block}/conv{k}"] for k in (1, 2))
+            assert first.in_spatial == ((before,) * 2 if block == 0 else (side,) * 2)
+            assert first.out_spatial == second.in_spatial == second.out_spatial == (side,) * 2
+        if stage > 1:
+            down = table[f"layer{stage}.0/downsample.0"]
+            assert (down.in_spatial, down.out_spatial) == ((before,) * 2, (side,) * 2)
+    assert "layer1.0/downsample.0" not in table
+    assert table["fc"].kernel_shape == (512, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "shape"),
+    [
+        (GaripovNet(), (2, 28, 28, 1), (2, 10)),
+        (GaripovNet(widths=(4, 4, 8, 8, 8, 8), pools=(2, 0)), (3, 8, 8, 1), (3, 10)),
+        (GaripovNet(classes=3, widths=(4, 4, 8, 8, 8, 8)), (1, 64, 48, 3), (1, 3)),
+        (ResNet18(classes=7, width=4), (2, 28, 28, 1), (2, 7)),
+    ],
+)
+def test_other_images(model, sample, shape):
+    sample = jax.ShapeDtypeStruct(sample, jnp.float32)
+    variables = shapes_of(model, sample)
+    assert jax.eval_shape(model.apply, variables, sample).shape == shape
+
+
+def convolve(x, p, stride=1, padding=1):
+    y = jax.lax.conv_general_dilated(
+        x,
+        p["kernel"],
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + p.get("bias", 0.0)
+
+
+def normalise(x, p, s):
+    return (x - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+
+def max_pool(x):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+
+
+def test_garipov_net_step_by_step():
+    model = GaripovNet(classes=3, widths=(4, 4, 5, 5, 6, 6))
+    x = images(2, 21, 21, 2)
+    variables = random_like(shapes_of(model, x))
+
+    def expected(variables, x):
+        params, stats = variables["params"], variables["batch_stats"]
+        for k in range(1, 7):
+            x = convolve(x, params[f"conv{k}"])
+            if k < 6:
+                x = jnp.maximum(normalise(x, params[f"norm{k}"], stats[f"norm{k}"]), 0.0)
+            if k in (2, 4):
+                x = max_pool(x)
+        # 21, 10 and 4: one window of the average.
+        x = x.mean(axis=(1, 2))
+        return x @ params["linear"]["kernel"] + params["linear"]["bias"]
+
+    actual, wanted = jax.jit(lambda v, x: (model.apply(v, x), expected(v, x)))(variables, x)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(actual).max()) > 0.01
+
+
+def test_block_of_resnet_step_by_step():
+    block = BasicBlock(features=6, stride=2)
+    x = images(2, 7, 6, 4)
+    variables = random_like(shapes_of(block, x))
+
+    def expected(variables, x):
+        p, s = variables["params"], variables["batch_stats"]
+        y = jnp.maximum(normalise(convolve(x, p["conv1"], 2), p["bn1"], s["bn1"]), 0.0)
+        y = normalise(convolve(y, p["conv2"]), p["bn2"], s["bn2"])
+        short = convolve(x, p["downsample.0"], 2, padding=0)
+        short = normalise(short, p["downsample.1"], s["downsample.1"])
+        return jnp.maximum(y + short, 0.0)
+
+    actual, wanted = jax.jit(lambda v, x: (block.apply(v, x), expected(v, x)))(variables, x)
+    assert actual.shape == (2, 4, 3, 6)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [GaripovNet(), ResNet18()])
+def test_training_renews_every_statistic(model):
+    variables = shapes_of(model)
+    logits, state = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]), variables, CIFAR
+    )
+    assert logits.shape == (2, 10)
+    assert jax.tree.structure(state["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+    with pytest.raises(nn.module.errors.ModifyScopeVariableError):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=True), variables, CIFAR)
+
+
+@pytest.mark.parametrize("model", [GaripovNet(), ResNet18()])
+def test_networks_factorise(model):
+    rules = [tdjax.Rule(path=".*", method="tt", compression=0.9)]
+    plan = tdjax.make_plan(model, shapes_of(model), rules, CIFAR)
+    assert size(shapes_of(tdjax.factorize(model, plan))["params"]) == plan.size
+    assert plan.size < 0.2 * plan.size_before
