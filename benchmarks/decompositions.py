@@ -124,7 +124,7 @@ def operations(method: str, shape: tuple[int, ...], ranks: tuple[int, ...], swee
     if method == "cp":
         (r,) = ranks
         if r > EXACT_UP_TO:
-            solve = 2 * (CG_STEPS + 1) * r * r * sum(shape)
+            solve = 2.0 * (CG_STEPS + 1) * r * r * sum(shape)
         else:
             solve = 4 * r**3 / 3 + 4 * r * r * sum(shape)
         return sweeps * (4 * n * r + 4 * r * r * sum(shape) + solve)

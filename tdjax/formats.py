@@ -40,7 +40,7 @@ class Format:
         """Number of stored parameters."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self))
 
-    def to_tensor(self) -> Float[Array, ...]:
+    def to_tensor(self) -> Float[Array, "*_"]:
         """Multiply out to the dense array of shape `shape`."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
@@ -133,7 +133,7 @@ class CP(Format):
         """(R,)."""
         return (self.factors[0].shape[1],)
 
-    def to_tensor(self) -> Float[Array, ...]:
+    def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array, as one matrix product of two Khatri-Rao products."""
         # The smaller the larger of the two sides, the less is written for the same product.
         split = min(
@@ -167,7 +167,7 @@ class Tucker(Format):
         factors: for each mode an (n_k, r_k) matrix, or None where the mode stays whole.
     """
 
-    core: Float[Array, ...]
+    core: Float[Array, "*_"]
     factors: tuple[Float[Array, "_ _"] | None, ...]
 
     @property
@@ -183,7 +183,7 @@ class Tucker(Format):
         """The ranks of the compressed modes, in the order of the modes."""
         return tuple(factor.shape[1] for factor in self.factors if factor is not None)
 
-    def to_tensor(self) -> Float[Array, ...]:
+    def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array."""
         return mode_products(self.core, self.factors)
 
@@ -219,7 +219,7 @@ class TT(Format):
         """The interior ranks (r_1, ..., r_{N-1})."""
         return tuple(core.shape[2] for core in self.cores[:-1])
 
-    def to_tensor(self) -> Float[Array, ...]:
+    def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array, multiplied out from the right, where the ranks end in 1."""
         tail = self.cores[-1].reshape(self.cores[-1].shape[0], -1)
         for core in reversed(self.cores[:-1]):
@@ -254,7 +254,7 @@ def khatri_rao(factors: Sequence[Float[Array, "_ r"]]) -> Float[Array, "_ r"]:
     return product
 
 
-def mode_products(x: Float[Array, ...], matrices: Matrices) -> Float[Array, ...]:
+def mode_products(x: Float[Array, "*_"], matrices: Matrices) -> Float[Array, "*_"]:
     """Multiply mode n of a dense array by `matrices[n]` of shape (new, old); None: leave it."""
     for mode, matrix in enumerate(_one_per_mode(matrices, x.ndim)):
         if matrix is not None:

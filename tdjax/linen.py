@@ -62,6 +62,8 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a flax.linen.Module, got {type(model).__name__}")
+    if any(map(_is_boxed, jax.tree.leaves(variables, is_leaf=_is_boxed))):
+        raise ValueError("the variables carry axis metadata; pass flax.linen.meta.unbox(variables)")
     args, kwargs = call_arguments(sample)
     arrays, frame = split_arrays((args, kwargs))
     batch = next((leaf.shape[0] for leaf in arrays if leaf.shape), 1)
@@ -357,6 +359,10 @@ def _weight_owners(params: Any, path: tuple[str, ...] = ()) -> list[str]:
         return []
     own = ["/".join(path)] if any(_is_weight(leaf) for leaf in params.values()) else []
     return own + [p for name, sub in params.items() for p in _weight_owners(sub, (*path, name))]
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
 
 
 def _is_weight(leaf: Any) -> bool:

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Format)
 class Norm(Protocol):
     """What a decomposition asks of a norm."""
 
-    def to_frobenius(self, x: Float[Array, ...]) -> Float[Array, ...]:
+    def to_frobenius(self, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
         """Coordinates of `x` in which this norm is the Frobenius norm."""
         ...
 
@@ -46,7 +46,7 @@ class ModeWeighted:
 
     roots: tuple[Float[Array, "_ _"] | None, ...]
 
-    def to_frobenius(self, x: Float[Array, ...]) -> Float[Array, ...]:
+    def to_frobenius(self, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
         """See `Norm.to_frobenius`."""
         return mode_products(x, self.roots)
 
@@ -58,7 +58,7 @@ class ModeWeighted:
 
 
 def in_norm(
-    norm: Norm | None, decompose: Callable[[Array], tuple[F, Any]], x: Float[Array, ...]
+    norm: Norm | None, decompose: Callable[[Array], tuple[F, Any]], x: Float[Array, "*_"]
 ) -> tuple[F, Any]:
     """Run a Frobenius decomposition `x -> (format, info)` in another norm."""
     if norm is None:

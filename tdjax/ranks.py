@@ -61,9 +61,7 @@ def tt_ranks(shape: Shape, keep: float) -> tuple[int, ...]:
     low, high = 0.0, math.prod(dims) / min(means)
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if tt_size(dims, ranks(middle)) < target else (low, middle)
-        )
+        low, high = (middle, high) if tt_size(dims, ranks(middle)) < target else (low, middle)
     return min((ranks(low), ranks(high)), key=lambda r: abs(tt_size(dims, r) - target))
 
 
@@ -76,9 +74,7 @@ def tt_order(shape: Shape) -> tuple[int, ...]:
 def tt_size(dims: Shape, ranks: Sequence[int]) -> int:
     """Number of parameters of a tensor train over `dims` with interior `ranks`."""
     padded = (1, *ranks, 1)
-    return sum(
-        a * n * b for a, n, b in zip(padded[:-1], dims, padded[1:], strict=True)
-    )
+    return sum(a * n * b for a, n, b in zip(padded[:-1], dims, padded[1:], strict=True))
 
 
 def feasible_tt_ranks(dims: Shape, ranks: Sequence[int]) -> tuple[int, ...]:
@@ -109,9 +105,7 @@ def full_ranks(method: str, shape: Shape) -> tuple[int, ...]:
     if method == "svd":
         return (min(math.prod(shape[:-1]), shape[-1]),)
     if method == "tt":
-        return tuple(
-            min(math.prod(dims[:k]), math.prod(dims[k:])) for k in range(1, len(dims))
-        )
+        return tuple(min(math.prod(dims[:k]), math.prod(dims[k:])) for k in range(1, len(dims)))
     raise ValueError(f"method {method!r}: known are {', '.join(RANK_RULES)}")
 
 

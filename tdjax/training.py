@@ -31,7 +31,7 @@ class FitSettings:
         batch_size: images a step; an incomplete last batch of an epoch is left out.
         optimizer: "sgd" (with momentum) or "adam".
         learning_rate: of the first epoch.
-        boundaries: epochs at whose end the learning rate is multiplied by `factor`.
+        boundaries: epochs at whose end the learning rate is multiplied by `factor`, ascending.
         factor: see `boundaries`.
         momentum: of "sgd".
         weight_decay: added to the gradient, times the weight.
@@ -61,13 +61,20 @@ class FitSettings:
                 f"epochs {self.epochs}, batch_size {self.batch_size}, learning_rate "
                 f"{self.learning_rate}: at least 0, at least 1 and above 0 are needed"
             )
+        if self.boundaries != tuple(sorted({max(1, epoch) for epoch in self.boundaries})):
+            raise ValueError(f"boundaries {self.boundaries}: ascending epochs from 1 are needed")
+        if not self.factor > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"factor {self.factor}, momentum {self.momentum}, weight_decay "
+                f"{self.weight_decay}: above 0, in [0, 1) and at least 0 are needed"
+            )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience {self.patience}: at least 1, or None for no early stop")
 
     @property
     def last_learning_rate(self) -> float:
-        """The learning rate that the schedule ends with."""
-        return self.learning_rate * self.factor ** len(self.boundaries)
+        """The learning rate of the last epoch."""
+        return self.learning_rate * self.factor ** sum(b < self.epochs for b in self.boundaries)
 
     def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """The optax transformation, its schedule counted in steps."""
@@ -165,14 +172,13 @@ def fit_epochs(
     steps = steps_per_epoch(train, settings)
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
     step = partial(_step, apply=apply, settings=settings, steps=steps)
-    shuffle = jax.jit(jax.vmap(lambda key: jax.random.permutation(key, len(labels))))
     for epoch in range(int(fit.epoch.max()), settings.epochs):
         if settings.patience is not None and bool(
             (fit.epoch - fit.best_epoch >= settings.patience).all()
         ):
             return
         epoch_keys = jax.vmap(partial(jax.random.fold_in, data=epoch))(keys)
-        order = shuffle(epoch_keys)
+        order = _orders(epoch_keys, len(labels))
         model, optimizer = fit.model, fit.optimizer
         for index in range(steps):
             model, optimizer = step(
@@ -221,6 +227,11 @@ def example_scores(
     right = (jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(logits).all(axis=-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return right.astype(jnp.float32), loss
+
+
+@partial(jax.jit, static_argnames=("count",))
+def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
+    return jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
 
 
 @partial(jax.jit, static_argnames=("apply",))

@@ -36,11 +36,11 @@ def make_params(dtype=np.float32):
     }
 
 
-def make_plan(method="svd", paths=tuple(LAYERS), spatial="separate"):
+def make_plan(method="svd", paths=tuple(LAYERS)):
     entries = []
     for path, layer in LAYERS.items():
         if path in paths:
-            rule = Rule(path=path, method=method, rank=RANKS[method], spatial=spatial)
+            rule = Rule(path=path, method=method, rank=RANKS[method])
             entries.append(plan_layer(layer, rule))
         else:
             entries.append(PlannedLayer(layer, reason="no rule matches it"))
@@ -100,23 +100,22 @@ def test_svd_is_the_best_of_its_rank_in_every_group():
 
 
 @pytest.mark.parametrize(
-    ("method", "spatial", "axes"),
+    ("method", "axes"),
     [
-        ("tucker", "separate", (0, 1, 2, 3)),
-        ("tt", "separate", (2, 0, 1, 3)),
-        ("cp", "separate", (0, 1, 2, 3)),
-        ("cp", "merged", None),
+        ("tucker", (0, 1, 2, 3)),
+        ("tt", (2, 0, 1, 3)),
+        ("cp", (0, 1, 2, 3)),
     ],
 )
-def test_factors_are_those_of_the_decomposition(method, spatial, axes):
+def test_factors_are_those_of_the_decomposition(method, axes):
     params = make_params()
-    plan = make_plan(method, ("block/conv",), spatial)
+    plan = make_plan(method, ("block/conv",))
     key = jax.random.key(3)
     factors = tdjax.factorize_params(params, plan, key=key, max_iters=SWEEPS)
     dense = tdjax.reconstruct_params(factors, plan)["block"]["conv"]["kernel"]
     kernel = params["block"]["conv"]["kernel"]
     entry = plan["block/conv"]
-    tensor = kernel.reshape(9, 6, 8) if axes is None else kernel.transpose(axes)
+    tensor = kernel.transpose(axes)
     if method == "tucker":
         direct = tdjax.tucker_als(tensor, (None, None, 3, 3), max_iters=SWEEPS)[0]
     elif method == "tt":
@@ -124,10 +123,7 @@ def test_factors_are_those_of_the_decomposition(method, spatial, axes):
     else:
         own = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
         direct = tdjax.cp_als(tensor, 4, key=own, init="normal", max_iters=SWEEPS)[0]
-    expected = direct.to_tensor()
-    expected = (
-        expected.reshape(kernel.shape) if axes is None else expected.transpose(np.argsort(axes))
-    )
+    expected = direct.to_tensor().transpose(np.argsort(axes))
     np.testing.assert_allclose(dense, expected, atol=1e-5)
     assert (
         0

@@ -31,10 +31,8 @@ def tucker(seed=0):
 
 
 def tt(seed=0):
-    ranks = (1, 3, 4, 2, 1)
-    return TT(
-        tuple(draw(seed + k, a, n, b) for k, (a, n, b) in enumerate(zip(ranks, SHAPE, ranks[1:])))
-    )
+    shapes = ((1, 3, 3), (3, 4, 4), (4, 5, 2), (2, 2, 1))
+    return TT(tuple(draw(seed + k, *shape) for k, shape in enumerate(shapes)))
 
 
 def by_einsum(array):
@@ -113,10 +111,10 @@ def test_sizes_of_convolution_formats(numbers):
 def test_mode_products_act_on_the_dense_array(make):
     array = make()
     sizes = (4, None, 2, 3) if len(array.shape) == 4 else (4, None)
-    for wanted in (sizes, tuple(reversed(sizes))):
+    for wanted in (sizes, sizes[::-1]):
         matrices = [
             None if rows is None else draw(10 + k, rows, n)
-            for k, (rows, n) in enumerate(zip(wanted, array.shape))
+            for k, (rows, n) in enumerate(zip(wanted, array.shape, strict=True))
         ]
         expected = by_einsum(array)
         for mode, matrix in enumerate(matrices):

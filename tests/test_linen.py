@@ -607,31 +607,31 @@ def test_init_creates_exactly_the_factors(network):
     assert set(params["conv1"]) == {"input", "spatial", "output", "bias"}
 
 
-def test_factorised_model_equals_the_model_with_reconstructed_kernels(network):
+def test_training_mode_equals_that_of_the_reconstructed_kernels(network):
     model, variables, plan, params = network
     x = normal(2, 4, 9, 9, 3)
     dense = reconstruct(params, plan)
-    small = tdjax.factorize(model, plan)
-    for train in (False, True):
-        (actual, state), (expected, other) = (
-            net.apply(
-                {**variables, "params": p},
-                x,
-                train,
-                rngs={"dropout": jax.random.key(3)},
-                mutable=["batch_stats"],
-            )
-            for net, p in ((small, params), (model, dense))
+    (actual, state), (expected, other) = (
+        run(
+            net,
+            {**variables, "params": p},
+            x,
+            train=True,
+            rngs={"dropout": jax.random.key(3)},
+            mutable=["batch_stats"],
         )
-        assert_close(actual, expected, 1e-5)
-        jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), state, other)
-        assert train == (not np.allclose(state["batch_stats"]["norm0"]["mean"], 0.0))
+        for net, p in ((tdjax.factorize(model, plan), params), (model, dense))
+    )
+    assert_close(actual, expected, 1e-5)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-4), state, other)
+    # The statistics have moved.
+    assert float(jnp.abs(state["batch_stats"]["norm0"]["mean"]).max()) > 0.01
 
 
 def test_captured_intermediates_are_those_of_the_model(network):
     model, variables, plan, params = network
     x = normal(2, 2, 9, 9, 3)
-    _, state = run(
+    actual, state = run(
         tdjax.factorize(model, plan),
         {**variables, "params": params},
         x,
@@ -641,7 +641,7 @@ def test_captured_intermediates_are_those_of_the_model(network):
     seen = state["intermediates"]
     assert len(seen["__call__"]) == 1
     dense = reconstruct(params, plan)
-    _, other = run(
+    expected, other = run(
         model,
         {**variables, "params": dense},
         x,
@@ -649,6 +649,7 @@ def test_captured_intermediates_are_those_of_the_model(network):
         mutable=["intermediates"],
     )
     assert_close(seen["norm1"]["__call__"][0], other["intermediates"]["norm1"]["__call__"][0], 1e-5)
+    assert_close(actual, expected, 1e-5)
 
 
 def test_equal_models_with_equal_plans_are_equal(network):
@@ -730,36 +731,35 @@ def test_training_lowers_the_loss(network):
     assert leaf_shapes(state.params) == leaf_shapes(params)
 
 
-def test_gradients_equal_finite_differences(network):
-    model, _, plan, _ = network
+@pytest.mark.parametrize("method", ["cp", "tt"])
+def test_gradients_equal_finite_differences(method):
     with jax.enable_x64(True):
+        model = Only(nn.Conv(6, (3, 2), strides=(1, 2), feature_group_count=2))
+        x = normal(2, 2, 5, 4, 4, dtype=jnp.float64)
+        plan = exact_plan(model, shapes_of(model, x), x, **METHODS[method])
         small = tdjax.factorize(model, plan)
-        x = normal(2, 2, 9, 9, 3, dtype=jnp.float64)
-        double = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), shapes_of(small, IMAGES)
-        )
-        variables = {**random_like(double), "batch_stats": jax.tree.map(
-            lambda leaf: jnp.ones(leaf.shape), double["batch_stats"]
-        )}  # fmt: skip
 
         @jax.jit
         def loss(params):
-            return jnp.sum(jnp.sin(small.apply({**variables, "params": params}, x)))
+            return jnp.sum(jnp.sin(small.apply({"params": params}, x)))
 
-        params = variables["params"]
+        params = jax.tree.map(
+            lambda leaf: normal(leaf.size, *leaf.shape, dtype=jnp.float64),
+            shapes_of(small, x)["params"],
+        )
         gradient = jax.grad(loss)(params)
-        for seed in range(3):
-            direction = random_like(params, seed=100 * (seed + 1))
-            inner = sum(
-                float(jnp.vdot(a, b))
-                for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        for seed in (1, 2):
+            direction = jax.tree.map(
+                lambda leaf, s=seed: normal(100 * s + leaf.size, *leaf.shape, dtype=leaf.dtype),
+                params,
             )
-
+            terms = jax.tree.map(lambda a, b: np.vdot(a, b), gradient, direction)
             ahead, behind = (
                 float(loss(jax.tree.map(lambda p, d, s=sign: p + 1e-6 * s * d, params, direction)))
                 for sign in (1, -1)
             )
-            assert inner == pytest.approx((ahead - behind) / 2e-6, rel=1e-6, abs=1e-9)
+            slope = (ahead - behind) / 2e-6
+            assert sum(jax.tree.leaves(terms)) == pytest.approx(slope, rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -862,11 +862,20 @@ def test_model_with_a_list_for_an_attribute():
     assert_close(actual, run(model, dense, x), 1e-5)
 
 
-def test_vmap_over_networks(network):
-    model, variables, plan, params = network
-    small, x = tdjax.factorize(model, plan), normal(2, 2, 9, 9, 3)
-    many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
-    both = jax.vmap(lambda p: run(small, {**variables, "params": p}, x))(many)
+def test_vmap_over_networks(autoencoder):
+    _, small, _, variables, x = autoencoder
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), variables)
+    both = jax.vmap(small.apply, in_axes=(0, None))(many, x)
     for k in range(2):
         one = jax.tree.map(lambda leaf, k=k: leaf[k], many)
-        assert_close(both[k], run(small, {**variables, "params": one}, x), 1e-5)
+        assert_close(both[k], run(small, one, x), 1e-5)
+
+
+def test_variables_with_axis_metadata_are_refused():
+    boxed = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    model, x = Only(nn.Dense(8, kernel_init=boxed)), normal(1, 2, 8)
+    variables = shapes_of(model, x)
+    with pytest.raises(ValueError, match=r"flax\.linen\.meta\.unbox"):
+        tdjax.layer_table(model, variables, x)
+    (layer,) = tdjax.layer_table(model, nn.meta.unbox(variables), x)
+    assert layer.kernel_shape == (8, 8)

@@ -8,7 +8,7 @@ import pytest
 from tdjax.decompose import cp_als, hosvd, truncated_svd, tt_svd, tucker_als
 from tdjax.norms import ModeWeighted, in_norm
 
-SHAPE = (5, 6, 4)
+SHAPE = (6, 5, 4)
 
 
 def tensor(*shape, seed=0):
@@ -40,11 +40,13 @@ def inverses(roots):
     return [None if r is None else np.linalg.inv(r) for r in roots]
 
 
-ROOTS = (root(5, 1), None, root(4, 2))
+ROOTS = (root(6, 1), None, root(4, 2))
 
 DECOMPOSITIONS = {
-    "cp": lambda x, norm: cp_als(x, 3, key=jax.random.key(0), max_iters=20, norm=norm)[0],
-    "tucker": lambda x, norm: tucker_als(x, (2, None, 3), max_iters=20, norm=norm)[0],
+    "cp": lambda x, norm: cp_als(x, 2, key=jax.random.key(0), init="normal", tol=1e-5, norm=norm)[
+        0
+    ],
+    "tucker": lambda x, norm: tucker_als(x, (2, None, 3), max_iters=15, norm=norm)[0],
     "hosvd": lambda x, norm: hosvd(x, (2, None, 3), norm=norm),
     "tt": lambda x, norm: tt_svd(x, (3, 2), norm=norm),
     "tt eps": lambda x, norm: tt_svd(x, eps=0.3, norm=norm),
@@ -56,9 +58,17 @@ def test_weighted_decomposition_is_the_transformed_problem(name):
     decompose = DECOMPOSITIONS[name]
     x = tensor(*SHAPE)
     found = decompose(x, weighted(*ROOTS)).to_tensor()
-    transformed = decompose(multiply(x, ROOTS).astype(np.float32), None).to_tensor()
+    moved = multiply(x, ROOTS)
+    transformed = decompose(moved.astype(np.float32), None).to_tensor()
     expected = multiply(transformed, inverses(ROOTS))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    # The sweeps may end one apart.
+    tolerance = 1e-2 if name in ("cp", "tucker") else 1e-4
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    errors = [
+        np.linalg.norm(difference)
+        for difference in (multiply(x - found, ROOTS), moved - transformed)
+    ]
+    np.testing.assert_allclose(*errors, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["cp", "tucker", "tt"])
@@ -107,7 +117,7 @@ def test_coordinates_round_trip():
     norm = weighted(*ROOTS)
     moved = norm.to_frobenius(jnp.asarray(x))
     np.testing.assert_allclose(moved, multiply(x, ROOTS), rtol=0, atol=1e-5)
-    exact = tt_svd(moved, (5, 4))
+    exact = tt_svd(moved, (6, 4))
     np.testing.assert_allclose(norm.from_frobenius(exact).to_tensor(), x, rtol=0, atol=1e-4)
 
 

@@ -86,11 +86,11 @@ def iterate(
     return jax.lax.while_loop(unfinished, body, (state, start))
 
 
-def relative_error(x: Float[Array, ...], approximation: Float[Array, ...]) -> Float[Array, ""]:
+def relative_error(x: Float[Array, "*_"], approximation: Float[Array, "*_"]) -> Float[Array, ""]:
     """norm(x - approximation) / norm(x), and 0 where both vanish."""
     return safe_ratio(jnp.linalg.norm(x - approximation), jnp.linalg.norm(x))
 
 
-def safe_ratio(above: Float[Array, ...], below: Float[Array, ...]) -> Float[Array, ...]:
+def safe_ratio(above: Float[Array, "*_"], below: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """above / below, and 0 where `below` is 0."""
     return jnp.where(below == 0, 0.0, above / jnp.where(below == 0, 1.0, below))

@@ -20,7 +20,8 @@ from tdjax.norms import Norm, in_norm
 
 Factor = Float[Array, "n r"]
 Gram = Float[Array, "r r"]
-State = tuple[list[Factor], Float[Array, " r"]]
+Factors = list[Float[Array, "_ r"]]
+State = tuple[Factors, Float[Array, " r"]]
 
 # Above this rank, factorising the R x R normal equations costs more than all matrix products of a
 # sweep; a few conjugate gradient steps from the present factor cost less and, by not chasing
@@ -89,7 +90,7 @@ def cp_als(
 
 @partial(jax.jit, static_argnames=("rank", "init", "max_iters"))
 def _cp_als(
-    x: Float[Array, ...],
+    x: Float[Array, "*_"],
     key: Array,
     start: CP | None,
     tol: float | Array,
@@ -161,7 +162,7 @@ def _cp_als(
     return cp, Info(error, progress.iterations, progress.errors, progress.converged)
 
 
-def initial_factors(x: Float[Array, ...], rank: int, key: Array, init: str) -> list[Factor]:
+def initial_factors(x: Float[Array, "*_"], rank: int, key: Array, init: str) -> Factors:
     """Starting factors (n_k, rank) of one of the kinds that `cp_als` describes."""
     keys = jax.random.split(key, x.ndim)
     draw = jax.random.uniform if init == "random" else jax.random.normal
@@ -240,7 +241,7 @@ def conjugate_gradients(normal: Gram, product: Factor, start: Factor, steps: int
     return solution
 
 
-def pairwise_sum(x: Float[Array, ...], axis: int) -> Float[Array, ...]:
+def pairwise_sum(x: Float[Array, "*_"], axis: int) -> Float[Array, "*_"]:
     """Sum over a leading axis by adding halves.
 
     The last axis stays contiguous in every addition; XLA's own reduction over another axis does

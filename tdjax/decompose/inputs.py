@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def as_float(x: Any, *, ndim: int | None = None) -> Float[Array, ...]:
+def as_float(x: Any, *, ndim: int | None = None) -> Float[Array, "*_"]:
     """The array in at least float32, known to be finite where its values can be seen.
 
     Half-precision input is raised to float32; float64 stays. Inside `jit` and `vmap` the values

@@ -70,7 +70,7 @@ def clip_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
 
 
 @partial(jax.jit, static_argnames=("ranks",))
-def _tt_svd(x: Float[Array, ...], ranks: tuple[int, ...]) -> TT:
+def _tt_svd(x: Float[Array, "*_"], ranks: tuple[int, ...]) -> TT:
     cores, rest, previous = [], x, 1
     for size, rank in zip(x.shape, ranks, strict=False):
         rest = rest.reshape(previous * size, -1)
@@ -81,7 +81,7 @@ def _tt_svd(x: Float[Array, ...], ranks: tuple[int, ...]) -> TT:
     return TT((*cores, rest.reshape(previous, x.shape[-1], 1)))
 
 
-def _within(x: Float[Array, ...], eps: float) -> TT:
+def _within(x: Float[Array, "*_"], eps: float) -> TT:
     """The ranks are decided on the host, step by step, by the singular values."""
     tensor = np.asarray(x)
     allowed = (eps * np.linalg.norm(tensor)) ** 2 / max(1, tensor.ndim - 1)

@@ -60,7 +60,7 @@ def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> T
 
 @partial(jax.jit, static_argnames=("ranks", "max_iters"))
 def _hooi(
-    x: Float[Array, ...], tol: float | Array, *, ranks: Ranks, max_iters: int
+    x: Float[Array, "*_"], tol: float | Array, *, ranks: Ranks, max_iters: int
 ) -> tuple[Tucker, Info]:
     total = jnp.linalg.norm(x)
     start = Tucker(*_st_hosvd(x, ranks))
@@ -95,7 +95,7 @@ def _hooi(
     )
 
 
-def _st_hosvd(x: Float[Array, ...], ranks: Ranks) -> tuple[Float[Array, ...], Factors]:
+def _st_hosvd(x: Float[Array, "*_"], ranks: Ranks) -> tuple[Float[Array, "*_"], Factors]:
     """Truncate one mode after the other, each on the core that the ones before have left."""
     core = x
     factors: list[Float[Array, "_ _"] | None] = [None] * x.ndim
@@ -107,7 +107,7 @@ def _st_hosvd(x: Float[Array, ...], ranks: Ranks) -> tuple[Float[Array, ...], Fa
 
 
 def _projection_error(
-    x: Float[Array, ...], total: Float[Array, ""], tucker: Tucker
+    x: Float[Array, "*_"], total: Float[Array, ""], tucker: Tucker
 ) -> Float[Array, ""]:
     """Relative error of a projection onto orthonormal factors: by Pythagoras, where that is exact.
 
@@ -120,7 +120,7 @@ def _projection_error(
     )
 
 
-def _unfold(x: Float[Array, ...], mode: int) -> Float[Array, "_ _"]:
+def _unfold(x: Float[Array, "*_"], mode: int) -> Float[Array, "_ _"]:
     return jnp.moveaxis(x, mode, 0).reshape(x.shape[mode], -1)
 
 

@@ -47,7 +47,7 @@ class CompressedNetwork:
 
 def dense_kernel(
     factors: Sequence[Format], kernel_shape: Sequence[int], groups: int, method: str
-) -> Float[Array, ...]:
+) -> Float[Array, "*_"]:
     """The kernel (*spatial, C / groups, T) that the factors of all groups stand for."""
     shape = (*kernel_shape[:-1], kernel_shape[-1] // groups)
     parts = [chain.kernel_view(part.to_tensor(), shape, method) for part in factors]
@@ -55,7 +55,7 @@ def dense_kernel(
 
 
 def decompose_runs(
-    kernel: Float[Array, ...],
+    kernel: Float[Array, "*_"],
     plans: Mapping[Choice, PlannedLayer],
     runs: int,
     settings: DecomposeSettings,
@@ -113,7 +113,7 @@ def without_kernel(params: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _cp_factors(
-    kernel: Float[Array, ...],
+    kernel: Float[Array, "*_"],
     plan: PlannedLayer,
     widest: int,
     settings: DecomposeSettings,

@@ -124,6 +124,19 @@ class Protocol:
                 f"config field 'decompose.cp_init' is {self.decompose.cp_init!r}: "
                 "known are random, normal"
             )
+        for name, value, least in (
+            ("decompose.max_iters", self.decompose.max_iters, 1),
+            ("decompose.tucker_iters", self.decompose.tucker_iters, 0),
+            ("measure.feature_images", self.measure.feature_images, 1),
+            ("measure.batch_size", self.measure.batch_size, 1),
+            ("measure.chunk", self.measure.chunk, 1),
+        ):
+            if value < least:
+                raise ValueError(f"config field {name!r} is {value}: at least {least} is needed")
+        try:
+            self.finetune_fit  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"config field 'finetune': {error}") from error
 
     @property
     def finetune_fit(self) -> FitSettings:

