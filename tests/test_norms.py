@@ -43,9 +43,7 @@ def inverses(roots):
 ROOTS = (root(6, 1), None, root(4, 2))
 
 DECOMPOSITIONS = {
-    "cp": lambda x, norm: cp_als(x, 2, key=jax.random.key(0), init="normal", tol=1e-5, norm=norm)[
-        0
-    ],
+    "cp": lambda x, norm: cp_als(x, 2, key=jax.random.key(0), tol=1e-5, norm=norm)[0],
     "tucker": lambda x, norm: tucker_als(x, (2, None, 3), max_iters=15, norm=norm)[0],
     "hosvd": lambda x, norm: hosvd(x, (2, None, 3), norm=norm),
     "tt": lambda x, norm: tt_svd(x, (3, 2), norm=norm),

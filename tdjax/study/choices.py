@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from importlib import resources
 from itertools import product
 
+from tdjax.decompose.tt import clip_ranks
 from tdjax.layers import Layer
 from tdjax.plan import PlannedLayer, Rule, plan_layer
+from tdjax.ranks import tt_order
 from tdjax.study.protocol import Protocol
 from tdjax.study.records import Choice
 
@@ -16,7 +18,8 @@ from tdjax.study.records import Choice
 def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice, PlannedLayer]:
     """Every choice of a study with the decomposition that it stands for, in order.
 
-    Ranks that save nothing are kept: the study measures them and its report says so.
+    Ranks that save nothing are kept: the study measures them and its report says so. TT ranks of a
+    table are clipped to what the decomposition reaches, so that sizes are those of the factors.
 
     Raises ValueError for a layer that the model does not have or that cannot be factorised, and
     for a rank table that lacks an entry.
@@ -34,7 +37,7 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
         protocol.layers, protocol.methods, protocol.compressions
     ):
         choice = Choice(path, method, round(compression, 6))
-        rank = None if tables is None else _from_table(tables, choice)
+        rank = None if tables is None else _from_table(tables, choice, by_path[path])
         rule = Rule(
             path=".*",
             method=method,
@@ -59,7 +62,7 @@ def published_ranks(protocol: Protocol) -> dict:
     return tables[name]
 
 
-def _from_table(tables: dict, choice: Choice) -> tuple[int, ...]:
+def _from_table(tables: dict, choice: Choice, layer: Layer) -> tuple[int, ...]:
     entry = tables.get(choice.layer.replace("/", "."), {})
     keep = str(round(100 * (1 - choice.compression)))
     ranks = entry.get("keep", {}).get(keep, {}).get(choice.method)
@@ -71,4 +74,7 @@ def _from_table(tables: dict, choice: Choice) -> tuple[int, ...]:
     if choice.method == "tucker":
         # The tables name the ranks in the order (T, C).
         return tuple(reversed(ranks))
-    return (ranks,) if isinstance(ranks, int) else tuple(ranks)
+    if choice.method == "tt":
+        # On the 1x1 layer the tables exceed what any TT-SVD reaches.
+        return clip_ranks(tt_order(layer.group_shape), ranks)
+    return (ranks,)

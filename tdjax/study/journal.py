@@ -28,8 +28,10 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
                 f"{', '.join(differing)}; use another workdir"
             )
         return
-    # A writer killed while it claimed the directory leaves nothing but its part of the file.
-    if workdir.exists() and any(found != _partial(path) for found in workdir.iterdir()):
+    # A claim that was killed half way leaves nothing but its part of the file.
+    if workdir.exists() and any(
+        not found.name.startswith(f".{path.name}.") for found in workdir.iterdir()
+    ):
         raise ValueError(f"{workdir} is not empty and holds no config.json; use another workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(config, indent=2) + "\n")
@@ -60,10 +62,6 @@ def append_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         file.write(lines.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -1,0 +1,83 @@
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from tdjax.linen import layer_table
+from tdjax.study.bench import build_network
+from tdjax.study.choices import enumerate_choices
+from tdjax.study.paper import published_study
+from tdjax.study.protocol import protocol_from_dict, protocol_to_dict
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(FOLDER.glob("[!_]*.py"))
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+}
+
+
+def get_config(file, arg):
+    # As the launcher loads it: by path.
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+CONFIGS = [file for file in FILES if file.stem != "common"]
+
+
+@pytest.mark.parametrize("arg", ["", "smoke"])
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_configuration_is_a_study_that_can_be_planned(file, arg):
+    config = get_config(file, arg)
+    assert isinstance(config, ConfigDict)
+    protocol = protocol_from_dict(config.to_dict())
+    assert protocol.experiment == "study"
+    assert protocol_from_dict(protocol_to_dict(protocol)) == protocol
+    # Every field is there to be set on the command line.
+    assert protocol_to_dict(protocol).keys() == config.to_dict().keys()
+    module = build_network(protocol.model, 10)
+    sample = jnp.zeros((1, *SHAPES[protocol.data.name]))
+    variables = jax.eval_shape(module.init, jax.random.key(0), sample)
+    plans = enumerate_choices(protocol, layer_table(module, variables, sample))
+    if arg == "":
+        assert len(plans) * protocol.runs == (600 if file.stem == "resnet18_cifar10" else 375)
+    else:
+        assert len(plans) * protocol.runs == 2 * 3 * 2 * 2
+    assert bool(published_study(protocol.published).values) == (protocol.published is not None)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_another_argument_is_refused(file):
+    with pytest.raises(ValueError, match="'fast': known are smoke, or none"):
+        get_config(file, "fast")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_placeholders_are_set_one_by_one(file):
+    config = get_config(file, "")
+    before = config.to_dict()
+    config.data.folder = "somewhere"
+    config.train.patience = 3
+    after = config.to_dict()
+    assert after["data"].pop("folder") == "somewhere"
+    assert after["train"].pop("patience") == 3
+    del before["data"]["folder"], before["train"]["patience"]
+    assert after == before
+
+
+def test_the_paper_s_training():
+    garipov = protocol_from_dict(get_config(FOLDER / "garipov_cifar10.py", "").to_dict())
+    resnet = protocol_from_dict(get_config(FOLDER / "resnet18_cifar10.py", "").to_dict())
+    assert garipov.finetune_fit.learning_rate == pytest.approx(1e-4)
+    assert resnet.finetune_fit.learning_rate == pytest.approx(1e-5)
+    assert (garipov.finetune_fit.epochs, resnet.finetune_fit.epochs) == (10, 25)
+    assert (garipov.finetune_fit.optimizer, resnet.finetune_fit.optimizer) == ("sgd", "adam")
+    assert garipov.finetune_fit.boundaries == resnet.finetune_fit.boundaries == ()
