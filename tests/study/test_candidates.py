@@ -205,8 +205,9 @@ def test_widened_fills_up_with_zeros(case):
         )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [("cp", "sgd"), ("tucker", "adam"), ("tt", "sgd"), ("svd", "adam")]
+)
 def test_zeros_stay_zero_in_training(plain, method, optimizer):
     choice = Choice("conv", method, LEVELS[-1])
     found, network = plain.factors[choice, 0], plain.network(method)
