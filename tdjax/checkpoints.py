@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 Tree = TypeVar("Tree")
@@ -45,9 +47,12 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
         if step is None:
             return None
         try:
-            return step, manager.restore(step, args=ocp.args.StandardRestore(shapes))
+            tree = manager.restore(step, args=ocp.args.StandardRestore(shapes))
         except Exception as error:
             raise CheckpointError(
                 f"{folder / str(step)}: the checkpoint is damaged or belongs to another network "
                 f"({type(error).__name__}: {error}); remove {folder} to train anew"
             ) from error
+    # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
+    # of an unbroken run, would be compiled anew for them.
+    return step, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)

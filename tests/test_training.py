@@ -46,7 +46,7 @@ def examples(count, seed=0):
 
 
 def start(seed):
-    variables = TinyNet().init(jax.random.key(seed), jnp.zeros((1, 5, 5, 1)))
+    variables = jax.jit(TinyNet().init)(jax.random.key(seed), jnp.zeros((1, 5, 5, 1)))
     return Model(variables["params"], {"batch_stats": variables["batch_stats"]})
 
 

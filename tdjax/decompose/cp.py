@@ -23,10 +23,12 @@ Gram = Float[Array, "r r"]
 Factors = list[Float[Array, "_ r"]]
 State = tuple[Factors, Float[Array, " r"]]
 
-# Up to this rank the R x R normal equations are solved by factorisation. Above it a few conjugate
-# gradient steps from the present factor take half the time or less and, by not chasing nearly
-# singular directions, end at the same error or a lower one.
-EXACT_UP_TO = 24
+# Up to these ranks the R x R normal equations are solved by factorisation. Above them a few
+# conjugate gradient steps from the present factor take half the time or less, and on convolution
+# kernels end at the same error or a lower one after 100 sweeps. Ranks above the largest mode make
+# the equations ill conditioned, and factorisation worth its price for longer.
+EXACT_UP_TO = 64
+EXACT_UP_TO_BELOW_MODE = 24
 CG_STEPS = 5
 
 
@@ -37,7 +39,7 @@ def cp_als(
     key: Array | None = None,
     init: str | CP = "random",
     max_iters: int = 100,
-    tol: float = 1e-8,
+    tol: float | Float[Array, ""] = 1e-8,
     norm: Norm | None = None,
 ) -> tuple[CP, Info]:
     r"""Canonical polyadic decomposition by alternating least squares (Kolda & Bader 2009).
@@ -109,6 +111,7 @@ def _cp_als(
     energy = scale @ reduce(mul, [_gram(factor) for factor in factors]) @ scale
     scale = scale * jnp.sqrt(safe_ratio(squared, energy))
 
+    exact_up_to = EXACT_UP_TO if rank > max(x.shape) else EXACT_UP_TO_BELOW_MODE
     middle = split_point(x.shape)
     first, second = tuple(range(middle)), tuple(range(middle, x.ndim))
     # Both layouts of x are made once, outside the loop.
@@ -123,7 +126,7 @@ def _cp_als(
             """Renew one factor; returns the squared error after it."""
             nonlocal scale
             normal = reduce(mul, [gram for m, gram in enumerate(grams) if m != mode])
-            solved = solve_normal(normal, product, factors[mode] * scale)
+            solved = solve_normal(normal, product, factors[mode] * scale, exact_up_to=exact_up_to)
             factors[mode], scale = _normalise(solved)
             grams[mode] = _gram(factors[mode])
             own = jnp.sum(normal * _gram(solved))

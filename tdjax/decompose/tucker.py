@@ -26,7 +26,7 @@ def tucker_als(
     ranks: Sequence[int | None],
     *,
     max_iters: int = 100,
-    tol: float = 1e-8,
+    tol: float | Float[Array, ""] = 1e-8,
     norm: Norm | None = None,
 ) -> tuple[Tucker, Info]:
     """Tucker decomposition by higher-order orthogonal iteration (De Lathauwer et al. 2000).

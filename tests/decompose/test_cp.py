@@ -74,7 +74,7 @@ def by_tensorly(x, start, sweeps):
 
 
 # Below and above the size of the largest mode, and in the realm of both solvers.
-RANKS = (10, 22, 100)
+RANKS = (10, 60, 100)
 assert RANKS[0] < 16 < RANKS[1] <= EXACT_UP_TO < RANKS[2]
 
 

@@ -49,7 +49,7 @@ class Setting:
     def __init__(self, groups=1, methods=METHODS):
         self.module = Net(groups)
         sample = jnp.zeros((1, 6, 6, 2))
-        self.params = self.module.init(jax.random.key(0), sample)["params"]
+        self.params = jax.jit(self.module.init)(jax.random.key(0), sample)["params"]
         self.kernel = self.params["conv"]["kernel"]
         dense = make_plan(self.module, {"params": self.params}, (), sample)
         self.dense = dense
