@@ -73,7 +73,7 @@ SETTINGS = FitSettings(epochs=3, batch_size=8, learning_rate=0.05, boundaries=(2
 
 
 def test_a_run_is_the_same_alone_and_beside_others():
-    models, keys = [start(seed) for seed in range(3)], jax.random.split(jax.random.key(7), 3)
+    models, keys = [start(seed) for seed in range(2)], jax.random.split(jax.random.key(7), 2)
     beside = trained(stacked(models), keys, SETTINGS)[-1]
     for run, model in enumerate(models):
         alone = trained(stacked([model]), keys[run : run + 1], SETTINGS)[-1]
@@ -82,11 +82,11 @@ def test_a_run_is_the_same_alone_and_beside_others():
 
 
 def test_runs_differ_by_their_keys_only():
-    keys = jnp.stack([jax.random.key(1), jax.random.key(1), jax.random.key(2)])
-    fit = trained(stacked([start(0)] * 3), keys, SETTINGS)[-1]
-    kernel = fit.model.params["Conv_0"]["kernel"]
-    np.testing.assert_allclose(kernel[0], kernel[1], rtol=1e-5, atol=1e-6)
-    assert not np.allclose(kernel[0], kernel[2], atol=1e-4)
+    for second, alike in ((1, True), (2, False)):
+        keys = jnp.stack([jax.random.key(1), jax.random.key(second)])
+        fit = trained(stacked([start(0)] * 2), keys, SETTINGS)[-1]
+        kernel = fit.model.params["Conv_0"]["kernel"]
+        assert np.allclose(kernel[0], kernel[1], rtol=1e-4, atol=1e-5) == alike
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -46,7 +46,7 @@ class Net(nn.Module):
 class Setting:
     """A network, its layer, and all choices about it, decomposed."""
 
-    def __init__(self, groups=1, methods=METHODS):
+    def __init__(self, groups=1, methods=METHODS, levels=LEVELS):
         self.module = Net(groups)
         sample = jnp.zeros((1, 6, 6, 2))
         self.params = jax.jit(self.module.init)(jax.random.key(0), sample)["params"]
@@ -59,7 +59,7 @@ class Setting:
                 self.layer, Rule(path="conv", method=method, compression=level)
             )
             for method in methods
-            for level in LEVELS
+            for level in levels
         }
         self.settings, self.key = SETTINGS, jax.random.key(5)
         self.factors = decompose_runs(self.kernel, self.plans, RUNS, SETTINGS, self.key)
@@ -80,7 +80,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def grouped():
-    return Setting(2, ("cp", "tt"))
+    return Setting(2, ("cp", "tt"), LEVELS[-1:])
 
 
 @pytest.fixture(params=["plain", "grouped"])
