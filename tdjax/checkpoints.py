@@ -41,7 +41,12 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     """
     if not folder.exists():
         return None
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.eval_shape(lambda: like))
+    # Named, because orbax otherwise reads the placement from the file and warns that it does.
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(lambda: like),
+    )
     with _manager(folder) as manager:
         step = manager.latest_step()
         if step is None:
