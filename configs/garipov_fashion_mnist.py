@@ -4,6 +4,8 @@
 
     python -m experiments.main --config=configs/garipov_fashion_mnist.py \\
         --workdir=runs/garipov_fashion_mnist --config.data.folder=PATH
+
+Made for an accelerator; not timed in full. The report shows the published values beside its own.
 """
 
 from ml_collections import ConfigDict
