@@ -35,3 +35,13 @@ def count_macs():
         return count(jax.make_jaxpr(fun)(*args).jaxpr)
 
     return counted
+
+
+@pytest.fixture(scope="session")
+def float64():
+    """A context in which float64 is enabled, under the name that the installed JAX gives it."""
+    if hasattr(jax, "enable_x64"):
+        return lambda: jax.enable_x64(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64

@@ -732,8 +732,8 @@ def test_training_lowers_the_loss(network):
 
 
 @pytest.mark.parametrize("method", ["cp", "tt"])
-def test_gradients_equal_finite_differences(method):
-    with jax.enable_x64(True):
+def test_gradients_equal_finite_differences(method, float64):
+    with float64():
         model = Only(nn.Conv(6, (3, 2), strides=(1, 2), feature_group_count=2))
         x = normal(2, 2, 5, 4, 4, dtype=jnp.float64)
         plan = exact_plan(model, shapes_of(model, x), x, **METHODS[method])

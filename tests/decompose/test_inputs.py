@@ -104,10 +104,10 @@ def test_half_precision_is_worked_on_in_float32(name, dtype):
 
 
 @EVERY
-def test_float64_where_the_caller_enables_it(name):
+def test_float64_where_the_caller_enables_it(name, float64):
     x = tensor()
     single = dense(METHODS[name](x))
-    with jax.enable_x64(True):
+    with float64():
         wide = jnp.asarray(np.asarray(x), jnp.float64)
         result = METHODS[name](wide)
         assert dtypes(result) == {jnp.dtype(jnp.float64)}
@@ -118,10 +118,10 @@ def test_float64_where_the_caller_enables_it(name):
 
 
 @pytest.mark.parametrize("name", ["svd", "hosvd", "tt"])
-def test_float64_is_exact_to_float64(name):
+def test_float64_is_exact_to_float64(name, float64):
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal((n, 2)) for n in SHAPE)
-    with jax.enable_x64(True):
+    with float64():
         x = jnp.asarray(np.einsum("ar,br,cr->abc", a, b, c))
         assert relative(x, METHODS[name](x)) < 1e-12
 
