@@ -106,12 +106,15 @@ def test_half_precision_is_worked_on_in_float32(name, dtype):
 @EVERY
 def test_float64_where_the_caller_enables_it(name, float64):
     x = tensor()
-    single = dense(METHODS[name](x))
+    result = METHODS[name](x)
+    single, error = dense(result), relative(x, result)
     with float64():
         wide = jnp.asarray(np.asarray(x), jnp.float64)
         result = METHODS[name](wide)
         assert dtypes(result) == {jnp.dtype(jnp.float64)}
-        if name != "cp":  # Its start is drawn in another precision.
+        if name == "tucker":  # Another precision ends HOOI after another number of sweeps.
+            assert relative(wide, result) == pytest.approx(error, abs=1e-3)
+        elif name != "cp":  # Its start is drawn in another precision.
             np.testing.assert_allclose(dense(result), single, atol=1e-4)
         if name in ("svd", "tt"):
             assert dtypes(METHODS[name](x)) == {jnp.dtype(jnp.float32)}
