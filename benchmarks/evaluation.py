@@ -6,6 +6,7 @@ turns in one process on the same images; the largest difference of their results
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +53,15 @@ def both_sides(
             model, variables, path, kernels, [(x, labels)], metric, chunk=chunk
         )
 
+    # Variables and images are arguments: as constants the compiler would fold the network away.
     @jax.jit
-    def one(kernel: jax.Array) -> jax.Array:
+    def one(kernel: jax.Array, variables: Any, x: jax.Array) -> jax.Array:
         params = replace_kernel(variables["params"], path, kernel)
         logits = jnp.asarray(model.apply({**variables, "params": params}, x))
         return jnp.mean(metric(logits, (x, labels)))
 
     def one_at_a_time() -> np.ndarray:
-        return np.array([float(one(kernel)) for kernel in kernels])
+        return np.array([float(one(kernel, variables, x)) for kernel in kernels])
 
     return side_by_side, one_at_a_time
 

@@ -1,7 +1,8 @@
 """Tensor decomposition of trained Flax networks."""
 
+from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_svd, tucker_als
-from tdjax.errors import evaluate_candidates, feature_errors, weight_errors
+from tdjax.errors import feature_errors, weight_errors
 from tdjax.factorize import factorize_params, reconstruct_params
 from tdjax.formats import CP, TT, Format, LowRank, Tucker
 from tdjax.layers import Layer

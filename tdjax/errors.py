@@ -1,8 +1,9 @@
-"""Approximation errors of weights and features, and candidates evaluated side by side."""
+"""Approximation errors of weights and features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,24 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.candidates import Network, candidate_means, examples
 from tdjax.decompose.als import safe_ratio
-from tdjax.factorize import factorize_params, layer_params, reconstruct_params, replace_kernel
-from tdjax.linen import Frame, call_arguments, layer_outputs, split_arrays
+from tdjax.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.linen import Frame, layer_outputs, split_arrays
 from tdjax.plan import Plan
 
 ERRORS = ("absolute", "relative", "scaled")
-MetricFn = Callable[[Any, Any], Any]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A model as a static argument of `jax.jit`: models may hold lists, which have no hash."""
-
-    model: Any
-
-    def __hash__(self) -> int:
-        """Equal models have equal classes."""
-        return hash(type(self.model))
 
 
 def weight_errors(
@@ -89,12 +79,18 @@ def feature_errors(
     else:
         dense = plan_or_params
         paths = _changed_kernels(params, dense)
-    kernels = {path: layer_params(dense, path)["kernel"][None] for path in paths}
-    totals, count = _feature_totals(model, variables, kernels, batches)
-    return {
-        path: {name: float(total[0]) / count for name, total in by_name.items()}
-        for path, by_name in totals.items()
-    }
+    kernels = {path: layer_params(dense, path)["kernel"] for path in paths}
+    totals = {path: dict.fromkeys(ERRORS, 0.0) for path in paths}
+    count = 0
+    for batch in batches:
+        count += examples(batch)
+        arrays, frame = split_arrays(batch)
+        sums = _layer_errors(Network(model), frame, variables, kernels, arrays)
+        for path, name in itertools.product(paths, ERRORS):
+            totals[path][name] += float(sums[path][name])
+    if count == 0:
+        raise ValueError("feature_errors: no batches")
+    return {path: {name: x / count for name, x in found.items()} for path, found in totals.items()}
 
 
 def candidate_feature_errors(
@@ -103,148 +99,59 @@ def candidate_feature_errors(
     path: str,
     kernels: Float[Array, "n ..."],
     batches: Iterable[Any],
-) -> dict[str, Float[np.ndarray, " n"]]:
-    """The three feature errors of many kernels of one layer, computed in one program.
-
-    The network up to the layer runs once for all of them. Arguments as `evaluate_candidates`,
-    `batches` holding inputs alone. Returns an array over the candidates for each error.
-    """
-    totals, count = _feature_totals(model, variables, {path: kernels}, batches)
-    return {name: np.asarray(total, np.float64) / count for name, total in totals[path].items()}
-
-
-def evaluate_candidates(
-    model: Any,
-    variables: Mapping[str, Any],
-    path: str,
-    kernels: Float[Array, "n ..."],
-    batches: Iterable[Any],
-    metric_fn: MetricFn,
     *,
     chunk: int = 25,
-) -> Any:
-    """Performance of a network with each of many kernels in place of one layer's, side by side.
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """The three feature errors of many kernels of one layer, side by side.
 
-    One compiled program maps over the kernels. Only that layer's kernel carries the candidate
-    axis, so everything before the layer is computed once, and everything after it sees the
-    candidates as a larger batch.
-
-    Arguments:
-        model: a Linen module.
-        variables: its trained variables.
-        path: '/'-joined path of the layer.
-        kernels: (n, *kernel shape), the candidates.
-        batches: each batch is the model's input, or a tuple whose first entry that is and whose
-            rest `metric_fn` may use.
-        metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
-        chunk: candidates at once, which bounds memory; more candidates run in turns.
-
-    Returns: pytree as of `metric_fn` with float64 arrays (n,): the mean over all examples.
-
-    Raises ValueError for a kernel shape that does not fit, NaN or Inf, or no batches.
+    Arguments and errors as `tdjax.evaluate_candidates`, `batches` holding inputs alone. Returns a
+    float64 array over the candidates for each error.
     """
-    own = layer_params(variables["params"], path).get("kernel")
-    if own is None:
-        raise KeyError(f"evaluate_candidates: {path!r} has no kernel")
-    if chunk < 1:
-        raise ValueError(f"evaluate_candidates: chunk must be at least 1, got {chunk}")
-    kernels = jnp.asarray(kernels)
-    if kernels.shape[1:] != own.shape or kernels.shape[:1] in ((), (0,)):
-        raise ValueError(
-            f"evaluate_candidates: kernels of shape {kernels.shape} for layer {path!r}, "
-            f"expected (n, {', '.join(map(str, own.shape))}) with n of 1 or more"
-        )
-    if not bool(jnp.isfinite(kernels).all()):
-        raise ValueError(f"evaluate_candidates: a kernel for layer {path!r} holds NaN or Inf")
-    n, totals, count = kernels.shape[0], None, 0
-    size = min(chunk, n)
-    # The last turn is filled up with kernels seen before, so that one program serves all turns.
-    turns = [kernels[jnp.arange(start, start + size) % n] for start in range(0, n, size)]
-    for batch in batches:
-        arrays, frame = split_arrays(batch)
-        sums = [
-            _candidate_sums(Network(model), path, metric_fn, frame, variables, turn, arrays)
-            for turn in turns
-        ]
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:n].astype(np.float64), *sums)
-        totals = joined if totals is None else jax.tree.map(np.add, totals, joined)
-        count += _examples(batch)
-    if totals is None:
-        raise ValueError("evaluate_candidates: no batches")
-    return jax.tree.map(lambda total: total / count, totals)
+    function = FeatureErrors(Network(model), path)
+    return candidate_means(function, variables, path, kernels, batches, chunk)
 
 
-@partial(jax.jit, static_argnames=("network", "path", "metric_fn", "frame"))
-def _candidate_sums(
-    network: Network,
-    path: str,
-    metric_fn: MetricFn,
-    frame: Frame,
-    variables: Any,
-    kernels: Array,
-    arrays: list[Array],
-) -> Any:
-    batch = frame.join(arrays)
+@dataclass(frozen=True)
+class FeatureErrors:
+    """The three feature errors of a layer with the kernel in place of its own."""
 
-    def one(kernel: Array) -> Any:
-        params = replace_kernel(variables["params"], path, kernel)
-        args, kwargs = call_arguments(batch[0] if isinstance(batch, tuple) else batch)
-        outputs = network.model.apply({**variables, "params": params}, *args, **kwargs)
-        return jax.tree.map(lambda values: jnp.sum(values, axis=0), metric_fn(outputs, batch))
+    network: Network
+    path: str
 
-    return jax.vmap(one)(kernels)
-
-
-def _feature_totals(
-    model: Any, variables: Any, kernels: Mapping[str, Array], batches: Iterable[Any]
-) -> tuple[dict[str, dict[str, np.ndarray]], int]:
-    totals: Any = None
-    count = 0
-    for batch in batches:
-        arrays, frame = split_arrays(batch)
-        sums = jax.tree.map(
-            lambda x: np.asarray(x, np.float64),
-            _feature_sums(Network(model), frame, variables, dict(kernels), arrays),
-        )
-        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
-        count += _examples(batch)
-    if totals is None:
-        raise ValueError("feature errors: no batches")
-    return totals, count
+    def __call__(self, kernel: Array, variables: Any, batch: Any) -> dict[str, Array]:
+        """Sums over the examples."""
+        return _error_sums(self.network.model, variables, {self.path: kernel}, batch)[self.path]
 
 
 @partial(jax.jit, static_argnames=("network", "frame"))
-def _feature_sums(
-    network: Network,
-    frame: Frame,
-    variables: Any,
-    kernels: dict[str, Array],
-    arrays: list[Array],
-) -> Any:
-    batch = frame.join(arrays)
-    examples = _examples(batch)
+def _layer_errors(
+    network: Network, frame: Frame, variables: Any, kernels: dict[str, Array], arrays: list[Array]
+) -> dict[str, dict[str, Array]]:
+    return _error_sums(network.model, variables, kernels, frame.join(arrays))
 
-    def one(path: str) -> dict[str, Array]:
-        def errors(kernel: Array) -> dict[str, Array]:
-            pairs = layer_outputs(network.model, variables, {path: kernel}, batch)[path]
-            if not pairs:
-                raise ValueError(f"feature errors: the model never calls layer {path!r}")
-            pairs = [(_at_least_single(a), _at_least_single(b)) for a, b in pairs]
-            # The calls of a shared layer together make up its features.
-            change = [(a - b).reshape(examples, -1) for a, b in pairs]
-            features = [a.reshape(examples, -1) for a, _ in pairs]
-            absolute = jnp.sqrt(sum(jnp.sum(c * c, axis=1) for c in change))
-            norms = jnp.sqrt(sum(jnp.sum(f * f, axis=1) for f in features))
-            number = sum(f.shape[1] for f in features)
-            return {
-                "absolute": jnp.sum(absolute),
-                "relative": jnp.sum(safe_ratio(absolute, norms)),
-                "scaled": jnp.sum(absolute) / number,
-            }
 
-        return jax.vmap(errors)(kernels[path])
+def _error_sums(
+    model: Any, variables: Any, kernels: Mapping[str, Array], batch: Any
+) -> dict[str, dict[str, Array]]:
+    outputs = layer_outputs(model, variables, kernels, batch)
+    number = examples(batch)
 
-    return {path: one(path) for path in kernels}
+    def sums(path: str) -> dict[str, Array]:
+        if not outputs[path]:
+            raise ValueError(f"feature errors: the model never calls layer {path!r}")
+        pairs = [(_at_least_single(a), _at_least_single(b)) for a, b in outputs[path]]
+        # The calls of a shared layer together make up its features.
+        change = [(a - b).reshape(number, -1) for a, b in pairs]
+        features = [a.reshape(number, -1) for a, _ in pairs]
+        absolute = jnp.sqrt(sum(jnp.sum(c * c, axis=1) for c in change))
+        norms = jnp.sqrt(sum(jnp.sum(f * f, axis=1) for f in features))
+        return {
+            "absolute": jnp.sum(absolute),
+            "relative": jnp.sum(safe_ratio(absolute, norms)),
+            "scaled": jnp.sum(absolute) / sum(f.shape[1] for f in features),
+        }
+
+    return {path: sums(path) for path in kernels}
 
 
 def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> list[str]:
@@ -271,14 +178,6 @@ def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> lis
         for name, sub in params.items()
         for changed in _changed_kernels(sub, dense.get(name, {}), (*path, name))
     ]
-
-
-def _examples(batch: Any) -> int:
-    arrays, _ = split_arrays(batch)
-    number = next((array.shape[0] for array in arrays if array.shape), 0)
-    if number == 0:
-        raise ValueError("an empty batch")
-    return number
 
 
 def _at_least_single(x: Any) -> Array:

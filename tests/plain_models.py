@@ -1,10 +1,30 @@
-"""Models that know nothing of this library."""
+"""Models that know nothing of this library, and values for them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def normal(seed, *shape, dtype=np.float32):
+    """Standard normal array."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+
+
+def random_variables(model, *sample):
+    """Variables of a model, normal and scaled by the fan-in."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *sample)
+    leaves, structure = jax.tree.flatten(shapes)
+    scales = [1 / math.sqrt(math.prod(leaf.shape[:-1])) for leaf in leaves]
+    arrays = [
+        normal(k, *leaf.shape) * np.float32(s)
+        for k, (leaf, s) in enumerate(zip(leaves, scales, strict=True))
+    ]
+    return jax.tree.unflatten(structure, arrays)
 
 
 class ConvNet(nn.Module):
@@ -131,3 +151,14 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(3, name="head")(nn.relu(self.backbone(x)))
+
+
+class TwoConvs(nn.Module):
+    """Three layers, easily done again by hand."""
+
+    @nn.compact
+    def __call__(self, x, scale: bool = False):
+        x = nn.relu(nn.Conv(6, (3, 3), padding=1, name="first")(x))
+        x = nn.relu(nn.Conv(5, (3, 3), strides=2, padding="VALID", name="second")(x))
+        x = nn.Dense(4, name="head")(x.mean(axis=(1, 2)))
+        return 2 * x if scale else x

@@ -7,6 +7,8 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from tdjax.models.convolution import convolve
+
 BATCH_NORM_MOMENTUM = 0.9
 
 
@@ -20,7 +22,9 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b i j d"]:
         """Features (b, h / stride, w / stride, features)."""
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=BATCH_NORM_MOMENTUM)
-        conv = partial(nn.Conv, self.features, padding=1, use_bias=False)
+        conv = partial(
+            nn.Conv, self.features, padding=1, use_bias=False, conv_general_dilated=convolve
+        )
         shortcut = x
         y = conv((3, 3), strides=self.stride, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))

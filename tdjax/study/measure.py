@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tdjax.candidates import evaluate_candidates
 from tdjax.data import Examples
-from tdjax.errors import candidate_feature_errors, evaluate_candidates, weight_errors
+from tdjax.errors import candidate_feature_errors, weight_errors
 from tdjax.factorize import layer_params
 from tdjax.plan import PlannedLayer
 from tdjax.study.bench import Bench, choice_fields, performance
@@ -48,16 +49,9 @@ def compressed_records(
     }
     images = splits.train.images[: settings.feature_images]
     inputs = [images[start : start + size] for start in range(0, len(images), size)]
-    chunks = range(0, len(kernels), settings.chunk)
-    features = [
-        candidate_feature_errors(
-            bench.module, variables, path, kernels[start : start + settings.chunk], inputs
-        )
-        for start in chunks
-    ]
-    feature_errors = {
-        name: np.concatenate([part[name] for part in features]) for name in features[0]
-    }
+    feature_errors = candidate_feature_errors(
+        bench.module, variables, path, kernels, inputs, chunk=settings.chunk
+    )
     original = layer_params(model.params, path)["kernel"]
     weights = jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels)
 
