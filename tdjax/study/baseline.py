@@ -18,7 +18,8 @@ from tdjax.training import Fit, evaluate, fit_epochs, start_fit, steps_per_epoch
 def train_baseline(bench: Bench, folder: Path) -> Fit:
     """Train, or train on from the newest checkpoint in `folder`; one run.
 
-    Raises `tdjax.checkpoints.CheckpointError` for a checkpoint that cannot be read.
+    Raises `tdjax.checkpoints.CheckpointError` for a checkpoint that cannot be read,
+    FloatingPointError where the loss is not finite after the first epoch.
     """
     settings, splits = bench.protocol.train, bench.splits
     models = jax.tree.map(lambda leaf: leaf[None], bench.start)
@@ -38,6 +39,11 @@ def train_baseline(bench: Bench, folder: Path) -> Fit:
             jnp.asarray(splits.black),
         ):
             fit, epoch = trained, epoch + 1
+            if int(fit.best_epoch[0]) == 0:
+                raise FloatingPointError(
+                    "the validation cross-entropy is not finite after the first epoch; "
+                    "a lower learning_rate may help"
+                )
             if epoch % bench.protocol.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(folder, epoch, fit)
             progress.advance(1)
