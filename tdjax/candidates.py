@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from tdjax.factorize import layer_params, replace_kernel
 from tdjax.hoist import split
-from tdjax.linen import Frame, call_arguments, split_arrays
+from tdjax.linen.calls import Frame, call_arguments, split_arrays
 
 MetricFn = Callable[[Any, Any], Any]
 # (kernel, variables, batch) -> pytree of sums over the examples. Hashable: equal functions share

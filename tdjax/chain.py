@@ -4,7 +4,7 @@ A kernel (*spatial, C / groups, T) is split by group, each group is decomposed a
 factors become the kernels of the chain. `stages` says what the chain looks like from shapes alone;
 `to_kernels` and `from_kernels` carry arrays both ways. Stride, padding and dilation of a spatial
 axis belong to the stage whose kernel spans that axis. Sources: Lebedev et al. 2015 (CP), Kim et
-al. 2016 (Tucker-2), Garipov et al. 2016 (TT).
+al. 2016 (Tucker-2), Garipov et al. 2016 (TT), Novikov et al. 2015 (TT-matrix).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tdjax.formats import CP, TT, Format, LowRank, Tucker
+from tdjax.ranks import matrix_modes
 
 METHODS = ("cp", "tucker", "tt", "svd")
 SPATIAL = ("separate", "merged")
@@ -29,7 +31,8 @@ class Stage:
 
     Arguments:
         name: its name among the layer's parameters.
-        kernel_shape: (*spatial, in / groups, out), with 1 for spatial axes it does not span.
+        kernel_shape: (*spatial, in / groups, out), with 1 for spatial axes it does not span;
+            (r, in, out, s) for a core of a TT-matrix.
         groups: number of feature groups of its convolution.
         axes: the spatial axes it spans, whose stride, padding and dilation it takes on.
     """
@@ -62,6 +65,8 @@ def stages(
         spatial: "merged" lets CP treat all spatial axes as one mode.
     """
     *window, c, t = kernel_shape
+    if method == "tt" and not window:
+        return _matrix_train(c, t, ranks)
     every, t = tuple(range(len(window))), t // groups
 
     def stage(name: str, axes: tuple[int, ...], fan_in: int, fan_out: int) -> Stage:
@@ -101,8 +106,14 @@ def tensor_view(
     """A kernel (*spatial, C, T) of one group as the array that `method` decomposes.
 
     CP and Tucker take it as it is (CP with all spatial axes as one where they are "merged"), a
-    tensor train runs over (C, *spatial, T), low rank takes the (spatial * C, T) matrix.
+    tensor train runs over the modes of `tdjax.ranks.tt_order`, low rank takes the
+    (spatial * C, T) matrix.
     """
+    if method == "tt" and kernel.ndim == 2:
+        modes = matrix_modes(*kernel.shape)
+        rows, columns = zip(*modes, strict=True)
+        split = kernel.reshape(*rows, *columns)
+        return split.transpose(_interleaved(len(modes))).reshape([i * o for i, o in modes])
     if method == "svd" or kernel.ndim == 2:
         return kernel.reshape(-1, kernel.shape[-1])
     if method == "tt":
@@ -118,7 +129,16 @@ def kernel_view(
     """The inverse of `tensor_view`."""
     if method == "tt" and len(kernel_shape) > 2:
         return jnp.moveaxis(tensor, 0, -2)
+    if method == "tt":
+        modes = matrix_modes(*kernel_shape)
+        pairs = tensor.reshape([size for pair in modes for size in pair])
+        axes = range(2 * len(modes))
+        tensor = pairs.transpose(*axes[::2], *axes[1::2])
     return tensor.reshape(tuple(kernel_shape))
+
+
+def _interleaved(pairs: int) -> list[int]:
+    return [axis for k in range(pairs) for axis in (k, pairs + k)]
 
 
 def split_groups(kernel: Float[Array, "*_"], groups: int) -> list[Float[Array, "*_"]]:
@@ -128,7 +148,7 @@ def split_groups(kernel: Float[Array, "*_"], groups: int) -> list[Float[Array, "
 
 def to_kernels(formats: Sequence[Format], chain: Sequence[Stage]) -> dict[str, Float[Array, "*_"]]:
     """Kernels of the stages from the decompositions of all groups."""
-    by_group = [_arrays(part) for part in formats]
+    by_group = [_arrays(part, is_matrix_train(chain)) for part in formats]
     return {
         stage.name: jnp.concatenate(
             [_to_stage(arrays[k], stage, len(formats)) for arrays in by_group], axis=-1
@@ -167,7 +187,7 @@ def reconstruct(
     return parts[0] if groups == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _arrays(part: Format) -> list[Float[Array, "*_"]]:
+def _arrays(part: Format, matrix: bool) -> list[Float[Array, "*_"]]:
     """The arrays of a format in the order of its chain, each as (spans..., in, out)."""
     if isinstance(part, LowRank):
         return [part.left, part.right]
@@ -178,6 +198,8 @@ def _arrays(part: Format) -> list[Float[Array, "*_"]]:
         matrices = [factor for factor in part.factors if factor is not None]
         return [matrices[0], part.core, matrices[1].T]
     assert isinstance(part, TT)
+    if matrix:
+        return list(part.cores)
     first, *links, last = part.cores
     # A link (r, n, s) is a kernel with n taps from r to s channels.
     return [first[0], *(jnp.moveaxis(link, 1, 0) for link in links), last[:, :, 0]]
@@ -189,6 +211,8 @@ def _to_stage(array: Float[Array, "*_"], stage: Stage, groups: int) -> Float[Arr
 
 
 def _format(kernels: Sequence[Float[Array, "*_"]], chain: Sequence[Stage], method: str) -> Format:
+    if is_matrix_train(chain):
+        return TT(tuple(core.reshape(core.shape[0], -1, core.shape[-1]) for core in kernels))
     first, *middle, last = kernels
     matrix_in = first.reshape(-1, first.shape[-1])
     matrix_out = last.reshape(-1, last.shape[-1])
@@ -205,23 +229,96 @@ def _format(kernels: Sequence[Float[Array, "*_"]], chain: Sequence[Stage], metho
     return TT((matrix_in[None], *links, matrix_out[:, :, None]))
 
 
+def _matrix_train(rows: int, columns: int, ranks: Sequence[int]) -> tuple[Stage, ...]:
+    links = (1, *ranks, 1)
+    return tuple(
+        Stage(f"core_{k}", (links[k], *pair, links[k + 1]), 1, ())
+        for k, pair in enumerate(matrix_modes(rows, columns))
+    )
+
+
+def is_matrix_train(chain: Sequence[Stage]) -> bool:
+    """Whether the stages are the cores (r, i, o, s) of a TT-matrix, and no thin layers."""
+    return chain[0].name == "core_0"
+
+
+def multiply(
+    x: Float[Array, "*b m"], cores: Sequence[Float[Array, "_ _ _ _"]], precision: Any = None
+) -> Float[Array, "*b n"]:
+    """x times the matrix of a TT-matrix, core by core, the matrix never made.
+
+    Arguments:
+        x: rows; m is the product of all i.
+        cores: (r, i, o, s) each.
+    """
+    # (batch, outputs so far, link, inputs left)
+    state = x.reshape(math.prod(x.shape[:-1]), 1, 1, x.shape[-1])
+    for core in cores:
+        split = state.reshape(*state.shape[:3], core.shape[1], -1)
+        state = jnp.einsum("bpriq,rios->bposq", split, core, precision=precision)
+        state = state.reshape(state.shape[0], -1, core.shape[3], split.shape[-1])
+    return state.reshape(*x.shape[:-1], -1)
+
+
+def take_rows(
+    cores: Sequence[Float[Array, "_ _ _ _"]], index: Int[Array, "*b"], precision: Any = None
+) -> Float[Array, "*b n"]:
+    """Rows of the matrix of a TT-matrix, the matrix never made."""
+    sizes = [core.shape[1] for core in cores]
+    state = jnp.ones((*index.shape, 1, 1), cores[0].dtype)
+    for k, core in enumerate(cores):
+        digit = index // math.prod(sizes[k + 1 :]) % sizes[k]
+        chosen = jnp.take(core, digit, axis=1)  # (r, *b, o, s)
+        state = jnp.einsum("...pr,r...os->...pos", state, chosen, precision=precision)
+        state = state.reshape(*index.shape, -1, core.shape[3])
+    return state[..., 0]
+
+
 def macs(
-    chain: Sequence[Stage], in_spatial: Sequence[int], out_spatial: Sequence[int], positions: int
+    chain: Sequence[Stage],
+    in_spatial: Sequence[int],
+    out_spatial: Sequence[int],
+    positions: int,
+    lookups: int = 0,
+    transposed: bool = False,
 ) -> int:
     """Multiply-accumulates of a chain for one example.
 
     Arguments:
         in_spatial, out_spatial: spatial sizes of the layer's input and output.
         positions: times the layer is applied to such a window, for one example.
+        lookups: times a row of the matrix is taken, for one example.
+        transposed: whether a window is one of the input's, as in a transposed convolution; for a
+            matrix, whether it is the transposed one that multiplies.
     """
+    if is_matrix_train(chain):
+        return positions * _product_macs(chain, transposed) + lookups * _row_macs(chain)
 
     def run(state: tuple[int, tuple[int, ...]], stage: Stage) -> tuple[int, tuple[int, ...]]:
-        total, sizes = state
-        sizes = tuple(
+        total, before = state
+        after = tuple(
             out if axis in stage.axes else size
-            for axis, (size, out) in enumerate(zip(sizes, out_spatial, strict=True))
+            for axis, (size, out) in enumerate(zip(before, out_spatial, strict=True))
         )
-        return total + math.prod(sizes) * stage.size, sizes
+        return total + math.prod(before if transposed else after) * stage.size, after
 
     total, _ = reduce(run, chain, (0, tuple(in_spatial)))
-    return positions * total
+    # The first factor of a taken row is taken, not computed.
+    return positions * total + lookups * sum(stage.size for stage in chain[1:])
+
+
+def _product_macs(cores: Sequence[Stage], transposed: bool) -> int:
+    pairs = [stage.kernel_shape[1:3] for stage in cores]
+    inputs, outputs = zip(*(pair[::-1] if transposed else pair for pair in pairs), strict=True)
+    return sum(
+        math.prod(outputs[:k]) * math.prod(inputs[k + 1 :]) * stage.size
+        for k, stage in enumerate(cores)
+    )
+
+
+def _row_macs(cores: Sequence[Stage]) -> int:
+    outputs = [stage.kernel_shape[2] for stage in cores]
+    return sum(
+        math.prod(outputs[:k]) * stage.size // stage.kernel_shape[1]
+        for k, stage in enumerate(cores)
+    )

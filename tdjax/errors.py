@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from tdjax.candidates import Network, candidate_means, examples
 from tdjax.decompose.als import safe_ratio
 from tdjax.factorize import factorize_params, layer_params, reconstruct_params
-from tdjax.linen import Frame, layer_outputs, split_arrays
+from tdjax.linen import layer_outputs
+from tdjax.linen.calls import Frame, split_arrays
 from tdjax.plan import Plan
 
 ERRORS = ("absolute", "relative", "scaled")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax import chain
+from tdjax.boxes import box_factor, box_whole, unboxed
 from tdjax.decompose import cp_als, truncated_svd, tt_svd, tucker_als
 from tdjax.formats import Format
 from tdjax.plan import Plan, PlannedLayer
@@ -50,17 +51,19 @@ def factorize_params(
     result = _copied(params)
     for index, entry in enumerate(plan.factorised):
         own = _at(result, entry.layer.path)
-        kernel = jnp.asarray(own.pop("kernel"))
-        parts = decompose_kernel(
-            kernel,
+        stored = own.pop(entry.layer.storage.name)
+        array = jnp.asarray(unboxed(stored))
+        factors = decompose_array(
+            array,
             entry,
             key=None if key is None else jax.random.fold_in(key, index),
             init=init,
             max_iters=max_iters,
             tol=tol,
         )
-        for name, array in chain.to_kernels(parts, entry.stages).items():
-            own[name] = {"kernel": array.astype(kernel.dtype)}
+        for stage in entry.stages:
+            factor = factors[stage.name].astype(array.dtype)
+            own[stage.name] = {"kernel": box_factor(stored, factor, entry, stage)}
     return result
 
 
@@ -71,13 +74,48 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
     """
     result = _copied(params)
     for entry in plan.factorised:
-        own = _at(result, entry.layer.path)
+        own, storage = _at(result, entry.layer.path), entry.layer.storage
         missing = [stage.name for stage in entry.stages if stage.name not in own]
         if missing:
             raise KeyError(f"layer {entry.layer.path!r} has no factors {', '.join(missing)}")
-        factors = {stage.name: own.pop(stage.name)["kernel"] for stage in entry.stages}
-        own["kernel"] = reconstruct_kernel(factors, entry)
+        stored = [own.pop(stage.name)["kernel"] for stage in entry.stages]
+        factors = {
+            stage.name: unboxed(factor) for stage, factor in zip(entry.stages, stored, strict=True)
+        }
+
+        def whole(factors: Any, entry: PlannedLayer = entry) -> Array:
+            return entry.layer.storage.from_kernel(reconstruct_kernel(factors, entry))
+
+        if storage.stack is not None:
+            whole = jax.vmap(whole, in_axes=storage.stack, out_axes=storage.stack)
+        own[storage.name] = box_whole(stored, whole(factors), entry)
     return result
+
+
+def decompose_array(
+    array: Float[Array, "*_"], entry: PlannedLayer, *, key: Array | None = None, **options: Any
+) -> dict[str, Float[Array, "*_"]]:
+    """The kernels of a layer's stages from the array that holds its kernel.
+
+    The layers of a stack are decomposed side by side, under `jax.vmap`; their factors are stacked
+    along the same axis.
+
+    Arguments:
+        array: as among the parameters, shape `entry.layer.storage.whole_shape`.
+        key, options: see `decompose_kernel`.
+    """
+    layer, storage = entry.layer, entry.layer.storage
+
+    def one(array: Array, key: Array | None) -> dict[str, Array]:
+        kernel = storage.to_kernel(array, layer.kernel_shape)
+        return chain.to_kernels(decompose_kernel(kernel, entry, key=key, **options), entry.stages)
+
+    if storage.stack is None:
+        return one(array, key)
+    keys = None if key is None else jax.random.split(key, storage.copies)
+    return jax.vmap(
+        one, in_axes=(storage.stack, None if key is None else 0), out_axes=storage.stack
+    )(array, keys)
 
 
 def decompose_kernel(
@@ -92,7 +130,7 @@ def decompose_kernel(
     """The decompositions of one kernel, one for each feature group.
 
     Arguments:
-        kernel: (*spatial, C / groups, T) or (in, out).
+        kernel: (*spatial, C / groups, T) or (in, out); see `tdjax.layers.Storage.to_kernel`.
         entry: method and ranks; it must not stay dense.
         key, init, max_iters, tol: see `factorize_params`.
     """
@@ -133,24 +171,29 @@ def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dic
     return result
 
 
+def weight_name(own: Params) -> str | None:
+    """The name of the array that a layer's parameters hold: a kernel, or an embedding."""
+    return next((name for name in ("kernel", "embedding") if name in own), None)
+
+
 def layer_params(params: Params, path: str) -> Params:
     """The parameters of one layer. Raises KeyError that names the path."""
     return _at(params, path)
 
 
 def _check_kernel(params: Params, entry: PlannedLayer) -> None:
-    path = entry.layer.path
+    path, storage = entry.layer.path, entry.layer.storage
     own = _at(params, path)
-    if "kernel" not in own:
-        raise KeyError(f"layer {path!r} has no kernel; it has {', '.join(own)}")
-    kernel = own["kernel"]
-    if tuple(kernel.shape) != entry.layer.kernel_shape:
+    if storage.name not in own:
+        raise KeyError(f"layer {path!r} has no {storage.name}; it has {', '.join(own)}")
+    array = unboxed(own[storage.name])
+    if tuple(array.shape) != storage.whole_shape:
         raise ValueError(
-            f"layer {path!r}: kernel of shape {tuple(kernel.shape)}, but the plan was made for "
-            f"{entry.layer.kernel_shape}"
+            f"layer {path!r}: {storage.name} of shape {tuple(array.shape)}, but the plan was made "
+            f"for {storage.whole_shape}"
         )
-    if not isinstance(kernel, jax.core.Tracer) and not bool(jnp.isfinite(kernel).all()):
-        raise ValueError(f"layer {path!r}: the kernel holds NaN or Inf")
+    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+        raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")
 
 
 def _copied(params: Params) -> dict[str, Any]:

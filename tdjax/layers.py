@@ -5,6 +5,58 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Kinds whose kernel is a matrix, whatever the shape of the array that holds it.
+MATRICES = ("dense", "dense_general", "einsum", "embed")
+CONVOLUTIONS = ("conv", "conv_transpose")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The parameter that holds a layer's kernel.
+
+    Arguments:
+        name: among the layer's parameters.
+        shape: of the array; of one slice where the layers of a stack share it.
+        order: the axes of the array in the order of the kernel: window, inputs, outputs. Those
+            of several inputs or outputs are merged.
+        flipped: the window axes run backwards.
+        stack: axis of the whole array along which the layers of a stack lie, or None.
+        copies: number of layers in the stack.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    flipped: bool = False
+    stack: int | None = None
+    copies: int = 1
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Shape of the array with its stack."""
+        if self.stack is None:
+            return self.shape
+        return (*self.shape[: self.stack], self.copies, *self.shape[self.stack :])
+
+    def to_kernel(
+        self, array: Float[Array, "*_"], kernel_shape: tuple[int, ...]
+    ) -> Float[Array, "*_"]:
+        """The kernel of one layer from its array."""
+        kernel = jnp.transpose(array, self.order).reshape(kernel_shape)
+        return self._flip(kernel)
+
+    def from_kernel(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+        """The inverse of `to_kernel`."""
+        ordered = tuple(self.shape[axis] for axis in self.order)
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return jnp.transpose(self._flip(kernel).reshape(ordered), back)
+
+    def _flip(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+        return jnp.flip(kernel, range(kernel.ndim - 2)) if self.flipped else kernel
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -12,15 +64,18 @@ class Layer:
 
     Arguments:
         path: '/'-joined module path; empty where the model itself is the layer.
-        kind: "conv", "dense", or the class name of a module that cannot be factorised.
-        kernel_shape: (*spatial, C / groups, T) for conv, (in, out) for dense; of the largest
-            weight array for other kinds.
+        kind: one of `MATRICES` or `CONVOLUTIONS`, or the class name of a module that cannot be
+            factorised.
+        kernel_shape: (*spatial, C / groups, T) of a convolution, (in, out) of a matrix, where
+            several axes count as one; the shape of the largest weight array for other kinds.
         groups: feature groups of a convolution, else 1.
-        in_spatial: spatial sizes of its input; () for dense.
-        out_spatial: spatial sizes of its output; () for dense.
+        in_spatial: spatial sizes of its input; () for a matrix.
+        out_spatial: spatial sizes of its output; () for a matrix.
         positions: how often one example applies it to such a window (calls, sequence positions).
+        lookups: how often one example takes a row of it.
         other: parameters beside the weight array, such as a bias.
         obstacle: why no method can take it; None where one may.
+        stored: where the kernel lies; None for an array "kernel" of just its shape.
     """
 
     path: str
@@ -30,20 +85,35 @@ class Layer:
     in_spatial: tuple[int, ...] = ()
     out_spatial: tuple[int, ...] = ()
     positions: int = 1
+    lookups: int = 0
     other: int = 0
     obstacle: str | None = None
+    stored: Storage | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """The parameter that holds the kernel."""
+        axes = tuple(range(len(self.kernel_shape)))
+        return self.stored or Storage("kernel", self.kernel_shape, axes)
+
+    @property
+    def copies(self) -> int:
+        """Number of layers that share the array, each with a kernel of its own."""
+        return self.storage.copies
 
     @property
     def size(self) -> int:
         """Number of weight parameters, without the bias."""
-        return math.prod(self.kernel_shape)
+        return self.copies * math.prod(self.kernel_shape)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the dense layer for one example."""
-        if self.kind not in ("conv", "dense"):
+        if self.kind not in (*MATRICES, *CONVOLUTIONS):
             return 0
-        return self.positions * math.prod(self.out_spatial) * self.size
+        # A transposed convolution spreads every input over a window.
+        windows = self.in_spatial if self.kind == "conv_transpose" else self.out_spatial
+        return self.positions * math.prod(windows) * self.size
 
     @property
     def group_shape(self) -> tuple[int, ...]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tdjax import chain, ranks
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
-from tdjax.layers import Layer
+from tdjax.layers import MATRICES, Layer, Storage
 
 PLAN_VERSION = 1
+# In a rule: the method with the least error.
+AUTO = "auto"
+# Columns of the table that hold numbers.
+NUMBERS = (4, 5, 6, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,9 @@ class Rule:
 
     Arguments:
         path: regular expression that must match the whole '/'-joined module path.
-        method: "cp", "tucker", "tt" or "svd".
+        method: "cp", "tucker", "tt", "svd", or "auto" for the one whose weight error is the
+            least at this compression. Between matrices "tt" is a TT-matrix, and stands for "svd"
+            where their sizes have no factors; "cp" and "tucker" always do.
         compression: share of the weight parameters that goes away, in (0, 1).
         rank: in place of it, the rank: one int, or for Tucker (r_C, r_T), for TT the interior
             ranks over (C, *spatial, T). A single int stands for all of them, for TT as far as the
@@ -49,14 +56,17 @@ class Rule:
             raise ValueError(
                 f"{self}: the path is not a valid regular expression: {error}"
             ) from None
-        if self.method not in chain.METHODS:
-            raise ValueError(f"{self}: unknown method; known are {', '.join(chain.METHODS)}")
+        if self.method not in (*chain.METHODS, AUTO):
+            known = ", ".join((*chain.METHODS, AUTO))
+            raise ValueError(f"{self}: unknown method; known are {known}")
         if self.spatial not in chain.SPATIAL:
             raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
         if self.spatial == "merged" and self.method != "cp":
             raise ValueError(f"{self}: only method 'cp' knows spatial='merged'")
         if (self.compression is None) == (self.rank is None):
             raise ValueError(f"{self}: give exactly one of compression and rank")
+        if self.method == AUTO and self.compression is None:
+            raise ValueError(f"{self}: methods are compared at equal size, give compression")
         if self.compression is not None and not 0 < self.compression < 1:
             raise ValueError(f"{self}: compression must lie between 0 and 1")
         if isinstance(self.rank, list):
@@ -99,7 +109,7 @@ class PlannedLayer:
         """Weight parameters afterwards, without the bias."""
         if self.method is None:
             return self.layer.size
-        return sum(stage.size for stage in self.stages)
+        return self.layer.copies * sum(stage.size for stage in self.stages)
 
     @property
     def macs(self) -> int:
@@ -107,7 +117,14 @@ class PlannedLayer:
         if self.method is None:
             return self.layer.macs
         layer = self.layer
-        return chain.macs(self.stages, layer.in_spatial, layer.out_spatial, layer.positions)
+        return layer.copies * chain.macs(
+            self.stages,
+            layer.in_spatial,
+            layer.out_spatial,
+            layer.positions,
+            layer.lookups,
+            transposed=layer.kind in ("conv_transpose", "embed"),
+        )
 
     @property
     def kept(self) -> float:
@@ -161,28 +178,52 @@ class Plan:
 
     def __str__(self) -> str:
         """A table: layer, format, ranks, parameters and MACs before and after."""
-        header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
-        rows = [_row(entry) for entry in self.layers]
-        parameters = _change(self.size_before, self.size)
-        total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
+        header, rows, total = self._table()
         widths = [max(len(row[k]) for row in (header, *rows, total)) for k in range(len(header))]
-        right = {4, 5, 6, 7}
 
         def line(row: Sequence[str]) -> str:
             cells = (
-                cell.rjust(width) if k in right else cell.ljust(width)
+                cell.rjust(width) if k in NUMBERS else cell.ljust(width)
                 for k, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
             return "  ".join(cells).rstrip()
 
         rule = "-" * len(line(header).ljust(sum(widths) + 2 * (len(widths) - 1)))
-        reasons = [
+        table = [line(header), rule, *map(line, rows), rule, line(total)]
+        return "\n".join([*table, "", *self._reasons()] if self._reasons() else table)
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        header, rows, total = self._table()
+
+        def line(row: Sequence[str], tag: str = "td") -> str:
+            cells = (
+                f'<{tag} style="text-align:{"right" if k in NUMBERS else "left"}">'
+                f"{html.escape(cell).replace('-&gt;', '&rarr;')}</{tag}>"
+                for k, cell in enumerate(row)
+            )
+            return f"<tr>{''.join(cells)}</tr>"
+
+        body = "".join(map(line, rows))
+        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self._reasons())
+        return (
+            f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody>"
+            f"<tfoot>{line(total, 'th')}</tfoot></table>"
+            + (f"<ul>{reasons}</ul>" if reasons else "")
+        )
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]:
+        header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
+        parameters = _change(self.size_before, self.size)
+        total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
+        return header, [_row(entry) for entry in self.layers], total
+
+    def _reasons(self) -> list[str]:
+        return [
             f"{entry.layer.path or '(model)'} stays dense: {entry.reason}"
             for entry in self.layers
             if entry.reason
         ]
-        table = [line(header), rule, *map(line, rows), rule, line(total)]
-        return "\n".join([*table, "", *reasons] if reasons else table)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
@@ -204,11 +245,22 @@ class Plan:
             raise ValueError(f"not a plan: {error!r}") from error
 
 
-def plan_layers(table: Sequence[Layer], rules: Sequence[Rule], other: int = 0) -> Plan:
+Choose = Callable[[Layer, Rule], PlannedLayer]
+
+
+def plan_layers(
+    table: Sequence[Layer], rules: Sequence[Rule], other: int = 0, choose: Choose | None = None
+) -> Plan:
     """Apply the rules to a layer table; the first that matches a layer decides.
 
     A layer that the method cannot take, or that would not get smaller, stays dense with the
     reason; so does one that no rule matches.
+
+    Arguments:
+        table: the layers.
+        rules: see `Rule`.
+        other: parameters of the model that belong to no weight array.
+        choose: plans a layer for a rule with method "auto".
 
     Raises ValueError for a rule that matches no layer and for ranks out of range; the message
     names the rule, the layer and the remedy.
@@ -216,7 +268,7 @@ def plan_layers(table: Sequence[Layer], rules: Sequence[Rule], other: int = 0) -
     for rule in rules:
         if not any(re.fullmatch(rule.path, layer.path) for layer in table):
             raise ValueError(f"{rule}: matches no layer; layers are: {_paths(table)}")
-    return Plan(tuple(_decide(layer, rules) for layer in table), other)
+    return Plan(tuple(_decide(layer, rules, choose) for layer in table), other)
 
 
 def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
@@ -226,8 +278,11 @@ def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
     """
     if layer.obstacle is not None:
         raise ValueError(f"{rule}: layer {layer.path!r}: {layer.obstacle}")
-    # Between two modes every format is a product of two matrices.
-    method = "svd" if layer.kind == "dense" else rule.method
+    method = rule.method
+    if layer.kind in MATRICES:
+        # Between two modes every format but a TT-matrix is a product of two matrices.
+        train = method == "tt" and len(ranks.tt_order(layer.kernel_shape)) > 1
+        method = "tt" if train else "svd"
     if rule.compression is not None:
         found = ranks.ranks_for(method, _rank_shape(layer, rule.spatial), 1 - rule.compression)
     else:
@@ -255,13 +310,18 @@ def _given_ranks(layer: Layer, rule: Rule, method: str) -> tuple[int, ...]:
     return clip_ranks(ranks.tt_order(shape), found) if method == "tt" else found
 
 
-def _decide(layer: Layer, rules: Sequence[Rule]) -> PlannedLayer:
+def _decide(layer: Layer, rules: Sequence[Rule], choose: Choose | None) -> PlannedLayer:
     rule = next((rule for rule in rules if re.fullmatch(rule.path, layer.path)), None)
     if layer.obstacle is not None:
         return PlannedLayer(layer, reason=layer.obstacle)
     if rule is None:
         return PlannedLayer(layer, reason="no rule matches it")
-    planned = plan_layer(layer, rule)
+    if rule.method == AUTO:
+        if choose is None:
+            raise ValueError(f"{rule}: needs the kernels, not their shapes alone")
+        planned = choose(layer, rule)
+    else:
+        planned = plan_layer(layer, rule)
     if planned.size >= layer.size:
         return PlannedLayer(
             layer,
@@ -273,9 +333,9 @@ def _decide(layer: Layer, rules: Sequence[Rule]) -> PlannedLayer:
 
 def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
     """Read one entry; raises whatever a wrong one leads to."""
-    fields: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in raw["layer"].items()
-    }
+    fields = _tuples(raw["layer"])
+    if fields.get("stored") is not None:
+        fields["stored"] = Storage(**_tuples(fields["stored"]))
     layer = Layer(**fields)
     entry = PlannedLayer(**{**raw, "layer": layer, "ranks": tuple(raw["ranks"])})
     if entry.method is not None:
@@ -286,10 +346,16 @@ def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
     return entry
 
 
+def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+
+
 def _row(entry: PlannedLayer) -> tuple[str, ...]:
     layer = entry.layer
-    kernel = "x".join(map(str, layer.kernel_shape)) + (
-        f" /{layer.groups}" if layer.groups > 1 else ""
+    kernel = (
+        (f"{layer.copies} * " if layer.copies > 1 else "")
+        + "x".join(map(str, layer.kernel_shape))
+        + (f" /{layer.groups}" if layer.groups > 1 else "")
     )
     form = (entry.method or "dense") + (" merged" if entry.spatial == "merged" else "")
     return (
@@ -305,7 +371,8 @@ def _row(entry: PlannedLayer) -> tuple[str, ...]:
 def _change(before: int, after: int) -> tuple[str, str]:
     if after == before:
         return f"{before:,}", ""
-    return f"{before:,} -> {after:,}", f"{100 * after / before:.1f} %"
+    share = f"{100 * after / before:.1f} %" if before else ""
+    return f"{before:,} -> {after:,}", share
 
 
 def _ranks_text(values: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 Shape = Sequence[int]
@@ -51,6 +52,8 @@ def tt_ranks(shape: Shape, keep: float) -> tuple[int, ...]:
     clipped to what is feasible; s makes the clipped parameter count nearest to the share.
     """
     dims = tt_order(shape)
+    if len(dims) < 2:
+        return ()
     target = _budget(shape, keep)
     means = [(a + b) / 2 for a, b in pairwise(dims)]
 
@@ -66,9 +69,42 @@ def tt_ranks(shape: Shape, keep: float) -> tuple[int, ...]:
 
 
 def tt_order(shape: Shape) -> tuple[int, ...]:
-    """The modes of a kernel (*spatial, C, T) in the order of its tensor train, (C, *spatial, T)."""
+    """The modes of a kernel in the order of its tensor train.
+
+    (C, *spatial, T) for a convolution. A matrix becomes a TT-matrix (Novikov et al. 2015): in and
+    out are split into factors, and mode k is the pair of their k-th factors.
+    """
     *spatial, c, t = shape
+    if not spatial:
+        return tuple(i * o for i, o in matrix_modes(c, t))
     return (c, *spatial, t)
+
+
+@lru_cache
+def matrix_modes(rows: int, columns: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of factors of both sizes of a matrix, as many as both have, at most three.
+
+    Factors of one size are as equal as they can be; the larger of one size meet the smaller of
+    the other.
+    """
+    for number in (3, 2):
+        first, second = balanced_factors(rows, number), balanced_factors(columns, number)
+        if min(first) > 1 and min(second) > 1:
+            return tuple(zip(first, reversed(second), strict=True))
+    return ((rows, columns),)
+
+
+@lru_cache
+def balanced_factors(size: int, number: int) -> tuple[int, ...]:
+    """`number` factors of a size, in rising order, whose largest is as small as possible."""
+    if number == 1:
+        return (size,)
+    divisors = [d for d in range(1, math.isqrt(size) + 1) if size % d == 0]
+    found = (
+        tuple(sorted((d, *balanced_factors(size // d, number - 1))))
+        for d in {*divisors, *(size // d for d in divisors)}
+    )
+    return min(found, key=lambda factors: (factors[-1], [-f for f in factors]))
 
 
 def tt_size(dims: Shape, ranks: Sequence[int]) -> int:

@@ -75,6 +75,10 @@ def test_tt_count_is_the_nearest_of_all_scales(shape, keep):
     dims = ranks.tt_order(shape)
     target = keep * math.prod(dims)
     means = [(a + b) / 2 for a, b in itertools.pairwise(dims)]
+    if len(dims) < 2:
+        # A matrix whose sizes have no factors in common number.
+        assert ranks.tt_ranks(shape, keep) == ranks.full_ranks("tt", shape) == ()
+        return
     # The ranks change only where s * mean crosses a half, and not beyond the full ranks.
     full = max(ranks.full_ranks("tt", shape))
     steps = sorted({(k + 0.5) / mean for mean in means for k in range(full + 1)})
@@ -140,6 +144,8 @@ def test_full_ranks_are_those_of_a_generic_array(shape):
 
     assert ranks.full_ranks("svd", shape) == (rank([*spatial, c]),)
     assert ranks.full_ranks("tucker", shape) == (rank([c]), rank([t]))
+    if not spatial:
+        return
     order = [c, *spatial, t]
     assert ranks.full_ranks("tt", shape) == tuple(rank(order[:k]) for k in range(1, x.ndim))
 
@@ -157,3 +163,21 @@ def test_errors():
     for keep in (0.0, -0.5, float("nan")):
         with pytest.raises(ValueError, match=f"keep must be above 0, got {keep}"):
             ranks.ranks_for("cp", (3, 3, 4, 4), keep)
+
+
+@given(st.integers(1, 400), st.integers(1, 3))
+def test_balanced_factors_have_the_least_largest(size, number):
+    found = ranks.balanced_factors(size, number)
+    assert math.prod(found) == size
+    assert len(found) == number
+    assert list(found) == sorted(found)
+    divisors = [d for d in range(1, size + 1) if size % d == 0]
+    every = [c for c in itertools.product(divisors, repeat=number) if math.prod(c) == size]
+    assert found[-1] == min(max(c) for c in every)
+
+
+def test_modes_of_a_tt_matrix():
+    assert ranks.matrix_modes(768, 3072) == ((8, 16), (8, 16), (12, 12))
+    assert ranks.matrix_modes(6, 8) == ((2, 4), (3, 2))
+    assert ranks.matrix_modes(7, 64) == ((7, 64),)
+    assert ranks.tt_order((768, 3072)) == (128, 128, 144)
