@@ -82,13 +82,7 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
         factors = {
             stage.name: unboxed(factor) for stage, factor in zip(entry.stages, stored, strict=True)
         }
-
-        def whole(factors: Any, entry: PlannedLayer = entry) -> Array:
-            return entry.layer.storage.from_kernel(reconstruct_kernel(factors, entry))
-
-        if storage.stack is not None:
-            whole = jax.vmap(whole, in_axes=storage.stack, out_axes=storage.stack)
-        own[storage.name] = box_whole(stored, whole(factors), entry)
+        own[storage.name] = box_whole(stored, reconstruct_array(factors, entry), entry)
     return result
 
 
@@ -152,6 +146,20 @@ def decompose_kernel(
         decompose(part, None if key is None else jax.random.fold_in(key, group))
         for group, part in enumerate(chain.split_groups(kernel, entry.layer.groups))
     ]
+
+
+def reconstruct_array(
+    factors: Mapping[str, Float[Array, "*_"]], entry: PlannedLayer
+) -> Float[Array, "*_"]:
+    """The inverse of `decompose_array`: the array that held the kernel."""
+    storage = entry.layer.storage
+
+    def one(factors: Mapping[str, Array]) -> Array:
+        return storage.from_kernel(reconstruct_kernel(factors, entry))
+
+    if storage.stack is None:
+        return one(factors)
+    return jax.vmap(one, in_axes=storage.stack, out_axes=storage.stack)(dict(factors))
 
 
 def reconstruct_kernel(

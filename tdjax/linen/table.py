@@ -17,6 +17,7 @@ from tdjax.layers import Layer
 from tdjax.linen.calls import call_arguments, split_arrays
 from tdjax.linen.kinds import KINDS, Call, Kind
 from tdjax.plan import Plan, Rule, plan_layers
+from tdjax.select import best_format
 
 _passes = itertools.count()
 
@@ -24,11 +25,11 @@ _passes = itertools.count()
 def make_plan(
     model: nn.Module, variables: Mapping[str, Any], rules: Sequence[Rule], sample: Any
 ) -> Plan:
-    """Decide for every layer of a Linen model which format it gets, from shapes alone.
+    """Decide for every layer of a Linen model which format it gets.
 
     Arguments:
         model: any Linen module; nothing in it needs to know of this library.
-        variables: as `model.init` returns them; arrays or shapes.
+        variables: as `model.init` returns them; arrays or shapes. Method "auto" needs arrays.
         rules: the first whose path matches a layer decides; see `tdjax.Rule`.
         sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
             positional or a dict of keyword arguments. The first axis is the batch.
@@ -37,8 +38,14 @@ def make_plan(
     for something that is not a Linen module.
     """
     table = layer_table(model, variables, sample)
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    return plan_layers(table, rules, total - sum(layer.size for layer in table))
+    params = variables["params"]
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+    def array_of(layer: Layer) -> Any:
+        return unboxed(layer_params(params, layer.path)[layer.storage.name])
+
+    other = total - sum(layer.size for layer in table)
+    return plan_layers(table, rules, other, best_format(array_of))
 
 
 def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> tuple[Layer, ...]:
