@@ -7,13 +7,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tdjax import chain, ranks
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
 from tdjax.layers import MATRICES, Layer, Storage
+from tdjax.profile import Profile, profile_calls
 
 PLAN_VERSION = 1
 # In a rule: the method with the least error.
@@ -139,10 +140,12 @@ class Plan:
     Arguments:
         layers: in the order in which the model calls them.
         other: parameters of the model that belong to no weight array: biases, normalisation.
+        measured: what `profile` found; not part of what makes plans equal.
     """
 
     layers: tuple[PlannedLayer, ...]
     other: int = 0
+    measured: Profile | None = field(default=None, compare=False)
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
@@ -169,6 +172,19 @@ class Plan:
         """Multiply-accumulates for one example, factorised."""
         return sum(entry.macs for entry in self.layers)
 
+    def profile(
+        self, dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
+    ) -> Plan:
+        """The plan with the measured speed-up, which it then prints below its table.
+
+        Fewer multiply-accumulates need not mean less time; this tells.
+
+            plan = plan.profile(lambda: apply(variables, x), lambda: small_apply(smaller, x))
+
+        Arguments and errors as `tdjax.profile.profile_calls`.
+        """
+        return replace(self, measured=profile_calls(dense, factorised, rounds))
+
     def __getitem__(self, path: str) -> PlannedLayer:
         """The entry of one layer. Raises KeyError that lists the paths there are."""
         for entry in self.layers:
@@ -190,7 +206,7 @@ class Plan:
 
         rule = "-" * len(line(header).ljust(sum(widths) + 2 * (len(widths) - 1)))
         table = [line(header), rule, *map(line, rows), rule, line(total)]
-        return "\n".join([*table, "", *self._reasons()] if self._reasons() else table)
+        return "\n".join([*table, "", *self._notes()] if self._notes() else table)
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""
@@ -205,11 +221,10 @@ class Plan:
             return f"<tr>{''.join(cells)}</tr>"
 
         body = "".join(map(line, rows))
-        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self._reasons())
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self._notes())
         return (
             f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody>"
-            f"<tfoot>{line(total, 'th')}</tfoot></table>"
-            + (f"<ul>{reasons}</ul>" if reasons else "")
+            f"<tfoot>{line(total, 'th')}</tfoot></table>" + (f"<ul>{notes}</ul>" if notes else "")
         )
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]:
@@ -218,17 +233,21 @@ class Plan:
         total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
         return header, [_row(entry) for entry in self.layers], total
 
-    def _reasons(self) -> list[str]:
-        return [
+    def _notes(self) -> list[str]:
+        reasons = [
             f"{entry.layer.path or '(model)'} stays dense: {entry.reason}"
             for entry in self.layers
             if entry.reason
         ]
+        return reasons if self.measured is None else [str(self.measured), *reasons]
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         layers = [asdict(entry) for entry in self.layers]
-        return json.dumps({"version": PLAN_VERSION, "other": self.other, "layers": layers})
+        raw = {"version": PLAN_VERSION, "other": self.other, "layers": layers}
+        if self.measured is not None:
+            raw["measured"] = self.measured
+        return json.dumps(raw)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -240,7 +259,8 @@ class Plan:
             layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
             if not isinstance(raw["other"], int):
                 raise ValueError(f"other {raw['other']!r} is not a number of parameters")
-            return cls(layers, raw["other"])
+            measured = Profile(*raw["measured"]) if "measured" in raw else None
+            return cls(layers, raw["other"], measured)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a plan: {error!r}") from error
 

@@ -1,0 +1,67 @@
+"""Wall-clock time of a model before and after, as a plan shows it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Profile(NamedTuple):
+    """Measured seconds of one call.
+
+    Arguments:
+        before, after: median seconds of the dense and of the factorised model.
+        speedup: median over the rounds of before / after.
+        least, most: of that ratio.
+        rounds: number of rounds, both models in turns.
+    """
+
+    before: float
+    after: float
+    speedup: float
+    least: float
+    most: float
+    rounds: int
+
+    def __str__(self) -> str:
+        """One line, in milliseconds."""
+        return (
+            f"measured: {1e3 * self.before:.3g} ms -> {1e3 * self.after:.3g} ms, "
+            f"{self.speedup:.2f} times as fast [{self.least:.2f}, {self.most:.2f}], "
+            f"median [least, most] of {self.rounds} rounds"
+        )
+
+
+def profile_calls(
+    dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
+) -> Profile:
+    """Time two calls in turns, so that a slow moment of the machine hits both.
+
+    Each is made once before, untimed, for compilation.
+
+    Arguments:
+        dense, factorised: calls of the two models, compiled functions with their arguments bound.
+        rounds: timed calls of each, at least 1.
+
+    Raises ValueError for no rounds.
+    """
+    if rounds < 1:
+        raise ValueError(f"profile: rounds must be at least 1, got {rounds}")
+    calls = (dense, factorised)
+    for call in calls:
+        jax.block_until_ready(call())
+    seconds: list[tuple[float, ...]] = []
+    for _ in range(rounds):
+        took = []
+        for call in calls:
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            took.append(time.perf_counter() - start)
+        seconds.append(tuple(took))
+    before, after = (statistics.median(column) for column in zip(*seconds, strict=True))
+    ratios = sorted(slow / fast for slow, fast in seconds)
+    return Profile(before, after, statistics.median(ratios), ratios[0], ratios[-1], rounds)
