@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
     }
     for layer in shapes.values():
         stride = layer.in_spatial[0] // layer.out_spatial[0]
-        _, _, inputs, outputs = layer.kernel_shape
+        inputs, outputs = layer.kernel_shape[2:]
         alone = nn.Conv(
             outputs,
             (3, 3),

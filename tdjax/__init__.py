@@ -1,12 +1,12 @@
 """Tensor decomposition of trained Flax networks."""
 
+from tdjax.adapters import factorize, layer_table, make_plan
 from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_svd, tucker_als
 from tdjax.errors import feature_errors, weight_errors
 from tdjax.factorize import factorize_params, reconstruct_params
 from tdjax.formats import CP, TT, Format, LowRank, Tucker
 from tdjax.layers import Layer
-from tdjax.linen import factorize, layer_table, make_plan
 from tdjax.plan import Plan, PlannedLayer, Rule
 
 __all__ = [

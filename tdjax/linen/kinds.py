@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,35 +11,12 @@ import jax.numpy as jnp
 from flax.core.meta import AxisMetadata
 from jaxtyping import Array
 
-from tdjax import chain
+from tdjax import chain, geometry
 from tdjax.boxes import box_factor, unboxed
 from tdjax.chain import Stage
-from tdjax.einsum import Labels, labels_of
-from tdjax.layers import Layer, Storage
+from tdjax.geometry import Call, as_tuple
+from tdjax.layers import Layer
 from tdjax.plan import PlannedLayer
-
-
-class Call(NamedTuple):
-    """A call as the shape-only pass sees it.
-
-    Arguments:
-        module: the layer.
-        method: name of its method that was called.
-        inputs, output: its first argument and its result, as shapes.
-        equation: the second argument, for einsum layers.
-        batch: number of examples.
-    """
-
-    module: Any
-    method: str
-    inputs: Any
-    output: Any
-    equation: str | None
-    batch: int
-
-    def per_example(self, number: int) -> int:
-        """A number for the whole batch as one for each example."""
-        return max(number // max(self.batch, 1), 1)
 
 
 class Kind(NamedTuple):
@@ -76,30 +51,16 @@ class Factor(nn.Module):
 
 def describe_conv(call: Call) -> Layer:
     """Of `nn.Conv`."""
-    module, window = call.module, _window(call.module)
-    groups = module.feature_group_count
-    shape = (*window, call.inputs.shape[-1] // groups, module.features)
-    return _convolution(call, "conv", shape, shape, groups=groups)
+    return geometry.convolution(call, call.module.features)
 
 
 def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain of convolutions in place of `nn.Conv`."""
-    window = _window(module)
     x = inputs
     for stage in entry.stages:
-
-        def on_axes(value: Any, stage: Stage = stage) -> tuple[int, ...]:
-            sizes = _on_window(value, len(window))
-            return tuple(size if axis in stage.axes else 1 for axis, size in enumerate(sizes))
-
         x = nn.Conv(
             **_shared(module, entry, stage),
-            kernel_size=stage.kernel_shape[:-2],
-            strides=on_axes(module.strides),
-            padding=_stage_padding(module.padding, stage, len(window)),
-            input_dilation=on_axes(module.input_dilation),
-            kernel_dilation=on_axes(module.kernel_dilation),
-            feature_group_count=stage.groups,
+            **geometry.conv_settings(module, stage),
             conv_general_dilated=module.conv_general_dilated,
             conv_general_dilated_cls=module.conv_general_dilated_cls,
         )(x)
@@ -108,98 +69,16 @@ def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
 
 def describe_conv_transpose(call: Call) -> Layer:
     """Of `nn.ConvTranspose`."""
-    module, window = call.module, _window(call.module)
-    channels = (call.inputs.shape[-1], module.features)
-    stored = channels[::-1] if module.transpose_kernel else channels
-    found = _convolution(
-        call,
-        "conv_transpose",
-        (*window, *channels),
-        (*window, *stored),
-        flipped=module.transpose_kernel,
-    )
-    if module.padding == "CIRCULAR":
-        return dataclasses.replace(found, obstacle="it wraps its output around")
-    return found
+    return geometry.transposed_convolution(call, call.module.features)
 
 
 def run_conv_transpose(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain in place of `nn.ConvTranspose`: convolutions of the dilated input."""
-    window = _window(module)
-    strides = _on_window(module.strides, len(window))
-    dilation = _on_window(module.kernel_dilation, len(window))
-    pads = [
-        _transposed_padding(module.padding, axis, *sizes)
-        for axis, sizes in enumerate(zip(window, strides, dilation, strict=True))
-    ]
     x = inputs
     for stage in entry.stages:
-        spans = [axis in stage.axes for axis in range(len(window))]
-        x = nn.Conv(
-            **_shared(module, entry, stage),
-            kernel_size=stage.kernel_shape[:-2],
-            padding=[pair if own else (0, 0) for pair, own in zip(pads, spans, strict=True)],
-            input_dilation=[s if own else 1 for s, own in zip(strides, spans, strict=True)],
-            kernel_dilation=[d if own else 1 for d, own in zip(dilation, spans, strict=True)],
-            feature_group_count=stage.groups,
-        )(x)
+        settings = geometry.transposed_settings(module, stage)
+        x = nn.Conv(**_shared(module, entry, stage), **settings)(x)
     return _with_bias(module, x)
-
-
-def _transposed_padding(
-    padding: Any, axis: int, window: int, stride: int, dilation: int
-) -> tuple[int, int]:
-    """Padding of the dilated input, as `jax.lax.conv_transpose` documents it."""
-    if isinstance(padding, int):
-        return padding, padding
-    if not isinstance(padding, str):
-        pair = padding[axis]
-        return (pair, pair) if isinstance(pair, int) else tuple(pair)
-    reach = (window - 1) * dilation
-    if padding == "SAME":
-        total = reach + stride - 1
-        return (reach, total - reach) if stride > reach else (-(-total // 2), total // 2)
-    return reach, reach + max(stride - reach - 1, 0)
-
-
-def _convolution(
-    call: Call, kind: str, kernel: tuple[int, ...], stored: tuple[int, ...], **settings: Any
-) -> Layer:
-    module, spatial = call.module, len(kernel) - 2
-    flipped = settings.pop("flipped", False)
-    axes = tuple(range(len(kernel)))
-    order = (*axes[:-2], axes[-1], axes[-2]) if flipped else axes
-    return Layer(
-        "",
-        kind,
-        kernel,
-        in_spatial=tuple(call.inputs.shape[-spatial - 1 : -1]),
-        out_spatial=tuple(call.output.shape[-spatial - 1 : -1]),
-        positions=call.per_example(math.prod(call.output.shape[: -spatial - 1])),
-        obstacle="its kernel is masked" if module.mask is not None else None,
-        stored=Storage("kernel", stored, order, flipped),
-        **settings,
-    )
-
-
-def _window(module: Any) -> tuple[int, ...]:
-    size = module.kernel_size
-    return (size,) if isinstance(size, int) else tuple(size)
-
-
-def _on_window(value: int | Sequence[int] | None, axes: int) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, Sequence) else (value or 1,) * axes
-
-
-def _stage_padding(padding: Any, stage: Stage, axes: int) -> Any:
-    # A named padding adds nothing along an axis of window 1 and stride 1.
-    if isinstance(padding, str):
-        return padding
-    pairs = [padding] * axes if isinstance(padding, int) else list(padding)
-    return [
-        ((pair, pair) if isinstance(pair, int) else tuple(pair)) if axis in stage.axes else (0, 0)
-        for axis, pair in enumerate(pairs)
-    ]
 
 
 # ---------------------------------------------------------------- matrices
@@ -207,8 +86,7 @@ def _stage_padding(padding: Any, stage: Stage, axes: int) -> Any:
 
 def describe_dense(call: Call) -> Layer:
     """Of `nn.Dense`."""
-    shape = (call.inputs.shape[-1], call.module.features)
-    return _matrix(call, "dense", shape, shape, (0, 1))
+    return geometry.dense(call, call.module.features)
 
 
 def run_dense(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
@@ -218,83 +96,35 @@ def run_dense(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
 
 def describe_dense_general(call: Call) -> Layer:
     """Of `nn.DenseGeneral`."""
-    module = call.module
-    axes, features = _input_axes(module, call.inputs.ndim), _many(module.features)
-    if _many(module.batch_dims):
-        shape = tuple(call.inputs.shape)
-        return Layer("", "dense_general", shape, obstacle="it has batch dimensions")
-    inputs = tuple(call.inputs.shape[axis] for axis in axes)
-    stored = (*inputs, *features)
-    kernel = (math.prod(inputs), math.prod(features))
-    return _matrix(call, "dense_general", kernel, stored, tuple(range(len(stored))))
+    features, batched = as_tuple(call.module.features), bool(as_tuple(call.module.batch_dims))
+    return geometry.dense_general(call, features, batched)
 
 
 def run_dense_general(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain in place of `nn.DenseGeneral`, on merged axes."""
-    axes = _input_axes(module, inputs.ndim)
-    x = jnp.moveaxis(inputs, axes, range(inputs.ndim - len(axes), inputs.ndim))
-    x = x.reshape(*x.shape[: inputs.ndim - len(axes)], -1)
+    features = as_tuple(module.features)
+    x = geometry.merge_axes(inputs, geometry.input_axes(module, inputs.ndim))
     y = _product(module, entry, x)
-    y = y.reshape(*y.shape[:-1], *_many(module.features))
-    if not module.use_bias:
-        return y
-    return _add_bias(module, y, _many(module.features), _many(module.features))
+    y = y.reshape(*y.shape[:-1], *features)
+    return _add_bias(module, y, features, features) if module.use_bias else y
 
 
 def describe_einsum(call: Call) -> Layer:
     """Of `nn.Einsum`."""
-    module = call.module
-    shape = tuple(module.shape)
-    labels = _labels(module, call.equation, call.inputs.ndim)
-    if isinstance(labels, str):
-        return Layer("", "einsum", shape, obstacle=labels)
-    order = tuple(labels.kernel.index(label) for label in labels.contracted + labels.made)
-    sizes = [shape[axis] for axis in order]
-    inputs = len(labels.contracted)
-    kernel = (math.prod(sizes[:inputs]), math.prod(sizes[inputs:]))
-    return _matrix(call, "einsum", kernel, shape, order)
+    return geometry.einsum(call, call.module.shape)
 
 
 def run_einsum(
     module: Any, entry: PlannedLayer, inputs: Array, einsum_str: str | None = None
 ) -> Array:
     """The chain in place of `nn.Einsum`, on merged axes."""
-    labels = _labels(module, einsum_str, inputs.ndim)
+    shape = entry.layer.storage.shape
+    labels = geometry.einsum_labels(module, einsum_str, inputs.ndim, len(shape))
     if isinstance(labels, str):
         raise ValueError(f"layer {entry.layer.path!r}: {labels}")
-    kept = [label for label in labels.inputs if label not in labels.contracted]
-    x = jnp.einsum(f"{labels.inputs}->{''.join(kept)}{labels.contracted}", inputs)
-    x = x.reshape(*x.shape[: len(kept)], -1)
-    sizes = dict(zip(labels.kernel, entry.layer.storage.shape, strict=True))
-    y = _product(module, entry, x)
-    y = y.reshape(*y.shape[:-1], *(sizes[label] for label in labels.made))
-    y = jnp.einsum(f"{''.join(kept)}{labels.made}->{labels.output}", y)
-    if not module.use_bias:
-        return y
-    own = [sizes[label] for label in labels.output if label in sizes]
-    spread = [sizes.get(label, 1) for label in labels.output]
-    return _add_bias(module, y, own, spread)
-
-
-def _labels(module: Any, equation: str | None, ndim: int) -> Labels | str:
-    return labels_of(str(equation or module.einsum_str), ndim, len(module.shape))
-
-
-def describe_embed(call: Call) -> Layer:
-    """Of `nn.Embed`: rows are taken, or all of them multiplied by a query."""
-    module = call.module
-    shape = (module.num_embeddings, module.features)
-    attends = call.method == "attend"
-    rows = call.inputs.shape[:-1] if attends else call.inputs.shape
-    number = call.per_example(math.prod(rows))
-    return Layer(
-        "",
-        "embed",
-        shape,
-        positions=number if attends else 0,
-        lookups=0 if attends else number,
-        stored=Storage("embedding", shape, (0, 1)),
-    )
+    y = _product(module, entry, geometry.einsum_rows(inputs, labels))
+    y = geometry.einsum_output(y, labels, shape)
+    return _add_bias(module, y, *geometry.einsum_bias(labels, shape)) if module.use_bias else y
 
 
 def set_up_embed(module: Any, entry: PlannedLayer) -> None:
@@ -325,17 +155,6 @@ def run_attend(module: Any, entry: PlannedLayer, query: Array) -> Array:
     return jnp.dot(jnp.dot(query, columns.T), rows.T)
 
 
-def _matrix(
-    call: Call,
-    kind: str,
-    kernel: tuple[int, int],
-    stored: tuple[int, ...],
-    order: tuple[int, ...],
-) -> Layer:
-    positions = call.per_example(math.prod(call.inputs.shape) // max(kernel[0], 1))
-    return Layer("", kind, kernel, positions=positions, stored=Storage("kernel", stored, order))
-
-
 def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
     """Rows times the matrix that a chain stands for."""
     if chain.is_matrix_train(entry.stages):
@@ -353,15 +172,6 @@ def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
     for stage in entry.stages:
         x = nn.Dense(**_shared(module, entry, stage), **own)(x)
     return x
-
-
-def _many(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _input_axes(module: Any, ndim: int) -> tuple[int, ...]:
-    # Flax contracts them in the order of the input.
-    return tuple(sorted(axis % ndim for axis in _many(module.axis)))
 
 
 # ---------------------------------------------------------------- both
@@ -418,7 +228,7 @@ KINDS: dict[type, Kind] = {
     nn.Einsum: Kind("kernel", describe_einsum, {"__call__": run_einsum}),
     nn.Embed: Kind(
         "embedding",
-        describe_embed,
+        geometry.embedding,
         {"setup": set_up_embed, "__call__": run_embed, "attend": run_attend},
     ),
 }

@@ -1,0 +1,116 @@
+"""One name for both module systems: functions on models, whether of `flax.linen` or `flax.nnx`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+import flax.linen as nn
+from flax import nnx
+from jaxtyping import Array
+
+import tdjax.linen.model
+import tdjax.linen.table
+import tdjax.nnx.model
+import tdjax.nnx.table
+from tdjax.layers import Layer
+from tdjax.plan import Plan, Rule
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+@overload
+def make_plan(
+    model: nn.Module, variables: Mapping[str, Any], rules: Sequence[Rule], sample: Any
+) -> Plan: ...
+
+
+@overload
+def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan: ...
+
+
+def make_plan(model: Any, *args: Any, **kwargs: Any) -> Plan:
+    """Decide for every layer of a model which format it gets.
+
+    `make_plan(model, variables, rules, sample)` for Linen, `make_plan(model, rules, sample)` for
+    NNX.
+
+    Arguments:
+        model: any Linen or NNX module; nothing in it needs to know of this library.
+        variables: of a Linen model, as `model.init` returns them; arrays or shapes. Method "auto"
+            needs arrays.
+        rules: the first whose path matches a layer decides; see `tdjax.Rule`.
+        sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
+            positional or a dict of keyword arguments. The first axis is the batch.
+
+    Raises ValueError for a rule that matches no layer or asks for ranks out of range, TypeError
+    for something that is no module.
+    """
+    if _is_nnx(model):
+        return tdjax.nnx.table.make_plan(model, *args, **kwargs)
+    return tdjax.linen.table.make_plan(model, *args, **kwargs)
+
+
+@overload
+def layer_table(
+    model: nn.Module, variables: Mapping[str, Any], sample: Any
+) -> tuple[Layer, ...]: ...
+
+
+@overload
+def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]: ...
+
+
+def layer_table(model: Any, *args: Any, **kwargs: Any) -> tuple[Layer, ...]:
+    """All modules of a model that hold a weight array, in the order in which they are called.
+
+    `layer_table(model, variables, sample)` for Linen, `layer_table(model, sample)` for NNX. No
+    arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
+    Modules that cannot be factorised are listed with the obstacle.
+    """
+    if _is_nnx(model):
+        return tdjax.nnx.table.layer_table(model, *args, **kwargs)
+    return tdjax.linen.table.layer_table(model, *args, **kwargs)
+
+
+@overload
+def factorize(model: nn.Module, plan: Plan) -> nn.Module: ...
+
+
+@overload
+def factorize(
+    model: Model,
+    plan: Plan,
+    *,
+    key: Array | None = None,
+    init: str = "normal",
+    max_iters: int = 100,
+    tol: float = 1e-8,
+) -> Model: ...
+
+
+def factorize(model: Any, plan: Plan, **options: Any) -> Any:
+    """The model with the layers of the plan factorised: same signature, fewer parameters.
+
+    A Linen model has no parameters of its own: see `tdjax.factorize_params` for those. Of an NNX
+    model the result is a copy with the factors filled in; the model is not changed.
+
+    Arguments:
+        model: a Linen or NNX module.
+        plan: from `tdjax.make_plan`.
+        key, init, max_iters, tol: for NNX alone, see `tdjax.factorize_params`.
+
+    Raises TypeError for something that is no module; for NNX also KeyError or ValueError for a
+    model that does not fit the plan and ValueError for NaN or Inf in a kernel, naming the layer.
+    """
+    if _is_nnx(model):
+        return tdjax.nnx.model.factorize(model, plan, **options)
+    return tdjax.linen.model.factorize(model, plan, **options)
+
+
+def _is_nnx(model: Any) -> bool:
+    """Whether a model is of NNX rather than Linen. Raises TypeError where it is of neither."""
+    if not isinstance(model, (nn.Module, nnx.Module)):
+        found = type(model).__name__
+        raise TypeError(f"expected a flax.linen.Module or a flax.nnx.Module, got {found}")
+    return isinstance(model, nnx.Module)

@@ -1,0 +1,61 @@
+"""Walking an NNX model: its modules by path, and the parameters they own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+def modules_of(model: nnx.Module) -> dict[str, Any]:
+    """All modules of a model by their '/'-joined path; '' is the model itself.
+
+    A module at several paths is there once, under the first of them. Raises TypeError for
+    something that is not an NNX module.
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"expected a flax.nnx.Module, got {type(model).__name__}")
+    return {joined(path): node for path, node in nnx.iter_graph(model) if _is_module(node)}
+
+
+def weights_of(model: nnx.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All parameters with at least two axes, and their paths; each once."""
+    seen = set()
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Param) and id(node) not in seen and len(shape_of(node)) >= 2:
+            seen.add(id(node))
+            yield tuple(map(str, path)), node
+
+
+def own_params(module: nnx.Module) -> dict[str, Any]:
+    """The parameters that are attributes of a module, by name."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, nnx.Param)}
+
+
+def array_of(variable: Any) -> Any:
+    """The array of a parameter, or its shape where a model holds shapes alone."""
+    # Versions of Flax differ in the name, and warn of the other.
+    raw = variable.get_raw_value() if hasattr(variable, "get_raw_value") else variable.raw_value
+    return raw if isinstance(raw, jax.ShapeDtypeStruct) else variable[...]
+
+
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """Shape of a parameter's array; () where it holds something else."""
+    return tuple(getattr(variable, "shape", ()))
+
+
+def become(module: nnx.Module, cls: type[nnx.Module]) -> None:
+    """Turn a module into one of a sub- or superclass, in place: all that refer to it see it."""
+    # NNX would take a plain assignment for one of an attribute of the module.
+    object.__setattr__(module, "__class__", cls)
+
+
+def joined(path: Any) -> str:
+    """A path as one text."""
+    return "/".join(map(str, path))
+
+
+def _is_module(node: Any) -> bool:
+    return isinstance(node, nnx.Module)

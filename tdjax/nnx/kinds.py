@@ -1,0 +1,284 @@
+"""The kinds of NNX layers that can be factorised: what a call says of one, and who answers it.
+
+A factorised layer is an instance of a subclass of its layer's class. It has all attributes of the
+layer but the kernel; in its place are the stages of the chain, modules with a `kernel` each, and
+`planned`, the plan's entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tdjax import chain, geometry
+from tdjax.chain import Stage
+from tdjax.geometry import Call
+from tdjax.layers import Layer
+
+
+class Kind(NamedTuple):
+    """How one class of layers is described and answered.
+
+    Arguments:
+        weight: name of the parameter that is decomposed.
+        describe: a layer table's entry from a call; its path is filled in by the table.
+        factorised: the class that answers in its place.
+        thin: one stage of the chain, its kernel still to be set.
+    """
+
+    weight: str
+    describe: Callable[[Call], Layer]
+    factorised: type[nnx.Module]
+    thin: Callable[[Any, Stage], nnx.Module]
+
+
+class Factor(nnx.Module):
+    """One array of a chain that is no thin layer, its `kernel`."""
+
+
+# ---------------------------------------------------------------- convolutions
+
+
+class FactorisedConv(nnx.Conv):
+    """An `nnx.Conv` whose kernel is a chain."""
+
+    def __call__(self, inputs: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
+        """The chain of convolutions, see `nnx.Conv`."""
+        return _placed(_with_bias(self, inputs, _through(self, inputs)), out_sharding)
+
+
+class FactorisedConvTranspose(nnx.ConvTranspose):
+    """An `nnx.ConvTranspose` whose kernel is a chain."""
+
+    def __call__(self, inputs: Float[Array, "*_"]) -> Float[Array, "*_"]:
+        """The chain of convolutions of the dilated input, see `nnx.ConvTranspose`."""
+        return _with_bias(self, inputs, _through(self, inputs))
+
+
+def thin_conv(module: Any, stage: Stage) -> nnx.Module:
+    """One stage of an `nnx.Conv`."""
+    settings = geometry.conv_settings(module, stage)
+    return _conv(module, stage, conv_general_dilated=module.conv_general_dilated, **settings)
+
+
+def thin_conv_transpose(module: Any, stage: Stage) -> nnx.Module:
+    """One stage of an `nnx.ConvTranspose`."""
+    return _conv(module, stage, **geometry.transposed_settings(module, stage))
+
+
+def _conv(module: Any, stage: Stage, **settings: Any) -> nnx.Module:
+    *_, fan_in, features = stage.kernel_shape
+    return _thin(nnx.Conv, module, fan_in * stage.groups, features, **settings)
+
+
+# ---------------------------------------------------------------- matrices
+
+
+class FactorisedLinear(nnx.Linear):
+    """An `nnx.Linear` whose kernel is a chain."""
+
+    def __call__(self, inputs: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
+        """The product with the chain, see `nnx.Linear`."""
+        return _placed(_with_bias(self, inputs, _product(self, inputs)), out_sharding)
+
+
+class FactorisedLinearGeneral(nnx.LinearGeneral):
+    """An `nnx.LinearGeneral` whose kernel is a chain."""
+
+    def __call__(self, inputs: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
+        """The product with the chain on merged axes, see `nnx.LinearGeneral`."""
+        x = geometry.merge_axes(inputs, geometry.input_axes(self, inputs.ndim))
+        y = _product(self, x)
+        y = y.reshape(*y.shape[:-1], *self.out_features)
+        return _placed(_with_bias(self, inputs, y), out_sharding)
+
+
+class FactorisedEinsum(nnx.Einsum):
+    """An `nnx.Einsum` whose kernel is a chain."""
+
+    def __call__(
+        self, inputs: Float[Array, "*_"], einsum_str: str | None = None, out_sharding: Any = None
+    ) -> Float[Array, "*_"]:
+        """The product with the chain on merged axes, see `nnx.Einsum`.
+
+        Raises ValueError for an equation that is no matrix product.
+        """
+        shape = _layer(self).storage.shape
+        labels = geometry.einsum_labels(self, einsum_str, inputs.ndim, len(shape))
+        if isinstance(labels, str):
+            raise ValueError(f"layer {_layer(self).path!r}: {labels}")
+        y = _product(self, geometry.einsum_rows(inputs, labels))
+        y = geometry.einsum_output(y, labels, shape)
+        _, spread = geometry.einsum_bias(labels, shape)
+        return _placed(_with_bias(self, inputs, y, spread), out_sharding)
+
+
+class FactorisedEmbed(nnx.Embed):
+    """An `nnx.Embed` whose table is a chain."""
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Float[Array, "*_"]:
+        """Rows of the table, see `nnx.Embed`."""
+        if not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise ValueError("Input type must be an integer or unsigned integer.")
+        factors = [
+            self.promote_dtype((factor,), dtype=self.dtype, inexact=False)[0]
+            for factor in _kernels(self)
+        ]
+        if chain.is_matrix_train(_stages(self)):
+            return _placed(chain.take_rows(factors, inputs), out_sharding)
+        rows, columns = factors
+        return _placed(jnp.dot(jnp.take(rows, inputs, axis=0), columns), out_sharding)
+
+    def attend(self, query: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
+        """Inner products of a query with all rows of the table, see `nnx.Embed`."""
+        factors = []
+        for factor in _kernels(self):
+            query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
+            factors.append(factor)
+        if chain.is_matrix_train(_stages(self)):
+            turned = [core.swapaxes(1, 2) for core in factors]
+            return _placed(chain.multiply(query, turned), out_sharding)
+        rows, columns = factors
+        return _placed(jnp.dot(jnp.dot(query, columns.T), rows.T), out_sharding)
+
+
+def describe_linear_general(call: Call) -> Layer:
+    """Of `nnx.LinearGeneral`."""
+    module = call.module
+    return geometry.dense_general(call, module.out_features, bool(module.batch_axis))
+
+
+def thin_linear(module: Any, stage: Stage) -> nnx.Module:
+    """One stage of an `nnx.Linear`."""
+    return _thin(nnx.Linear, module, *stage.kernel_shape, dot_general=module.dot_general)
+
+
+def thin_linear_general(module: Any, stage: Stage) -> nnx.Module:
+    """One stage of an `nnx.LinearGeneral`."""
+    own = {name: getattr(module, name) for name in ("dot_general", "dot_general_cls")}
+    return _thin(nnx.LinearGeneral, module, *stage.kernel_shape, **own)
+
+
+def thin_einsum(module: Any, stage: Stage) -> nnx.Module:
+    """One stage of an `nnx.Einsum`."""
+    return _thin(
+        nnx.Einsum, module, "...i,io->...o", stage.kernel_shape, einsum_op=module.einsum_op
+    )
+
+
+def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    """Rows times the matrix that a chain stands for."""
+    if not chain.is_matrix_train(_stages(module)):
+        return _through(module, x)
+    cores = []
+    for core in _kernels(module):
+        x, core, _ = module.promote_dtype((x, core, None), dtype=module.dtype)
+        cores.append(core)
+    y = chain.multiply(x, cores, module.precision)
+    wanted = getattr(module, "preferred_element_type", None)
+    return y if wanted is None else y.astype(wanted)
+
+
+# ---------------------------------------------------------------- both
+
+
+def _layer(module: Any) -> Layer:
+    return module.planned.layer
+
+
+def _stages(module: Any) -> tuple[Stage, ...]:
+    return module.planned.stages
+
+
+def stage_of(module: Any, stage: Stage, stages: tuple[Stage, ...]) -> nnx.Module:
+    """One stage of a layer's chain, its kernel still to be set."""
+    # A core of a TT-matrix is no thin layer of any kind.
+    train = chain.is_matrix_train(stages)
+    return Factor() if train else KINDS[type(module)].thin(module, stage)
+
+
+def _through(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    for stage in _stages(module):
+        x = getattr(module, stage.name)(x)
+    return x
+
+
+def _kernels(module: Any) -> list[Float[Array, "*_"]]:
+    return [getattr(module, stage.name).kernel[...] for stage in _stages(module)]
+
+
+def _with_bias(
+    module: Any,
+    inputs: Float[Array, "*_"],
+    y: Float[Array, "*_"],
+    spread: list[int] | None = None,
+) -> Float[Array, "*_"]:
+    if module.bias is None:
+        return y
+    bias = module.bias[...]
+    # In the place of the kernel: a user's function may expect an array there.
+    _, _, bias = module.promote_dtype((inputs, bias, bias), dtype=module.dtype)
+    return y + (bias if spread is None else bias.reshape(spread))
+
+
+def _placed(y: Float[Array, "*_"], out_sharding: Any) -> Float[Array, "*_"]:
+    return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
+def _thin(cls: type, module: Any, *shape: Any, **settings: Any) -> nnx.Module:
+    """A thin layer with the settings of the layer that it is part of."""
+    shared = ("dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
+    own = {name: getattr(module, name) for name in shared if hasattr(module, name)}
+    if cls is not nnx.Einsum:
+        own["use_bias"] = False
+    thin: Any = cls(
+        *shape,
+        **own,
+        **settings,
+        # What it makes is replaced by a factor.
+        kernel_init=nnx.initializers.zeros_init(),
+        rngs=nnx.Rngs(0),
+    )
+    for name in ("kernel_init", "bias_init"):
+        if hasattr(module, name):
+            setattr(thin, name, getattr(module, name))
+    return thin
+
+
+KINDS: dict[type, Kind] = {
+    nnx.Conv: Kind(
+        "kernel",
+        lambda call: geometry.convolution(call, call.module.out_features),
+        FactorisedConv,
+        thin_conv,
+    ),
+    nnx.ConvTranspose: Kind(
+        "kernel",
+        lambda call: geometry.transposed_convolution(call, call.module.out_features),
+        FactorisedConvTranspose,
+        thin_conv_transpose,
+    ),
+    nnx.Linear: Kind(
+        "kernel",
+        lambda call: geometry.dense(call, call.module.out_features),
+        FactorisedLinear,
+        thin_linear,
+    ),
+    nnx.LinearGeneral: Kind(
+        "kernel", describe_linear_general, FactorisedLinearGeneral, thin_linear_general
+    ),
+    nnx.Einsum: Kind(
+        "kernel",
+        lambda call: geometry.einsum(call, call.module.kernel_shape),
+        FactorisedEinsum,
+        thin_einsum,
+    ),
+    nnx.Embed: Kind(
+        "embedding", geometry.embedding, FactorisedEmbed, lambda module, stage: Factor()
+    ),
+}

@@ -1,0 +1,147 @@
+"""The factorised NNX model: a copy of the user's own, some of its layers replaced by chains.
+
+A module of the copy becomes a factorised one in place, by a change of its class and attributes:
+whatever refers to it keeps doing so, under several names, in tuples, and in circles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+from tdjax.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.nnx.boxes import boxed, variable_like
+from tdjax.nnx.graph import array_of, become, modules_of
+from tdjax.nnx.kinds import KINDS, stage_of
+from tdjax.plan import Plan, PlannedLayer
+
+Model = TypeVar("Model", bound=nnx.Module)
+DENSE = {kind.factorised: cls for cls, kind in KINDS.items()}
+
+
+def factorize(
+    model: Model,
+    plan: Plan,
+    *,
+    key: Array | None = None,
+    init: str = "normal",
+    max_iters: int = 100,
+    tol: float = 1e-8,
+) -> Model:
+    """A copy of a model with the layers of the plan factorised; the model is not changed.
+
+    `nnx.jit`, `nnx.grad`, `nnx.Optimizer`, `nnx.split` and `nnx.merge` work as before. Where a
+    layer had a `kernel`, a factorised layer has modules named as the stages of its chain with a
+    `kernel` each; its other attributes, the bias among them, stay. A module at several paths
+    stays one module. Half-precision kernels are decomposed in float32 and cast back.
+
+    Arguments:
+        model: any NNX module. For shapes alone, call this inside `nnx.eval_shape`.
+        plan: from `tdjax.make_plan`.
+        key: PRNG key for the random starts of CP; needed if the plan has such a layer.
+        init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
+
+    Raises KeyError or ValueError for a model that does not fit the plan, ValueError for NaN or
+    Inf in a kernel; both name the layer. TypeError for something that is not an NNX module.
+    """
+    modules = modules_of(model)
+    params: dict[str, Any] = {}
+    for entry in plan.factorised:
+        module, name = _module_at(modules, entry), entry.layer.storage.name
+        _put(params, entry.layer.path, {name: boxed(getattr(module, name), entry.layer.storage)})
+    factors = factorize_params(params, plan, key=key, init=init, max_iters=max_iters, tol=tol)
+    copy = nnx.clone(model)
+    modules = modules_of(copy)
+    for entry in plan.factorised:
+        _to_chain(modules[entry.layer.path], entry, layer_params(factors, entry.layer.path))
+    return copy
+
+
+def reconstruct(model: Model, plan: Plan) -> Model:
+    """A copy of a factorised model with dense layers again, kernels multiplied out.
+
+    The inverse of `factorize`, differentiable and safe inside `nnx.jit`. Raises KeyError or
+    ValueError where the model's layers are not those of the plan.
+    """
+    modules = modules_of(model)
+    params: dict[str, Any] = {}
+    for entry in plan.factorised:
+        module = _module_at(modules, entry, factorised=True)
+        kernels = {stage.name: getattr(module, stage.name).kernel for stage in entry.stages}
+        _put(
+            params,
+            entry.layer.path,
+            {
+                name: {"kernel": boxed(kernel, entry.layer.storage)}
+                for name, kernel in kernels.items()
+            },
+        )
+    arrays = reconstruct_params(params, plan)
+    copy = nnx.clone(model)
+    modules = modules_of(copy)
+    for entry in plan.factorised:
+        _to_dense(modules[entry.layer.path], entry, layer_params(arrays, entry.layer.path))
+    return copy
+
+
+def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
+    kind, storage = KINDS[type(module)], entry.layer.storage
+    weight = getattr(module, storage.name)
+    delattr(module, storage.name)
+    for stage in entry.stages:
+        thin: Any = stage_of(module, stage, entry.stages)
+        thin.kernel = variable_like(weight, factors[stage.name]["kernel"], storage)
+        setattr(module, stage.name, thin)
+    module.planned = entry
+    become(module, kind.factorised)
+
+
+def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:
+    storage = entry.layer.storage
+    factor = getattr(module, entry.stages[0].name).kernel
+    for name in ("planned", *(stage.name for stage in entry.stages)):
+        delattr(module, name)
+    setattr(module, storage.name, variable_like(factor, arrays[storage.name], storage))
+    become(module, DENSE[type(module)])
+
+
+def _module_at(
+    modules: dict[str, Any], entry: PlannedLayer, factorised: bool = False
+) -> nnx.Module:
+    """The module of a plan's entry. Raises KeyError or ValueError where it is another."""
+    layer = entry.layer
+    if layer.path not in modules:
+        known = ", ".join(path or "(model)" for path in sorted(modules))
+        raise KeyError(f"the model has no layer {layer.path!r}; its modules are: {known}")
+    module = modules[layer.path]
+    name = type(module).__name__
+    if factorised:
+        if type(module) not in DENSE:
+            raise ValueError(f"layer {layer.path!r} is not factorised, but an nnx.{name}")
+        if module.planned.stages != entry.stages:
+            raise ValueError(f"layer {layer.path!r} was factorised by another plan")
+        return module
+    kind = KINDS.get(type(module))
+    if kind is None or kind.weight != layer.storage.name:
+        raise ValueError(f"layer {layer.path!r}: the plan was made for {layer.kind}, not {name}")
+    groups = getattr(module, "feature_group_count", 1)
+    if groups != layer.groups:
+        raise ValueError(
+            f"layer {layer.path!r} has {groups} feature groups, but the plan was made for "
+            f"{layer.groups}"
+        )
+    if isinstance(array_of(getattr(module, kind.weight)), jax.ShapeDtypeStruct):
+        raise ValueError(f"layer {layer.path!r} holds a shape and no array: use nnx.eval_shape")
+    return module
+
+
+def _put(tree: dict[str, Any], path: str, values: dict[str, Any]) -> None:
+    """Put values into nested mappings at a '/'-joined path."""
+    names: Sequence[str] = path.split("/") if path else ()
+    for name in names:
+        tree = tree.setdefault(name, {})
+    tree.update(values)
