@@ -7,7 +7,9 @@ from tdjax.errors import feature_errors, weight_errors
 from tdjax.factorize import factorize_params, reconstruct_params
 from tdjax.formats import CP, TT, Format, LowRank, Tucker
 from tdjax.layers import Layer
+from tdjax.optimizers import carry_optimizer_state
 from tdjax.plan import Plan, PlannedLayer, Rule
+from tdjax.saving import load_factorised, save_factorised
 
 __all__ = [
     "CP",
@@ -20,6 +22,7 @@ __all__ = [
     "PlannedLayer",
     "Rule",
     "Tucker",
+    "carry_optimizer_state",
     "cp_als",
     "evaluate_candidates",
     "factorize",
@@ -27,8 +30,10 @@ __all__ = [
     "feature_errors",
     "hosvd",
     "layer_table",
+    "load_factorised",
     "make_plan",
     "reconstruct_params",
+    "save_factorised",
     "truncated_svd",
     "tt_svd",
     "tucker_als",
