@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.calls import Frame, call_arguments, split_arrays
 from tdjax.factorize import layer_params, replace_kernel
 from tdjax.hoist import split
-from tdjax.linen.calls import Frame, call_arguments, split_arrays
 
 MetricFn = Callable[[Any, Any], Any]
 # (kernel, variables, batch) -> pytree of sums over the examples. Hashable: equal functions share

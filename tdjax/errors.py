@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.calls import Frame, split_arrays
 from tdjax.candidates import Network, candidate_means, examples
 from tdjax.decompose.als import safe_ratio
 from tdjax.factorize import factorize_params, layer_params, reconstruct_params
 from tdjax.linen import layer_outputs
-from tdjax.linen.calls import Frame, split_arrays
 from tdjax.plan import Plan
 
 ERRORS = ("absolute", "relative", "scaled")

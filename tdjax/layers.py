@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -120,3 +120,30 @@ class Layer:
         """Kernel shape of one feature group, (*spatial, C / groups, T / groups)."""
         *front, t = self.kernel_shape
         return (*front, t // self.groups)
+
+
+def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
+    """A layer whose array was found to have `shape`: of one layer, or of a stack of them."""
+    if layer.obstacle is not None:
+        return replace(layer, kernel_shape=shape, stored=None)
+    stored = layer.storage
+    if shape == stored.shape:
+        return layer
+    for axis, copies in enumerate(shape):
+        if shape[:axis] + shape[axis + 1 :] == stored.shape:
+            stored = replace(stored, stack=axis, copies=copies)
+            return replace(layer, stored=stored)
+    obstacle = f"its {weight} has shape {shape}, not {stored.shape} or a stack of them"
+    return replace(layer, kernel_shape=shape, stored=None, obstacle=obstacle)
+
+
+def called_again(known: Layer, layer: Layer) -> Layer:
+    """The entry of a layer that was met before, with one more call."""
+    # What makes a stack traces more than once.
+    if layer.obstacle is not None or layer.copies > 1:
+        return known
+    return replace(
+        known,
+        positions=known.positions + layer.positions,
+        lookups=known.lookups + layer.lookups,
+    )

@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 
 from tdjax.boxes import is_boxed, unboxed
+from tdjax.calls import call_arguments, split_arrays
 from tdjax.factorize import layer_params
-from tdjax.layers import Layer
-from tdjax.linen.calls import call_arguments, split_arrays
+from tdjax.layers import Layer, called_again, in_stack
 from tdjax.linen.kinds import KINDS, Call, Kind
 from tdjax.plan import Plan, Rule, plan_layers
 from tdjax.select import best_format
@@ -76,7 +76,11 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
                 given = (*args, *kwargs.values(), None)
                 call = Call(module, method, given[0], output, given[1], batch)
                 layer = _described(kind, call, path, layer_params(params, path))
-            seen[path] = _called_again(seen[path], layer) if path in seen else layer
+            # A transformed class calls the plain one.
+            if path not in seen or seen[path].kind != layer.kind:
+                seen.setdefault(path, layer)
+            else:
+                seen[path] = called_again(seen[path], layer)
         return output
 
     def trace(variables: Any, arrays: Any) -> None:
@@ -102,30 +106,7 @@ def _described(kind: Kind, call: Call, path: str, own: Any) -> Layer:
     array = own[kind.weight]
     other = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own)) - math.prod(array.shape)
     layer = dataclasses.replace(layer, other=other)
-    found = tuple(array.shape)
-    if layer.obstacle is not None:
-        return dataclasses.replace(layer, kernel_shape=found, stored=None)
-    stored = layer.storage
-    if found == stored.shape:
-        return layer
-    for axis, copies in enumerate(found):
-        if found[:axis] + found[axis + 1 :] == stored.shape:
-            stored = dataclasses.replace(stored, stack=axis, copies=copies)
-            return dataclasses.replace(layer, stored=stored)
-    obstacle = f"its {kind.weight} has shape {found}, not {stored.shape} or a stack of them"
-    return dataclasses.replace(layer, kernel_shape=found, stored=None, obstacle=obstacle)
-
-
-def _called_again(known: Layer, layer: Layer) -> Layer:
-    """The entry of a layer that was met before."""
-    # A transformed class calls the plain one, and what makes a stack traces more than once.
-    if layer.obstacle is not None or layer.kind != known.kind or layer.copies > 1:
-        return known
-    return dataclasses.replace(
-        known,
-        positions=known.positions + layer.positions,
-        lookups=known.lookups + layer.lookups,
-    )
+    return in_stack(layer, kind.weight, tuple(array.shape))
 
 
 def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tdjax.calls import call_arguments, split_arrays
 from tdjax.geometry import Call
-from tdjax.layers import Layer
-from tdjax.linen.calls import call_arguments, split_arrays
+from tdjax.layers import Layer, called_again, in_stack
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
 from tdjax.nnx.kinds import KINDS, Kind
 from tdjax.plan import Plan, Rule, plan_layers
@@ -88,7 +88,7 @@ class _Records:
         layer = _described(kind, call, path)
         if layer.obstacle is None and self.uses[id(getattr(module, kind.weight))] > 1:
             layer = dataclasses.replace(layer, obstacle=f"its {kind.weight} is another module's")
-        self.seen[path] = _called_again(self.seen[path], layer) if path in self.seen else layer
+        self.seen[path] = called_again(self.seen[path], layer) if path in self.seen else layer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,29 +132,7 @@ def _described(kind: Kind, call: Call, path: str) -> Layer:
     params = own_params(call.module).values()
     other = sum(math.prod(shape_of(param)) for param in params) - math.prod(found)
     layer = dataclasses.replace(layer, other=other)
-    if layer.obstacle is not None:
-        return dataclasses.replace(layer, kernel_shape=found, stored=None)
-    stored = layer.storage
-    if found == stored.shape:
-        return layer
-    for axis, copies in enumerate(found):
-        if found[:axis] + found[axis + 1 :] == stored.shape:
-            stored = dataclasses.replace(stored, stack=axis, copies=copies)
-            return dataclasses.replace(layer, stored=stored)
-    obstacle = f"its {kind.weight} has shape {found}, not {stored.shape} or a stack of them"
-    return dataclasses.replace(layer, kernel_shape=found, stored=None, obstacle=obstacle)
-
-
-def _called_again(known: Layer, layer: Layer) -> Layer:
-    """The entry of a layer that was met before."""
-    # What makes a stack traces more than once.
-    if layer.obstacle is not None or layer.copies > 1:
-        return known
-    return dataclasses.replace(
-        known,
-        positions=known.positions + layer.positions,
-        lookups=known.lookups + layer.lookups,
-    )
+    return in_stack(layer, kind.weight, found)
 
 
 def _with_the_rest(
