@@ -1,7 +1,14 @@
 import math
+import os
 
 import jax
 import pytest
+
+# Most of the time goes into compiling programs that run once. Read when the first array is made.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 
 def inner_jaxprs(params):
