@@ -41,9 +41,6 @@ class Call(NamedTuple):
         return max(number // max(self.batch, 1), 1)
 
 
-# ---------------------------------------------------------------- convolutions
-
-
 def convolution(call: Call, features: int) -> Layer:
     """The entry of a convolution with so many output features."""
     module = call.module
@@ -161,9 +158,6 @@ def _transposed_padding(
         total = reach + stride - 1
         return (reach, total - reach) if stride > reach else (-(-total // 2), total // 2)
     return reach, reach + max(stride - reach - 1, 0)
-
-
-# ---------------------------------------------------------------- matrices
 
 
 def dense(call: Call, features: int) -> Layer:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 
 import flax.core
 import flax.linen as nn
@@ -162,18 +163,20 @@ class Snapshots:
     WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
     def __init__(self, folder, copies):
-        self.folder, self.copies, self.on, self.busy = folder, copies, False, False
+        self.folder, self.copies, self.on = folder, copies, False
+        self.busy, self.numbers = threading.Lock(), itertools.count()
         self.seen = {}
         sys.addaudithook(self.hook)
 
     def hook(self, event, args):
-        if not self.on or self.busy or event not in self.WATCHED:
+        if not self.on or event not in self.WATCHED:
             return
-        self.busy = True
-        try:
-            self.take()
-        finally:
-            self.busy = False
+        # Held while copying, which touches files too, and by one thread at a time.
+        if self.busy.acquire(blocking=False):
+            try:
+                self.take()
+            finally:
+                self.busy.release()
 
     def take(self):
         state = []
@@ -184,7 +187,7 @@ class Snapshots:
                 return
         if tuple(state) in self.seen:
             return
-        copy = self.copies / str(len(self.seen))
+        copy = self.copies / str(next(self.numbers))
         try:
             shutil.copytree(self.folder, copy)
         except (FileNotFoundError, shutil.Error):

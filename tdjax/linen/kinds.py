@@ -46,9 +46,6 @@ class Factor(nn.Module):
         return jnp.asarray(self.param("kernel", self.kernel_init, self.shape, self.param_dtype))
 
 
-# ---------------------------------------------------------------- convolutions
-
-
 def describe_conv(call: Call) -> Layer:
     """Of `nn.Conv`."""
     return geometry.convolution(call, call.module.features)
@@ -79,9 +76,6 @@ def run_conv_transpose(module: Any, entry: PlannedLayer, inputs: Array) -> Array
         settings = geometry.transposed_settings(module, stage)
         x = nn.Conv(**_shared(module, entry, stage), **settings)(x)
     return _with_bias(module, x)
-
-
-# ---------------------------------------------------------------- matrices
 
 
 def describe_dense(call: Call) -> Layer:
@@ -172,9 +166,6 @@ def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
     for stage in entry.stages:
         x = nn.Dense(**_shared(module, entry, stage), **own)(x)
     return x
-
-
-# ---------------------------------------------------------------- both
 
 
 def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:

@@ -41,9 +41,6 @@ class Factor(nnx.Module):
     """One array of a chain that is no thin layer, its `kernel`."""
 
 
-# ---------------------------------------------------------------- convolutions
-
-
 class FactorisedConv(nnx.Conv):
     """An `nnx.Conv` whose kernel is a chain."""
 
@@ -74,9 +71,6 @@ def thin_conv_transpose(module: Any, stage: Stage) -> nnx.Module:
 def _conv(module: Any, stage: Stage, **settings: Any) -> nnx.Module:
     *_, fan_in, features = stage.kernel_shape
     return _thin(nnx.Conv, module, fan_in * stage.groups, features, **settings)
-
-
-# ---------------------------------------------------------------- matrices
 
 
 class FactorisedLinear(nnx.Linear):
@@ -182,9 +176,6 @@ def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     y = chain.multiply(x, cores, module.precision)
     wanted = getattr(module, "preferred_element_type", None)
     return y if wanted is None else y.astype(wanted)
-
-
-# ---------------------------------------------------------------- both
 
 
 def _layer(module: Any) -> Layer:
