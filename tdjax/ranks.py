@@ -58,7 +58,8 @@ def tt_ranks(shape: Shape, keep: float) -> tuple[int, ...]:
     means = [(a + b) / 2 for a, b in pairwise(dims)]
 
     def ranks(s: float) -> tuple[int, ...]:
-        return feasible_tt_ranks(dims, [max(1, round(s * mean)) for mean in means])
+        # Halves go up for all alike: to even numbers, s where two meet would be a case of its own.
+        return feasible_tt_ranks(dims, [max(1, math.floor(s * mean + 0.5)) for mean in means])
 
     # The count is a non-decreasing step function of s; bisect to the step that crosses the target.
     low, high = 0.0, math.prod(dims) / min(means)

@@ -19,7 +19,6 @@ from plain_networks import (
 
 import tdjax
 from tdjax import Rule
-from tdjax.models import ResNet18
 from tdjax.nnx import reconstruct
 
 IMAGES = normal(1, 2, 16, 16, 3)
@@ -40,7 +39,6 @@ LINEN = {
         {f"blocks/block/LayerNorm_{k}": "LayerNorm is not supported" for k in range(2)},
     ),
     "u-net": (UNet(), IMAGES, {}),
-    "resnet": (ResNet18(width=8), IMAGES, {}),
 }
 NNX = {
     "vision transformer": (NnxVisionTransformer, IMAGES),

@@ -5,7 +5,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tdjax import ranks
@@ -71,6 +71,7 @@ def test_tucker_ranks_solve_the_quadratic(shape, keep):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 8), min_size=2, max_size=4), st.floats(0.02, 1.2))
+@example([4, 2, 6], 0.75)
 def test_tt_count_is_the_nearest_of_all_scales(shape, keep):
     dims = ranks.tt_order(shape)
     target = keep * math.prod(dims)
