@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
@@ -14,13 +13,12 @@ from tdjax import chain, ranks
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
 from tdjax.layers import MATRICES, Layer, Storage
+from tdjax.printing import Table, as_html, as_text
 from tdjax.profile import Profile, profile_calls
 
 PLAN_VERSION = 1
 # In a rule: the method with the least error.
 AUTO = "auto"
-# Columns of the table that hold numbers.
-NUMBERS = (4, 5, 6, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,44 +192,18 @@ class Plan:
 
     def __str__(self) -> str:
         """A table: layer, format, ranks, parameters and MACs before and after."""
-        header, rows, total = self._table()
-        widths = [max(len(row[k]) for row in (header, *rows, total)) for k in range(len(header))]
-
-        def line(row: Sequence[str]) -> str:
-            cells = (
-                cell.rjust(width) if k in NUMBERS else cell.ljust(width)
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            return "  ".join(cells).rstrip()
-
-        rule = "-" * len(line(header).ljust(sum(widths) + 2 * (len(widths) - 1)))
-        table = [line(header), rule, *map(line, rows), rule, line(total)]
-        return "\n".join([*table, "", *self._notes()] if self._notes() else table)
+        return as_text(self._table())
 
     def _repr_html_(self) -> str:
         """The table in a notebook."""
-        header, rows, total = self._table()
+        return as_html(self._table())
 
-        def line(row: Sequence[str], tag: str = "td") -> str:
-            cells = (
-                f'<{tag} style="text-align:{"right" if k in NUMBERS else "left"}">'
-                f"{html.escape(cell).replace('-&gt;', '&rarr;')}</{tag}>"
-                for k, cell in enumerate(row)
-            )
-            return f"<tr>{''.join(cells)}</tr>"
-
-        body = "".join(map(line, rows))
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self._notes())
-        return (
-            f"<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody>"
-            f"<tfoot>{line(total, 'th')}</tfoot></table>" + (f"<ul>{notes}</ul>" if notes else "")
-        )
-
-    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]:
+    def _table(self) -> Table:
         header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
         parameters = _change(self.size_before, self.size)
         total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
-        return header, [_row(entry) for entry in self.layers], total
+        rows = [_row(entry) for entry in self.layers]
+        return Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
 
     def _notes(self) -> list[str]:
         reasons = [
