@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,14 @@ import orbax.checkpoint as ocp
 from tdjax.boxes import is_boxed, unboxed
 from tdjax.checkpoints import CheckpointError
 from tdjax.factorize import Params, layer_params
-from tdjax.plan import Plan, PlannedLayer
+from tdjax.matching import check_params
+from tdjax.plan import Plan
 
 FORMAT_VERSION = 1
 # Metadata around an array that is saved with it: by name, as a checkpoint may name no class.
 BOXES = {"Partitioned": nn.Partitioned, "LogicallyPartitioned": nn.LogicallyPartitioned}
-# Of more layers that do not fit, the first say enough.
-SHOWN = 5
 
 Names = tuple[str, ...]
-Shape = tuple[int, ...]
 
 
 def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) -> None:
@@ -90,138 +88,6 @@ def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
                 f"{path / str(step)}: this is no readable factorised network "
                 f"({type(error).__name__}: {error}); if it is damaged, save it anew"
             ) from error
-
-
-def check_params(params: Params, plan: Plan) -> None:
-    """Check that parameters are those of a plan's factorised model.
-
-    Every factorised layer must have the kernels of exactly its stages, every other layer its
-    dense array, with the shapes of the plan, and no other layer may be there. Biases,
-    normalisation and other small parameters are not in a plan, and not checked.
-
-    Arguments:
-        params: nested mapping of arrays or shapes, or a dict of variables with such a "params".
-        plan: from `tdjax.make_plan`.
-
-    Raises ValueError that names each layer that does not fit, what the plan expects there and
-    what was found.
-    """
-    params = _without_collections(params, plan)
-    found = [problem for entry in plan.layers for problem in _problems(params, entry)]
-    known = {tuple(filter(None, entry.layer.path.split("/"))) for entry in plan.layers}
-    for entry in plan.factorised:
-        # Whatever a factorised layer has below it was looked at with the layer.
-        known |= {(*_names(entry), name) for name in _factors(params, entry)}
-    for path in _weight_owners(params):
-        if path not in known:
-            found.append(f"layer {'/'.join(path)!r} is not in the plan")
-    if found:
-        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise ValueError(
-            f"the parameters are not those of the plan: {'; '.join(found[:SHOWN])}{more}"
-        )
-
-
-def factor_shapes(entry: PlannedLayer) -> dict[str, Shape]:
-    """Shapes of the kernels of a layer's stages, with the axis of a stack, by stage name."""
-    storage = entry.layer.storage
-    if storage.stack is None:
-        return {stage.name: stage.kernel_shape for stage in entry.stages}
-    axis = storage.stack
-    return {
-        stage.name: (*stage.kernel_shape[:axis], storage.copies, *stage.kernel_shape[axis:])
-        for stage in entry.stages
-    }
-
-
-def _without_collections(params: Params, plan: Plan) -> Params:
-    """The parameters of a dict of variables; parameters are passed on."""
-    own = params.get("params")
-    # A model may have a layer of that name.
-    named = any(_names(entry)[:1] == ("params",) for entry in plan.layers)
-    return own if isinstance(own, Mapping) and not named else params
-
-
-def _problems(params: Params, entry: PlannedLayer) -> Iterator[str]:
-    layer, name = entry.layer, f"layer {entry.layer.path!r}"
-    own = _own(params, entry)
-    if own is None:
-        yield f"{name} is missing"
-        return
-    factors = _factors(params, entry)
-    if entry.method is None:
-        if layer.obstacle is not None:
-            # Of a module that no method takes the plan knows one array, not its name.
-            if layer.kernel_shape not in [_shape(leaf) for leaf in own.values()]:
-                yield f"{name} has no array of shape {layer.kernel_shape}"
-            return
-        weight, expected = layer.storage.name, layer.storage.whole_shape
-        if weight not in own:
-            there = f"factors {', '.join(factors)}" if factors else _listed(own)
-            yield f"{name} is dense in the plan: expected {weight} {expected}, found {there}"
-        elif _shape(own[weight]) != expected:
-            yield f"{name}: expected {weight} of shape {expected}, found {_shape(own[weight])}"
-        return
-    if layer.storage.name in own:
-        yield (
-            f"{name} is factorised in the plan ({entry.method}), "
-            f"found a dense {layer.storage.name} of shape {_shape(own[layer.storage.name])}"
-        )
-    stages = factor_shapes(entry)
-    for stage, expected in stages.items():
-        if stage not in factors:
-            there = ", ".join(factors) or "none"
-            yield f"{name}: expected factor {stage} of shape {expected}, found factors: {there}"
-        elif factors[stage] != expected:
-            yield f"{name}: expected factor {stage} of shape {expected}, found {factors[stage]}"
-    for extra in factors.keys() - stages.keys():
-        yield f"{name}: no factor {extra} expected, found one of shape {factors[extra]}"
-
-
-def _factors(params: Params, entry: PlannedLayer) -> dict[str, Shape | None]:
-    """Shapes of the kernels below a layer, by name; a layer of Flax has nothing else there."""
-    own = _own(params, entry)
-    if own is None or entry.layer.obstacle is not None:
-        return {}
-    return {
-        name: _shape(below["kernel"])
-        for name, below in own.items()
-        if isinstance(below, Mapping) and "kernel" in below
-    }
-
-
-def _own(params: Params, entry: PlannedLayer) -> Params | None:
-    """The parameters of a layer; None where there are none at its path."""
-    own: Any = params
-    for name in _names(entry):
-        if not isinstance(own, Mapping) or name not in own:
-            return None
-        own = own[name]
-    return own if isinstance(own, Mapping) else None
-
-
-def _names(entry: PlannedLayer) -> Names:
-    return tuple(filter(None, entry.layer.path.split("/")))
-
-
-def _shape(leaf: Any) -> Shape | None:
-    shape = getattr(unboxed(leaf), "shape", None)
-    return None if shape is None else tuple(shape)
-
-
-def _listed(own: Params) -> str:
-    return ", ".join(own) or "nothing"
-
-
-def _weight_owners(params: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[Names]:
-    """Paths of the mappings that hold an array of two axes or more, which a plan lists."""
-    if any(
-        not isinstance(leaf, Mapping) and len(_shape(leaf) or ()) > 1 for leaf in params.values()
-    ):
-        yield path
-    for name, below in params.items():
-        if isinstance(below, Mapping):
-            yield from _weight_owners(below, (*path, name))
 
 
 def _arrays(tree: Any, path: Names, boxes: list[dict[str, Any]]) -> Any:
