@@ -1,5 +1,7 @@
 """What a call says of a layer, and how its chain lies on its axes: the same in every module system.
 
+The positions and lookups of an entry made here are those of one call, for all examples in it.
+
 Modules are asked for nothing but the settings that `flax.linen` and `flax.nnx` name alike.
 """
 
@@ -26,7 +28,6 @@ class Call(NamedTuple):
         method: name of its method that was called.
         inputs, output: its first argument and its result, as shapes.
         equation: the second argument, for einsum layers.
-        batch: number of examples.
     """
 
     module: Any
@@ -34,11 +35,6 @@ class Call(NamedTuple):
     inputs: Any
     output: Any
     equation: str | None
-    batch: int
-
-    def per_example(self, number: int) -> int:
-        """A number for the whole batch as one for each example."""
-        return max(number // max(self.batch, 1), 1)
 
 
 def convolution(call: Call, features: int) -> Layer:
@@ -122,7 +118,7 @@ def _convolution(
         kernel,
         in_spatial=tuple(call.inputs.shape[-spatial - 1 : -1]),
         out_spatial=tuple(call.output.shape[-spatial - 1 : -1]),
-        positions=call.per_example(math.prod(call.output.shape[: -spatial - 1])),
+        positions=math.prod(call.output.shape[: -spatial - 1]),
         obstacle="its kernel is masked" if module.mask is not None else None,
         stored=Storage("kernel", stored, order, flipped),
         **settings,
@@ -243,7 +239,7 @@ def embedding(call: Call) -> Layer:
     shape = (module.num_embeddings, module.features)
     attends = call.method == "attend"
     rows = call.inputs.shape[:-1] if attends else call.inputs.shape
-    number = call.per_example(math.prod(rows))
+    number = math.prod(rows)
     return Layer(
         "",
         "embed",
@@ -270,5 +266,5 @@ def _matrix(
     stored: tuple[int, ...],
     order: tuple[int, ...],
 ) -> Layer:
-    positions = call.per_example(math.prod(call.inputs.shape) // max(kernel[0], 1))
+    positions = math.prod(call.inputs.shape) // max(kernel[0], 1)
     return Layer("", kind, kernel, positions=positions, stored=Storage("kernel", stored, order))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -137,13 +138,22 @@ def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
     return replace(layer, kernel_shape=shape, stored=None, obstacle=obstacle)
 
 
-def called_again(known: Layer, layer: Layer) -> Layer:
-    """The entry of a layer that was met before, with one more call."""
-    # What makes a stack traces more than once.
-    if layer.obstacle is not None or layer.copies > 1:
-        return known
+def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:
+    """The entry of a layer from its calls in one pass.
+
+    Arguments:
+        calls: what each says of the layer, with the positions and lookups of the call, and how
+            often it runs. Calls that a pass throws away run 0 times.
+        batch: number of examples of the pass.
+    """
+    layer = calls[0][0]
+
+    def for_one_example(number: int) -> int:
+        # The calls of a stack are shared among its layers.
+        return -(-number // (max(batch, 1) * layer.copies))
+
     return replace(
-        known,
-        positions=known.positions + layer.positions,
-        lookups=known.lookups + layer.lookups,
+        layer,
+        positions=for_one_example(sum(call.positions * runs for call, runs in calls)),
+        lookups=for_one_example(sum(call.lookups * runs for call, runs in calls)),
     )

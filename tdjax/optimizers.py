@@ -31,6 +31,8 @@ def carry_optimizer_state(
         carried = carry_optimizer_state(state.tx, state.opt_state, state.params, params)
         state = state.replace(apply_fn=small.apply, params=params, opt_state=carried)
 
+    For an `nnx.Optimizer` see `tdjax.nnx.carry_optimizer`.
+
     Arguments:
         optimizer: any optax transformation, also `optax.chain`, `optax.inject_hyperparams`,
             `optax.masked` and `optax.multi_transform`; masks and labels must be given as

@@ -198,6 +198,10 @@ class Plan:
         """The table in a notebook."""
         return as_html(self._table())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The table in an interactive session of IPython."""
+        printer.text(str(self))
+
     def _table(self) -> Table:
         header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
         parameters = _change(self.size_before, self.size)

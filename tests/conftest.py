@@ -30,7 +30,8 @@ def count(jaxpr):
             (contracted, _), _ = eqn.params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
             total += math.prod(out.shape) * math.prod(shape[axis] for axis in contracted)
-        total += sum(map(count, inner_jaxprs(eqn.params)))
+        turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += turns * sum(map(count, inner_jaxprs(eqn.params)))
     return total
 
 

@@ -126,31 +126,6 @@ class NNXNetwork(nnx.Module):
         return self.head(nnx.relu(self.hidden(x.mean(axis=(1, 2)))))
 
 
-def is_variable(leaf):
-    return isinstance(leaf, nnx.Variable)
-
-
-def factorise_nnx(model, optimizer, plan):
-    """The factorised model and its optimiser, which goes on where that of the model was."""
-
-    def arrays(tree):
-        return jax.tree.map(lambda leaf: leaf[...], tree, is_leaf=is_variable)
-
-    small = tdjax.factorize(model, plan)
-    carried = carry_optimizer_state(
-        optimizer.tx,
-        arrays(optimizer.opt_state),
-        arrays(nnx.state(model, nnx.Param)),
-        arrays(nnx.state(small, nnx.Param)),
-    )
-    fresh = nnx.Optimizer(small, optimizer.tx, wrt=nnx.Param)
-    variables = jax.tree.leaves(fresh.opt_state, is_leaf=is_variable)
-    for variable, array in zip(variables, jax.tree.leaves(carried), strict=True):
-        variable[...] = array
-    fresh.step[...] = optimizer.step[...]
-    return small, fresh
-
-
 def test_nnx_factorised_in_the_middle():
     model = NNXNetwork(nnx.Rngs(0))
     images, _ = make_batch(0)
@@ -176,7 +151,9 @@ def test_nnx_factorised_in_the_middle():
 
     run(model, optimizer, range(15))
     moment = np.asarray(optimizer.opt_state[0].nu["head"]["kernel"][...])
-    small, optimizer = factorise_nnx(model, optimizer, plan)
+    dense, small = optimizer, tdjax.factorize(model, plan)
+    optimizer = tdjax.nnx.carry_optimizer(dense, model, small)
+    assert int(dense.step[...]) == int(optimizer.step[...]) == 15
     found = optimizer.opt_state[0].nu
     np.testing.assert_array_equal(found["head"]["kernel"][...], moment)
     assert not np.asarray(found["conv"]["core"]["kernel"][...]).any()

@@ -14,8 +14,9 @@ import jax
 from tdjax.boxes import is_boxed, unboxed
 from tdjax.calls import call_arguments, split_arrays
 from tdjax.factorize import layer_params
-from tdjax.layers import Layer, called_again, in_stack
+from tdjax.layers import Layer, in_stack, of_all_calls
 from tdjax.linen.kinds import KINDS, Call, Kind
+from tdjax.marks import Marks
 from tdjax.plan import Plan, Rule, plan_layers
 from tdjax.select import best_format
 
@@ -61,7 +62,8 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
     batch = next((leaf.shape[0] for leaf in arrays if leaf.shape), 1)
     shapes = jax.eval_shape(lambda: jax.tree.map(unboxed, variables, is_leaf=is_boxed))
     params = shapes["params"]
-    seen: dict[str, Layer] = {}
+    calls: dict[str, list[tuple[Layer, int]]] = {}
+    marks = Marks()
 
     def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
@@ -74,16 +76,15 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
                 layer = _unsupported(path, params, type(module).__name__, "is not supported")
             else:
                 given = (*args, *kwargs.values(), None)
-                call = Call(module, method, given[0], output, given[1], batch)
+                call = Call(module, method, given[0], output, given[1])
                 layer = _described(kind, call, path, layer_params(params, path))
+            output, number = marks.mark(output)
             # A transformed class calls the plain one.
-            if path not in seen or seen[path].kind != layer.kind:
-                seen.setdefault(path, layer)
-            else:
-                seen[path] = called_again(seen[path], layer)
+            if path not in calls or calls[path][0][0].kind == layer.kind:
+                calls.setdefault(path, []).append((layer, number))
         return output
 
-    def trace(variables: Any, arrays: Any) -> None:
+    def trace(variables: Any, arrays: Any) -> Any:
         args, kwargs = frame.join(arrays)
         # Other streams fall back to "params"; nothing is drawn here.
         rngs = {name: jax.random.key(0) for name in ("dropout", "params")}
@@ -91,9 +92,13 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
         # `nn.jit` in the model trace again, and the calls inside it show.
         mutable = nn.DenyList(f"tdjax_{next(_passes)}")
         with nn.intercept_methods(record):
-            model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)
+            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)
 
-    jax.eval_shape(trace, shapes, arrays)
+    runs = marks.runs(jax.make_jaxpr(trace)(shapes, arrays).jaxpr)
+    seen = {
+        path: of_all_calls([(layer, runs.get(number, 0)) for layer, number in made], batch)
+        for path, made in calls.items()
+    }
     for path in _weight_owners(params):
         if path not in seen:
             seen[path] = _unsupported(path, params, "a module", "was not called")

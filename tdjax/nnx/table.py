@@ -14,7 +14,8 @@ from flax import nnx
 
 from tdjax.calls import call_arguments, split_arrays
 from tdjax.geometry import Call
-from tdjax.layers import Layer, called_again, in_stack
+from tdjax.layers import Layer, in_stack, of_all_calls
+from tdjax.marks import Marks
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
 from tdjax.nnx.kinds import KINDS, Kind
 from tdjax.plan import Plan, Rule, plan_layers
@@ -56,39 +57,45 @@ def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:
     arrays, frame = split_arrays(call_arguments(sample))
     batch = next((leaf.shape[0] for leaf in arrays if leaf.shape), 1)
     graph, state = nnx.split(model)
-    records = _Records(modules, batch)
+    records = _Records(modules)
 
-    def trace(state: Any, arrays: Any) -> None:
+    def trace(state: Any, arrays: Any) -> Any:
         copy = nnx.merge(graph, state)
         for path, module in modules_of(copy).items():
             if type(module) in _RECORDING:
                 module.tdjax_record = _Record(path, records)
                 become(module, _RECORDING[type(module)])
         args, kwargs = frame.join(arrays)
-        copy(*args, **kwargs)
+        return copy(*args, **kwargs)
 
-    jax.eval_shape(trace, state, arrays)
-    return tuple(_with_the_rest(model, modules, records.seen).values())
+    runs = records.marks.runs(jax.make_jaxpr(trace)(state, arrays).jaxpr)
+    seen = {
+        path: of_all_calls([(layer, runs.get(number, 0)) for layer, number in made], batch)
+        for path, made in records.calls.items()
+    }
+    return tuple(_with_the_rest(model, modules, seen).values())
 
 
 class _Records:
-    """The calls of one pass, as entries of the table by path."""
+    """The calls of one pass by path: what each says of its layer, and its mark."""
 
-    def __init__(self, modules: dict[str, Any], batch: int) -> None:
-        self.modules, self.batch = modules, batch
-        self.seen: dict[str, Layer] = {}
+    def __init__(self, modules: dict[str, Any]) -> None:
+        self.modules, self.marks = modules, Marks()
+        self.calls: dict[str, list[tuple[Layer, int]]] = {}
         self.uses = Counter(id(p) for m in modules.values() for p in own_params(m).values())
 
-    def add(self, path: str, method: str, args: Any, kwargs: Any, output: Any) -> None:
+    def add(self, path: str, method: str, args: Any, kwargs: Any, output: Any) -> Any:
         module = self.modules[path]
         kind = KINDS[type(module)]
         given = (*args, *kwargs.values())
         equation = args[1] if len(args) > 1 else kwargs.get("einsum_str")
-        call = Call(module, method, given[0], output, equation, self.batch)
+        call = Call(module, method, given[0], output, equation)
         layer = _described(kind, call, path)
         if layer.obstacle is None and self.uses[id(getattr(module, kind.weight))] > 1:
             layer = dataclasses.replace(layer, obstacle=f"its {kind.weight} is another module's")
-        self.seen[path] = called_again(self.seen[path], layer) if path in self.seen else layer
+        marked, number = self.marks.mark(output)
+        self.calls.setdefault(path, []).append((layer, number))
+        return marked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,8 +117,8 @@ def _noting(cls: type, method: str) -> Callable[..., Any]:
     @functools.wraps(answer)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = answer(self, *args, **kwargs)
-        self.tdjax_record.records.add(self.tdjax_record.path, method, args, kwargs, output)
-        return output
+        record = self.tdjax_record
+        return record.records.add(record.path, method, args, kwargs, output)
 
     return call
 
