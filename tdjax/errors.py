@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.boxes import unboxed
 from tdjax.calls import Frame, split_arrays
 from tdjax.candidates import Network, candidate_means, examples
 from tdjax.decompose.als import safe_ratio
-from tdjax.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.factorize import factorize_params, layer_params, reconstruct_params, weight_name
 from tdjax.linen import layer_outputs
 from tdjax.plan import Plan
 
@@ -80,7 +81,7 @@ def feature_errors(
     else:
         dense = plan_or_params
         paths = _changed_kernels(params, dense)
-    kernels = {path: layer_params(dense, path)["kernel"] for path in paths}
+    kernels = {path: _kernel(dense, path) for path in paths}
     totals = {path: dict.fromkeys(ERRORS, 0.0) for path in paths}
     count = 0
     for batch in batches:
@@ -155,29 +156,33 @@ def _error_sums(
     return {path: sums(path) for path in kernels}
 
 
+def _kernel(params: Any, path: str) -> Array:
+    own = layer_params(params, path)
+    return jnp.asarray(unboxed(own[weight_name(own) or "kernel"]))
+
+
 def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> list[str]:
     if not isinstance(params, Mapping):
         return []
-    where = "/".join(path)
+    where, name = "/".join(path), weight_name(params)
     dense = dense if isinstance(dense, Mapping) else {}
-    if "kernel" in params and not isinstance(params["kernel"], Mapping):
-        if "kernel" not in dense:
+    if name is not None and not isinstance(params[name], Mapping):
+        if name not in dense:
             raise ValueError(
-                f"feature_errors: no kernel at {where!r}; pass the plan, or the parameters from "
+                f"feature_errors: no {name} at {where!r}; pass the plan, or the parameters from "
                 "tdjax.reconstruct_params(params, plan)"
             )
-        if jnp.shape(params["kernel"]) != jnp.shape(dense["kernel"]):
+        own, other = unboxed(params[name]), unboxed(dense[name])
+        if jnp.shape(own) != jnp.shape(other):
             raise ValueError(
-                f"feature_errors: layer {where!r} has a kernel of shape "
-                f"{jnp.shape(params['kernel'])}, the approximation one of "
-                f"{jnp.shape(dense['kernel'])}"
+                f"feature_errors: layer {where!r} has a {name} of shape {jnp.shape(own)}, the "
+                f"approximation one of {jnp.shape(other)}"
             )
-        same = jnp.array_equal(params["kernel"], dense["kernel"])
-        return [] if bool(same) else [where]
+        return [] if bool(jnp.array_equal(own, other)) else [where]
     return [
         changed
-        for name, sub in params.items()
-        for changed in _changed_kernels(sub, dense.get(name, {}), (*path, name))
+        for key, sub in params.items()
+        for changed in _changed_kernels(sub, dense.get(key, {}), (*path, key))
     ]
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 # Kinds whose kernel is a matrix, whatever the shape of the array that holds it.
 MATRICES = ("dense", "dense_general", "einsum", "embed")
 CONVOLUTIONS = ("conv", "conv_transpose")
+# Parameters of one axis, though a stack gives them another.
+VECTORS = ("bias", "scale")
 
 
 @dataclass(frozen=True)

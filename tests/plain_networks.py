@@ -95,6 +95,38 @@ class UNet(nn.Module):
         return nn.Conv(channels, (1, 1), name="out")(x)
 
 
+class ResidualBlock(nn.Module):
+    """Two convolutions and normalisations beside a shortcut, which a 1x1 convolution may widen."""
+
+    width: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        def norm():
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9)
+
+        y = nn.Conv(self.width, (3, 3), strides=self.stride, use_bias=False)(x)
+        y = nn.Conv(self.width, (3, 3), use_bias=False)(nn.relu(norm()(y)))
+        y = norm()(y)
+        if x.shape != y.shape:
+            x = nn.Conv(self.width, (1, 1), strides=self.stride, use_bias=False, name="widen")(x)
+            x = norm()(x)
+        return nn.relu(x + y)
+
+
+class ResidualNetwork(nn.Module):
+    """A stem, residual blocks, the mean and a head."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(8, (3, 3), use_bias=False, name="stem_conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        for width, stride in ((8, 1), (16, 2)):
+            x = ResidualBlock(width, stride)(x, train)
+        return nn.Dense(10)(x.mean(axis=(1, 2)))
+
+
 class Classifier(nn.Module):
     """Two convolutions with average pools and two dense layers, the usual first network."""
 

@@ -289,3 +289,45 @@ def test_layer_that_is_not_met_is_named():
     params = replace_kernel(variables["params"], "stack/dense", jnp.zeros((3, 8, 8)))
     with pytest.raises(ValueError, match="the model never calls layer 'stack/dense'"):
         tdjax.feature_errors(scanned, variables, params, [x])
+
+
+class Tied(nn.Module):
+    """An embedding that is looked up and attended to, with names on its axes, and attention."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        init = nn.with_partitioning(nn.initializers.normal(1.0), ("vocabulary", None))
+        embed = nn.Embed(12, 8, embedding_init=init, name="embed")
+        x = embed(tokens)
+        return embed.attend(x + nn.MultiHeadDotProductAttention(2, name="attention")(x))
+
+
+def test_feature_errors_of_embeddings_and_attention():
+    tokens = jax.random.randint(jax.random.key(0), (3, 5), 0, 12)
+    model = Tied()
+    variables = model.init(jax.random.key(1), tokens)
+    rules = [
+        Rule(path="embed", method="svd", rank=3),
+        Rule(path="attention/query", method="svd", rank=2),
+    ]
+    plan = tdjax.make_plan(model, variables, rules, tokens)
+    params = tdjax.factorize_params(variables["params"], plan)
+    dense = tdjax.reconstruct_params(params, plan)
+    found = tdjax.feature_errors(model, variables, dense, [tokens])
+    assert found == tdjax.feature_errors(model, variables, plan, [tokens])
+    assert list(found) == ["embed", "attention/query"]
+
+    # By hand: what is looked up and all logits are the features of one example.
+    def table(params):
+        return np.asarray(nn.meta.unbox(params)["embed"]["embedding"], np.float64)
+
+    rows = np.asarray(tokens)
+    _, state = model.apply(variables, tokens, capture_intermediates=True)
+    attended = np.asarray(state["intermediates"]["attention"]["__call__"][0])
+    own, other = table(variables["params"]), table(dense)
+    query = own[rows] + attended
+    change = np.concatenate([(own - other)[rows], query @ (own - other).T], axis=-1)
+    whole = np.concatenate([own[rows], query @ own.T], axis=-1)
+    norms = [np.linalg.norm(x.reshape(3, -1), axis=1) for x in (change, whole)]
+    assert found["embed"]["absolute"] == pytest.approx(norms[0].mean(), rel=1e-4)
+    assert found["embed"]["relative"] == pytest.approx((norms[0] / norms[1]).mean(), rel=1e-4)

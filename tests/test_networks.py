@@ -13,6 +13,7 @@ from plain_networks import (
     LanguageModel,
     NnxLanguageModel,
     NnxVisionTransformer,
+    ResidualNetwork,
     UNet,
     VisionTransformer,
 )
@@ -32,13 +33,9 @@ RULES = (
 LINEN = {
     "classifier": (Classifier(), IMAGES, {}),
     "vision transformer": (VisionTransformer(), IMAGES, {"": "VisionTransformer is not"}),
-    "language model": (
-        LanguageModel(),
-        TOKENS,
-        # Stacked scales look like matrices.
-        {f"blocks/block/LayerNorm_{k}": "LayerNorm is not supported" for k in range(2)},
-    ),
+    "language model": (LanguageModel(), TOKENS, {}),
     "u-net": (UNet(), IMAGES, {}),
+    "residual network": (ResidualNetwork(), IMAGES, {}),
 }
 NNX = {
     "vision transformer": (NnxVisionTransformer, IMAGES),

@@ -14,7 +14,7 @@ import jax
 from tdjax.boxes import is_boxed, unboxed
 from tdjax.calls import call_arguments, split_arrays
 from tdjax.factorize import layer_params
-from tdjax.layers import Layer, in_stack, of_all_calls
+from tdjax.layers import VECTORS, Layer, in_stack, of_all_calls
 from tdjax.linen.kinds import KINDS, Call, Kind
 from tdjax.marks import Marks
 from tdjax.plan import Plan, Rule, plan_layers
@@ -115,7 +115,7 @@ def _described(kind: Kind, call: Call, path: str, own: Any) -> Layer:
 
 
 def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:
-    arrays = [leaf for leaf in layer_params(params, path).values() if _is_weight(leaf)]
+    arrays = _weights(layer_params(params, path))
     largest = max(arrays, key=lambda leaf: math.prod(leaf.shape))
     return Layer(path, kind, tuple(largest.shape), obstacle=f"{kind} {why}")
 
@@ -125,15 +125,17 @@ def _owns_weights(params: Any, path: Sequence[str]) -> bool:
         own = layer_params(params, "/".join(path))
     except KeyError:
         return False
-    return isinstance(own, Mapping) and any(_is_weight(leaf) for leaf in own.values())
+    return isinstance(own, Mapping) and bool(_weights(own))
 
 
 def _weight_owners(params: Any, path: tuple[str, ...] = ()) -> list[str]:
     if not isinstance(params, Mapping):
         return []
-    own = ["/".join(path)] if any(_is_weight(leaf) for leaf in params.values()) else []
+    own = ["/".join(path)] if _weights(params) else []
     return own + [p for name, sub in params.items() for p in _weight_owners(sub, (*path, name))]
 
 
-def _is_weight(leaf: Any) -> bool:
-    return not isinstance(leaf, Mapping) and len(getattr(leaf, "shape", ())) >= 2
+def _weights(own: Mapping[str, Any]) -> list[Any]:
+    """The arrays of a module that are weights: not its vectors, which a stack makes matrices."""
+    arrays = [leaf for name, leaf in own.items() if name not in VECTORS]
+    return [leaf for leaf in arrays if len(getattr(leaf, "shape", ())) >= 2]

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tdjax.layers import VECTORS
+
 
 def modules_of(model: nnx.Module) -> dict[str, Any]:
     """All modules of a model by their '/'-joined path; '' is the model itself.
@@ -21,10 +23,12 @@ def modules_of(model: nnx.Module) -> dict[str, Any]:
 
 
 def weights_of(model: nnx.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All parameters with at least two axes, and their paths; each once."""
+    """All weights and their paths, each once: parameters with two axes or more, but no vectors."""
     seen = set()
     for path, node in nnx.iter_graph(model):
-        if isinstance(node, nnx.Param) and id(node) not in seen and len(shape_of(node)) >= 2:
+        if not isinstance(node, nnx.Param) or id(node) in seen:
+            continue
+        if len(shape_of(node)) >= 2 and path[-1] not in VECTORS:
             seen.add(id(node))
             yield tuple(map(str, path)), node
 
