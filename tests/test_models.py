@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tdjax
-from tdjax.models import GaripovNet, ResNet18
+from tdjax.models import CifarResNet, GaripovNet, ResNet18, ResNet20, ResNet56, ResNet110
 from tdjax.models.resnet import BasicBlock
 
 PUBLISHED = Path(tdjax.__file__).parent / "study" / "published" / "ranks.json"
@@ -75,6 +75,34 @@ def test_parameters_of_resnet18():
 
 
 @pytest.mark.parametrize(
+    ("model", "blocks", "expected"),
+    [(ResNet20(), 3, 269_722), (ResNet56(), 9, 853_018), (ResNet110(), 18, 1_727_962)],
+)
+def test_parameters_of_resnets_for_cifar(model, blocks, expected):
+    # The paper's 0.27M, 0.85M and 1.7M (its table 6), counted out.
+    by_hand = 9 * 3 * 16 + 2 * 16 + 64 * 10 + 10
+    c = 16
+    for t in (16, 32, 64):
+        by_hand += 9 * c * t + (2 * blocks - 1) * 9 * t * t + 4 * blocks * t
+        c = t
+    assert by_hand == expected
+    variables = shapes_of(model)
+    assert size(variables["params"]) == expected
+    assert size(variables["batch_stats"]) == 2 * (16 + 2 * blocks * (16 + 32 + 64))
+
+
+@pytest.mark.parametrize("depth", [0, 2, 18, 21])
+def test_depths_that_no_resnet_for_cifar_has(depth):
+    with pytest.raises(ValueError, match=f"depth is {depth}"):
+        CifarResNet(depth)
+
+
+def test_a_named_depth_is_not_overridden():
+    with pytest.raises(TypeError, match="depth"):
+        ResNet20(depth=56)
+
+
+@pytest.mark.parametrize(
     ("name", "model"), [("garipovnet", GaripovNet()), ("resnet18", ResNet18())]
 )
 def test_layers_have_the_published_shapes(name, model):
@@ -130,6 +158,22 @@ def test_maps_of_resnet18():
     assert table["fc"].kernel_shape == (512, 10)
 
 
+def test_maps_of_resnet20():
+    table = table_of(ResNet20())
+    sides = {"conv1": (32, 32), "linear": ()}
+    kernels = {"conv1": (3, 3, 3, 16), "linear": (64, 10)}
+    c = 16
+    for stage, side in enumerate((32, 16, 8), 1):
+        t = 8 * 2**stage
+        for block in range(3):
+            for k in (1, 2):
+                path = f"layer{stage}.{block}/conv{k}"
+                sides[path], kernels[path] = (side, side), (3, 3, c, t)
+                c = t
+    assert {path: layer.out_spatial for path, layer in table.items()} == sides
+    assert {path: layer.kernel_shape for path, layer in table.items()} == kernels
+
+
 @pytest.mark.parametrize(
     ("model", "sample", "shape"),
     [
@@ -137,6 +181,7 @@ def test_maps_of_resnet18():
         (GaripovNet(widths=(4, 4, 8, 8, 8, 8), pools=(2, 0)), (3, 8, 8, 1), (3, 10)),
         (GaripovNet(classes=3, widths=(4, 4, 8, 8, 8, 8)), (1, 64, 48, 3), (1, 3)),
         (ResNet18(classes=7, width=4), (2, 28, 28, 1), (2, 7)),
+        (CifarResNet(8, classes=7, width=3), (2, 27, 30, 1), (2, 7)),
     ],
 )
 def test_other_images(model, sample, shape):
@@ -204,7 +249,7 @@ def test_block_of_resnet_step_by_step():
     np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [GaripovNet(), ResNet18()])
+@pytest.mark.parametrize("model", [GaripovNet(), ResNet18(), ResNet20()])
 def test_training_renews_every_statistic(model):
     variables = shapes_of(model)
     logits, state = jax.eval_shape(
@@ -216,7 +261,7 @@ def test_training_renews_every_statistic(model):
         jax.eval_shape(lambda v, x: model.apply(v, x, train=True), variables, CIFAR)
 
 
-@pytest.mark.parametrize("model", [GaripovNet(), ResNet18()])
+@pytest.mark.parametrize("model", [GaripovNet(), ResNet18(), ResNet20()])
 def test_networks_factorise(model):
     rules = [tdjax.Rule(path=".*", method="tt", compression=0.9)]
     plan = tdjax.make_plan(model, shapes_of(model), rules, CIFAR)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,20 @@ import jax.numpy as jnp
 
 from tdjax.data import DataSplits, load, prepare
 from tdjax.linen import make_plan
-from tdjax.models import GaripovNet, ResNet18
+from tdjax.models import GaripovNet, ResNet18, ResNet20, ResNet56, ResNet110
 from tdjax.plan import Plan, PlannedLayer
 from tdjax.study.choices import enumerate_choices
 from tdjax.study.protocol import ModelSettings, Protocol
 from tdjax.study.records import Choice, Key
 from tdjax.training import LinenNetwork, Model, Scores, steps_per_epoch
 
-NETWORKS: dict[str, type[nn.Module]] = {"garipovnet": GaripovNet, "resnet18": ResNet18}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "garipovnet": GaripovNet,
+    "resnet18": ResNet18,
+    "resnet20": ResNet20,
+    "resnet56": ResNet56,
+    "resnet110": ResNet110,
+}
 
 # Random streams of a study.
 INIT, TRAIN, DECOMPOSE, FINETUNE = range(4)

@@ -26,7 +26,10 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which network: "garipovnet" or "resnet18", and arguments of its class."""
+    """Which network: "garipovnet", "resnet18", or "resnet20", "resnet56", "resnet110" for CIFAR.
+
+    With it the arguments of its class.
+    """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)

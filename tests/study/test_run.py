@@ -295,9 +295,13 @@ def test_a_damaged_journal_is_named_and_left(unbroken, tmp_path):
     ("changes", "message"),
     [
         ({"layers": ["conv7"]}, "the model has no layer 'conv7'"),
-        ({"model": {"name": "vgg"}}, "'vgg': known are garipovnet, resnet18"),
+        ({"model": {"name": "vgg"}}, "'vgg': known are garipovnet, resnet18, resnet20, "),
         (
             {"model": {"name": "garipovnet", "arguments": {"depth": 3}}},
+            r"'model\.arguments'.*depth",
+        ),
+        (
+            {"model": {"name": "resnet20", "arguments": {"depth": 56}}},
             r"'model\.arguments'.*depth",
         ),
         ({"measure": {"feature_images": 201}}, "is 201, but there are 200 training images"),
