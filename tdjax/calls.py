@@ -38,6 +38,11 @@ class Frame:
         return jax.tree.unflatten(self.structure, whole)
 
 
+def batch_size(arrays: Sequence[Any]) -> int:
+    """Number of examples: the first axis of the first array that has one."""
+    return next((array.shape[0] for array in arrays if array.shape), 1)
+
+
 def split_arrays(tree: Any) -> tuple[list[Any], Frame]:
     """The arrays (or shapes) of a pytree, and the rest: a flag `train=False` is not traced."""
     leaves, structure = jax.tree.flatten(tree)

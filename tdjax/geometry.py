@@ -99,6 +99,65 @@ def transposed_settings(module: Any, stage: Stage) -> dict[str, Any]:
     }
 
 
+def window_settings(module: Any, layer: Layer) -> list[dict[str, Any]]:
+    """How the window lies along each axis of a convolution, as `tdjax.patches.taps_of` asks."""
+    window = window_of(module)
+    axes = len(window)
+    dilation = _on_window(module.kernel_dilation, axes)
+    strides = _on_window(module.strides, axes)
+    if layer.kind == "conv_transpose":
+        return [
+            {
+                "low": _transposed_padding(module.padding, axis, width, stride, wide)[0],
+                "dilation": wide,
+                "input_dilation": stride,
+            }
+            for axis, (width, stride, wide) in enumerate(
+                zip(window, strides, dilation, strict=True)
+            )
+        ]
+    dilated = _on_window(module.input_dilation, axes)
+    return [
+        {
+            "stride": strides[axis],
+            "low": _padding_in_front(
+                module.padding,
+                axis,
+                (window[axis] - 1) * dilation[axis],
+                layer.in_spatial[axis],
+                strides[axis],
+            ),
+            "dilation": dilation[axis],
+            "input_dilation": dilated[axis],
+            "border": {"CIRCULAR": "circular", "REFLECT": "reflect"}.get(
+                str(module.padding), "zeros"
+            ),
+        }
+        for axis in range(axes)
+    ]
+
+
+def _padding_in_front(padding: Any, axis: int, reach: int, size: int, stride: int) -> int:
+    """Padding before the first pixel.
+
+    Arguments:
+        reach: from the first to the last tap of the window.
+        size: of the input.
+    """
+    if isinstance(padding, int):
+        return padding
+    if not isinstance(padding, str):
+        pair = padding[axis]
+        return pair if isinstance(pair, int) else pair[0]
+    if padding in ("CIRCULAR", "REFLECT"):
+        return reach // 2
+    # `jax.lax` asks for an output of size / stride, whatever the dilation of the input.
+    total = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
+    return {"VALID": 0, "CAUSAL": reach, "SAME": total // 2, "SAME_LOWER": total - total // 2}[
+        padding
+    ]
+
+
 def window_of(module: Any) -> tuple[int, ...]:
     """The spatial sizes of a convolution's kernel."""
     size = module.kernel_size
@@ -215,6 +274,13 @@ def einsum_rows(inputs: Float[Array, "*_"], labels: Labels) -> Float[Array, "*_"
     kept = _kept(labels)
     x = jnp.einsum(f"{labels.inputs}->{kept}{labels.contracted}", inputs)
     return x.reshape(*x.shape[: len(kept)], -1)
+
+
+def einsum_columns(y: Float[Array, "*_"], labels: Labels) -> Float[Array, "*_"]:
+    """The output with the axes that the kernel brings in as one, the last."""
+    kept = _kept(labels)
+    y = jnp.einsum(f"{labels.output}->{kept}{labels.made}", y)
+    return y.reshape(*y.shape[: len(kept)], -1)
 
 
 def einsum_output(

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from tdjax.harvest import bind
+
 # Called functions, which may hold both parts; by name, as it changed between versions of JAX.
 CALLS = ("jit", "pjit")
 # Done again rather than kept: what they make is larger than what they read, and costs nothing.
@@ -130,11 +132,5 @@ def _run(steps: Sequence[Step], values: dict[int, Any], results: Sequence[Slot])
         return slot.val if isinstance(slot, Literal) else values[slot]
 
     for eqn, reads, writes in steps:
-        bound = eqn.primitive.get_bind_params(eqn.params)
-        # Until JAX 0.8 a pair, the functions that the equation calls in front.
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)
-        with eqn.ctx.manager:
-            found = eqn.primitive.bind(*functions, *map(value, reads), **params)
-        outputs = found if eqn.primitive.multiple_results else [found]
-        values.update(zip(writes, outputs, strict=True))
+        values.update(zip(writes, bind(eqn, list(map(value, reads))), strict=True))
     return [value(slot) for slot in results]

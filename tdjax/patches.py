@@ -44,7 +44,7 @@ def taps_of(
     low: int = 0,
     dilation: int = 1,
     input_dilation: int = 1,
-    circular: bool = False,
+    border: str = "zeros",
 ) -> Taps:
     """The taps of one axis of a convolution.
 
@@ -53,13 +53,15 @@ def taps_of(
         window: of the kernel.
         low: padding in front, of the dilated input.
         dilation, input_dilation: of the kernel and of the input.
-        circular: whether the padding wraps around.
+        border: what padding holds, "zeros", or the input's own pixels: "circular", "reflect".
     """
     span = (size - 1) * input_dilation + 1
 
     def tap(place: int) -> int:
-        if circular:
+        if border == "circular":
             place %= span
+        elif border == "reflect":
+            place = span - 1 - abs(span - 1 - abs(place))
         inside = 0 <= place < span and place % input_dilation == 0
         return place // input_dilation if inside else OUTSIDE
 
@@ -243,7 +245,7 @@ class Patches:
     def _product(self, x: Float[Array, "*_"], pieces: Sequence[Piece]) -> Float[Array, "g c c"]:
         first = _selected(x, [piece.first for piece in pieces])
         second = _selected(x, [piece.second for piece in pieces])
-        return _moment(first, second)
+        return moment(first, second)
 
     def _by_patches(self, x: Float[Array, "*_"]) -> Float[Array, "g d d"]:
         """The whole sum from patches, of a few examples at a time."""
@@ -258,12 +260,12 @@ class Patches:
             x = x.transpose(0, *order, 2 * axes + 2)
             return x.reshape(-1, self.groups, self.size)
 
-        def moment(x: Float[Array, "*_"]) -> Float[Array, "g d d"]:
+        def sums(x: Float[Array, "*_"]) -> Float[Array, "g d d"]:
             made = patches(x)
-            return _moment(made, made)
+            return moment(made, made)
 
         held = self.positions * self.groups * self.size
-        return _in_turns(moment, padded, HELD // held)
+        return _in_turns(sums, padded, HELD // held)
 
 
 def _in_turns(
@@ -281,7 +283,7 @@ def _in_turns(
     return total + function(x[whole * count :]) if rest else total
 
 
-def _moment(first: Float[Array, "*n g c"], second: Float[Array, "*n g c"]) -> Float[Array, "g c c"]:
+def moment(first: Float[Array, "*n g c"], second: Float[Array, "*n g c"]) -> Float[Array, "g c c"]:
     """Sum of x y^T over all rows, by group."""
     groups, channels = first.shape[-2:]
     first, second = (x.reshape(-1, groups, channels) for x in (first, second))

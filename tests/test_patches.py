@@ -90,7 +90,7 @@ def test_a_window_of_three_takes_the_work_of_thirteen_moments():
 @pytest.mark.parametrize("window", [3, 5, 7])
 def test_circular_padding_meets_pixels_again(window):
     side = window // 2
-    taps = (taps_of(4, 4, window, low=side, circular=True),)
+    taps = (taps_of(4, 4, window, low=side, border="circular"),)
     x = normal(1, 2, 4, CHANNELS)
     wide = np.asarray(jnp.pad(x, [(0, 0), (side, side), (0, 0)], mode="wrap"), np.float64)
     rows = np.stack(
@@ -100,6 +100,16 @@ def test_circular_padding_meets_pixels_again(window):
     parts, total = patches.sums(x)
     np.testing.assert_allclose(patches.assembled(parts)[0], rows.T @ rows, atol=1e-4)
     np.testing.assert_allclose(total[0], rows.sum(axis=0), atol=1e-5)
+
+
+def test_reflected_padding():
+    taps = (taps_of(5, 5, 3, low=1, border="reflect"),)
+    x = normal(1, 2, 5, CHANNELS)
+    wide = np.asarray(jnp.pad(x, [(0, 0), (1, 1), (0, 0)], mode="reflect"), np.float64)
+    rows = np.stack([wide[n, p : p + 3].ravel() for n, p in itertools.product(range(2), range(5))])
+    patches = Patches(taps, CHANNELS)
+    parts, _ = patches.sums(x)
+    np.testing.assert_allclose(patches.assembled(parts)[0], rows.T @ rows, atol=1e-4)
 
 
 def test_half_precision_is_raised():

@@ -12,13 +12,14 @@ import flax.linen as nn
 import jax
 
 from tdjax.boxes import is_boxed, unboxed
-from tdjax.calls import call_arguments, split_arrays
+from tdjax.calls import batch_size, call_arguments, split_arrays
 from tdjax.factorize import layer_params
-from tdjax.layers import VECTORS, Layer, in_stack, of_all_calls
+from tdjax.layers import VECTORS, Layer, in_stack
 from tdjax.linen.kinds import KINDS, Call, Kind
-from tdjax.marks import Marks
+from tdjax.marks import INPUT, OUTPUT, mark
 from tdjax.plan import Plan, Rule, plan_layers
 from tdjax.select import best_format
+from tdjax.traces import Trace, TracedCall
 
 _passes = itertools.count()
 
@@ -55,36 +56,60 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
     No arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
     Modules that cannot be factorised are listed with the obstacle.
     """
+    table = trace(model, variables, sample).layers
+    params = jax.eval_shape(lambda: plain(variables))["params"]
+    for path in _weight_owners(params):
+        if path not in table:
+            table[path] = _unsupported(path, params, "a module", "was not called")
+    return tuple(table.values())
+
+
+def plain(variables: Any) -> Any:
+    """Variables without the boxes of metadata around them."""
+    return jax.tree.map(unboxed, variables, is_leaf=is_boxed)
+
+
+def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
+    """The calls of all modules that hold a weight array, as they are in the traced program.
+
+    The program takes the leaves of `plain(variables)`, then the arrays of the sample. Arguments
+    and errors as `layer_table`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a flax.linen.Module, got {type(model).__name__}")
-    args, kwargs = call_arguments(sample)
-    arrays, frame = split_arrays((args, kwargs))
-    batch = next((leaf.shape[0] for leaf in arrays if leaf.shape), 1)
-    shapes = jax.eval_shape(lambda: jax.tree.map(unboxed, variables, is_leaf=is_boxed))
+    arrays, frame = split_arrays(call_arguments(sample))
+    shapes = jax.eval_shape(lambda: plain(variables))
     params = shapes["params"]
-    calls: dict[str, list[tuple[Layer, int]]] = {}
-    marks = Marks()
+    calls: dict[int, TracedCall] = {}
+    numbers = itertools.count()
+    kinds: dict[str, str] = {}
 
     def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
-        output = next_fun(*args, **kwargs)
         kind = KINDS.get(type(module))
         known = method == "__call__" if kind is None else method in kind.methods
-        if known and method != "setup" and _owns_weights(params, module.path):
-            path = "/".join(module.path)
-            if kind is None:
-                layer = _unsupported(path, params, type(module).__name__, "is not supported")
-            else:
-                given = (*args, *kwargs.values(), None)
-                call = Call(module, method, given[0], output, given[1])
-                layer = _described(kind, call, path, layer_params(params, path))
-            output, number = marks.mark(output)
-            # A transformed class calls the plain one.
-            if path not in calls or calls[path][0][0].kind == layer.kind:
-                calls.setdefault(path, []).append((layer, number))
-        return output
+        if not known or method == "setup" or not _owns_weights(params, module.path):
+            return next_fun(*args, **kwargs)
+        path, name, number = "/".join(module.path), type(module).__name__, next(numbers)
+        if kind is None:
+            output = next_fun(*args, **kwargs)
+            # A transformed class calls the plain one, which was here first.
+            if kinds.setdefault(path, name) == name:
+                layer = _unsupported(path, params, name, "is not supported")
+                calls[number] = TracedCall(layer)
+            return output
+        kinds[path] = name
+        kernel = module.variables["params"][kind.weight]
+        names, given = list(kwargs), [*args, *kwargs.values()]
+        given[0] = mark(given[0], kernel, number, INPUT)
+        args, kwargs = given[: len(args)], dict(zip(names, given[len(args) :], strict=True))
+        output = next_fun(*args, **kwargs)
+        call = Call(module, method, given[0], output, given[1] if len(given) > 1 else None)
+        layer = _described(kind, call, path, layer_params(params, path))
+        calls[number] = TracedCall(layer, call)
+        return mark(output, kernel, number, OUTPUT)
 
-    def trace(variables: Any, arrays: Any) -> Any:
+    def program(variables: Any, arrays: Any) -> Any:
         args, kwargs = frame.join(arrays)
         # Other streams fall back to "params"; nothing is drawn here.
         rngs = {name: jax.random.key(0) for name in ("dropout", "params")}
@@ -94,15 +119,8 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
         with nn.intercept_methods(record):
             return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)
 
-    runs = marks.runs(jax.make_jaxpr(trace)(shapes, arrays).jaxpr)
-    seen = {
-        path: of_all_calls([(layer, runs.get(number, 0)) for layer, number in made], batch)
-        for path, made in calls.items()
-    }
-    for path in _weight_owners(params):
-        if path not in seen:
-            seen[path] = _unsupported(path, params, "a module", "was not called")
-    return tuple(seen.values())
+    jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(shapes, arrays)
+    return Trace(jaxpr, calls, outputs, batch_size(arrays))
 
 
 def _described(kind: Kind, call: Call, path: str, own: Any) -> Layer:

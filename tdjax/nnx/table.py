@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,14 +13,15 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tdjax.calls import call_arguments, split_arrays
+from tdjax.calls import batch_size, call_arguments, split_arrays
 from tdjax.geometry import Call
-from tdjax.layers import Layer, in_stack, of_all_calls
-from tdjax.marks import Marks
+from tdjax.layers import Layer, in_stack
+from tdjax.marks import INPUT, OUTPUT, mark
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
 from tdjax.nnx.kinds import KINDS, Kind
 from tdjax.plan import Plan, Rule, plan_layers
 from tdjax.select import best_format
+from tdjax.traces import Trace, TracedCall
 
 
 def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
@@ -53,49 +55,59 @@ def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:
     `make_plan`. Modules that cannot be factorised are listed last, with the obstacle. A module at
     several paths is listed under the first of them.
     """
-    modules = modules_of(model)
-    arrays, frame = split_arrays(call_arguments(sample))
-    batch = next((leaf.shape[0] for leaf in arrays if leaf.shape), 1)
-    graph, state = nnx.split(model)
-    records = _Records(modules)
+    return tuple(_with_the_rest(model, modules_of(model), trace(model, sample).layers).values())
 
-    def trace(state: Any, arrays: Any) -> Any:
+
+def trace(model: nnx.Module, sample: Any) -> Trace:
+    """The calls of all layers that can be factorised, as they are in the traced program.
+
+    The program takes the leaves of `nnx.split(model)[1]`, then the arrays of the sample. Arguments
+    and errors as `layer_table`.
+    """
+    arrays, frame = split_arrays(call_arguments(sample))
+    graph, state = nnx.split(model)
+    recorder = _Recorder(modules_of(model))
+
+    def program(state: Any, arrays: Any) -> Any:
         copy = nnx.merge(graph, state)
         for path, module in modules_of(copy).items():
             if type(module) in _RECORDING:
-                module.tdjax_record = _Record(path, records)
+                module.tdjax_record = _Record(path, recorder)
                 become(module, _RECORDING[type(module)])
         args, kwargs = frame.join(arrays)
         return copy(*args, **kwargs)
 
-    runs = records.marks.runs(jax.make_jaxpr(trace)(state, arrays).jaxpr)
-    seen = {
-        path: of_all_calls([(layer, runs.get(number, 0)) for layer, number in made], batch)
-        for path, made in records.calls.items()
-    }
-    return tuple(_with_the_rest(model, modules, seen).values())
+    jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(state, arrays)
+    return Trace(jaxpr, recorder.calls, outputs, batch_size(arrays))
 
 
-class _Records:
-    """The calls of one pass by path: what each says of its layer, and its mark."""
+class _Recorder:
+    """The calls of one pass."""
 
     def __init__(self, modules: dict[str, Any]) -> None:
-        self.modules, self.marks = modules, Marks()
-        self.calls: dict[str, list[tuple[Layer, int]]] = {}
+        self.modules = modules
+        self.calls: dict[int, TracedCall] = {}
+        self.numbers = itertools.count()
         self.uses = Counter(id(p) for m in modules.values() for p in own_params(m).values())
 
-    def add(self, path: str, method: str, args: Any, kwargs: Any, output: Any) -> Any:
-        module = self.modules[path]
-        kind = KINDS[type(module)]
-        given = (*args, *kwargs.values())
+    def call(self, path: str, method: str, answer: Any, layer: Any, args: Any, kwargs: Any) -> Any:
+        """A layer's answer, with the call noted and both its ends marked."""
+        kind, number = KINDS[type(self.modules[path])], next(self.numbers)
+        kernel = array_of(getattr(layer, kind.weight))
+        names, given = list(kwargs), [*args, *kwargs.values()]
+        given[0] = mark(given[0], kernel, number, INPUT)
+        args, kwargs = given[: len(args)], dict(zip(names, given[len(args) :], strict=True))
+        output = answer(layer, *args, **kwargs)
         equation = args[1] if len(args) > 1 else kwargs.get("einsum_str")
-        call = Call(module, method, given[0], output, equation)
+        call = Call(self.modules[path], method, given[0], output, equation)
+        self.calls[number] = TracedCall(self._described(kind, call, path), call)
+        return mark(output, kernel, number, OUTPUT)
+
+    def _described(self, kind: Kind, call: Call, path: str) -> Layer:
         layer = _described(kind, call, path)
-        if layer.obstacle is None and self.uses[id(getattr(module, kind.weight))] > 1:
-            layer = dataclasses.replace(layer, obstacle=f"its {kind.weight} is another module's")
-        marked, number = self.marks.mark(output)
-        self.calls.setdefault(path, []).append((layer, number))
-        return marked
+        if layer.obstacle is None and self.uses[id(getattr(call.module, kind.weight))] > 1:
+            return dataclasses.replace(layer, obstacle=f"its {kind.weight} is another module's")
+        return layer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,7 +119,7 @@ class _Record:
     """
 
     path: str
-    records: _Records
+    recorder: _Recorder
 
 
 def _noting(cls: type, method: str) -> Callable[..., Any]:
@@ -116,9 +128,8 @@ def _noting(cls: type, method: str) -> Callable[..., Any]:
 
     @functools.wraps(answer)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = answer(self, *args, **kwargs)
         record = self.tdjax_record
-        return record.records.add(record.path, method, args, kwargs, output)
+        return record.recorder.call(record.path, method, answer, self, args, kwargs)
 
     return call
 
