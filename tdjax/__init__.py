@@ -1,12 +1,14 @@
 """Tensor decomposition of trained Flax networks."""
 
-from tdjax.adapters import factorize, layer_table, make_plan
+from tdjax.adapters import collect_moments, factorize, layer_table, make_plan
 from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_svd, tucker_als
 from tdjax.errors import feature_errors, weight_errors
 from tdjax.factorize import factorize_params, reconstruct_params
 from tdjax.formats import CP, TT, Format, LowRank, Tucker
 from tdjax.layers import Layer
+from tdjax.moments import LayerMoments
+from tdjax.moments_file import load_moments, save_moments
 from tdjax.optimizers import carry_optimizer_state
 from tdjax.plan import Plan, PlannedLayer, Rule
 from tdjax.saving import load_factorised, save_factorised
@@ -17,12 +19,14 @@ __all__ = [
     "Format",
     "Info",
     "Layer",
+    "LayerMoments",
     "LowRank",
     "Plan",
     "PlannedLayer",
     "Rule",
     "Tucker",
     "carry_optimizer_state",
+    "collect_moments",
     "cp_als",
     "evaluate_candidates",
     "factorize",
@@ -31,9 +35,11 @@ __all__ = [
     "hosvd",
     "layer_table",
     "load_factorised",
+    "load_moments",
     "make_plan",
     "reconstruct_params",
     "save_factorised",
+    "save_moments",
     "truncated_svd",
     "tt_svd",
     "tucker_als",

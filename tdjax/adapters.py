@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import flax.linen as nn
+import jax
 from flax import nnx
 from jaxtyping import Array
 
@@ -14,7 +16,9 @@ import tdjax.linen.table
 import tdjax.nnx.model
 import tdjax.nnx.table
 from tdjax.layers import Layer
+from tdjax.moments import LayerMoments, collect
 from tdjax.plan import Plan, Rule
+from tdjax.sums import LossFn
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -106,6 +110,49 @@ def factorize(model: Any, plan: Plan, **options: Any) -> Any:
     if _is_nnx(model):
         return tdjax.nnx.model.factorize(model, plan, **options)
     return tdjax.linen.model.factorize(model, plan, **options)
+
+
+def collect_moments(
+    model: Any,
+    *variables_and_batches: Any,
+    loss_fn: LossFn | None = None,
+    paths: str | Sequence[str] = ".*",
+    memory: int = 2**32,
+) -> dict[str, LayerMoments]:
+    """Second moments of what goes into each layer that can be factorised, and of what comes back.
+
+    `collect_moments(model, variables, batches)` for Linen, `collect_moments(model, batches)` for
+    NNX, in the mode that the model's arguments set: batches without `train=True`, `model.eval()`.
+    Exact for every stride, padding, dilation and group; rows of zero padding count. Where batches
+    are split over devices, each sums its part. The patches of a convolution are not held, and
+    most of them not even made.
+
+    Arguments:
+        model: a Linen or NNX module.
+        variables: its trained variables, of Linen.
+        batches: each the model's input as in `tdjax.make_plan`, or a tuple whose first entry that
+            is, and whose rest `loss_fn` may use.
+        loss_fn: (outputs, batch) -> losses of the examples, (batch,), or their mean. With it the
+            moments of its gradient at the layers' outputs are collected too.
+        paths: the layers, by patterns for `re.fullmatch`.
+        memory: bytes that sums may take; layers that do not fit are left to further passes over
+            the batches, which must then be a list or the like.
+
+    Returns: for each path a `tdjax.moments.LayerMoments`.
+
+    Warns (UserWarning) of layers with less than ten rows for each entry of a row.
+
+    Raises ValueError for no batches, no layer that matches, a layer inside a while loop, or an
+    iterator where several passes are needed.
+    """
+    *variables, batches = variables_and_batches
+    if _is_nnx(model):
+        trace_of = partial(tdjax.nnx.table.trace, model)
+        leaves = jax.tree.leaves(nnx.state(model))
+    else:
+        trace_of = partial(tdjax.linen.table.trace, model, *variables)
+        leaves = jax.tree.leaves(tdjax.linen.table.plain(*variables))
+    return collect(trace_of, leaves, batches, loss_fn=loss_fn, paths=paths, memory=memory)
 
 
 def _is_nnx(model: Any) -> bool:

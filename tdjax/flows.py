@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from tdjax.layers import Layer
 from tdjax.patches import Patches, Taps, moment, taps_of
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows whose second moment can be summed over batches."""
 
@@ -30,6 +31,10 @@ class Rows(Protocol):
 
     def assembled(self, parts: Sequence[Array]) -> Array:
         """The sum of x x^T, (groups, D, D), or its diagonal (groups, D), from its parts."""
+        ...
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Number of rows in an array of this shape."""
         ...
 
 
@@ -64,6 +69,10 @@ class Vectors:
         """See `Rows.assembled`."""
         return parts[0]
 
+    def count(self, shape: Sequence[int]) -> int:
+        """See `Rows.count`."""
+        return math.prod(shape) // (self.groups * self.size)
+
 
 @dataclass(frozen=True)
 class Lookups:
@@ -79,6 +88,10 @@ class Lookups:
     def assembled(self, parts: Sequence[Array]) -> Float[Array, "1 d"]:
         """See `Rows.assembled`."""
         return parts[0]
+
+    def count(self, shape: Sequence[int]) -> int:
+        """See `Rows.count`."""
+        return math.prod(shape)
 
 
 @dataclass(frozen=True)
@@ -132,10 +145,3 @@ def _taps(call: Call, layer: Layer) -> tuple[Taps, ...]:
             layer.in_spatial, layer.out_spatial, window, settings, strict=True
         )
     )
-
-
-def patches_of_example(layer: Layer) -> int:
-    """Number of rows that go into a layer for one example, all its calls together."""
-    if layer.kind == "conv_transpose":
-        return layer.positions * math.prod(layer.out_spatial)
-    return layer.positions * math.prod(layer.out_spatial) + layer.lookups

@@ -32,7 +32,7 @@ MOST_PIECES = 64
 # Products of so few channels are slow, and made together.
 NARROW = 128
 # Elements that are held at once, of patches and of shifted inputs side by side.
-HELD, HELD_BESIDE = 2**24, 2**22
+HELD, HELD_BESIDE = 2**24, 2**21
 
 
 def taps_of(
@@ -116,6 +116,10 @@ class Patches:
     def size(self) -> int:
         """Entries of a patch of one group, D."""
         return math.prod(self.window) * self.channels
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Number of patches in an input of this shape."""
+        return math.prod(shape[: -len(self.taps) - 1]) * self.positions
 
     def sums(self, x: Float[Array, "*_"]) -> tuple[list[Array], Float[Array, "g d"]]:
         """Sums over all patches, to be added over batches and then `assembled`.
@@ -213,17 +217,17 @@ class Patches:
         shifts, axes = list(self._shifts), len(self.taps)
         spatial = x.shape[1:-2]
 
-        def shifted(x: Float[Array, "*_"], shift: Sequence[int]) -> Float[Array, "*_"]:
-            around = [(max(-d, 0), max(d, 0), 0) for d in shift]
-            zero = jnp.zeros((), x.dtype)
-            x = jax.lax.pad(x, zero, [(0, 0, 0), *around, (0, 0, 0)])
-            starts = [max(d, 0) for d in shift]
-            for axis, (start, size) in enumerate(zip(starts, spatial, strict=True), start=1):
-                x = jax.lax.slice_in_dim(x, start, start + size, axis=axis)
-            return x
+        reach = [max(abs(shift[axis]) for shift in shifts) for axis in range(axes)]
+
+        def shifted(padded: Float[Array, "*_"], shift: Sequence[int]) -> Float[Array, "*_"]:
+            for axis, size in enumerate(spatial):
+                start = reach[axis] + shift[axis]
+                padded = jax.lax.slice_in_dim(padded, start, start + size, axis=1 + axis)
+            return padded
 
         def wide(x: Float[Array, "*_"]) -> Float[Array, "c m"]:
-            beside = jnp.concatenate([shifted(x, shift) for shift in shifts], axis=-1)
+            padded = jnp.pad(x, [(0, 0), *((r, r) for r in reach), (0, 0)])
+            beside = jnp.concatenate([shifted(padded, shift) for shift in shifts], axis=-1)
             rows, columns = (y.reshape(-1, y.shape[-1]) for y in (x, beside))
             return jnp.matmul(rows.T, columns, precision=HIGHEST)
 
@@ -274,10 +278,11 @@ def _in_turns(
     """Sum of a function of `count` examples at a time."""
     count = max(1, min(x.shape[0], count))
     whole, rest = divmod(x.shape[0], count)
-    turns = x[: whole * count].reshape(whole, count, *x.shape[1:])
     if whole == 1:
-        total = function(turns[0])
+        total = function(x[:count])
     else:
+        # The examples of a turn lie apart, so that all devices that share them have some.
+        turns = x[: whole * count].reshape(count, whole, *x.shape[1:]).swapaxes(0, 1)
         zero = jnp.zeros(jax.eval_shape(function, turns[0]).shape, x.dtype)
         total, _ = jax.lax.scan(lambda sum, turn: (sum + function(turn), None), zero, turns)
     return total + function(x[whole * count :]) if rest else total

@@ -117,7 +117,7 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
         # `nn.jit` in the model trace again, and the calls inside it show.
         mutable = nn.DenyList(f"tdjax_{next(_passes)}")
         with nn.intercept_methods(record):
-            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)
+            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)[0]
 
     jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(shapes, arrays)
     return Trace(jaxpr, calls, outputs, batch_size(arrays))

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tdjax.files import write_atomically
+
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """Make the work directory this configuration's, or find that it is already.
@@ -35,17 +37,6 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{workdir} is not empty and holds no config.json; use another workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(config, indent=2) + "\n")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers, and a kill, see the old or the new content, never a part."""
-    # A name of this process's own: two reports of one study must not meet in a partial file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def append_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from tdjax.files import write_atomically
 from tdjax.study.correlate import log_classification_error
 from tdjax.study.export import choice_rows, measurement_rows, to_csv
 from tdjax.study.findings import Finding, judge_findings
-from tdjax.study.journal import write_atomically
 from tdjax.study.page import Page, Picture, render_page
 from tdjax.study.paper import published_study
 from tdjax.study.plots import plot_bars, plot_by_compression, plot_scatter

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdjax.study.journal import append_records, claim_workdir, write_atomically
+from tdjax.files import write_atomically
+from tdjax.study.journal import append_records, claim_workdir
 
 CONFIG = {"seed": 0, "train": {"epochs": 3, "rates": (1, 2)}, "folder": None}
 
