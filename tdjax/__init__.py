@@ -2,11 +2,12 @@
 
 from tdjax.adapters import factorize, layer_table, make_plan
 from tdjax.candidates import evaluate_candidates
-from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_svd, tucker_als
+from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_als, tt_svd, tucker_als
 from tdjax.errors import feature_errors, weight_errors
 from tdjax.factorize import factorize_params, reconstruct_params
 from tdjax.formats import CP, TT, Format, LowRank, Tucker
 from tdjax.layers import Layer
+from tdjax.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.optimizers import carry_optimizer_state
 from tdjax.plan import Plan, PlannedLayer, Rule
 from tdjax.saving import load_factorised, save_factorised
@@ -14,10 +15,14 @@ from tdjax.saving import load_factorised, save_factorised
 __all__ = [
     "CP",
     "TT",
+    "Covariance",
     "Format",
+    "Frobenius",
     "Info",
+    "Kronecker",
     "Layer",
     "LowRank",
+    "ModeWeighted",
     "Plan",
     "PlannedLayer",
     "Rule",
@@ -35,6 +40,7 @@ __all__ = [
     "reconstruct_params",
     "save_factorised",
     "truncated_svd",
+    "tt_als",
     "tt_svd",
     "tucker_als",
     "weight_errors",

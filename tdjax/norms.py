@@ -20,7 +20,9 @@ from jaxtyping import Array, Float
 from tdjax.formats import HIGHEST, Format, mode_products, register
 
 F = TypeVar("F", bound=Format)
-Moment = Float[Array | np.ndarray, "d d"] | Float[Array | np.ndarray, " d"]
+Moment = Float[Array, "d d"] | Float[Array, " d"]
+# What a norm may be made of; it becomes an Array on use.
+MomentLike = Float[Array | np.ndarray, "d d"] | Float[Array | np.ndarray, " d"]
 
 # How far, relative to its diagonal, a second moment may be from symmetric and semi-definite:
 # more than rounding in half precision does over a sum of many samples.
@@ -45,7 +47,9 @@ class Norm:
         difference = x - approximation
         squared, whole = self.inner(difference, difference), self.inner(x, x)
         return jnp.sqrt(
-            jnp.maximum(0.0, jnp.where(squared == 0, 0.0, squared / jnp.where(whole == 0, 1.0, whole)))
+            jnp.maximum(
+                0.0, jnp.where(squared == 0, 0.0, squared / jnp.where(whole == 0, 1.0, whole))
+            )
         )
 
 
@@ -114,7 +118,7 @@ class Covariance(Norm):
     negative ridge; on use, for a moment whose D is not that of the array.
     """
 
-    second_moment: Moment
+    second_moment: MomentLike
     ridge: float = field(default=1e-6, metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -148,8 +152,8 @@ class Kronecker(Norm):
     Raises ValueError as `Covariance` does, for either moment.
     """
 
-    second_moment: Moment
-    gradient_moment: Moment
+    second_moment: MomentLike
+    gradient_moment: MomentLike
     ridge: float = field(default=1e-6, metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -162,10 +166,10 @@ class Kronecker(Norm):
         """S with its ridge, in the dtype of `x`, whose shape it must fit."""
         return _input_weight(self, x)
 
-    def output_weight(self, x: Float[Array, "*_"]) -> Moment:
+    def output_weight(self, x: Float[Array, "*_"] | jax.ShapeDtypeStruct) -> Moment:
         """G with its ridge, in the dtype of `x`, whose shape it must fit."""
         _check_size(self.gradient_moment, x.shape[-1], "gradient_moment", "the last mode", x)
-        return regularised(self.gradient_moment.astype(x.dtype), self.ridge)
+        return regularised(jnp.asarray(self.gradient_moment, x.dtype), self.ridge)
 
     def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.weigh`."""
@@ -185,8 +189,8 @@ def in_norm(
         norm: see the classes above.
         decompose: x -> (format, info), in the Frobenius norm.
         x: (n_1, ..., n_N).
-        weighted: (x, S) -> (format, info), in the norm tr(E^T S E) with S as `Covariance.input_weight`
-            gives it.
+        weighted: (x, S) -> (format, info), in the norm tr(E^T S E), with S as
+            `Covariance.input_weight` gives it.
     """
     if norm is None or isinstance(norm, Frobenius):
         return decompose(x)
@@ -204,12 +208,25 @@ def in_norm(
     return result.mode_products([*others, inverse]), info
 
 
+def moved(norm: Norm | None, result: F) -> F:
+    """A format in the coordinates in which `in_norm` poses the problem."""
+    if isinstance(norm, ModeWeighted):
+        return result.mode_products(norm.roots)
+    if isinstance(norm, Kronecker):
+        shape = jax.ShapeDtypeStruct(result.shape, jax.tree.leaves(result)[0].dtype)
+        root, _ = roots(norm.output_weight(shape))
+        return result.mode_products([*[None] * (len(result.shape) - 1), root])
+    return result
+
+
 @partial(jax.jit, static_argnames=("ridge",))
 def regularised(moment: Moment, ridge: float) -> Moment:
     """The moment plus `ridge` times its mean diagonal; the identity in place of zeros."""
     diagonal = moment if moment.ndim == 1 else jnp.diagonal(moment)
     mean = jnp.mean(diagonal)
-    identity = jnp.ones_like(moment) if moment.ndim == 1 else jnp.eye(len(moment), dtype=moment.dtype)
+    identity = (
+        jnp.ones_like(moment) if moment.ndim == 1 else jnp.eye(len(moment), dtype=moment.dtype)
+    )
     symmetric = moment if moment.ndim == 1 else (moment + moment.T) / 2
     return jnp.where(mean > 0, symmetric + ridge * mean * identity, identity)
 
@@ -239,7 +256,7 @@ def roots(moment: Moment) -> tuple[Float[Array, "t t"], Float[Array, "t t"]]:
     )
 
 
-def check_moment(moment: Array, name: str) -> None:
+def check_moment(moment: Array | np.ndarray, name: str) -> None:
     """Refuse, with a ValueError, what cannot be a second moment, as far as it can be seen."""
     if moment.ndim not in (1, 2) or moment.size == 0 or len(set(moment.shape)) > 1:
         raise ValueError(
@@ -259,7 +276,9 @@ def check_moment(moment: Array, name: str) -> None:
     if values.ndim == 2:
         distance = abs(values - values.T).max()
         if distance > slack:
-            raise ValueError(f"{name} is not symmetric: it differs from its transpose by {distance:.3g}")
+            raise ValueError(
+                f"{name} is not symmetric: it differs from its transpose by {distance:.3g}"
+            )
     definite = diagonal.min() >= -slack
     if definite and values.ndim == 2:
         shifted = values / slack
@@ -275,7 +294,7 @@ def check_moment(moment: Array, name: str) -> None:
 def _input_weight(norm: Covariance | Kronecker, x: Array) -> Moment:
     rows = math.prod(x.shape[:-1])
     _check_size(norm.second_moment, rows, "second_moment", "all modes but the last", x)
-    return regularised(norm.second_moment.astype(x.dtype), norm.ridge)
+    return regularised(jnp.asarray(norm.second_moment, x.dtype), norm.ridge)
 
 
 def _check_ridge(ridge: float) -> None:
@@ -283,7 +302,9 @@ def _check_ridge(ridge: float) -> None:
         raise ValueError(f"ridge must be a number of at least 0, got {ridge}")
 
 
-def _check_size(moment: Array, size: int, name: str, modes: str, x: Array) -> None:
+def _check_size(
+    moment: Array | np.ndarray, size: int, name: str, modes: str, x: Array | jax.ShapeDtypeStruct
+) -> None:
     if len(moment) != size:
         raise ValueError(
             f"{name} of shape {moment.shape} does not fit {modes} of an array of shape {x.shape}: "

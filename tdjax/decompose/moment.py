@@ -118,7 +118,9 @@ def improve_factor(
     def precondition(array: Float[Array, "c r"]) -> Float[Array, "c r"]:
         return solve_with(inner, solve_with(moment.channels, array).T).T
 
-    gradient = jnp.matmul(residual.reshape(len(factor), -1), rest.reshape(r, -1).T, precision=HIGHEST)
+    gradient = jnp.matmul(
+        residual.reshape(len(factor), -1), rest.reshape(r, -1).T, precision=HIGHEST
+    )
     return factor + conjugate_gradients(normal, gradient, precondition, steps)
 
 

@@ -50,7 +50,7 @@ def weighted_als(
     squared = dot(x, weigh(x))
 
     def dense(arrays: list[Array]) -> Array:
-        return structure.unflatten(arrays).to_tensor()
+        return jax.tree.unflatten(structure, arrays).to_tensor()
 
     def error(arrays: list[Array]) -> Float[Array, ""]:
         difference = x - dense(arrays)
@@ -80,7 +80,7 @@ def weighted_als(
         sweep, arrays, error(arrays), max_iters=max_iters, tol=tol, stop_when_worse=True
     )
     info = Info(error(arrays), progress.iterations, progress.errors, progress.converged)
-    return structure.unflatten(arrays), info
+    return jax.tree.unflatten(structure, arrays), info
 
 
 def conjugate_gradients(
@@ -132,7 +132,9 @@ def robust_cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
 
 
 def solve_with(
-    factor: Float[Array, "n n"], right: Float[Array, "n k"], matrix: Float[Array, "n n"] | None = None
+    factor: Float[Array, "n n"],
+    right: Float[Array, "n k"],
+    matrix: Float[Array, "n n"] | None = None,
 ) -> Float[Array, "n k"]:
     """Solve S z = right by S's Cholesky factor; given S, refine once, against a shift in it."""
     solution = jax.scipy.linalg.cho_solve((factor, True), right)

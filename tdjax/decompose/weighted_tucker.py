@@ -28,7 +28,7 @@ Ranks = tuple[int | None, ...]
 
 # Conjugate gradient steps on an input factor in each sweep. They start from the present factor,
 # and the core is renewed after them, so that solving to the end would be wasted.
-STEPS = 3
+STEPS = 2
 
 
 class State(NamedTuple):
@@ -132,12 +132,18 @@ def weighted_tucker(
 
     def error(state: State) -> Float[Array, ""]:
         """Of the part within the output factor, measured, and of that beyond it."""
-        within = rotated(x, state.output) - mode_products(state.core, [*spread(state.factors), None])
-        beyond = 0.0
+        within = rotated(x, state.output) - mode_products(
+            state.core, [*spread(state.factors), None]
+        )
+        beyond = jnp.zeros((), x.dtype)
         if state.output is not None:
-            beyond = squared - dot(state.output, jnp.matmul(energy, state.output, precision=HIGHEST))
+            beyond = squared - dot(
+                state.output, jnp.matmul(energy, state.output, precision=HIGHEST)
+            )
         found = root_ratio(dot(within, state.residual) + beyond, squared)
-        return jax.lax.cond(found < CANCELS_BELOW, lambda: measured(tucker_of(state)), lambda: found)
+        return jax.lax.cond(
+            found < CANCELS_BELOW, lambda: measured(tucker_of(state)), lambda: found
+        )
 
     def tucker_of(state: State) -> Tucker:
         return Tucker(state.core, (*spread(state.factors), state.output))
@@ -169,9 +175,7 @@ def weighted_tucker(
         sweep, start, error(start), max_iters=max_iters, tol=tol, stop_when_worse=True
     )
     tucker = tucker_of(state)
-    return tucker, Info(
-        measured(tucker), progress.iterations, progress.errors, progress.converged
-    )
+    return tucker, Info(measured(tucker), progress.iterations, progress.errors, progress.converged)
 
 
 def _seen_from(tensor: Float[Array, "*_"], mode: int) -> Moment:
