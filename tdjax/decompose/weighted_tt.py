@@ -26,7 +26,7 @@ from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_wit
 from tdjax.formats import HIGHEST, TT
 
 # Conjugate gradient steps on a core in each sweep.
-STEPS = 3
+STEPS = 2
 # Of the rounding of the mean diagonal of a core's normal equations, added to their diagonal.
 RIDGE = 10
 
@@ -95,7 +95,7 @@ def weighted_tt(
         small: Array | None = dense
         target = product
         cores: list[Array] = []
-        image = None
+        image: Array | None = None
         previous = 1
         for k, (size, rank) in enumerate(zip(sizes[:-1], ranks, strict=False)):
             rows = previous * size
@@ -111,15 +111,17 @@ def weighted_tt(
             cores.append(factor.reshape(previous, size, rank))
             previous = rank
         if small is None:
-            output = leading_subspace(target.T, ranks[-1], accurate=False)
-            core = jnp.matmul(target, output, precision=HIGHEST)
+            basis = leading_subspace(target.T, ranks[-1], accurate=False)
+            core = jnp.matmul(target, basis, precision=HIGHEST)
             own = dot(core, core)
         else:
             core, output = fit_rest(small, target, ranks[-1])
+            assert output is not None
+            basis = output
             own = dot(core, jnp.matmul(small, core, precision=HIGHEST))
-        crossed = dot(core, jnp.matmul(target, output, precision=HIGHEST))
+        crossed = dot(core, jnp.matmul(target, basis, precision=HIGHEST))
         cores.append(core.reshape(previous, sizes[-1], ranks[-1]))
-        state = State(tuple(cores), output, image)
+        state = State(tuple(cores), basis, image)
         found = root_ratio(squared - 2 * crossed + own, squared)
         return state, jax.lax.cond(
             found < CANCELS_BELOW, lambda: measured(tt_of(state)), lambda: found
@@ -137,11 +139,11 @@ def weighted_tt(
         """The best core for the Kronecker approximation of what is compressed so far."""
         if part.moment is None:
             return leading_subspace(part.target.reshape(len(part.target), -1), ranks[k])
-        left = x.reshape(part.target.shape)
+        left = matrix
         if k > 0 and part.matrix is not None:
             factor = robust_cholesky(part.matrix)
-            left = solve_with(factor, part.target.reshape(-1, outputs)).reshape(left.shape)
-        return leading_factor(part.moment, left, ranks[k])
+            left = solve_with(factor, part.target.reshape(-1, outputs))
+        return leading_factor(part.moment, left.reshape(part.target.shape), ranks[k])
 
     def given(k: int, _: Part) -> Float[Array, "c r"]:
         """The cores of `start`, made orthonormal."""
