@@ -21,8 +21,8 @@ from tdjax.formats import HIGHEST, Format, mode_products, register
 
 F = TypeVar("F", bound=Format)
 Moment = Float[Array, "d d"] | Float[Array, " d"]
-# What a norm may be made of; it becomes an Array on use.
-MomentLike = Float[Array | np.ndarray, "d d"] | Float[Array | np.ndarray, " d"]
+# What a norm is made of, checked by `check_moment`; on use it becomes a Moment.
+MomentLike = Float[Array | np.ndarray, "*_"]
 
 # How far, relative to its diagonal, a second moment may be from symmetric and semi-definite:
 # more than rounding in half precision does over a sum of many samples.

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, iterate, safe_ratio
 from tdjax.formats import HIGHEST, Format
@@ -94,7 +94,7 @@ def conjugate_gradients(
     direction = precondition(residual)
     start = (jnp.zeros_like(residual), residual, direction, dot(residual, direction))
 
-    def step(_: int, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def step(_: Int[Array, ""], state: tuple[Array, ...]) -> tuple[Array, ...]:
         solution, residual, direction, energy = state
         image = normal(direction)
         curvature = dot(direction, image)

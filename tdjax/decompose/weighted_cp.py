@@ -21,7 +21,7 @@ from tdjax.decompose.weighted import (
 )
 from tdjax.formats import CP, HIGHEST, khatri_rao
 
-Factor = Float[Array, "n r"]
+Factor = Float[Array, "_ r"]
 
 # Conjugate gradient steps on the factor of the input channels in each sweep.
 STEPS = 2
