@@ -2,13 +2,14 @@
 
 from tdjax.adapters import collect_moments, factorize, layer_table, make_plan
 from tdjax.candidates import evaluate_candidates
-from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_svd, tucker_als
+from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_als, tt_svd, tucker_als
 from tdjax.errors import feature_errors, weight_errors
 from tdjax.factorize import factorize_params, reconstruct_params
 from tdjax.formats import CP, TT, Format, LowRank, Tucker
 from tdjax.layers import Layer
 from tdjax.moments import LayerMoments
 from tdjax.moments_file import load_moments, save_moments
+from tdjax.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.optimizers import carry_optimizer_state
 from tdjax.plan import Plan, PlannedLayer, Rule
 from tdjax.saving import load_factorised, save_factorised
@@ -16,11 +17,15 @@ from tdjax.saving import load_factorised, save_factorised
 __all__ = [
     "CP",
     "TT",
+    "Covariance",
     "Format",
+    "Frobenius",
     "Info",
+    "Kronecker",
     "Layer",
     "LayerMoments",
     "LowRank",
+    "ModeWeighted",
     "Plan",
     "PlannedLayer",
     "Rule",
@@ -41,6 +46,7 @@ __all__ = [
     "save_factorised",
     "save_moments",
     "truncated_svd",
+    "tt_als",
     "tt_svd",
     "tucker_als",
     "weight_errors",

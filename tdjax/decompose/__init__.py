@@ -1,9 +1,19 @@
-"""Array in, format out: truncated SVD, CP-ALS, HOSVD and HOOI, TT-SVD."""
+"""Array in, format out: truncated SVD, CP-ALS, HOSVD and HOOI, TT-SVD and TT-ALS."""
 
 from tdjax.decompose.als import Info
 from tdjax.decompose.cp import cp_als
 from tdjax.decompose.svd import truncated_svd
-from tdjax.decompose.tt import tt_svd
+from tdjax.decompose.tt import tt_als, tt_svd
 from tdjax.decompose.tucker import hosvd, tucker_als
+from tdjax.decompose.weighted import weighted_als
 
-__all__ = ["Info", "cp_als", "hosvd", "truncated_svd", "tt_svd", "tucker_als"]
+__all__ = [
+    "Info",
+    "cp_als",
+    "hosvd",
+    "truncated_svd",
+    "tt_als",
+    "tt_svd",
+    "tucker_als",
+    "weighted_als",
+]

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
 from tdjax.decompose.svd import leading_subspace
+from tdjax.decompose.weighted_cp import spread, weighted_cp
 from tdjax.formats import CP, HIGHEST, khatri_rao
-from tdjax.norms import Norm, in_norm
+from tdjax.norms import Kronecker, Norm, in_norm, moved
 
 Factor = Float[Array, "n r"]
 Gram = Float[Array, "r r"]
@@ -30,6 +31,8 @@ State = tuple[Factors, Float[Array, " r"]]
 EXACT_UP_TO = 64
 EXACT_UP_TO_BELOW_MODE = 24
 CG_STEPS = 5
+# Where the Frobenius solution that a weighted decomposition starts from may stop.
+START_TOLERANCE = 1e-5
 
 
 def cp_als(
@@ -58,7 +61,9 @@ def cp_als(
             unfolding, filled up with normal columns), or a CP of the same shape and rank.
         max_iters: sweeps at most, static, at least 1.
         tol: stop once a sweep changes the relative error by less.
-        norm: None for Frobenius, or a `tdjax.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.norms.Norm`. In the norm of a second moment the
+            Frobenius solution from `init` comes first, then sweeps as in `weighted_cp`; a CP is
+            started from as it is.
 
     Returns: CP with column norms spread evenly over the factors, and `Info`.
 
@@ -75,7 +80,7 @@ def cp_als(
                 f"cp_als: init has shape {init.shape} and rank {init.ranks[0]}, "
                 f"expected {x.shape} and {rank}"
             )
-        start, key = init, jax.random.key(0)
+        start, key = moved(norm, init), jax.random.key(0)
     else:
         if init not in ("random", "normal", "hosvd"):
             raise ValueError(f"cp_als: init {init!r}: known are random, normal, hosvd, or a CP")
@@ -83,11 +88,17 @@ def cp_als(
             raise ValueError(f"cp_als: init {init!r} draws random numbers, pass key=")
         start, key = None, jax.random.key(0) if key is None else key
     kind = init if isinstance(init, str) else "given"
-    return in_norm(
-        norm,
-        lambda y: _cp_als(y, key, start, tol, rank=rank, init=kind, max_iters=max_iters),
-        x,
-    )
+    frobenius = partial(_cp_als, key=key, rank=rank, init=kind, max_iters=max_iters)
+
+    def weighted(y: Array, weight: Array) -> tuple[CP, Info]:
+        first = start
+        if first is None:
+            # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
+            first, _ = frobenius(y, start=None, tol=jnp.maximum(tol, START_TOLERANCE))
+        return weighted_cp(y, weight, first, tol, max_iters=max_iters)
+
+    cp, info = in_norm(norm, lambda y: frobenius(y, start=start, tol=tol), x, weighted)
+    return (spread(cp), info) if isinstance(norm, Kronecker) else (cp, info)
 
 
 @partial(jax.jit, static_argnames=("rank", "init", "max_iters"))

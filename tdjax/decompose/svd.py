@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.weighted import robust_cholesky
 from tdjax.formats import HIGHEST, LowRank
 from tdjax.norms import Norm, in_norm
 
@@ -37,7 +38,12 @@ def truncated_svd(matrix: Any, rank: int, *, norm: Norm | None = None) -> LowRan
     """
     x = as_float(matrix, ndim=2)
     (rank,) = check_ranks((rank,), (min(x.shape),), "truncated_svd")
-    return in_norm(norm, lambda y: (_truncated_svd(y, rank), None), x)[0]
+    return in_norm(
+        norm,
+        lambda y: (_truncated_svd(y, rank), None),
+        x,
+        lambda y, weight: (_weighted_svd(y, weight, rank), None),
+    )[0]
 
 
 @partial(jax.jit, static_argnames=("rank",))
@@ -45,7 +51,24 @@ def _truncated_svd(x: Float[Array, "m n"], rank: int) -> LowRank:
     if x.shape[0] < x.shape[1]:
         flipped = _truncated_svd(x.T, rank)
         return LowRank(flipped.right.T, flipped.left.T)
-    basis = leading_subspace(x.T, rank)
+    return _projected(x, leading_subspace(x.T, rank))
+
+
+@partial(jax.jit, static_argnames=("rank",))
+def _weighted_svd(x: Float[Array, "m n"], weight: Array, rank: int) -> LowRank:
+    """The best in tr(E^T S E): x projected on the leading right singular vectors of S^(1/2) x.
+
+    Any root will do. No inverse of the root is needed, so that a nearly singular S does no harm.
+    """
+    if weight.ndim == 1:
+        rooted = jnp.sqrt(weight)[:, None] * x
+    else:
+        rooted = jnp.matmul(robust_cholesky(weight).T, x, precision=HIGHEST)
+    return _projected(x, leading_subspace(rooted.T, rank))
+
+
+def _projected(x: Float[Array, "m n"], basis: Float[Array, "n r"]) -> LowRank:
+    """x B B^T, its scale split evenly between the factors."""
     scaled = jnp.matmul(x, basis, precision=HIGHEST)
     root = jnp.sqrt(jnp.linalg.norm(scaled, axis=0))
     return LowRank(safe_ratio(scaled, root), root[:, None] * basis.T)

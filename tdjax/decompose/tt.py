@@ -1,4 +1,4 @@
-"""Tensor train by successive truncated SVDs."""
+"""Tensor train by successive truncated SVDs, and by alternating least squares."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.decompose.als import Info
 from tdjax.decompose.inputs import as_float
 from tdjax.decompose.svd import leading_subspace
+from tdjax.decompose.weighted_tt import weighted_tt
 from tdjax.formats import HIGHEST, TT
-from tdjax.norms import Norm, in_norm
+from tdjax.norms import Covariance, Kronecker, Norm, in_norm, moved
 
 
 def tt_svd(
@@ -36,11 +38,15 @@ def tt_svd(
             clipped; the achieved ranks are those of the result.
         eps: in place of ranks, the relative error to stay within. The ranks then depend on the
             values, so it cannot be used inside `jit` or `vmap`.
-        norm: None for Frobenius, or a `tdjax.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.norms.Norm`. With a second moment each core is the
+            best when the moment, compressed by the cores before, is taken for the nearest product
+            of one for this core's modes and one for those behind; the last two are best together.
 
-    Returns: TT with cores (r_{k-1}, n_k, r_k), all but the last with orthonormal columns.
+    Returns: TT with cores (r_{k-1}, n_k, r_k), all but the last with orthonormal columns; with a
+    second moment, all but the last two.
 
-    Raises ValueError for NaN or Inf, a rank below 1, both or neither of `ranks` and `eps`.
+    Raises ValueError for NaN or Inf, a rank below 1, both or neither of `ranks` and `eps`, `eps`
+    with a second moment.
     """
     x = as_float(x)
     if (ranks is None) == (eps is None):
@@ -48,9 +54,59 @@ def tt_svd(
     if eps is not None:
         if not eps >= 0:
             raise ValueError(f"tt_svd: eps must not be negative, got {eps}")
+        if isinstance(norm, Covariance | Kronecker):
+            raise ValueError("tt_svd: eps needs a norm of the modes; give ranks with a moment")
         return in_norm(norm, lambda y: (_within(y, eps), None), x)[0]
     clipped = clip_ranks(x.shape, ranks or ())
-    return in_norm(norm, lambda y: (_tt_svd(y, clipped), None), x)[0]
+    return in_norm(
+        norm,
+        lambda y: (_tt_svd(y, clipped), None),
+        x,
+        lambda y, weight: weighted_tt(y, weight, None, 0.0, ranks=clipped, max_iters=0),
+    )[0]
+
+
+def tt_als(
+    x: Any,
+    ranks: Sequence[int],
+    *,
+    norm: Norm | None = None,
+    init: TT | None = None,
+    max_iters: int = 100,
+    tol: float | Float[Array, ""] = 1e-8,
+) -> tuple[TT, Info]:
+    """Tensor train by alternating least squares (Holtz, Rohwedder & Schneider 2012).
+
+    A sweep renews the cores from left to right, each with the others fixed and all to its left
+    orthonormal; the last two are renewed together, by a truncated SVD. Starts from `tt_svd` in the
+    same norm, so that the result is never worse.
+
+    Arguments:
+        x: (n_1, ..., n_N), float; half precision is raised to float32.
+        ranks: the N - 1 interior ranks, static, clipped as `tt_svd` does.
+        norm: None for Frobenius, or one of `tdjax.norms`.
+        init: a TT of x's shape and the clipped ranks to start from, in place of `tt_svd`.
+        max_iters: sweeps at most, static.
+        tol: stop once a sweep changes the relative error by less.
+
+    Returns: TT with cores (r_{k-1}, n_k, r_k) and `Info`, whose errors are in the norm.
+
+    Raises ValueError for NaN or Inf, a rank below 1, an `init` that does not fit.
+    """
+    x = as_float(x)
+    clipped = clip_ranks(x.shape, ranks)
+    if init is not None and (init.shape != x.shape or init.ranks != clipped):
+        raise ValueError(
+            f"tt_als: init has shape {init.shape} and ranks {init.ranks}, "
+            f"expected {x.shape} and {clipped}"
+        )
+
+    def run(y: Array, weight: Array | None, start: TT | None) -> tuple[TT, Info]:
+        return weighted_tt(y, weight, start, tol, ranks=clipped, max_iters=max_iters)
+
+    # A given start has to follow x into the coordinates in which the problem is solved.
+    start = None if init is None else moved(norm, init)
+    return in_norm(norm, lambda y: run(y, None, start), x, lambda y, weight: run(y, weight, start))
 
 
 def clip_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
 from tdjax.decompose.svd import leading_subspace
+from tdjax.decompose.weighted_tucker import weighted_tucker
 from tdjax.formats import Tucker, mode_products
 from tdjax.norms import Norm, in_norm
 
@@ -32,7 +33,8 @@ def tucker_als(
     """Tucker decomposition by higher-order orthogonal iteration (De Lathauwer et al. 2000).
 
     Starts from the sequentially truncated HOSVD; each sweep then renews every factor as the
-    leading singular vectors of x projected on the others, so the error only falls.
+    leading singular vectors of x projected on the others, so the error only falls. In the norm of
+    a second moment other steps do the same: see `weighted_tucker`.
 
     Arguments:
         x: (n_1, ..., n_N), float; half precision is raised to float32.
@@ -47,7 +49,12 @@ def tucker_als(
     """
     x = as_float(x)
     ranks = _check(x.shape, ranks)
-    return in_norm(norm, lambda y: _hooi(y, tol, ranks=ranks, max_iters=max_iters), x)
+    return in_norm(
+        norm,
+        lambda y: _hooi(y, tol, ranks=ranks, max_iters=max_iters),
+        x,
+        lambda y, weight: weighted_tucker(y, weight, tol, ranks=ranks, max_iters=max_iters),
+    )
 
 
 def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> Tucker:

@@ -1,0 +1,154 @@
+"""What least squares in a norm <x, H x> share, and alternating least squares for any format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tdjax.decompose.als import Info, iterate, safe_ratio
+from tdjax.formats import HIGHEST, Format
+
+F = TypeVar("F", bound=Format)
+Weigh = Callable[[Array], Array]
+
+
+def weighted_als(
+    x: Float[Array, "*n"],
+    start: F,
+    weigh: Weigh,
+    *,
+    max_iters: int = 100,
+    tol: float | Float[Array, ""] = 1e-8,
+    steps: int = 10,
+) -> tuple[F, Info]:
+    """Alternating least squares for any format, in the norm of any operator.
+
+    A format is linear in each of its arrays f: to_tensor = L(f), whose normal equations are
+    L^T(H(L(f))) = L^T(H(x)). JAX gives L and L^T, and conjugate gradients from the present array
+    lower the error whether or not they reach the solution. The methods that know their format
+    need far fewer operations; this one serves every other case, and checks them.
+
+    Arguments:
+        x: (n_1, ..., n_N), float.
+        start: a format of that shape, of x's dtype; its ranks are kept.
+        weigh: H, a symmetric positive semi-definite linear operator on arrays of that shape.
+        max_iters: sweeps at most, static.
+        tol: stop once a sweep changes the relative error by less.
+        steps: conjugate gradient steps for each array of the format, static.
+
+    Returns: the format and `Info`, whose errors are in the norm of H.
+
+    Raises ValueError for a start of another shape.
+    """
+    if start.shape != x.shape:
+        raise ValueError(f"weighted_als: start has shape {start.shape}, expected {x.shape}")
+    arrays, structure = jax.tree.flatten(start)
+    squared = dot(x, weigh(x))
+
+    def dense(arrays: list[Array]) -> Array:
+        return jax.tree.unflatten(structure, arrays).to_tensor()
+
+    def error(arrays: list[Array]) -> Float[Array, ""]:
+        difference = x - dense(arrays)
+        return root_ratio(dot(difference, weigh(difference)), squared)
+
+    def sweep(arrays: list[Array]) -> tuple[list[Array], Float[Array, ""]]:
+        arrays = list(arrays)
+        for k in range(len(arrays)):
+
+            def image(array: Array, k: int = k) -> Array:
+                return dense([*arrays[:k], array, *arrays[k + 1 :]])
+
+            present, forward = jax.linearize(image, arrays[k])
+            transposed = jax.linear_transpose(forward, arrays[k])
+
+            def normal(
+                array: Array, forward: Weigh = forward, back: Callable = transposed
+            ) -> Array:
+                return back(weigh(forward(array)))[0]
+
+            (residual,) = transposed(weigh(x - present))
+            change = conjugate_gradients(normal, residual, lambda y: y, steps)
+            arrays[k] = arrays[k] + change
+        return arrays, error(arrays)
+
+    arrays, progress = iterate(
+        sweep, arrays, error(arrays), max_iters=max_iters, tol=tol, stop_when_worse=True
+    )
+    info = Info(error(arrays), progress.iterations, progress.errors, progress.converged)
+    return jax.tree.unflatten(structure, arrays), info
+
+
+def conjugate_gradients(
+    normal: Weigh, residual: Float[Array, "*n"], precondition: Weigh, steps: int
+) -> Float[Array, "*n"]:
+    """Preconditioned conjugate gradient steps from zero on normal(z) = residual.
+
+    Each step lowers the quadratic <z, normal(z)> / 2 - <z, residual>, so from the residual of a
+    present solution the sum of it and z is never worse.
+    """
+    direction = precondition(residual)
+    start = (jnp.zeros_like(residual), residual, direction, dot(residual, direction))
+
+    def step(_: Int[Array, ""], state: tuple[Array, ...]) -> tuple[Array, ...]:
+        solution, residual, direction, energy = state
+        image = normal(direction)
+        curvature = dot(direction, image)
+        # Rounding can turn the curvature of a negligible direction negative.
+        length = jnp.where(curvature > 0, safe_ratio(energy, curvature), 0.0)
+        solution = solution + length * direction
+        residual = residual - length * image
+        fresh = precondition(residual)
+        following = dot(residual, fresh)
+        direction = fresh + safe_ratio(following, energy) * direction
+        return solution, residual, direction, following
+
+    return jax.lax.fori_loop(0, steps, step, start)[0]
+
+
+def robust_cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Lower Cholesky factor of a symmetric positive semi-definite matrix.
+
+    Where rounding leaves it indefinite, the least of a ladder of shifts that makes it definite is
+    added to the diagonal, starting from the rounding of its mean.
+    """
+    mean = jnp.mean(jnp.diagonal(matrix))
+    unit = jnp.where(mean > 0, mean, 1.0) * jnp.eye(len(matrix), dtype=matrix.dtype)
+
+    def broken(state: tuple[Array, Array]) -> Array:
+        return ~jnp.isfinite(state[0]).all() & (state[1] < 1)
+
+    def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.linalg.cholesky(matrix + state[1] * unit), 10 * state[1]
+
+    # A matrix of zeros comes out of its first factorisation as NaN, not as an error.
+    first = jnp.linalg.cholesky(matrix)
+    shift = jnp.asarray(jnp.finfo(matrix.dtype).eps, matrix.dtype)
+    return jax.lax.while_loop(broken, attempt, (first, shift))[0]
+
+
+def solve_with(
+    factor: Float[Array, "n n"],
+    right: Float[Array, "n k"],
+    matrix: Float[Array, "n n"] | None = None,
+) -> Float[Array, "n k"]:
+    """Solve S z = right by S's Cholesky factor; given S, refine once, against a shift in it."""
+    solution = jax.scipy.linalg.cho_solve((factor, True), right)
+    if matrix is None:
+        return solution
+    residual = right - jnp.matmul(matrix, solution, precision=HIGHEST)
+    return solution + jax.scipy.linalg.cho_solve((factor, True), residual)
+
+
+def dot(x: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, ""]:
+    """Sum of the products of two arrays of one shape."""
+    return jnp.sum(x * y)
+
+
+def root_ratio(squared: Float[Array, ""], whole: Float[Array, ""]) -> Float[Array, ""]:
+    """Relative error from squared norms; 0 where the whole vanishes."""
+    return jnp.sqrt(jnp.maximum(0.0, safe_ratio(squared, whole)))

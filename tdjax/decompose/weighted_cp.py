@@ -1,0 +1,241 @@
+"""CP decomposition in the norm of a layer's inputs."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, safe_ratio
+from tdjax.decompose.moment import PRECONDITIONER_RIDGE, lay_out
+from tdjax.decompose.weighted import (
+    conjugate_gradients,
+    dot,
+    robust_cholesky,
+    root_ratio,
+    solve_with,
+)
+from tdjax.formats import CP, HIGHEST, khatri_rao
+
+Factor = Float[Array, "_ r"]
+
+# Conjugate gradient steps on the factor of the input channels in each sweep.
+STEPS = 2
+# Unknowns up to which a factor of the window is solved for directly.
+DIRECT_UP_TO = 1536
+# Relative to the least squares problem of the output factor: bounds terms that cancel each other.
+TERM_RIDGE = 1e-7
+
+
+class State(NamedTuple):
+    """Factors of the window, the input channels, the output; S Z for the product Z of the first."""
+
+    window: tuple[Factor, ...]
+    channels: Factor
+    output: Factor
+    image: Float[Array, "d r"]
+
+
+@partial(jax.jit, static_argnames=("max_iters", "steps"))
+def weighted_cp(
+    x: Float[Array, "*n"],
+    weight: Float[Array, "d d"] | Float[Array, " d"],
+    start: CP,
+    tol: float | Float[Array, ""],
+    *,
+    max_iters: int,
+    steps: int = STEPS,
+) -> tuple[CP, Info]:
+    """CP decomposition that lowers tr(E^T S E), E the difference as a (D, T) matrix.
+
+    With Z the Khatri-Rao product of the input factors and A the output factor, a sweep improves
+    the factor of the last input mode by preconditioned conjugate gradients, solves for those of
+    the window, whose normal equations all come from one product with S, and for A, each with the
+    others fixed: A = x^T S Z (Z^T S Z)^-1.
+
+    Arguments:
+        x: (n_1, ..., n_N), float.
+        weight: S, (D, D) or its diagonal, with D = n_1 * ... * n_{N-1}.
+        start: CP of that shape.
+        tol: stop once a sweep changes the relative error by less.
+        max_iters: sweeps at most, static.
+        steps: conjugate gradient steps, static.
+
+    Returns: CP with column norms spread evenly over the factors and `Info`, whose errors are in
+    the norm of S.
+    """
+    *positions, size, outputs = x.shape
+    (rank,) = start.ranks
+    dense = jnp.diag(weight) if weight.ndim == 1 else weight
+    matrix = x.reshape(-1, outputs)
+    product = jnp.matmul(dense, matrix, precision=HIGHEST)
+    squared = dot(matrix, product)
+    k = math.prod(positions)
+    rows = dense.reshape(-1, size)
+    moment = lay_out(dense.reshape(k, size, k, size).transpose(1, 0, 2, 3))
+
+    def window_of(factors: tuple[Factor, ...]) -> Factor:
+        return khatri_rao(factors) if factors else jnp.ones((1, rank), x.dtype)
+
+    def images(channels: Factor) -> Float[Array, "d k r"]:
+        """S applied to the channel factor at each position of the window by itself."""
+        return jnp.matmul(rows, channels, precision=HIGHEST).reshape(-1, k, rank)
+
+    def combined(parts: Float[Array, "d k r"], window: tuple[Factor, ...]) -> Float[Array, "d r"]:
+        return jnp.sum(parts * window_of(window), axis=1)
+
+    def improve_channels(state: State) -> Factor:
+        gram = _gram(state.output)
+        window = window_of(state.window)
+
+        def gather(field: Float[Array, "d r"]) -> Factor:
+            return jnp.sum(field.reshape(k, size, rank) * window[:, None, :], axis=0)
+
+        def normal(factor: Factor) -> Factor:
+            full = (window[:, None, :] * factor).reshape(-1, rank)
+            image = jnp.matmul(dense, full, precision=HIGHEST)
+            return gather(jnp.matmul(image, gram, precision=HIGHEST))
+
+        target = jnp.matmul(product, state.output, precision=HIGHEST)
+        residual = gather(target - jnp.matmul(state.image, gram, precision=HIGHEST))
+        small = gram * jnp.matmul(
+            window.T, jnp.matmul(moment.window, window, precision=HIGHEST), precision=HIGHEST
+        )
+        ridge = PRECONDITIONER_RIDGE * jnp.diagonal(small)
+        inner = robust_cholesky(small + jnp.diag(ridge))
+
+        def precondition(factor: Factor) -> Factor:
+            return solve_with(inner, solve_with(moment.channels, factor).T).T
+
+        return state.channels + conjugate_gradients(normal, residual, precondition, steps)
+
+    def improve_window(
+        mode: int, parts: Float[Array, "d k r"], state: State, target: Float[Array, "d r"]
+    ) -> Factor:
+        """One factor of the window, solved for."""
+        n = positions[mode]
+        before, after = math.prod(positions[:mode]), math.prod(positions[mode + 1 :])
+        left, right = window_of(state.window[:mode]), window_of(state.window[mode + 1 :])
+        others = left[:, None, None, :] * right[:, None, :] * state.channels
+        # S applied to all factors but this one, at each of its positions.
+        shaped = parts.reshape(-1, before, n, after, rank)
+        image = jnp.einsum("dbnar,br,ar->dnr", shaped, left, right)
+        rest = others.reshape(-1, rank)
+
+        def by_position(field: Float[Array, d * _]) -> Array:
+            """[n, rest, ...]: the rows of a field, by the position in this mode."""
+            split = field.reshape(before, n, after * size, *field.shape[1:])
+            return jnp.moveaxis(split, 1, 0).reshape(n, len(rest), -1)
+
+        gathered = jnp.einsum("er,neq->nrq", rest, by_position(image), precision=HIGHEST)
+        gathered = gathered.reshape(n, rank, n, rank) * _gram(state.output)[:, None, :]
+        normal = gathered.reshape(n * rank, n * rank)
+        wanted = jnp.einsum("er,ner->nr", rest, by_position(target)).reshape(-1)
+        present = state.window[mode].reshape(-1)
+        return _renewed((normal + normal.T) / 2, wanted, present).reshape(n, rank)
+
+    def with_output(state: State) -> State:
+        """The output factor, solved for."""
+        normal = _gram_in(state.image, khatri_rao([*state.window, state.channels]))
+        wanted = jnp.matmul(state.image.T, matrix, precision=HIGHEST)
+        scale = jnp.sqrt(jnp.diagonal(normal))
+        unit = jnp.where(scale > 0, scale, 1.0)
+        scaled = normal / unit / unit[:, None] + jnp.diag(jnp.where(scale > 0, 0.0, 1.0))
+        factor = robust_cholesky(scaled + TERM_RIDGE * jnp.eye(rank, dtype=x.dtype))
+        solved = solve_with(factor, wanted / unit[:, None], scaled) / unit[:, None]
+        return state._replace(output=solved.T)
+
+    def balanced(state: State) -> State:
+        """Column norms spread evenly; S Z follows Z."""
+        factors = [*state.window, state.channels, state.output]
+        scales = _balancing(factors)
+        *window, channels, output = (f * s for f, s in zip(factors, scales, strict=True))
+        return State(tuple(window), channels, output, safe_ratio(state.image, scales[-1]))
+
+    def cp_of(state: State) -> CP:
+        return CP((*state.window, state.channels, state.output))
+
+    def measured(cp: CP) -> Float[Array, ""]:
+        difference = matrix - cp.to_tensor().reshape(-1, outputs)
+        return root_ratio(
+            dot(difference, jnp.matmul(dense, difference, precision=HIGHEST)), squared
+        )
+
+    def error(state: State) -> Float[Array, ""]:
+        whole = khatri_rao([*state.window, state.channels])
+        crossed = dot(jnp.matmul(product, state.output, precision=HIGHEST), whole)
+        own = dot(_gram(state.output), _gram_in(state.image, whole))
+        found = root_ratio(squared - 2 * crossed + own, squared)
+        return jax.lax.cond(found < CANCELS_BELOW, lambda: measured(cp_of(state)), lambda: found)
+
+    def sweep(state: State) -> tuple[State, Float[Array, ""]]:
+        state = state._replace(channels=improve_channels(state))
+        parts = images(state.channels)
+        state = with_output(state._replace(image=combined(parts, state.window)))
+        target = jnp.matmul(product, state.output, precision=HIGHEST)
+        window = list(state.window)
+        for mode, n in enumerate(positions):
+            # A mode of one position only scales the columns, which any other factor does.
+            if n > 1:
+                window[mode] = improve_window(mode, parts, state, target)
+                state = state._replace(window=tuple(window))
+        state = balanced(with_output(state._replace(image=combined(parts, state.window))))
+        return state, error(state)
+
+    *window, channels, output = (f.astype(x.dtype) for f in start.factors)
+    first = State(tuple(window), channels, output, combined(images(channels), tuple(window)))
+    first = balanced(with_output(first))
+    state, progress = iterate(
+        sweep, first, error(first), max_iters=max_iters, tol=tol, stop_when_worse=True
+    )
+    cp = cp_of(state)
+    return cp, Info(measured(cp), progress.iterations, progress.errors, progress.converged)
+
+
+def _renewed(
+    normal: Float[Array, "n n"], wanted: Float[Array, " n"], present: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """The solution of normal z = wanted, or a step towards it from the present one."""
+    scale = jnp.sqrt(jnp.diagonal(normal))
+    unit = jnp.where(scale > 0, scale, 1.0)
+    scaled = normal / unit / unit[:, None]
+    residual = (wanted - jnp.matmul(normal, present, precision=HIGHEST)) / unit
+
+    def apply(z: Float[Array, " n"]) -> Float[Array, " n"]:
+        return jnp.matmul(scaled, z, precision=HIGHEST)
+
+    if len(normal) > DIRECT_UP_TO:
+        return present + conjugate_gradients(apply, residual, lambda z: z, 10) / unit
+    factor = robust_cholesky(scaled + TERM_RIDGE * jnp.eye(len(scaled), dtype=scaled.dtype))
+    # Conjugate gradients take back what the ridge changed, and cannot make the error worse.
+    change = conjugate_gradients(apply, residual, lambda z: solve_with(factor, z[:, None])[:, 0], 2)
+    return present + change / unit
+
+
+def spread(cp: CP) -> CP:
+    """The same CP with column norms spread evenly over the factors."""
+    scales = _balancing(list(cp.factors))
+    return CP(tuple(factor * scale for factor, scale in zip(cp.factors, scales, strict=True)))
+
+
+def _balancing(factors: list[Factor]) -> list[Float[Array, " r"]]:
+    """For each factor what multiplies its columns so that all have the same norms."""
+    norms = [jnp.linalg.norm(factor, axis=0) for factor in factors]
+    # By logarithms, since the product of many norms may leave the range of the dtype.
+    dead = sum(jnp.where(norm > 0, 0, 1) for norm in norms) > 0
+    logs = [jnp.log(jnp.where(norm > 0, norm, 1.0)) for norm in norms]
+    mean = sum(logs) / len(logs)
+    return [jnp.where(dead, 0.0, jnp.exp(mean - log)) for log in logs]
+
+
+def _gram(factor: Factor) -> Float[Array, "r r"]:
+    return jnp.matmul(factor.T, factor, precision=HIGHEST)
+
+
+def _gram_in(image: Float[Array, "d r"], whole: Float[Array, "d r"]) -> Float[Array, "r r"]:
+    product = jnp.matmul(whole.T, image, precision=HIGHEST)
+    return (product + product.T) / 2
