@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax import chain
+from tdjax.bias import around_mean, can_correct, with_lost_mean
 from tdjax.boxes import box_factor, box_whole, unboxed
-from tdjax.decompose import cp_als, truncated_svd, tt_svd, tucker_als
-from tdjax.formats import Format
+from tdjax.kernels import decompose_array, reconstruct_array
+from tdjax.moments import LayerMoments
 from tdjax.plan import Plan, PlannedLayer
+from tdjax.weighing import weights_of
 
 Params = Mapping[str, Any]
 
@@ -30,6 +31,9 @@ def factorize_params(
     init: str = "normal",
     max_iters: int = 100,
     tol: float = 1e-8,
+    moments: Mapping[str, LayerMoments] | None = None,
+    norm: str | None = None,
+    correct_bias: bool = False,
 ) -> dict[str, Any]:
     """Replace the kernels of all layers that the plan factorises by their factors.
 
@@ -40,12 +44,21 @@ def factorize_params(
         plan: from `tdjax.make_plan`.
         key: PRNG key for the random starts of CP; needed if the plan has such a layer.
         init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
+        moments: from `tdjax.collect_moments`, for decompositions that change the layers' outputs
+            least, rather than their kernels (Kalle et al., NeurIPS 2025).
+        norm: with moments, "covariance" of what goes in, or "kronecker", which weighs what comes
+            out by its gradient too; None for the latter where the moments have it.
+        correct_bias: with moments, take what the mean input loses into the layer's bias, and
+            weigh by the covariance around that mean. Layers without a bias stay as they are.
 
-    Raises KeyError or ValueError for parameters that do not fit the plan, ValueError for NaN or
-    Inf in a kernel; both name the layer.
+    Raises KeyError or ValueError for parameters or moments that do not fit the plan, ValueError
+    for NaN or Inf in a kernel; both name the layer.
     """
     for entry in plan.factorised:
         _check_kernel(params, entry)
+    weights = weights_of(plan, moments, norm)
+    if correct_bias and moments is None:
+        raise ValueError("factorize_params: correct_bias needs moments=")
     if key is None and any(entry.method == "cp" for entry in plan.factorised):
         raise ValueError("factorize_params: CP starts from random factors, pass key=")
     result = _copied(params)
@@ -53,10 +66,15 @@ def factorize_params(
         own = _at(result, entry.layer.path)
         stored = own.pop(entry.layer.storage.name)
         array = jnp.asarray(unboxed(stored))
+        weighed = weights.get(entry.layer.path)
+        corrected = correct_bias and can_correct(entry, own)
+        if corrected and moments is not None and weighed is not None:
+            weighed = around_mean(weighed, moments[entry.layer.path])
         factors = decompose_array(
             array,
             entry,
             key=None if key is None else jax.random.fold_in(key, index),
+            weights=weighed,
             init=init,
             max_iters=max_iters,
             tol=tol,
@@ -64,6 +82,9 @@ def factorize_params(
         for stage in entry.stages:
             factor = factors[stage.name].astype(array.dtype)
             own[stage.name] = {"kernel": box_factor(stored, factor, entry, stage)}
+        if corrected and moments is not None:
+            lost = array - reconstruct_array(factors, entry)
+            own["bias"] = with_lost_mean(own["bias"], lost, entry, moments[entry.layer.path])
     return result
 
 
@@ -84,92 +105,6 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
         }
         own[storage.name] = box_whole(stored, reconstruct_array(factors, entry), entry)
     return result
-
-
-def decompose_array(
-    array: Float[Array, "*_"], entry: PlannedLayer, *, key: Array | None = None, **options: Any
-) -> dict[str, Float[Array, "*_"]]:
-    """The kernels of a layer's stages from the array that holds its kernel.
-
-    The layers of a stack are decomposed side by side, under `jax.vmap`; their factors are stacked
-    along the same axis.
-
-    Arguments:
-        array: as among the parameters, shape `entry.layer.storage.whole_shape`.
-        key, options: see `decompose_kernel`.
-    """
-    layer, storage = entry.layer, entry.layer.storage
-
-    def one(array: Array, key: Array | None) -> dict[str, Array]:
-        kernel = storage.to_kernel(array, layer.kernel_shape)
-        return chain.to_kernels(decompose_kernel(kernel, entry, key=key, **options), entry.stages)
-
-    if storage.stack is None:
-        return one(array, key)
-    keys = None if key is None else jax.random.split(key, storage.copies)
-    return jax.vmap(
-        one, in_axes=(storage.stack, None if key is None else 0), out_axes=storage.stack
-    )(array, keys)
-
-
-def decompose_kernel(
-    kernel: Float[Array, "*_"],
-    entry: PlannedLayer,
-    *,
-    key: Array | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float = 1e-8,
-) -> list[Format]:
-    """The decompositions of one kernel, one for each feature group.
-
-    Arguments:
-        kernel: (*spatial, C / groups, T) or (in, out); see `tdjax.layers.Storage.to_kernel`.
-        entry: method and ranks; it must not stay dense.
-        key, init, max_iters, tol: see `factorize_params`.
-    """
-    method, ranks = entry.method, entry.ranks
-
-    def decompose(part: Float[Array, "*_"], key: Array | None) -> Format:
-        tensor = chain.tensor_view(part, str(method), entry.spatial)
-        if method == "svd":
-            return truncated_svd(tensor, ranks[0])
-        if method == "tucker":
-            whole = (None,) * (tensor.ndim - 2)
-            return tucker_als(tensor, (*whole, *ranks), max_iters=max_iters, tol=tol)[0]
-        if method == "tt":
-            return tt_svd(tensor, ranks)
-        assert method == "cp", method
-        return cp_als(tensor, ranks[0], key=key, init=init, max_iters=max_iters, tol=tol)[0]
-
-    return [
-        decompose(part, None if key is None else jax.random.fold_in(key, group))
-        for group, part in enumerate(chain.split_groups(kernel, entry.layer.groups))
-    ]
-
-
-def reconstruct_array(
-    factors: Mapping[str, Float[Array, "*_"]], entry: PlannedLayer
-) -> Float[Array, "*_"]:
-    """The inverse of `decompose_array`: the array that held the kernel."""
-    storage = entry.layer.storage
-
-    def one(factors: Mapping[str, Array]) -> Array:
-        return storage.from_kernel(reconstruct_kernel(factors, entry))
-
-    if storage.stack is None:
-        return one(factors)
-    return jax.vmap(one, in_axes=storage.stack, out_axes=storage.stack)(dict(factors))
-
-
-def reconstruct_kernel(
-    kernels: Mapping[str, Float[Array, "*_"]], entry: PlannedLayer
-) -> Float[Array, "*_"]:
-    """The dense kernel that a layer's factors stand for, shape `entry.layer.kernel_shape`."""
-    layer = entry.layer
-    return chain.reconstruct(
-        kernels, layer.kernel_shape, entry.stages, str(entry.method), layer.groups
-    )
 
 
 def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dict[str, Any]:

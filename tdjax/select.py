@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from tdjax.chain import METHODS
 from tdjax.decompose.als import relative_error
-from tdjax.factorize import decompose_array, reconstruct_array
+from tdjax.kernels import decompose_array, reconstruct_array
 from tdjax.layers import Layer
 from tdjax.plan import PlannedLayer, Rule, plan_layer
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 from tdjax import chain
 from tdjax.decompose import cp_als
-from tdjax.factorize import decompose_kernel, layer_params, replace_kernel
+from tdjax.factorize import layer_params, replace_kernel
 from tdjax.formats import CP, Format
+from tdjax.kernels import decompose_kernel
 from tdjax.plan import PlannedLayer
 from tdjax.study.protocol import DecomposeSettings
 from tdjax.study.records import Choice, Key

@@ -1,0 +1,173 @@
+"""One layer's array: decomposed into the kernels of its stages, and multiplied out again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdjax import chain
+from tdjax.decompose import cp_als, truncated_svd, tt_als, tt_svd, tucker_als, weighted_als
+from tdjax.formats import TT, Format
+from tdjax.norms import Covariance, Kronecker, Norm
+from tdjax.plan import PlannedLayer
+
+
+class Weights(NamedTuple):
+    """What a layer's kernel is weighed by.
+
+    A stack of layers has an axis of them in front.
+
+    Arguments:
+        inputs: (groups, D, D), second moment of what goes in, or its diagonal (groups, D); None
+            for the identity.
+        outputs: (groups, T, T), that of the loss gradient at what comes out; None likewise.
+    """
+
+    inputs: Float[Array, "*_"] | None
+    outputs: Float[Array, "*_"] | None
+
+    def of_group(self, group: int, size: int) -> Norm:
+        """The norm of one feature group's kernel, whose columns have `size` entries."""
+        inputs = jnp.ones((size,)) if self.inputs is None else self.inputs[group]
+        if self.outputs is None:
+            return Covariance(inputs)
+        return Kronecker(inputs, self.outputs[group])
+
+
+def decompose_array(
+    array: Float[Array, "*_"],
+    entry: PlannedLayer,
+    *,
+    key: Array | None = None,
+    weights: Weights | None = None,
+    **options: Any,
+) -> dict[str, Float[Array, "*_"]]:
+    """The kernels of a layer's stages from the array that holds its kernel.
+
+    The layers of a stack are decomposed side by side, under `jax.vmap`; their factors are stacked
+    along the same axis.
+
+    Arguments:
+        array: as among the parameters, shape `entry.layer.storage.whole_shape`.
+        key, weights, options: see `decompose_kernel`.
+    """
+    layer, storage = entry.layer, entry.layer.storage
+
+    def one(array: Array, key: Array | None, weights: Weights | None) -> dict[str, Array]:
+        kernel = storage.to_kernel(array, layer.kernel_shape)
+        parts = decompose_kernel(kernel, entry, key=key, weights=weights, **options)
+        return chain.to_kernels(parts, entry.stages)
+
+    if storage.stack is None:
+        return one(array, key, weights)
+    keys = None if key is None else jax.random.split(key, storage.copies)
+    stacked = (storage.stack, None if keys is None else 0, None if weights is None else 0)
+    return jax.vmap(one, in_axes=stacked, out_axes=storage.stack)(array, keys, weights)
+
+
+def decompose_kernel(
+    kernel: Float[Array, "*_"],
+    entry: PlannedLayer,
+    *,
+    key: Array | None = None,
+    weights: Weights | None = None,
+    init: str = "normal",
+    max_iters: int = 100,
+    tol: float = 1e-8,
+) -> list[Format]:
+    """The decompositions of one kernel, one for each feature group.
+
+    Arguments:
+        kernel: (*spatial, C / groups, T) or (in, out); see `tdjax.layers.Storage.to_kernel`.
+        entry: method and ranks; it must not stay dense.
+        weights: for the norm of what comes out of the layer in place of the Frobenius norm.
+        key, init, max_iters, tol: see `tdjax.factorize_params`.
+    """
+    method, ranks = str(entry.method), entry.ranks
+    options: dict[str, Any] = {"max_iters": max_iters, "tol": tol}
+
+    def decompose(part: Float[Array, "*_"], key: Array | None, norm: Norm | None) -> Format:
+        tensor = chain.tensor_view(part, method, entry.spatial)
+        if chain.is_matrix_train(entry.stages):
+            train = tt_svd(tensor, ranks)
+            return train if norm is None else _train_in(norm, part, tensor, train, options)
+        if norm is not None:
+            norm = _in_view(norm, part.shape, method)
+        if method == "svd":
+            return truncated_svd(tensor, ranks[0], norm=norm)
+        if method == "tucker":
+            whole = (None,) * (tensor.ndim - 2)
+            return tucker_als(tensor, (*whole, *ranks), norm=norm, **options)[0]
+        if method == "tt":
+            if norm is None:
+                return tt_svd(tensor, ranks)
+            return tt_als(tensor, ranks, norm=norm, **options)[0]
+        assert method == "cp", method
+        return cp_als(tensor, ranks[0], key=key, init=init, norm=norm, **options)[0]
+
+    size = math.prod(kernel.shape[:-1])
+    return [
+        decompose(
+            part,
+            None if key is None else jax.random.fold_in(key, group),
+            None if weights is None else weights.of_group(group, size),
+        )
+        for group, part in enumerate(chain.split_groups(kernel, entry.layer.groups))
+    ]
+
+
+def _in_view(norm: Norm, kernel_shape: tuple[int, ...], method: str) -> Norm:
+    """A norm of kernels as one of the array that `chain.tensor_view` makes of them."""
+    *window, channels, _ = kernel_shape
+    if method != "tt" or not window:
+        return norm
+    # A tensor train has the channels in front of the window.
+    order = jnp.moveaxis(jnp.arange(math.prod(window) * channels).reshape(*window, channels), -1, 0)
+    order = order.reshape(-1)
+
+    def moved(moment: Array) -> Array:
+        return moment[order] if moment.ndim == 1 else moment[order][:, order]
+
+    assert isinstance(norm, Covariance | Kronecker)
+    return replace(norm, second_moment=moved(jnp.asarray(norm.second_moment)))
+
+
+def _train_in(
+    norm: Norm, matrix: Float[Array, "m n"], tensor: Float[Array, "*_"], start: TT, options: Any
+) -> Format:
+    """A TT-matrix in a norm of matrices, whose rows and columns its modes share."""
+
+    def weigh(tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
+        return chain.tensor_view(norm.weigh(chain.kernel_view(tensor, matrix.shape, "tt")), "tt")
+
+    return weighted_als(tensor, start, weigh, **options)[0]
+
+
+def reconstruct_array(
+    factors: Mapping[str, Float[Array, "*_"]], entry: PlannedLayer
+) -> Float[Array, "*_"]:
+    """The inverse of `decompose_array`: the array that held the kernel."""
+    storage = entry.layer.storage
+
+    def one(factors: Mapping[str, Array]) -> Array:
+        return storage.from_kernel(reconstruct_kernel(factors, entry))
+
+    if storage.stack is None:
+        return one(factors)
+    return jax.vmap(one, in_axes=storage.stack, out_axes=storage.stack)(dict(factors))
+
+
+def reconstruct_kernel(
+    kernels: Mapping[str, Float[Array, "*_"]], entry: PlannedLayer
+) -> Float[Array, "*_"]:
+    """The dense kernel that a layer's factors stand for, shape `entry.layer.kernel_shape`."""
+    layer = entry.layer
+    return chain.reconstruct(
+        kernels, layer.kernel_shape, entry.stages, str(entry.method), layer.groups
+    )
