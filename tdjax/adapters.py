@@ -90,6 +90,9 @@ def factorize(
     init: str = "normal",
     max_iters: int = 100,
     tol: float = 1e-8,
+    moments: Mapping[str, LayerMoments] | None = None,
+    norm: str | None = None,
+    correct_bias: bool = False,
 ) -> Model: ...
 
 
@@ -102,7 +105,8 @@ def factorize(model: Any, plan: Plan, **options: Any) -> Any:
     Arguments:
         model: a Linen or NNX module.
         plan: from `tdjax.make_plan`.
-        key, init, max_iters, tol: for NNX alone, see `tdjax.factorize_params`.
+        key, init, max_iters, tol, moments, norm, correct_bias: for NNX alone, see
+            `tdjax.factorize_params`.
 
     Raises TypeError for something that is no module; for NNX also KeyError or ValueError for a
     model that does not fit the plan and ValueError for NaN or Inf in a kernel, naming the layer.

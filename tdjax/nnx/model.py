@@ -6,7 +6,7 @@ whatever refers to it keeps doing so, under several names, in tuples, and in cir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from tdjax.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.moments import LayerMoments
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of
 from tdjax.nnx.kinds import KINDS, stage_of
@@ -31,6 +32,9 @@ def factorize(
     init: str = "normal",
     max_iters: int = 100,
     tol: float = 1e-8,
+    moments: Mapping[str, LayerMoments] | None = None,
+    norm: str | None = None,
+    correct_bias: bool = False,
 ) -> Model:
     """A copy of a model with the layers of the plan factorised; the model is not changed.
 
@@ -44,6 +48,7 @@ def factorize(
         plan: from `tdjax.make_plan`.
         key: PRNG key for the random starts of CP; needed if the plan has such a layer.
         init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
+        moments, norm, correct_bias: see `tdjax.factorize_params`.
 
     Raises KeyError or ValueError for a model that does not fit the plan, ValueError for NaN or
     Inf in a kernel; both name the layer. TypeError for something that is not an NNX module.
@@ -52,8 +57,15 @@ def factorize(
     params: dict[str, Any] = {}
     for entry in plan.factorised:
         module, name = _module_at(modules, entry), entry.layer.storage.name
-        _put(params, entry.layer.path, {name: boxed(getattr(module, name), entry.layer.storage)})
-    factors = factorize_params(params, plan, key=key, init=init, max_iters=max_iters, tol=tol)
+        own = {name: boxed(getattr(module, name), entry.layer.storage)}
+        bias = getattr(module, "bias", None)
+        if correct_bias and bias is not None:
+            own["bias"] = array_of(bias)
+        _put(params, entry.layer.path, own)
+    factors = factorize_params(
+        params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
+        moments=moments, norm=norm, correct_bias=correct_bias,
+    )  # fmt: skip
     copy = nnx.clone(model)
     modules = modules_of(copy)
     for entry in plan.factorised:
@@ -96,6 +108,8 @@ def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
         thin: Any = stage_of(module, stage, entry.stages)
         thin.kernel = variable_like(weight, factors[stage.name]["kernel"], storage)
         setattr(module, stage.name, thin)
+    if "bias" in factors:
+        module.bias[...] = factors["bias"]
     module.planned = entry
     become(module, kind.factorised)
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from plain_moments import kernel, patch_moment, weighted_error, with_ridge
 
 from tdjax.decompose import (
-    Info,
     cp_als,
     hosvd,
     truncated_svd,
@@ -271,9 +270,9 @@ def test_the_generic_engine_agrees(start, name):
     )
     x = jnp.asarray(X).reshape(D, T) if start == "low rank" else jnp.asarray(X)
     first = STARTS[start](x)
-    _, info = jax.jit(
-        lambda x, first: weighted_als(x, first, norm.weigh, max_iters=100, steps=20)
-    )(x, first)
+    _, info = jax.jit(lambda x, first: weighted_als(x, first, norm.weigh, max_iters=100, steps=20))(
+        x, first
+    )
     errors = np.asarray(info.errors)[: int(info.iterations)]
     assert (np.diff(errors) <= 0).all()
     found, _ = run(name, X, norm)
