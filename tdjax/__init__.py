@@ -1,6 +1,12 @@
 """Tensor decomposition of trained Flax networks."""
 
-from tdjax.adapters import collect_moments, factorize, layer_table, make_plan
+from tdjax.adapters import (
+    collect_moments,
+    factorize,
+    factorize_sequentially,
+    layer_table,
+    make_plan,
+)
 from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_als, tt_svd, tucker_als
 from tdjax.errors import feature_errors, weight_errors
@@ -36,6 +42,7 @@ __all__ = [
     "evaluate_candidates",
     "factorize",
     "factorize_params",
+    "factorize_sequentially",
     "feature_errors",
     "hosvd",
     "layer_table",

@@ -12,8 +12,10 @@ from flax import nnx
 from jaxtyping import Array
 
 import tdjax.linen.model
+import tdjax.linen.sequential
 import tdjax.linen.table
 import tdjax.nnx.model
+import tdjax.nnx.sequential
 import tdjax.nnx.table
 from tdjax.layers import Layer
 from tdjax.moments import LayerMoments, collect
@@ -157,6 +159,42 @@ def collect_moments(
         trace_of = partial(tdjax.linen.table.trace, model, *variables)
         leaves = jax.tree.leaves(tdjax.linen.table.plain(*variables))
     return collect(trace_of, leaves, batches, loss_fn=loss_fn, paths=paths, memory=memory)
+
+
+def factorize_sequentially(
+    model: Any,
+    *args: Any,
+    moments: Mapping[str, LayerMoments] | None = None,
+    correct_bias: bool = False,
+    key: Array | None = None,
+    init: str = "normal",
+    max_iters: int = 100,
+    tol: float = 1e-8,
+) -> Any:
+    """Factors of all layers of a plan, each making up for what the layers before it lost.
+
+    `factorize_sequentially(model, variables, plan, batches)` for Linen gives the parameters of the
+    factorised model, `factorize_sequentially(model, plan, batches)` for NNX that model. Layers are
+    decomposed in the order in which they are called, each in the norm of the inputs that the
+    compressed network so far gives it, towards the outputs that the original gave: the least
+    change of E norm(W^T x - W~^T x^)^2 (Kalle et al., NeurIPS 2025). Layers of a stack, and layers
+    inside a scan, take the inputs of the compressed network towards their own kernel.
+
+    Arguments:
+        model, variables, plan: as for `tdjax.factorize`; a Linen model's variables are arrays.
+        batches: a list or the like, as for `tdjax.collect_moments`; read once for each layer.
+        moments: from `tdjax.collect_moments` with a `loss_fn`, to weigh the outputs by their
+            gradient too.
+        correct_bias: see `tdjax.factorize_params`.
+        key, init, max_iters, tol: see `tdjax.factorize_params`.
+
+    Raises ValueError for no batches or an iterator, and as `tdjax.factorize_params`.
+    """
+    run = tdjax.nnx.sequential if _is_nnx(model) else tdjax.linen.sequential
+    return run.factorize_sequentially(
+        model, *args, moments=moments, correct_bias=correct_bias, key=key, init=init,
+        max_iters=max_iters, tol=tol,
+    )  # fmt: skip
 
 
 def _is_nnx(model: Any) -> bool:

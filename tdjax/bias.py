@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 from tdjax.boxes import is_boxed, unboxed
 from tdjax.formats import HIGHEST
 from tdjax.kernels import Weights
-from tdjax.moments import LayerMoments
 from tdjax.plan import PlannedLayer
 
 
@@ -32,34 +31,47 @@ def can_correct(entry: PlannedLayer, own: Mapping[str, Any]) -> bool:
     return bias.size == layer.copies * layer.kernel_shape[-1] and (one or layer.kind != "einsum")
 
 
-def around_mean(weights: Weights, moments: LayerMoments) -> Weights:
+def around_mean(weights: Weights, mean: Float[Array, "*_"] | None) -> Weights:
     """The weights with the covariance around the mean in place of the second moment."""
-    inputs, mean = weights.inputs, moments.mean
+    inputs = weights.inputs
     if inputs is None or mean is None or inputs.ndim == mean.ndim:
         return weights
-    return weights._replace(inputs=inputs - mean[..., :, None] * mean[..., None, :])
+    return weights._replace(inputs=covariance(inputs, mean, mean))
 
 
-def with_lost_mean(
-    bias: Any, lost: Float[Array, "*_"], entry: PlannedLayer, moments: LayerMoments
-) -> Any:
-    """The bias with what the mean input loses.
+def covariance(
+    moment: Float[Array, "*g d d"], left: Float[Array, "*g d"], right: Float[Array, "*g d"]
+) -> Float[Array, "*g d d"]:
+    """A second moment of two kinds of rows around their means.
+
+    What rounding of the moment may take from the least eigenvalues is given back.
+    """
+    rounding = jnp.finfo(moment.dtype).eps * jnp.trace(moment, axis1=-2, axis2=-1)
+    eye = jnp.eye(moment.shape[-1], dtype=moment.dtype)
+    return moment - left[..., :, None] * right[..., None, :] + rounding[..., None, None] * eye
+
+
+def mean_output(
+    array: Float[Array, "*_"], entry: PlannedLayer, mean: Float[Array, "*_"]
+) -> Float[Array, "*_"]:
+    """The mean of what comes out of a layer, less its bias: (T,), or (copies, T) of a stack.
 
     Arguments:
-        bias: as among the parameters.
-        lost: the layer's array less what its factors stand for.
+        array: that holds the layer's kernel.
+        mean: (groups, D) of what goes in, for a stack with its axis in front.
     """
     layer, storage = entry.layer, entry.layer.storage
-    if moments.mean is None:
-        return bias
 
-    def shift(lost: Float[Array, "*_"], mean: Float[Array, "g d"]) -> Float[Array, " t"]:
-        kernel = storage.to_kernel(lost, layer.kernel_shape)
+    def product(array: Float[Array, "*_"], mean: Float[Array, "g d"]) -> Float[Array, " t"]:
+        kernel = storage.to_kernel(array, layer.kernel_shape)
         columns = kernel.reshape(mean.shape[1], layer.groups, -1)
         return jnp.einsum("dgt,gd->gt", columns, mean, precision=HIGHEST).reshape(-1)
 
-    stacked = storage.stack is not None
-    change = (jax.vmap(shift) if stacked else shift)(lost, moments.mean)
+    return (product if storage.stack is None else jax.vmap(product))(array, mean)
+
+
+def shifted(bias: Any, shift: Float[Array, "*_"]) -> Any:
+    """A layer's bias, as among its parameters, with the mean output that it is to take on."""
     old = unboxed(bias)
-    new = (old + change.reshape(old.shape)).astype(old.dtype)
+    new = (old + shift.reshape(old.shape)).astype(old.dtype)
     return bias.replace_boxed(new) if is_boxed(bias) else new

@@ -7,13 +7,13 @@ parameters were {"kernel", "bias"}, a factorised layer has {<stage>: {"kernel"},
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.bias import around_mean, can_correct, with_lost_mean
+from tdjax.bias import around_mean, can_correct, mean_output, shifted
 from tdjax.boxes import box_factor, box_whole, unboxed
 from tdjax.kernels import decompose_array, reconstruct_array
 from tdjax.moments import LayerMoments
@@ -54,22 +54,19 @@ def factorize_params(
     Raises KeyError or ValueError for parameters or moments that do not fit the plan, ValueError
     for NaN or Inf in a kernel; both name the layer.
     """
-    for entry in plan.factorised:
-        _check_kernel(params, entry)
+    check_kernels(params, plan, key)
     weights = weights_of(plan, moments, norm)
     if correct_bias and moments is None:
         raise ValueError("factorize_params: correct_bias needs moments=")
-    if key is None and any(entry.method == "cp" for entry in plan.factorised):
-        raise ValueError("factorize_params: CP starts from random factors, pass key=")
-    result = _copied(params)
+    steps: dict[str, Step] = {}
     for index, entry in enumerate(plan.factorised):
-        own = _at(result, entry.layer.path)
-        stored = own.pop(entry.layer.storage.name)
-        array = jnp.asarray(unboxed(stored))
-        weighed = weights.get(entry.layer.path)
-        corrected = correct_bias and can_correct(entry, own)
-        if corrected and moments is not None and weighed is not None:
-            weighed = around_mean(weighed, moments[entry.layer.path])
+        path = entry.layer.path
+        own = _at(params, path)
+        array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
+        weighed, mean = weights.get(path), None
+        if correct_bias and moments is not None and can_correct(entry, own):
+            mean = moments[path].mean
+            weighed = around_mean(weights[path], mean)
         factors = decompose_array(
             array,
             entry,
@@ -79,12 +76,37 @@ def factorize_params(
             max_iters=max_iters,
             tol=tol,
         )
+        lost = None
+        if mean is not None:
+            lost = mean_output(array - reconstruct_array(factors, entry), entry, mean)
+        steps[path] = Step(factors, lost)
+    return with_steps(params, plan, steps)
+
+
+class Step(NamedTuple):
+    """What becomes of one layer.
+
+    Arguments:
+        factors: kernels of its stages, by name.
+        shift: what its bias takes on, (T,), or (copies, T) of a stack; None for nothing.
+    """
+
+    factors: dict[str, Array]
+    shift: Array | None
+
+
+def with_steps(params: Params, plan: Plan, steps: Mapping[str, Step]) -> dict[str, Any]:
+    """Parameters with the factors of all layers of a plan, by path, in place of their kernels."""
+    result = _copied(params)
+    for entry in plan.factorised:
+        own, step = _at(result, entry.layer.path), steps[entry.layer.path]
+        stored = own.pop(entry.layer.storage.name)
+        dtype = jnp.asarray(unboxed(stored)).dtype
         for stage in entry.stages:
-            factor = factors[stage.name].astype(array.dtype)
+            factor = step.factors[stage.name].astype(dtype)
             own[stage.name] = {"kernel": box_factor(stored, factor, entry, stage)}
-        if corrected and moments is not None:
-            lost = array - reconstruct_array(factors, entry)
-            own["bias"] = with_lost_mean(own["bias"], lost, entry, moments[entry.layer.path])
+        if step.shift is not None:
+            own["bias"] = shifted(own["bias"], step.shift)
     return result
 
 
@@ -122,6 +144,37 @@ def weight_name(own: Params) -> str | None:
 def layer_params(params: Params, path: str) -> Params:
     """The parameters of one layer. Raises KeyError that names the path."""
     return _at(params, path)
+
+
+class Dense(NamedTuple):
+    """A factorised layer multiplied out again.
+
+    Arguments:
+        array: in place of the one that held its kernel.
+        shift: see `Step`.
+    """
+
+    array: Array
+    shift: Array | None
+
+
+def with_dense(params: Params, plan: Plan, layers: Mapping[str, Dense]) -> dict[str, Any]:
+    """Parameters with some layers of a plan, by path, as they became."""
+    result = _copied(params)
+    for path, (array, shift) in layers.items():
+        own = _at(result, path)
+        own[plan[path].layer.storage.name] = array
+        if shift is not None:
+            own["bias"] = shifted(own["bias"], shift)
+    return result
+
+
+def check_kernels(params: Params, plan: Plan, key: Array | None) -> None:
+    """Refuse parameters that do not fit a plan, or a missing key; see `factorize_params`."""
+    for entry in plan.factorised:
+        _check_kernel(params, entry)
+    if key is None and any(entry.method == "cp" for entry in plan.factorised):
+        raise ValueError("factorize_params: CP starts from random factors, pass key=")
 
 
 def _check_kernel(params: Params, entry: PlannedLayer) -> None:

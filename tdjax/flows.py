@@ -56,14 +56,23 @@ class Vectors:
 
     def sums(self, x: Array) -> tuple[list[Array], Float[Array, "g d"]]:
         """See `Rows.sums`."""
+        rows = self._rows(x)
+        return [moment(rows, rows)], rows.sum(axis=0)
+
+    def pair_sums(self, x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+        """Sums over the rows of two arrays: of x x^T and x y^T, (groups, D, D), of x and y."""
+        first, second = self._rows(x), self._rows(y)
+        own, cross = moment(first, first), moment(first, second)
+        return own, cross, first.sum(axis=0), second.sum(axis=0)
+
+    def _rows(self, x: Array) -> Float[Array, "n g d"]:
         to_rows = self.to_rows
         if to_rows is not None:
             for _ in range(x.ndim - self.ndim):
                 to_rows = jax.vmap(to_rows)
             x = to_rows(x)
         rows = x.reshape(-1, self.groups, self.size)
-        rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-        return [moment(rows, rows)], rows.sum(axis=0)
+        return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
 
     def assembled(self, parts: Sequence[Array]) -> Float[Array, "g d d"]:
         """See `Rows.assembled`."""

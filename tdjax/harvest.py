@@ -48,6 +48,7 @@ class Survey:
             once; of the branches of a condition, that with most runs.
         stacks: pairs of a scan (the id of its equation) and a number where the scan runs over the
             layers of a stack: each turn has a kernel of its own.
+        looped: numbers of the marks inside scans.
         hidden: numbers of the marks in programs that cannot be looked into, and what those are.
     """
 
@@ -55,6 +56,7 @@ class Survey:
         """Walk through the program."""
         self.stacks: set[tuple[int, int]] = set()
         self.hidden: dict[int, str] = {}
+        self.looped: set[int] = set()
         self.runs = self._walk(jaxpr.jaxpr, [frozenset()] * len(jaxpr.jaxpr.invars))
 
     def _walk(self, jaxpr: Any, origins: Sequence[frozenset[int]]) -> Counter[int]:
@@ -85,6 +87,7 @@ class Survey:
                 first = eqn.params["num_consts"] + eqn.params["num_carry"]
                 reads[first:] = [found | {id(eqn)} for found in reads[first:]]
                 body = self._walk(inner[0], reads)
+                self.looped |= body.keys()
                 runs += Counter({n: eqn.params["length"] * times for n, times in body.items()})
                 known.update(dict.fromkeys(eqn.outvars, every))
             elif name == "cond":

@@ -172,6 +172,22 @@ class Patches:
         ]
         return jnp.concatenate(rows, axis=1)
 
+    def pair_sums(
+        self, x: Float[Array, "*_"], y: Float[Array, "*_"]
+    ) -> tuple[Array, Array, Array, Array]:
+        """Sums over the patches of two inputs: of x x^T and x y^T, (groups, D, D), of x and y."""
+        k, c = math.prod(self.window), self.channels
+        both = jnp.concatenate([z.reshape(*z.shape[:-1], self.groups, c) for z in (x, y)], axis=-1)
+        joint = Patches(self.taps, 2 * c, self.groups)
+        parts, total = joint.sums(both.reshape(*x.shape[:-1], -1))
+        blocks = joint.assembled(parts).reshape(self.groups, k, 2, c, k, 2, c)
+        own, cross = (
+            blocks[:, :, 0, :, :, end].reshape(self.groups, self.size, self.size) for end in (0, 1)
+        )
+        total = total.reshape(self.groups, k, 2, c)
+        first, second = (total[:, :, end].reshape(self.groups, self.size) for end in (0, 1))
+        return own, cross, first, second
+
     @cached_property
     def products(self) -> tuple[tuple[Piece, ...], ...]:
         """The pieces of all axes in all combinations, one of each and its turned one.

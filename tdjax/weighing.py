@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -32,6 +33,13 @@ def weights_of(
             raise ValueError(f"norm {norm!r} needs moments=")
         return {}
     return {entry.layer.path: _weights(entry, moments, norm) for entry in plan.factorised}
+
+
+def output_weights(plan: Plan, moments: Mapping[str, LayerMoments] | None) -> dict[str, Any]:
+    """The moments of the gradient at the outputs of all layers of a plan, by path, or None."""
+    if moments is None:
+        return dict.fromkeys(entry.layer.path for entry in plan.factorised)
+    return {path: found.outputs for path, found in weights_of(plan, moments, None).items()}
 
 
 def _weights(entry: PlannedLayer, moments: Mapping[str, LayerMoments], norm: str | None) -> Weights:

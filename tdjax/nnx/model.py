@@ -53,19 +53,30 @@ def factorize(
     Raises KeyError or ValueError for a model that does not fit the plan, ValueError for NaN or
     Inf in a kernel; both name the layer. TypeError for something that is not an NNX module.
     """
+    params = own_arrays(model, plan, bias=correct_bias)
+    factors = factorize_params(
+        params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
+        moments=moments, norm=norm, correct_bias=correct_bias,
+    )  # fmt: skip
+    return with_factors(model, plan, factors)
+
+
+def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
+    """The arrays that hold the kernels of a plan's layers, by path, and their biases if asked."""
     modules = modules_of(model)
     params: dict[str, Any] = {}
     for entry in plan.factorised:
         module, name = _module_at(modules, entry), entry.layer.storage.name
         own = {name: boxed(getattr(module, name), entry.layer.storage)}
-        bias = getattr(module, "bias", None)
-        if correct_bias and bias is not None:
-            own["bias"] = array_of(bias)
+        present = getattr(module, "bias", None)
+        if bias and present is not None:
+            own["bias"] = array_of(present)
         _put(params, entry.layer.path, own)
-    factors = factorize_params(
-        params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
-        moments=moments, norm=norm, correct_bias=correct_bias,
-    )  # fmt: skip
+    return params
+
+
+def with_factors(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
+    """A copy of a model with the layers of a plan factorised, from their factors by path."""
     copy = nnx.clone(model)
     modules = modules_of(copy)
     for entry in plan.factorised:

@@ -1,0 +1,139 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from plain_models import normal, random_variables
+from plain_networks import LanguageModel
+
+import tdjax
+from tdjax import Rule
+
+pytestmark = pytest.mark.filterwarnings("ignore:too few rows")
+
+
+class Deep(nn.Module):
+    """Layers of some kinds, one after the other; the dense one is called twice."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3), name="first")(x))
+        x = nn.relu(nn.Conv(8, (3, 3), feature_group_count=2, strides=2, name="grouped")(x))
+        x = nn.relu(nn.ConvTranspose(8, (2, 2), strides=(2, 2), name="up")(x))
+        shared = nn.Dense(8, name="shared")
+        return nn.DenseGeneral(5, axis=(1, 3), name="head")(shared(nn.relu(shared(x))))
+
+
+X = normal(0, 32, 6, 6, 4)
+RULES = [
+    Rule(path="first", method="tucker", compression=0.5),
+    Rule(path="up", method="cp", compression=0.5),
+    Rule(path="grouped|shared|head", method="svd", compression=0.5),
+]
+
+
+@pytest.fixture(scope="module")
+def deep():
+    model = Deep()
+    variables = random_variables(model, X)
+    return model, variables, tdjax.make_plan(model, variables, RULES, X)
+
+
+def change(model, plan, variables, params):
+    outputs = tdjax.factorize(model, plan).apply({"params": params}, X)
+    return float(jnp.linalg.norm(outputs - model.apply(variables, X)))
+
+
+@pytest.mark.parametrize("correct_bias", [False, True])
+def test_less_is_lost_than_layer_by_layer(deep, correct_bias):
+    model, variables, plan = deep
+    options = {"key": jax.random.key(0), "correct_bias": correct_bias, "max_iters": 40}
+    moments = tdjax.collect_moments(model, variables, [X])
+    alone = tdjax.factorize_params(variables["params"], plan, moments=moments, **options)
+    joint = tdjax.factorize_sequentially(model, variables, plan, [X[:16], X[16:]], **options)
+    assert change(model, plan, variables, joint) < 0.95 * change(model, plan, variables, alone)
+    again = tdjax.factorize_sequentially(model, variables, plan, [X[:16], X[16:]], **options)
+    jax.tree.map(np.testing.assert_array_equal, joint, again)
+
+
+def test_second_layer_is_the_reduced_rank_regression():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(9, name="last")(jnp.tanh(nn.Dense(10, name="first")(x)))
+
+    model, x = Two(), normal(1, 200, 12)
+    variables = random_variables(model, x)
+    rules = [Rule(path="first", method="svd", rank=3), Rule(path="last", method="svd", rank=2)]
+    plan = tdjax.make_plan(model, variables, rules, x)
+    params = tdjax.factorize_sequentially(model, variables, plan, [x])
+    dense = tdjax.reconstruct_params(params, plan)
+
+    def hidden(params):
+        layer = params["first"]
+        return np.asarray(jnp.tanh(x @ layer["kernel"] + layer["bias"]), np.float64)
+
+    wanted = hidden(variables["params"]) @ np.asarray(
+        variables["params"]["last"]["kernel"], np.float64
+    )
+    # With the inputs that it has, the layer can reach the projection; of that, rank 2.
+    now = hidden(dense)
+    reached = now @ np.linalg.lstsq(now, wanted, rcond=None)[0]
+    u, s, vt = np.linalg.svd(reached, full_matrices=False)
+    best = np.linalg.norm((u[:, :2] * s[:2]) @ vt[:2] - wanted)
+    found = np.linalg.norm(now @ np.asarray(dense["last"]["kernel"], np.float64) - wanted)
+    assert found == pytest.approx(best, rel=1e-4)
+
+
+def test_the_first_layer_is_what_it_is_alone(deep):
+    model, variables, _ = deep
+    plan = tdjax.make_plan(model, variables, RULES[:1], X)
+    moments = tdjax.collect_moments(model, variables, [X])
+    alone = tdjax.factorize_params(variables["params"], plan, moments=moments)
+    joint = tdjax.factorize_sequentially(model, variables, plan, [X])
+    errors = [change(model, plan, variables, params) for params in (alone, joint)]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-2)
+
+
+def test_nnx():
+    layers = [nnx.Conv(4, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.Conv(8, 8, (3, 3), rngs=nnx.Rngs(1))]
+    model = nnx.Sequential(layers[0], nnx.relu, layers[1])
+    rules = [Rule(path=".*", method="tucker", compression=0.6)]
+    plan = tdjax.make_plan(model, rules, X)
+    moments = tdjax.collect_moments(model, [X])
+
+    def lost(small):
+        return float(jnp.linalg.norm(small(X) - model(X)))
+
+    joint = tdjax.factorize_sequentially(model, plan, [X], correct_bias=True)
+    assert lost(joint) < lost(tdjax.factorize(model, plan, moments=moments, correct_bias=True))
+    assert [type(layer).__name__ for layer in model.layers[::2]] == ["Conv", "Conv"]
+
+
+def test_stacks_and_embeddings():
+    model = LanguageModel()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 24, (8, 6)))
+    variables = random_variables(model, tokens)
+    rules = [
+        Rule(path="positions", method="svd", rank=2),
+        Rule(path=".*", method="svd", compression=0.4),
+    ]
+    plan = tdjax.make_plan(model, variables, rules, tokens)
+    params = tdjax.factorize_sequentially(model, variables, plan, [tokens])
+    small = tdjax.factorize(model, plan)
+    plain = tdjax.factorize_params(variables["params"], plan)
+    logits = model.apply(variables, tokens)
+    lost = [jnp.linalg.norm(small.apply({"params": p}, tokens) - logits) for p in (params, plain)]
+    assert lost[0] < lost[1]
+
+
+def test_what_is_refused(deep):
+    model, variables, plan = deep
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="no batches"):
+        tdjax.factorize_sequentially(model, variables, plan, [], key=key)
+    with pytest.raises(ValueError, match="read many times, give a list"):
+        tdjax.factorize_sequentially(model, variables, plan, iter([X]), key=key)
+    with pytest.raises(ValueError, match="pass key="):
+        tdjax.factorize_sequentially(model, variables, plan, [X])
