@@ -6,6 +6,7 @@ from tdjax.adapters import (
     factorize_sequentially,
     layer_table,
     make_plan,
+    reestimate_batch_stats,
 )
 from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_als, tt_svd, tucker_als
@@ -50,6 +51,7 @@ __all__ = [
     "load_moments",
     "make_plan",
     "reconstruct_params",
+    "reestimate_batch_stats",
     "save_factorised",
     "save_moments",
     "truncated_svd",

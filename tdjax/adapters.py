@@ -11,9 +11,11 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+import tdjax.linen.batch_stats
 import tdjax.linen.model
 import tdjax.linen.sequential
 import tdjax.linen.table
+import tdjax.nnx.batch_stats
 import tdjax.nnx.model
 import tdjax.nnx.sequential
 import tdjax.nnx.table
@@ -195,6 +197,26 @@ def factorize_sequentially(
         model, *args, moments=moments, correct_bias=correct_bias, key=key, init=init,
         max_iters=max_iters, tol=tol,
     )  # fmt: skip
+
+
+def reestimate_batch_stats(model: Any, *args: Any) -> Any:
+    """Means and variances of batch normalisation, estimated again on batches without labels.
+
+    `reestimate_batch_stats(model, variables, batches)` for Linen gives the variables with other
+    `batch_stats`, `reestimate_batch_stats(model, batches)` for NNX a new model. A factorised
+    network hands its normalisation layers other statistics than the network that was trained;
+    this puts them right without any training. Every batch is normalised by itself, as in
+    training; dropout stays as the model's arguments set it. The statistics are those of all
+    batches together.
+
+    Arguments:
+        model, variables: factorised or not.
+        batches: as for `tdjax.collect_moments`; of the sizes that training had, or larger.
+
+    Raises ValueError for no batches or a model without batch normalisation.
+    """
+    run = tdjax.nnx.batch_stats if _is_nnx(model) else tdjax.linen.batch_stats
+    return run.reestimate_batch_stats(model, *args)
 
 
 def _is_nnx(model: Any) -> bool:
