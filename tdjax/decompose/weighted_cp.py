@@ -24,7 +24,7 @@ from tdjax.formats import CP, HIGHEST, khatri_rao
 Factor = Float[Array, "_ r"]
 
 # Conjugate gradient steps on the factor of the input channels in each sweep.
-STEPS = 2
+STEPS = 3
 # Unknowns up to which a factor of the window is solved for directly.
 DIRECT_UP_TO = 1536
 # Relative to the least squares problem of the output factor: bounds terms that cancel each other.
