@@ -153,7 +153,7 @@ def test_singular_moments(name, rank, ridge):
         assert error < 1e-2
     if info is not None:
         with_it = weighted_error(X, found, with_ridge(s, ridge))
-        np.testing.assert_allclose(info.error, with_it, rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(info.error, with_it, rtol=1e-2, atol=5e-4)
     assert np.abs(found).max() < 1e3
 
 
@@ -203,7 +203,8 @@ def test_kronecker_is_one_sided_after_a_root_of_the_gradients(name, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "gradient"), [*((name, False) for name in METHODS), ("svd", True), ("tucker", True)]
+    ("name", "gradient"),
+    [("svd", False), ("svd", True), ("cp", False), ("tucker", False), ("tt", False)],
 )
 def test_vmap_and_jit_equal_a_loop(name, gradient):
     xs = jnp.asarray(np.stack([kernel(*SHAPE, seed=seed) for seed in (1, 2)]))
@@ -220,7 +221,7 @@ def test_vmap_and_jit_equal_a_loop(name, gradient):
         s64 = with_ridge(np.asarray(s, np.float64))
         g64 = with_ridge(np.asarray(g, np.float64)) if gradient else np.eye(T)
         reference = weighted_error(x, np.reshape(jitted(x, s), SHAPE), s64, g64)
-        for found in (together, *([dense(x, s)] if name in ("svd", "hosvd") else [])):
+        for found in (together, *([dense(x, s)] if name == "svd" else [])):
             # One sweep more or fewer where the last ones change nothing but rounding.
             error = weighted_error(x, np.reshape(found, SHAPE), s64, g64)
             np.testing.assert_allclose(error, reference, rtol=2e-3)
