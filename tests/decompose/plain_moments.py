@@ -6,7 +6,7 @@ import numpy as np
 
 
 def patch_moment(channels, window=3, samples=60, size=6, seed=0):
-    """E[p p^T] over the patches of smoothed random feature maps after a ReLU, of mean diagonal 1."""
+    """E[p p^T] over patches of smoothed random feature maps after a ReLU; mean diagonal 1."""
     rng = np.random.default_rng(seed)
     maps = rng.standard_normal((samples, size, size, channels))
     for axis in (1, 2):
@@ -58,7 +58,9 @@ def best_factor(equation, factors, k, x, s, g):
     weighed = np.einsum("de,etz,tu->duz", s, jacobian, g, optimize=True)
     left = weighed.reshape(-1, units.shape[-1])
     normal = left.T @ jacobian.reshape(left.shape)
-    return np.linalg.lstsq(normal, left.T @ matrix(x).ravel(), rcond=1e-13)[0].reshape(shape)
+    # Scales within a factor are free, which leaves the equations singular to rounding.
+    normal += 1e-13 * np.trace(normal) * np.eye(len(normal))
+    return np.linalg.solve(normal, left.T @ matrix(x).ravel()).reshape(shape)
 
 
 def alternate(equation, factors, order, x, s, g=None, sweeps=100):

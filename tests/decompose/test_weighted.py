@@ -102,13 +102,19 @@ def test_errors_only_fall(name, kind):
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_an_identity_is_the_frobenius_norm(name, scale):
     identity = np.linalg.norm(X - run(name, X, covariance(scale * np.eye(D)))[0])
-    for norm in (None, Frobenius(), ModeWeighted((None,) * (2 if name == "svd" else 4))):
-        plain = np.linalg.norm(X - run(name, X, norm)[0])
-        # Without a moment the sweeps of CP and the truncations of TT are others.
-        tolerance = 0.02 if name in ("cp", "tt_svd") else 1e-4
-        assert identity <= (1 + tolerance) * plain
-        if name not in ("cp", "tt_svd", "hosvd"):
-            np.testing.assert_allclose(identity, plain, rtol=1e-4)
+    plain = np.linalg.norm(X - run(name, X, None)[0])
+    # Without a moment the sweeps of CP and the truncations of TT are others.
+    tolerance = 0.02 if name in ("cp", "tt_svd") else 1e-4
+    assert identity <= (1 + tolerance) * plain
+    if name not in ("cp", "tt_svd", "hosvd"):
+        np.testing.assert_allclose(identity, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["svd", "tt_svd"])
+def test_frobenius_is_no_norm(name):
+    plain, _ = run(name, X, None)
+    for norm in (Frobenius(), ModeWeighted((None,) * (2 if name == "svd" else 4))):
+        np.testing.assert_array_equal(run(name, X, norm)[0], plain)
 
 
 @EVERY
@@ -124,15 +130,16 @@ def test_a_diagonal_is_its_matrix(name):
 def test_zeros_count_as_the_identity(name):
     for s in (np.zeros((D, D)), np.zeros(D)):
         found, info = run(name, X, covariance(s))
-        expected, _ = run(name, X, covariance(np.eye(D), ridge=0.0))
+        expected, _ = run(name, X, covariance(np.eye(D)))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
         if info is not None:
             assert np.isfinite(info.error)
 
 
-@EVERY
 @pytest.mark.parametrize("rank", [1, 10])
-@pytest.mark.parametrize("ridge", [0.0, 1e-6])
+@pytest.mark.parametrize(
+    ("name", "ridge"), [*((name, 1e-6) for name in METHODS), ("svd", 0.0), ("tucker", 0.0)]
+)
 def test_singular_moments(name, rank, ridge):
     """Directions that no input takes cost nothing, so fewer than D terms are to be approximated."""
     root = np.random.default_rng(3).standard_normal((D, rank))
@@ -145,7 +152,8 @@ def test_singular_moments(name, rank, ridge):
     if rank == 1:
         assert error < 1e-2
     if info is not None:
-        np.testing.assert_allclose(info.error, error, rtol=1e-2, atol=2e-3)
+        with_it = weighted_error(X, found, with_ridge(s, ridge))
+        np.testing.assert_allclose(info.error, with_it, rtol=1e-2, atol=5e-4)
     assert np.abs(found).max() < 1e3
 
 
@@ -195,7 +203,8 @@ def test_kronecker_is_one_sided_after_a_root_of_the_gradients(name, kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "gradient"), [*((name, False) for name in METHODS), ("svd", True), ("tucker", True)]
+    ("name", "gradient"),
+    [("svd", False), ("svd", True), ("cp", False), ("tucker", False), ("tt", False)],
 )
 def test_vmap_and_jit_equal_a_loop(name, gradient):
     xs = jnp.asarray(np.stack([kernel(*SHAPE, seed=seed) for seed in (1, 2)]))
@@ -212,7 +221,7 @@ def test_vmap_and_jit_equal_a_loop(name, gradient):
         s64 = with_ridge(np.asarray(s, np.float64))
         g64 = with_ridge(np.asarray(g, np.float64)) if gradient else np.eye(T)
         reference = weighted_error(x, np.reshape(jitted(x, s), SHAPE), s64, g64)
-        for found in (together, *([dense(x, s)] if name in ("svd", "hosvd") else [])):
+        for found in (together, *([dense(x, s)] if name == "svd" else [])):
             # One sweep more or fewer where the last ones change nothing but rounding.
             error = weighted_error(x, np.reshape(found, SHAPE), s64, g64)
             np.testing.assert_allclose(error, reference, rtol=2e-3)
@@ -277,9 +286,9 @@ def test_the_generic_engine_agrees(start, name):
     assert (np.diff(errors) <= 0).all()
     found, _ = run(name, X, norm)
     s, g = with_ridge(moment()), with_ridge(gradient_moment())
-    assert weighted_error(X, found, s, g) <= 1.01 * float(info.error)
-    if start != "cp":
-        assert float(info.error) <= 1.03 * weighted_error(X, found, s, g)
+    # From unlike starts CP ends in unlike optima.
+    slack = 1.05 if start == "cp" else 1.01
+    np.testing.assert_allclose(info.error, weighted_error(X, found, s, g), rtol=slack - 1)
 
 
 def test_generic_engine_with_any_operator():

@@ -1,0 +1,135 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plain_moments import alternate, kernel, patch_moment, weighted_error, with_ridge
+
+from tdjax.decompose import cp_als
+from tdjax.decompose import weighted_cp as module
+from tdjax.decompose.weighted_cp import spread, weighted_cp
+from tdjax.formats import CP
+from tdjax.norms import Covariance, Kronecker
+
+SHAPE = (3, 3, 6, 8)
+S = with_ridge(patch_moment(6))
+NORM = Covariance(jnp.asarray(patch_moment(6), jnp.float32))
+KEY = jax.random.key(0)
+EQUATION = "ar,br,cr,dr->abcd"
+X = kernel(*SHAPE)
+
+
+def frobenius_start(x, rank):
+    return cp_als(jnp.asarray(x), rank, key=KEY, tol=1e-5)[0]
+
+
+@pytest.mark.parametrize("rank", [1, 5, 12])
+def test_error_is_at_most_that_of_exact_solves(rank):
+    start = frobenius_start(X, rank)
+    cp, info = cp_als(jnp.asarray(X), rank, init=start, tol=0.0, norm=NORM)
+    error = weighted_error(X, cp.to_tensor(), S)
+    np.testing.assert_allclose(info.error, error, rtol=1e-4)
+    _, errors = alternate(EQUATION, start.factors, (2, 0, 1, 3), X, S)
+    assert error <= 1.001 * errors[-1]
+    assert errors[-1] < weighted_error(X, start.to_tensor(), S)
+
+
+@pytest.mark.parametrize(
+    ("shape", "equation", "order"),
+    [
+        ((9, 6, 8), "ar,br,cr->abc", (1, 0, 2)),
+        ((54, 8), "ar,br->ab", (0, 1)),
+    ],
+)
+def test_other_numbers_of_modes(shape, equation, order):
+    x = X.reshape(shape)
+    start = frobenius_start(x, 4)
+    cp, _ = cp_als(jnp.asarray(x), 4, init=start, norm=NORM)
+    _, errors = alternate(equation, start.factors, order, x, S)
+    assert weighted_error(x, cp.to_tensor(), S) <= 1.001 * errors[-1]
+
+
+def test_kronecker_error_is_at_most_that_of_exact_solves():
+    root = np.random.default_rng(5).standard_normal((8, 8)) * np.geomspace(1, 0.1, 8)
+    g = with_ridge(root @ root.T)
+    norm = Kronecker(NORM.second_moment, jnp.asarray(root @ root.T, jnp.float32))
+    start = frobenius_start(X, 4)
+    cp, info = cp_als(jnp.asarray(X), 4, init=start, norm=norm, max_iters=200)
+    error = weighted_error(X, cp.to_tensor(), S, g)
+    np.testing.assert_allclose(info.error, error, rtol=1e-3)
+    _, errors = alternate(EQUATION, start.factors, (2, 0, 1, 3), X, S, g)
+    assert error <= 1.01 * errors[-1]
+    norms = np.stack([np.linalg.norm(factor, axis=0) for factor in cp.factors])
+    np.testing.assert_allclose(norms, np.broadcast_to(norms[0], norms.shape), rtol=1e-3)
+
+
+def test_a_given_start_is_not_lost():
+    cp, before = cp_als(jnp.asarray(X), 5, key=KEY, max_iters=50, norm=NORM)
+    _, after = cp_als(jnp.asarray(X), 5, init=cp, max_iters=1, norm=NORM)
+    assert float(after.errors[0]) <= float(before.error) + 1e-6
+
+
+def test_a_start_is_moved_into_the_norm():
+    g = jnp.asarray(np.diag(np.geomspace(1, 1e-3, 8)), jnp.float32)
+    norm = Kronecker(NORM.second_moment, g)
+    cp, before = cp_als(jnp.asarray(X), 5, key=KEY, max_iters=50, norm=norm)
+    _, after = cp_als(jnp.asarray(X), 5, init=cp, max_iters=1, norm=norm)
+    assert float(after.errors[0]) <= float(before.error) + 1e-5
+
+
+def test_a_large_window_is_solved_by_gradients(monkeypatch):
+    start = frobenius_start(X, 5)
+    weight = jnp.asarray(S, jnp.float32)
+    _, direct = weighted_cp(jnp.asarray(X), weight, start, 0.0, max_iters=60)
+    monkeypatch.setattr(module, "DIRECT_UP_TO", 1)
+    jax.clear_caches()
+    _, gradients = weighted_cp(jnp.asarray(X), weight, start, 0.0, max_iters=60)
+    jax.clear_caches()
+    np.testing.assert_allclose(gradients.error, direct.error, rtol=1e-2)
+    made = int(gradients.iterations)
+    assert (np.diff(np.asarray(gradients.errors)[:made]) <= 0).all()
+
+
+def test_modes_of_one_position():
+    x = kernel(1, 1, 54, 8)
+    _, info = cp_als(jnp.asarray(x), 4, key=KEY, norm=NORM, max_iters=100)
+    values = np.linalg.eigvalsh(x.reshape(54, 8).astype(np.float64).T @ S @ x.reshape(54, 8))
+    best = np.sqrt(values[:-4].sum() / values.sum())
+    assert best * (1 - 1e-5) <= float(info.error) <= 1.001 * best
+
+
+def test_terms_that_cancel_stay_bounded():
+    """An array of border rank two: better and better fits have terms without bound."""
+    a, b, c = (np.eye(n)[:2] for n in (9, 6, 8))
+    x = sum(
+        np.einsum("a,b,c->abc", p, q, r)
+        for p, q, r in ((a[1], b[0], c[0]), (a[0], b[1], c[0]), (a[0], b[0], c[1]))
+    ).astype(np.float32)
+    cp, info = cp_als(jnp.asarray(x), 2, key=KEY, init="normal", max_iters=300, tol=0.0, norm=NORM)
+    assert np.isfinite(info.error)
+    assert max(float(jnp.abs(factor).max()) for factor in cp.factors) < 1e3
+
+
+def test_more_terms_than_needed():
+    rng = np.random.default_rng(0)
+    factors = [rng.standard_normal((n, 2)) for n in SHAPE]
+    x = np.einsum(EQUATION, *factors).astype(np.float32)
+    cp, info = cp_als(jnp.asarray(x), 6, key=KEY, init="normal", norm=NORM)
+    assert float(info.error) < 1e-2
+    assert all(np.isfinite(factor).all() for factor in cp.factors)
+
+
+def test_dead_terms_do_no_harm():
+    start = frobenius_start(X, 5)
+    dead = CP(tuple(factor.at[:, 0].set(0.0) for factor in start.factors))
+    cp, info = cp_als(jnp.asarray(X), 5, init=dead, norm=NORM)
+    assert np.isfinite(info.error)
+    assert all(np.isfinite(factor).all() for factor in cp.factors)
+    assert float(info.error) < weighted_error(X, start.to_tensor(), S) * 1.1
+
+
+def test_spread_keeps_the_array():
+    cp = CP(tuple(jnp.asarray(kernel(n, 3) * 10.0**k) for k, n in enumerate((4, 5, 6))))
+    even = spread(cp)
+    np.testing.assert_allclose(even.to_tensor(), cp.to_tensor(), rtol=1e-3, atol=1e-2)
+    norms = np.stack([np.linalg.norm(factor, axis=0) for factor in even.factors])
+    np.testing.assert_allclose(norms, np.broadcast_to(norms[0], norms.shape), rtol=1e-4)
