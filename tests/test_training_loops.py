@@ -268,6 +268,26 @@ def model_parallel():
     }
 
 
+def moments():
+    """Moments from batches split over all devices, and on one."""
+    model = Network()
+    batches = [make_batch(seed, 96) for seed in range(2)]
+    variables = model.init(jax.random.key(0), batches[0][0])
+
+    def loss_fn(logits, batch):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+
+    def collected(variables, batches):
+        return tdjax.collect_moments(model, variables, batches, loss_fn=loss_fn)
+
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    alone = collected(variables, batches)
+    together = collected(jax.device_put(variables, whole), jax.device_put(batches, split))
+    used = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(together)}
+    return {"difference": largest_difference(together, alone), "devices": max(used)}
+
+
 @pytest.fixture(scope="module")
 def on_eight_devices():
     """Results of both, from a process of its own: the number of devices is fixed at the start."""
@@ -316,7 +336,14 @@ def test_factors_are_placed_as_their_kernels_were(on_eight_devices):
     assert found["fell"] > 0.01
 
 
+def test_moments_of_split_batches(on_eight_devices):
+    found = on_eight_devices["moments"]
+    assert found["difference"] < 1e-4
+    assert found["devices"] == DEVICES
+
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
     assert jax.device_count() == DEVICES
-    print(json.dumps({"data_parallel": data_parallel(), "model_parallel": model_parallel()}))
+    parts = (data_parallel, model_parallel, moments)
+    print(json.dumps({part.__name__: part() for part in parts}))
