@@ -1,0 +1,66 @@
+"""Second moments against a forward pass: `python -m benchmarks.moments`.
+
+A batch of ResNet-18 at 32x32: the forward pass alone; with the sums of all layers' input moments,
+which one batch adds to `tdjax.collect_moments`; and with those of the output gradients too, beside
+a forward and a backward pass.
+"""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags
+
+from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
+from tdjax.calls import split_arrays
+from tdjax.linen.table import plain, trace
+from tdjax.models import ResNet18
+from tdjax.sums import asked_of, step_of
+
+BATCH = flags.DEFINE_integer("batch", 100, "Images at once.")
+ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed rounds of all sides.")
+
+
+def main(_: list[str]) -> None:
+    """Print seconds and ratios."""
+    warnings.filterwarnings("ignore", message="too few rows")
+    print(describe_machine())
+    print(f"float32 matrix product: {matmul_rate() / 1e9:.0f} GFLOP/s")
+    model = ResNet18()
+    x = jax.random.normal(jax.random.key(0), (BATCH.value, 32, 32, 3))
+    y = jnp.arange(BATCH.value) % 10
+    variables = jax.jit(model.init)(jax.random.key(1), x[:1])
+
+    def loss_fn(outputs: Any, batch: Any) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, batch[1])
+
+    def loss(variables: Any) -> jax.Array:
+        return loss_fn(model.apply(variables, x), (x, y)).sum()
+
+    traced = trace(model, variables, x)
+    asked = asked_of(traced, set(traced.layers))
+    leaves = jax.tree.leaves(plain(variables))
+    arrays, frame = split_arrays((x, y))
+    inputs, both = (step_of(traced, asked, frame, fn) for fn in (None, loss_fn))
+    forward, gradient = jax.jit(model.apply), jax.jit(jax.grad(loss))
+    names = ("forward", "with input moments", "forward and backward", "with both moments")
+    times = interleaved(
+        [
+            lambda: forward(variables, x),
+            lambda: inputs(leaves, arrays),
+            lambda: gradient(variables),
+            lambda: both(leaves, arrays),
+        ],
+        ROUNDS.value,
+    )
+    print(f"batch {BATCH.value}; median [least, most] of {ROUNDS.value} rounds\n")
+    print("| a batch | s | forward passes |")
+    print("|---|---:|---:|")
+    for name, time in zip(names, times, strict=True):
+        print(f"| {name} | {time} | {ratio(time, times[0])} |")
+
+
+if __name__ == "__main__":
+    app.run(main)
