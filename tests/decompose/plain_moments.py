@@ -6,7 +6,7 @@ import numpy as np
 
 
 def patch_moment(channels, window=3, samples=60, size=6, seed=0):
-    """E[p p^T] over the patches of smoothed random feature maps after a ReLU, of mean diagonal 1."""
+    """E[p p^T] over the patches of smoothed random feature maps after a ReLU, mean diagonal 1."""
     rng = np.random.default_rng(seed)
     maps = rng.standard_normal((samples, size, size, channels))
     for axis in (1, 2):
