@@ -69,7 +69,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     findings = judge_findings(tables, paper, study.config)
     texts = _text_tables(study, by_compression, by_error, by_scope)
     unsaving = unsaving_table(choices)
-    beside, beside_pictures = data_section(study, tables, by_error)
+    beside, beside_pictures = data_section(study, tables, by_error, _bars(study))
 
     files: dict[str, str | bytes] = {
         "measurements.csv": to_csv(measurement_rows(study)),
@@ -143,9 +143,7 @@ def _pictures(
     baseline_error = (
         log_classification_error(baseline.test.accuracy, baseline.test.count) if baseline else None
     )
-    bars = "Bars: 95 % bootstrap intervals."
-    if config.published:
-        bars += f" Diamonds: values published for {config.published}."
+    bars = _bars(study)
     return [
         (
             Picture(
@@ -182,6 +180,13 @@ def _pictures(
             plot_scatter(choices, config.layers, config.methods, config.phases, baseline_error),
         ),
     ]
+
+
+def _bars(study: Study) -> str:
+    text = "Bars: 95 % bootstrap intervals."
+    if study.config.published:
+        text += f" Diamonds: values published for {study.config.published}."
+    return text
 
 
 def _judged_by(study: Study) -> str:
