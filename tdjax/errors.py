@@ -18,7 +18,9 @@ from tdjax.calls import Frame, split_arrays
 from tdjax.candidates import Network, candidate_means, examples
 from tdjax.decompose.als import safe_ratio
 from tdjax.factorize import factorize_params, layer_params, reconstruct_params, weight_name
+from tdjax.formats import HIGHEST
 from tdjax.linen import layer_outputs
+from tdjax.norms import times
 from tdjax.plan import Plan
 
 ERRORS = ("absolute", "relative", "scaled")
@@ -44,6 +46,56 @@ def weight_errors(
         "relative": safe_ratio(absolute, jnp.linalg.norm(kernel.ravel())),
         "scaled": absolute / kernel.size,
     }
+
+
+def data_errors(
+    kernel: Float[Array, "*_"],
+    approx: Float[Array, "*_"],
+    inputs: Float[Array, "*_"],
+    outputs: Float[Array, "*_"] | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """Errors of an approximated kernel in the norm of a layer's data.
+
+    "absolute" is sqrt(tr(G E^T S E)) with E = W - W~, both (D, T), summed over the groups under the
+    root; "relative" is that over the same of W (0 for two kernels that the data does not tell
+    apart from zero). S is the second moment of the rows that go in; with G the identity, the
+    absolute error is the root of the mean square of what the approximation changes in a row that
+    comes out (Kalle et al., NeurIPS 2025). With G that of the loss gradient at those rows, its
+    square foretells, up to a constant, by how much the loss rises (Martens & Grosse 2015).
+
+    Arguments:
+        kernel, approx: arrays of one shape, (*window, C / groups, T), or (in, out).
+        inputs: S, (groups, D, D), or its diagonal, (groups, D); see `tdjax.LayerMoments`.
+        outputs: G, (groups, T / groups, T / groups), or its diagonal; None for the identity.
+
+    Raises ValueError for shapes that do not fit each other.
+    """
+    if jnp.shape(kernel) != jnp.shape(approx):
+        raise ValueError(f"data_errors: shapes {jnp.shape(kernel)} and {jnp.shape(approx)}")
+    groups, columns = len(inputs), kernel.shape[-1]
+    rows = kernel.size // columns
+    fitting = columns % groups == 0 and inputs.shape[1] == rows
+    if fitting and outputs is not None:
+        fitting = outputs.shape[:2] == (groups, columns // groups)
+    if not fitting:
+        raise ValueError(
+            f"data_errors: moments of shapes {inputs.shape} and "
+            f"{None if outputs is None else outputs.shape} do not fit a kernel of shape "
+            f"{kernel.shape}"
+        )
+
+    def norm(x: Array) -> Array:
+        parts = jnp.moveaxis(x.reshape(rows, groups, columns // groups), 1, 0)
+        # Not a `Norm`, which takes a moment of zeros for the identity: right where a factor is
+        # sought, but a change that a dead group never shows is no error.
+        weighed = jax.vmap(times)(inputs, parts)
+        if outputs is not None:
+            weighed = jax.vmap(times)(outputs, weighed.mT).mT
+        return jnp.sqrt(jnp.maximum(0.0, jnp.vdot(parts, weighed, precision=HIGHEST)))
+
+    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
+    absolute = norm(kernel - approx)
+    return {"absolute": absolute, "relative": safe_ratio(absolute, norm(kernel))}
 
 
 def feature_errors(

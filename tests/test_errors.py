@@ -331,3 +331,85 @@ def test_feature_errors_of_embeddings_and_attention():
     norms = [np.linalg.norm(x.reshape(3, -1), axis=1) for x in (change, whole)]
     assert found["embed"]["absolute"] == pytest.approx(norms[0].mean(), rel=1e-4)
     assert found["embed"]["relative"] == pytest.approx((norms[0] / norms[1]).mean(), rel=1e-4)
+
+
+def random_moments(groups, rows, columns, seed=0):
+    """Second moments of few samples, so that some directions are hardly there."""
+    rng = np.random.default_rng(seed)
+
+    def moments(size):
+        samples = rng.normal(size=(groups, size // 2 + 2, size)) * rng.uniform(0.1, 2, size)
+        return np.einsum("gni,gnj->gij", samples, samples) / samples.shape[1]
+
+    return moments(rows), moments(columns // groups)
+
+
+def norm_by_hand(array, inputs, outputs):
+    """Root of the sum over the groups of tr(G E^T S E), entry by entry in float64."""
+    groups, total = len(inputs), 0.0
+    matrix = np.asarray(array, np.float64).reshape(-1, array.shape[-1])
+    width = matrix.shape[1] // groups
+    for group in range(groups):
+        part = matrix[:, group * width : (group + 1) * width]
+        g = np.eye(width) if outputs is None else outputs[group]
+        for a, b in np.ndindex(width, width):
+            total += g[a, b] * (part[:, b] @ inputs[group] @ part[:, a])
+    return np.sqrt(total)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((3, 2, 4, 6), 1), ((3, 3, 2, 6), 3), ((3, 3, 1, 4), 4), ((7, 5), 1)]
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_data_errors_by_hand(shape, groups, whole):
+    rng = np.random.default_rng(1)
+    kernel, change = rng.normal(size=shape), 0.1 * rng.normal(size=shape)
+    inputs, outputs = random_moments(groups, int(np.prod(shape[:-1])), shape[-1])
+    outputs = outputs if whole else None
+    given = [None if x is None else jnp.asarray(x, jnp.float32) for x in (inputs, outputs)]
+    approx = jnp.asarray(kernel + change, jnp.float32)
+    found = errors.data_errors(jnp.asarray(kernel, jnp.float32), approx, *given)
+    absolute = norm_by_hand(change, inputs, outputs)
+    np.testing.assert_allclose(found["absolute"], absolute, rtol=1e-4)
+    relative = absolute / norm_by_hand(kernel, inputs, outputs)
+    np.testing.assert_allclose(found["relative"], relative, rtol=1e-4)
+
+
+def test_data_errors_with_diagonal_moments_and_the_identity():
+    kernel, approx = jax.random.normal(jax.random.key(0), (2, 3, 3, 2, 4))
+    diagonal, columns = jnp.arange(1.0, 37).reshape(2, 18), jnp.array([[1.0, 3.0], [2.0, 0.0]])
+    each = errors.data_errors(kernel, approx, diagonal, columns)
+    full = errors.data_errors(
+        kernel, approx, jax.vmap(jnp.diag)(diagonal), jax.vmap(jnp.diag)(columns)
+    )
+    plain = errors.data_errors(kernel, approx, jnp.ones((2, 18)))
+    frobenius = errors.weight_errors(kernel, approx)
+    for name in ("absolute", "relative"):
+        np.testing.assert_allclose(each[name], full[name], rtol=1e-5)
+        np.testing.assert_allclose(plain[name], frobenius[name], rtol=1e-5)
+
+
+def test_a_change_that_the_data_never_shows_is_no_error():
+    kernel, approx = jax.random.normal(jax.random.key(0), (2, 3, 3, 1, 2))
+    inputs = jnp.stack([jnp.zeros((9, 9)), jnp.eye(9)])
+    found = errors.data_errors(kernel, approx, inputs)
+    seen = errors.weight_errors(kernel[..., 1], approx[..., 1])
+    np.testing.assert_allclose(found["absolute"], seen["absolute"], rtol=1e-5)
+    np.testing.assert_allclose(found["relative"], seen["relative"], rtol=1e-5)
+    dead = errors.data_errors(kernel, approx, jnp.zeros((2, 9, 9)))
+    assert dead == {"absolute": 0, "relative": 0}
+
+
+@pytest.mark.parametrize(
+    ("other", "inputs", "outputs"),
+    [
+        ((3, 3, 2, 4), (1, 18, 18), None),
+        ((3, 3, 2, 6), (1, 17, 17), None),
+        ((3, 3, 2, 6), (4, 18, 18), None),
+        ((3, 3, 2, 6), (2, 18, 18), (2, 6, 6)),
+    ],
+)
+def test_data_errors_need_shapes_that_fit(other, inputs, outputs):
+    given = [None if shape is None else jnp.ones(shape) for shape in (inputs, outputs)]
+    with pytest.raises(ValueError, match=r"data_errors: .*shape"):
+        errors.data_errors(jnp.ones((3, 3, 2, 6)), jnp.ones(other), *given)

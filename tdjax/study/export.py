@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tdjax.study.correlate import log_classification_error
-from tdjax.study.records import ERRORS, SUBSETS, Choice, Performance, Study
+from tdjax.study.records import SUBSETS, Choice, Performance, Study
 from tdjax.study.tables import Row
 
 
@@ -35,7 +35,9 @@ def choice_rows(study: Study) -> list[Row]:
         if not measured:
             continue
         first = measured[0]
-        averaged = [name for name in first if name.startswith((*ERRORS, *SUBSETS))]
+        averaged = [
+            name for name in first if name.startswith((*study.measurements.errors, *SUBSETS))
+        ]
         rows.append(
             {name: first[name] for name in ("layer", "method", "compression", "ranks")}
             | {"kept": first["kept"], "saves": first["saves"], "runs": len(measured)}
@@ -56,7 +58,7 @@ def _measurement_row(study: Study, choice: Choice, run: int) -> Row | None:
         "ranks": " ".join(map(str, compressed.ranks)),
         "kept": compressed.kept,
         "saves": compressed.saves,
-        **compressed.errors,
+        **{error: compressed.errors[error] for error in study.measurements.errors},
     }
     for subset in SUBSETS:
         row |= _performance_columns(f"{subset}/before", getattr(compressed, subset))

@@ -20,6 +20,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A part of the page with text, pictures and tables of its own; `name` is its anchor."""
+
+    name: str
+    title: str
+    paragraphs: Sequence[str]
+    pictures: Sequence[Picture]
+    tables: Sequence[TextTable]
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything the page shows, as text; `facts` and `provenance` are labels with values."""
 
@@ -32,6 +43,7 @@ class Page:
     pictures: Sequence[Picture]
     tables: Sequence[TextTable]
     tables_note: str
+    beside: Section
     unsaving: TextTable
     provenance: Mapping[str, str]
     config: str
@@ -77,6 +89,7 @@ $pictures
 <p class="note">$tables_note</p>
 $tables
 </section>
+$beside
 <section id="unsaving">
 <h2>$unsaving_title</h2>
 $unsaving
@@ -190,6 +203,7 @@ def render_page(page: Page) -> str:
         pictures="\n".join(map(_picture, page.pictures)),
         tables_note=escape(page.tables_note),
         tables="\n".join(_table(table, caption=True) for table in page.tables),
+        beside=_section(page.beside),
         unsaving_title=escape(page.unsaving.title),
         unsaving=_table(page.unsaving) if page.unsaving.rows else "<p>None.</p>",
         provenance=_definitions(page.provenance),
@@ -232,6 +246,18 @@ def _finding(finding: Finding) -> str:
 {_table(table) if table.rows else ""}
 </div>
 </article>"""
+
+
+def _section(section: Section) -> str:
+    parts = [f'<p class="note">{escape(text)}</p>' for text in section.paragraphs[:1]]
+    parts += [f"<p>{escape(text)}</p>" for text in section.paragraphs[1:]]
+    parts += map(_picture, section.pictures)
+    parts += [_table(table, caption=True) for table in section.tables]
+    body = "\n".join(parts)
+    return f"""<section id="{section.name}">
+<h2>{escape(section.title)}</h2>
+{body}
+</section>"""
 
 
 def _picture(picture: Picture) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from tdjax.study.records import RELATIVE_WEIGHTS
+from tdjax.study.families import RELATIVE_WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def plot_bars(
     Args:
         rows: from `tables.py`.
         label: the column of `rows` that the groups stand for.
-        names: its values in order, each with the text below its group.
+        names: its values in order, each with the text below its group; other rows are left out.
         subsets: a panel for each.
     """
     with _figure(WIDTH, 3.6) as (figure, png):
@@ -113,7 +113,8 @@ def plot_bars(
         groups = list(names)
         for axes, subset in zip(panels, subsets, strict=True):
             for phase, shift in _phases(rows, spread=0.36):
-                shown = {row[label]: row for row in _of(rows, subset, phase)}
+                found = {row[label]: row for row in _of(rows, subset, phase)}
+                shown = {name: found[name] for name in groups if name in found}
                 at = np.array([groups.index(name) + shift for name in shown])
                 axes.bar(
                     at,

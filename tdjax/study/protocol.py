@@ -59,7 +59,8 @@ class MeasureSettings:
     """How much is looked at for each measurement.
 
     Arguments:
-        feature_images: training images over which the feature errors are averaged.
+        feature_images: training images over which the feature errors are averaged, and whose
+            second moments make the norms of the data.
         batch_size: images at once when candidates are evaluated.
         chunk: candidates at once.
     """

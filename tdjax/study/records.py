@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tdjax.study.families import DATA_ERRORS, ERRORS
 from tdjax.study.settings import StudyConfig, optional, read_config, required, share_removed
 
-WEIGHT_ERRORS = ("weights/absolute", "weights/relative", "weights/scaled")
-FEATURE_ERRORS = ("features/absolute", "features/relative", "features/scaled")
-ERRORS = WEIGHT_ERRORS + FEATURE_ERRORS
-RELATIVE_WEIGHTS = "weights/relative"
 SUBSETS = ("test", "validation")
 
 
@@ -52,7 +49,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Compressed:
-    """One decomposition of one choice; `kept` is the share of parameters it really keeps."""
+    """One decomposition of one choice; `kept` is the share of parameters it really keeps.
+
+    `errors` holds all of `families.ERRORS`, and all or none of `families.DATA_ERRORS`.
+    """
 
     ranks: tuple[int, ...]
     kept: float
@@ -81,6 +81,17 @@ class Measurements:
     baseline: Baseline | None
     compressed: Mapping[Key, Compressed]
     finetuned: Mapping[Key, Finetuned]
+
+    @property
+    def lacking_data_errors(self) -> int:
+        """How many records lack the errors in the norms of the data, which earlier versions did."""
+        return sum(DATA_ERRORS[0] not in found.errors for found in self.compressed.values())
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The errors that every record holds; of none, those of the published study."""
+        whole = bool(self.compressed) and not self.lacking_data_errors
+        return ERRORS + DATA_ERRORS if whole else ERRORS
 
 
 @dataclass(frozen=True)
@@ -201,7 +212,9 @@ def _baseline(record: dict[str, Any]) -> Baseline:
 
 
 def _compressed(record: dict[str, Any]) -> Compressed:
-    errors = {name: required(required(record, "errors", dict), name, float) for name in ERRORS}
+    found = required(record, "errors", dict)
+    names = ERRORS + (DATA_ERRORS if any(name in found for name in DATA_ERRORS) else ())
+    errors = {name: required(found, name, float) for name in names}
     for name, value in errors.items():
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"error '{name}' is {value}, not a finite number of at least 0")

@@ -9,18 +9,19 @@ from pathlib import Path
 
 from tdjax.files import write_atomically
 from tdjax.study.correlate import log_classification_error
+from tdjax.study.data_section import data_section
 from tdjax.study.export import choice_rows, measurement_rows, to_csv
+from tdjax.study.families import ERRORS, error_names
 from tdjax.study.findings import Finding, judge_findings
 from tdjax.study.page import Page, Picture, render_page
 from tdjax.study.paper import published_study
 from tdjax.study.plots import plot_bars, plot_by_compression, plot_scatter
-from tdjax.study.records import ERRORS, SUBSETS, Study, read_study
+from tdjax.study.records import SUBSETS, Study, read_study
 from tdjax.study.tables import (
     SCOPE_NAMES,
     Resampling,
     Row,
     compression_rows,
-    error_name,
     error_rows,
     scope_rows,
     tau_tables,
@@ -68,6 +69,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     findings = judge_findings(tables, paper, study.config)
     texts = _text_tables(study, by_compression, by_error, by_scope)
     unsaving = unsaving_table(choices)
+    beside, beside_pictures = data_section(study, tables, by_error, _bars(study))
 
     files: dict[str, str | bytes] = {
         "measurements.csv": to_csv(measurement_rows(study)),
@@ -75,7 +77,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         "tau_by_compression.csv": to_csv(by_compression, decimals=6),
         "tau_errors.csv": to_csv(by_error, decimals=6),
         "tau_layers_methods.csv": to_csv(by_scope, decimals=6),
-        "tables.md": "\n".join(map(to_markdown, (*texts, unsaving))),
+        "tables.md": "\n".join(map(to_markdown, (*texts, *beside.tables, unsaving))),
         "verdicts.json": _verdicts(findings),
     }
     pictures = _pictures(study, by_compression, by_error, by_scope, choices)
@@ -89,6 +91,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         pictures=[picture for picture, _ in pictures],
         tables=texts,
         tables_note="Mean ± standard deviation over the runs [95 % bootstrap interval].",
+        beside=beside,
         unsaving=unsaving,
         provenance=_provenance(study, resampling),
         config=json.dumps(study.config.raw, indent=2),
@@ -98,7 +101,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     report.mkdir(exist_ok=True)
     for name, content in files.items():
         write_atomically(report / name, content)
-    for picture, png in pictures:
+    for picture, png in (*pictures, *beside_pictures):
         write_atomically(report / picture.file, png)
     # Last, so that whatever the page refers to is already there.
     write_atomically(report / "index.html", render_page(page))
@@ -112,10 +115,14 @@ def _text_tables(
     by_scope: Sequence[Row],
 ) -> list[TextTable]:
     levels = [(level, percent(level)) for level in sorted(study.config.compressions)]
-    errors = [(error, error_name(error)) for error in ERRORS]
     return [
         tau_table("Tau by compression, Relative Weights", "compression", levels, by_compression),
-        tau_table("Tau by error, compression of 50 % and more", "error", errors, by_error),
+        tau_table(
+            "Tau by error, compression of 50 % and more",
+            "error",
+            list(error_names(ERRORS).items()),
+            by_error,
+        ),
         tau_table(
             "Tau over layers, methods and all, Relative Weights, compression of 50 % and more",
             "scope",
@@ -136,9 +143,7 @@ def _pictures(
     baseline_error = (
         log_classification_error(baseline.test.accuracy, baseline.test.count) if baseline else None
     )
-    bars = "Bars: 95 % bootstrap intervals."
-    if config.published:
-        bars += f" Diamonds: values published for {config.published}."
+    bars = _bars(study)
     return [
         (
             Picture(
@@ -154,7 +159,7 @@ def _pictures(
                 "Tau of the six approximation errors.",
                 f"All choices that remove at least half of a layer, test set. {bars}",
             ),
-            plot_bars(by_error, "error", {error: error_name(error) for error in ERRORS}),
+            plot_bars(by_error, "error", error_names(ERRORS)),
         ),
         (
             Picture(
@@ -175,6 +180,13 @@ def _pictures(
             plot_scatter(choices, config.layers, config.methods, config.phases, baseline_error),
         ),
     ]
+
+
+def _bars(study: Study) -> str:
+    text = "Bars: 95 % bootstrap intervals."
+    if study.config.published:
+        text += f" Diamonds: values published for {study.config.published}."
+    return text
 
 
 def _judged_by(study: Study) -> str:

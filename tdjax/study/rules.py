@@ -1,6 +1,7 @@
 """The rules that decide the published findings, each for one phase.
 
-The docstring of a rule is its full text: the report prints it. All rules judge tau on the test set.
+The docstring of a rule is its full text: the report prints it. All rules judge tau on the test set,
+of the six errors of the published study alone, whatever others are measured beside.
 Intervals are the 95 % bootstrap intervals; two taus are not distinguishable where the interval of
 their difference, taken on the same resamples, covers 0. Fewer than six complete choices decide
 nothing: resampling so few says little.
@@ -19,15 +20,16 @@ from tdjax.study.correlate import (
     kendall_tau_a,
     percentile_interval,
 )
-from tdjax.study.paper import PublishedStudy, PublishedTau
-from tdjax.study.records import (
+from tdjax.study.families import (
     ERRORS,
     FEATURE_ERRORS,
     RELATIVE_WEIGHTS,
     WEIGHT_ERRORS,
+    error_name,
 )
+from tdjax.study.paper import PublishedStudy, PublishedTau
 from tdjax.study.settings import StudyConfig
-from tdjax.study.tables import SCOPE_NAMES, SCOPES, TauTable, TauTables, error_name
+from tdjax.study.tables import SCOPE_NAMES, SCOPES, TauTable, TauTables
 from tdjax.study.text import number
 
 HOLDS = "holds"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import jax
 
 from tdjax.factorize import layer_params
+from tdjax.moments import LayerMoments
 from tdjax.study.baseline import baseline_record, train_baseline
 from tdjax.study.bench import DECOMPOSE, Bench, set_up
 from tdjax.study.candidates import decompose_runs
 from tdjax.study.finetune import finetune_records
 from tdjax.study.journal import append_records, claim_workdir
-from tdjax.study.measure import compressed_records
+from tdjax.study.measure import compressed_records, moments_of_layers
 from tdjax.study.progress import Progress
 from tdjax.study.protocol import Protocol, protocol_to_dict
 from tdjax.study.records import Measurements, read_measurements
@@ -49,6 +51,7 @@ def run_study(protocol: Protocol, workdir: Path) -> Path:
     if measured.baseline is None:
         append_records(journal, [baseline_record(bench, fit)])
     model = jax.tree.map(lambda leaf: leaf[0], fit.best)
+    moments = _moments_for(bench, model, measured, workdir)
 
     phases = 2 if protocol.finetune.epochs else 1
     total = phases * protocol.runs * len(bench.plans)
@@ -60,7 +63,10 @@ def run_study(protocol: Protocol, workdir: Path) -> Path:
             progress.advance(len(records))
 
         _side_by_side(
-            [partial(_measure_layer, bench, model, path, measured) for path in protocol.layers],
+            [
+                partial(_measure_layer, bench, model, path, measured, moments.get(path))
+                for path in protocol.layers
+            ],
             record,
         )
     return write_report(workdir)
@@ -102,8 +108,29 @@ def _side_by_side(
             raise
 
 
+def _moments_for(
+    bench: Bench, model: Model, measured: Measurements, workdir: Path
+) -> Mapping[str, LayerMoments]:
+    """Moments of all layers, or none where no error in their norms is to be measured."""
+    if len(measured.compressed) == bench.protocol.runs * len(bench.plans):
+        return {}
+    if measured.lacking_data_errors:
+        # A column that only some choices have orders nothing.
+        warnings.warn(
+            f"measurements in {workdir} lack the errors in the norms of the data, so the study "
+            "goes on without them; to have them, use another workdir",
+            stacklevel=3,
+        )
+        return {}
+    return moments_of_layers(bench, model)
+
+
 def _measure_layer(
-    bench: Bench, model: Model, path: str, measured: Measurements
+    bench: Bench,
+    model: Model,
+    path: str,
+    measured: Measurements,
+    moments: LayerMoments | None,
 ) -> Iterator[Records]:
     """Yield the records of one layer that are missing, as soon as each group is there."""
     protocol = bench.protocol
@@ -120,7 +147,7 @@ def _measure_layer(
     if uncompressed:
         # All of them, also those that are there: a layer's candidates are one computation, whose
         # numbers must not depend on where an earlier run was killed.
-        records = compressed_records(bench, model, path, plans, factors)
+        records = compressed_records(bench, model, path, plans, factors, moments)
         yield [records[key] for key in uncompressed]
     for choice, plan in plans.items():
         missing = [run for run in range(protocol.runs) if (choice, run) in untuned]

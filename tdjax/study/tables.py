@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from tdjax.study.correlate import TauEstimate, estimate_tau, log_classification_error
+from tdjax.study.families import RELATIVE_WEIGHTS
 from tdjax.study.paper import PublishedStudy, PublishedTau
-from tdjax.study.records import ERRORS, RELATIVE_WEIGHTS, SUBSETS, Choice, Study
+from tdjax.study.records import SUBSETS, Choice, Study
 
 SCOPE_NAMES = {"layers": "layers only", "methods": "methods only", "all": "all choices"}
 SCOPES = tuple(SCOPE_NAMES)
@@ -62,11 +63,11 @@ def tau_by_compression(study: Study, resampling: Resampling) -> TauTable:
 
 
 def tau_by_error(study: Study, resampling: Resampling) -> TauTable:
-    """Tau of each of the six errors over all choices of strong compression (Figure 2)."""
+    """Tau of each error over all choices of strong compression (Figure 2)."""
     return _table(
         study,
         resampling,
-        columns=ERRORS,
+        columns=study.measurements.errors,
         selects=lambda choice, error: choice.compression >= resampling.least_compression,
         group=lambda choice, error: (),
         error=lambda error: error,
@@ -146,12 +147,6 @@ def _log_errors(
 
     runs = range(study.config.runs)
     return np.array([[log_error(choice, run) for choice in choices] for run in runs])
-
-
-def error_name(error: str) -> str:
-    """The paper's name of an error: "weights/relative" is "Relative Weights"."""
-    of, kind = error.split("/")
-    return f"{kind.title()} {of.title()}"
 
 
 def compression_rows(tables: TauTables, paper: PublishedStudy) -> list[Row]:

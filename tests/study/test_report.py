@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tdjax.study.correlate import TauEstimate
+from tdjax.study.families import DATA_ERRORS, ERRORS, error_name
 from tdjax.study.findings import judge_findings
 from tdjax.study.paper import published_study
-from tdjax.study.records import ERRORS, read_measurements, read_study
+from tdjax.study.records import read_measurements, read_study
 from tdjax.study.report import write_report
 from tdjax.study.rules import FAILS, HOLDS, UNDECIDED
 from tdjax.study.settings import read_config
@@ -90,6 +91,19 @@ def study_records(config, seed=0):
                     if config["finetune"]["epochs"]:
                         wrong = 0.07 + 0.03 * damage + 0.002 * rng.normal()
                         yield {"kind": "finetuned", **key, "epoch": 1, **performances(wrong)}
+
+
+def with_data_errors(records, spread=0.0):
+    """The same records with errors that follow the performance, and one that defies it."""
+    rng = np.random.default_rng(5)
+    for record in records:
+        if record["kind"] == "compressed":
+            errors = record["errors"]
+            wrong = 1 - record["test"]["accuracy"]
+            # By default in the very order of the images that go wrong.
+            own = {name: wrong * math.exp(spread * rng.normal()) for name in DATA_ERRORS}
+            record = {**record, "errors": {**errors, **own, "kronecker/absolute": 1 - wrong}}
+        yield record
 
 
 def performance(wrong, count):
@@ -248,6 +262,107 @@ def test_the_order_of_records_does_not_show(finished, tmp_path):
     for name in FILES:
         ours, theirs = workdir / "report" / name, finished / "report" / name
         assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def with_data(tmp_path_factory):
+    config = study_config(published="garipovnet/cifar10")
+    folder = tmp_path_factory.mktemp("studies") / "with_data"
+    workdir = write_study(folder, config, with_data_errors(study_records(config)))
+    write_report(workdir, resamples=200)
+    return workdir / "report"
+
+
+def section_of(html, name):
+    found = re.search(rf'<section id="{name}">(.*?)</section>', html, re.DOTALL)
+    return " ".join(" ".join(WellFormed(found[1]).text).split())
+
+
+def test_errors_of_the_data_stand_beside_the_six_and_change_nothing(finished, with_data):
+    assert {path.name for path in with_data.iterdir()} == FILES | {"tau_data_errors.png"}
+    for name in FILES - {"measurements.csv", "choices.csv", "tau_errors.csv"}:
+        if name not in ("tables.md", "index.html"):
+            assert (with_data / name).read_bytes() == (finished / "report" / name).read_bytes()
+    rows = read_rows(with_data / "tau_errors.csv")
+    assert rows[: 6 * 4] == read_rows(finished / "report" / "tau_errors.csv")
+    assert list(dict.fromkeys(row["error"] for row in rows)) == [*ERRORS, *DATA_ERRORS]
+    assert {row["published_mean"] for row in rows if row["error"] in DATA_ERRORS} == {""}
+    for page in ("findings", "tables", "figures"):
+        mine, theirs = (
+            section_of((folder / "index.html").read_text(), page)
+            for folder in (with_data, finished / "report")
+        )
+        assert mine == theirs
+    for row in read_rows(with_data / "measurements.csv"):
+        wrong = 1 - float(row["test/before/accuracy"])
+        assert float(row["covariance/relative"]) == pytest.approx(wrong)
+
+
+def test_the_section_says_whether_errors_of_the_data_predict_better(with_data):
+    text = section_of((with_data / "index.html").read_text(), "data-errors")
+    rows = {
+        (row["error"], row["subset"], row["phase"]): float(row["mean"])
+        for row in read_rows(with_data / "tau_errors.csv")
+    }
+    perfect = rows["covariance/absolute", "test", "before"]
+    # Short of 1 by what ties cost.
+    assert 0.98 < perfect <= 1
+    assert rows["kronecker/absolute", "test", "before"] == -perfect
+    best = max(ERRORS, key=lambda error: rows[error, "test", "before"])
+    six = rows[best, "test", "before"]
+    assert (
+        f"Before fine-tuning, on the test set: Absolute Covariance has the highest tau of these, "
+        f"{perfect:.2f}; of the six, {error_name(best)} has, {six:.2f}. It predicts better: "
+        f"difference {perfect - six:.2f} ± "
+    ) in text
+    markdown = (with_data / "tables.md").read_text()
+    lines = [line.split(" | ") for line in markdown.splitlines() if "Absolute Kronecker" in line]
+    assert len(lines) == 2
+    assert lines[1][1].startswith(f"\N{MINUS SIGN}{perfect + six:.2f} ± ")
+
+
+def test_a_worse_and_an_equal_error_are_told_too(tmp_path):
+    config = study_config(finetune_epochs=0)
+    for spread, verdict in ((3.0, "It predicts worse"), (0.1, "The two are not distinguishable")):
+        records = with_data_errors(study_records(config), spread)
+        workdir = write_study(tmp_path / verdict, config, records)
+        html = write_report(workdir, resamples=200).read_text()
+        assert verdict in section_of(html, "data-errors")
+
+
+def test_a_report_without_errors_of_the_data_says_so(finished, tmp_path):
+    text = section_of((finished / "report" / "index.html").read_text(), "data-errors")
+    assert "Not measured: 180 of 180 measurements in this work directory lack" in text
+    assert all(error_name(error) in text for error in DATA_ERRORS)
+    # Lines of two versions: the errors that only some have order nothing.
+    config = study_config(published="garipovnet/cifar10")
+    old = list(study_records(config))
+    mixed = [*old[:101], *list(with_data_errors(old))[101:]]
+    workdir = write_study(tmp_path / "mixed", config, mixed)
+    html = write_report(workdir, resamples=200).read_text()
+    assert "Not measured: 50 of 180 measurements" in section_of(html, "data-errors")
+    for name in FILES - {"index.html"}:
+        theirs = finished / "report" / name
+        assert (workdir / "report" / name).read_bytes() == theirs.read_bytes(), name
+    workdir = write_study(tmp_path / "begun", config, old[:1])
+    html = write_report(workdir, resamples=20).read_text()
+    assert "No choice is measured yet." in section_of(html, "data-errors")
+
+
+def test_a_line_with_only_some_errors_of_the_data_is_refused(tmp_path):
+    config = study_config()
+    records = list(with_data_errors(study_records(config)))[:2]
+    for value, message in (
+        (None, "line 2: field 'kronecker/relative' is missing"),
+        (-1.0, r"line 2: error 'kronecker/relative' is -1\.0"),
+    ):
+        errors = dict(records[1]["errors"])
+        del errors["kronecker/relative"]
+        if value is not None:
+            errors["kronecker/relative"] = value
+        path = write_study(tmp_path, config, [records[0], {**records[1], "errors": errors}])
+        with pytest.raises(ValueError, match=message):
+            read_measurements(path / "metrics.jsonl")
 
 
 def test_an_unfinished_study_says_how_far_it_is(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from tdjax import checkpoints
 from tdjax.checkpoints import CheckpointError
 from tdjax.study.bench import set_up
+from tdjax.study.families import DATA_ERRORS, ERRORS
 from tdjax.study.protocol import protocol_from_dict
 from tdjax.study.records import read_study
+from tdjax.study.report import write_report
 from tdjax.study.run import _side_by_side, run_study
 
 pytest.importorskip("sklearn")
@@ -149,6 +152,76 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, lost):
     assert journal(workdir).startswith(b"".join(lines[:-lost]))
     assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
     assert tables(workdir) == tables(unbroken)
+
+
+def without_data_errors(line):
+    """A line as earlier versions wrote it."""
+    record = json.loads(line)
+    for name in DATA_ERRORS:
+        record.get("errors", {}).pop(name, None)
+    return json.dumps(record).encode() + b"\n"
+
+
+@pytest.fixture(scope="module")
+def older(unbroken, tmp_path_factory):
+    """The same study, measured by a version that knew the six errors alone."""
+    workdir = tmp_path_factory.mktemp("study") / "older"
+    shutil.copytree(unbroken, workdir)
+    shutil.rmtree(workdir / "report")
+    lines = journal(unbroken).splitlines()
+    (workdir / "metrics.jsonl").write_bytes(b"".join(map(without_data_errors, lines)))
+    write_report(workdir)
+    return workdir
+
+
+def test_the_errors_of_the_data_are_in_every_table(unbroken):
+    for name in ("measurements.csv", "choices.csv"):
+        header = tables(unbroken)[name].decode().splitlines()[0].split(",")
+        assert [c for c in header if c in ERRORS + DATA_ERRORS] == [*ERRORS, *DATA_ERRORS]
+    rows = tables(unbroken)["tau_errors.csv"].decode().splitlines()[1:]
+    assert list(dict.fromkeys(row.split(",")[0] for row in rows)) == [*ERRORS, *DATA_ERRORS]
+    assert len(rows) == 10 * 2 * 2
+
+
+def test_a_study_of_an_earlier_version_is_finished_as_it_was_begun(unbroken, older, tmp_path):
+    workdir = tmp_path / "continued"
+    shutil.copytree(older, workdir)
+    shutil.rmtree(workdir / "report")
+    lines = journal(older).splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-25]))
+    with pytest.warns(UserWarning, match=f"{re.escape(str(workdir))} lack .*use another workdir"):
+        run_study(protocol_from_dict(CONFIG), workdir)
+    assert sorted(journal(workdir).splitlines()) == sorted(journal(older).splitlines())
+    assert tables(workdir) == tables(older)
+    page = (workdir / "report" / "index.html").read_text()
+    assert f"Not measured: {COUNT} of {COUNT} measurements in this work directory lack" in page
+    header = tables(workdir)["measurements.csv"].decode().splitlines()[0]
+    assert not any(name in header for name in DATA_ERRORS)
+    # The six, and all that rests on them, are those of this version.
+    for name in ("tau_by_compression.csv", "tau_layers_methods.csv"):
+        assert tables(workdir)[name] == tables(unbroken)[name]
+    assert tables(unbroken)["tau_errors.csv"].startswith(tables(workdir)["tau_errors.csv"])
+    verdicts = [w / "report" / "verdicts.json" for w in (workdir, unbroken)]
+    assert verdicts[0].read_bytes() == verdicts[1].read_bytes()
+
+
+def test_a_finished_study_of_an_earlier_version_is_left_as_it_is(older, tmp_path):
+    workdir = tmp_path / "finished"
+    shutil.copytree(older, workdir)
+    run_study(protocol_from_dict(CONFIG), workdir)
+    assert journal(workdir) == journal(older)
+    assert tables(workdir) == tables(older)
+
+
+def test_a_study_that_an_earlier_version_had_only_trained_for_has_all_errors(
+    unbroken, older, tmp_path
+):
+    workdir = tmp_path / "trained"
+    shutil.copytree(older, workdir)
+    shutil.rmtree(workdir / "report")
+    (workdir / "metrics.jsonl").write_bytes(journal(older).splitlines(keepends=True)[0])
+    run_study(protocol_from_dict(CONFIG), workdir)
+    assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
 
 
 def launch(cache, config, workdir, *flags):
