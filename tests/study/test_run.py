@@ -16,7 +16,8 @@ from tdjax.checkpoints import CheckpointError
 from tdjax.study.bench import set_up
 from tdjax.study.protocol import protocol_from_dict
 from tdjax.study.records import read_study
-from tdjax.study.run import _side_by_side, run_study
+from tdjax.study.run import run_study
+from tdjax.study.threads import in_threads
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -254,7 +255,7 @@ def test_the_first_error_stops_all_works():
         raise RuntimeError("the layer is broken")
 
     with pytest.raises(RuntimeError, match="the layer is broken"):
-        _side_by_side([lambda: endless("a"), failing, lambda: endless("b")], taken.append)
+        in_threads([lambda: endless("a"), failing, lambda: endless("b")], taken.append)
     assert [{"name": "failing"}] in taken
 
 
