@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,12 @@ def train_baseline(training: Training, folder: Path) -> Fit:
 
 
 def baseline_record(
-    network: LinenNetwork, splits: DataSplits, dense: Plan, models: Model, epoch: int
+    network: LinenNetwork,
+    splits: DataSplits,
+    dense: Plan,
+    models: Model,
+    epoch: int,
+    subsets: Sequence[str] = ("train", "validation", "test"),
 ) -> dict[str, Any]:
     """The line of `metrics.jsonl` about the uncompressed network.
 
@@ -88,6 +94,7 @@ def baseline_record(
         dense: the plan that leaves every layer as it is, for counting.
         models: the network's parameters and state, with a first axis of one run.
         epoch: the one that they are from.
+        subsets: the sets of examples to measure on.
     """
 
     def measured(examples: Examples) -> dict[str, Any]:
@@ -99,7 +106,5 @@ def baseline_record(
         "params": dense.size,
         "macs": dense.macs,
         "epoch": epoch,
-        "train": measured(splits.train),
-        "validation": measured(splits.validation),
-        "test": measured(splits.test),
+        **{name: measured(getattr(splits, name)) for name in subsets},
     }

@@ -48,7 +48,9 @@ def run_data_aware(
     measured = read_records(journal)
     models, epoch = _baseline(bench, workdir)
     if measured.baseline is None:
-        record_of = baseline_record(bench.network, bench.splits, bench.dense, models, epoch)
+        record_of = baseline_record(
+            bench.network, bench.splits, bench.dense, models, epoch, ("test",)
+        )
         sizes = [
             {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
             for (method, keep), plan in bench.plans.items()
