@@ -1,13 +1,20 @@
 """Run an experiment: `python -m experiments.main --config=configs/digits.py --workdir=DIR`."""
 
+import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.torch_weights import load_torch_npz
+from tdjax.study.data_aware import report as data_aware_report
+from tdjax.study.data_aware.run import run_data_aware
+from tdjax.study.data_aware.settings import settings_from_dict
 from tdjax.study.protocol import protocol_from_dict
 from tdjax.study.report import write_report
 from tdjax.study.run import run_study
@@ -20,7 +27,30 @@ CACHE = flags.DEFINE_string(
     "Folder where compiled programs are kept between runs; empty for none.",
 )
 
-EXPERIMENTS = {"study": run_study, "report": lambda _, workdir: write_report(workdir)}
+
+def study(raw: Mapping[str, Any], workdir: Path) -> Path:
+    """How well approximation errors foretell what compression does."""
+    return run_study(protocol_from_dict(raw), workdir)
+
+
+def data_aware(raw: Mapping[str, Any], workdir: Path) -> Path:
+    """What decompositions that see the data keep of a network."""
+    return run_data_aware(settings_from_dict(raw), workdir, load_torch_npz)
+
+
+def report(_: Mapping[str, Any], workdir: Path) -> Path:
+    """The report of whatever was measured in a work directory."""
+    path = workdir / "config.json"
+    kind = json.loads(path.read_text("utf-8")).get("experiment") if path.exists() else "study"
+    write = data_aware_report.write_report if kind == "data_aware" else write_report
+    return write(workdir)
+
+
+EXPERIMENTS: dict[str, Callable[[Mapping[str, Any], Path], Path]] = {
+    "study": study,
+    "data_aware": data_aware,
+    "report": report,
+}
 
 
 def main(argv: list[str]) -> None:
@@ -33,13 +63,13 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     try:
-        protocol = protocol_from_dict(CONFIG.value.to_dict())
-        if protocol.experiment not in EXPERIMENTS:
+        raw = CONFIG.value.to_dict()
+        name = raw.get("experiment", "study")
+        if name not in EXPERIMENTS:
             raise ValueError(
-                f"config field 'experiment' is {protocol.experiment!r}: "
-                f"known are {', '.join(EXPERIMENTS)}"
+                f"config field 'experiment' is {name!r}: known are {', '.join(EXPERIMENTS)}"
             )
-        page = EXPERIMENTS[protocol.experiment](protocol, Path(str(WORKDIR.value)))
+        page = EXPERIMENTS[name](raw, Path(str(WORKDIR.value)))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}")

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from tdjax.linen import layer_table
+from tdjax.linen import layer_table, make_plan
+from tdjax.plan import Rule
 from tdjax.study.bench import build_network
 from tdjax.study.choices import enumerate_choices
+from tdjax.study.data_aware.settings import settings_from_dict, settings_to_dict
 from tdjax.study.paper import published_study
 from tdjax.study.protocol import protocol_from_dict, protocol_to_dict
 
@@ -31,10 +33,12 @@ def get_config(file, arg):
 
 
 CONFIGS = [file for file in FILES if file.stem != "common"]
+AWARE = [file for file in CONFIGS if file.stem.startswith("data_aware")]
+STUDIES = [file for file in CONFIGS if file not in AWARE]
 
 
 @pytest.mark.parametrize("arg", ["", "smoke"])
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_configuration_is_a_study_that_can_be_planned(file, arg):
     config = get_config(file, arg)
     assert isinstance(config, ConfigDict)
@@ -52,6 +56,29 @@ def test_every_configuration_is_a_study_that_can_be_planned(file, arg):
     else:
         assert len(plans) * protocol.runs == 2 * 3 * 2 * 2
     assert bool(published_study(protocol.published).values) == (protocol.published is not None)
+
+
+@pytest.mark.parametrize("arg", ["", "smoke"])
+@pytest.mark.parametrize("file", AWARE, ids=lambda file: file.stem)
+def test_every_other_configuration_is_of_data_aware_decompositions(file, arg):
+    config = get_config(file, arg)
+    settings = settings_from_dict(config.to_dict())
+    assert settings.experiment == "data_aware"
+    plain = settings_to_dict(settings)
+    assert settings_from_dict(plain) == settings
+    # Every field is there to be set on the command line.
+    assert plain.keys() == config.to_dict().keys()
+    for name, value in config.to_dict().items():
+        if isinstance(value, dict) and name != "model":
+            assert plain[name].keys() == value.keys(), name
+    module = build_network(settings.model, 10)
+    sample = jnp.zeros((1, *SHAPES[settings.data.name]))
+    variables = jax.eval_shape(module.init, jax.random.key(0), sample)
+    for method in settings.methods:
+        for keep in settings.keeps:
+            rule = Rule(path=".*", method=method, compression=1 - keep)
+            plan = make_plan(module, variables, (rule,), sample)
+            assert plan.size < plan.size_before
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -3,7 +3,7 @@
 from tdjax.data.augment import random_crop_flip
 from tdjax.data.datasets import RawDataset, load
 from tdjax.data.errors import DataError
-from tdjax.data.splits import DataSplits, Examples, check_finite, prepare
+from tdjax.data.splits import DataSplits, Examples, check_finite, prepare, standardise
 from tdjax.data.stratify import stratified_split, stratified_subset
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "load",
     "prepare",
     "random_crop_flip",
+    "standardise",
     "stratified_split",
     "stratified_subset",
 ]

@@ -1,5 +1,6 @@
 """Training, validation and test examples, standardised and ready for a network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ __all__ = [
     "Examples",
     "check_finite",
     "prepare",
+    "standardise",
     "stratified_split",
     "stratified_subset",
 ]
@@ -73,6 +75,7 @@ def prepare(
     train_size: int | None = None,
     validation_size: int | None = None,
     test_size: int | None = None,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> DataSplits:
     """Split off a validation set, take subsets if asked, and standardise.
 
@@ -87,13 +90,16 @@ def prepare(
         train_size: number of training examples to keep, by class shares; None keeps all.
         validation_size: the same of the validation examples.
         test_size: the same of the test examples.
+        statistics: mean and deviation of each channel in units of the raw pixel values, to
+            standardise by in place of those of the training examples.
 
     Returns:
         The sets, images float32 (n, h, w, c), labels int32 (n,).
 
     Raises:
         ValueError: images and labels differ in number, a label is out of range, a share or size is
-            out of range, a set is empty, a class is absent from a set, or a channel is constant.
+            out of range, a set is empty, a class is absent from a set, a channel is constant, or
+            `statistics` do not have a mean and a deviation above 0 for each channel.
     """
     for images, labels, part in (
         (raw.train_images, raw.train_labels, "training"),
@@ -110,13 +116,22 @@ def prepare(
     test = _take(raw.test_labels, everything, test_size, seed, raw.num_classes, "test")
 
     train_images = raw.train_images[train]
-    mean, std = _channel_statistics(train_images)
+    if statistics is None:
+        mean, std = _channel_statistics(train_images)
+    else:
+        mean, std = (np.asarray(values, np.float64) for values in statistics)
+        channels = train_images.shape[-1]
+        if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+            raise ValueError(
+                f"mean {mean} and deviation {std}: one of each for each of {channels} channels is "
+                "needed, deviations above 0"
+            )
     return DataSplits(
-        train=Examples(_standardise(train_images, mean, std), raw.train_labels[train]),
+        train=Examples(standardise(train_images, mean, std), raw.train_labels[train]),
         validation=Examples(
-            _standardise(raw.train_images[validation], mean, std), raw.train_labels[validation]
+            standardise(raw.train_images[validation], mean, std), raw.train_labels[validation]
         ),
-        test=Examples(_standardise(raw.test_images[test], mean, std), raw.test_labels[test]),
+        test=Examples(standardise(raw.test_images[test], mean, std), raw.test_labels[test]),
         mean=mean,
         std=std,
         num_classes=raw.num_classes,
@@ -185,11 +200,12 @@ def _channel_statistics(
     return mean, np.sqrt(variance)
 
 
-def _standardise(
+def standardise(
     images: UInt8[np.ndarray, "n h w c"],
     mean: Float64[np.ndarray, "c"],
     std: Float64[np.ndarray, "c"],
 ) -> Float32[np.ndarray, "n h w c"]:
+    """Raw pixel values less the mean over the deviation, both (c,); float32 (n, h, w, c)."""
     # 256 values per channel: a table rounds each once, from float64.
     table = ((np.arange(256.0)[:, None] - mean) / std).astype(np.float32)
     out = np.empty(images.shape, np.float32)

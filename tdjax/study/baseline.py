@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +11,48 @@ import jax
 import jax.numpy as jnp
 
 from tdjax import checkpoints
-from tdjax.data import Examples
-from tdjax.study.bench import TRAIN, Bench, performance
+from tdjax.data import DataSplits, Examples
+from tdjax.plan import Plan
+from tdjax.study.bench import performance
 from tdjax.study.progress import Progress
-from tdjax.training import Fit, evaluate, fit_epochs, start_fit, steps_per_epoch
+from tdjax.training import (
+    Fit,
+    FitSettings,
+    LinenNetwork,
+    Model,
+    evaluate,
+    fit_epochs,
+    start_fit,
+    steps_per_epoch,
+)
 
 
-def train_baseline(bench: Bench, folder: Path) -> Fit:
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a baseline is trained from.
+
+    Arguments:
+        start: the network's initial parameters.
+        key: of the order of the data and of its augmentation.
+        checkpoint_every: epochs between checkpoints.
+    """
+
+    network: LinenNetwork
+    start: Model
+    splits: DataSplits
+    settings: FitSettings
+    key: jax.Array
+    checkpoint_every: int = 1
+
+
+def train_baseline(training: Training, folder: Path) -> Fit:
     """Train, or train on from the newest checkpoint in `folder`; one run.
 
     Raises `tdjax.checkpoints.CheckpointError` for a checkpoint that cannot be read,
     FloatingPointError where the loss is not finite after the first epoch.
     """
-    settings, splits = bench.protocol.train, bench.splits
-    models = jax.tree.map(lambda leaf: leaf[None], bench.start)
+    settings, splits = training.settings, training.splits
+    models = jax.tree.map(lambda leaf: leaf[None], training.start)
     fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
     restored = checkpoints.restore_latest(folder, fit)
     if restored is not None:
@@ -31,11 +61,11 @@ def train_baseline(bench: Bench, folder: Path) -> Fit:
     with Progress("training epochs", settings.epochs, epoch) as progress:
         for trained in fit_epochs(
             fit,
-            bench.network,
+            training.network,
             settings,
             splits.train,
             splits.validation,
-            jax.random.split(bench.key(TRAIN), 1),
+            jax.random.split(training.key, 1),
             jnp.asarray(splits.black),
         ):
             fit, epoch = trained, epoch + 1
@@ -44,25 +74,37 @@ def train_baseline(bench: Bench, folder: Path) -> Fit:
                     "the validation cross-entropy is not finite after the first epoch; "
                     "a lower learning_rate may help"
                 )
-            if epoch % bench.protocol.checkpoint_every == 0 or epoch == settings.epochs:
+            if epoch % training.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(folder, epoch, fit)
             progress.advance(1)
     return fit
 
 
-def baseline_record(bench: Bench, fit: Fit) -> dict[str, Any]:
-    """The line of `metrics.jsonl` about the uncompressed network."""
+def baseline_record(
+    network: LinenNetwork,
+    splits: DataSplits,
+    dense: Plan,
+    models: Model,
+    epoch: int,
+    subsets: Sequence[str] = ("train", "validation", "test"),
+) -> dict[str, Any]:
+    """The line of `metrics.jsonl` about the uncompressed network.
+
+    Arguments:
+        dense: the plan that leaves every layer as it is, for counting.
+        models: the network's parameters and state, with a first axis of one run.
+        epoch: the one that they are from.
+        subsets: the sets of examples to measure on.
+    """
 
     def measured(examples: Examples) -> dict[str, Any]:
-        scores = evaluate(fit.best, bench.network, examples)
+        scores = evaluate(models, network, examples)
         return performance(scores, 0, len(examples.labels))
 
     return {
         "kind": "baseline",
-        "params": bench.dense.size,
-        "macs": bench.dense.macs,
-        "epoch": int(fit.best_epoch[0]),
-        "train": measured(bench.splits.train),
-        "validation": measured(bench.splits.validation),
-        "test": measured(bench.splits.test),
+        "params": dense.size,
+        "macs": dense.macs,
+        "epoch": epoch,
+        **{name: measured(getattr(splits, name)) for name in subsets},
     }

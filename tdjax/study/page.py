@@ -6,17 +6,9 @@ from html import escape
 from string import Template
 
 from tdjax.study.findings import Finding
+from tdjax.study.html import STYLE, Picture, definitions, links, picture, table
 from tdjax.study.rules import FAILS, HOLDS, UNDECIDED
-from tdjax.study.text import DASH, Cell, TauText, TextTable, tau_text
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG beside the page, its title, and what it shows."""
-
-    file: str
-    title: str
-    caption: str
+from tdjax.study.text import DASH, TauText, TextTable, tau_text
 
 
 @dataclass(frozen=True)
@@ -110,85 +102,6 @@ $provenance
 </html>
 """)
 
-STYLE = """
-:root {
-  --paper: #fbfaf7; --card: #ffffff; --ink: #24292e; --muted: #676d74; --line: #e4e2dc;
-  --holds: #00609a; --fails: #b3470b; --undecided: #676d74;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #16181b; --card: #1e2125; --ink: #e4e6e8; --muted: #9aa1a9; --line: #33383e;
-    --holds: #63b3e8; --fails: #f0944d; --undecided: #9aa1a9;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 3.5rem 1.5rem 5rem; max-width: 68rem;
-  background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-}
-h1, h2, h3 {
-  font-family: "Iowan Old Style", Charter, Palatino, "Palatino Linotype", Georgia, serif;
-  font-weight: 600; line-height: 1.2; text-wrap: balance;
-}
-h1 { font-size: 2.3rem; margin: 0.2rem 0 0.6rem; max-width: 24em; }
-h2 { font-size: 1.5rem; margin: 3.5rem 0 0.6rem; }
-h3 { font-size: 1.12rem; margin: 0 0 0.4rem; }
-p { margin: 0.4rem 0; max-width: 46em; }
-h2 + .note { margin-bottom: 1.4rem; }
-.eyebrow { color: var(--muted); font-size: 0.92rem; letter-spacing: 0.03em; margin: 0; }
-.progress, .note, figcaption, summary { color: var(--muted); font-size: 0.92rem; }
-.baseline { margin: 1.8rem 0 0; font-weight: 600; font-size: 0.92rem; }
-.facts { display: flex; flex-wrap: wrap; gap: 1.1rem 2.2rem; margin: 0.6rem 0 0; }
-.facts div { display: flex; flex-direction: column-reverse; }
-.facts dt { color: var(--muted); font-size: 0.82rem; }
-.facts dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.facts.small dd { font-size: 1rem; }
-article {
-  display: grid; gap: 0.6rem 2.4rem; border-top: 1px solid var(--line); padding: 1.5rem 0 1.4rem;
-}
-@media (min-width: 62rem) { article { grid-template-columns: 21rem minmax(0, 1fr); } }
-.verdict { font-size: 0.86rem; font-weight: 650; margin: 0 0 0.5rem; }
-.verdict b {
-  display: inline-grid; place-items: center; width: 1.35em; height: 1.35em; margin-right: 0.45em;
-  border-radius: 50%; background: currentColor;
-}
-.verdict b span { color: var(--card); font-size: 0.9em; line-height: 1; }
-.verdict.holds { color: var(--holds); }
-.verdict.fails { color: var(--fails); }
-.verdict.undecided { color: var(--undecided); }
-.rule { color: var(--muted); font-size: 0.84rem; }
-figure { margin: 2rem 0 2.6rem; }
-figure img {
-  display: block; max-width: 100%; height: auto; padding: 0.8rem; background: #fff;
-  border: 1px solid var(--line); border-radius: 6px;
-}
-figcaption { margin-top: 0.6rem; max-width: 48em; }
-figcaption strong { color: var(--ink); }
-.scroll { overflow-x: auto; }
-table {
-  border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums lining-nums;
-}
-caption { text-align: left; font-weight: 600; padding: 1.6rem 0 0.5rem; }
-th, td {
-  padding: 0.32rem 1.4rem 0.32rem 0; text-align: left; vertical-align: top; white-space: nowrap;
-}
-thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--line); }
-tbody th { font-weight: 500; }
-tbody tr + tr > * { border-top: 1px solid var(--line); }
-.number { text-align: right; }
-.tau span { display: inline-block; text-align: right; }
-.tau .signed { min-width: 2.7em; }
-.tau .lower { min-width: 3.4em; }
-.tau .interval, .tau small { color: var(--muted); }
-.tau small { display: block; font-size: 0.92em; padding-left: 0.6em; }
-pre {
-  font-size: 0.8rem; line-height: 1.45; overflow-x: auto; padding: 1rem; background: var(--card);
-  border: 1px solid var(--line); border-radius: 6px;
-}
-summary { cursor: pointer; margin-top: 0.8rem; }
-""".strip()
-
 
 def render_page(page: Page) -> str:
     """The page as HTML text; verdicts come first, then figures, tables, and where they are from."""
@@ -197,25 +110,18 @@ def render_page(page: Page) -> str:
         title=escape(page.title),
         subtitle=escape(page.subtitle),
         progress=escape(page.progress),
-        facts=_definitions(page.facts),
+        facts=definitions(page.facts),
         judged_by=escape(page.judged_by),
         findings="\n".join(map(_finding, page.findings)),
-        pictures="\n".join(map(_picture, page.pictures)),
+        pictures="\n".join(map(picture, page.pictures)),
         tables_note=escape(page.tables_note),
-        tables="\n".join(_table(table, caption=True) for table in page.tables),
+        tables="\n".join(table(shown, caption=True) for shown in page.tables),
         beside=_section(page.beside),
         unsaving_title=escape(page.unsaving.title),
-        unsaving=_table(page.unsaving) if page.unsaving.rows else "<p>None.</p>",
-        provenance=_definitions(page.provenance),
-        files=", ".join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in page.files),
+        unsaving=table(page.unsaving) if page.unsaving.rows else "<p>None.</p>",
+        provenance=definitions(page.provenance),
+        files=links(page.files),
         config=escape(page.config),
-    )
-
-
-def _definitions(facts: Mapping[str, str]) -> str:
-    return "\n".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in facts.items()
     )
 
 
@@ -226,7 +132,7 @@ def _finding(finding: Finding) -> str:
     for e in finding.evidence:
         text = tau_text(e.mean, e.std, e.lower, e.upper, e.published_mean, e.published_std)
         by_label.setdefault(e.label, {})[e.phase] = text
-    table = TextTable(
+    found = TextTable(
         "Figures that decide",
         ("tau, test set", *(f"{phase} fine-tuning" for phase in phases)),
         tuple(
@@ -243,7 +149,7 @@ def _finding(finding: Finding) -> str:
 <p class="rule">Rule: {escape(finding.rule)}</p>
 </div>
 <div>
-{_table(table) if table.rows else ""}
+{table(found) if found.rows else ""}
 </div>
 </article>"""
 
@@ -251,60 +157,10 @@ def _finding(finding: Finding) -> str:
 def _section(section: Section) -> str:
     parts = [f'<p class="note">{escape(text)}</p>' for text in section.paragraphs[:1]]
     parts += [f"<p>{escape(text)}</p>" for text in section.paragraphs[1:]]
-    parts += map(_picture, section.pictures)
-    parts += [_table(table, caption=True) for table in section.tables]
+    parts += map(picture, section.pictures)
+    parts += [table(shown, caption=True) for shown in section.tables]
     body = "\n".join(parts)
     return f"""<section id="{section.name}">
 <h2>{escape(section.title)}</h2>
 {body}
 </section>"""
-
-
-def _picture(picture: Picture) -> str:
-    return f"""<figure>
-<img src="{escape(picture.file)}" alt="{escape(picture.title)}">
-<figcaption><strong>{escape(picture.title)}</strong> {escape(picture.caption)}</figcaption>
-</figure>"""
-
-
-def _table(table: TextTable, *, caption: bool = False) -> str:
-    head = "".join(
-        f'<th scope="col"{_class(name, i, table)}>{escape(name)}</th>'
-        for i, name in enumerate(table.header)
-    )
-    body = "\n".join(f"<tr>{_cells(row, table)}</tr>" for row in table.rows)
-    title = f"<caption>{escape(table.title)}</caption>" if caption else ""
-    return f"""<div class="scroll"><table>{title}
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>"""
-
-
-def _cells(row: Sequence[Cell], table: TextTable) -> str:
-    first = f'<th scope="row">{escape(str(row[0]))}</th>'
-    return first + "".join(
-        f"<td{_class(cell, i, table)}>{_cell(cell)}</td>" for i, cell in enumerate(row) if i
-    )
-
-
-def _class(cell: Cell, column: int, table: TextTable) -> str:
-    if isinstance(cell, TauText):
-        return ' class="tau"'
-    holds_tau = any(isinstance(row[column], TauText) for row in table.rows)
-    return "" if column < table.labels or holds_tau else ' class="number"'
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return escape(cell)
-    html = f'<span class="signed">{cell.mean}</span>'
-    if cell.std:
-        html += f" ± {cell.std}"
-    if cell.lower:
-        lower = f'<span class="lower">[{cell.lower},</span>'
-        html += f' <span class="interval">{lower} {cell.upper}]</span>'
-    if cell.published:
-        html += f"<small>published {cell.published}</small>"
-    return html

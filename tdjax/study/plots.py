@@ -1,20 +1,17 @@
 """The study's four figures as PNG bytes."""
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tdjax.study.canvas import INK, MARKERS, MUTED, WIDTH, figure
 from tdjax.study.tables import Row
 
 # Blue and orange of Okabe and Ito: told apart by colour-blind readers, and in grey.
 COLORS = {"before": "#0072b2", "after": "#e08a00"}
-INK, MUTED, FAINT = "#24292e", "#6b7178", "#e4e2dc"
 PUBLISHED_AS = "published, mean ± std"
-MARKERS = "osD^vPX*<>"
 PUBLISHED: dict[str, Any] = {
     "marker": "D",
     "markersize": 5,
@@ -26,52 +23,12 @@ PUBLISHED: dict[str, Any] = {
     "linestyle": "none",
     "zorder": 5,
 }
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
-DPI = 160
-WIDTH = 9.0
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Any, io.BytesIO]]:
-    """A figure in the study's style, and the buffer that holds its PNG once the block ends."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the report's plots need matplotlib; install it with: pip install 'tdjax[study]'"
-        ) from error
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, buffer
-        figure.savefig(buffer, format="png", dpi=DPI)
 
 
 def plot_by_compression(rows: Sequence[Row]) -> bytes:
     """Figure 1: tau on the test set at each compression, with intervals and published values."""
-    with _figure(WIDTH, 3.8) as (figure, png):
-        axes = figure.subplots()
+    with figure(WIDTH, 3.8) as (drawn, png):
+        axes = drawn.subplots()
         levels = sorted({row["compression"] for row in rows})
         for phase, shift in _phases(rows, spread=0.16):
             shown = {row["compression"]: row for row in _of(rows, "test", phase)}
@@ -108,8 +65,8 @@ def plot_bars(
         names: its values in order, each with the text below its group; other rows are left out.
         subsets: a panel for each.
     """
-    with _figure(WIDTH, 3.6) as (figure, png):
-        panels = figure.subplots(1, len(subsets), sharey=True, squeeze=False)[0]
+    with figure(WIDTH, 3.6) as (drawn, png):
+        panels = drawn.subplots(1, len(subsets), sharey=True, squeeze=False)[0]
         groups = list(names)
         for axes, subset in zip(panels, subsets, strict=True):
             for phase, shift in _phases(rows, spread=0.36):
@@ -148,14 +105,14 @@ def plot_scatter(
         phases: a panel for each.
         baseline_error: log classification error of the network before compression, if known.
     """
-    with _figure(WIDTH, 4.0) as (figure, png):
+    with figure(WIDTH, 4.0) as (drawn, png):
         import matplotlib
         from matplotlib.lines import Line2D
 
         ramp = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(layers)))
         colors = dict(zip(layers, ramp, strict=True))
         markers = {method: MARKERS[i % len(MARKERS)] for i, method in enumerate(methods)}
-        panels = figure.subplots(1, len(phases), sharey=True, squeeze=False)[0]
+        panels = drawn.subplots(1, len(phases), sharey=True, squeeze=False)[0]
         lowest, highest = _error_range(choices, phases, baseline_error)
         for axes, phase in zip(panels, phases, strict=True):
             for row in choices:
@@ -191,7 +148,7 @@ def plot_scatter(
             marks.append(
                 Line2D([], [], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="baseline")
             )
-        figure.legend(handles=marks, loc="outside right center")
+        drawn.legend(handles=marks, loc="outside right center")
     return png.getvalue()
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from tdjax.files import write_atomically
@@ -13,7 +12,8 @@ from tdjax.study.data_section import data_section
 from tdjax.study.export import choice_rows, measurement_rows, to_csv
 from tdjax.study.families import ERRORS, error_names
 from tdjax.study.findings import Finding, judge_findings
-from tdjax.study.page import Page, Picture, render_page
+from tdjax.study.html import Picture
+from tdjax.study.page import Page, render_page
 from tdjax.study.paper import published_study
 from tdjax.study.plots import plot_bars, plot_by_compression, plot_scatter
 from tdjax.study.records import SUBSETS, Study, read_study
@@ -35,12 +35,12 @@ from tdjax.study.text import (
     to_markdown,
     unsaving_table,
 )
+from tdjax.study.versions import versions
 
 TITLE = (
     "Does the approximation error predict "
     "the compressed network\N{RIGHT SINGLE QUOTATION MARK}s performance?"
 )
-PACKAGES = ("tdjax", "jax", "flax", "numpy")
 
 
 def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
@@ -251,15 +251,8 @@ def _provenance(study: Study, resampling: Resampling) -> dict[str, str]:
         "seed": str(config.seed),
         "bootstrap resamples": f"{resampling.resamples:,}",
         "published values": config.published or DASH,
-        **{package: _version(package) for package in PACKAGES},
+        **versions(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _verdicts(findings: Sequence[Finding]) -> str:

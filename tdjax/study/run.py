@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from tdjax.factorize import layer_params
 from tdjax.moments import LayerMoments
-from tdjax.study.baseline import baseline_record, train_baseline
-from tdjax.study.bench import DECOMPOSE, Bench, set_up
+from tdjax.study.baseline import Training, baseline_record, train_baseline
+from tdjax.study.bench import DECOMPOSE, TRAIN, Bench, set_up
 from tdjax.study.candidates import decompose_runs
 from tdjax.study.finetune import finetune_records
 from tdjax.study.journal import append_records, claim_workdir
@@ -26,9 +22,8 @@ from tdjax.study.progress import Progress
 from tdjax.study.protocol import Protocol, protocol_to_dict
 from tdjax.study.records import Measurements, read_measurements
 from tdjax.study.report import write_report
+from tdjax.study.threads import Records, in_threads
 from tdjax.training import Model
-
-Records = list[dict[str, Any]]
 
 
 def run_study(protocol: Protocol, workdir: Path) -> Path:
@@ -47,9 +42,19 @@ def run_study(protocol: Protocol, workdir: Path) -> Path:
     journal = workdir / "metrics.jsonl"
     measured = read_measurements(journal) if journal.exists() else Measurements(None, {}, {})
 
-    fit = train_baseline(bench, workdir / "checkpoints" / "baseline")
+    training = Training(
+        bench.network,
+        bench.start,
+        bench.splits,
+        protocol.train,
+        bench.key(TRAIN),
+        protocol.checkpoint_every,
+    )
+    fit = train_baseline(training, workdir / "checkpoints" / "baseline")
     if measured.baseline is None:
-        append_records(journal, [baseline_record(bench, fit)])
+        epoch = int(fit.best_epoch[0])
+        record_of = baseline_record(bench.network, bench.splits, bench.dense, fit.best, epoch)
+        append_records(journal, [record_of])
     model = jax.tree.map(lambda leaf: leaf[0], fit.best)
     moments = _moments_for(bench, model, measured, workdir)
 
@@ -62,7 +67,7 @@ def run_study(protocol: Protocol, workdir: Path) -> Path:
             append_records(journal, records)
             progress.advance(len(records))
 
-        _side_by_side(
+        in_threads(
             [
                 partial(_measure_layer, bench, model, path, measured, moments.get(path))
                 for path in protocol.layers
@@ -70,42 +75,6 @@ def run_study(protocol: Protocol, workdir: Path) -> Path:
             record,
         )
     return write_report(workdir)
-
-
-def workers() -> int:
-    """How many layers are measured at once.
-
-    An accelerator is kept busy by one. On CPU, small networks leave all cores but one idle, and
-    one layer's programs compile while another's run; measurements do not depend on the number.
-    """
-    return 1 if jax.default_backend() != "cpu" else min(4, os.cpu_count() or 1)
-
-
-def _side_by_side(
-    works: Sequence[Callable[[], Iterator[Records]]], take: Callable[[Records], None]
-) -> None:
-    """Run generators in threads, handing what they yield to `take`, one call at a time.
-
-    The first error stops all of them and is raised.
-    """
-    lock, stop = threading.Lock(), threading.Event()
-
-    def run(work: Callable[[], Iterator[Records]]) -> None:
-        for records in work():
-            with lock:
-                if stop.is_set():
-                    return
-                take(records)
-
-    with ThreadPoolExecutor(workers()) as pool:
-        futures = [pool.submit(run, work) for work in works]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _moments_for(

@@ -240,3 +240,18 @@ def test_examples_whose_numbers_disagree():
     # ValueError from the library, TypeError from the shape checks where these are on.
     with pytest.raises((ValueError, TypeError)):
         Examples(np.zeros((3, 2, 2, 1), np.float32), np.zeros(2, np.int32))
+
+
+def test_given_statistics_in_place_of_those_of_the_training_images():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 2, 2, 3), np.uint8)
+    labels = np.arange(40, dtype=np.int32) % 2
+    raw = RawDataset("random", images, labels, images[:8], labels[:8], 2)
+    mean, std = (100.0, 120.0, 80.0), (50.0, 60.0, 70.0)
+    splits = prepare(raw, 0.25, statistics=(mean, std))
+    expected = (images[:8] - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose(splits.test.images, expected, rtol=1e-6)
+    np.testing.assert_allclose(splits.black, -np.array(mean) / np.array(std), rtol=1e-6)
+    for wrong in (((1.0,), (1.0,)), (mean, (50.0, 0.0, 70.0))):
+        with pytest.raises(ValueError, match="of 3 channels is needed, deviations above 0"):
+            prepare(raw, 0.25, statistics=wrong)

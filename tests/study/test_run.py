@@ -19,7 +19,8 @@ from tdjax.study.families import DATA_ERRORS, ERRORS
 from tdjax.study.protocol import protocol_from_dict
 from tdjax.study.records import read_study
 from tdjax.study.report import write_report
-from tdjax.study.run import _side_by_side, run_study
+from tdjax.study.run import run_study
+from tdjax.study.threads import in_threads
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -327,7 +328,7 @@ def test_the_first_error_stops_all_works():
         raise RuntimeError("the layer is broken")
 
     with pytest.raises(RuntimeError, match="the layer is broken"):
-        _side_by_side([lambda: endless("a"), failing, lambda: endless("b")], taken.append)
+        in_threads([lambda: endless("a"), failing, lambda: endless("b")], taken.append)
     assert [{"name": "failing"}] in taken
 
 

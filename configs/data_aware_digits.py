@@ -1,0 +1,32 @@
+"""Norms that see the data, on scikit-learn's embedded 8x8 digits: nothing to download.
+
+    python -m experiments.main --config=configs/data_aware_digits.py \\
+        --workdir=runs/data_aware_digits
+
+The GaripovNet of configs/digits.py, all methods and norms at 75, 50 and 25 % kept, three
+calibration subsets, with and without bias correction, whole and layer by layer.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import data_aware, shortened_data_aware
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment, or with `arg` "smoke" a variant of a minute."""
+    config = data_aware("digits", "garipovnet")
+    config.model.arguments = {
+        "widths": (16, 16, 32, 32, 32, 32),
+        "pools": (2, 0),
+        "average": 4,
+    }
+    config.data.validation_share = 0.25
+    config.data.validation_size = 350
+    config.train.update(
+        {"epochs": 30, "batch_size": 64, "learning_rate": 0.05, "boundaries": (15, 25)}
+    )
+    config.keeps = (0.5, 0.25)
+    config.calibration.images = (800,)
+    config.test.batch_size = 360
+    config.finetune.epochs = 1
+    return shortened_data_aware(config, arg)

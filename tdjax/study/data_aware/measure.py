@@ -1,0 +1,169 @@
+"""Compressed networks: made once for each trial, measured whole and layer by layer, trained on."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tdjax.bias import can_correct, mean_output, shifted
+from tdjax.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.moments import LayerMoments
+from tdjax.plan import Plan
+from tdjax.study.bench import DECOMPOSE, FINETUNE, performance
+from tdjax.study.data_aware.bench import AwareBench
+from tdjax.study.data_aware.settings import FROBENIUS
+from tdjax.study.data_aware.trials import Trial
+from tdjax.training import (
+    Apply,
+    Model,
+    evaluate,
+    fit_epochs,
+    start_fit,
+    steps_per_epoch,
+)
+
+
+@dataclass(frozen=True)
+class FactorisedNetwork:
+    """A network whose kernels are multiplied out from the factors of a plan; an `Apply`.
+
+    It computes what the chains of thin layers compute, but at the cost of the dense layers: one
+    program for all, and on small networks the faster one.
+    """
+
+    apply: Apply
+    plan: Plan
+
+    def __call__(self, params: Any, state: Any, images: Array, train: bool) -> tuple[Array, Any]:
+        """Logits of a batch of images, and the collections after it."""
+        return self.apply(reconstruct_params(params, self.plan), state, images, train)
+
+
+@dataclass(frozen=True, eq=False)
+class Press:
+    """Makes the compressed parameters of trials; decompositions that see no data are kept."""
+
+    bench: AwareBench
+    model: Model
+    _kept: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def factors(
+        self, trial: Trial, moments: Mapping[str, LayerMoments] | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The network's parameters with factors, and with the kernels that they stand for."""
+        plan = self.bench.plans[trial.method, trial.keep]
+        if trial.norm != FROBENIUS:
+            params = self._decomposed(
+                trial, moments=moments, norm=trial.norm, correct_bias=trial.correct_bias
+            )
+            return params, reconstruct_params(params, plan)
+        params = self._blind(trial)
+        if trial.correct_bias and moments is not None:
+            params = _corrected(params, self.model.params, plan, moments)
+        return params, reconstruct_params(params, plan)
+
+    def _blind(self, trial: Trial) -> dict[str, Any]:
+        start = trial.calibration.subset if trial.method == "cp" else 0
+        name = (trial.method, trial.keep, start)
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = self._decomposed(trial)
+            return self._kept[name]
+
+    def _decomposed(self, trial: Trial, **options: Any) -> dict[str, Any]:
+        solver = self.bench.settings.solver
+        start = f"{trial.method}, {trial.keep:g}, {trial.calibration.subset}"
+        return factorize_params(
+            self.model.params,
+            self.bench.plans[trial.method, trial.keep],
+            key=_key(self.bench.key(DECOMPOSE), start),
+            max_iters=solver.max_iters,
+            tol=solver.tol,
+            **options,
+        )
+
+
+def measured_records(
+    bench: AwareBench, model: Model, trial: Trial, dense: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One record of the whole compressed network, and one for each layer compressed alone.
+
+    Arguments:
+        model: the network before compression.
+        dense: its parameters with the kernels that the factors stand for.
+    """
+    splits, size = bench.splits, bench.settings.test.batch_size
+
+    def scored(params: Any, examples: Any) -> dict[str, Any]:
+        # Parameters of equal shapes share one compiled program, whatever was compressed.
+        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], Model(params, model.state))
+        scores = evaluate(one, bench.network, examples, size)
+        return performance(scores, 0, len(examples.labels))
+
+    records = [{"kind": "network", **trial.fields, "test": scored(dense, splits.test)}]
+    if bench.layer_test is not None:
+        for entry in bench.plans[trial.method, trial.keep].factorised:
+            path = entry.layer.path
+            params = _with_layer(model.params, path, layer_params(dense, path))
+            test = scored(params, bench.layer_test)
+            records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
+    return records
+
+
+def tuned_record(
+    bench: AwareBench, model: Model, trial: Trial, factors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Train the factors of a compressed network on, and measure it at its best epoch."""
+    settings, splits = bench.settings.finetune_fit, bench.splits
+    network = FactorisedNetwork(bench.network, bench.plans[trial.method, trial.keep])
+    models = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], Model(factors, model.state))
+    fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
+    keys = _key(bench.key(FINETUNE), f"{trial.calibration.subset}")[None]
+    black = jnp.asarray(splits.black)
+    for trained in fit_epochs(fit, network, settings, splits.train, splits.validation, keys, black):
+        fit = trained
+    scores = evaluate(fit.best, network, splits.test, bench.settings.test.batch_size)
+    return {
+        "kind": "tuned",
+        **trial.fields,
+        "epoch": int(fit.best_epoch[0]),
+        "test": performance(scores, 0, len(splits.test.labels)),
+    }
+
+
+def _key(key: Array, name: str) -> Array:
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _corrected(
+    factors: Mapping[str, Any],
+    params: Mapping[str, Any],
+    plan: Plan,
+    moments: Mapping[str, LayerMoments],
+) -> dict[str, Any]:
+    """The biases take on what the mean input of each layer loses."""
+    dense, result = reconstruct_params(factors, plan), dict(factors)
+    for entry in plan.factorised:
+        path, name = entry.layer.path, entry.layer.storage.name
+        own, mean = layer_params(params, path), moments[path].mean
+        if mean is not None and can_correct(entry, own):
+            lost = own[name] - layer_params(dense, path)[name]
+            bias = shifted(own["bias"], mean_output(lost, entry, mean))
+            result = _with_layer(result, path, {**layer_params(result, path), "bias": bias})
+    return result
+
+
+def _with_layer(params: Mapping[str, Any], path: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The same parameters with those of one layer replaced."""
+    first, _, rest = path.partition("/")
+    if not rest:
+        return {**params, first: dict(own)}
+    return {**params, first: _with_layer(params[first], rest, own)}

@@ -1,0 +1,136 @@
+"""The experiment itself: train or read, collect moments, decompose, measure, fine-tune."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from tdjax.study.baseline import Training, baseline_record, train_baseline
+from tdjax.study.bench import TRAIN
+from tdjax.study.data_aware.bench import AwareBench, ReadWeights, set_up
+from tdjax.study.data_aware.calibrate import moments_for
+from tdjax.study.data_aware.measure import Press, measured_records, tuned_record
+from tdjax.study.data_aware.records import Measured, identity, read_records
+from tdjax.study.data_aware.report import write_report
+from tdjax.study.data_aware.settings import DataAware, settings_to_dict
+from tdjax.study.data_aware.trials import Calibration, Trial, enumerate_trials, is_tuned
+from tdjax.study.journal import append_records, claim_workdir
+from tdjax.study.progress import Progress
+from tdjax.study.threads import Records, in_threads
+from tdjax.training import Model
+
+
+def run_data_aware(
+    settings: DataAware, workdir: Path, read_weights: ReadWeights | None = None
+) -> Path:
+    """Measure everything that is asked for and not measured yet, then report.
+
+    Work directory: `config.json`, `metrics.jsonl` (one line a measurement), `checkpoints/`,
+    `moments/`, `report/`. Whatever is wrong with configuration, data, weights or ranks is found
+    before any work; a run killed at any moment continues when started again, and ends with the
+    same tables.
+
+    Arguments:
+        read_weights: reads the file that `settings.weights` names, see `bench.set_up`.
+
+    Returns the path of the report's page.
+
+    Raises ValueError or `tdjax.data.DataError` that names what is wrong.
+    """
+    bench = set_up(settings, read_weights)
+    claim_workdir(workdir, settings_to_dict(dataclasses.replace(settings, experiment="data_aware")))
+    journal = workdir / "metrics.jsonl"
+    measured = read_records(journal)
+    models, epoch = _baseline(bench, workdir)
+    if measured.baseline is None:
+        record_of = baseline_record(
+            bench.network, bench.splits, bench.dense, models, epoch, ("test",)
+        )
+        sizes = [
+            {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
+            for (method, keep), plan in bench.plans.items()
+        ]
+        append_records(journal, [{**record_of, "sizes": sizes}])
+    press = Press(bench, jax.tree.map(lambda leaf: leaf[0], models))
+    trials = enumerate_trials(settings)
+    expected = [name for found in trials.values() for t in found for name in _names(bench, t)]
+    done = sum(name in measured.tests for name in expected)
+    with Progress("measurements", len(expected), done) as progress:
+
+        def record(records: Records) -> None:
+            append_records(journal, records)
+            progress.advance(len(records))
+
+        in_threads(
+            [
+                partial(_measure, press, calibration, found, measured, workdir / "moments")
+                for calibration, found in trials.items()
+            ],
+            record,
+        )
+    return write_report(workdir)
+
+
+def _baseline(bench: AwareBench, workdir: Path) -> tuple[Model, int]:
+    """The network before compression, with a first axis of one run, and its epoch."""
+    settings = bench.settings
+    if settings.weights is not None:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], bench.start), 0
+    training = Training(
+        bench.network,
+        bench.start,
+        bench.splits,
+        settings.train,
+        bench.key(TRAIN),
+        settings.checkpoint_every,
+    )
+    fit = train_baseline(training, workdir / "checkpoints" / "baseline")
+    return fit.best, int(fit.best_epoch[0])
+
+
+def _names(bench: AwareBench, trial: Trial) -> list[tuple]:
+    """What identifies each record of a trial."""
+    names = [identity({"kind": "network", **trial.fields})]
+    if bench.layer_test is not None:
+        names += [
+            identity({"kind": "layer", "layer": entry.layer.path, **trial.fields})
+            for entry in bench.plans[trial.method, trial.keep].factorised
+        ]
+    if is_tuned(bench.settings, trial):
+        names.append(identity({"kind": "tuned", **trial.fields}))
+    return names
+
+
+def _measure(
+    press: Press,
+    calibration: Calibration,
+    trials: Sequence[Trial],
+    measured: Measured,
+    folder: Path,
+) -> Iterator[Records]:
+    """Yield the records of one calibration that are missing, as soon as each group is there."""
+    bench, model = press.bench, press.model
+    missing = [
+        trial for trial in trials if any(n not in measured.tests for n in _names(bench, trial))
+    ]
+    if not missing:
+        return
+    moments = None
+    if calibration.images:
+        source = bench.sources[calibration.source]
+        moments = moments_for(bench.settings, bench.module, model, source, calibration, folder)
+    for trial in missing:
+        factors, dense = press.factors(trial, moments)
+        untuned = [n for n in _names(bench, trial) if n[0] != "tuned"]
+        if any(name not in measured.tests for name in untuned):
+            records = measured_records(bench, model, trial, dense)
+            # A write is one piece, but a reader may have cut it: what is there stays as it is.
+            yield [record for record in records if identity(record) not in measured.tests]
+        tuned = identity({"kind": "tuned", **trial.fields})
+        if is_tuned(bench.settings, trial) and tuned not in measured.tests:
+            yield [tuned_record(bench, model, trial, factors)]

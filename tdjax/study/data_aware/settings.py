@@ -1,0 +1,197 @@
+"""Everything that the experiment is asked to do, read strictly from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tdjax.chain import METHODS
+from tdjax.study.fields import plain_fields, read_fields
+from tdjax.study.protocol import DataSettings, FinetuneSettings, ModelSettings
+from tdjax.training import FitSettings
+
+FROBENIUS = "frobenius"
+NORMS = (FROBENIUS, "covariance", "kronecker")
+# The network's own training images, as they are or changed.
+OWN = ("same", "flipped", "brighter")
+OTHERS = ("digits", "mnist", "fashion_mnist", "cifar10")
+LABELS = ("sampled", "true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """Fixed standardisation: (pixel / 255 - mean) / deviation, for networks that ask for it.
+
+    Arguments:
+        mean, deviation: one for each channel; both None for those of the training images.
+    """
+
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse one without the other, and what cannot be divided by."""
+        if (self.mean is None) != (self.deviation is None):
+            raise ValueError("mean and deviation: give both or neither")
+        mean, deviation = self.mean or (), self.deviation or ()
+        if len(mean) != len(deviation) or not all(value > 0 for value in deviation):
+            raise ValueError("mean and deviation: as many of both, deviations above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """Images from which the moments are collected.
+
+    Arguments:
+        sources: "same" for the network's own training images; "flipped" or "brighter" for changed
+            copies of them; or another data set, resized to the network's input.
+        folder: where the files of another data set are.
+        images: numbers of images, each tried.
+        subsets: subsets drawn of each size, over which figures are averaged.
+        batch_size: images at once.
+        labels: "sampled" from the network's own predictions, for which the gradient's moment is
+            the Fisher information, or "true".
+        brightness: added to the pixels of "brighter" copies, as a share of their range.
+    """
+
+    sources: tuple[str, ...] = ("same",)
+    folder: str | None = None
+    images: tuple[int, ...] = (2000,)
+    subsets: int = 3
+    batch_size: int = 250
+    labels: str = "sampled"
+    brightness: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverSettings:
+    """Sweeps of the iterative decompositions at most, and the change that ends them."""
+
+    max_iters: int = 100
+    tol: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """What networks are measured on.
+
+    Arguments:
+        batch_size: images at once.
+        layer_images: test images for the networks with one layer compressed; None for all, 0
+            leaves these networks out.
+        change: "same" for the test images as they are, "flipped" or "brighter" for copies.
+    """
+
+    batch_size: int = 500
+    layer_images: int | None = None
+    change: str = "same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAware:
+    """The whole experiment: methods x shares kept x norms, on a trained network.
+
+    Arguments:
+        experiment: "data_aware" measures and reports, "report" only reports.
+        note: a remark that every report repeats, on what the figures rest.
+        weights: npz file of a PyTorch network's arrays; None trains the network.
+        methods: of "svd", "cp", "tucker", "tt".
+        norms: of "frobenius", "covariance", "kronecker".
+        keeps: shares of its weights that each layer keeps which can shrink.
+        correct_bias: without, with, or both.
+        finetune_subsets: of how many calibration subsets the networks are fine-tuned.
+        checkpoint_every: epochs between checkpoints of the baseline's training.
+    """
+
+    experiment: str = "data_aware"
+    note: str = ""
+    seed: int = 0
+    data: DataSettings
+    inputs: InputSettings = InputSettings()
+    model: ModelSettings
+    weights: str | None = None
+    train: FitSettings
+    methods: tuple[str, ...] = ("svd", "cp", "tucker", "tt")
+    norms: tuple[str, ...] = NORMS
+    keeps: tuple[float, ...] = (0.75, 0.5, 0.25)
+    correct_bias: tuple[bool, ...] = (False,)
+    calibration: CalibrationSettings = CalibrationSettings()
+    solver: SolverSettings = SolverSettings()
+    test: ScoreSettings = ScoreSettings()
+    finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(epochs=0))
+    finetune_subsets: int = 1
+    checkpoint_every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values that would make the experiment empty or end it half way."""
+        calibration, test = self.calibration, self.test
+        for name, values, known in (
+            ("methods", self.methods, METHODS),
+            ("norms", self.norms, NORMS),
+            ("keeps", self.keeps, None),
+            ("correct_bias", self.correct_bias, None),
+            ("calibration.sources", calibration.sources, (*OWN, *OTHERS)),
+            ("calibration.images", calibration.images, None),
+            ("calibration.labels", (calibration.labels,), LABELS),
+            ("test.change", (test.change,), OWN),
+        ):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"config field {name!r} must list at least one, and none twice")
+            unknown = [value for value in values if known is not None and value not in known]
+            if unknown and known is not None:
+                raise ValueError(
+                    f"config field {name!r} has {unknown[0]!r}: known are {', '.join(known)}"
+                )
+        if not all(0 < keep < 1 for keep in self.keeps):
+            raise ValueError("config field 'keeps' must hold shares between 0 and 1")
+        if not 0 < calibration.brightness < 1:
+            raise ValueError("config field 'calibration.brightness' must lie between 0 and 1")
+        for name, value, least in (
+            ("calibration.images", min(calibration.images), 1),
+            ("calibration.subsets", calibration.subsets, 1),
+            ("calibration.batch_size", calibration.batch_size, 1),
+            ("solver.max_iters", self.solver.max_iters, 1),
+            ("test.batch_size", test.batch_size, 1),
+            ("test.layer_images", test.layer_images or 0, 0),
+            ("finetune_subsets", self.finetune_subsets, 1),
+            ("checkpoint_every", self.checkpoint_every, 1),
+        ):
+            if value < least:
+                raise ValueError(f"config field {name!r} is {value}: at least {least} is needed")
+        try:
+            self.finetune_fit  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"config field 'finetune': {error}") from error
+
+    @property
+    def finetune_fit(self) -> FitSettings:
+        """How a compressed network is trained on: as at the end of the baseline's schedule."""
+        rate = self.finetune.learning_rate
+        return dataclasses.replace(
+            self.train,
+            epochs=self.finetune.epochs,
+            patience=self.finetune.patience,
+            learning_rate=self.train.last_learning_rate if rate is None else rate,
+            boundaries=(),
+        )
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether anything is measured that looks at data."""
+        return any(self.correct_bias) or any(norm != FROBENIUS for norm in self.norms)
+
+
+def settings_from_dict(raw: Mapping[str, Any]) -> DataAware:
+    """The experiment of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
+
+    Raises ValueError that names the field for one that is unknown, missing, of a wrong type or
+    out of range.
+    """
+    return read_fields(DataAware, raw)
+
+
+def settings_to_dict(settings: DataAware) -> dict[str, Any]:
+    """The experiment as plain JSON values, all defaults written out."""
+    return plain_fields(settings)
