@@ -3,8 +3,13 @@
     python -m experiments.main --config=configs/data_aware_digits.py \\
         --workdir=runs/data_aware_digits
 
-The GaripovNet of configs/digits.py, all methods and norms at 75, 50 and 25 % kept, three
-calibration subsets, with and without bias correction, whole and layer by layer.
+The GaripovNet of configs/digits.py, all methods and norms at 50 and 25 % kept, three calibration
+subsets, whole and layer by layer, and one epoch of fine-tuning for the first subset.
+
+Biases corrected as well as not, and transfer, with moments from MNIST resized to 8x8:
+
+    ... --config.correct_bias="(False, True)"
+    ... --config.calibration.sources="('same', 'mnist')" --config.calibration.folder=PATH
 """
 
 from ml_collections import ConfigDict

@@ -105,7 +105,7 @@ def _bars(rows: Sequence[Row]) -> np.ndarray:
     return np.array([[length(row, end) for row in rows] for end in ("lower", "upper")])
 
 
-def _legend(drawn: Any, panels: Sequence[Any]) -> None:
+def _legend(drawn: Any, panels: Any) -> None:
     marks = {
         name: mark
         for axes in panels
