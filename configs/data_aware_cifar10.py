@@ -10,6 +10,15 @@ Transfer, with moments from images that are mirrored, or brighter by a fifth of 
 
     ... --config.calibration.sources="('same', 'flipped', 'brighter')"
 
+Accuracy in % without fine-tuning on images that are CIFAR-10 with mild JPEG noise, each re-encoded
+once, where the network has 88.31 %; one subset of 2,000 calibration images, 50 sweeps, tol 1e-5:
+
+                    frobenius  covariance  kronecker
+    svd, 50 %           13.07       38.57      38.80
+    svd, 25 %           10.01       14.70      14.10
+    Tucker, 50 %        21.71       52.16      44.97
+    Tucker, 25 %        10.12       22.85      28.10
+
 Without WEIGHTS the network is trained first, which wants an accelerator.
 """
 

@@ -6,6 +6,11 @@
 The GaripovNet of configs/digits.py, all methods and norms at 50 and 25 % kept, three calibration
 subsets, whole and layer by layer, and one epoch of fine-tuning for the first subset.
 
+Not timed in full: two thirds of it took ten minutes of processor time. Of these, whole networks at
+50 % kept, mean of the four methods, without fine-tuning (98.6 % before compression): the covariance
+gains 38 points over Frobenius, with a 95 % interval of 19 to 57 over the subsets, and Kronecker
+40, of -5 to 84.
+
 Biases corrected as well as not, and transfer, with moments from MNIST resized to 8x8:
 
     ... --config.correct_bias="(False, True)"
