@@ -2,7 +2,7 @@
 # Sets up .venv on a machine that has python3 (3.11 or newer, with venv) or uv, then:
 #   bash launch.sh               the study on the embedded digits, with its report in runs/digits
 #   bash launch.sh test          format, lint, types and the whole test suite
-#   bash launch.sh test-oldest   the test suite with the oldest versions that pyproject.toml allows
+#   bash launch.sh test-oldest   the tests, but for the slowest, with the oldest versions that pyproject.toml allows
 #   bash launch.sh CONFIG DIR [--config.field=value ...]   another experiment, e.g. configs/garipov_mnist.py
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -29,7 +29,7 @@ set_up() {
 
 run_tests() {
     # Two workers: compiling, which most tests wait for, keeps one core busy.
-    "$1/bin/python" -m pytest -n 2
+    "$1/bin/python" -m pytest -n 2 "${@:2}"
 }
 
 case "${1:-}" in
@@ -42,7 +42,7 @@ case "${1:-}" in
         ;;
     test-oldest)
         set_up .venv-oldest test .ci/oldest.txt
-        run_tests .venv-oldest
+        run_tests .venv-oldest -m "not slow"
         ;;
     "")
         set_up .venv study

@@ -11,6 +11,25 @@ os.environ.setdefault(
 )
 
 
+# They compile for minutes, and meet no part of JAX or Flax that other tests do not.
+SLOW = (
+    "test_weighted",
+    "test_weighted_cp",
+    "test_weighted_tt",
+    "test_weighted_tucker",
+    "test_weighed_factors",
+    "test_sequential",
+    "test_data_aware",
+    "test_notebooks",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def inner_jaxprs(params):
     for value in jax.tree.leaves(params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
         value = getattr(value, "jaxpr", value)
