@@ -111,6 +111,7 @@ def data_aware(data: str, model: str) -> ConfigDict:
             "norms": ("frobenius", "covariance", "kronecker"),
             "keeps": (0.75, 0.5, 0.25),
             "correct_bias": (False,),
+            "reestimate": False,
             "calibration": {
                 "sources": ("same",),
                 "folder": config_dict.placeholder(str),

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from tdjax.study.correlate import TauEstimate, difference
 from tdjax.study.families import DATA_ERRORS, ERRORS, error_name, error_names
-from tdjax.study.page import Picture, Section
+from tdjax.study.html import Picture
+from tdjax.study.page import Section
 from tdjax.study.plots import plot_bars
 from tdjax.study.records import SUBSETS, Study
 from tdjax.study.rules import LEAST_CHOICES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -32,6 +32,28 @@ def plain_fields(settings: Any) -> dict[str, Any]:
     return plain(settings)
 
 
+def check_choices(name: str, values: Sequence[Any], known: Collection[Any] | None = None) -> None:
+    """Refuse a list of choices that is empty, has one twice, or one that is not among `known`.
+
+    Raises ValueError that names the field.
+    """
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"config field {name!r} must list at least one, and none twice")
+    unknown = [value for value in values if known is not None and value not in known]
+    if unknown and known is not None:
+        raise ValueError(f"config field {name!r} has {unknown[0]!r}: known are {', '.join(known)}")
+
+
+def check_least(*fields: tuple[str, int, int]) -> None:
+    """Refuse values below their least: (name, value, least) each.
+
+    Raises ValueError that names the first such field.
+    """
+    for name, value, least in fields:
+        if value < least:
+            raise ValueError(f"config field {name!r} is {value}: at least {least} is needed")
+
+
 def _fields(cls: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, Mapping):
         raise ValueError(f"config field {where!r} must hold fields, got {raw!r}")
@@ -56,7 +78,9 @@ def _fields(cls: type, raw: Any, where: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"config{f' field {where!r}' if where else ''}: {error}") from error
+        if not where:
+            raise
+        raise ValueError(f"config field {where!r}: {error}") from error
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from string import Template
 
 from tdjax.study.text import Cell, TauText, TextTable
 
@@ -94,6 +95,92 @@ pre {
 }
 summary { cursor: pointer; margin-top: 0.8rem; }
 """.strip()
+
+
+DOCUMENT = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+$style
+</style>
+</head>
+<body>
+<header>
+<p class="eyebrow">$subtitle</p>
+<h1>$title</h1>
+<p class="progress">$lead</p>
+<p class="baseline">$before</p>
+<dl class="facts">
+$facts
+</dl>
+</header>
+<main>
+$sections
+<section id="provenance">
+<h2>Provenance</h2>
+<dl class="facts small">
+$provenance
+</dl>
+<p class="note">Files beside this page: $files.</p>
+<details>
+<summary>Configuration</summary>
+<pre>$config</pre>
+</details>
+</section>
+</main>
+</body>
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every report's page has around its own sections, as text.
+
+    Arguments:
+        lead: what the page rests on, under the title.
+        before: heads `facts`, labels with values about the network before compression.
+        provenance: where the figures are from, labels with values.
+        config: of the experiment.
+        files: beside the page.
+    """
+
+    title: str
+    subtitle: str
+    lead: str
+    before: str
+    facts: Mapping[str, str]
+    provenance: Mapping[str, str]
+    config: str
+    files: Sequence[str]
+
+
+def document(frame: Frame, sections: Sequence[str]) -> str:
+    """A whole page, its sections given as HTML."""
+    return DOCUMENT.substitute(
+        style=STYLE,
+        title=escape(frame.title),
+        subtitle=escape(frame.subtitle),
+        lead=escape(frame.lead),
+        before=escape(frame.before),
+        facts=definitions(frame.facts),
+        sections="\n".join(sections),
+        provenance=definitions(frame.provenance),
+        files=links(frame.files),
+        config=escape(frame.config),
+    )
+
+
+def section(name: str, title: str, *body: str, note: str = "") -> str:
+    """A part of a page; `name` is its anchor, `body` HTML."""
+    head = [f'<section id="{name}">', f"<h2>{escape(title)}</h2>"]
+    if note:
+        head.append(f'<p class="note">{escape(note)}</p>')
+    return "\n".join([*head, *body, "</section>"])
 
 
 def links(files: Sequence[str]) -> str:

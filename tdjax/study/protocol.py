@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tdjax.study.fields import plain_fields, read_fields
+from tdjax.study.fields import check_choices, check_least, plain_fields, read_fields
 from tdjax.training import FitSettings
 
 
@@ -83,6 +83,23 @@ class FinetuneSettings:
     patience: int | None = None
     learning_rate: float | None = None
 
+    def fit_after(self, train: FitSettings) -> FitSettings:
+        """How a network trained by `train` is trained on: as at the end of its schedule.
+
+        Raises ValueError that names the field for what no training takes.
+        """
+        rate = train.last_learning_rate if self.learning_rate is None else self.learning_rate
+        try:
+            return dataclasses.replace(
+                train,
+                epochs=self.epochs,
+                patience=self.patience,
+                learning_rate=rate,
+                boundaries=(),
+            )
+        except ValueError as error:
+            raise ValueError(f"config field 'finetune': {error}") from error
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -117,41 +134,27 @@ class Protocol:
     def __post_init__(self) -> None:
         """Refuse values that would make the study empty."""
         for name in ("layers", "methods", "compressions"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"config field {name!r} must list at least one, and none twice")
-        if self.runs < 1 or self.checkpoint_every < 1:
-            raise ValueError("config fields 'runs' and 'checkpoint_every' must be at least 1")
+            check_choices(name, getattr(self, name))
         if self.decompose.cp_init not in ("random", "normal"):
             raise ValueError(
                 f"config field 'decompose.cp_init' is {self.decompose.cp_init!r}: "
                 "known are random, normal"
             )
-        for name, value, least in (
+        check_least(
+            ("runs", self.runs, 1),
+            ("checkpoint_every", self.checkpoint_every, 1),
             ("decompose.max_iters", self.decompose.max_iters, 1),
             ("decompose.tucker_iters", self.decompose.tucker_iters, 0),
             ("measure.feature_images", self.measure.feature_images, 1),
             ("measure.batch_size", self.measure.batch_size, 1),
             ("measure.chunk", self.measure.chunk, 1),
-        ):
-            if value < least:
-                raise ValueError(f"config field {name!r} is {value}: at least {least} is needed")
-        try:
-            self.finetune_fit  # noqa: B018
-        except ValueError as error:
-            raise ValueError(f"config field 'finetune': {error}") from error
+        )
+        self.finetune.fit_after(self.train)
 
     @property
     def finetune_fit(self) -> FitSettings:
-        """How a compressed network is trained on: as at the end of the baseline's schedule."""
-        rate = self.finetune.learning_rate
-        return dataclasses.replace(
-            self.train,
-            epochs=self.finetune.epochs,
-            patience=self.finetune.patience,
-            learning_rate=self.train.last_learning_rate if rate is None else rate,
-            boundaries=(),
-        )
+        """How a compressed network is trained on."""
+        return self.finetune.fit_after(self.train)
 
 
 def protocol_from_dict(raw: Mapping[str, Any]) -> Protocol:

@@ -12,7 +12,7 @@ from tdjax.study.data_section import data_section
 from tdjax.study.export import choice_rows, measurement_rows, to_csv
 from tdjax.study.families import ERRORS, error_names
 from tdjax.study.findings import Finding, judge_findings
-from tdjax.study.html import Picture
+from tdjax.study.html import Frame, Picture
 from tdjax.study.page import Page, render_page
 from tdjax.study.paper import published_study
 from tdjax.study.plots import plot_bars, plot_by_compression, plot_scatter
@@ -81,11 +81,18 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         "verdicts.json": _verdicts(findings),
     }
     pictures = _pictures(study, by_compression, by_error, by_scope, choices)
-    page = Page(
+    frame = Frame(
         title=TITLE,
         subtitle=f"{study.config.model} on {study.config.data}",
-        progress=_progress(study),
+        lead=_progress(study),
+        before="Baseline, before any compression",
         facts=_baseline_facts(study),
+        provenance=_provenance(study, resampling),
+        config=json.dumps(study.config.raw, indent=2),
+        files=list(files),
+    )
+    page = Page(
+        frame=frame,
         findings=findings,
         judged_by=_judged_by(study),
         pictures=[picture for picture, _ in pictures],
@@ -93,9 +100,6 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         tables_note="Mean ± standard deviation over the runs [95 % bootstrap interval].",
         beside=beside,
         unsaving=unsaving,
-        provenance=_provenance(study, resampling),
-        config=json.dumps(study.config.raw, indent=2),
-        files=list(files),
     )
     report = workdir / "report"
     report.mkdir(exist_ok=True)

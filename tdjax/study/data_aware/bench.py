@@ -18,6 +18,7 @@ from tdjax.plan import Plan, Rule
 from tdjax.study.bench import INIT, build_network
 from tdjax.study.data_aware.calibrate import altered, source_examples
 from tdjax.study.data_aware.settings import DataAware
+from tdjax.study.data_aware.trials import Trial, is_sequential
 from tdjax.training import LinenNetwork, Model, steps_per_epoch
 
 # (path, shapes of the variables) -> variables
@@ -54,6 +55,12 @@ class AwareBench:
         """The uncompressed network's forward function."""
         return LinenNetwork(self.module)
 
+    def layers_of(self, trial: Trial) -> list[str]:
+        """The layers of a trial that are tried one at a time."""
+        if self.layer_test is None or is_sequential(trial):
+            return []
+        return [entry.layer.path for entry in self.plans[trial.method, trial.keep].factorised]
+
 
 def set_up(settings: DataAware, read_weights: ReadWeights | None = None) -> AwareBench:
     """Load the data, build the network, read its weights, and plan every compression.
@@ -79,7 +86,7 @@ def set_up(settings: DataAware, read_weights: ReadWeights | None = None) -> Awar
         variables = read_weights(settings.weights, jax.eval_shape(module.init, key, sample))
     sources = (
         {name: source_examples(settings, name, splits) for name in settings.calibration.sources}
-        if settings.needs_moments
+        if settings.needs_images
         else {}
     )
     for name, examples in sources.items():
@@ -89,6 +96,10 @@ def set_up(settings: DataAware, read_weights: ReadWeights | None = None) -> Awar
                 f"but source {name!r} has {len(examples.labels)} images"
             )
     state = {name: value for name, value in variables.items() if name != "params"}
+    if settings.reestimate and "batch_stats" not in state:
+        raise ValueError(
+            f"config field 'reestimate': {settings.model.name} has no batch statistics"
+        )
     return AwareBench(
         settings,
         splits,

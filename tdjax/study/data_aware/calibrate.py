@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,14 @@ from tdjax.training import Model, example_scores
 
 # The brightest pixel of a data set; scikit-learn's digits have 17 grey levels.
 HIGHEST_PIXEL = {"digits": 16}
+
+
+class Batch(NamedTuple):
+    """Calibration images (b, h, w, c), their labels (b,), and Gumbel noise (b, classes)."""
+
+    images: Any
+    labels: Any
+    noise: Any
 
 
 def highest_pixel(name: str) -> int:
@@ -81,11 +90,26 @@ def draw(examples: Examples, calibration: Calibration, seed: int) -> Examples:
     return Examples(np.ascontiguousarray(examples.images[chosen]), examples.labels[chosen])
 
 
+def batches_of(
+    settings: DataAware, source: Examples, calibration: Calibration, classes: int
+) -> list[Batch]:
+    """The images of a calibration in batches, with what their losses need."""
+    examples = draw(source, calibration, settings.seed)
+    noise = np.random.default_rng([settings.seed, calibration.subset, 1])
+    size, batches = settings.calibration.batch_size, []
+    for start in range(0, len(examples.labels), size):
+        part = slice(start, start + size)
+        labels = examples.labels[part]
+        gumbel = noise.gumbel(size=(len(labels), classes)).astype(np.float32)
+        batches.append(Batch(examples.images[part], labels, gumbel))
+    return batches
+
+
 def moments_for(
     settings: DataAware,
     module: nn.Module,
     model: Model,
-    source: Examples,
+    batches: Sequence[Batch],
     calibration: Calibration,
     folder: Path,
 ) -> dict[str, LayerMoments]:
@@ -93,21 +117,12 @@ def moments_for(
     path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
     if path.exists():
         return load_moments(path)
-    examples = draw(source, calibration, settings.seed)
-    noise = np.random.default_rng([settings.seed, calibration.subset, 1])
-    classes = jax.eval_shape(
-        module.apply, {**model.state, "params": model.params}, examples.images[:1]
-    ).shape[-1]
-    size, batches = settings.calibration.batch_size, []
-    for start in range(0, len(examples.labels), size):
-        part = slice(start, start + size)
-        labels = examples.labels[part]
-        gumbel = noise.gumbel(size=(len(labels), classes)).astype(np.float32)
-        batches.append((examples.images[part], labels, gumbel))
     losses = {"true": true_loss, "sampled": sampled_loss}
-    loss = losses[settings.calibration.labels] if "kronecker" in settings.norms else None
     moments = collect_moments(
-        module, {**model.state, "params": model.params}, batches, loss_fn=loss
+        module,
+        {**model.state, "params": model.params},
+        batches,
+        loss_fn=losses[settings.calibration.labels] if settings.needs_gradients else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_moments(path, moments)
@@ -115,14 +130,14 @@ def moments_for(
     return load_moments(path)
 
 
-def true_loss(logits: Float[Array, "b k"], batch: Any) -> Float[Array, " b"]:
+def true_loss(logits: Float[Array, "b k"], batch: Batch) -> Float[Array, " b"]:
     """Cross-entropy of each example."""
-    return example_scores(logits, batch[1])[1]
+    return example_scores(logits, batch.labels)[1]
 
 
-def sampled_loss(logits: Float[Array, "b k"], batch: Any) -> Float[Array, " b"]:
+def sampled_loss(logits: Float[Array, "b k"], batch: Batch) -> Float[Array, " b"]:
     """Cross-entropy of labels drawn from the network's own predictions, by Gumbel noise."""
-    labels = jnp.argmax(jax.lax.stop_gradient(logits) + batch[2], axis=-1)
+    labels = jnp.argmax(jax.lax.stop_gradient(logits) + batch.noise, axis=-1)
     return example_scores(logits, labels)[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tdjax.adapters import factorize_sequentially, reestimate_batch_stats
 from tdjax.bias import can_correct, mean_output, shifted
+from tdjax.data import Examples
 from tdjax.factorize import factorize_params, layer_params, reconstruct_params
 from tdjax.moments import LayerMoments
 from tdjax.plan import Plan
 from tdjax.study.bench import DECOMPOSE, FINETUNE, performance
 from tdjax.study.data_aware.bench import AwareBench
+from tdjax.study.data_aware.calibrate import Batch
 from tdjax.study.data_aware.settings import FROBENIUS
-from tdjax.study.data_aware.trials import Trial
+from tdjax.study.data_aware.trials import Trial, is_sequential
 from tdjax.training import (
     Apply,
     Model,
@@ -28,6 +31,8 @@ from tdjax.training import (
     start_fit,
     steps_per_epoch,
 )
+
+Moments = Mapping[str, LayerMoments]
 
 
 @dataclass(frozen=True)
@@ -56,18 +61,25 @@ class Press:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def factors(
-        self, trial: Trial, moments: Mapping[str, LayerMoments] | None
+        self, trial: Trial, moments: Moments | None, batches: Sequence[Batch]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The network's parameters with factors, and with the kernels that they stand for."""
+        """The network's parameters with factors, and with the kernels that they stand for.
+
+        Arguments:
+            moments: on the trial's calibration; None where that has no images.
+            batches: its images.
+        """
         plan = self.bench.plans[trial.method, trial.keep]
-        if trial.norm != FROBENIUS:
+        if is_sequential(trial):
+            params = self._one_after_the_other(trial, moments, batches)
+        elif trial.norm != FROBENIUS:
             params = self._decomposed(
                 trial, moments=moments, norm=trial.norm, correct_bias=trial.correct_bias
             )
-            return params, reconstruct_params(params, plan)
-        params = self._blind(trial)
-        if trial.correct_bias and moments is not None:
-            params = _corrected(params, self.model.params, plan, moments)
+        else:
+            params = self._blind(trial)
+            if trial.correct_bias and moments is not None:
+                params = _corrected(params, self.model.params, plan, moments)
         return params, reconstruct_params(params, plan)
 
     def _blind(self, trial: Trial) -> dict[str, Any]:
@@ -79,16 +91,27 @@ class Press:
             return self._kept[name]
 
     def _decomposed(self, trial: Trial, **options: Any) -> dict[str, Any]:
+        plan = self.bench.plans[trial.method, trial.keep]
+        return factorize_params(self.model.params, plan, **self._solver(trial), **options)
+
+    def _one_after_the_other(
+        self, trial: Trial, moments: Moments | None, batches: Sequence[Batch]
+    ) -> dict[str, Any]:
+        return factorize_sequentially(
+            self.bench.module,
+            {**self.model.state, "params": self.model.params},
+            self.bench.plans[trial.method, trial.keep],
+            batches,
+            moments=moments if trial.norm.endswith("kronecker") else None,
+            correct_bias=trial.correct_bias,
+            **self._solver(trial),
+        )
+
+    def _solver(self, trial: Trial) -> dict[str, Any]:
         solver = self.bench.settings.solver
         start = f"{trial.method}, {trial.keep:g}, {trial.calibration.subset}"
-        return factorize_params(
-            self.model.params,
-            self.bench.plans[trial.method, trial.keep],
-            key=_key(self.bench.key(DECOMPOSE), start),
-            max_iters=solver.max_iters,
-            tol=solver.tol,
-            **options,
-        )
+        key = _key(self.bench.key(DECOMPOSE), start)
+        return {"key": key, "max_iters": solver.max_iters, "tol": solver.tol}
 
 
 def measured_records(
@@ -100,22 +123,35 @@ def measured_records(
         model: the network before compression.
         dense: its parameters with the kernels that the factors stand for.
     """
-    splits, size = bench.splits, bench.settings.test.batch_size
-
-    def scored(params: Any, examples: Any) -> dict[str, Any]:
-        # Parameters of equal shapes share one compiled program, whatever was compressed.
-        one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], Model(params, model.state))
-        scores = evaluate(one, bench.network, examples, size)
-        return performance(scores, 0, len(examples.labels))
-
-    records = [{"kind": "network", **trial.fields, "test": scored(dense, splits.test)}]
-    if bench.layer_test is not None:
-        for entry in bench.plans[trial.method, trial.keep].factorised:
-            path = entry.layer.path
-            params = _with_layer(model.params, path, layer_params(dense, path))
-            test = scored(params, bench.layer_test)
-            records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
+    records = [
+        {
+            "kind": "network",
+            **trial.fields,
+            "test": _scored(bench, Model(dense, model.state), bench.splits.test),
+        }
+    ]
+    for path in bench.layers_of(trial):
+        assert bench.layer_test is not None
+        params = _with_layer(model.params, path, layer_params(dense, path))
+        test = _scored(bench, Model(params, model.state), bench.layer_test)
+        records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
     return records
+
+
+def reestimated_record(
+    bench: AwareBench, compressed: Model, trial: Trial, batches: Sequence[Batch]
+) -> dict[str, Any]:
+    """A whole compressed network whose batch normalisation is estimated anew.
+
+    Arguments:
+        compressed: its kernels, multiplied out, with the state of the network before.
+        batches: unlabelled, in effect: only the images are looked at.
+    """
+    variables = {**compressed.state, "params": compressed.params}
+    state = dict(reestimate_batch_stats(bench.module, variables, batches))
+    params = state.pop("params")
+    test = _scored(bench, Model(params, state), bench.splits.test)
+    return {"kind": "reestimated", **trial.fields, "test": test}
 
 
 def tuned_record(
@@ -139,6 +175,13 @@ def tuned_record(
     }
 
 
+def _scored(bench: AwareBench, model: Model, examples: Examples) -> dict[str, Any]:
+    # Parameters of equal shapes share one compiled program, whatever was compressed.
+    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
+    scores = evaluate(one, bench.network, examples, bench.settings.test.batch_size)
+    return performance(scores, 0, len(examples.labels))
+
+
 def _key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
@@ -147,7 +190,7 @@ def _corrected(
     factors: Mapping[str, Any],
     params: Mapping[str, Any],
     plan: Plan,
-    moments: Mapping[str, LayerMoments],
+    moments: Moments,
 ) -> dict[str, Any]:
     """The biases take on what the mean input of each layer loses."""
     dense, result = reconstruct_params(factors, plan), dict(factors)

@@ -12,7 +12,13 @@ from tdjax.study.canvas import INK, MARKERS, MUTED, WIDTH, figure
 from tdjax.study.tables import Row
 
 # Of Okabe and Ito: told apart by colour-blind readers.
-COLORS = {"frobenius": "#8a8f96", "covariance": "#0072b2", "kronecker": "#d55e00"}
+COLORS = {
+    "frobenius": "#8a8f96",
+    "covariance": "#0072b2",
+    "kronecker": "#d55e00",
+    "sequential covariance": "#009e73",
+    "sequential kronecker": "#cc79a7",
+}
 
 
 def plot_against(

@@ -11,7 +11,7 @@ from typing import Any
 
 from tdjax.study.settings import required
 
-KINDS = ("network", "layer", "tuned")
+KINDS = ("network", "reestimated", "tuned", "layer")
 FIELDS: dict[str, type] = {
     "method": str,
     "keep": float,

@@ -13,12 +13,23 @@ import jax.numpy as jnp
 from tdjax.study.baseline import Training, baseline_record, train_baseline
 from tdjax.study.bench import TRAIN
 from tdjax.study.data_aware.bench import AwareBench, ReadWeights, set_up
-from tdjax.study.data_aware.calibrate import moments_for
-from tdjax.study.data_aware.measure import Press, measured_records, tuned_record
+from tdjax.study.data_aware.calibrate import batches_of, moments_for
+from tdjax.study.data_aware.measure import (
+    Press,
+    measured_records,
+    reestimated_record,
+    tuned_record,
+)
 from tdjax.study.data_aware.records import Measured, identity, read_records
 from tdjax.study.data_aware.report import write_report
 from tdjax.study.data_aware.settings import DataAware, settings_to_dict
-from tdjax.study.data_aware.trials import Calibration, Trial, enumerate_trials, is_tuned
+from tdjax.study.data_aware.trials import (
+    Calibration,
+    Trial,
+    enumerate_trials,
+    images_of,
+    is_tuned,
+)
 from tdjax.study.journal import append_records, claim_workdir
 from tdjax.study.progress import Progress
 from tdjax.study.threads import Records, in_threads
@@ -95,15 +106,14 @@ def _baseline(bench: AwareBench, workdir: Path) -> tuple[Model, int]:
 
 def _names(bench: AwareBench, trial: Trial) -> list[tuple]:
     """What identifies each record of a trial."""
-    names = [identity({"kind": "network", **trial.fields})]
-    if bench.layer_test is not None:
-        names += [
-            identity({"kind": "layer", "layer": entry.layer.path, **trial.fields})
-            for entry in bench.plans[trial.method, trial.keep].factorised
-        ]
+    kinds = ["network"]
+    if bench.settings.reestimate:
+        kinds.append("reestimated")
     if is_tuned(bench.settings, trial):
-        names.append(identity({"kind": "tuned", **trial.fields}))
-    return names
+        kinds.append("tuned")
+    whole = [identity({"kind": kind, **trial.fields}) for kind in kinds]
+    layers = bench.layers_of(trial)
+    return whole + [identity({"kind": "layer", "layer": p, **trial.fields}) for p in layers]
 
 
 def _measure(
@@ -115,22 +125,28 @@ def _measure(
 ) -> Iterator[Records]:
     """Yield the records of one calibration that are missing, as soon as each group is there."""
     bench, model = press.bench, press.model
-    missing = [
-        trial for trial in trials if any(n not in measured.tests for n in _names(bench, trial))
-    ]
-    if not missing:
+    settings, batches, moments = bench.settings, [], None
+    wanted = {
+        trial: missing
+        for trial in trials
+        if (missing := {name for name in _names(bench, trial) if name not in measured.tests})
+    }
+    if not wanted:
         return
-    moments = None
+    images = images_of(settings, next(iter(wanted)))
+    if calibration.images or settings.reestimate:
+        source, classes = bench.sources[images.source], bench.splits.num_classes
+        batches = batches_of(settings, source, images, classes)
     if calibration.images:
-        source = bench.sources[calibration.source]
-        moments = moments_for(bench.settings, bench.module, model, source, calibration, folder)
-    for trial in missing:
-        factors, dense = press.factors(trial, moments)
-        untuned = [n for n in _names(bench, trial) if n[0] != "tuned"]
-        if any(name not in measured.tests for name in untuned):
+        moments = moments_for(settings, bench.module, model, batches, calibration, folder)
+    for trial, missing in wanted.items():
+        kinds = {name[0] for name in missing}
+        factors, dense = press.factors(trial, moments, batches)
+        if kinds & {"network", "layer"}:
             records = measured_records(bench, model, trial, dense)
             # A write is one piece, but a reader may have cut it: what is there stays as it is.
-            yield [record for record in records if identity(record) not in measured.tests]
-        tuned = identity({"kind": "tuned", **trial.fields})
-        if is_tuned(bench.settings, trial) and tuned not in measured.tests:
+            yield [record for record in records if identity(record) in missing]
+        if "reestimated" in kinds:
+            yield [reestimated_record(bench, Model(dense, model.state), trial, batches)]
+        if "tuned" in kinds:
             yield [tuned_record(bench, model, trial, factors)]

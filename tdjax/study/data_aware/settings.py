@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tdjax.chain import METHODS
-from tdjax.study.fields import plain_fields, read_fields
+from tdjax.study.fields import check_choices, check_least, plain_fields, read_fields
 from tdjax.study.protocol import DataSettings, FinetuneSettings, ModelSettings
 from tdjax.training import FitSettings
 
 FROBENIUS = "frobenius"
-NORMS = (FROBENIUS, "covariance", "kronecker")
+# In front of a norm: layer after layer, each on what the ones before it have become.
+SEQUENTIAL = "sequential "
+NORMS = (
+    FROBENIUS,
+    "covariance",
+    "kronecker",
+    f"{SEQUENTIAL}covariance",
+    f"{SEQUENTIAL}kronecker",
+)
 # The network's own training images, as they are or changed.
 OWN = ("same", "flipped", "brighter")
 OTHERS = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -98,9 +105,13 @@ class DataAware:
         note: a remark that every report repeats, on what the figures rest.
         weights: npz file of a PyTorch network's arrays; None trains the network.
         methods: of "svd", "cp", "tucker", "tt".
-        norms: of "frobenius", "covariance", "kronecker".
+        norms: of "frobenius", "covariance", "kronecker", "sequential covariance", "sequential
+            kronecker"; the last two decompose layer after layer, see
+            `tdjax.factorize_sequentially`, and whole networks only.
         keeps: shares of its weights that each layer keeps which can shrink.
         correct_bias: without, with, or both.
+        reestimate: measure each whole network with the statistics of its batch normalisation
+            estimated anew, too: on its calibration images, or the first of them if it saw none.
         finetune_subsets: of how many calibration subsets the networks are fine-tuned.
         checkpoint_every: epochs between checkpoints of the baseline's training.
     """
@@ -114,9 +125,10 @@ class DataAware:
     weights: str | None = None
     train: FitSettings
     methods: tuple[str, ...] = ("svd", "cp", "tucker", "tt")
-    norms: tuple[str, ...] = NORMS
+    norms: tuple[str, ...] = NORMS[:3]
     keeps: tuple[float, ...] = (0.75, 0.5, 0.25)
     correct_bias: tuple[bool, ...] = (False,)
+    reestimate: bool = False
     calibration: CalibrationSettings = CalibrationSettings()
     solver: SolverSettings = SolverSettings()
     test: ScoreSettings = ScoreSettings()
@@ -127,28 +139,19 @@ class DataAware:
     def __post_init__(self) -> None:
         """Refuse values that would make the experiment empty or end it half way."""
         calibration, test = self.calibration, self.test
-        for name, values, known in (
-            ("methods", self.methods, METHODS),
-            ("norms", self.norms, NORMS),
-            ("keeps", self.keeps, None),
-            ("correct_bias", self.correct_bias, None),
-            ("calibration.sources", calibration.sources, (*OWN, *OTHERS)),
-            ("calibration.images", calibration.images, None),
-            ("calibration.labels", (calibration.labels,), LABELS),
-            ("test.change", (test.change,), OWN),
-        ):
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"config field {name!r} must list at least one, and none twice")
-            unknown = [value for value in values if known is not None and value not in known]
-            if unknown and known is not None:
-                raise ValueError(
-                    f"config field {name!r} has {unknown[0]!r}: known are {', '.join(known)}"
-                )
+        check_choices("methods", self.methods, METHODS)
+        check_choices("norms", self.norms, NORMS)
+        check_choices("keeps", self.keeps)
+        check_choices("correct_bias", self.correct_bias)
+        check_choices("calibration.sources", calibration.sources, (*OWN, *OTHERS))
+        check_choices("calibration.images", calibration.images)
+        check_choices("calibration.labels", (calibration.labels,), LABELS)
+        check_choices("test.change", (test.change,), OWN)
         if not all(0 < keep < 1 for keep in self.keeps):
             raise ValueError("config field 'keeps' must hold shares between 0 and 1")
         if not 0 < calibration.brightness < 1:
             raise ValueError("config field 'calibration.brightness' must lie between 0 and 1")
-        for name, value, least in (
+        check_least(
             ("calibration.images", min(calibration.images), 1),
             ("calibration.subsets", calibration.subsets, 1),
             ("calibration.batch_size", calibration.batch_size, 1),
@@ -157,30 +160,27 @@ class DataAware:
             ("test.layer_images", test.layer_images or 0, 0),
             ("finetune_subsets", self.finetune_subsets, 1),
             ("checkpoint_every", self.checkpoint_every, 1),
-        ):
-            if value < least:
-                raise ValueError(f"config field {name!r} is {value}: at least {least} is needed")
-        try:
-            self.finetune_fit  # noqa: B018
-        except ValueError as error:
-            raise ValueError(f"config field 'finetune': {error}") from error
+        )
+        self.finetune.fit_after(self.train)
 
     @property
     def finetune_fit(self) -> FitSettings:
-        """How a compressed network is trained on: as at the end of the baseline's schedule."""
-        rate = self.finetune.learning_rate
-        return dataclasses.replace(
-            self.train,
-            epochs=self.finetune.epochs,
-            patience=self.finetune.patience,
-            learning_rate=self.train.last_learning_rate if rate is None else rate,
-            boundaries=(),
-        )
+        """How a compressed network is trained on."""
+        return self.finetune.fit_after(self.train)
 
     @property
-    def needs_moments(self) -> bool:
-        """Whether anything is measured that looks at data."""
-        return any(self.correct_bias) or any(norm != FROBENIUS for norm in self.norms)
+    def needs_gradients(self) -> bool:
+        """Whether any norm weighs outputs by their gradient."""
+        return any(norm.endswith("kronecker") for norm in self.norms)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether anything is measured that looks at calibration images."""
+        return (
+            self.reestimate
+            or any(self.correct_bias)
+            or any(norm != FROBENIUS for norm in self.norms)
+        )
 
 
 def settings_from_dict(raw: Mapping[str, Any]) -> DataAware:

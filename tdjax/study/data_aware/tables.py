@@ -11,12 +11,24 @@ import numpy as np
 from scipy import stats
 
 from tdjax.study.data_aware.records import KINDS, Measured
-from tdjax.study.data_aware.settings import FROBENIUS, DataAware
+from tdjax.study.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
 from tdjax.study.data_aware.trials import sees_data
 from tdjax.study.tables import Row
 
-PHASES = {"network": "before", "tuned": "after", "layer": "before"}
-PAIRS = (("covariance", FROBENIUS), ("kronecker", FROBENIUS), ("kronecker", "covariance"))
+PHASES = {
+    "network": "before",
+    "reestimated": "re-estimated",
+    "tuned": "after",
+    "layer": "before",
+}
+PAIRS = (
+    ("covariance", FROBENIUS),
+    ("kronecker", FROBENIUS),
+    ("kronecker", "covariance"),
+    (f"{SEQUENTIAL}covariance", "covariance"),
+    (f"{SEQUENTIAL}kronecker", "kronecker"),
+    (f"{SEQUENTIAL}kronecker", f"{SEQUENTIAL}covariance"),
+)
 FIGURES = ("accuracy", "cross_entropy")
 
 
@@ -115,7 +127,7 @@ def comparison_rows(settings: DataAware, rows: Sequence[Row]) -> list[Row]:
     known, found = by_trial(rows), []
     whole = [row for row in rows if not row["layer"]]
     conditions = product(
-        ("before", "after"),
+        dict.fromkeys(PHASES.values()),
         settings.calibration.sources,
         settings.calibration.images,
         settings.correct_bias,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
 
-from tdjax.study.data_aware.settings import FROBENIUS, DataAware
+from tdjax.study.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
 
 
 @dataclass(frozen=True, order=True)
@@ -68,6 +68,19 @@ def enumerate_trials(settings: DataAware) -> dict[Calibration, list[Trial]]:
 def sees_data(norm: str, correct_bias: bool) -> bool:
     """Whether such a decomposition depends on the calibration images."""
     return norm != FROBENIUS or correct_bias
+
+
+def is_sequential(trial: Trial) -> bool:
+    """Whether its layers depend on one another, so that none can be tried alone."""
+    return trial.norm.startswith(SEQUENTIAL)
+
+
+def images_of(settings: DataAware, trial: Trial) -> Calibration:
+    """The images that batch statistics are estimated on: its own, or the first if it saw none."""
+    if trial.calibration.images:
+        return trial.calibration
+    calibration = settings.calibration
+    return Calibration(calibration.sources[0], calibration.images[0], trial.calibration.subset)
 
 
 def is_tuned(settings: DataAware, trial: Trial) -> bool:
