@@ -18,7 +18,8 @@ from tdjax.moments import LayerMoments
 from tdjax.moments_file import load_moments, save_moments
 from tdjax.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.optimizers import carry_optimizer_state
-from tdjax.plan import Plan, PlannedLayer, Rule
+from tdjax.plan import Plan, PlannedLayer
+from tdjax.rules import Rule
 from tdjax.saving import load_factorised, save_factorised
 
 __all__ = [

@@ -21,7 +21,8 @@ import tdjax.nnx.sequential
 import tdjax.nnx.table
 from tdjax.layers import Layer
 from tdjax.moments import LayerMoments, collect
-from tdjax.plan import Plan, Rule
+from tdjax.plan import Plan
+from tdjax.rules import Rule
 from tdjax.sums import LossFn
 
 Model = TypeVar("Model", bound=nnx.Module)

@@ -14,7 +14,9 @@ from tdjax.chain import METHODS
 from tdjax.decompose.als import relative_error
 from tdjax.kernels import decompose_array, reconstruct_array
 from tdjax.layers import Layer
-from tdjax.plan import PlannedLayer, Rule, plan_layer
+from tdjax.plan import PlannedLayer
+from tdjax.planning import plan_layer
+from tdjax.rules import Rule
 
 
 def best_format(

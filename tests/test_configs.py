@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tdjax.linen import layer_table, make_plan
-from tdjax.plan import Rule
+from tdjax.rules import Rule
 from tdjax.study.bench import build_network
 from tdjax.study.choices import enumerate_choices
 from tdjax.study.data_aware.settings import settings_from_dict, settings_to_dict

@@ -8,7 +8,7 @@ from plain_models import ConvNet
 import tdjax
 from tdjax import Layer, Plan, PlannedLayer, Rule
 from tdjax.factorize import layer_params, replace_kernel
-from tdjax.plan import plan_layer
+from tdjax.planning import plan_layer
 
 # A model's parameters without a model: names, shapes and a plan are enough.
 LAYERS = {

@@ -19,7 +19,7 @@ from plain_models import (
 
 import tdjax
 from tdjax import Plan, Rule
-from tdjax.plan import plan_layer
+from tdjax.planning import plan_layer
 
 METHODS = {
     "cp": {"method": "cp", "rank": 3},

@@ -9,7 +9,7 @@ from plain_models import Scanned, normal, random_variables
 
 import tdjax
 from tdjax import Plan, Rule
-from tdjax.plan import plan_layer
+from tdjax.planning import plan_layer
 from tdjax.ranks import full_ranks
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 24, (2, 5)))

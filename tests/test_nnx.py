@@ -16,7 +16,7 @@ from plain_models import normal, random_variables
 import tdjax
 from tdjax import Plan, Rule
 from tdjax.nnx import reconstruct
-from tdjax.plan import plan_layer
+from tdjax.planning import plan_layer
 from tdjax.ranks import full_ranks
 
 # Older versions of Flax take the plain containers.

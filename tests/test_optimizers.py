@@ -12,7 +12,7 @@ from plain_models import normal
 import tdjax
 from tdjax import Layer, Plan, PlannedLayer, Rule
 from tdjax.optimizers import carry_optimizer_state
-from tdjax.plan import plan_layer
+from tdjax.planning import plan_layer
 
 LAYERS = (Layer("block/conv", "conv", (3, 3, 4, 8)), Layer("head", "dense", (8, 6)))
 RULE = Rule(path="block/conv", method="tucker", rank=2)

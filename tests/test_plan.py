@@ -10,7 +10,7 @@ from plain_models import ConvNet
 
 import tdjax
 from tdjax import Layer, Plan, PlannedLayer, Rule
-from tdjax.plan import plan_layer, plan_layers
+from tdjax.planning import plan_layer, plan_layers
 
 CONV1 = Layer("conv1", "conv", (3, 3, 16, 32), in_spatial=(8, 8), out_spatial=(4, 4), other=32)
 CONV2 = Layer("conv2", "conv", (3, 3, 16, 32), groups=2, in_spatial=(4, 4), out_spatial=(4, 4))

@@ -18,7 +18,7 @@ import tdjax
 from tdjax import Layer, Plan, PlannedLayer, Rule
 from tdjax.checkpoints import CheckpointError, save
 from tdjax.layers import Storage
-from tdjax.plan import plan_layer
+from tdjax.planning import plan_layer
 from tdjax.saving import check_params, load_factorised, save_factorised
 
 IMAGES, TOKENS = normal(0, 2, 8, 8, 3), jnp.zeros((2, 6), jnp.int32)

@@ -8,7 +8,7 @@ from plain_models import Scanned, TwoConvs, normal, random_variables
 import tdjax
 from tdjax import Rule
 from tdjax.factorize import replace_kernel
-from tdjax.plan import plan_layer
+from tdjax.planning import plan_layer
 
 RULE = Rule(path=".*", method="auto", compression=0.6)
 

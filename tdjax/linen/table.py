@@ -17,7 +17,9 @@ from tdjax.factorize import layer_params
 from tdjax.layers import VECTORS, Layer, in_stack
 from tdjax.linen.kinds import KINDS, Call, Kind
 from tdjax.marks import INPUT, OUTPUT, mark
-from tdjax.plan import Plan, Rule, plan_layers
+from tdjax.plan import Plan
+from tdjax.planning import plan_layers
+from tdjax.rules import Rule
 from tdjax.select import best_format
 from tdjax.traces import Trace, TracedCall
 

@@ -19,7 +19,9 @@ from tdjax.layers import Layer, in_stack
 from tdjax.marks import INPUT, OUTPUT, mark
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
 from tdjax.nnx.kinds import KINDS, Kind
-from tdjax.plan import Plan, Rule, plan_layers
+from tdjax.plan import Plan
+from tdjax.planning import plan_layers
+from tdjax.rules import Rule
 from tdjax.select import best_format
 from tdjax.traces import Trace, TracedCall
 

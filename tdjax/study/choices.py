@@ -9,8 +9,10 @@ from itertools import product
 
 from tdjax.decompose.tt import clip_ranks
 from tdjax.layers import Layer
-from tdjax.plan import PlannedLayer, Rule, plan_layer
+from tdjax.plan import PlannedLayer
+from tdjax.planning import plan_layer
 from tdjax.ranks import tt_order
+from tdjax.rules import Rule
 from tdjax.study.protocol import Protocol
 from tdjax.study.records import Choice
 

@@ -12,7 +12,9 @@ from tdjax.decompose import cp_als
 from tdjax.factorize import factorize_params, reconstruct_params, replace_kernel
 from tdjax.formats import CP
 from tdjax.linen import factorize, make_plan
-from tdjax.plan import Plan, Rule, plan_layer
+from tdjax.plan import Plan
+from tdjax.planning import plan_layer
+from tdjax.rules import Rule
 from tdjax.study.candidates import (
     CompressedNetwork,
     choice_key,

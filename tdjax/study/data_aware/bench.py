@@ -14,7 +14,8 @@ import numpy as np
 
 from tdjax.data import DataSplits, Examples, load, prepare, stratified_subset
 from tdjax.linen import make_plan
-from tdjax.plan import Plan, Rule
+from tdjax.plan import Plan
+from tdjax.rules import Rule
 from tdjax.study.bench import INIT, build_network
 from tdjax.study.data_aware.calibrate import altered, source_examples
 from tdjax.study.data_aware.settings import DataAware

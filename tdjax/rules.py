@@ -1,0 +1,66 @@
+"""Rules: what a person asks of the layers of a model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tdjax import chain
+
+# In a rule: the method with the least error.
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What to do with the layers whose path matches.
+
+    Arguments:
+        path: regular expression that must match the whole '/'-joined module path.
+        method: "cp", "tucker", "tt", "svd", or "auto" for the one whose weight error is the
+            least at this compression. Between matrices "tt" is a TT-matrix, and stands for "svd"
+            where their sizes have no factors; "cp" and "tucker" always do.
+        compression: share of the weight parameters that goes away, in (0, 1).
+        rank: in place of it, the rank: one int, or for Tucker (r_C, r_T), for TT the interior
+            ranks over (C, *spatial, T). A single int stands for all of them, for TT as far as the
+            kernel admits it.
+        spatial: "merged" makes CP treat the spatial axes as one mode: three thin layers in place
+            of four, and a better fit at equal size.
+
+    Raises ValueError for a pattern that does not compile, an unknown method, both or neither of
+    `compression` and `rank`, and values out of range.
+    """
+
+    path: str
+    method: str
+    compression: float | None = None
+    rank: int | tuple[int, ...] | None = None
+    spatial: str = "separate"
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that cannot mean anything, before it meets a model."""
+        try:
+            re.compile(self.path)
+        except re.error as error:
+            raise ValueError(
+                f"{self}: the path is not a valid regular expression: {error}"
+            ) from None
+        if self.method not in (*chain.METHODS, AUTO):
+            known = ", ".join((*chain.METHODS, AUTO))
+            raise ValueError(f"{self}: unknown method; known are {known}")
+        if self.spatial not in chain.SPATIAL:
+            raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
+        if self.spatial == "merged" and self.method != "cp":
+            raise ValueError(f"{self}: only method 'cp' knows spatial='merged'")
+        if (self.compression is None) == (self.rank is None):
+            raise ValueError(f"{self}: give exactly one of compression and rank")
+        if self.method == AUTO and self.compression is None:
+            raise ValueError(f"{self}: methods are compared at equal size, give compression")
+        if self.compression is not None and not 0 < self.compression < 1:
+            raise ValueError(f"{self}: compression must lie between 0 and 1")
+        if isinstance(self.rank, list):
+            object.__setattr__(self, "rank", tuple(self.rank))
+
+    def __str__(self) -> str:
+        """The rule as messages name it."""
+        return f"Rule {self.path!r} ({self.method})"
