@@ -119,6 +119,7 @@ def data_aware(data: str, model: str) -> ConfigDict:
                 "subsets": 3,
                 "batch_size": 250,
                 "labels": "sampled",
+                "temperature": 4.0,
                 "brightness": 0.2,
             },
             "solver": {"max_iters": 100, "tol": 1e-6},
@@ -154,4 +155,5 @@ def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
         config.solver.max_iters = 5
         config.test.update({"batch_size": 100, "layer_images": 0})
         config.finetune.epochs = 0
+        config.reestimate = False
     return config

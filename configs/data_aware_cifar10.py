@@ -34,7 +34,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.update({"epochs": 200, "boundaries": (100, 150), "weight_decay": 1e-4})
     config.train.augment = True
     config.keeps = (0.5, 0.25)
+    config.reestimate = True
     config.calibration.images = (2000, 10000)
+    config.solver.update({"max_iters": 50, "tol": 1e-5})
     config.test.layer_images = 1000
     if arg == "smoke":
         # The last layer wants ten images for each of its 64 inputs.

@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.keeps = (0.5, 0.25)
     config.calibration.images = (800,)
+    config.solver.update({"max_iters": 50, "tol": 1e-5})
     config.test.batch_size = 360
     config.finetune.epochs = 1
     return shortened_data_aware(config, arg)

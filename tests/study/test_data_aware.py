@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -14,11 +15,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from tdjax.data import load
 from tdjax.study.data_aware.bench import set_up
 from tdjax.study.data_aware.calibrate import (
+    Batch,
     altered,
     batches_of,
     draw,
     moments_for,
+    sampled_loss,
     source_examples,
+    true_loss,
 )
 from tdjax.study.data_aware.measure import Press
 from tdjax.study.data_aware.report import write_report
@@ -310,6 +314,22 @@ def test_calibration_images(bench):
     assert {image.tobytes() for image in other.images} != rows
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_labels_are_drawn_from_what_the_network_predicts(temperature):
+    rng = np.random.default_rng(0)
+    logits = jnp.tile(jnp.asarray(rng.normal(size=(1, 4)) * 3, jnp.float32), (20_000, 1))
+    noise = rng.gumbel(size=logits.shape).astype(np.float32)
+    batch = Batch(None, jnp.zeros(len(logits), int), noise)
+    gradient = jax.grad(lambda x: sampled_loss(x, batch, temperature).sum())(logits)
+    tempered = np.exp(np.asarray(logits[0]) / temperature)
+    share = tempered / tempered.sum()
+    # The gradient's second moment is the Fisher information of the categorical distribution.
+    fisher = (np.diag(share) - np.outer(share, share)) / temperature**2
+    np.testing.assert_allclose(gradient.T @ gradient / len(logits), fisher, atol=0.01)
+    loss = true_loss(logits, batch, temperature)[:1]
+    np.testing.assert_allclose(loss, -np.log(share[:1]), rtol=1e-5)
+
+
 def test_another_data_set_is_made_to_fit(bench):
     # Digits as the calibration of digits: resized to what they are, they are what they were.
     found = source_examples(bench.settings, "digits", bench.splits)
@@ -357,6 +377,7 @@ def test_transfer_without_tuning_and_layers(unbroken, tmp_path):
         ("calibration.images", [201], "asks for 201, but source 'same' has 200 images"),
         ("calibration.subsets", 0, "'calibration.subsets' is 0"),
         ("calibration.labels", "guessed", "'calibration.labels' has 'guessed'"),
+        ("calibration.temperature", 0.0, "'calibration.temperature' must be finite and above 0"),
         ("calibration.brightness", 1.5, "'calibration.brightness' must lie between"),
         ("calibration.image", [10], "unknown config field 'calibration.image'"),
         ("test.change", "upside", "'test.change' has 'upside'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,12 +118,15 @@ def moments_for(
     path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
     if path.exists():
         return load_moments(path)
-    losses = {"true": true_loss, "sampled": sampled_loss}
+    loss = partial(
+        {"true": true_loss, "sampled": sampled_loss}[settings.calibration.labels],
+        temperature=settings.calibration.temperature,
+    )
     moments = collect_moments(
         module,
         {**model.state, "params": model.params},
         batches,
-        loss_fn=losses[settings.calibration.labels] if settings.needs_gradients else None,
+        loss_fn=loss if settings.needs_gradients else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_moments(path, moments)
@@ -130,15 +134,20 @@ def moments_for(
     return load_moments(path)
 
 
-def true_loss(logits: Float[Array, "b k"], batch: Batch) -> Float[Array, " b"]:
-    """Cross-entropy of each example."""
-    return example_scores(logits, batch.labels)[1]
+def true_loss(
+    logits: Float[Array, "b k"], batch: Batch, temperature: float = 1.0
+) -> Float[Array, " b"]:
+    """Cross-entropy of each example, of the logits divided by a temperature."""
+    return example_scores(logits / temperature, batch.labels)[1]
 
 
-def sampled_loss(logits: Float[Array, "b k"], batch: Batch) -> Float[Array, " b"]:
-    """Cross-entropy of labels drawn from the network's own predictions, by Gumbel noise."""
-    labels = jnp.argmax(jax.lax.stop_gradient(logits) + batch.noise, axis=-1)
-    return example_scores(logits, labels)[1]
+def sampled_loss(
+    logits: Float[Array, "b k"], batch: Batch, temperature: float = 1.0
+) -> Float[Array, " b"]:
+    """As `true_loss`, of labels drawn from the network's own predictions, by Gumbel noise."""
+    tempered = logits / temperature
+    labels = jnp.argmax(jax.lax.stop_gradient(tempered) + batch.noise, axis=-1)
+    return example_scores(tempered, labels)[1]
 
 
 def _resized(

@@ -167,7 +167,7 @@ def _provenance(settings: DataAware, measured: Measured) -> dict[str, str]:
         "calibration": ", ".join(calibration.sources),
         "calibration images": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
-        "labels of the gradient": calibration.labels,
+        "labels of the gradient": f"{calibration.labels}, temperature {calibration.temperature:g}",
         "test images are": settings.test.change,
         "seed": str(settings.seed),
         **versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,9 @@ class CalibrationSettings:
         batch_size: images at once.
         labels: "sampled" from the network's own predictions, for which the gradient's moment is
             the Fisher information, or "true".
+        temperature: divides the logits, for the labels drawn and for the loss. Above 1 the
+            gradient foretells more than small changes: a confident network's own loss hardly
+            has one. Without bound it is that of the change of the logits.
         brightness: added to the pixels of "brighter" copies, as a share of their range.
     """
 
@@ -69,6 +73,7 @@ class CalibrationSettings:
     subsets: int = 3
     batch_size: int = 250
     labels: str = "sampled"
+    temperature: float = 1.0
     brightness: float = 0.2
 
 
@@ -151,6 +156,8 @@ class DataAware:
             raise ValueError("config field 'keeps' must hold shares between 0 and 1")
         if not 0 < calibration.brightness < 1:
             raise ValueError("config field 'calibration.brightness' must lie between 0 and 1")
+        if not 0 < calibration.temperature < math.inf:
+            raise ValueError("config field 'calibration.temperature' must be finite and above 0")
         check_least(
             ("calibration.images", min(calibration.images), 1),
             ("calibration.subsets", calibration.subsets, 1),
