@@ -1,6 +1,7 @@
 """Tensor decomposition of trained Flax networks."""
 
 from tdjax.adapters import (
+    allocate,
     collect_moments,
     factorize,
     factorize_sequentially,
@@ -38,6 +39,7 @@ __all__ = [
     "PlannedLayer",
     "Rule",
     "Tucker",
+    "allocate",
     "carry_optimizer_state",
     "collect_moments",
     "cp_als",

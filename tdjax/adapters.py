@@ -19,6 +19,7 @@ import tdjax.nnx.batch_stats
 import tdjax.nnx.model
 import tdjax.nnx.sequential
 import tdjax.nnx.table
+from tdjax.allocation.allocate import allocate as allocate_budget
 from tdjax.layers import Layer
 from tdjax.moments import LayerMoments, collect
 from tdjax.plan import Plan
@@ -162,6 +163,64 @@ def collect_moments(
         trace_of = partial(tdjax.linen.table.trace, model, *variables)
         leaves = jax.tree.leaves(tdjax.linen.table.plain(*variables))
     return collect(trace_of, leaves, batches, loss_fn=loss_fn, paths=paths, memory=memory)
+
+
+def allocate(
+    model: Any,
+    *variables_and_sample: Any,
+    budget: float,
+    cost: str = "params",
+    strategy: str = "energy",
+    methods: Sequence[str] = ("svd", "tucker", "cp", "tt"),
+    moments: Mapping[str, LayerMoments] | None = None,
+    splits: Sequence[int] | None = None,
+    objective: str = "bound",
+    seed: int = 0,
+) -> Plan:
+    """A plan that keeps a share of the whole network, formats and ranks chosen together.
+
+    `allocate(model, variables, sample, budget=0.5)` for Linen, `allocate(model, sample,
+    budget=0.5)` for NNX. Strategies, by what they make least:
+
+    - "uniform": every layer keeps the same share, in the first of `methods` that makes it
+      smaller; weights may be shapes alone.
+    - "energy": the greatest relative weight error of any layer.
+    - "alds": the greatest relative error of any layer in the operator norm, over low rank with
+      the channels in groups (Liebenwein et al., NeurIPS 2021). Where the paper alternates between
+      ranks and groups from random starts, this finds the optimum: of all k the cheapest within an
+      error is known for every layer and error.
+    - "loss": the sum of the rises of the loss that the moments foretell, all formats compared;
+      steps are taken where they save most for what they lose.
+
+    The rest of the budget is filled up with what gains most. Layers that cannot shrink, or are
+    better left alone, stay dense with the reason in the plan.
+
+    Arguments:
+        model, variables, sample: as for `tdjax.make_plan`.
+        budget: share of the whole network kept, in (0, 1): of all its parameters, biases and
+            normalisation included, or of its multiply-accumulates.
+        cost: "params" or "macs".
+        strategy: see above.
+        methods: formats to choose from; "alds" knows "svd" alone. "cp" and "tt" are decomposed at
+            some ranks to know what they lose, which takes far longer than "svd" and "tucker",
+            whose loss is known for all ranks at once.
+        moments: for "loss", from `tdjax.collect_moments` with a `loss_fn`.
+        splits: for "alds", the numbers of groups to choose from; None for all divisors.
+        objective: for "alds", "bound" for the paper's, sqrt(k) included, or "released" for that
+            of its authors' code, without.
+        seed: of the random starts of CP.
+
+    Returns: a plan whose count is within half a percent of the network of the budget, and not
+    above it.
+
+    Raises ValueError for a budget that cannot be met, with what is within reach, for an unknown
+    name, for moments that are missing, and for NaN or Inf in the weights.
+    """
+    table = tdjax.nnx.table if _is_nnx(model) else tdjax.linen.table
+    return allocate_budget(
+        table.inventory(model, *variables_and_sample), budget=budget, cost=cost, strategy=strategy,
+        methods=methods, moments=moments, splits=splits, objective=objective, seed=seed,
+    )  # fmt: skip
 
 
 def factorize_sequentially(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -123,6 +124,20 @@ class Layer:
         """Kernel shape of one feature group, (*spatial, C / groups, T / groups)."""
         *front, t = self.kernel_shape
         return (*front, t // self.groups)
+
+
+class Inventory(NamedTuple):
+    """All that rules and budgets ask of a model.
+
+    Arguments:
+        layers: the layer table.
+        other: parameters that belong to no weight array: biases, normalisation.
+        array_of: the array that holds a layer's kernel, or its shape alone.
+    """
+
+    layers: tuple[Layer, ...]
+    other: int
+    array_of: Callable[[Layer], Any]
 
 
 def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:

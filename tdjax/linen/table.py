@@ -14,7 +14,7 @@ import jax
 from tdjax.boxes import is_boxed, unboxed
 from tdjax.calls import batch_size, call_arguments, split_arrays
 from tdjax.factorize import layer_params
-from tdjax.layers import VECTORS, Layer, in_stack
+from tdjax.layers import VECTORS, Inventory, Layer, in_stack
 from tdjax.linen.kinds import KINDS, Call, Kind
 from tdjax.marks import INPUT, OUTPUT, mark
 from tdjax.plan import Plan
@@ -41,6 +41,12 @@ def make_plan(
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, TypeError
     for something that is not a Linen module.
     """
+    found = inventory(model, variables, sample)
+    return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
+
+
+def inventory(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Inventory:
+    """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
     table = layer_table(model, variables, sample)
     params = variables["params"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -48,8 +54,7 @@ def make_plan(
     def array_of(layer: Layer) -> Any:
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
-    other = total - sum(layer.size for layer in table)
-    return plan_layers(table, rules, other, best_format(array_of))
+    return Inventory(table, total - sum(layer.size for layer in table), array_of)
 
 
 def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> tuple[Layer, ...]:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from tdjax.calls import batch_size, call_arguments, split_arrays
 from tdjax.geometry import Call
-from tdjax.layers import Layer, in_stack
+from tdjax.layers import Inventory, Layer, in_stack
 from tdjax.marks import INPUT, OUTPUT, mark
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
 from tdjax.nnx.kinds import KINDS, Kind
@@ -38,6 +38,12 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, TypeError
     for something that is not an NNX module.
     """
+    found = inventory(model, sample)
+    return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
+
+
+def inventory(model: nnx.Module, sample: Any) -> Inventory:
+    """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
     table = layer_table(model, sample)
     modules = modules_of(model)
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
@@ -46,8 +52,7 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
     def kernel_of(layer: Layer) -> Any:
         return array_of(getattr(modules[layer.path], layer.storage.name))
 
-    other = total - sum(layer.size for layer in table)
-    return plan_layers(table, rules, other, best_format(kernel_of))
+    return Inventory(table, total - sum(layer.size for layer in table), kernel_of)
 
 
 def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:

@@ -1,0 +1,1 @@
+"""Formats and ranks of all layers, chosen together under one budget."""

@@ -1,0 +1,150 @@
+"""Formats and ranks of all layers of a model, chosen together under one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tdjax.allocation import measures
+from tdjax.allocation.choices import cost_of
+from tdjax.allocation.measures import Asked, Measured
+from tdjax.allocation.search import Options, frontier, least_maximum, least_sum, total
+from tdjax.chain import METHODS
+from tdjax.layers import Inventory, Layer
+from tdjax.moments import LayerMoments
+from tdjax.plan import Plan, PlannedLayer
+
+STRATEGIES = ("uniform", "energy", "alds", "loss")
+COSTS = ("params", "macs")
+OBJECTIVES = ("bound", "released")
+# How far from the budget a plan may be, as a share of the whole network.
+TOLERANCE = 0.005
+
+
+class Table(NamedTuple):
+    """What may become of a layer, dense included."""
+
+    options: Options
+    measured: Sequence[Measured]
+    dense: PlannedLayer
+
+    def entry(self, place: int) -> PlannedLayer:
+        """What a plan says of the layer at one of the options."""
+        number = int(self.options.which[place])
+        for choices, _ in self.measured:
+            if number < len(choices.cost):
+                return choices.entry(choices.ranks[number])
+            number -= len(choices.cost)
+        return self.dense
+
+
+def allocate(
+    model: Inventory,
+    *,
+    budget: float,
+    cost: str = "params",
+    strategy: str = "energy",
+    methods: Sequence[str] = ("svd", "tucker", "cp", "tt"),
+    moments: Mapping[str, LayerMoments] | None = None,
+    splits: Sequence[int] | None = None,
+    objective: str = "bound",
+    seed: int = 0,
+) -> Plan:
+    """See `tdjax.allocate`."""
+    _check(budget, methods, strategy=strategy, cost=cost, objective=objective)
+    kept = None if splits is None else tuple(splits)
+    asked = Asked(cost, tuple(methods), kept, objective, jax.random.key(seed))
+    tables = {
+        layer.path: _table(layer, _measured(layer, model, strategy, asked, moments), cost)
+        for layer in model.layers
+        if layer.obstacle is None
+    }
+    places = _search(model, tables, budget, cost, strategy)
+    entries = [
+        tables[layer.path].entry(places[layer.path])
+        if layer.path in tables
+        else PlannedLayer(layer, reason=layer.obstacle)
+        for layer in model.layers
+    ]
+    return Plan(tuple(entries), model.other)
+
+
+def _measured(
+    layer: Layer,
+    model: Inventory,
+    strategy: str,
+    asked: Asked,
+    moments: Mapping[str, LayerMoments] | None,
+) -> list[Measured]:
+    if strategy == "uniform":
+        return measures.uniform(layer, asked)
+    array = model.array_of(layer)
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise ValueError(f"allocate: layer {layer.path!r}: strategy {strategy!r} needs its weights")
+    if not bool(jnp.isfinite(array).all()):
+        raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
+    if strategy != "loss":
+        return getattr(measures, strategy)(layer, array, asked)
+    if moments is None or layer.path not in moments or moments[layer.path].outputs is None:
+        raise ValueError(
+            f"allocate: strategy 'loss' needs the moments of layer {layer.path!r} and of its "
+            "gradient; collect_moments gives them with a loss_fn"
+        )
+    return measures.loss(layer, array, asked, moments[layer.path])
+
+
+def _table(layer: Layer, measured: Sequence[Measured], cost: str) -> Table:
+    dense = PlannedLayer(layer, reason="the budget is better spent elsewhere")
+    costs = [choices.cost for choices, _ in measured] + [np.array([cost_of(dense, cost)])]
+    errors = [own for _, own in measured] + [np.zeros(1)]
+    return Table(frontier(np.concatenate(costs), np.concatenate(errors)), measured, dense)
+
+
+def _search(
+    model: Inventory, tables: Mapping[str, Table], budget: float, cost: str, strategy: str
+) -> dict[str, int]:
+    """The place of each layer in its table. Raises ValueError for a budget out of reach."""
+    dense = [cost_of(PlannedLayer(layer), cost) for layer in model.layers]
+    whole = sum(dense) + (model.other if cost == "params" else 0)
+    options = [table.options for table in tables.values()]
+    fixed = whole - sum(int(own.cost[-1]) for own in options)
+    least = fixed + total(options, [0] * len(options))
+    aim, slack = budget * whole, TOLERANCE * whole
+    text = f"allocate: budget {budget:g} of the {cost}"
+    if not options or least > aim + slack:
+        raise ValueError(
+            f"{text} is out of reach: strategy {strategy!r} reaches {least / whole:.4g} to 1"
+        )
+    search = least_sum if strategy == "loss" else least_maximum
+    places = search(options, max(int(aim), least) - fixed)
+    reached = fixed + total(options, places)
+    if reached < aim - slack:
+        above = min(
+            (
+                reached + int(own.cost[place + 1] - own.cost[place])
+                for own, place in zip(options, places, strict=True)
+                if place + 1 < len(own.cost)
+            ),
+            default=whole,
+        )
+        raise ValueError(
+            f"{text} cannot be met within {TOLERANCE:.1%}: near it are {reached / whole:.4g} and "
+            f"{above / whole:.4g}"
+        )
+    return dict(zip(tables, places, strict=True))
+
+
+def _check(budget: float, methods: Sequence[str], **named: str) -> None:
+    if not 0 < budget < 1:
+        raise ValueError(f"allocate: budget {budget} is no share between 0 and 1")
+    known = {"strategy": STRATEGIES, "cost": COSTS, "objective": OBJECTIVES}
+    for name, value in [*named.items(), *(("methods", method) for method in methods)]:
+        values = known.get(name, METHODS)
+        if value not in values:
+            raise ValueError(f"allocate: {name} {value!r}: known are {', '.join(values)}")
+    if not methods:
+        raise ValueError("allocate: methods must name at least one")

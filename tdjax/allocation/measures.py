@@ -1,0 +1,175 @@
+"""What each choice for a layer loses, as each strategy measures it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tdjax.allocation.choices import (
+    SHARES,
+    Choices,
+    cost_of,
+    low_rank_choices,
+    rank_grid,
+    share_choices,
+    tucker_choices,
+)
+from tdjax.allocation.curves import low_rank_losses, singular_values, tucker_losses
+from tdjax.kernels import Weights, decompose_array, reconstruct_array
+from tdjax.layers import MATRICES, Layer
+from tdjax.moments import LayerMoments
+from tdjax.plan import PlannedLayer
+
+# Shares at which CP and TT are decomposed; between them their loss is interpolated.
+SAMPLED = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
+SWEEPS = 25
+Measured = tuple[Choices, Float[np.ndarray, " n"]]
+
+
+class Asked(NamedTuple):
+    """What is to be measured.
+
+    Arguments:
+        cost: "params" or "macs".
+        methods: of `tdjax.chain.METHODS`.
+        splits: groups of channels that low rank may have; None for all that divide them.
+        objective: of ALDS, "bound", or "released" for that of its authors' code.
+        key: for the random starts of CP.
+    """
+
+    cost: str
+    methods: tuple[str, ...]
+    splits: tuple[int, ...] | None
+    objective: str
+    key: Array
+
+
+def uniform(layer: Layer, asked: Asked) -> list[Measured]:
+    """The share that goes away, in the first format that makes the layer smaller."""
+    dense = cost_of(PlannedLayer(layer), asked.cost)
+    for method in asked.methods:
+        choices = share_choices(layer, asked.cost, method, SHARES)
+        if (choices.cost < dense).any():
+            return [(choices, 1 - choices.cost / dense)]
+    return []
+
+
+def alds(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
+    """sqrt(k) times the greatest first dropped singular value of k groups, over norm(W)_2.
+
+    An upper bound of the relative error in the operator norm (Theorem 1). Without the root, as
+    in the released code, it is none, and favours many groups.
+    """
+    parts = parts_of(array, layer)
+    largest = singular_values(parts)[:, 0, 0]
+    found = []
+    for k in _splits(layer, asked):
+        values = singular_values(parts, k)
+        dropped = jnp.max(values / largest[:, None, None], axis=(0, 1))
+        errors = np.append(np.asarray(dropped, np.float64)[1:], 0.0)
+        scale = math.sqrt(k) if asked.objective == "bound" else 1.0
+        choices = low_rank_choices(layer, asked.cost, k)
+        found.append((choices, scale * errors[: len(choices.cost)]))
+    return found
+
+
+def energy(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
+    """The relative error of the weights."""
+    whole = float(jnp.linalg.norm(jnp.asarray(array, jnp.float32))) or 1.0
+    return [
+        (choices, np.sqrt(losses) / whole) for choices, losses in _losses(layer, array, asked, None)
+    ]
+
+
+def loss(layer: Layer, array: Any, asked: Asked, moments: LayerMoments) -> list[Measured]:
+    """How much the loss of an example rises, by its second-order expansion.
+
+    Half of tr(G E^T S E) for each row that an example sends through the layer, rows and gradients
+    taken to be independent (Martens and Grosse 2015).
+    """
+    scale = 0.5 * float(moments.rows / moments.examples)
+    weights = Weights(moments.inputs, moments.outputs)
+    return [(choices, scale * losses) for choices, losses in _losses(layer, array, asked, weights)]
+
+
+def parts_of(array: Any, layer: Layer) -> Float[Array, "*_"]:
+    """The kernels of all layers of a stack and all feature groups, (p, *window, C, T)."""
+    storage, groups = layer.storage, layer.groups
+
+    def one(array: Array) -> Array:
+        kernel = storage.to_kernel(array, layer.kernel_shape).astype(jnp.float32)
+        return jnp.stack(jnp.split(kernel, groups, axis=-1))
+
+    array = jnp.asarray(array)
+    if storage.stack is None:
+        return one(array)
+    found = jax.vmap(one, in_axes=storage.stack)(array)
+    return found.reshape(-1, *found.shape[2:])
+
+
+def _losses(
+    layer: Layer, array: Any, asked: Asked, weights: Weights | None
+) -> list[tuple[Choices, Float[np.ndarray, " n"]]]:
+    """tr(G E^T S E) of every choice, all feature groups and layers of a stack together."""
+    parts, found = parts_of(array, layer), []
+    inputs, outputs = (None, None) if weights is None else (_flat(m, layer) for m in weights)
+    matrix = layer.kind in MATRICES or math.prod(layer.group_shape[:-2]) == 1
+    if "svd" in asked.methods:
+        curve = jnp.sum(low_rank_losses(parts, inputs, outputs), axis=0)
+        found.append((low_rank_choices(layer, asked.cost), np.asarray(curve, np.float64)[1:]))
+    if "tucker" in asked.methods and not matrix:
+        grid = rank_grid(layer.group_shape[-2])
+        surface = jnp.sum(tucker_losses(parts, grid, inputs, outputs), axis=0)[:, 1:]
+        found.append((tucker_choices(layer, asked.cost), np.asarray(surface, np.float64).ravel()))
+    for method in ("cp", "tt"):
+        if method in asked.methods and not matrix:
+            found.append(_sampled(layer, array, asked, method, weights))
+    return [own for own in found if len(own[0].cost)]
+
+
+def _sampled(
+    layer: Layer, array: Any, asked: Asked, method: str, weights: Weights | None
+) -> tuple[Choices, Float[np.ndarray, " n"]]:
+    """A format decomposed at some shares, the logarithm of its loss interpolated between them."""
+    few = share_choices(layer, asked.cost, method, SAMPLED)
+    many = share_choices(layer, asked.cost, method, SHARES)
+    if len(few.cost) == 0:
+        return few, np.zeros(0)
+    array = jnp.asarray(array, jnp.float32)
+    logs = []
+    for row in few.ranks:
+        entry = few.entry(row)
+        factors = decompose_array(array, entry, key=asked.key, weights=weights, max_iters=SWEEPS)
+        left = parts_of(array - reconstruct_array(factors, entry), layer)
+        lost = float(jnp.sum(_weighed(left, layer, weights)))
+        logs.append(math.log(max(lost, 1e-30)))
+    between = np.exp(np.interp(many.cost, few.cost, logs))
+    inside = (many.cost >= few.cost[0]) & (many.cost <= few.cost[-1])
+    return Choices(many.ranks[inside], many.cost[inside], many.entry), between[inside]
+
+
+def _weighed(parts: Array, layer: Layer, weights: Weights | None) -> Float[Array, " p"]:
+    """tr(G E^T S E) of each part: what rank 0 loses."""
+    inputs, outputs = (None, None) if weights is None else (_flat(m, layer) for m in weights)
+    return low_rank_losses(parts, inputs, outputs)[:, 0]
+
+
+def _flat(moment: Array | None, layer: Layer) -> Array | None:
+    """A moment with the layers of a stack and their groups on one axis."""
+    if moment is None or layer.storage.stack is None:
+        return moment
+    return moment.reshape(-1, *moment.shape[2:])
+
+
+def _splits(layer: Layer, asked: Asked) -> Sequence[int]:
+    if layer.groups > 1 or layer.kind == "embed":
+        return (1,)
+    channels = layer.kernel_shape[-2]
+    wanted = range(1, channels + 1) if asked.splits is None else asked.splits
+    return [k for k in wanted if channels % k == 0]

@@ -1,0 +1,141 @@
+"""One choice for each layer under a budget, from tables of what each choice costs and loses.
+
+Plain arrays on the host: the tables hold some thousand entries a layer, and looking through them
+takes milliseconds, however long it took to make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Costs = Int[np.ndarray, " n"]
+Errors = Float[np.ndarray, " n"]
+
+
+class Options(NamedTuple):
+    """What may become of one layer: the cheapest first, every other one better than all before it.
+
+    Arguments:
+        cost: increasing.
+        error: decreasing.
+        which: the entry's place in the table that it was taken from.
+    """
+
+    cost: Costs
+    error: Errors
+    which: Int[np.ndarray, " n"]
+
+
+def frontier(cost: Costs, error: Errors) -> Options:
+    """The entries of a table that no other one beats in both; of equal ones the first."""
+    order = np.lexsort((error, cost))
+    before = np.concatenate([[np.inf], np.minimum.accumulate(error[order])[:-1]])
+    kept = order[error[order] < before]
+    return Options(cost[kept], error[kept], kept)
+
+
+def least_maximum(tables: Sequence[Options], budget: int) -> list[int]:
+    """The choices whose greatest error is the least, within a total cost.
+
+    Exact: for every error that some choice has, each layer's cheapest choice within it is known,
+    and the total falls as the error rises. What is left of the budget then lowers the errors of
+    the layers, the worst first.
+
+    Arguments:
+        tables: one for each layer; the cheapest choices must fit the budget.
+
+    Returns: a place in each table.
+    """
+    levels = np.unique(np.concatenate([table.error for table in tables]))
+
+    def chosen(level: float) -> list[int]:
+        return [int(np.searchsorted(-table.error, -level)) for table in tables]
+
+    def fits(level: float) -> bool:
+        places = chosen(level)
+        inside = all(place < len(table.cost) for place, table in zip(places, tables, strict=True))
+        return inside and total(tables, places) <= budget
+
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(levels[middle]) else (middle + 1, high)
+    places = chosen(levels[low])
+    left = budget - total(tables, places)
+    while True:
+        steps = [
+            (table.error[place], k)
+            for k, (place, table) in enumerate(zip(places, tables, strict=True))
+            if place + 1 < len(table.cost) and table.cost[place + 1] - table.cost[place] <= left
+        ]
+        if not steps:
+            return places
+        _, worst = max(steps)
+        table = tables[worst]
+        left -= table.cost[places[worst] + 1] - table.cost[places[worst]]
+        places[worst] += 1
+
+
+def least_sum(tables: Sequence[Options], budget: int) -> list[int]:
+    """The choices whose errors add up to little, within a total cost.
+
+    On the lower convex hulls of the tables the steps that gain most for their cost are taken
+    first, which is the optimum for the Lagrange multiplier that the last of them stands for. What
+    is left of the budget is spent step by step, on whatever gains most for its cost among all
+    choices that still fit.
+
+    Arguments and result as `least_maximum`.
+    """
+    hulls = [_lower_hull(table) for table in tables]
+    layer = np.repeat(np.arange(len(tables)), [len(hull) - 1 for hull in hulls])
+    price, gain = (
+        np.concatenate([sign * np.diff(values(table)[hull]) for table, hull in pairs])
+        for sign, values, pairs in (
+            (1, lambda table: table.cost, list(zip(tables, hulls, strict=True))),
+            (-1, lambda table: table.error, list(zip(tables, hulls, strict=True))),
+        )
+    )
+    order = np.argsort(-gain / price, kind="stable")
+    room = budget - total(tables, [0] * len(tables))
+    taken = order[: np.searchsorted(np.cumsum(price[order]), room, side="right")]
+    steps = np.bincount(layer[taken], minlength=len(tables))
+    places = [int(hull[step]) for hull, step in zip(hulls, steps, strict=True)]
+    left = budget - total(tables, places)
+    while True:
+        best = (0.0, -1, -1)
+        for k, (table, place) in enumerate(zip(tables, places, strict=True)):
+            more = table.cost[place + 1 :] - table.cost[place]
+            inside = int(np.searchsorted(more, left, side="right"))
+            if inside:
+                ratio = (table.error[place] - table.error[place + 1 :][:inside]) / more[:inside]
+                step = int(np.argmax(ratio))
+                best = max(best, (float(ratio[step]), k, place + 1 + step))
+        _, k, place = best
+        if k < 0:
+            return places
+        left -= tables[k].cost[place] - tables[k].cost[places[k]]
+        places[k] = place
+
+
+def total(tables: Sequence[Options], places: Sequence[int]) -> int:
+    """The cost of a choice for every layer."""
+    return int(sum(table.cost[place] for table, place in zip(tables, places, strict=True)))
+
+
+def _lower_hull(table: Options) -> Int[np.ndarray, " m"]:
+    """The places of a table that lie on its lower convex hull, from the first to the last."""
+    hull: list[int] = []
+    for place in range(len(table.cost)):
+        while len(hull) > 1 and _slope(table, hull[-2], hull[-1]) >= _slope(table, hull[-1], place):
+            hull.pop()
+        hull.append(place)
+    return np.array(hull)
+
+
+def _slope(table: Options, start: int, end: int) -> float:
+    change = table.error[end] - table.error[start]
+    return float(change / (table.cost[end] - table.cost[start]))
