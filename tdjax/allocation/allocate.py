@@ -37,7 +37,7 @@ class Table(NamedTuple):
         number = int(self.options.which[place])
         for choices, _ in self.measured:
             if number < len(choices.cost):
-                return choices.entry(choices.ranks[number])
+                return choices.entry(choices.ranks[number].tolist())
             number -= len(choices.cost)
         return self.dense
 
@@ -94,7 +94,10 @@ def _measured(
             f"allocate: strategy 'loss' needs the moments of layer {layer.path!r} and of its "
             "gradient; collect_moments gives them with a loss_fn"
         )
-    return measures.loss(layer, array, asked, moments[layer.path])
+    found = moments[layer.path]
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
+        raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
+    return measures.loss(layer, array, asked, found)
 
 
 def _table(layer: Layer, measured: Sequence[Measured], cost: str) -> Table:

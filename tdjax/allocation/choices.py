@@ -26,7 +26,7 @@ class Choices(NamedTuple):
     Arguments:
         ranks: (n, number of ranks).
         cost: (n,), parameters or MACs of the layer.
-        entry: (row of `ranks`) -> what a plan says of the layer.
+        entry: (row of `ranks`, as a list) -> what a plan says of the layer.
     """
 
     ranks: Int[np.ndarray, "n r"]
@@ -48,7 +48,7 @@ def low_rank_choices(layer: Layer, cost: str, splits: int = 1) -> Choices:
     own: dict[str, Any] = {} if splits == 1 else {"splits": splits}
 
     def entry(ranks: Sequence[int]) -> PlannedLayer:
-        return PlannedLayer(layer, "svd", (int(ranks[0]),), **own)
+        return PlannedLayer(layer, "svd", tuple(ranks), **own)
 
     *front, t = layer.group_shape
     ranks = np.arange(1, min(math.prod(front) // splits, t) + 1)[:, None]
@@ -60,7 +60,7 @@ def tucker_choices(layer: Layer, cost: str) -> Choices:
     """Tucker of the channels at pairs of ranks, (r_C, r_T) in the order of their grid."""
 
     def entry(ranks: Sequence[int]) -> PlannedLayer:
-        return PlannedLayer(layer, "tucker", (int(ranks[0]), int(ranks[1])))
+        return PlannedLayer(layer, "tucker", tuple(ranks))
 
     *_, c, t = layer.group_shape
     grid = np.array([(a, b) for a in rank_grid(c) for b in range(1, t + 1)])
@@ -82,7 +82,7 @@ def share_choices(layer: Layer, cost: str, method: str, shares: Sequence[float])
     entries = {entry.ranks: entry for entry in planned if entry.size < layer.size}
     ranks = np.array(list(entries), int).reshape(len(entries), -1)
     costs = np.array([cost_of(entry, cost) for entry in entries.values()], int)
-    return Choices(ranks, costs, lambda row: entries[tuple(int(rank) for rank in row)])
+    return Choices(ranks, costs, lambda row: entries[tuple(row)])
 
 
 def rank_grid(size: int) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from tdjax.plan import PlannedLayer
 # Shares at which CP and TT are decomposed; between them their loss is interpolated.
 SAMPLED = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 SWEEPS = 25
-Measured = tuple[Choices, Float[np.ndarray, " n"]]
+Measured = tuple[Choices, Float[np.ndarray, " _"]]
 
 
 class Asked(NamedTuple):
@@ -113,9 +113,7 @@ def parts_of(array: Any, layer: Layer) -> Float[Array, "*_"]:
     return found.reshape(-1, *found.shape[2:])
 
 
-def _losses(
-    layer: Layer, array: Any, asked: Asked, weights: Weights | None
-) -> list[tuple[Choices, Float[np.ndarray, " n"]]]:
+def _losses(layer: Layer, array: Any, asked: Asked, weights: Weights | None) -> list[Measured]:
     """tr(G E^T S E) of every choice, all feature groups and layers of a stack together."""
     parts, found = parts_of(array, layer), []
     inputs, outputs = (None, None) if weights is None else (_flat(m, layer) for m in weights)
@@ -135,7 +133,7 @@ def _losses(
 
 def _sampled(
     layer: Layer, array: Any, asked: Asked, method: str, weights: Weights | None
-) -> tuple[Choices, Float[np.ndarray, " n"]]:
+) -> Measured:
     """A format decomposed at some shares, the logarithm of its loss interpolated between them."""
     few = share_choices(layer, asked.cost, method, SAMPLED)
     many = share_choices(layer, asked.cost, method, SHARES)
@@ -144,7 +142,7 @@ def _sampled(
     array = jnp.asarray(array, jnp.float32)
     logs = []
     for row in few.ranks:
-        entry = few.entry(row)
+        entry = few.entry(row.tolist())
         factors = decompose_array(array, entry, key=asked.key, weights=weights, max_iters=SWEEPS)
         left = parts_of(array - reconstruct_array(factors, entry), layer)
         lost = float(jnp.sum(_weighed(left, layer, weights)))

@@ -1,0 +1,163 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from plain_models import ConvNet, normal, random_variables
+
+import tdjax
+
+pytestmark = pytest.mark.filterwarnings("ignore:too few rows")
+X = normal(0, 16, 8, 8, 3)
+MODEL = ConvNet((20, 28, 32))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    found = random_variables(MODEL, X)
+    return {**found, "batch_stats": jax.tree.map(jnp.ones_like, found["batch_stats"])}
+
+
+@pytest.fixture(scope="module")
+def moments(variables):
+    loss = lambda logits, _: jnp.sum(logits**2, axis=-1)  # noqa: E731
+    return tdjax.collect_moments(MODEL, variables, [X], loss_fn=loss)
+
+
+@pytest.mark.parametrize("cost", ["params", "macs"])
+@pytest.mark.parametrize("strategy", ["uniform", "energy", "alds", "loss"])
+@pytest.mark.parametrize("budget", [0.3, 0.6])
+def test_the_budget_is_met(variables, moments, strategy, cost, budget):
+    options = {"methods": ("svd", "tucker"), "strategy": strategy, "cost": cost}
+    plan = tdjax.allocate(MODEL, variables, X, budget=budget, moments=moments, **options)
+    after, before = (
+        (plan.size, plan.size_before) if cost == "params" else (plan.macs, plan.macs_before)
+    )
+    assert budget - 0.005 <= after / before <= budget
+    params = tdjax.factorize_params(variables["params"], plan)
+    small = tdjax.factorize(MODEL, plan)
+    assert small.apply({**variables, "params": params}, X).shape == (16, 5)
+    if cost == "params":
+        assert sum(leaf.size for leaf in jax.tree.leaves(params)) == after
+    assert all(entry.reason for entry in plan.layers if entry.method is None)
+
+
+def test_uniform_keeps_equal_shares_and_needs_no_weights(variables):
+    shapes = jax.eval_shape(lambda: variables)
+    plan = tdjax.allocate(MODEL, shapes, X, budget=0.4, strategy="uniform", methods=("tucker",))
+    shares = [entry.kept for entry in plan.layers if entry.method]
+    assert max(shares) - min(shares) < 0.06
+    with pytest.raises(ValueError, match="layer 'conv0': strategy 'energy' needs its weights"):
+        tdjax.allocate(MODEL, shapes, X, budget=0.4, strategy="energy")
+
+
+def test_energy_makes_errors_equal(variables):
+    plan = tdjax.allocate(MODEL, variables, X, budget=0.5, strategy="energy", methods=("svd",))
+    params = tdjax.factorize_params(variables["params"], plan)
+    dense = tdjax.reconstruct_params(params, plan)
+    errors = []
+    for entry in plan.factorised:
+        own, made = (tree[entry.layer.path]["kernel"] for tree in (variables["params"], dense))
+        errors.append(float(jnp.linalg.norm(own - made) / jnp.linalg.norm(own)))
+    # One rank more or less makes the difference that is left.
+    assert max(errors) - min(errors) < 0.1
+    # Uniform shares have a greater one.
+    even = tdjax.allocate(MODEL, variables, X, budget=0.5, strategy="uniform", methods=("svd",))
+    other = tdjax.reconstruct_params(tdjax.factorize_params(variables["params"], even), even)
+    worst = max(
+        float(jnp.linalg.norm(variables["params"][p]["kernel"] - other[p]["kernel"]))
+        / float(jnp.linalg.norm(variables["params"][p]["kernel"]))
+        for p in ("conv1", "conv2", "conv0")
+    )
+    assert max(errors) <= worst
+
+
+def test_loss_spends_where_the_loss_is(variables):
+    """A layer whose outputs hardly reach the loss gives way first."""
+    model = nn.Sequential([nn.Dense(32), nn.tanh, nn.Dense(32), nn.tanh, nn.Dense(8)])
+    x = normal(1, 400, 32)
+    own = random_variables(model, x)
+    own["params"]["layers_2"]["kernel"] = own["params"]["layers_2"]["kernel"] * 1e-3
+    loss = lambda y, _: jnp.sum(y**2, axis=-1)  # noqa: E731
+    found = tdjax.collect_moments(model, own, [x], loss_fn=loss)
+    plan = tdjax.allocate(model, own, x, budget=0.6, strategy="loss", moments=found)
+    kept = {entry.layer.path: entry.kept for entry in plan.layers}
+    assert kept["layers_2"] < 0.3 < kept["layers_0"]
+
+
+@pytest.mark.parametrize("method", ["cp", "tt"])
+def test_formats_that_are_decomposed_to_know_their_loss(variables, moments, method):
+    plan = tdjax.allocate(
+        MODEL, variables, X, budget=0.5, strategy="loss", methods=(method,), moments=moments
+    )
+    assert {entry.method for entry in plan.factorised} == {method}
+    assert 0.495 <= plan.size / plan.size_before <= 0.5
+
+
+def test_nnx_gets_the_plan_of_linen():
+    layers = [nnx.Conv(4, 16, (3, 3), rngs=nnx.Rngs(0)), nnx.Conv(16, 12, (3, 3), rngs=nnx.Rngs(1))]
+    model = nnx.Sequential(layers[0], nnx.relu, layers[1])
+    x = normal(2, 2, 6, 6, 4)
+    plan = tdjax.allocate(model, x, budget=0.5, methods=("svd", "tucker"))
+    linen = nn.Sequential([nn.Conv(16, (3, 3)), nn.relu, nn.Conv(12, (3, 3))])
+    params = {
+        f"layers_{2 * k}": {"kernel": own.kernel[...], "bias": own.bias[...]}
+        for k, own in enumerate(layers)
+    }
+    other = tdjax.allocate(linen, {"params": params}, x, budget=0.5, methods=("svd", "tucker"))
+    assert [entry.ranks for entry in plan.layers] == [entry.ranks for entry in other.layers]
+    assert plan.size == other.size
+    assert tdjax.factorize(model, plan)(x).shape == (2, 6, 6, 12)
+
+
+class Odd(nn.Module):
+    """A layer called twice, and one that nothing can make smaller."""
+
+    @nn.compact
+    def __call__(self, x):
+        shared = nn.Dense(24, name="shared")
+        x = shared(nn.tanh(shared(x)))
+        return nn.Dense(1, name="last")(x)
+
+
+def test_layers_that_are_called_twice_or_cannot_shrink():
+    x = normal(0, 4, 24)
+    own = random_variables(Odd(), x)
+    plan = tdjax.allocate(Odd(), own, x, budget=0.54, strategy="energy")
+    assert plan["last"].method is None
+    assert plan["shared"].method == "svd"
+    # Each call counts.
+    assert plan["shared"].layer.macs == 2 * 24 * 24
+    with pytest.raises(
+        ValueError, match=r"budget 0\.05 of the params is out of reach.*0\.1552 to 1"
+    ):
+        tdjax.allocate(Odd(), own, x, budget=0.05)
+
+
+def test_what_is_refused(variables, moments):
+    def refused(message, **options):
+        with pytest.raises(ValueError, match=message):
+            tdjax.allocate(MODEL, variables, X, **{"budget": 0.5, "methods": ("svd",), **options})
+
+    refused("budget 1.5 is no share between 0 and 1", budget=1.5)
+    refused("strategy 'best': known are uniform, energy, alds, loss", strategy="best")
+    refused("cost 'time': known are params, macs", cost="time")
+    refused("methods 'pca': known are", methods=("pca",))
+    refused("methods must name at least one", methods=())
+    refused("objective 'mean': known are bound, released", strategy="alds", objective="mean")
+    refused("needs the moments of layer 'conv0'", strategy="loss")
+    inputs = {
+        path: tdjax.LayerMoments(own.inputs, own.mean, None, own.rows, own.examples)
+        for path, own in moments.items()
+    }
+    refused("gives them with a loss_fn", strategy="loss", moments=inputs)
+    inputs["conv0"] = jax.tree.map(lambda leaf: leaf * jnp.nan, moments["conv0"])
+    refused("moments of layer 'conv0' hold NaN or Inf", strategy="loss", moments=inputs)
+    single = nn.Dense(8)
+    own = random_variables(single, normal(0, 2, 8))
+    with pytest.raises(ValueError, match=r"cannot be met within 0\.5%: near it are 0\.3333 and"):
+        tdjax.allocate(single, own, normal(0, 2, 8), budget=0.45)
+    broken = jax.tree.map(lambda leaf: np.asarray(leaf) * np.nan, variables)
+    with pytest.raises(ValueError, match="layer 'conv0': its weights hold NaN or Inf"):
+        tdjax.allocate(MODEL, broken, X, budget=0.5)
