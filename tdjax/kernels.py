@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax import chain
+from tdjax import chain, tt_matrix
 from tdjax.decompose import cp_als, truncated_svd, tt_als, tt_svd, tucker_als, weighted_als
 from tdjax.formats import TT, Format
 from tdjax.norms import Covariance, Kronecker, Norm
@@ -94,7 +94,7 @@ def decompose_kernel(
 
     def decompose(part: Float[Array, "*_"], key: Array | None, norm: Norm | None) -> Format:
         tensor = chain.tensor_view(part, method, entry.spatial)
-        if chain.is_matrix_train(entry.stages):
+        if tt_matrix.is_train(entry.stages):
             train = tt_svd(tensor, ranks)
             return train if norm is None else _train_in(norm, part, tensor, train, options)
         if norm is not None:

@@ -13,6 +13,7 @@ from tdjax.decompose.inputs import check_ranks
 from tdjax.layers import Layer, Storage
 from tdjax.printing import Table, as_html, as_text
 from tdjax.profile import Profile, profile_calls
+from tdjax.stage import Stage
 
 PLAN_VERSION = 1
 
@@ -36,7 +37,7 @@ class PlannedLayer:
     reason: str | None = None
 
     @property
-    def stages(self) -> tuple[chain.Stage, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """The chain of thin layers that replaces it; empty where it stays dense."""
         if self.method is None:
             return ()

@@ -1,4 +1,4 @@
-"""Array in, format out: truncated SVD, whole or by groups of rows, CP-ALS, HOSVD and HOOI, TT-SVD and TT-ALS."""
+"""Array in, format out: SVD, whole or by groups of rows, CP-ALS, HOOI, TT-SVD and TT-ALS."""
 
 from tdjax.decompose.als import Info
 from tdjax.decompose.cp import cp_als

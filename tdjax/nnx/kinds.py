@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tdjax import chain, geometry
-from tdjax.chain import Stage
+from tdjax import geometry, tt_matrix
 from tdjax.geometry import Call
 from tdjax.layers import Layer
+from tdjax.stage import Stage
 
 
 class Kind(NamedTuple):
@@ -123,8 +123,8 @@ class FactorisedEmbed(nnx.Embed):
             self.promote_dtype((factor,), dtype=self.dtype, inexact=False)[0]
             for factor in _kernels(self)
         ]
-        if chain.is_matrix_train(_stages(self)):
-            return _placed(chain.take_rows(factors, inputs), out_sharding)
+        if tt_matrix.is_train(_stages(self)):
+            return _placed(tt_matrix.take_rows(factors, inputs), out_sharding)
         rows, columns = factors
         return _placed(jnp.dot(jnp.take(rows, inputs, axis=0), columns), out_sharding)
 
@@ -134,9 +134,9 @@ class FactorisedEmbed(nnx.Embed):
         for factor in _kernels(self):
             query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
             factors.append(factor)
-        if chain.is_matrix_train(_stages(self)):
+        if tt_matrix.is_train(_stages(self)):
             turned = [core.swapaxes(1, 2) for core in factors]
-            return _placed(chain.multiply(query, turned), out_sharding)
+            return _placed(tt_matrix.multiply(query, turned), out_sharding)
         rows, columns = factors
         return _placed(jnp.dot(jnp.dot(query, columns.T), rows.T), out_sharding)
 
@@ -167,13 +167,13 @@ def thin_einsum(module: Any, stage: Stage) -> nnx.Module:
 
 def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """Rows times the matrix that a chain stands for."""
-    if not chain.is_matrix_train(_stages(module)):
+    if not tt_matrix.is_train(_stages(module)):
         return _through(module, x)
     cores = []
     for core in _kernels(module):
         x, core, _ = module.promote_dtype((x, core, None), dtype=module.dtype)
         cores.append(core)
-    y = chain.multiply(x, cores, module.precision)
+    y = tt_matrix.multiply(x, cores, module.precision)
     wanted = getattr(module, "preferred_element_type", None)
     return y if wanted is None else y.astype(wanted)
 
@@ -189,7 +189,7 @@ def _stages(module: Any) -> tuple[Stage, ...]:
 def stage_of(module: Any, stage: Stage, stages: tuple[Stage, ...]) -> nnx.Module:
     """One stage of a layer's chain, its kernel still to be set."""
     # A core of a TT-matrix is no thin layer of any kind.
-    train = chain.is_matrix_train(stages)
+    train = tt_matrix.is_train(stages)
     return Factor() if train else KINDS[type(module)].thin(module, stage)
 
 

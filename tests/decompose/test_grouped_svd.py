@@ -113,7 +113,7 @@ def test_what_is_refused():
         grouped_svd(W, 2, 4)
     with pytest.raises(ValueError, match="0 splits do not divide 18 rows"):
         grouped_svd(W, 2, 0)
-    with pytest.raises(ValueError, match="rank 4 of .* is not between 1 and 3"):
+    with pytest.raises(ValueError, match=r"rank 4 of .* is not between 1 and 3"):
         grouped_svd(W, 4, 6)
     with pytest.raises(ValueError, match="NaN or Inf"):
         grouped_svd(np.full((4, 4), np.nan), 1, 2)
