@@ -2,7 +2,7 @@
 
 Flax keeps names of axes in a box around an array (`flax.linen.Partitioned` and its kin). The
 first factor of a chain takes the names of the kernel's window and inputs, the last one that of its
-outputs; ranks have no name, so factors are replicated along them.
+outputs; ranks and the inputs of splits have no name, so factors are replicated along them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def factor_names(kernel: Names, entry: PlannedLayer, stage: Stage) -> Names:
         return [None] * len(stage.kernel_shape)
     window = len(entry.layer.kernel_shape) - 2
     outputs = window + _number_of_inputs(entry.layer)
-    first, last = stage == entry.stages[0], stage == entry.stages[-1]
+    # The inputs of a split are fewer than those that are laid out along a name.
+    first = stage == entry.stages[0] and stage.groups == entry.layer.groups
+    last = stage == entry.stages[-1]
     return [
         *(kernel[axis] if axis in stage.axes else None for axis in range(window)),
         _merged(kernel[window:outputs]) if first else None,

@@ -10,7 +10,9 @@ optimal layer-wise decomposition" (ALDS, and the foldings of ALDS+), NeurIPS 202
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -113,6 +115,38 @@ def from_kernels(
         return LowRank(left, right)
     left = jnp.moveaxis(left.reshape(len(left), splits, -1), 1, 0)
     return GroupedLowRank(left, right.reshape(splits, -1, right.shape[-1]))
+
+
+def split_inputs(x: Float[Array, "*_"], splits: int) -> Float[Array, "*_"]:
+    """Rows (..., C) as a thin layer between matrices takes them: (..., k, C / k) with splits."""
+    return x if splits == 1 else x.reshape(*x.shape[:-1], splits, -1)
+
+
+@dataclass(frozen=True)
+class BlockProduct:
+    """A `dot_general` for dense layers: rows times a block-diagonal matrix.
+
+    It does between matrices what a convolution with feature groups does.
+
+    Arguments:
+        dot_general: that of the layer, for the products of the blocks.
+    """
+
+    dot_general: Callable[..., Any]
+
+    def __call__(
+        self,
+        x: Float[Array, "*b k m"],
+        kernel: Float[Array, "m _"],
+        dimension_numbers: Any,
+        **settings: Any,
+    ) -> Float[Array, "*b _"]:
+        """The product (..., n); the kernel (C / k, n) has the blocks side by side."""
+        *batch, splits, inputs = x.shape
+        blocks = kernel.reshape(inputs, splits, -1)
+        axes = (((x.ndim - 1,), (0,)), ((x.ndim - 2,), (1,)))
+        products = self.dot_general(x, blocks, axes, **settings)  # (k, ..., n / k)
+        return jnp.moveaxis(products, 0, -2).reshape(*batch, -1)
 
 
 def _input_axes(fold: str, axes: int) -> tuple[int, ...]:

@@ -62,11 +62,10 @@ def grouped_svd(
     def alone(y: Array) -> tuple[GroupedLowRank, Info]:
         return _blockwise(y, rank=rank, splits=splits, max_iters=max_iters)
 
-    if isinstance(norm, ModeWeighted) and norm.roots[0] is not None:
-        # A root of the rows mixes blocks, unlike one of the columns: its square is a weight.
-        root, *others = norm.roots
+    if isinstance(norm, ModeWeighted) and (root := norm.roots[0]) is not None:
+        # Unlike one of the columns, a root of the rows mixes blocks: its square is a weight.
         weight = jnp.matmul(root.T, root, precision=HIGHEST)
-        return in_norm(ModeWeighted((None, *others)), lambda y: coupled(y, weight), x)
+        return in_norm(ModeWeighted((None, *norm.roots[1:])), lambda y: coupled(y, weight), x)
     return in_norm(norm, alone, x, coupled)
 
 

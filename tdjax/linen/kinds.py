@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax.core.meta import AxisMetadata
 from jaxtyping import Array
 
-from tdjax import geometry, tt_matrix
+from tdjax import geometry, low_rank, tt_matrix
 from tdjax.boxes import box_factor, unboxed
 from tdjax.geometry import Call, as_tuple
 from tdjax.layers import Layer
+from tdjax.low_rank import BlockProduct
 from tdjax.plan import PlannedLayer
 from tdjax.stage import Stage
 
@@ -158,14 +159,21 @@ def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
         ]
         x, *cores = module.promote_dtype(x, *cores, dtype=module.dtype)
         return tt_matrix.multiply(x, cores, module.precision)
-    own = {
-        name: getattr(module, name)
-        for name in ("dot_general", "dot_general_cls")
-        if hasattr(module, name)
-    }
     for stage in entry.stages:
-        x = nn.Dense(**_shared(module, entry, stage), **own)(x)
+        own = _dot_general(module, stage)
+        rows = low_rank.split_inputs(x, stage.groups)
+        x = nn.Dense(**_shared(module, entry, stage), **own)(rows)
     return x
+
+
+def _dot_general(module: Any, stage: Stage) -> dict[str, Any]:
+    """The products of a thin dense layer, from the settings of the layer."""
+    given, make = (getattr(module, name, None) for name in ("dot_general", "dot_general_cls"))
+    if stage.groups == 1:
+        return {"dot_general": given, "dot_general_cls": make}
+    if make is not None:
+        return {"dot_general_cls": lambda: BlockProduct(make())}
+    return {"dot_general": BlockProduct(given or jax.lax.dot_general)}
 
 
 def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tdjax import geometry, tt_matrix
+from tdjax import geometry, low_rank, tt_matrix
 from tdjax.geometry import Call
 from tdjax.layers import Layer
+from tdjax.low_rank import BlockProduct
 from tdjax.stage import Stage
 
 
@@ -149,26 +150,41 @@ def describe_linear_general(call: Call) -> Layer:
 
 def thin_linear(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.Linear`."""
+    if stage.groups > 1:
+        return _blocks(module, stage, module.dot_general)
     return _thin(nnx.Linear, module, *stage.kernel_shape, dot_general=module.dot_general)
 
 
 def thin_linear_general(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.LinearGeneral`."""
+    if stage.groups > 1:
+        given = module.dot_general_cls() if module.dot_general_cls else module.dot_general
+        return _blocks(module, stage, given)
     own = {name: getattr(module, name) for name in ("dot_general", "dot_general_cls")}
     return _thin(nnx.LinearGeneral, module, *stage.kernel_shape, **own)
 
 
 def thin_einsum(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.Einsum`."""
+    if stage.groups > 1:
+        return _blocks(module, stage, None)
     return _thin(
         nnx.Einsum, module, "...i,io->...o", stage.kernel_shape, einsum_op=module.einsum_op
     )
 
 
+def _blocks(module: Any, stage: Stage, dot_general: Any) -> nnx.Module:
+    """A stage that multiplies by a block-diagonal matrix."""
+    product = BlockProduct(dot_general or jax.lax.dot_general)
+    return _thin(nnx.Linear, module, *stage.kernel_shape, dot_general=product)
+
+
 def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """Rows times the matrix that a chain stands for."""
     if not tt_matrix.is_train(_stages(module)):
-        return _through(module, x)
+        for stage in _stages(module):
+            x = getattr(module, stage.name)(low_rank.split_inputs(x, stage.groups))
+        return x
     cores = []
     for core in _kernels(module):
         x, core, _ = module.promote_dtype((x, core, None), dtype=module.dtype)
