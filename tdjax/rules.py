@@ -62,8 +62,8 @@ class Rule:
             raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
         if self.spatial == "merged" and self.method != "cp":
             raise ValueError(f"{self}: only method 'cp' knows spatial='merged'")
-        if not isinstance(self.splits, int) or self.splits < 1:
-            raise ValueError(f"{self}: splits must be a number of at least 1, got {self.splits}")
+        if self.splits < 1:
+            raise ValueError(f"{self}: splits must be at least 1, got {self.splits}")
         if self.fold not in low_rank.FOLDS:
             raise ValueError(f"{self}: fold must be one of {', '.join(low_rank.FOLDS)}")
         if (self.splits, self.fold) != (1, "channel") and self.method != "svd":
