@@ -13,6 +13,7 @@ from plain_models import Scanned, normal, random_variables
 
 import tdjax
 from tdjax import GroupedLowRank, Layer, Plan, PlannedLayer, Rule, chain
+from tdjax.kernels import Weights, decompose_kernel, reconstruct_kernel
 from tdjax.nnx import reconstruct
 from tdjax.planning import plan_layer, plan_layers
 
@@ -342,6 +343,21 @@ def test_names_of_axes_lie_where_the_whole_axis_is():
 
 
 # ---------------------------------------------------------------- data
+
+
+def test_rows_of_a_split_are_weighed_by_their_own_moments():
+    kernel, samples = normal(0, 3, 2, 6, 5), normal(1, 50, 36) @ normal(2, 36, 36)
+    moment = samples.T @ samples / 50
+    layer = Layer("a", "conv", kernel.shape, in_spatial=(4, 4), out_spatial=(4, 4))
+    entry = plan_layer(layer, rule(splits=3))
+    parts = decompose_kernel(kernel, entry, weights=Weights(moment[None], None))
+    found = reconstruct_kernel(chain.to_kernels(parts, entry.stages), entry)
+    # Rows of the matrix are ordered by tap, then channel; those of a split have two channels.
+    rows = np.array([tap * 6 + c for k in range(3) for tap in range(6) for c in (2 * k, 2 * k + 1)])
+    norm = tdjax.Covariance(moment[rows][:, rows])
+    _, info = tdjax.grouped_svd(kernel.reshape(36, 5)[rows], 2, 3, norm=norm)
+    error = tdjax.Covariance(moment).relative_error(kernel, found)
+    np.testing.assert_allclose(error, info.error, rtol=1e-3)
 
 
 def correlated(seed, *shape):

@@ -117,6 +117,3 @@ def test_what_is_refused():
         grouped_svd(W, 4, 6)
     with pytest.raises(ValueError, match="NaN or Inf"):
         grouped_svd(np.full((4, 4), np.nan), 1, 2)
-    found, _ = grouped_svd(W, 2, 3)
-    with pytest.raises(ValueError, match="a product along the rows mixes blocks"):
-        found.mode_products([jnp.eye(18), None])
