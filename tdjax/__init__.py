@@ -10,10 +10,19 @@ from tdjax.adapters import (
     reestimate_batch_stats,
 )
 from tdjax.candidates import evaluate_candidates
-from tdjax.decompose import Info, cp_als, hosvd, truncated_svd, tt_als, tt_svd, tucker_als
+from tdjax.decompose import (
+    Info,
+    cp_als,
+    grouped_svd,
+    hosvd,
+    truncated_svd,
+    tt_als,
+    tt_svd,
+    tucker_als,
+)
 from tdjax.errors import feature_errors, weight_errors
 from tdjax.factorize import factorize_params, reconstruct_params
-from tdjax.formats import CP, TT, Format, LowRank, Tucker
+from tdjax.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
 from tdjax.layers import Layer
 from tdjax.moments import LayerMoments
 from tdjax.moments_file import load_moments, save_moments
@@ -29,6 +38,7 @@ __all__ = [
     "Covariance",
     "Format",
     "Frobenius",
+    "GroupedLowRank",
     "Info",
     "Kronecker",
     "Layer",
@@ -48,6 +58,7 @@ __all__ = [
     "factorize_params",
     "factorize_sequentially",
     "feature_errors",
+    "grouped_svd",
     "hosvd",
     "layer_table",
     "load_factorised",

@@ -2,7 +2,7 @@
 
 Flax keeps names of axes in a box around an array (`flax.linen.Partitioned` and its kin). The
 first factor of a chain takes the names of the kernel's window and inputs, the last one that of its
-outputs; ranks have no name, so factors are replicated along them.
+outputs; ranks and the inputs of splits have no name, so factors are replicated along them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 from flax.core.meta import AxisMetadata
 
-from tdjax import chain
+from tdjax import tt_matrix
 from tdjax.layers import Layer, Storage
 from tdjax.plan import PlannedLayer
+from tdjax.stage import Stage
 
 Names = list[Any]
 
@@ -32,7 +33,7 @@ def unboxed(leaf: Any) -> Any:
 
 
 def box_factor(
-    box: Any, factor: Any, entry: PlannedLayer, stage: chain.Stage, *, stacked: bool = True
+    box: Any, factor: Any, entry: PlannedLayer, stage: Stage, *, stacked: bool = True
 ) -> Any:
     """A factor in a box like that of its kernel, `box`; as it is where that has none.
 
@@ -49,18 +50,20 @@ def box_factor(
     return _boxed(box, factor, names, stack, storage)
 
 
-def factor_names(kernel: Names, entry: PlannedLayer, stage: chain.Stage) -> Names:
+def factor_names(kernel: Names, entry: PlannedLayer, stage: Stage) -> Names:
     """Names of the axes of a stage's kernel.
 
     Arguments:
         kernel: names of the axes of the stored array in the order of the kernel: window, inputs,
             outputs.
     """
-    if chain.is_matrix_train(entry.stages):
+    if tt_matrix.is_train(entry.stages):
         return [None] * len(stage.kernel_shape)
     window = len(entry.layer.kernel_shape) - 2
     outputs = window + _number_of_inputs(entry.layer)
-    first, last = stage == entry.stages[0], stage == entry.stages[-1]
+    # The inputs of a split are fewer than those that are laid out along a name.
+    first = stage == entry.stages[0] and stage.groups == entry.layer.groups
+    last = stage == entry.stages[-1]
     return [
         *(kernel[axis] if axis in stage.axes else None for axis in range(window)),
         _merged(kernel[window:outputs]) if first else None,
@@ -79,7 +82,7 @@ def box_whole(boxes: Sequence[Any], array: Any, entry: PlannedLayer) -> Any:
     window = len(entry.layer.kernel_shape) - 2
     found, stack = zip(*(_without_stack(box, storage) for box in boxes), strict=True)
     kernel: Names = [None] * len(storage.order)
-    if not chain.is_matrix_train(entry.stages):
+    if not tt_matrix.is_train(entry.stages):
         for axis in range(window):
             kernel[axis] = next((names[axis] for names in found if names[axis]), None)
         kernel[window] = found[0][-2]

@@ -4,48 +4,24 @@ A kernel (*spatial, C / groups, T) is split by group, each group is decomposed a
 factors become the kernels of the chain. `stages` says what the chain looks like from shapes alone;
 `to_kernels` and `from_kernels` carry arrays both ways. Stride, padding and dilation of a spatial
 axis belong to the stage whose kernel spans that axis. Sources: Lebedev et al. 2015 (CP), Kim et
-al. 2016 (Tucker-2), Garipov et al. 2016 (TT), Novikov et al. 2015 (TT-matrix).
+al. 2016 (Tucker-2), Garipov et al. 2016 (TT); `tdjax.low_rank` and `tdjax.tt_matrix` name theirs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from tdjax.formats import CP, TT, Format, LowRank, Tucker
-from tdjax.ranks import matrix_modes
+from tdjax import low_rank, tt_matrix
+from tdjax.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
+from tdjax.stage import Stage, spanned
 
 METHODS = ("cp", "tucker", "tt", "svd")
 SPATIAL = ("separate", "merged")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One thin layer of a chain.
-
-    Arguments:
-        name: its name among the layer's parameters.
-        kernel_shape: (*spatial, in / groups, out), with 1 for spatial axes it does not span;
-            (r, in, out, s) for a core of a TT-matrix.
-        groups: number of feature groups of its convolution.
-        axes: the spatial axes it spans, whose stride, padding and dilation it takes on.
-    """
-
-    name: str
-    kernel_shape: tuple[int, ...]
-    groups: int
-    axes: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return math.prod(self.kernel_shape)
 
 
 def stages(
@@ -54,6 +30,8 @@ def stages(
     method: str,
     ranks: Sequence[int],
     spatial: str = "separate",
+    splits: int = 1,
+    fold: str = "channel",
 ) -> tuple[Stage, ...]:
     """The chain that replaces a layer, first stage first.
 
@@ -63,23 +41,23 @@ def stages(
         method: one of `METHODS`.
         ranks: as `tdjax.ranks.ranks_for` gives them.
         spatial: "merged" lets CP treat all spatial axes as one mode.
+        splits: number of groups of input channels that "svd" factorises each for itself.
+        fold: how "svd" folds the kernel, one of `tdjax.low_rank.FOLDS`.
     """
     *window, c, t = kernel_shape
     if method == "tt" and not window:
-        return _matrix_train(c, t, ranks)
+        return tt_matrix.stages(c, t, ranks)
+    if method == "svd" or not window:
+        (rank,) = ranks
+        return low_rank.stages(kernel_shape, groups, rank, splits, fold)
     every, t = tuple(range(len(window))), t // groups
 
     def stage(name: str, axes: tuple[int, ...], fan_in: int, fan_out: int) -> Stage:
-        shape = tuple(size if axis in axes else 1 for axis, size in enumerate(window))
-        return Stage(name, (*shape, fan_in, groups * fan_out), groups, axes)
+        return Stage(name, (*spanned(window, axes), fan_in, groups * fan_out), groups, axes)
 
     def depthwise(name: str, axes: tuple[int, ...], rank: int) -> Stage:
-        shape = tuple(size if axis in axes else 1 for axis, size in enumerate(window))
-        return Stage(name, (*shape, 1, groups * rank), groups * rank, axes)
+        return Stage(name, (*spanned(window, axes), 1, groups * rank), groups * rank, axes)
 
-    if method == "svd" or not window:
-        (rank,) = ranks
-        return stage("input", every, c, rank), stage("output", (), rank, t)
     if method == "tucker":
         r_in, r_out = ranks
         return (
@@ -101,21 +79,22 @@ def stages(
 
 
 def tensor_view(
-    kernel: Float[Array, "*_"], method: str, spatial: str = "separate"
+    kernel: Float[Array, "*_"],
+    method: str,
+    spatial: str = "separate",
+    splits: int = 1,
+    fold: str = "channel",
 ) -> Float[Array, "*_"]:
     """A kernel (*spatial, C, T) of one group as the array that `method` decomposes.
 
     CP and Tucker take it as it is (CP with all spatial axes as one where they are "merged"), a
-    tensor train runs over the modes of `tdjax.ranks.tt_order`, low rank takes the
-    (spatial * C, T) matrix.
+    tensor train runs over the modes of `tdjax.ranks.tt_order`, low rank takes the matrix of
+    `tdjax.low_rank.to_matrix`.
     """
     if method == "tt" and kernel.ndim == 2:
-        modes = matrix_modes(*kernel.shape)
-        rows, columns = zip(*modes, strict=True)
-        split = kernel.reshape(*rows, *columns)
-        return split.transpose(_interleaved(len(modes))).reshape([i * o for i, o in modes])
+        return tt_matrix.to_tensor(kernel)
     if method == "svd" or kernel.ndim == 2:
-        return kernel.reshape(-1, kernel.shape[-1])
+        return low_rank.to_matrix(kernel, splits, fold)
     if method == "tt":
         return jnp.moveaxis(kernel, -2, 0)
     if method == "cp" and spatial == "merged":
@@ -124,21 +103,20 @@ def tensor_view(
 
 
 def kernel_view(
-    tensor: Float[Array, "*_"], kernel_shape: Sequence[int], method: str
+    tensor: Float[Array, "*_"],
+    kernel_shape: Sequence[int],
+    method: str,
+    splits: int = 1,
+    fold: str = "channel",
 ) -> Float[Array, "*_"]:
     """The inverse of `tensor_view`."""
     if method == "tt" and len(kernel_shape) > 2:
         return jnp.moveaxis(tensor, 0, -2)
     if method == "tt":
-        modes = matrix_modes(*kernel_shape)
-        pairs = tensor.reshape([size for pair in modes for size in pair])
-        axes = range(2 * len(modes))
-        tensor = pairs.transpose(*axes[::2], *axes[1::2])
+        return tt_matrix.to_matrix(tensor, *kernel_shape)
+    if method == "svd":
+        return low_rank.to_kernel(tensor, kernel_shape, splits, fold)
     return tensor.reshape(tuple(kernel_shape))
-
-
-def _interleaved(pairs: int) -> list[int]:
-    return [axis for k in range(pairs) for axis in (k, pairs + k)]
 
 
 def split_groups(kernel: Float[Array, "*_"], groups: int) -> list[Float[Array, "*_"]]:
@@ -148,7 +126,7 @@ def split_groups(kernel: Float[Array, "*_"], groups: int) -> list[Float[Array, "
 
 def to_kernels(formats: Sequence[Format], chain: Sequence[Stage]) -> dict[str, Float[Array, "*_"]]:
     """Kernels of the stages from the decompositions of all groups."""
-    by_group = [_arrays(part, is_matrix_train(chain)) for part in formats]
+    by_group = [_arrays(part, chain) for part in formats]
     return {
         stage.name: jnp.concatenate(
             [_to_stage(arrays[k], stage, len(formats)) for arrays in by_group], axis=-1
@@ -180,17 +158,18 @@ def reconstruct(
 ) -> Float[Array, "*_"]:
     """The dense kernel that the chain stands for."""
     *window, c, t = kernel_shape
+    form = low_rank.form(chain) if method == "svd" else ()
     parts = [
-        kernel_view(part.to_tensor(), (*window, c, t // groups), method)
+        kernel_view(part.to_tensor(), (*window, c, t // groups), method, *form)
         for part in from_kernels(kernels, chain, method, groups)
     ]
     return parts[0] if groups == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _arrays(part: Format, matrix: bool) -> list[Float[Array, "*_"]]:
+def _arrays(part: Format, chain: Sequence[Stage]) -> list[Float[Array, "*_"]]:
     """The arrays of a format in the order of its chain, each as (spans..., in, out)."""
-    if isinstance(part, LowRank):
-        return [part.left, part.right]
+    if isinstance(part, LowRank | GroupedLowRank):
+        return low_rank.to_kernels(part, chain)
     if isinstance(part, CP):
         *spatial, c, t = part.factors
         return [c, *spatial, t.T]
@@ -198,7 +177,7 @@ def _arrays(part: Format, matrix: bool) -> list[Float[Array, "*_"]]:
         matrices = [factor for factor in part.factors if factor is not None]
         return [matrices[0], part.core, matrices[1].T]
     assert isinstance(part, TT)
-    if matrix:
+    if tt_matrix.is_train(chain):
         return list(part.cores)
     first, *links, last = part.cores
     # A link (r, n, s) is a kernel with n taps from r to s channels.
@@ -211,13 +190,14 @@ def _to_stage(array: Float[Array, "*_"], stage: Stage, groups: int) -> Float[Arr
 
 
 def _format(kernels: Sequence[Float[Array, "*_"]], chain: Sequence[Stage], method: str) -> Format:
-    if is_matrix_train(chain):
+    if tt_matrix.is_train(chain):
         return TT(tuple(core.reshape(core.shape[0], -1, core.shape[-1]) for core in kernels))
     first, *middle, last = kernels
+    if not middle:
+        splits, _ = low_rank.form(chain)
+        return low_rank.from_kernels(first, last, splits)
     matrix_in = first.reshape(-1, first.shape[-1])
     matrix_out = last.reshape(-1, last.shape[-1])
-    if method == "svd" or len(kernels) == 2:
-        return LowRank(matrix_in, matrix_out)
     if method == "cp":
         spatial = [kernel.reshape(-1, kernel.shape[-1]) for kernel in middle]
         return CP((*spatial, matrix_in, matrix_out.T))
@@ -227,51 +207,6 @@ def _format(kernels: Sequence[Float[Array, "*_"]], chain: Sequence[Stage], metho
         return Tucker(core, (*whole, matrix_in, matrix_out.T))
     links = [jnp.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), 0, 1) for kernel in middle]
     return TT((matrix_in[None], *links, matrix_out[:, :, None]))
-
-
-def _matrix_train(rows: int, columns: int, ranks: Sequence[int]) -> tuple[Stage, ...]:
-    links = (1, *ranks, 1)
-    return tuple(
-        Stage(f"core_{k}", (links[k], *pair, links[k + 1]), 1, ())
-        for k, pair in enumerate(matrix_modes(rows, columns))
-    )
-
-
-def is_matrix_train(chain: Sequence[Stage]) -> bool:
-    """Whether the stages are the cores (r, i, o, s) of a TT-matrix, and no thin layers."""
-    return chain[0].name == "core_0"
-
-
-def multiply(
-    x: Float[Array, "*b m"], cores: Sequence[Float[Array, "_ _ _ _"]], precision: Any = None
-) -> Float[Array, "*b n"]:
-    """x times the matrix of a TT-matrix, core by core, the matrix never made.
-
-    Arguments:
-        x: rows; m is the product of all i.
-        cores: (r, i, o, s) each.
-    """
-    # (batch, outputs so far, link, inputs left)
-    state = x.reshape(math.prod(x.shape[:-1]), 1, 1, x.shape[-1])
-    for core in cores:
-        split = state.reshape(*state.shape[:3], core.shape[1], -1)
-        state = jnp.einsum("bpriq,rios->bposq", split, core, precision=precision)
-        state = state.reshape(state.shape[0], -1, core.shape[3], split.shape[-1])
-    return state.reshape(*x.shape[:-1], -1)
-
-
-def take_rows(
-    cores: Sequence[Float[Array, "_ _ _ _"]], index: Int[Array, "*b"], precision: Any = None
-) -> Float[Array, "*b n"]:
-    """Rows of the matrix of a TT-matrix, the matrix never made."""
-    sizes = [core.shape[1] for core in cores]
-    state = jnp.ones((*index.shape, 1, 1), cores[0].dtype)
-    for k, core in enumerate(cores):
-        digit = index // math.prod(sizes[k + 1 :]) % sizes[k]
-        chosen = jnp.take(core, digit, axis=1)  # (r, *b, o, s)
-        state = jnp.einsum("...pr,r...os->...pos", state, chosen, precision=precision)
-        state = state.reshape(*index.shape, -1, core.shape[3])
-    return state[..., 0]
 
 
 def macs(
@@ -291,8 +226,9 @@ def macs(
         transposed: whether a window is one of the input's, as in a transposed convolution; for a
             matrix, whether it is the transposed one that multiplies.
     """
-    if is_matrix_train(chain):
-        return positions * _product_macs(chain, transposed) + lookups * _row_macs(chain)
+    if tt_matrix.is_train(chain):
+        products = positions * tt_matrix.product_macs(chain, transposed)
+        return products + lookups * tt_matrix.row_macs(chain)
 
     def run(state: tuple[int, tuple[int, ...]], stage: Stage) -> tuple[int, tuple[int, ...]]:
         total, before = state
@@ -305,20 +241,3 @@ def macs(
     total, _ = reduce(run, chain, (0, tuple(in_spatial)))
     # The first factor of a taken row is taken, not computed.
     return positions * total + lookups * sum(stage.size for stage in chain[1:])
-
-
-def _product_macs(cores: Sequence[Stage], transposed: bool) -> int:
-    pairs = [stage.kernel_shape[1:3] for stage in cores]
-    inputs, outputs = zip(*(pair[::-1] if transposed else pair for pair in pairs), strict=True)
-    return sum(
-        math.prod(outputs[:k]) * math.prod(inputs[k + 1 :]) * stage.size
-        for k, stage in enumerate(cores)
-    )
-
-
-def _row_macs(cores: Sequence[Stage]) -> int:
-    outputs = [stage.kernel_shape[2] for stage in cores]
-    return sum(
-        math.prod(outputs[:k]) * stage.size // stage.kernel_shape[1]
-        for k, stage in enumerate(cores)
-    )

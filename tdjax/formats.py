@@ -1,4 +1,4 @@
-"""What a decomposed array is: low rank, CP, Tucker, tensor train.
+"""What a decomposed array is: low rank, low rank by groups of rows, CP, Tucker, tensor train.
 
 Every format is a pytree of arrays, so it passes through `jax.jit`, `jax.vmap` and `jax.grad`;
 its ranks are the shapes of its arrays. Formats know nothing of networks.
@@ -111,6 +111,43 @@ class LowRank(Format):
             self.right if columns is None else jnp.matmul(self.right, columns.T, precision=HIGHEST)
         )
         return LowRank(left, right)
+
+
+@register
+@dataclass(frozen=True)
+class GroupedLowRank(Format):
+    """A matrix whose blocks of consecutive rows are of low rank each: block i is `left @ right`.
+
+    Arguments:
+        left: (k, rows / k, r).
+        right: (k, r, columns).
+    """
+
+    left: Float[Array, "k m r"]
+    right: Float[Array, "k r n"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        return (self.left.shape[0] * self.left.shape[1], self.right.shape[2])
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """(r,), the rank of each block."""
+        return (self.left.shape[2],)
+
+    def to_tensor(self) -> Float[Array, "_ n"]:
+        """The matrix, (rows, columns)."""
+        return jnp.matmul(self.left, self.right, precision=HIGHEST).reshape(self.shape)
+
+    def mode_products(self, matrices: Matrices) -> GroupedLowRank:
+        """See `Format.mode_products`; raises ValueError for the rows, whose blocks it would mix."""
+        rows, columns = _one_per_mode(matrices, 2)
+        if rows is not None:
+            raise ValueError("a product along the rows mixes blocks, which are factorised alone")
+        if columns is None:
+            return self
+        return GroupedLowRank(self.left, jnp.matmul(self.right, columns.T, precision=HIGHEST))
 
 
 @register

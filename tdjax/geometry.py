@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.chain import Stage
 from tdjax.einsum import Labels, labels_of
 from tdjax.layers import Layer, Storage
+from tdjax.stage import Stage
 
 
 class Call(NamedTuple):

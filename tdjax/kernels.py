@@ -11,9 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax import chain
-from tdjax.decompose import cp_als, truncated_svd, tt_als, tt_svd, tucker_als, weighted_als
-from tdjax.formats import TT, Format
+from tdjax import chain, tt_matrix
+from tdjax.decompose import (
+    cp_als,
+    grouped_svd,
+    truncated_svd,
+    tt_als,
+    tt_svd,
+    tucker_als,
+    weighted_als,
+)
+from tdjax.formats import Format
 from tdjax.norms import Covariance, Kronecker, Norm
 from tdjax.plan import PlannedLayer
 
@@ -93,12 +101,14 @@ def decompose_kernel(
     options: dict[str, Any] = {"max_iters": max_iters, "tol": tol}
 
     def decompose(part: Float[Array, "*_"], key: Array | None, norm: Norm | None) -> Format:
-        tensor = chain.tensor_view(part, method, entry.spatial)
-        if chain.is_matrix_train(entry.stages):
-            train = tt_svd(tensor, ranks)
-            return train if norm is None else _train_in(norm, part, tensor, train, options)
+        tensor = _view(part, entry)
+        mixed = tt_matrix.is_train(entry.stages) or entry.fold != "channel"
+        if norm is not None and mixed:
+            return _mixed_in(norm, tensor, decompose(part, key, None), part.shape, entry, options)
         if norm is not None:
-            norm = _in_view(norm, part.shape, method)
+            norm = _in_view(norm, part.shape, entry)
+        if method == "svd" and entry.splits > 1:
+            return grouped_svd(tensor, ranks[0], entry.splits, norm=norm, **options)[0]
         if method == "svd":
             return truncated_svd(tensor, ranks[0], norm=norm)
         if method == "tucker":
@@ -122,14 +132,20 @@ def decompose_kernel(
     ]
 
 
-def _in_view(norm: Norm, kernel_shape: tuple[int, ...], method: str) -> Norm:
-    """A norm of kernels as one of the array that `chain.tensor_view` makes of them."""
+def _view(part: Float[Array, "*_"], entry: PlannedLayer) -> Float[Array, "*_"]:
+    """One feature group's kernel as the array that is decomposed."""
+    return chain.tensor_view(part, str(entry.method), entry.spatial, entry.splits, entry.fold)
+
+
+def _in_view(norm: Norm, kernel_shape: tuple[int, ...], entry: PlannedLayer) -> Norm:
+    """A norm of kernels as one of the array that `_view` makes of them."""
     *window, channels, _ = kernel_shape
-    if method != "tt" or not window:
+    # In front of the window a tensor train has the channels, low rank their splits.
+    ahead = channels if entry.method == "tt" else entry.splits
+    if ahead == 1 or not window:
         return norm
-    # A tensor train has the channels in front of the window.
-    order = jnp.moveaxis(jnp.arange(math.prod(window) * channels).reshape(*window, channels), -1, 0)
-    order = order.reshape(-1)
+    rows = jnp.arange(math.prod(window) * channels)
+    order = jnp.moveaxis(rows.reshape(*window, ahead, channels // ahead), -2, 0).reshape(-1)
 
     def moved(moment: Array) -> Array:
         return moment[order] if moment.ndim == 1 else moment[order][:, order]
@@ -138,13 +154,25 @@ def _in_view(norm: Norm, kernel_shape: tuple[int, ...], method: str) -> Norm:
     return replace(norm, second_moment=moved(jnp.asarray(norm.second_moment)))
 
 
-def _train_in(
-    norm: Norm, matrix: Float[Array, "m n"], tensor: Float[Array, "*_"], start: TT, options: Any
+def _mixed_in(
+    norm: Norm,
+    tensor: Float[Array, "*_"],
+    start: Format,
+    kernel_shape: tuple[int, ...],
+    entry: PlannedLayer,
+    options: Any,
 ) -> Format:
-    """A TT-matrix in a norm of matrices, whose rows and columns its modes share."""
+    """A format whose modes mix the inputs and outputs of a kernel, in a norm that tells them apart.
+
+    Arguments:
+        tensor: what `_view` makes of a kernel of that shape.
+    """
 
     def weigh(tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
-        return chain.tensor_view(norm.weigh(chain.kernel_view(tensor, matrix.shape, "tt")), "tt")
+        kernel = chain.kernel_view(
+            tensor, kernel_shape, str(entry.method), entry.splits, entry.fold
+        )
+        return _view(norm.weigh(kernel), entry)
 
     return weighted_als(tensor, start, weigh, **options)[0]
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tdjax import chain, ranks
+from tdjax import chain, low_rank, ranks
 from tdjax.decompose.inputs import check_ranks
 from tdjax.layers import Layer, Storage
 from tdjax.printing import Table, as_html, as_text
 from tdjax.profile import Profile, profile_calls
+from tdjax.stage import Stage
 
 PLAN_VERSION = 1
 
@@ -27,6 +28,7 @@ class PlannedLayer:
         ranks: as `tdjax.ranks.ranks_for` orders them; () where it stays dense.
         spatial: see `Rule`.
         reason: why the layer stays dense.
+        splits, fold: see `Rule`.
     """
 
     layer: Layer
@@ -34,14 +36,42 @@ class PlannedLayer:
     ranks: tuple[int, ...] = ()
     spatial: str = "separate"
     reason: str | None = None
+    splits: int = 1
+    fold: str = "channel"
 
     @property
-    def stages(self) -> tuple[chain.Stage, ...]:
+    def rank_shape(self) -> tuple[int, ...]:
+        """The shape of what its ranks are those of, from one feature group's kernel."""
+        *window, c, t = shape = self.layer.group_shape
+        if self.method == "svd":
+            return low_rank.matrix_shape(shape, self.splits, self.fold)
+        return (math.prod(window), c, t) if self.spatial == "merged" and window else shape
+
+    @property
+    def format(self) -> str:
+        """The format in words: its method, and how it differs from the plain one."""
+        if self.method is None:
+            return "dense"
+        return (
+            self.method
+            + (" merged" if self.spatial == "merged" else "")
+            + (f" {self.fold}" if self.fold != "channel" else "")
+            + (f" /{self.splits}" if self.splits > 1 else "")
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
         """The chain of thin layers that replaces it; empty where it stays dense."""
         if self.method is None:
             return ()
         return chain.stages(
-            self.layer.kernel_shape, self.layer.groups, self.method, self.ranks, self.spatial
+            self.layer.kernel_shape,
+            self.layer.groups,
+            self.method,
+            self.ranks,
+            self.spatial,
+            self.splits,
+            self.fold,
         )
 
     @property
@@ -182,10 +212,17 @@ class Plan:
             raise ValueError(f"not a plan: {error!r}") from error
 
 
-def rank_shape(layer: Layer, spatial: str) -> tuple[int, ...]:
-    """The shape of one group's kernel as the method takes it."""
-    *window, c, t = layer.group_shape
-    return (math.prod(window), c, t) if spatial == "merged" and window else (*window, c, t)
+def check_form(layer: Layer, method: str, splits: int, fold: str) -> None:
+    """Refuse, with a ValueError that names a remedy, a form that a layer's factors cannot have."""
+    *window, channels, _ = layer.group_shape
+    if method != "svd":
+        problem = None if (splits, fold) == (1, "channel") else f"{method} has no splits or folds"
+    elif splits > 1 and layer.kind == "embed":
+        problem = "an embedding has no input channels to split; give it a rule without splits"
+    else:
+        problem = low_rank.obstacle(window, channels, splits, fold)
+    if problem is not None:
+        raise ValueError(f"layer {layer.path!r}: {problem}")
 
 
 def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
@@ -196,7 +233,8 @@ def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
     layer = Layer(**fields)
     entry = PlannedLayer(**{**raw, "layer": layer, "ranks": tuple(raw["ranks"])})
     if entry.method is not None:
-        full = ranks.full_ranks(entry.method, rank_shape(layer, entry.spatial))
+        check_form(layer, entry.method, entry.splits, entry.fold)
+        full = ranks.full_ranks(entry.method, entry.rank_shape)
         check_ranks(entry.ranks, full, f"layer {layer.path!r}")
     if not (entry.size >= 0 and entry.macs >= 0):
         raise ValueError(f"layer {layer.path!r} has a negative size")
@@ -214,11 +252,10 @@ def _row(entry: PlannedLayer) -> tuple[str, ...]:
         + "x".join(map(str, layer.kernel_shape))
         + (f" /{layer.groups}" if layer.groups > 1 else "")
     )
-    form = (entry.method or "dense") + (" merged" if entry.spatial == "merged" else "")
     return (
         layer.path or "(model)",
         kernel,
-        form,
+        entry.format,
         ranks_text(entry.ranks),
         *_change(layer.size, entry.size),
         *_change(layer.macs, entry.macs),

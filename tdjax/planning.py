@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tdjax import ranks
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
 from tdjax.layers import MATRICES, Layer
-from tdjax.plan import Plan, PlannedLayer, paths_text, rank_shape, ranks_text
+from tdjax.plan import Plan, PlannedLayer, check_form, paths_text, ranks_text
 from tdjax.rules import AUTO, Rule
 
 Choose = Callable[[Layer, Rule], PlannedLayer]
@@ -41,7 +42,8 @@ def plan_layers(
 def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
     """A layer at exactly the ranks that a rule asks for, even where that saves nothing.
 
-    Raises ValueError for a layer that cannot be factorised and for ranks out of range.
+    Raises ValueError for a layer that cannot be factorised, or not with the splits or the fold of
+    the rule, and for ranks out of range.
     """
     if layer.obstacle is not None:
         raise ValueError(f"{rule}: layer {layer.path!r}: {layer.obstacle}")
@@ -50,15 +52,23 @@ def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
         # Between two modes every format but a TT-matrix is a product of two matrices.
         train = method == "tt" and len(ranks.tt_order(layer.kernel_shape)) > 1
         method = "tt" if train else "svd"
+    fold = "channel" if layer.kind in MATRICES else rule.fold
+    try:
+        check_form(layer, method, rule.splits, fold)
+    except ValueError as error:
+        raise ValueError(f"{rule}: {error}") from None
+    spatial = rule.spatial if method == "cp" else "separate"
+    entry = PlannedLayer(layer, method, (), spatial, splits=rule.splits, fold=fold)
     if rule.compression is not None:
-        found = ranks.ranks_for(method, rank_shape(layer, rule.spatial), 1 - rule.compression)
+        # What a rank keeps of one split it keeps of all.
+        found = ranks.ranks_for(method, entry.rank_shape, 1 - rule.compression)
     else:
-        found = _given_ranks(layer, rule, method)
-    return PlannedLayer(layer, method, found, rule.spatial if method == "cp" else "separate")
+        found = _given_ranks(entry, method, rule)
+    return replace(entry, ranks=found)
 
 
-def _given_ranks(layer: Layer, rule: Rule, method: str) -> tuple[int, ...]:
-    shape, where = rank_shape(layer, rule.spatial), f"{rule}: layer {layer.path!r}"
+def _given_ranks(entry: PlannedLayer, method: str, rule: Rule) -> tuple[int, ...]:
+    shape, where = entry.rank_shape, f"{rule}: layer {entry.layer.path!r}"
     full = ranks.full_ranks(method, shape)
     assert rule.rank is not None
     if isinstance(rule.rank, tuple):
@@ -86,7 +96,7 @@ def _decide(layer: Layer, rules: Sequence[Rule], choose: Choose | None) -> Plann
     if planned.size >= layer.size:
         return PlannedLayer(
             layer,
-            reason=f"{planned.method} at rank {ranks_text(planned.ranks)} would hold "
+            reason=f"{planned.format} at rank {ranks_text(planned.ranks)} would hold "
             f"{planned.size:,} parameters, no fewer than its {layer.size:,}",
         )
     return planned

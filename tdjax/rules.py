@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tdjax import chain
+from tdjax import chain, low_rank
 
 # In a rule: the method with the least error.
 AUTO = "auto"
@@ -26,6 +26,14 @@ class Rule:
             kernel admits it.
         spatial: "merged" makes CP treat the spatial axes as one mode: three thin layers in place
             of four, and a better fit at equal size.
+        splits: number k of groups of consecutive input channels that "svd" factorises each for
+            itself, at one rank for all (ALDS, Liebenwein et al., NeurIPS 2021): the first thin
+            layer then has k feature groups. It divides the layer's input channels, or those of
+            one of its feature groups.
+        fold: how "svd" folds the kernel of a convolution to a matrix. "channel": the whole window
+            goes with the inputs, a convolution and then one of 1x1. "window": it goes with the
+            outputs, 1x1 first. Of two axes "rows" is kh x 1 and then 1 x kw, "columns" 1 x kw and
+            then kh x 1. Between matrices all are the same.
 
     Raises ValueError for a pattern that does not compile, an unknown method, both or neither of
     `compression` and `rank`, and values out of range.
@@ -36,6 +44,8 @@ class Rule:
     compression: float | None = None
     rank: int | tuple[int, ...] | None = None
     spatial: str = "separate"
+    splits: int = 1
+    fold: str = "channel"
 
     def __post_init__(self) -> None:
         """Refuse a rule that cannot mean anything, before it meets a model."""
@@ -52,6 +62,12 @@ class Rule:
             raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
         if self.spatial == "merged" and self.method != "cp":
             raise ValueError(f"{self}: only method 'cp' knows spatial='merged'")
+        if self.splits < 1:
+            raise ValueError(f"{self}: splits must be at least 1, got {self.splits}")
+        if self.fold not in low_rank.FOLDS:
+            raise ValueError(f"{self}: fold must be one of {', '.join(low_rank.FOLDS)}")
+        if (self.splits, self.fold) != (1, "channel") and self.method != "svd":
+            raise ValueError(f"{self}: only method 'svd' knows splits and fold")
         if (self.compression is None) == (self.rank is None):
             raise ValueError(f"{self}: give exactly one of compression and rank")
         if self.method == AUTO and self.compression is None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdjax import chain
+from tdjax import chain, tt_matrix
 from tdjax.formats import CP, TT, LowRank, Tucker
 
 # method, spatial, ranks
@@ -191,14 +191,14 @@ def test_tt_matrix_against_its_definition():
     )
     rows = normal(3, 2, 5, 12)
     cores = list(kernels.values())
-    np.testing.assert_allclose(chain.multiply(rows, cores), rows @ matrix, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tt_matrix.multiply(rows, cores), rows @ matrix, rtol=1e-4, atol=1e-5)
     index = np.arange(12).reshape(3, 4)
     np.testing.assert_allclose(
-        chain.take_rows(cores, jnp.asarray(index)), matrix[index], rtol=1e-4, atol=1e-5
+        tt_matrix.take_rows(cores, jnp.asarray(index)), matrix[index], rtol=1e-4, atol=1e-5
     )
     turned = [core.swapaxes(1, 2) for core in cores]
     np.testing.assert_allclose(
-        chain.multiply(rows[..., :8], turned), rows[..., :8] @ matrix.T, rtol=1e-4, atol=1e-5
+        tt_matrix.multiply(rows[..., :8], turned), rows[..., :8] @ matrix.T, rtol=1e-4, atol=1e-5
     )
 
 
@@ -206,7 +206,7 @@ def test_macs_of_a_tt_matrix_are_those_of_the_traced_product(count_macs):
     stages = chain.stages((12, 8), 1, "tt", (2, 3))
     cores = list(random_kernels(stages).values())
     rows = normal(3, 5, 12)
-    found = count_macs(lambda rows: chain.multiply(rows, cores), rows)
+    found = count_macs(lambda rows: tt_matrix.multiply(rows, cores), rows)
     assert chain.macs(stages, (), (), 5) == found
-    taken = count_macs(lambda index: chain.take_rows(cores, index), jnp.arange(7))
+    taken = count_macs(lambda index: tt_matrix.take_rows(cores, index), jnp.arange(7))
     assert chain.macs(stages, (), (), 0, lookups=7) == taken

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdjax import formats
-from tdjax.formats import CP, TT, Format, LowRank, Tucker
+from tdjax.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
 
 SHAPE = (3, 4, 5, 2)
 
@@ -20,6 +20,10 @@ def draw(seed, *shape):
 
 def low_rank(seed=0):
     return LowRank(draw(seed, 6, 3), draw(seed + 1, 3, 5))
+
+
+def grouped(seed=0):
+    return GroupedLowRank(draw(seed, 2, 3, 2), draw(seed + 1, 2, 2, 5))
 
 
 def cp(seed=0, shape=SHAPE, rank=3):
@@ -41,6 +45,8 @@ def by_einsum(array):
     match array:
         case LowRank():
             return np.einsum("mr,rn->mn", *parts)
+        case GroupedLowRank():
+            return np.einsum("kmr,krn->kmn", *parts).reshape(array.shape)
         case CP():
             return np.einsum("ar,br,cr,dr->abcd", *parts)
         case Tucker():
@@ -53,7 +59,7 @@ def close(actual, expected, tolerance=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-ALL = pytest.mark.parametrize("make", [low_rank, cp, tucker, tt])
+ALL = pytest.mark.parametrize("make", [low_rank, grouped, cp, tucker, tt])
 
 
 @ALL
@@ -107,7 +113,7 @@ def test_sizes_of_convolution_formats(numbers):
     assert train == c * r1 + r1 * kh * r2 + r2 * kw * r3 + r3 * t
 
 
-@ALL
+@pytest.mark.parametrize("make", [low_rank, cp, tucker, tt])
 def test_mode_products_act_on_the_dense_array(make):
     array = make()
     sizes = (4, None, 2, 3) if len(array.shape) == 4 else (4, None)
@@ -126,6 +132,15 @@ def test_mode_products_act_on_the_dense_array(make):
         assert moved.ranks == array.ranks
         close(moved.to_tensor(), expected)
         close(formats.mode_products(array.to_tensor(), matrices), expected)
+
+
+def test_groups_of_rows_admit_products_along_the_columns_alone():
+    array, matrix = grouped(), draw(10, 4, 5)
+    assert (array.shape, array.ranks) == ((6, 5), (2,))
+    close(array.mode_products([None, matrix]).to_tensor(), by_einsum(array) @ matrix.T)
+    assert array.mode_products([None, None]) is array
+    with pytest.raises(ValueError, match="a product along the rows mixes blocks"):
+        array.mode_products([draw(11, 6, 6), None])
 
 
 @ALL

@@ -56,14 +56,19 @@ def _truncated_svd(x: Float[Array, "m n"], rank: int) -> LowRank:
 
 @partial(jax.jit, static_argnames=("rank",))
 def _weighted_svd(x: Float[Array, "m n"], weight: Array, rank: int) -> LowRank:
-    """The best in tr(E^T S E): x projected on the leading right singular vectors of S^(1/2) x.
+    """The best in tr(E^T S E)."""
+    return best_by_root(x, jnp.sqrt(weight) if weight.ndim == 1 else robust_cholesky(weight), rank)
 
-    Any root will do. No inverse of the root is needed, so that a nearly singular S does no harm.
+
+def best_by_root(x: Float[Array, "m n"], root: Array, rank: int) -> LowRank:
+    """The best in norm(L^T E): x projected on the leading right singular vectors of L^T x.
+
+    No inverse of the root is needed, so that a nearly singular L L^T does no harm.
+
+    Arguments:
+        root: L, (m, m), or its diagonal, (m,).
     """
-    if weight.ndim == 1:
-        rooted = jnp.sqrt(weight)[:, None] * x
-    else:
-        rooted = jnp.matmul(robust_cholesky(weight).T, x, precision=HIGHEST)
+    rooted = root[:, None] * x if root.ndim == 1 else jnp.matmul(root.T, x, precision=HIGHEST)
     return _projected(x, leading_subspace(rooted.T, rank))
 
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax.core.meta import AxisMetadata
 from jaxtyping import Array
 
-from tdjax import chain, geometry
+from tdjax import geometry, low_rank, tt_matrix
 from tdjax.boxes import box_factor, unboxed
-from tdjax.chain import Stage
 from tdjax.geometry import Call, as_tuple
 from tdjax.layers import Layer
+from tdjax.low_rank import BlockProduct
 from tdjax.plan import PlannedLayer
+from tdjax.stage import Stage
 
 
 class Kind(NamedTuple):
@@ -133,8 +134,8 @@ def run_embed(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
         raise ValueError("Input type must be an integer or unsigned integer.")
     factors = [getattr(module, stage.name)() for stage in entry.stages]
     factors = module.promote_dtype(*factors, dtype=module.dtype, inexact=False)
-    if chain.is_matrix_train(entry.stages):
-        return chain.take_rows(factors, inputs)
+    if tt_matrix.is_train(entry.stages):
+        return tt_matrix.take_rows(factors, inputs)
     rows, columns = factors
     return jnp.dot(jnp.take(rows, inputs, axis=0), columns)
 
@@ -143,29 +144,36 @@ def run_attend(module: Any, entry: PlannedLayer, query: Array) -> Array:
     """Inner products of a query with all rows of the table."""
     factors = [getattr(module, stage.name)() for stage in entry.stages]
     query, *factors = module.promote_dtype(query, *factors, dtype=module.dtype)
-    if chain.is_matrix_train(entry.stages):
-        return chain.multiply(query, [core.swapaxes(1, 2) for core in factors])
+    if tt_matrix.is_train(entry.stages):
+        return tt_matrix.multiply(query, [core.swapaxes(1, 2) for core in factors])
     rows, columns = factors
     return jnp.dot(jnp.dot(query, columns.T), rows.T)
 
 
 def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
     """Rows times the matrix that a chain stands for."""
-    if chain.is_matrix_train(entry.stages):
+    if tt_matrix.is_train(entry.stages):
         cores = [
             _factor(module, module.kernel_init, entry, stage, stage.name)()
             for stage in entry.stages
         ]
         x, *cores = module.promote_dtype(x, *cores, dtype=module.dtype)
-        return chain.multiply(x, cores, module.precision)
-    own = {
-        name: getattr(module, name)
-        for name in ("dot_general", "dot_general_cls")
-        if hasattr(module, name)
-    }
+        return tt_matrix.multiply(x, cores, module.precision)
     for stage in entry.stages:
-        x = nn.Dense(**_shared(module, entry, stage), **own)(x)
+        own = _dot_general(module, stage)
+        rows = low_rank.split_inputs(x, stage.groups)
+        x = nn.Dense(**_shared(module, entry, stage), **own)(rows)
     return x
+
+
+def _dot_general(module: Any, stage: Stage) -> dict[str, Any]:
+    """The products of a thin dense layer, from the settings of the layer."""
+    given, make = (getattr(module, name, None) for name in ("dot_general", "dot_general_cls"))
+    if stage.groups == 1:
+        return {"dot_general": given, "dot_general_cls": make}
+    if make is not None:
+        return {"dot_general_cls": lambda: BlockProduct(make())}
+    return {"dot_general": BlockProduct(given or jax.lax.dot_general)}
 
 
 def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:

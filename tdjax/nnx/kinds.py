@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tdjax import chain, geometry
-from tdjax.chain import Stage
+from tdjax import geometry, low_rank, tt_matrix
 from tdjax.geometry import Call
 from tdjax.layers import Layer
+from tdjax.low_rank import BlockProduct
+from tdjax.stage import Stage
 
 
 class Kind(NamedTuple):
@@ -123,8 +124,8 @@ class FactorisedEmbed(nnx.Embed):
             self.promote_dtype((factor,), dtype=self.dtype, inexact=False)[0]
             for factor in _kernels(self)
         ]
-        if chain.is_matrix_train(_stages(self)):
-            return _placed(chain.take_rows(factors, inputs), out_sharding)
+        if tt_matrix.is_train(_stages(self)):
+            return _placed(tt_matrix.take_rows(factors, inputs), out_sharding)
         rows, columns = factors
         return _placed(jnp.dot(jnp.take(rows, inputs, axis=0), columns), out_sharding)
 
@@ -134,9 +135,9 @@ class FactorisedEmbed(nnx.Embed):
         for factor in _kernels(self):
             query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
             factors.append(factor)
-        if chain.is_matrix_train(_stages(self)):
+        if tt_matrix.is_train(_stages(self)):
             turned = [core.swapaxes(1, 2) for core in factors]
-            return _placed(chain.multiply(query, turned), out_sharding)
+            return _placed(tt_matrix.multiply(query, turned), out_sharding)
         rows, columns = factors
         return _placed(jnp.dot(jnp.dot(query, columns.T), rows.T), out_sharding)
 
@@ -149,31 +150,46 @@ def describe_linear_general(call: Call) -> Layer:
 
 def thin_linear(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.Linear`."""
+    if stage.groups > 1:
+        return _blocks(module, stage, module.dot_general)
     return _thin(nnx.Linear, module, *stage.kernel_shape, dot_general=module.dot_general)
 
 
 def thin_linear_general(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.LinearGeneral`."""
+    if stage.groups > 1:
+        given = module.dot_general_cls() if module.dot_general_cls else module.dot_general
+        return _blocks(module, stage, given)
     own = {name: getattr(module, name) for name in ("dot_general", "dot_general_cls")}
     return _thin(nnx.LinearGeneral, module, *stage.kernel_shape, **own)
 
 
 def thin_einsum(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.Einsum`."""
+    if stage.groups > 1:
+        return _blocks(module, stage, None)
     return _thin(
         nnx.Einsum, module, "...i,io->...o", stage.kernel_shape, einsum_op=module.einsum_op
     )
 
 
+def _blocks(module: Any, stage: Stage, dot_general: Any) -> nnx.Module:
+    """A stage that multiplies by a block-diagonal matrix."""
+    product = BlockProduct(dot_general or jax.lax.dot_general)
+    return _thin(nnx.Linear, module, *stage.kernel_shape, dot_general=product)
+
+
 def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """Rows times the matrix that a chain stands for."""
-    if not chain.is_matrix_train(_stages(module)):
-        return _through(module, x)
+    if not tt_matrix.is_train(_stages(module)):
+        for stage in _stages(module):
+            x = getattr(module, stage.name)(low_rank.split_inputs(x, stage.groups))
+        return x
     cores = []
     for core in _kernels(module):
         x, core, _ = module.promote_dtype((x, core, None), dtype=module.dtype)
         cores.append(core)
-    y = chain.multiply(x, cores, module.precision)
+    y = tt_matrix.multiply(x, cores, module.precision)
     wanted = getattr(module, "preferred_element_type", None)
     return y if wanted is None else y.astype(wanted)
 
@@ -189,7 +205,7 @@ def _stages(module: Any) -> tuple[Stage, ...]:
 def stage_of(module: Any, stage: Stage, stages: tuple[Stage, ...]) -> nnx.Module:
     """One stage of a layer's chain, its kernel still to be set."""
     # A core of a TT-matrix is no thin layer of any kind.
-    train = chain.is_matrix_train(stages)
+    train = tt_matrix.is_train(stages)
     return Factor() if train else KINDS[type(module)].thin(module, stage)
 
 
