@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,15 @@ import numpy as np
 from tdjax.allocation import measures
 from tdjax.allocation.choices import cost_of
 from tdjax.allocation.measures import Asked, Measured
-from tdjax.allocation.search import Options, frontier, least_maximum, least_sum, total
+from tdjax.allocation.search import (
+    Errors,
+    Options,
+    exchanged,
+    frontier,
+    least_maximum,
+    least_sum,
+    total,
+)
 from tdjax.chain import METHODS
 from tdjax.layers import Inventory, Layer
 from tdjax.moments import LayerMoments
@@ -111,10 +120,10 @@ def _search(
     model: Inventory, tables: Mapping[str, Table], budget: float, cost: str, strategy: str
 ) -> dict[str, int]:
     """The place of each layer in its table. Raises ValueError for a budget out of reach."""
-    dense = [cost_of(PlannedLayer(layer), cost) for layer in model.layers]
-    whole = sum(dense) + (model.other if cost == "params" else 0)
+    dense = {layer.path: cost_of(PlannedLayer(layer), cost) for layer in model.layers}
+    whole = sum(dense.values()) + (model.other if cost == "params" else 0)
     options = [table.options for table in tables.values()]
-    fixed = whole - sum(int(own.cost[-1]) for own in options)
+    fixed = whole - sum(dense[path] for path in tables)
     least = fixed + total(options, [0] * len(options))
     aim, slack = budget * whole, TOLERANCE * whole
     text = f"allocate: budget {budget:g} of the {cost}"
@@ -122,23 +131,28 @@ def _search(
         raise ValueError(
             f"{text} is out of reach: strategy {strategy!r} reaches {least / whole:.4g} to 1"
         )
-    search = least_sum if strategy == "loss" else least_maximum
-    places = search(options, max(int(aim), least) - fixed)
-    reached = fixed + total(options, places)
-    if reached < aim - slack:
-        above = min(
-            (
-                reached + int(own.cost[place + 1] - own.cost[place])
-                for own, place in zip(options, places, strict=True)
-                if place + 1 < len(own.cost)
-            ),
-            default=whole,
-        )
-        raise ValueError(
-            f"{text} cannot be met within {TOLERANCE:.1%}: near it are {reached / whole:.4g} and "
-            f"{above / whole:.4g}"
-        )
+    search, lost = (least_sum, _sum) if strategy == "loss" else (least_maximum, _greatest)
+    most = max(int(aim), least) - fixed
+    places = search(options, most)
+    if fixed + total(options, places) < aim - slack:
+        lower = math.ceil(aim - slack) - fixed
+        nearer = exchanged(options, places, lower, most, lost)
+        if nearer is None:
+            reached = (fixed + total(options, places)) / whole
+            raise ValueError(
+                f"{text} cannot be met within {TOLERANCE:.1%}: the steps between ranks are too "
+                f"large; {reached:.4g} is within reach"
+            )
+        places = nearer
     return dict(zip(tables, places, strict=True))
+
+
+def _sum(errors: Errors) -> Errors:
+    return np.sum(errors, axis=-1)
+
+
+def _greatest(errors: Errors) -> Errors:
+    return np.max(errors, axis=-1)
 
 
 def _check(budget: float, methods: Sequence[str], **named: str) -> None:

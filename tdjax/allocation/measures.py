@@ -27,7 +27,7 @@ from tdjax.moments import LayerMoments
 from tdjax.plan import PlannedLayer
 
 # Shares at which CP and TT are decomposed; between them their loss is interpolated.
-SAMPLED = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
+SAMPLED = (0.05, 0.15, 0.35, 0.6, 0.9)
 SWEEPS = 25
 Measured = tuple[Choices, Float[np.ndarray, " _"]]
 

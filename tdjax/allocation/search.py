@@ -6,14 +6,17 @@ takes milliseconds, however long it took to make them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 Costs = Int[np.ndarray, " n"]
-Errors = Float[np.ndarray, " n"]
+Errors = Float[np.ndarray, "*n"]
+# Places up and down a table that an exchange looks at.
+REACH = 12
 
 
 class Options(NamedTuple):
@@ -119,6 +122,44 @@ def least_sum(tables: Sequence[Options], budget: int) -> list[int]:
             return places
         left -= tables[k].cost[place] - tables[k].cost[places[k]]
         places[k] = place
+
+
+def exchanged(
+    tables: Sequence[Options],
+    places: Sequence[int],
+    least: int,
+    budget: int,
+    lost: Callable[[Errors], Errors],
+) -> list[int] | None:
+    """The choices with two layers changed, one for less and one for more, so that costs fit.
+
+    For small networks, whose steps may all be too large for what is left.
+
+    Arguments:
+        places: the choices so far.
+        least, budget: between which the total shall lie.
+        lost: from errors (..., layers) to what is to be small.
+
+    Returns: the best exchange, or None where none fits.
+    """
+    spent = total(tables, places)
+    now = np.array([table.error[place] for table, place in zip(tables, places, strict=True)])
+    best, found = np.inf, None
+    for down, up in permutations(range(len(tables)), 2):
+        lower = np.arange(max(0, places[down] - REACH), places[down] + 1)
+        higher = np.arange(places[up], min(len(tables[up].cost), places[up] + REACH + 1))
+        cheaper = tables[down].cost[lower] - tables[down].cost[places[down]]
+        dearer = tables[up].cost[higher] - tables[up].cost[places[up]]
+        sums = spent + cheaper[:, None] + dearer
+        errors = np.broadcast_to(now, (*sums.shape, len(now))).copy()
+        errors[..., down] = tables[down].error[lower][:, None]
+        errors[..., up] = tables[up].error[higher]
+        values = np.where((least <= sums) & (sums <= budget), lost(errors), np.inf)
+        at = np.unravel_index(np.argmin(values), values.shape)
+        if values[at] < best:
+            best, found = values[at], list(places)
+            found[down], found[up] = int(lower[at[0]]), int(higher[at[1]])
+    return found
 
 
 def total(tables: Sequence[Options], places: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tdjax.allocation.search import frontier, least_maximum, least_sum, total
+from tdjax.allocation.search import exchanged, frontier, least_maximum, least_sum, total
 
 TABLE = st.lists(
     st.tuples(st.integers(0, 30), st.integers(0, 40).map(lambda n: n / 8)), min_size=1, max_size=5
@@ -80,3 +80,25 @@ def test_many_small_steps_come_near_the_relaxed_optimum():
             for slope in np.geomspace(1e-4, 10, 2_000)
         )
         assert bound - 1e-6 <= found <= 1.001 * bound
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TABLE, min_size=2, max_size=3), st.integers(0, 60), st.integers(0, 5))
+def test_an_exchange_is_the_best_that_changes_two_layers(drawn, budget, width):
+    tables = [options(table) for table in drawn]
+    places = [0] * len(tables)
+    places[0] = len(tables[0].cost) - 1
+    found = exchanged(tables, places, budget - width, budget, lambda e: np.sum(e, axis=-1))
+    fitting = [
+        sum(table.error[place] for table, place in zip(tables, other, strict=True))
+        for other in product(*(range(len(table.cost)) for table in tables))
+        if budget - width <= total(tables, other) <= budget
+        and 1 <= sum(a != b for a, b in zip(places, other, strict=True)) <= 2
+        and sum(b > a for a, b in zip(places, other, strict=True)) <= 1
+    ]
+    if found is not None:
+        assert budget - width <= total(tables, found) <= budget
+        lost = sum(table.error[place] for table, place in zip(tables, found, strict=True))
+        assert not fitting or lost <= min(fitting) + 1e-9
+    else:
+        assert not fitting
