@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 Costs = Int[np.ndarray, " n"]
-Errors = Float[np.ndarray, "*n"]
+Errors = Float[np.ndarray, "*_"]
 # Places up and down a table that an exchange looks at.
 REACH = 12
 
