@@ -7,29 +7,18 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from tdjax.data import load
 from tdjax.study.data_aware.bench import set_up
-from tdjax.study.data_aware.calibrate import (
-    Batch,
-    altered,
-    batches_of,
-    draw,
-    moments_for,
-    sampled_loss,
-    source_examples,
-    true_loss,
-)
 from tdjax.study.data_aware.measure import Press
 from tdjax.study.data_aware.report import write_report
 from tdjax.study.data_aware.run import run_data_aware
 from tdjax.study.data_aware.settings import settings_from_dict, settings_to_dict
 from tdjax.study.data_aware.tables import spread
-from tdjax.study.data_aware.trials import Calibration, Trial, enumerate_trials
+from tdjax.study.data_aware.trials import Trial, enumerate_trials
+from tdjax.study.subject.calibrate import Calibration, moments_for
 from tdjax.training import LinenNetwork, Model, evaluate
 
 pytest.importorskip("sklearn")
@@ -175,8 +164,9 @@ def test_a_network_is_measured_as_its_factors_say(unbroken, bench):
     from tdjax.study.baseline import Training, train_baseline
     from tdjax.study.bench import TRAIN
 
+    subject = bench.subject
     training = Training(
-        bench.network, bench.start, bench.splits, bench.settings.train, bench.key(TRAIN)
+        subject.network, subject.start, subject.splits, subject.settings.train, subject.key(TRAIN)
     )
     fit = train_baseline(training, unbroken / "checkpoints" / "baseline")
     model = jax.tree.map(lambda leaf: leaf[0], fit.best)
@@ -185,9 +175,9 @@ def test_a_network_is_measured_as_its_factors_say(unbroken, bench):
     params = tdjax.factorize_params(
         model.params, plan, moments=moments, norm="kronecker", correct_bias=True
     )
-    small = tdjax.factorize(bench.module, plan)
+    small = tdjax.factorize(subject.module, plan)
     one = jax.tree.map(lambda leaf: leaf[None], Model(params, model.state))
-    scores = evaluate(one, LinenNetwork(small), bench.splits.test)
+    scores = evaluate(one, LinenNetwork(small), subject.splits.test)
     (record,) = (
         r
         for r in map(json.loads, lines(unbroken))
@@ -272,20 +262,28 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
 
 
 def test_one_start_and_one_decomposition_for_all_that_see_no_data(bench, tmp_path):
-    press = Press(bench, bench.start)
+    press = Press(bench, bench.subject.start)
     plain = Trial(Calibration(), "cp", 0.5, "frobenius", False)
     first, dense = press.factors(plain, None, [])
     assert press.factors(plain, None, [])[0] is first
     calibration = Calibration("same", 60, 0)
-    batches = batches_of(bench.settings, bench.sources["same"], calibration, 10)
-    moments = moments_for(bench.settings, bench.module, bench.start, batches, calibration, tmp_path)
+    subject, batches = bench.subject, bench.subject.batches(calibration)
+    moments = moments_for(
+        bench.settings,
+        subject.module,
+        subject.start,
+        batches,
+        calibration,
+        tmp_path,
+        gradients=True,
+    )
     corrected, shifted = press.factors(
         Trial(calibration, "cp", 0.5, "frobenius", True), moments, batches
     )
     assert corrected["conv2"].keys() == first["conv2"].keys()
     np.testing.assert_array_equal(dense["conv2"]["kernel"], shifted["conv2"]["kernel"])
     # The mean output is kept: W^T m + b of the layer before and after.
-    before, after = bench.start.params["conv2"], shifted["conv2"]
+    before, after = subject.start.params["conv2"], shifted["conv2"]
     mean = np.asarray(moments["conv2"].mean[0])
 
     def output(own):
@@ -293,50 +291,6 @@ def test_one_start_and_one_decomposition_for_all_that_see_no_data(bench, tmp_pat
 
     np.testing.assert_allclose(output(after), output(before), atol=1e-5)
     assert not np.allclose(output(dense["conv2"]), output(before), atol=1e-5)
-
-
-def test_calibration_images(bench):
-    settings, splits = bench.settings, bench.splits
-    images = splits.train.images
-    np.testing.assert_array_equal(
-        altered(images, "flipped", settings, splits)[:, :, 0], images[:, :, -1]
-    )
-    brighter = altered(images, "brighter", settings, splits) * splits.std + splits.mean
-    expected = np.minimum(images * splits.std + splits.mean + 0.2 * 16, 16)
-    np.testing.assert_allclose(brighter, expected, atol=1e-4)
-    assert altered(images, "same", settings, splits) is images
-    few = draw(bench.sources["same"], Calibration("same", 20, 1), 0)
-    more = draw(bench.sources["same"], Calibration("same", 60, 1), 0)
-    other = draw(bench.sources["same"], Calibration("same", 60, 0), 0)
-    assert len(few.labels) == 20
-    rows = {image.tobytes() for image in more.images}
-    assert {image.tobytes() for image in few.images} <= rows
-    assert {image.tobytes() for image in other.images} != rows
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_labels_are_drawn_from_what_the_network_predicts(temperature):
-    rng = np.random.default_rng(0)
-    logits = jnp.tile(jnp.asarray(rng.normal(size=(1, 4)) * 3, jnp.float32), (20_000, 1))
-    noise = rng.gumbel(size=logits.shape).astype(np.float32)
-    batch = Batch(None, jnp.zeros(len(logits), int), noise)
-    gradient = jax.grad(lambda x: sampled_loss(x, batch, temperature).sum())(logits)
-    tempered = np.exp(np.asarray(logits[0]) / temperature)
-    share = tempered / tempered.sum()
-    # The gradient's second moment is the Fisher information of the categorical distribution.
-    fisher = (np.diag(share) - np.outer(share, share)) / temperature**2
-    np.testing.assert_allclose(gradient.T @ gradient / len(logits), fisher, atol=0.01)
-    loss = true_loss(logits, batch, temperature)[:1]
-    np.testing.assert_allclose(loss, -np.log(share[:1]), rtol=1e-5)
-
-
-def test_another_data_set_is_made_to_fit(bench):
-    # Digits as the calibration of digits: resized to what they are, they are what they were.
-    found = source_examples(bench.settings, "digits", bench.splits)
-    raw = load("digits").train_images
-    restored = np.rint(found.images * bench.splits.std + bench.splits.mean)
-    known = {image.tobytes() for image in raw.astype(np.float64)}
-    assert {image.tobytes() for image in restored.astype(np.float64)} <= known
 
 
 def test_intervals_are_student_s():

@@ -20,9 +20,9 @@ from tdjax.moments import LayerMoments
 from tdjax.plan import Plan
 from tdjax.study.bench import DECOMPOSE, FINETUNE, performance
 from tdjax.study.data_aware.bench import AwareBench
-from tdjax.study.data_aware.calibrate import Batch
 from tdjax.study.data_aware.settings import FROBENIUS
 from tdjax.study.data_aware.trials import Trial, is_sequential
+from tdjax.study.subject.calibrate import Batch
 from tdjax.training import (
     Apply,
     Model,
@@ -98,7 +98,7 @@ class Press:
         self, trial: Trial, moments: Moments | None, batches: Sequence[Batch]
     ) -> dict[str, Any]:
         return factorize_sequentially(
-            self.bench.module,
+            self.bench.subject.module,
             {**self.model.state, "params": self.model.params},
             self.bench.plans[trial.method, trial.keep],
             batches,
@@ -110,7 +110,7 @@ class Press:
     def _solver(self, trial: Trial) -> dict[str, Any]:
         solver = self.bench.settings.solver
         start = f"{trial.method}, {trial.keep:g}, {trial.calibration.subset}"
-        key = _key(self.bench.key(DECOMPOSE), start)
+        key = _key(self.bench.subject.key(DECOMPOSE), start)
         return {"key": key, "max_iters": solver.max_iters, "tol": solver.tol}
 
 
@@ -127,7 +127,7 @@ def measured_records(
         {
             "kind": "network",
             **trial.fields,
-            "test": _scored(bench, Model(dense, model.state), bench.splits.test),
+            "test": _scored(bench, Model(dense, model.state), bench.subject.splits.test),
         }
     ]
     for path in bench.layers_of(trial):
@@ -148,9 +148,9 @@ def reestimated_record(
         batches: unlabelled, in effect: only the images are looked at.
     """
     variables = {**compressed.state, "params": compressed.params}
-    state = dict(reestimate_batch_stats(bench.module, variables, batches))
+    state = dict(reestimate_batch_stats(bench.subject.module, variables, batches))
     params = state.pop("params")
-    test = _scored(bench, Model(params, state), bench.splits.test)
+    test = _scored(bench, Model(params, state), bench.subject.splits.test)
     return {"kind": "reestimated", **trial.fields, "test": test}
 
 
@@ -158,11 +158,11 @@ def tuned_record(
     bench: AwareBench, model: Model, trial: Trial, factors: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train the factors of a compressed network on, and measure it at its best epoch."""
-    settings, splits = bench.settings.finetune_fit, bench.splits
-    network = FactorisedNetwork(bench.network, bench.plans[trial.method, trial.keep])
+    settings, splits = bench.settings.finetune_fit, bench.subject.splits
+    network = FactorisedNetwork(bench.subject.network, bench.plans[trial.method, trial.keep])
     models = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], Model(factors, model.state))
     fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
-    keys = _key(bench.key(FINETUNE), f"{trial.calibration.subset}")[None]
+    keys = _key(bench.subject.key(FINETUNE), f"{trial.calibration.subset}")[None]
     black = jnp.asarray(splits.black)
     for trained in fit_epochs(fit, network, settings, splits.train, splits.validation, keys, black):
         fit = trained
@@ -178,7 +178,7 @@ def tuned_record(
 def _scored(bench: AwareBench, model: Model, examples: Examples) -> dict[str, Any]:
     # Parameters of equal shapes share one compiled program, whatever was compressed.
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
-    scores = evaluate(one, bench.network, examples, bench.settings.test.batch_size)
+    scores = evaluate(one, bench.subject.network, examples, bench.settings.test.batch_size)
     return performance(scores, 0, len(examples.labels))
 
 

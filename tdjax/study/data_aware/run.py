@@ -8,12 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
-from tdjax.study.baseline import Training, baseline_record, train_baseline
-from tdjax.study.bench import TRAIN
-from tdjax.study.data_aware.bench import AwareBench, ReadWeights, set_up
-from tdjax.study.data_aware.calibrate import batches_of, moments_for
+from tdjax.study.baseline import baseline_record
+from tdjax.study.data_aware.bench import AwareBench, set_up
 from tdjax.study.data_aware.measure import (
     Press,
     measured_records,
@@ -24,7 +21,6 @@ from tdjax.study.data_aware.records import Measured, identity, read_records
 from tdjax.study.data_aware.report import write_report
 from tdjax.study.data_aware.settings import DataAware, settings_to_dict
 from tdjax.study.data_aware.trials import (
-    Calibration,
     Trial,
     enumerate_trials,
     images_of,
@@ -32,6 +28,8 @@ from tdjax.study.data_aware.trials import (
 )
 from tdjax.study.journal import append_records, claim_workdir
 from tdjax.study.progress import Progress
+from tdjax.study.subject.bench import ReadWeights
+from tdjax.study.subject.calibrate import Calibration, moments_for
 from tdjax.study.threads import Records, in_threads
 from tdjax.training import Model
 
@@ -57,10 +55,15 @@ def run_data_aware(
     claim_workdir(workdir, settings_to_dict(dataclasses.replace(settings, experiment="data_aware")))
     journal = workdir / "metrics.jsonl"
     measured = read_records(journal)
-    models, epoch = _baseline(bench, workdir)
+    models, epoch = bench.subject.trained(workdir / "checkpoints" / "baseline")
     if measured.baseline is None:
         record_of = baseline_record(
-            bench.network, bench.splits, bench.dense, models, epoch, ("test",)
+            bench.subject.network,
+            bench.subject.splits,
+            bench.subject.dense,
+            models,
+            epoch,
+            ("test",),
         )
         sizes = [
             {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
@@ -85,23 +88,6 @@ def run_data_aware(
             record,
         )
     return write_report(workdir)
-
-
-def _baseline(bench: AwareBench, workdir: Path) -> tuple[Model, int]:
-    """The network before compression, with a first axis of one run, and its epoch."""
-    settings = bench.settings
-    if settings.weights is not None:
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], bench.start), 0
-    training = Training(
-        bench.network,
-        bench.start,
-        bench.splits,
-        settings.train,
-        bench.key(TRAIN),
-        settings.checkpoint_every,
-    )
-    fit = train_baseline(training, workdir / "checkpoints" / "baseline")
-    return fit.best, int(fit.best_epoch[0])
 
 
 def _names(bench: AwareBench, trial: Trial) -> list[tuple]:
@@ -135,10 +121,17 @@ def _measure(
         return
     images = images_of(settings, next(iter(wanted)))
     if calibration.images or settings.reestimate:
-        source, classes = bench.sources[images.source], bench.splits.num_classes
-        batches = batches_of(settings, source, images, classes)
+        batches = bench.subject.batches(images)
     if calibration.images:
-        moments = moments_for(settings, bench.module, model, batches, calibration, folder)
+        moments = moments_for(
+            settings,
+            bench.subject.module,
+            model,
+            batches,
+            calibration,
+            folder,
+            gradients=settings.needs_gradients,
+        )
     for trial, missing in wanted.items():
         kinds = {name[0] for name in missing}
         factors, dense = press.factors(trial, moments, batches)

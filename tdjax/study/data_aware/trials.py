@@ -7,21 +7,7 @@ from itertools import product
 from typing import Any
 
 from tdjax.study.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
-
-
-@dataclass(frozen=True, order=True)
-class Calibration:
-    """Images from which moments are collected; of a decomposition that sees none, all empty.
-
-    Arguments:
-        source: see `CalibrationSettings`; "" for no data.
-        images: their number, 0 for no data.
-        subset: which of the random choices; without data, which of the random starts.
-    """
-
-    source: str = ""
-    images: int = 0
-    subset: int = 0
+from tdjax.study.subject.calibrate import Calibration
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,26 @@ from tdjax.adapters import collect_moments
 from tdjax.data import DataSplits, Examples, load
 from tdjax.moments import LayerMoments
 from tdjax.moments_file import load_moments, save_moments
-from tdjax.study.data_aware.settings import OWN, DataAware
-from tdjax.study.data_aware.trials import Calibration
+from tdjax.study.subject.settings import OWN, SubjectSettings
 from tdjax.training import Model, example_scores
 
 # The brightest pixel of a data set; scikit-learn's digits have 17 grey levels.
 HIGHEST_PIXEL = {"digits": 16}
+
+
+@dataclass(frozen=True, order=True)
+class Calibration:
+    """Images from which moments are collected; of a decomposition that sees none, all empty.
+
+    Arguments:
+        source: see `CalibrationSettings`; "" for no data.
+        images: their number, 0 for no data.
+        subset: which of the random choices; without data, which of the random starts.
+    """
+
+    source: str = ""
+    images: int = 0
+    subset: int = 0
 
 
 class Batch(NamedTuple):
@@ -38,7 +53,7 @@ def highest_pixel(name: str) -> int:
     return HIGHEST_PIXEL.get(name, 255)
 
 
-def source_examples(settings: DataAware, name: str, splits: DataSplits) -> Examples:
+def source_examples(settings: SubjectSettings, name: str, splits: DataSplits) -> Examples:
     """The images to draw from: the network's own training images, or others made to fit it.
 
     Other data sets are resized, their pixels brought to the range of the network's data set, and
@@ -71,7 +86,10 @@ def source_examples(settings: DataAware, name: str, splits: DataSplits) -> Examp
 
 
 def altered(
-    images: Float32[np.ndarray, "n h w c"], change: str, settings: DataAware, splits: DataSplits
+    images: Float32[np.ndarray, "n h w c"],
+    change: str,
+    settings: SubjectSettings,
+    splits: DataSplits,
 ) -> Float32[np.ndarray, "n h w c"]:
     """Standardised images as they are ("same"), "flipped" left to right, or "brighter"."""
     if change == "flipped":
@@ -92,7 +110,7 @@ def draw(examples: Examples, calibration: Calibration, seed: int) -> Examples:
 
 
 def batches_of(
-    settings: DataAware, source: Examples, calibration: Calibration, classes: int
+    settings: SubjectSettings, source: Examples, calibration: Calibration, classes: int
 ) -> list[Batch]:
     """The images of a calibration in batches, with what their losses need."""
     examples = draw(source, calibration, settings.seed)
@@ -107,14 +125,20 @@ def batches_of(
 
 
 def moments_for(
-    settings: DataAware,
+    settings: SubjectSettings,
     module: nn.Module,
     model: Model,
     batches: Sequence[Batch],
     calibration: Calibration,
     folder: Path,
+    *,
+    gradients: bool,
 ) -> dict[str, LayerMoments]:
-    """The moments of a network's layers on a calibration, read from `folder` if they are there."""
+    """The moments of a network's layers on a calibration, read from `folder` if they are there.
+
+    Arguments:
+        gradients: whether those of the gradient are needed too.
+    """
     path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
     if path.exists():
         return load_moments(path)
@@ -126,7 +150,7 @@ def moments_for(
         module,
         {**model.state, "params": model.params},
         batches,
-        loss_fn=loss if settings.needs_gradients else None,
+        loss_fn=loss if gradients else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_moments(path, moments)
