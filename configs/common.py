@@ -90,53 +90,92 @@ def shortened(config: ConfigDict, arg: str) -> ConfigDict:
     return config
 
 
-def data_aware(data: str, model: str) -> ConfigDict:
-    """The experiment on decompositions that see the data, for one data set and network."""
+def subject(data: str, model: str) -> dict:
+    """A trained network, its data and how it is looked at, as experiments on it share them."""
     whole = study(data, model, ())
     whole.train.augment = False
-    return ConfigDict(
+    return {
+        "note": "",
+        "seed": 0,
+        "data": whole.data,
+        "inputs": {
+            "mean": config_dict.placeholder(tuple),
+            "deviation": config_dict.placeholder(tuple),
+        },
+        "model": whole.model,
+        "weights": config_dict.placeholder(str),
+        "train": whole.train,
+        "reestimate": False,
+        "calibration": {
+            "sources": ("same",),
+            "folder": config_dict.placeholder(str),
+            "images": (2000,),
+            "subsets": 3,
+            "batch_size": 250,
+            "labels": "sampled",
+            "temperature": 4.0,
+            "brightness": 0.2,
+        },
+        "solver": {"max_iters": 100, "tol": 1e-6},
+        "test": {"batch_size": 500, "change": "same"},
+        "finetune": {
+            "epochs": 0,
+            "patience": config_dict.placeholder(int),
+            "learning_rate": config_dict.placeholder(float),
+        },
+        "checkpoint_every": 1,
+    }
+
+
+def data_aware(data: str, model: str) -> ConfigDict:
+    """The experiment on decompositions that see the data, for one data set and network."""
+    config = ConfigDict(
         {
             "experiment": "data_aware",
-            "note": "",
-            "seed": 0,
-            "data": whole.data,
-            "inputs": {
-                "mean": config_dict.placeholder(tuple),
-                "deviation": config_dict.placeholder(tuple),
-            },
-            "model": whole.model,
-            "weights": config_dict.placeholder(str),
-            "train": whole.train,
+            **subject(data, model),
             "methods": ("svd", "cp", "tucker", "tt"),
             "norms": ("frobenius", "covariance", "kronecker"),
             "keeps": (0.75, 0.5, 0.25),
             "correct_bias": (False,),
-            "reestimate": False,
-            "calibration": {
-                "sources": ("same",),
-                "folder": config_dict.placeholder(str),
-                "images": (2000,),
-                "subsets": 3,
-                "batch_size": 250,
-                "labels": "sampled",
-                "temperature": 4.0,
-                "brightness": 0.2,
-            },
-            "solver": {"max_iters": 100, "tol": 1e-6},
-            "test": {
-                "batch_size": 500,
-                "layer_images": config_dict.placeholder(int),
-                "change": "same",
-            },
-            "finetune": {
-                "epochs": 0,
-                "patience": config_dict.placeholder(int),
-                "learning_rate": config_dict.placeholder(float),
-            },
             "finetune_subsets": 1,
-            "checkpoint_every": 1,
         }
     )
+    config.test.layer_images = config_dict.placeholder(int)
+    return config
+
+
+def compress(data: str, model: str) -> ConfigDict:
+    """The experiment on budgets of whole networks, for one data set and network."""
+    return ConfigDict(
+        {
+            "experiment": "compress",
+            **subject(data, model),
+            "budgets": (0.5,),
+            "cost": "params",
+            "strategies": ("uniform", "energy", "alds released", "loss"),
+            "methods": ("svd", "tucker"),
+            "norms": ("frobenius", "kronecker"),
+            "sequential": False,
+            "rounds": 1,
+            "timed_images": 0,
+        }
+    )
+
+
+def shortened_compress(config: ConfigDict, arg: str) -> ConfigDict:
+    """The same experiment for `arg` "", and for "smoke" one of a minute.
+
+    Raises ValueError for another `arg`.
+    """
+    if arg not in ("", "smoke"):
+        raise ValueError(f"config argument {arg!r}: known are smoke, or none")
+    if arg == "smoke":
+        config.budgets = config.budgets[:1]
+        config.strategies = ("uniform", "loss")
+        _little_work(config)
+        config.reestimate = False
+        config.timed_images = 0
+    return config
 
 
 def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
@@ -149,11 +188,16 @@ def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
     if arg == "smoke":
         config.methods = ("svd", "tucker")
         config.keeps = (0.5,)
-        config.data.update({"train_size": 400, "validation_size": 100, "test_size": 100})
-        config.train.update({"epochs": 2, "boundaries": (1,), "batch_size": 50})
-        config.calibration.update({"images": (350,), "subsets": 1, "batch_size": 50})
-        config.solver.max_iters = 5
-        config.test.update({"batch_size": 100, "layer_images": 0})
-        config.finetune.epochs = 0
+        config.test.layer_images = 0
         config.reestimate = False
+        _little_work(config)
     return config
+
+
+def _little_work(config: ConfigDict) -> None:
+    config.data.update({"train_size": 400, "validation_size": 100, "test_size": 100})
+    config.train.update({"epochs": 2, "boundaries": (1,), "batch_size": 50})
+    config.calibration.update({"images": (350,), "subsets": 1, "batch_size": 50})
+    config.solver.max_iters = 5
+    config.test.batch_size = 100
+    config.finetune.epochs = 0

@@ -12,6 +12,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.torch_weights import load_torch_npz
+from tdjax.study.compress import report as compress_report
+from tdjax.study.compress.run import run_compress
+from tdjax.study.compress.settings import settings_from_dict as compress_settings
 from tdjax.study.data_aware import report as data_aware_report
 from tdjax.study.data_aware.run import run_data_aware
 from tdjax.study.data_aware.settings import settings_from_dict
@@ -38,17 +41,27 @@ def data_aware(raw: Mapping[str, Any], workdir: Path) -> Path:
     return run_data_aware(settings_from_dict(raw), workdir, load_torch_npz)
 
 
+def compress(raw: Mapping[str, Any], workdir: Path) -> Path:
+    """What strategies keep of a network under one budget."""
+    return run_compress(compress_settings(raw), workdir, load_torch_npz)
+
+
 def report(_: Mapping[str, Any], workdir: Path) -> Path:
     """The report of whatever was measured in a work directory."""
     path = workdir / "config.json"
     kind = json.loads(path.read_text("utf-8")).get("experiment") if path.exists() else "study"
-    write = data_aware_report.write_report if kind == "data_aware" else write_report
-    return write(workdir)
+    return REPORTS.get(kind, write_report)(workdir)
 
 
+REPORTS: dict[str, Callable[[Path], Path]] = {
+    "study": write_report,
+    "data_aware": data_aware_report.write_report,
+    "compress": compress_report.write_report,
+}
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any], Path], Path]] = {
     "study": study,
     "data_aware": data_aware,
+    "compress": compress,
     "report": report,
 }
 

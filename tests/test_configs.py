@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from tdjax import allocate
 from tdjax.linen import layer_table, make_plan
 from tdjax.rules import Rule
 from tdjax.study.bench import build_network
 from tdjax.study.choices import enumerate_choices
-from tdjax.study.data_aware.settings import settings_from_dict, settings_to_dict
+from tdjax.study.compress import settings as compress_settings
+from tdjax.study.data_aware import settings as aware_settings
 from tdjax.study.paper import published_study
 from tdjax.study.protocol import protocol_from_dict, protocol_to_dict
 
@@ -34,7 +36,8 @@ def get_config(file, arg):
 
 CONFIGS = [file for file in FILES if file.stem != "common"]
 AWARE = [file for file in CONFIGS if file.stem.startswith("data_aware")]
-STUDIES = [file for file in CONFIGS if file not in AWARE]
+COMPRESS = [file for file in CONFIGS if file.stem.startswith("compress")]
+STUDIES = [file for file in CONFIGS if file not in (*AWARE, *COMPRESS)]
 
 
 @pytest.mark.parametrize("arg", ["", "smoke"])
@@ -58,19 +61,36 @@ def test_every_configuration_is_a_study_that_can_be_planned(file, arg):
     assert bool(published_study(protocol.published).values) == (protocol.published is not None)
 
 
-@pytest.mark.parametrize("arg", ["", "smoke"])
-@pytest.mark.parametrize("file", AWARE, ids=lambda file: file.stem)
-def test_every_other_configuration_is_of_data_aware_decompositions(file, arg):
-    config = get_config(file, arg)
-    settings = settings_from_dict(config.to_dict())
-    assert settings.experiment == "data_aware"
-    plain = settings_to_dict(settings)
-    assert settings_from_dict(plain) == settings
-    # Every field is there to be set on the command line.
+def read(config, module):
+    """The settings of a configuration, every field of which can be set on the command line."""
+    settings = module.settings_from_dict(config.to_dict())
+    plain = module.settings_to_dict(settings)
+    assert module.settings_from_dict(plain) == settings
     assert plain.keys() == config.to_dict().keys()
     for name, value in config.to_dict().items():
         if isinstance(value, dict) and name != "model":
             assert plain[name].keys() == value.keys(), name
+    return settings
+
+
+@pytest.mark.parametrize("arg", ["", "smoke"])
+@pytest.mark.parametrize("file", COMPRESS, ids=lambda file: file.stem)
+def test_budgets_are_within_reach(file, arg):
+    settings = read(get_config(file, arg), compress_settings)
+    assert settings.experiment == "compress"
+    module = build_network(settings.model, 10)
+    sample = jnp.zeros((1, *SHAPES[settings.data.name]))
+    variables = jax.eval_shape(module.init, jax.random.key(0), sample)
+    for budget in (max(settings.budgets), min(settings.budgets)):
+        plan = allocate(module, variables, sample, budget=budget, strategy="uniform")
+        assert budget - 0.005 <= plan.size / plan.size_before <= budget
+
+
+@pytest.mark.parametrize("arg", ["", "smoke"])
+@pytest.mark.parametrize("file", AWARE, ids=lambda file: file.stem)
+def test_layers_can_be_decomposed_at_every_share(file, arg):
+    settings = read(get_config(file, arg), aware_settings)
+    assert settings.experiment == "data_aware"
     module = build_network(settings.model, 10)
     sample = jnp.zeros((1, *SHAPES[settings.data.name]))
     variables = jax.eval_shape(module.init, jax.random.key(0), sample)

@@ -16,8 +16,8 @@ from tdjax.study.data_aware.measure import Press
 from tdjax.study.data_aware.report import write_report
 from tdjax.study.data_aware.run import run_data_aware
 from tdjax.study.data_aware.settings import settings_from_dict, settings_to_dict
-from tdjax.study.data_aware.tables import spread
 from tdjax.study.data_aware.trials import Trial, enumerate_trials
+from tdjax.study.rows import spread
 from tdjax.study.subject.calibrate import Calibration, moments_for
 from tdjax.training import LinenNetwork, Model, evaluate
 

@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
-
-from tdjax.adapters import factorize_sequentially, reestimate_batch_stats
+from tdjax.adapters import factorize_sequentially
 from tdjax.bias import can_correct, mean_output, shifted
-from tdjax.data import Examples
 from tdjax.factorize import factorize_params, layer_params, reconstruct_params
 from tdjax.moments import LayerMoments
 from tdjax.plan import Plan
-from tdjax.study.bench import DECOMPOSE, FINETUNE, performance
+from tdjax.study.bench import DECOMPOSE
 from tdjax.study.data_aware.bench import AwareBench
 from tdjax.study.data_aware.settings import FROBENIUS
 from tdjax.study.data_aware.trials import Trial, is_sequential
 from tdjax.study.subject.calibrate import Batch
-from tdjax.training import (
-    Apply,
-    Model,
-    evaluate,
-    fit_epochs,
-    start_fit,
-    steps_per_epoch,
-)
+from tdjax.study.subject.measure import named_key, reestimated, scored, tuned
+from tdjax.training import Model
 
 Moments = Mapping[str, LayerMoments]
-
-
-@dataclass(frozen=True)
-class FactorisedNetwork:
-    """A network whose kernels are multiplied out from the factors of a plan; an `Apply`.
-
-    It computes what the chains of thin layers compute, but at the cost of the dense layers: one
-    program for all, and on small networks the faster one.
-    """
-
-    apply: Apply
-    plan: Plan
-
-    def __call__(self, params: Any, state: Any, images: Array, train: bool) -> tuple[Array, Any]:
-        """Logits of a batch of images, and the collections after it."""
-        return self.apply(reconstruct_params(params, self.plan), state, images, train)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +82,7 @@ class Press:
     def _solver(self, trial: Trial) -> dict[str, Any]:
         solver = self.bench.settings.solver
         start = f"{trial.method}, {trial.keep:g}, {trial.calibration.subset}"
-        key = _key(self.bench.subject.key(DECOMPOSE), start)
+        key = named_key(self.bench.subject.key(DECOMPOSE), start)
         return {"key": key, "max_iters": solver.max_iters, "tol": solver.tol}
 
 
@@ -127,13 +99,13 @@ def measured_records(
         {
             "kind": "network",
             **trial.fields,
-            "test": _scored(bench, Model(dense, model.state), bench.subject.splits.test),
+            "test": scored(bench.subject, Model(dense, model.state), bench.subject.splits.test),
         }
     ]
     for path in bench.layers_of(trial):
         assert bench.layer_test is not None
         params = _with_layer(model.params, path, layer_params(dense, path))
-        test = _scored(bench, Model(params, model.state), bench.layer_test)
+        test = scored(bench.subject, Model(params, model.state), bench.layer_test)
         records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
     return records
 
@@ -147,10 +119,8 @@ def reestimated_record(
         compressed: its kernels, multiplied out, with the state of the network before.
         batches: unlabelled, in effect: only the images are looked at.
     """
-    variables = {**compressed.state, "params": compressed.params}
-    state = dict(reestimate_batch_stats(bench.subject.module, variables, batches))
-    params = state.pop("params")
-    test = _scored(bench, Model(params, state), bench.subject.splits.test)
+    model = reestimated(bench.subject, compressed, batches)
+    test = scored(bench.subject, model, bench.subject.splits.test)
     return {"kind": "reestimated", **trial.fields, "test": test}
 
 
@@ -158,32 +128,12 @@ def tuned_record(
     bench: AwareBench, model: Model, trial: Trial, factors: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train the factors of a compressed network on, and measure it at its best epoch."""
-    settings, splits = bench.settings.finetune_fit, bench.subject.splits
-    network = FactorisedNetwork(bench.subject.network, bench.plans[trial.method, trial.keep])
-    models = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], Model(factors, model.state))
-    fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
-    keys = _key(bench.subject.key(FINETUNE), f"{trial.calibration.subset}")[None]
-    black = jnp.asarray(splits.black)
-    for trained in fit_epochs(fit, network, settings, splits.train, splits.validation, keys, black):
-        fit = trained
-    scores = evaluate(fit.best, network, splits.test, bench.settings.test.batch_size)
-    return {
-        "kind": "tuned",
-        **trial.fields,
-        "epoch": int(fit.best_epoch[0]),
-        "test": performance(scores, 0, len(splits.test.labels)),
-    }
-
-
-def _scored(bench: AwareBench, model: Model, examples: Examples) -> dict[str, Any]:
-    # Parameters of equal shapes share one compiled program, whatever was compressed.
-    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
-    scores = evaluate(one, bench.subject.network, examples, bench.settings.test.batch_size)
-    return performance(scores, 0, len(examples.labels))
-
-
-def _key(key: Array, name: str) -> Array:
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    subject, plan = bench.subject, bench.plans[trial.method, trial.keep]
+    name = f"{trial.calibration.subset}"
+    epoch, best = tuned(subject, factors, model.state, plan, name)
+    dense = Model(reconstruct_params(best.params, plan), best.state)
+    test = scored(subject, dense, subject.splits.test)
+    return {"kind": "tuned", **trial.fields, "epoch": epoch, "test": test}
 
 
 def _corrected(

@@ -17,12 +17,11 @@ from tdjax.study.data_aware.tables import (
     comparison_rows,
     layer_rows,
     measurement_rows,
-    where,
 )
 from tdjax.study.data_aware.text_tables import WHEN, condition_text, text_tables
 from tdjax.study.export import to_csv
 from tdjax.study.html import Frame, Picture, document, picture, section, table
-from tdjax.study.tables import Row
+from tdjax.study.rows import Row, where
 from tdjax.study.text import number, percent, to_markdown
 from tdjax.study.versions import versions
 

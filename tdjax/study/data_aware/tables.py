@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from tdjax.study.data_aware.records import KINDS, Measured
 from tdjax.study.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
 from tdjax.study.data_aware.trials import sees_data
-from tdjax.study.tables import Row
+from tdjax.study.rows import Row, spread
 
 PHASES = {
     "network": "before",
@@ -83,23 +81,6 @@ def averaged_rows(rows: Iterable[Row], sizes: Mapping[tuple[str, float], Row]) -
             row |= spread(figure, [one[figure] for one in own])
         found.append(row)
     return found
-
-
-def spread(name: str, values: Sequence[float]) -> Row:
-    """Mean, standard deviation and 95 % interval of the mean; NaN where one value has none."""
-    mean, n = float(np.mean(values)), len(values)
-    if n < 2:
-        return {name: mean, f"{name}_std": math.nan, f"{name}_lower": math.nan} | {
-            f"{name}_upper": math.nan
-        }
-    std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
-    return {
-        name: mean,
-        f"{name}_std": std,
-        f"{name}_lower": mean - half,
-        f"{name}_upper": mean + half,
-    }
 
 
 def reference(row: Row, other: str) -> tuple:
@@ -190,12 +171,3 @@ def layer_rows(rows: Sequence[Row]) -> list[Row]:
         | {figure: float(np.mean([row[figure] for row in own])) for figure in FIGURES}
         for key, own in groups.items()
     ]
-
-
-def where(rows: Iterable[Row], **fields: Any) -> list[Row]:
-    """The rows whose fields have these values, or fulfil these conditions."""
-
-    def fits(value: Any, wanted: Any) -> bool:
-        return wanted(value) if callable(wanted) else value == wanted
-
-    return [row for row in rows if all(fits(row[name], want) for name, want in fields.items())]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from tdjax.study.data_aware.settings import DataAware
-from tdjax.study.data_aware.tables import PHASES, where
-from tdjax.study.tables import Row
+from tdjax.study.data_aware.tables import PHASES
+from tdjax.study.rows import Row, where
 from tdjax.study.text import DASH, TextTable, number, percent
 
 WHEN = {

@@ -1,0 +1,39 @@
+"""One budget for the whole network, ResNet-20 on CIFAR-10, without fine-tuning.
+
+WEIGHTS is an npz file of the network's arrays under their PyTorch names, PATH the folder with the
+published files of the data set.
+
+    python -m experiments.main --config=configs/compress_cifar10.py \\
+        --workdir=runs/compress_cifar10 --config.weights=WEIGHTS --config.data.folder=PATH
+
+The twelve budgets at which the authors of ALDS compare. Budgets in multiply-adds:
+
+    ... --config.cost=macs
+
+Without WEIGHTS the network is trained first, which wants an accelerator.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import compress, shortened_compress
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment, or with `arg` "smoke" a variant of a minute."""
+    config = compress("cifar10", "resnet20")
+    config.inputs.update({"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)})
+    config.train.update({"epochs": 200, "boundaries": (100, 150), "weight_decay": 1e-4})
+    config.train.augment = True
+    config.budgets = (0.85, 0.75, 0.65, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
+    config.strategies = ("uniform", "energy", "alds", "alds released", "loss")
+    config.reestimate = True
+    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.timed_images = 100
+    if arg == "smoke":
+        config = shortened_compress(config, arg)
+        config.budgets = (0.5,)
+        # The last layer wants ten images for each of its 64 inputs.
+        config.data.train_size = 800
+        config.calibration.images = (640,)
+        return config
+    return shortened_compress(config, arg)

@@ -1,0 +1,35 @@
+"""One budget for the whole network, on scikit-learn's embedded 8x8 digits: nothing to download.
+
+    python -m experiments.main --config=configs/compress_digits.py --workdir=runs/compress_digits
+
+The GaripovNet of configs/digits.py at two budgets, before and after one epoch of fine-tuning.
+Compressed, trained on and compressed again:
+
+    ... --config.rounds=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import compress, shortened_compress
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment, or with `arg` "smoke" a variant of a minute."""
+    config = compress("digits", "garipovnet")
+    config.model.arguments = {
+        "widths": (16, 16, 32, 32, 32, 32),
+        "pools": (2, 0),
+        "average": 4,
+    }
+    config.data.validation_share = 0.25
+    config.data.validation_size = 350
+    config.train.update(
+        {"epochs": 30, "batch_size": 64, "learning_rate": 0.05, "boundaries": (15, 25)}
+    )
+    config.budgets = (0.5, 0.25)
+    config.calibration.images = (800,)
+    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.test.batch_size = 360
+    config.finetune.epochs = 1
+    config.timed_images = 360
+    return shortened_compress(config, arg)

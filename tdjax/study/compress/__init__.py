@@ -1,0 +1,1 @@
+"""The experiment on one budget for a whole network: strategies, budgets, norms."""

@@ -1,0 +1,177 @@
+"""The experiment itself: train or read, allocate, decompose, measure, train on, keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tdjax.linen import factorize
+from tdjax.profile import profile_calls
+from tdjax.saving import load_factorised, save_factorised
+from tdjax.study.baseline import baseline_record
+from tdjax.study.compress.press import Compressed, planned, press
+from tdjax.study.compress.records import Measured, identity, read_records
+from tdjax.study.compress.report import write_report
+from tdjax.study.compress.settings import Compress, settings_to_dict
+from tdjax.study.compress.trials import Trial, enumerate_trials
+from tdjax.study.journal import append_records, claim_workdir
+from tdjax.study.progress import Progress
+from tdjax.study.subject.bench import ReadWeights, Subject, set_up
+from tdjax.study.subject.calibrate import Calibration
+from tdjax.study.subject.measure import reestimated, scored, tuned
+from tdjax.study.threads import Records, in_threads
+from tdjax.training import Model
+
+
+def run_compress(
+    settings: Compress, workdir: Path, read_weights: ReadWeights | None = None
+) -> Path:
+    """Compress and measure everything that is asked for and not measured yet, then report.
+
+    Work directory: `config.json`, `metrics.jsonl` (one line a measurement), `checkpoints/`,
+    `moments/`, `compressed/` (one folder a network, for `tdjax.load_factorised`), `report/`.
+    Whatever is wrong with configuration, data or weights is found before any work; a run killed
+    at any moment continues when started again, and ends with the same tables but for the times.
+
+    Arguments:
+        read_weights: reads the file that `settings.weights` names, see `subject.bench.set_up`.
+
+    Returns the path of the report's page.
+
+    Raises ValueError or `tdjax.data.DataError` that names what is wrong.
+    """
+    images = settings.reestimate or settings.norms != ("frobenius",)
+    subject = set_up(settings, read_weights, images=images)
+    trials = enumerate_trials(settings)
+    for trial in trials:
+        if trial.strategy == "uniform":
+            # Needs no weights, and tells at once whether the budget is within reach.
+            planned(settings, subject, subject.start, trial)
+    claim_workdir(workdir, settings_to_dict(dataclasses.replace(settings, experiment="compress")))
+    journal = workdir / "metrics.jsonl"
+    measured = read_records(journal)
+    models, epoch = subject.trained(workdir / "checkpoints" / "baseline")
+    if measured.baseline is None:
+        record_of = baseline_record(
+            subject.network, subject.splits, subject.dense, models, epoch, ("test",)
+        )
+        append_records(journal, [record_of])
+    model = jax.tree.map(lambda leaf: leaf[0], models)
+    expected = [name for trial in trials for name in _names(settings, trial)]
+    done = sum(name in measured.found for name in expected)
+    with Progress("measurements", len(expected), done) as progress:
+
+        def record(records: Records) -> None:
+            append_records(journal, records)
+            progress.advance(len(records))
+
+        works: dict[Calibration, list[Trial]] = {}
+        for trial in trials:
+            # Trials of one calibration share its moments.
+            works.setdefault(trial.calibration, []).append(trial)
+        in_threads(
+            [
+                partial(_measure, settings, subject, model, found, measured, workdir)
+                for found in works.values()
+            ],
+            record,
+        )
+    if settings.timed_images:
+        _time(settings, subject, model, trials, workdir)
+    return write_report(workdir)
+
+
+def _names(settings: Compress, trial: Trial) -> list[tuple]:
+    """What identifies each record of a trial, the times apart."""
+    kinds = ["network"]
+    if settings.reestimate:
+        kinds.append("reestimated")
+    if settings.finetune.epochs:
+        kinds.append("tuned")
+    return [identity({"kind": kind, **trial.fields}) for kind in kinds]
+
+
+def _measure(
+    settings: Compress,
+    subject: Subject,
+    model: Model,
+    trials: Sequence[Trial],
+    measured: Measured,
+    workdir: Path,
+) -> Iterator[Records]:
+    """Yield the records that are missing, a trial at a time, its checkpoint written before."""
+    for trial in trials:
+        if all(name in measured.found for name in _names(settings, trial)):
+            continue
+        images = trial.calibration
+        if not images.images and settings.reestimate:
+            first = settings.calibration
+            images = Calibration(first.sources[0], first.images[0], 0)
+        batches = subject.batches(images) if images.images else []
+        made = press(settings, subject, model, trial, batches, workdir / "moments")
+        kept, test = made, subject.splits.test
+        records: list[dict[str, Any]] = [
+            {
+                "kind": "network",
+                **trial.fields,
+                "plan": made.plan.to_json(),
+                "test": scored(subject, made.dense, test),
+            }
+        ]
+        if settings.reestimate:
+            again = reestimated(subject, made.dense, batches)
+            kept = Compressed(made.plan, made.factors, again.state)
+            found = scored(subject, again, test)
+            records.append({"kind": "reestimated", **trial.fields, "test": found})
+        if settings.finetune.epochs:
+            name = f"{trial.name}, last"
+            epoch, best = tuned(subject, made.factors, made.state, made.plan, name)
+            kept = Compressed(made.plan, best.params, best.state)
+            found = scored(subject, kept.dense, test)
+            records.append({"kind": "tuned", **trial.fields, "epoch": epoch, "test": found})
+        variables = {**kept.state, "params": dict(kept.factors)}
+        save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
+        yield [record for record in records if identity(record) not in measured.found]
+
+
+def _time(
+    settings: Compress, subject: Subject, model: Model, trials: Sequence[Trial], workdir: Path
+) -> None:
+    """Inference of each network against that of the original, in turns, nothing beside it."""
+    journal = workdir / "metrics.jsonl"
+    measured = read_records(journal)
+    images = jnp.asarray(subject.splits.test.images[: settings.timed_images])
+    whole = {**model.state, "params": model.params}
+    before = jax.jit(lambda variables: subject.module.apply(variables, images))
+    for trial in trials:
+        name = identity({"kind": "timed", **trial.fields})
+        if name in measured.found:
+            continue
+        small, variables = _loaded(subject, workdir / "compressed" / trial.name)
+        after = jax.jit(lambda variables, small=small: small.apply(variables, images))
+        profile = profile_calls(partial(before, whole), partial(after, variables))
+        append_records(
+            journal,
+            [
+                {
+                    "kind": "timed",
+                    **trial.fields,
+                    "before": profile.before,
+                    "after": profile.after,
+                    "speedup": profile.speedup,
+                    "least": profile.least,
+                    "most": profile.most,
+                }
+            ],
+        )
+
+
+def _loaded(subject: Subject, folder: Path) -> tuple[Any, Any]:
+    variables, plan = load_factorised(folder)
+    return factorize(subject.module, plan), variables
