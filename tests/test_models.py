@@ -1,5 +1,4 @@
 import json
-import math
 from pathlib import Path
 
 import flax.linen as nn
@@ -7,42 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_layers import CIFAR, convolve, images, normalise, random_like, shapes_of, size
 
 import tdjax
 from tdjax.models import CifarResNet, GaripovNet, ResNet18, ResNet20, ResNet56, ResNet110
 from tdjax.models.resnet import BasicBlock
 
 PUBLISHED = Path(tdjax.__file__).parent / "study" / "published" / "ranks.json"
-CIFAR = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-
-
-def shapes_of(model, sample=CIFAR):
-    return jax.eval_shape(model.init, jax.random.key(0), sample)
-
-
-def size(tree):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def table_of(model, sample=CIFAR):
     table = tdjax.layer_table(model, shapes_of(model, sample), sample)
     return {layer.path: layer for layer in table}
-
-
-def images(*shape):
-    return jnp.asarray(np.random.default_rng(1).normal(size=shape).astype(np.float32))
-
-
-def random_like(shapes):
-    """Normal arrays of the shapes of a pytree, scaled by the fan-in; positive variances."""
-    random = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        array = random.normal(size=leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))
-        array = np.abs(array) + 0.5 if path[-1].key == "var" else array
-        return jnp.asarray(array.astype(leaf.dtype))
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def test_parameters_of_garipov_net():
@@ -188,21 +163,6 @@ def test_other_images(model, sample, shape):
     sample = jax.ShapeDtypeStruct(sample, jnp.float32)
     variables = shapes_of(model, sample)
     assert jax.eval_shape(model.apply, variables, sample).shape == shape
-
-
-def convolve(x, p, stride=1, padding=1):
-    y = jax.lax.conv_general_dilated(
-        x,
-        p["kernel"],
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y + p.get("bias", 0.0)
-
-
-def normalise(x, p, s):
-    return (x - s["mean"]) / jnp.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
 
 
 def max_pool(x):

@@ -1,44 +1,64 @@
-"""CIFAR-10 in its published formats: binary and Python batches, as folders or as archives."""
+"""CIFAR-10 and CIFAR-100 in their published formats, as folders or as archives.
+
+CIFAR-10 as binary or Python batches, CIFAR-100 in its binary version.
+"""
 
 import gzip
 import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from tdjax.data.errors import data_error, read_bytes
+from tdjax.data.unpickle import BatchUnpickler, PickledArray
 
-CIFAR10_HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
-NUM_CLASSES = 10
+# Both sets are on the same page.
+CIFAR10_HOME = CIFAR100_HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
+# The numbers of classes, one for each label of an image; the last label is the one that is read.
+CIFAR10_LABELS = (10,)
+# Superclasses and classes, "coarse" and "fine".
+CIFAR100_LABELS = (20, 100)
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
-_RECORD = 1 + _PIXELS
 
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _BINARY_NAMES = tuple(f"{batch}.bin" for batch in _BATCHES)
 _BINARY_FOLDER, _BINARY_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
 _PYTHON_FOLDER, _PYTHON_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+_NAMES_100 = ("train.bin", "test.bin")
+_FOLDER_100, _ARCHIVE_100 = "cifar-100-binary", "cifar-100-binary.tar.gz"
+# So many training images are published for each test image.
+_RATIO_100 = 5
 
 Batch = tuple[UInt8[np.ndarray, "n 32 32 3"], Int32[np.ndarray, "n"]]
 # Where the bytes come from (for messages) and the bytes themselves.
 _File = tuple[str, bytes]
-
-
-def read_cifar10(
-    folder: str | Path,
-) -> tuple[
+_Parse = Callable[[bytes, str], Batch]
+# Training images and labels, test images and labels.
+_Arrays = tuple[
     UInt8[np.ndarray, "n 32 32 3"],
     Int32[np.ndarray, "n"],
     UInt8[np.ndarray, "m 32 32 3"],
     Int32[np.ndarray, "m"],
-]:
+]
+
+
+class _Form(NamedTuple):
+    """One of the forms in which a set is published: names of its folder, archive and files."""
+
+    folder: str
+    archive: str
+    files: Sequence[str]
+    parse: _Parse
+
+
+def read_cifar10(folder: str | Path) -> _Arrays:
     """Read CIFAR-10 from the first of its published forms that `folder` holds.
 
     Args:
@@ -56,7 +76,16 @@ def read_cifar10(
 
     Source: the format's description on `CIFAR10_HOME`.
     """
-    files, parse = _locate(Path(folder))
+    files, parse = _locate(
+        Path(folder),
+        (
+            _Form(_BINARY_FOLDER, _BINARY_ARCHIVE, _BINARY_NAMES, parse_binary_batch),
+            _Form(_PYTHON_FOLDER, _PYTHON_ARCHIVE, _BATCHES, parse_python_batch),
+        ),
+        f"CIFAR-10 is not in this folder; expected {_BINARY_FOLDER} (with {_BINARY_NAMES[0]} to 5 "
+        f"and {_BINARY_NAMES[-1]}), {_PYTHON_FOLDER} (with {_BATCHES[0]} to 5 and {_BATCHES[-1]}), "
+        f"{_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}",
+    )
     batches = [parse(content, origin) for origin, content in files]
     first = len(batches[0][1])
     for (origin, _), (_, labels) in zip(files[1:5], batches[1:5], strict=True):
@@ -76,30 +105,77 @@ def read_cifar10(
     )
 
 
-def parse_binary_batch(content: bytes, origin: str) -> Batch:
-    """Return images and labels of one batch in the binary format.
+def read_cifar100(folder: str | Path) -> _Arrays:
+    """Read CIFAR-100, with the labels of its 100 classes, from the binary version in `folder`.
 
     Args:
-        content: records of one label byte and 3072 pixel bytes (planes red, green, blue).
-        origin: name of the file, for the error message.
+        folder: the folder `cifar-100-binary` itself, or the folder that holds it or the archive
+            `cifar-100-binary.tar.gz`. An archive is read in place, nothing is written.
 
     Returns:
-        Images uint8 (n, 32, 32, 3) and labels int32 (n,).
+        Training images, training labels, test images, test labels: images uint8, channels last
+        (red, green, blue), labels int32.
 
     Raises:
-        DataError: the length is no positive multiple of 3073, or a label is above 9.
+        DataError: the set is not there, a file is missing or damaged, or there are not five times
+            as many training images as test images.
+
+    Source: the format's description on `CIFAR100_HOME`.
+    """
+    files, parse = _locate(
+        Path(folder),
+        (_Form(_FOLDER_100, _ARCHIVE_100, _NAMES_100, _parse_cifar100),),
+        f"CIFAR-100 is not in this folder; expected {_FOLDER_100} (with {_NAMES_100[0]} and "
+        f"{_NAMES_100[1]}) or {_ARCHIVE_100}",
+    )
+    (images, labels), (test_images, test_labels) = (
+        parse(content, origin) for origin, content in files
+    )
+    # A file cut off between two records is whole by any check of its own.
+    if len(labels) != _RATIO_100 * len(test_labels):
+        _refuse(
+            files[0][0],
+            f"holds {len(labels)} images, {_NAMES_100[1]} holds {len(test_labels)}; "
+            f"expected {_RATIO_100} times as many",
+        )
+    return images, labels, test_images, test_labels
+
+
+def _parse_cifar100(content: bytes, origin: str) -> Batch:
+    return parse_binary_batch(content, origin, CIFAR100_LABELS)
+
+
+def parse_binary_batch(
+    content: bytes, origin: str, classes: Sequence[int] = CIFAR10_LABELS
+) -> Batch:
+    """Return images and labels of one file in the binary format.
+
+    Args:
+        content: records of the label bytes and 3072 pixel bytes (planes red, green, blue).
+        origin: name of the file, for the error message.
+        classes: number of classes of each label byte, `CIFAR10_LABELS` or `CIFAR100_LABELS`.
+
+    Returns:
+        Images uint8 (n, 32, 32, 3) and the last of their labels, int32 (n,).
+
+    Raises:
+        DataError: the length is no positive multiple of a record's, or a label has no class.
 
     Source: `CIFAR10_HOME`, "Binary version".
     """
-    if not content or len(content) % _RECORD:
-        raise data_error(
+    record = len(classes) + _PIXELS
+    if not content or len(content) % record:
+        head = "one label byte" if len(classes) == 1 else f"{len(classes)} label bytes"
+        _refuse(
             origin,
-            f"has {len(content)} bytes; expected a positive multiple of {_RECORD}, records of one "
-            f"label byte and {_PIXELS} pixel bytes (the published files have {10_000 * _RECORD})",
-            CIFAR10_HOME,
+            f"has {len(content)} bytes; expected a positive multiple of {record}, records of "
+            f"{head} and {_PIXELS} pixel bytes",
         )
-    records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
-    return _batch(records[:, 1:], records[:, 0].astype(np.int32), origin)
+    records = np.frombuffer(content, np.uint8).reshape(-1, record)
+    labels, pixels = np.split(records, [len(classes)], axis=1)
+    for column, number in zip(labels.T, classes, strict=True):
+        _check_labels(0, int(column.max()), number, origin)
+    return _images(pixels), labels[:, -1].astype(np.int32)
 
 
 def parse_python_batch(content: bytes, origin: str) -> Batch:
@@ -121,7 +197,7 @@ def parse_python_batch(content: bytes, origin: str) -> Batch:
     Source: `CIFAR10_HOME`, "Python / Matlab versions".
     """
     try:
-        loaded = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        loaded = BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
     # Damaged pickles fail in the unpickler with nearly any type of exception.
     except Exception as error:
         problem = f"not a readable batch ({error}); expected a pickle of a dict of data and labels"
@@ -132,7 +208,7 @@ def parse_python_batch(content: bytes, origin: str) -> Batch:
     # Keys are bytes as published, str in a copy that Python 3 has pickled.
     data = loaded.get(b"data", loaded.get("data"))
     labels = loaded.get(b"labels", loaded.get("labels"))
-    pixels = data.array if isinstance(data, _PickledArray) else None
+    pixels = data.array if isinstance(data, PickledArray) else None
     if pixels is None or pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not len(pixels):
         found = type(data).__name__ if pixels is None else f"shape {pixels.shape}"
         _refuse(origin, f"data is {found}; expected a uint8 array of shape (n, {_PIXELS}), n > 0")
@@ -141,47 +217,36 @@ def parse_python_batch(content: bytes, origin: str) -> Batch:
     if len(labels) != len(pixels):
         _refuse(origin, f"has {len(labels)} labels; expected {len(pixels)}, one for each image")
     # Before the cast, in which a label beyond int32 would overflow.
-    _check_labels(min(labels), max(labels), origin)
-    return _batch(pixels, np.array(labels, np.int32), origin)
+    _check_labels(min(labels), max(labels), CIFAR10_LABELS[0], origin)
+    return _images(pixels), np.array(labels, np.int32)
 
 
-def _batch(
-    pixels: UInt8[np.ndarray, "n 3072"], labels: Int32[np.ndarray, "n"], origin: str
-) -> Batch:
-    _check_labels(int(labels.min()), int(labels.max()), origin)
-    images = pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), labels
+def _images(pixels: UInt8[np.ndarray, "n 3072"]) -> UInt8[np.ndarray, "n 32 32 3"]:
+    return np.ascontiguousarray(pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1))
 
 
-def _check_labels(lowest: int, highest: int, origin: str) -> None:
-    if lowest < 0 or highest >= NUM_CLASSES:
+def _check_labels(lowest: int, highest: int, classes: int, origin: str) -> None:
+    if lowest < 0 or highest >= classes:
         wrong = lowest if lowest < 0 else highest
-        _refuse(origin, f"has the label {wrong}; expected labels 0 to {NUM_CLASSES - 1}")
+        _refuse(origin, f"has the label {wrong}; expected labels 0 to {classes - 1}")
 
 
 def _refuse(origin: str, problem: str) -> NoReturn:
     raise data_error(origin, problem, CIFAR10_HOME)
 
 
-def _locate(folder: Path) -> tuple[list[_File], Callable[[bytes, str], Batch]]:
-    forms: tuple[tuple[str, str, Sequence[str], Callable[[bytes, str], Batch]], ...] = (
-        (_BINARY_FOLDER, _BINARY_ARCHIVE, _BINARY_NAMES, parse_binary_batch),
-        (_PYTHON_FOLDER, _PYTHON_ARCHIVE, _BATCHES, parse_python_batch),
-    )
-    for name, _, files, parse in forms:
-        if (folder / name).is_dir():
-            return _read_folder(folder / name, files), parse
-        if folder.name == name or any((folder / file).is_file() for file in files):
-            return _read_folder(folder, files), parse
-    for name, archive, files, parse in forms:
-        if (folder / archive).is_file():
-            return _read_archive(folder / archive, [f"{name}/{file}" for file in files]), parse
-    _refuse(
-        str(folder),
-        f"CIFAR-10 is not in this folder; expected {_BINARY_FOLDER} (with {_BINARY_NAMES[0]} to 5 "
-        f"and {_BINARY_NAMES[-1]}), {_PYTHON_FOLDER} (with {_BATCHES[0]} to 5 and {_BATCHES[-1]}), "
-        f"{_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}",
-    )
+def _locate(folder: Path, forms: Sequence[_Form], expected: str) -> tuple[list[_File], _Parse]:
+    """The files of the first form that `folder` holds; `expected` is said if there is none."""
+    for form in forms:
+        if (folder / form.folder).is_dir():
+            return _read_folder(folder / form.folder, form.files), form.parse
+        if folder.name == form.folder or any((folder / file).is_file() for file in form.files):
+            return _read_folder(folder, form.files), form.parse
+    for form in forms:
+        if (folder / form.archive).is_file():
+            names = [f"{form.folder}/{file}" for file in form.files]
+            return _read_archive(folder / form.archive, names), form.parse
+    _refuse(str(folder), expected)
 
 
 def _read_folder(folder: Path, names: Sequence[str]) -> list[_File]:
@@ -211,51 +276,3 @@ def _read_archive(path: Path, names: Sequence[str]) -> list[_File]:
         if name not in contents:
             _refuse(str(path), f"no file {name} in the archive; expected {', '.join(names)}")
     return [(f"{path} ({name})", contents[name]) for name in names]
-
-
-class _PickledDtype:
-    # Stands in for numpy.dtype: the published files hold unsigned bytes and nothing else.
-    def __init__(self, code: Any, *_flags: Any) -> None:
-        if code not in (b"u1", "u1"):
-            raise pickle.UnpicklingError(f"it holds an array of dtype {code!r} in place of uint8")
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _PickledArray:
-    # Stands in for numpy.ndarray, whose own state setter trusts the shape and dtype it is given.
-    array: UInt8[np.ndarray, "..."]
-
-    def __setstate__(self, state: Any) -> None:
-        _version, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, _PickledDtype) or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("it holds an array that is no plain array of bytes")
-        self.array = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
-
-
-def _reconstruct(*_arguments: Any) -> _PickledArray:
-    return _PickledArray()
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    # How Python 3 writes bytes in the protocol of the published files.
-    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise pickle.UnpicklingError("it encodes text otherwise than as latin1")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs")
-        return _ALLOWED[module, name]

@@ -31,7 +31,7 @@ def load(name: str, folder: str | Path | None = None) -> RawDataset:
     """Load a data set by name.
 
     Args:
-        name: "digits", "mnist", "fashion_mnist" or "cifar10".
+        name: "digits", "mnist", "fashion_mnist", "cifar10" or "cifar100".
         folder: folder that holds the published files; not used for "digits", which comes with
             scikit-learn and whose test set is a fixed stratified fifth of it.
 
@@ -43,8 +43,9 @@ def load(name: str, folder: str | Path | None = None) -> RawDataset:
         DataError: a file is missing or damaged, or `folder` is not given for a set that needs it.
         ImportError: "digits" without scikit-learn.
 
-    Source: `idx.MNIST_HOME`, `idx.FASHION_MNIST_HOME`, `cifar.CIFAR10_HOME`; for "digits" the test
-    part of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn holds it.
+    Source: `idx.MNIST_HOME`, `idx.FASHION_MNIST_HOME`, `cifar.CIFAR10_HOME`, `cifar.CIFAR100_HOME`;
+    for "digits" the test part of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn
+    holds it.
     """
     if name == "digits":
         return _digits()
@@ -74,7 +75,8 @@ def _fashion_mnist(folder: str | Path) -> _Arrays:
 _READERS: dict[str, tuple[Callable[[str | Path], _Arrays], str, int]] = {
     "mnist": (_mnist, idx.MNIST_HOME, idx.NUM_CLASSES),
     "fashion_mnist": (_fashion_mnist, idx.FASHION_MNIST_HOME, idx.NUM_CLASSES),
-    "cifar10": (cifar.read_cifar10, cifar.CIFAR10_HOME, cifar.NUM_CLASSES),
+    "cifar10": (cifar.read_cifar10, cifar.CIFAR10_HOME, cifar.CIFAR10_LABELS[-1]),
+    "cifar100": (cifar.read_cifar100, cifar.CIFAR100_HOME, cifar.CIFAR100_LABELS[-1]),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-BATCH_NORM_MOMENTUM = 0.9
+from tdjax.models.parts import batch_norm
 
 
 class GaripovNet(nn.Module):
@@ -36,12 +36,7 @@ class GaripovNet(nn.Module):
         for index, width in enumerate(self.widths, 1):
             x = nn.Conv(width, (3, 3), padding=1, name=f"conv{index}")(x)
             if index < len(self.widths):
-                norm = nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=BATCH_NORM_MOMENTUM,
-                    name=f"norm{index}",
-                )
-                x = nn.relu(norm(x))
+                x = nn.relu(batch_norm(train, f"norm{index}")(x))
             window = pools.get(index, 0)
             if window:
                 x = nn.max_pool(x, (window, window), strides=(2, 2))

@@ -8,20 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.models.convolution import convolve
-
-BATCH_NORM_MOMENTUM = 0.9
-# As in the PyTorch networks whose weights these take.
-BATCH_NORM_EPSILON = 1e-5
-
-
-def _norm(train: bool, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BATCH_NORM_MOMENTUM,
-        epsilon=BATCH_NORM_EPSILON,
-        name=name,
-    )
+from tdjax.models.parts import batch_norm, check_depth, conv
 
 
 class CifarBlock(nn.Module):
@@ -37,13 +24,10 @@ class CifarBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b i j d"]:
         """Features (b, h / stride, w / stride, features), the sides rounded up."""
-        conv = partial(
-            nn.Conv, self.features, (3, 3), padding=1, use_bias=False, conv_general_dilated=convolve
-        )
-        y = conv(strides=self.stride, name="conv1")(x)
-        y = nn.relu(_norm(train, "bn1")(y))
-        y = conv(name="conv2")(y)
-        y = _norm(train, "bn2")(y)
+        y = conv(self.features, 3, "conv1", self.stride)(x)
+        y = nn.relu(batch_norm(train, "bn1")(y))
+        y = conv(self.features, 3, "conv2")(y)
+        y = batch_norm(train, "bn2")(y)
         lacking = self.features - x.shape[-1]
         around = (lacking // 2, lacking - lacking // 2)
         shortcut = x[:, :: self.stride, :: self.stride]
@@ -71,22 +55,14 @@ class CifarResNet(nn.Module):
 
     def __post_init__(self) -> None:
         """Check the depth."""
-        if self.depth < 8 or (self.depth - 2) % 6:
-            raise ValueError(f"depth is {self.depth}: known are 6 n + 2, that is 8, 14, 20, ...")
+        check_depth(self.depth, 2)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b k"]:
         """Logits (b, classes) of images (b, h, w, c)."""
-        x = nn.Conv(
-            self.width,
-            (3, 3),
-            padding=1,
-            use_bias=False,
-            conv_general_dilated=convolve,
-            name="conv1",
-        )(x)
-        x = nn.relu(_norm(train, "bn1")(x))
+        x = conv(self.width, 3, "conv1")(x)
+        x = nn.relu(batch_norm(train, "bn1")(x))
         for stage in range(3):
             for block in range((self.depth - 2) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1

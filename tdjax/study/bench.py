@@ -12,7 +12,19 @@ import jax.numpy as jnp
 
 from tdjax.data import DataSplits, load, prepare
 from tdjax.linen import make_plan
-from tdjax.models import GaripovNet, ResNet18, ResNet20, ResNet56, ResNet110
+from tdjax.models import (
+    VGG16,
+    WRN16_8,
+    DenseNet22,
+    GaripovNet,
+    GoogLeNet,
+    ImageNetResNet18,
+    ResNet18,
+    ResNet20,
+    ResNet50,
+    ResNet56,
+    ResNet110,
+)
 from tdjax.plan import Plan, PlannedLayer
 from tdjax.study.choices import enumerate_choices
 from tdjax.study.protocol import ModelSettings, Protocol
@@ -25,6 +37,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet20,
     "resnet56": ResNet56,
     "resnet110": ResNet110,
+    "vgg16": VGG16,
+    "densenet22": DenseNet22,
+    "wrn16_8": WRN16_8,
+    "resnet18_imagenet": ImageNetResNet18,
+    "resnet50": ResNet50,
+    "googlenet": GoogLeNet,
 }
 
 # Random streams of a study.

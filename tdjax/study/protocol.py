@@ -25,9 +25,10 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which network: "garipovnet", "resnet18", or "resnet20", "resnet56", "resnet110" for CIFAR.
+    """Which network, and with it the arguments of its class.
 
-    With it the arguments of its class.
+    For small images "garipovnet" and "resnet18"; for CIFAR "resnet20", "resnet56", "resnet110",
+    "vgg16", "densenet22" and "wrn16_8"; for ImageNet "resnet18_imagenet", "resnet50", "googlenet".
     """
 
     name: str

@@ -50,6 +50,7 @@ def test_unknown_name_lists_the_known():
         ("mnist", "yann.lecun.com/exdb/mnist"),
         ("fashion_mnist", "github.com/zalandoresearch/fashion-mnist"),
         ("cifar10", "www.cs.toronto.edu/~kriz/cifar.html"),
+        ("cifar100", "www.cs.toronto.edu/~kriz/cifar.html"),
     ],
 )
 def test_folder_is_asked_for(name, home):

@@ -11,7 +11,7 @@ from tdjax.training import FitSettings
 
 # The network's own training images, as they are or changed.
 OWN = ("same", "flipped", "brighter")
-OTHERS = ("digits", "mnist", "fashion_mnist", "cifar10")
+OTHERS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 LABELS = ("sampled", "true")
 
 
