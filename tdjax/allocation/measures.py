@@ -79,6 +79,22 @@ def alds(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
     return found
 
 
+def operator_bound(array: Any, entry: PlannedLayer) -> float:
+    """What no low-rank layer's relative error in the operator norm exceeds; 0 for a dense one.
+
+    sqrt(k) times the greatest first dropped singular value of its k groups, over norm(W)_2, for
+    factors from truncated SVDs (Liebenwein et al. 2021, Theorem 1).
+    """
+    if entry.method is None:
+        return 0.0
+    parts = parts_of(array, entry.layer)
+    whole, values = singular_values(parts)[:, 0, 0], singular_values(parts, entry.splits)
+    (rank,) = entry.ranks
+    if rank >= values.shape[-1]:
+        return 0.0
+    return math.sqrt(entry.splits) * float(jnp.max(values[:, :, rank].max(axis=1) / whole))
+
+
 def energy(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
     """The relative error of the weights."""
     whole = float(jnp.linalg.norm(jnp.asarray(array, jnp.float32))) or 1.0

@@ -7,6 +7,7 @@ from flax import nnx
 from plain_models import ConvNet, normal, random_variables
 
 import tdjax
+from tdjax.allocation.measures import operator_bound
 
 pytestmark = pytest.mark.filterwarnings("ignore:too few rows")
 X = normal(0, 16, 8, 8, 3)
@@ -69,6 +70,24 @@ def test_energy_makes_errors_equal(variables):
         for p in ("conv1", "conv2", "conv0")
     )
     assert max(errors) <= worst
+
+
+def test_the_bound_of_alds_holds(variables):
+    bounds = {}
+    for objective in ("bound", "released"):
+        plan = tdjax.allocate(MODEL, variables, X, budget=0.5, strategy="alds", objective=objective)
+        params = tdjax.factorize_params(variables["params"], plan)
+        dense = tdjax.reconstruct_params(params, plan)
+        found = []
+        for entry in plan.factorised:
+            own, made = (tree[entry.layer.path]["kernel"] for tree in (variables["params"], dense))
+            whole, lost = (np.asarray(a).reshape(-1, a.shape[-1]) for a in (own, own - made))
+            found.append(operator_bound(own, entry))
+            assert np.linalg.norm(lost, 2) <= 1.001 * found[-1] * np.linalg.norm(whole, 2)
+        bounds[objective] = max(found)
+        assert operator_bound(own, tdjax.PlannedLayer(entry.layer)) == 0
+    # Each is the best at what it makes least.
+    assert bounds["bound"] <= bounds["released"]
 
 
 def test_loss_spends_where_the_loss_is(variables):

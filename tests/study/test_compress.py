@@ -107,6 +107,7 @@ def test_records_and_report(unbroken):
     text = (unbroken / "report" / "tables.md").read_text()
     assert "| alds released, kronecker |" in text
     assert "Speed of inference" in text
+    assert "relative error in the operator norm" in text
 
 
 def test_a_checkpoint_is_the_network_that_was_measured(unbroken):

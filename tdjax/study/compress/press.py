@@ -10,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from tdjax.adapters import allocate, factorize_sequentially
-from tdjax.factorize import factorize_params, reconstruct_params
+from tdjax.allocation.measures import operator_bound
+from tdjax.factorize import factorize_params, layer_params, reconstruct_params
 from tdjax.moments import LayerMoments
 from tdjax.plan import Plan
 from tdjax.study.bench import DECOMPOSE
@@ -102,6 +103,17 @@ def planned(
         moments=moments,
         objective=released or "bound",
         seed=settings.seed,
+    )
+
+
+def greatest_bound(model: Model, plan: Plan) -> float:
+    """The bound that ALDS makes least: of the relative operator-norm error of any layer."""
+    return max(
+        operator_bound(
+            layer_params(model.params, entry.layer.path)[entry.layer.storage.name], entry
+        )
+        for entry in plan.layers
+        if entry.layer.obstacle is None
     )
 
 

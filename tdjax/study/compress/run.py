@@ -15,7 +15,7 @@ from tdjax.linen import factorize
 from tdjax.profile import profile_calls
 from tdjax.saving import load_factorised, save_factorised
 from tdjax.study.baseline import baseline_record
-from tdjax.study.compress.press import Compressed, planned, press
+from tdjax.study.compress.press import Compressed, greatest_bound, planned, press
 from tdjax.study.compress.records import Measured, identity, read_records
 from tdjax.study.compress.report import write_report
 from tdjax.study.compress.settings import Compress, settings_to_dict
@@ -124,6 +124,8 @@ def _measure(
                 "test": scored(subject, made.dense, test),
             }
         ]
+        if trial.strategy.startswith("alds") and settings.rounds == 1:
+            records[0]["bound"] = greatest_bound(model, made.plan)
         if settings.reestimate:
             again = reestimated(subject, made.dense, batches)
             kept = Compressed(made.plan, made.factors, again.state)

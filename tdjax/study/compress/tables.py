@@ -35,6 +35,7 @@ def measurement_rows(settings: Compress, measured: Measured) -> list[Row]:
                         "macs": plan.macs,
                         "accuracy": float(record["test"]["accuracy"]),
                         "cross_entropy": float(record["test"]["cross_entropy"]),
+                        "bound": float(record.get("bound", math.nan)),
                     }
                 )
     return rows
@@ -50,6 +51,7 @@ def averaged_rows(rows: Sequence[Row]) -> list[Row]:
         dict(zip(names, key, strict=True))
         | {"subsets": len(own)}
         | {name: sum(row[name] for row in own) / len(own) for name in ("params", "macs")}
+        | {"bound": own[0]["bound"]}
         | spread("accuracy", [row["accuracy"] for row in own])
         | spread("cross_entropy", [row["cross_entropy"] for row in own])
         for key, own in groups.items()
@@ -116,6 +118,18 @@ def text_tables(
                 for curve, cells in _by_budget(settings, where(averaged, phase="network"), curves)
             ]
             tables.append(TextTable(f"Share of the {words}", _header(settings), tuple(lines)))
+    bounds = where(averaged, bound=lambda bound: not math.isnan(bound), norm="frobenius")
+    if bounds:
+        lines = [
+            (
+                curve_text(settings, curve),
+                *(number(row["bound"], 3) if row else DASH for row in cells),
+            )
+            for curve, cells in _by_budget(settings, bounds, curves)
+            if any(cells)
+        ]
+        title = "Bound of any layer's relative error in the operator norm"
+        tables.append(TextTable(title, _header(settings), tuple(lines)))
     if times:
         lines = [
             (
