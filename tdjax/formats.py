@@ -51,6 +51,14 @@ class Format:
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
+    def balanced(self: F) -> F:
+        """The same array in factors of the best condition.
+
+        Factors from another coordinate system may be far from orthogonal and of unlike scales,
+        and hard to train on.
+        """
+        raise TypeError(f"{type(self).__name__} is abstract")
+
 
 def register(cls: type[T]) -> type[T]:
     """Make a dataclass of arrays a pytree, its fields children.
@@ -112,6 +120,10 @@ class LowRank(Format):
         )
         return LowRank(left, right)
 
+    def balanced(self) -> LowRank:
+        """See `Format.balanced`: orthogonal factors, the singular values split evenly."""
+        return LowRank(*_split_evenly(self.left, self.right))
+
 
 @register
 @dataclass(frozen=True)
@@ -148,6 +160,10 @@ class GroupedLowRank(Format):
         if columns is None:
             return self
         return GroupedLowRank(self.left, jnp.matmul(self.right, columns.T, precision=HIGHEST))
+
+    def balanced(self) -> GroupedLowRank:
+        """See `Format.balanced`: each block as of `LowRank`."""
+        return GroupedLowRank(*jax.vmap(_split_evenly)(self.left, self.right))
 
 
 @register
@@ -196,6 +212,11 @@ class CP(Format):
             )
         )
 
+    def balanced(self) -> CP:
+        """See `Format.balanced`: the norms of a term's columns spread evenly over the factors."""
+        scales = even_scales(self.factors)
+        return CP(tuple(f * scale for f, scale in zip(self.factors, scales, strict=True)))
+
 
 @register
 @dataclass(frozen=True)
@@ -236,6 +257,12 @@ class Tucker(Format):
             f if f is None or m is None else jnp.matmul(m, f, precision=HIGHEST) for f, m in pairs
         )
         return Tucker(core, factors)
+
+    def balanced(self) -> Tucker:
+        """See `Format.balanced`: orthonormal factors."""
+        pairs = [(None, None) if f is None else jnp.linalg.qr(f) for f in self.factors]
+        core = mode_products(self.core, [right for _, right in pairs])
+        return Tucker(core, tuple(basis for basis, _ in pairs))
 
 
 @register
@@ -279,6 +306,15 @@ class TT(Format):
             )
         )
 
+    def balanced(self) -> TT:
+        """See `Format.balanced`: the last core of orthonormal rows, its scale in the one before."""
+        if len(self.cores) < 2:
+            return self
+        *cores, before, last = self.cores
+        basis, right = jnp.linalg.qr(last[:, :, 0].T)
+        before = jnp.matmul(before, right.T, precision=HIGHEST)
+        return TT((*cores, before, basis.T[:, :, None]))
+
 
 def khatri_rao(factors: Sequence[Float[Array, "_ r"]]) -> Float[Array, "_ r"]:
     """Column-wise Kronecker product; rows run over the first factor slowest.
@@ -294,6 +330,16 @@ def khatri_rao(factors: Sequence[Float[Array, "_ r"]]) -> Float[Array, "_ r"]:
     return product
 
 
+def even_scales(factors: Sequence[Float[Array, "_ r"]]) -> list[Float[Array, " r"]]:
+    """For each factor of a CP what multiplies its columns so that all have the same norms."""
+    norms = [jnp.linalg.norm(factor, axis=0) for factor in factors]
+    # By logarithms, since the product of many norms may leave the range of the dtype.
+    dead = sum(jnp.where(norm > 0, 0, 1) for norm in norms) > 0
+    logs = [jnp.log(jnp.where(norm > 0, norm, 1.0)) for norm in norms]
+    mean = sum(logs) / len(logs)
+    return [jnp.where(dead, 0.0, jnp.exp(mean - log)) for log in logs]
+
+
 def mode_products(x: Float[Array, "*_"], matrices: Matrices) -> Float[Array, "*_"]:
     """Multiply mode n of a dense array by `matrices[n]` of shape (new, old); None: leave it."""
     for mode, matrix in enumerate(_one_per_mode(matrices, x.ndim)):
@@ -301,6 +347,20 @@ def mode_products(x: Float[Array, "*_"], matrices: Matrices) -> Float[Array, "*_
             product = jnp.tensordot(matrix, x, axes=(1, mode), precision=HIGHEST)
             x = jnp.moveaxis(product, 0, mode)
     return x
+
+
+def _split_evenly(
+    left: Float[Array, "m r"], right: Float[Array, "r n"]
+) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
+    rows, upper = jnp.linalg.qr(left)
+    columns, lower = jnp.linalg.qr(right.T)
+    small = jnp.matmul(upper, lower.T, precision=HIGHEST)
+    u, values, vt = jnp.linalg.svd(small, full_matrices=False)
+    root = jnp.sqrt(values)
+    return (
+        jnp.matmul(rows, u * root, precision=HIGHEST),
+        jnp.matmul(root[:, None] * vt, columns.T, precision=HIGHEST),
+    )
 
 
 def _one_per_mode(matrices: Matrices, modes: int) -> Matrices:

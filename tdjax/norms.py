@@ -205,7 +205,8 @@ def in_norm(
     root, inverse = roots(norm.output_weight(x))
     others: list[Array | None] = [None] * (x.ndim - 1)
     result, info = weighted(mode_products(x, [*others, root]), norm.input_weight(x))
-    return result.mode_products([*others, inverse]), info
+    # In its own coordinates the output factor is as ill-conditioned as G^(-1/2).
+    return result.mode_products([*others, inverse]).balanced(), info
 
 
 def moved(norm: Norm | None, result: F) -> F:

@@ -202,3 +202,44 @@ def test_the_base_class_stands_for_nothing():
             use(Format())
     with pytest.raises(TypeError, match="Format is abstract"):
         Format().mode_products([])
+
+
+def matrices_of(found):
+    """The factors whose condition decides how well a format can be trained."""
+    if isinstance(found, LowRank):
+        return [found.left, found.right.T]
+    if isinstance(found, GroupedLowRank):
+        return [*found.left, *found.right.swapaxes(1, 2)]
+    if isinstance(found, Tucker):
+        return [factor for factor in found.factors if factor is not None]
+    return [found.cores[-1][:, :, 0].T]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: LowRank(a(6, 3), a(3, 5)),
+        lambda a: GroupedLowRank(a(2, 4, 3), a(2, 3, 5)),
+        lambda a: CP((a(4, 3), a(5, 3), a(6, 3))),
+        lambda a: Tucker(a(3, 2, 3), (None, a(5, 2), a(6, 3))),
+        lambda a: TT((a(1, 4, 2), a(2, 5, 3), a(3, 6, 1))),
+    ],
+    ids=["low rank", "grouped", "cp", "tucker", "tt"],
+)
+def test_balanced_is_the_same_array_in_factors_of_the_best_condition(make):
+    rng = np.random.default_rng(0)
+    found = make(lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32))
+    stretch = jnp.asarray(np.diag(np.geomspace(1, 1e-3, found.shape[-1])), jnp.float32)
+    skewed = found.mode_products([*[None] * (len(found.shape) - 1), stretch])
+    even = skewed.balanced()
+    assert jax.tree.map(jnp.shape, even) == jax.tree.map(jnp.shape, skewed)
+    np.testing.assert_allclose(even.to_tensor(), skewed.to_tensor(), rtol=0, atol=1e-5)
+    if isinstance(found, CP):
+        norms = np.stack([np.linalg.norm(factor, axis=0) for factor in even.factors])
+        np.testing.assert_allclose(norms, np.broadcast_to(norms[0], norms.shape), rtol=1e-4)
+        return
+    for matrix in matrices_of(even):
+        gram = np.asarray(matrix.T @ matrix)
+        np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-5)
+        if isinstance(found, Tucker | TT):
+            np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5)

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
 from tdjax.decompose.svd import leading_subspace
-from tdjax.decompose.weighted_cp import spread, weighted_cp
+from tdjax.decompose.weighted_cp import weighted_cp
 from tdjax.formats import CP, HIGHEST, khatri_rao
-from tdjax.norms import Kronecker, Norm, in_norm, moved
+from tdjax.norms import Norm, in_norm, moved
 
 Factor = Float[Array, "n r"]
 Gram = Float[Array, "r r"]
@@ -97,8 +97,7 @@ def cp_als(
             first, _ = frobenius(y, start=None, tol=jnp.maximum(tol, START_TOLERANCE))
         return weighted_cp(y, weight, first, tol, max_iters=max_iters)
 
-    cp, info = in_norm(norm, lambda y: frobenius(y, start=start, tol=tol), x, weighted)
-    return (spread(cp), info) if isinstance(norm, Kronecker) else (cp, info)
+    return in_norm(norm, lambda y: frobenius(y, start=start, tol=tol), x, weighted)
 
 
 @partial(jax.jit, static_argnames=("rank", "init", "max_iters"))

@@ -19,7 +19,7 @@ from tdjax.decompose.weighted import (
     root_ratio,
     solve_with,
 )
-from tdjax.formats import CP, HIGHEST, khatri_rao
+from tdjax.formats import CP, HIGHEST, even_scales, khatri_rao
 
 Factor = Float[Array, "_ r"]
 
@@ -158,7 +158,7 @@ def weighted_cp(
     def balanced(state: State) -> State:
         """Column norms spread evenly; S Z follows Z."""
         factors = [*state.window, state.channels, state.output]
-        scales = _balancing(factors)
+        scales = even_scales(factors)
         *window, channels, output = (f * s for f, s in zip(factors, scales, strict=True))
         image = safe_ratio(state.image, scales[-1])
         return State(tuple(window), channels, output, image, state.reach)
@@ -247,22 +247,6 @@ def _renewed(
     # Conjugate gradients take back what the ridge changed, and cannot make the error worse.
     change = conjugate_gradients(apply, residual, lambda z: solve_with(factor, z[:, None])[:, 0], 2)
     return present + change / unit
-
-
-def spread(cp: CP) -> CP:
-    """The same CP with column norms spread evenly over the factors."""
-    scales = _balancing(list(cp.factors))
-    return CP(tuple(factor * scale for factor, scale in zip(cp.factors, scales, strict=True)))
-
-
-def _balancing(factors: list[Factor]) -> list[Float[Array, " r"]]:
-    """For each factor what multiplies its columns so that all have the same norms."""
-    norms = [jnp.linalg.norm(factor, axis=0) for factor in factors]
-    # By logarithms, since the product of many norms may leave the range of the dtype.
-    dead = sum(jnp.where(norm > 0, 0, 1) for norm in norms) > 0
-    logs = [jnp.log(jnp.where(norm > 0, norm, 1.0)) for norm in norms]
-    mean = sum(logs) / len(logs)
-    return [jnp.where(dead, 0.0, jnp.exp(mean - log)) for log in logs]
 
 
 def _gram(factor: Factor) -> Float[Array, "r r"]:

@@ -6,7 +6,7 @@ from plain_moments import alternate, kernel, patch_moment, weighted_error, with_
 
 from tdjax.decompose import cp_als
 from tdjax.decompose import weighted_cp as module
-from tdjax.decompose.weighted_cp import spread, weighted_cp
+from tdjax.decompose.weighted_cp import weighted_cp
 from tdjax.formats import CP
 from tdjax.norms import Covariance, Kronecker
 
@@ -125,11 +125,3 @@ def test_dead_terms_do_no_harm():
     assert np.isfinite(info.error)
     assert all(np.isfinite(factor).all() for factor in cp.factors)
     assert float(info.error) < weighted_error(X, start.to_tensor(), S) * 1.1
-
-
-def test_spread_keeps_the_array():
-    cp = CP(tuple(jnp.asarray(kernel(n, 3) * 10.0**k) for k, n in enumerate((4, 5, 6))))
-    even = spread(cp)
-    np.testing.assert_allclose(even.to_tensor(), cp.to_tensor(), rtol=1e-3, atol=1e-2)
-    norms = np.stack([np.linalg.norm(factor, axis=0) for factor in even.factors])
-    np.testing.assert_allclose(norms, np.broadcast_to(norms[0], norms.shape), rtol=1e-4)
