@@ -98,12 +98,17 @@ def _measured(
         raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
     if strategy != "loss":
         return getattr(measures, strategy)(layer, array, asked)
-    if moments is None or layer.path not in moments or moments[layer.path].outputs is None:
+    if moments is None or all(found.outputs is None for found in moments.values()):
         raise ValueError(
-            f"allocate: strategy 'loss' needs the moments of layer {layer.path!r} and of its "
-            "gradient; collect_moments gives them with a loss_fn"
+            "allocate: strategy 'loss' needs moments of the gradient; collect_moments gives them "
+            "with a loss_fn"
         )
+    if layer.path not in moments:
+        raise ValueError(f"allocate: strategy 'loss' needs the moments of layer {layer.path!r}")
     found = moments[layer.path]
+    if found.outputs is None:
+        # As of an embedding at positions that no example decides on: it stays as it is.
+        return []
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
         raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
     return measures.loss(layer, array, asked, found)

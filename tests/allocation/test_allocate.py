@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from plain_models import ConvNet, normal, random_variables
+from plain_networks import LanguageModel
 
 import tdjax
 from tdjax.allocation.measures import operator_bound
@@ -164,14 +165,16 @@ def test_what_is_refused(variables, moments):
     refused("methods 'pca': known are", methods=("pca",))
     refused("methods must name at least one", methods=())
     refused("objective 'mean': known are bound, released", strategy="alds", objective="mean")
-    refused("needs the moments of layer 'conv0'", strategy="loss")
+    refused("needs moments of the gradient; collect_moments", strategy="loss")
+    others = {path: own for path, own in moments.items() if path != "conv0"}
+    refused("needs the moments of layer 'conv0'", strategy="loss", moments=others)
     inputs = {
         path: tdjax.LayerMoments(own.inputs, own.mean, None, own.rows, own.examples)
         for path, own in moments.items()
     }
-    refused("gives them with a loss_fn", strategy="loss", moments=inputs)
-    inputs["conv0"] = jax.tree.map(lambda leaf: leaf * jnp.nan, moments["conv0"])
-    refused("moments of layer 'conv0' hold NaN or Inf", strategy="loss", moments=inputs)
+    refused("needs moments of the gradient", strategy="loss", moments=inputs)
+    broken = {**moments, "conv0": jax.tree.map(lambda leaf: leaf * jnp.nan, moments["conv0"])}
+    refused("moments of layer 'conv0' hold NaN or Inf", strategy="loss", moments=broken)
     single = nn.Dense(8)
     own = random_variables(single, normal(0, 2, 8))
     with pytest.raises(ValueError, match=r"cannot be met within 0\.5%.*; 0\.3333 is within reach"):
@@ -179,3 +182,18 @@ def test_what_is_refused(variables, moments):
     broken = jax.tree.map(lambda leaf: np.asarray(leaf) * np.nan, variables)
     with pytest.raises(ValueError, match="layer 'conv0': its weights hold NaN or Inf"):
         tdjax.allocate(MODEL, broken, X, budget=0.5)
+
+
+@pytest.mark.parametrize("strategy", ["energy", "alds", "loss"])
+def test_stacks_embeddings_and_attention(strategy):
+    model = LanguageModel()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 24, (8, 6)))
+    own = random_variables(model, tokens)
+    found = tdjax.collect_moments(
+        model, own, [tokens], loss_fn=lambda y, _: jnp.sum(y**2, axis=(1, 2))
+    )
+    plan = tdjax.allocate(model, own, tokens, budget=0.6, strategy=strategy, moments=found)
+    assert 0.595 <= plan.size / plan.size_before <= 0.6
+    params = tdjax.factorize_params(own["params"], plan, moments=found)
+    logits = tdjax.factorize(model, plan).apply({"params": params}, tokens)
+    assert np.isfinite(logits).all()
