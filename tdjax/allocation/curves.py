@@ -106,7 +106,7 @@ def tucker_losses(
         gone = whole - jnp.sum(energies, axis=1)
         return jnp.maximum(gone, 0.0)[:, None] + _tails(energies)
 
-    return jax.lax.map(lambda arrays: one(*arrays), (kernels, inputs, outputs))
+    return jax.vmap(one)(kernels, inputs, outputs)
 
 
 def _channel_basis(

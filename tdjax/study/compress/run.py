@@ -25,7 +25,7 @@ from tdjax.study.progress import Progress
 from tdjax.study.subject.bench import ReadWeights, Subject, set_up
 from tdjax.study.subject.calibrate import Calibration
 from tdjax.study.subject.measure import reestimated, scored, tuned
-from tdjax.study.threads import Records, in_threads
+from tdjax.study.threads import Records
 from tdjax.training import Model
 
 
@@ -71,17 +71,8 @@ def run_compress(
             append_records(journal, records)
             progress.advance(len(records))
 
-        works: dict[Calibration, list[Trial]] = {}
-        for trial in trials:
-            # Trials of one calibration share its moments.
-            works.setdefault(trial.calibration, []).append(trial)
-        in_threads(
-            [
-                partial(_measure, settings, subject, model, found, measured, workdir)
-                for found in works.values()
-            ],
-            record,
-        )
+        for records in _measure(settings, subject, model, trials, measured, workdir):
+            record(records)
     if settings.timed_images:
         _time(settings, subject, model, trials, workdir)
     return write_report(workdir)
