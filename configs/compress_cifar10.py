@@ -10,6 +10,22 @@ The twelve budgets at which the authors of ALDS compare. Budgets in multiply-add
 
     ... --config.cost=macs
 
+Accuracy in % on images that are CIFAR-10 with mild JPEG noise, each re-encoded once, where the
+network has 88.31 %; one calibration subset:
+
+    parameters kept                   85 %    65 %    50 %    40 %    25 %
+    alds, Frobenius                   81.8    43.9    12.3    16.4    10.0
+    alds released, Frobenius          87.8    85.1    73.0    48.1    17.7
+    loss, Kronecker                           85.9    83.8    81.3    67.9
+    loss, batch statistics again              84.9    82.5    81.3    73.5
+
+from these, of 4 and 6 minutes on two shared cores:
+
+    ... --config.strategies="('alds released','alds')" --config.norms="('frobenius',)" \\
+        --config.budgets="(0.85,0.65,0.5,0.4,0.25)" --config.reestimate=False
+    ... --config.strategies="('loss',)" --config.norms="('kronecker',)" \\
+        --config.budgets="(0.65,0.5,0.4,0.25)" --config.calibration.subsets=1
+
 Without WEIGHTS the network is trained first, which wants an accelerator.
 """
 

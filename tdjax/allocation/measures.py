@@ -67,7 +67,8 @@ def alds(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
     in the released code, it is none, and favours many groups.
     """
     parts = parts_of(array, layer)
-    largest = singular_values(parts)[:, 0, 0]
+    # A kernel of zeros loses nothing.
+    largest = jnp.maximum(singular_values(parts)[:, 0, 0], jnp.finfo(parts.dtype).tiny)
     found = []
     for k in _splits(layer, asked):
         values = singular_values(parts, k)
@@ -88,7 +89,8 @@ def operator_bound(array: Any, entry: PlannedLayer) -> float:
     if entry.method is None:
         return 0.0
     parts = parts_of(array, entry.layer)
-    whole, values = singular_values(parts)[:, 0, 0], singular_values(parts, entry.splits)
+    whole = jnp.maximum(singular_values(parts)[:, 0, 0], jnp.finfo(parts.dtype).tiny)
+    values = singular_values(parts, entry.splits)
     (rank,) = entry.ranks
     if rank >= values.shape[-1]:
         return 0.0
