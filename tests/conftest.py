@@ -21,6 +21,8 @@ SLOW = (
     "test_weighed_factors",
     "test_sequential",
     "test_data_aware",
+    "test_compress",
+    "test_grouped_svd",
     "test_notebooks",
 )
 
