@@ -115,7 +115,10 @@ def _measured(
 
 
 def _table(layer: Layer, measured: Sequence[Measured], cost: str) -> Table:
-    dense = PlannedLayer(layer, reason="the budget is better spent elsewhere")
+    reason = (
+        "the rest is better spared elsewhere" if measured else "nothing smaller is known for it"
+    )
+    dense = PlannedLayer(layer, reason=reason)
     costs = [choices.cost for choices, _ in measured] + [np.array([cost_of(dense, cost)])]
     errors = [own for _, own in measured] + [np.zeros(1)]
     return Table(frontier(np.concatenate(costs), np.concatenate(errors)), measured, dense)
