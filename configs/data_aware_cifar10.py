@@ -40,6 +40,9 @@ The gradient is that of the loss at temperature 4. At temperature 1 it hardly se
 network would lose, and Kronecker falls behind the covariance (one subset, half of the test images:
 Tucker at 50 % 48.7 in place of 56.1 where the covariance has 54.0).
 
+With 10,000 images in place of 2,000 (two subsets, 50 %) low rank changes by -1.0 point in the norm
+of the covariance and by 1.5 in Kronecker's, Tucker by 2.1 and 0.7.
+
 Without WEIGHTS the network is trained first, which wants an accelerator.
 """
 
