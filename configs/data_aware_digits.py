@@ -6,11 +6,11 @@
 The GaripovNet of configs/digits.py, all methods and norms at 50 and 25 % kept, three calibration
 subsets, whole and layer by layer, and one epoch of fine-tuning for the first subset.
 
-Two minutes on two cores. Whole networks at 50 % kept, mean of the four methods, without fine-tuning
-(98.6 % before compression): the covariance gains 35.8 points over Frobenius, with a 95 % interval of
-30.8 to 40.9 over the subsets, and Kronecker 7.7 (6.6 to 8.7) over the covariance. At 25 %, where
-little is left of any of them, the covariance gains 13.8 (6.5 to 21.0), and Kronecker loses 2.9
-(-16.3 to 10.5) to it. After the epoch of fine-tuning, at 50 %: 14.8 and 2.4 points.
+Two minutes on two cores. Whole networks at 50 % kept, mean of the four methods, without
+fine-tuning (98.6 % before compression): the covariance gains 35.8 points over Frobenius, with a
+95 % interval of 30.8 to 40.9 over the subsets, and Kronecker 7.7 (6.6 to 8.7) over the covariance.
+At 25 %, where little is left of any of them, the covariance gains 13.8 (6.5 to 21.0), and Kronecker
+loses 2.9 (-16.3 to 10.5) to it. After the epoch of fine-tuning, at 50 %: 14.8 and 2.4 points.
 
 Layer after layer, each making up for what the ones before it lost:
 
