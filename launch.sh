@@ -28,8 +28,9 @@ set_up() {
 }
 
 run_tests() {
-    # Two workers: compiling, which most tests wait for, keeps one core busy.
-    "$1/bin/python" -m pytest -n 2 "${@:2}"
+    # Two workers: compiling, which most tests wait for, keeps one core busy. Neighbouring tests stay
+    # with one of them, which then has their fixtures and programs.
+    "$1/bin/python" -m pytest -n 2 --dist worksteal "${@:2}"
 }
 
 case "${1:-}" in

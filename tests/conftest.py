@@ -12,7 +12,8 @@ os.environ.setdefault(
 )
 
 
-# They compile for minutes, and meet no part of JAX or Flax that other tests do not.
+# They compile for minutes, or run whole experiments, and meet no part of JAX or Flax that other
+# tests do not.
 SLOW = (
     "test_weighted",
     "test_weighted_cp",
@@ -24,6 +25,14 @@ SLOW = (
     "test_compress",
     "test_grouped_svd",
     "test_notebooks",
+    "test_allocate",
+    "test_candidates",
+    "test_measure",
+    "test_more_models",
+    "test_readme",
+    "test_report",
+    "test_run",
+    "test_select",
 )
 
 
