@@ -70,6 +70,9 @@ def main(argv: list[str]) -> None:
     """From flags to one function call."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    # The experiments keep the cores busy themselves: threads of LAPACK would only wait for them.
+    # Read when SciPy is loaded, which JAX does with the first array.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Orbax tells of every step of every save.
     logging.set_verbosity(logging.WARNING)
     if CACHE.value:

@@ -110,10 +110,10 @@ def decompose_kernel(
         if method == "svd" and entry.splits > 1:
             return grouped_svd(tensor, ranks[0], entry.splits, norm=norm, **options)[0]
         if method == "svd":
-            return truncated_svd(tensor, ranks[0], norm=norm)
+            return truncated_svd(tensor, ranks[0], norm=norm, pad=True)
         if method == "tucker":
             whole = (None,) * (tensor.ndim - 2)
-            return tucker_als(tensor, (*whole, *ranks), norm=norm, **options)[0]
+            return tucker_als(tensor, (*whole, *ranks), norm=norm, pad=True, **options)[0]
         if method == "tt":
             if norm is None:
                 return tt_svd(tensor, ranks)

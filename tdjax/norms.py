@@ -192,13 +192,15 @@ def in_norm(
         weighted: (x, S) -> (format, info), in the norm tr(E^T S E), with S as
             `Covariance.input_weight` gives it.
     """
+    check_known(norm)
     if norm is None or isinstance(norm, Frobenius):
         return decompose(x)
     if isinstance(norm, ModeWeighted):
         result, info = decompose(norm.to_frobenius(x))
         return norm.from_frobenius(result), info
-    if weighted is None or not isinstance(norm, Covariance | Kronecker):
+    if weighted is None:
         raise TypeError(f"this decomposition knows no norm {type(norm).__name__}")
+    assert isinstance(norm, Covariance | Kronecker)
     if isinstance(norm, Covariance):
         return weighted(x, norm.input_weight(x))
     # tr(G E^T S E) is the one-sided norm of E G^(1/2), so the output mode alone is transformed.
@@ -207,6 +209,12 @@ def in_norm(
     result, info = weighted(mode_products(x, [*others, root]), norm.input_weight(x))
     # In its own coordinates the output factor is as ill-conditioned as G^(-1/2).
     return result.mode_products([*others, inverse]).balanced(), info
+
+
+def check_known(norm: Norm | None) -> None:
+    """Refuse, with a TypeError, a norm that `in_norm` has no answer for."""
+    if not isinstance(norm, Frobenius | ModeWeighted | Covariance | Kronecker | None):
+        raise TypeError(f"this decomposition knows no norm {type(norm).__name__}")
 
 
 def moved(norm: Norm | None, result: F) -> F:

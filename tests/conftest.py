@@ -10,6 +10,10 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
+# Several threads of LAPACK wait for each other where other work keeps the cores busy, a hundred
+# times as long as the small matrices here take. Read when NumPy and SciPy are loaded; the workers
+# inherit it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 # They compile for minutes, or run whole experiments, and meet no part of JAX or Flax that other

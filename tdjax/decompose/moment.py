@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.decompose.padding import Kept, first
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted import conjugate_gradients, robust_cholesky, solve_with
 from tdjax.formats import HIGHEST
@@ -69,18 +70,31 @@ def project(factor: Float[Array, "c r"], x: Float[Array, "c k t"]) -> Float[Arra
     return product.reshape(-1, *x.shape[1:])
 
 
-def leading_factor(moment: Moment, x: Float[Array, "c k t"], rank: int) -> Float[Array, "c r"]:
+def leading_factor(
+    moment: Moment, x: Float[Array, "c k t"], rank: int, kept: Kept = None
+) -> Float[Array, "c r"]:
     """The best orthonormal U if S were its Kronecker approximation and only this mode compressed.
 
     The leading left singular vectors of x in coordinates where that moment is the identity.
+
+    Arguments:
+        kept: the columns behind so many are zero.
     """
     spread = jnp.einsum(
         "ckt,kl->clt", x, robust_cholesky(moment.window), precision=HIGHEST
     ).reshape(len(x), -1)
     rooted = jnp.matmul(moment.channels.T, spread, precision=HIGHEST)
-    basis = leading_subspace(rooted, rank)
+    basis = leading_subspace(rooted, rank, kept=kept)
     back = jax.scipy.linalg.solve_triangular(moment.channels, basis, lower=True, trans=1)
-    return jnp.linalg.qr(back)[0]
+    return orthonormal(back, kept)[0]
+
+
+def orthonormal(
+    factor: Float[Array, "c r"], kept: Kept
+) -> tuple[Float[Array, "c r"], Float[Array, "r r"]]:
+    """QR decomposition; columns behind `kept`, which are zero, stay so."""
+    basis, triangle = jnp.linalg.qr(factor)
+    return basis if kept is None else jnp.where(first(kept, basis.shape[1]), basis, 0.0), triangle
 
 
 def improve_factor(
@@ -125,7 +139,10 @@ def improve_factor(
 
 
 def fit_rest(
-    compressed: Float[Array, "n n"], product: Float[Array, "n t"], rank: int | None
+    compressed: Float[Array, "n n"],
+    product: Float[Array, "n t"],
+    rank: int | None,
+    kept: Kept = None,
 ) -> tuple[Float[Array, "n m"], Float[Array, "t m"] | None]:
     """The core and the orthonormal output factor that are best together, the rest fixed.
 
@@ -136,13 +153,18 @@ def fit_rest(
         compressed: P^T S P.
         product: P^T S x.
         rank: m, static; None where the output mode stays whole.
+        kept: the columns of A behind so many are zero.
 
-    Returns: G and A, or None for the identity.
+    Returns: G and A, or None for the identity. Where P has columns of zeros, so has G rows.
     """
+    diagonal = jnp.diagonal(compressed)
+    empty = diagonal == 0
+    unit = jnp.sum(diagonal) / jnp.maximum(1, jnp.sum(~empty))
+    compressed = compressed + jnp.diag(jnp.where(empty, unit, 0.0))
     factor = robust_cholesky(compressed)
     if rank is None:
         return solve_with(factor, product, compressed), None
     rooted = jax.scipy.linalg.solve_triangular(factor, product, lower=True)
-    output = leading_subspace(rooted.T, rank, accurate=False)
+    output = leading_subspace(rooted.T, rank, accurate=False, kept=kept)
     right = jnp.matmul(product, output, precision=HIGHEST)
     return solve_with(factor, right, compressed), output

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.padding import Kept, first, rounded_up
 from tdjax.decompose.weighted import robust_cholesky
 from tdjax.formats import HIGHEST, LowRank
-from tdjax.norms import Norm, in_norm
+from tdjax.norms import Norm, check_known, in_norm
 
 # The Gram matrix squares the singular values: what it says of a subspace is uncertain by about
 # eps * norm(x)^2 in energy. While the dropped energy is a thousand times that or more, the
@@ -21,7 +22,9 @@ from tdjax.norms import Norm, in_norm
 GRAM_TAIL = 1e-3
 
 
-def truncated_svd(matrix: Any, rank: int, *, norm: Norm | None = None) -> LowRank:
+def truncated_svd(
+    matrix: Any, rank: int, *, norm: Norm | None = None, pad: bool = False
+) -> LowRank:
     """Best approximation of a matrix by one of rank r (Eckart and Young 1936).
 
     The singular values are split evenly between the two factors, which keeps gradients with
@@ -31,45 +34,55 @@ def truncated_svd(matrix: Any, rank: int, *, norm: Norm | None = None) -> LowRan
         matrix: (m, n), float; half precision is raised to float32.
         rank: r, static, 1 <= r <= min(m, n).
         norm: None for Frobenius, or a `tdjax.norms.Norm`.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`.
 
     Returns: LowRank with left (m, r) and right (r, n).
 
     Raises ValueError for NaN or Inf, a shape that is not two-dimensional, a rank out of range.
     """
+    check_known(norm)
     x = as_float(matrix, ndim=2)
     (rank,) = check_ranks((rank,), (min(x.shape),), "truncated_svd")
+    if not pad:
+        return _low_rank(x, norm, None, rank=rank)
+    padded = _low_rank(x, norm, rank, rank=rounded_up(rank, min(x.shape)))
+    return LowRank(padded.left[:, :rank], padded.right[:rank])
+
+
+@partial(jax.jit, static_argnames=("rank",))
+def _low_rank(x: Float[Array, "m n"], norm: Norm | None, kept: Kept, *, rank: int) -> LowRank:
     return in_norm(
         norm,
-        lambda y: (_truncated_svd(y, rank), None),
+        lambda y: (_truncated_svd(y, rank, kept), None),
         x,
-        lambda y, weight: (_weighted_svd(y, weight, rank), None),
+        lambda y, weight: (_weighted_svd(y, weight, rank, kept), None),
     )[0]
 
 
-@partial(jax.jit, static_argnames=("rank",))
-def _truncated_svd(x: Float[Array, "m n"], rank: int) -> LowRank:
+def _truncated_svd(x: Float[Array, "m n"], rank: int, kept: Kept) -> LowRank:
     if x.shape[0] < x.shape[1]:
-        flipped = _truncated_svd(x.T, rank)
+        flipped = _truncated_svd(x.T, rank, kept)
         return LowRank(flipped.right.T, flipped.left.T)
-    return _projected(x, leading_subspace(x.T, rank))
+    return _projected(x, leading_subspace(x.T, rank, kept=kept))
 
 
-@partial(jax.jit, static_argnames=("rank",))
-def _weighted_svd(x: Float[Array, "m n"], weight: Array, rank: int) -> LowRank:
+def _weighted_svd(x: Float[Array, "m n"], weight: Array, rank: int, kept: Kept) -> LowRank:
     """The best in tr(E^T S E)."""
-    return best_by_root(x, jnp.sqrt(weight) if weight.ndim == 1 else robust_cholesky(weight), rank)
+    root = jnp.sqrt(weight) if weight.ndim == 1 else robust_cholesky(weight)
+    return best_by_root(x, root, rank, kept)
 
 
-def best_by_root(x: Float[Array, "m n"], root: Array, rank: int) -> LowRank:
+def best_by_root(x: Float[Array, "m n"], root: Array, rank: int, kept: Kept = None) -> LowRank:
     """The best in norm(L^T E): x projected on the leading right singular vectors of L^T x.
 
     No inverse of the root is needed, so that a nearly singular L L^T does no harm.
 
     Arguments:
         root: L, (m, m), or its diagonal, (m,).
+        kept: see `leading_subspace`.
     """
     rooted = root[:, None] * x if root.ndim == 1 else jnp.matmul(root.T, x, precision=HIGHEST)
-    return _projected(x, leading_subspace(rooted.T, rank))
+    return _projected(x, leading_subspace(rooted.T, rank, kept=kept))
 
 
 def _projected(x: Float[Array, "m n"], basis: Float[Array, "n r"]) -> LowRank:
@@ -80,38 +93,55 @@ def _projected(x: Float[Array, "m n"], basis: Float[Array, "n r"]) -> LowRank:
 
 
 def leading_subspace(
-    x: Float[Array, "m n"], rank: int, *, accurate: bool = True
+    x: Float[Array, "m n"], rank: int, *, accurate: bool = True, kept: Kept = None
 ) -> Float[Array, "m r"]:
     """Orthonormal basis of the space of the `rank` leading left singular vectors.
 
     From the eigenvectors of the Gram matrix of the shorter side, many times faster than an SVD;
     where nearly nothing is dropped (`GRAM_TAIL`), `accurate` falls back to the SVD. Under `vmap`
     both are computed. A full rank costs no decomposition: any basis spans the whole space.
+
+    Arguments:
+        kept: traced; the columns behind so many are zero, and those before span the space of as
+            many singular vectors. `rank` is at most m then.
     """
     m, n = x.shape
-    if rank >= m:
+    if kept is None and rank >= m:
         return jnp.eye(m, dtype=x.dtype)
-    if rank >= n:
+    if kept is None and rank >= n:
         # Beyond n columns any orthonormal ones will do: nothing of x is left for them.
         mode = "reduced" if rank == n else "complete"
         return jnp.linalg.qr(x, mode=mode)[0][:, :rank]
 
     def by_svd(x: Float[Array, "m n"]) -> Float[Array, "m r"]:
-        return jnp.linalg.svd(x, full_matrices=False)[0][:, :rank]
+        return _widened(jnp.linalg.svd(x, full_matrices=False)[0][:, :rank], rank)
 
     if m <= n:
         values, vectors = jnp.linalg.eigh(jnp.matmul(x, x.T, precision=HIGHEST))
 
         def by_gram(x: Float[Array, "m n"]) -> Float[Array, "m r"]:
-            return vectors[:, : -rank - 1 : -1]
+            return vectors[:, ::-1][:, :rank]
     else:
         values, vectors = jnp.linalg.eigh(jnp.matmul(x.T, x, precision=HIGHEST))
 
         def by_gram(x: Float[Array, "m n"]) -> Float[Array, "m r"]:
-            right = vectors[:, : -rank - 1 : -1]
-            return jnp.linalg.qr(jnp.matmul(x, right, precision=HIGHEST))[0]
+            right = vectors[:, ::-1][:, :rank]
+            basis = jnp.linalg.qr(jnp.matmul(x, right, precision=HIGHEST))[0]
+            return _widened(basis, rank)
 
-    if not accurate:
-        return by_gram(x)
-    tail = jnp.sum(values[:-rank])
-    return jax.lax.cond(tail > GRAM_TAIL * jnp.sum(values), by_gram, by_svd, x)
+    if accurate:
+        behind = ~first(rank if kept is None else kept, len(values))[::-1]
+        tail = jnp.sum(jnp.where(behind, values, 0.0))
+        basis = jax.lax.cond(tail > GRAM_TAIL * jnp.sum(values), by_gram, by_svd, x)
+    else:
+        basis = by_gram(x)
+    return basis if kept is None else jnp.where(first(kept, rank), basis, 0.0)
+
+
+def _widened(basis: Float[Array, "m n"], rank: int) -> Float[Array, "m r"]:
+    """With any further columns that are orthonormal to those there are, up to `rank`."""
+    missing = rank - basis.shape[1]
+    if missing <= 0:
+        return basis
+    # For columns of zeros QR takes whatever completes the others.
+    return jnp.linalg.qr(jnp.pad(basis, ((0, 0), (0, missing))))[0]

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.padding import Kept, rounded_up
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tucker import weighted_tucker
 from tdjax.formats import Tucker, mode_products
-from tdjax.norms import Norm, in_norm
+from tdjax.norms import Norm, check_known, in_norm
 
 Ranks = tuple[int | None, ...]
 Factors = tuple[Float[Array, "_ _"] | None, ...]
@@ -29,6 +30,7 @@ def tucker_als(
     max_iters: int = 100,
     tol: float | Float[Array, ""] = 1e-8,
     norm: Norm | None = None,
+    pad: bool = False,
 ) -> tuple[Tucker, Info]:
     """Tucker decomposition by higher-order orthogonal iteration (De Lathauwer et al. 2000).
 
@@ -42,18 +44,47 @@ def tucker_als(
         max_iters: sweeps at most, static; 0 gives the HOSVD itself.
         tol: stop once a sweep changes the relative error by less.
         norm: None for Frobenius, or a `tdjax.norms.Norm`.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`.
 
     Returns: Tucker with orthonormal factor columns, and `Info`.
 
     Raises ValueError for NaN or Inf, no compressed mode, a rank below 1 or above full.
     """
+    check_known(norm)
     x = as_float(x)
     ranks = _check(x.shape, ranks)
+    if not pad:
+        return _tucker(x, norm, tol, (None,) * x.ndim, ranks=ranks, max_iters=max_iters)
+    size = math.prod(x.shape)
+    padded = tuple(
+        None if rank is None else rounded_up(rank, min(n, size // n))
+        for rank, n in zip(ranks, x.shape, strict=True)
+    )
+    tucker, info = _tucker(x, norm, tol, ranks, ranks=padded, max_iters=max_iters)
+    factors = tuple(
+        None if factor is None else factor[:, :rank]
+        for factor, rank in zip(tucker.factors, ranks, strict=True)
+    )
+    return Tucker(tucker.core[tuple(map(slice, ranks))], factors), info
+
+
+@partial(jax.jit, static_argnames=("ranks", "max_iters"))
+def _tucker(
+    x: Float[Array, "*_"],
+    norm: Norm | None,
+    tol: float | Array,
+    kept: tuple[Kept, ...],
+    *,
+    ranks: Ranks,
+    max_iters: int,
+) -> tuple[Tucker, Info]:
     return in_norm(
         norm,
-        lambda y: _hooi(y, tol, ranks=ranks, max_iters=max_iters),
+        lambda y: _hooi(y, tol, kept, ranks=ranks, max_iters=max_iters),
         x,
-        lambda y, weight: weighted_tucker(y, weight, tol, ranks=ranks, max_iters=max_iters),
+        lambda y, weight: weighted_tucker(
+            y, weight, tol, ranks=ranks, max_iters=max_iters, kept=kept
+        ),
     )
 
 
@@ -65,12 +96,16 @@ def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> T
     return tucker_als(x, ranks, max_iters=0, norm=norm)[0]
 
 
-@partial(jax.jit, static_argnames=("ranks", "max_iters"))
 def _hooi(
-    x: Float[Array, "*_"], tol: float | Array, *, ranks: Ranks, max_iters: int
+    x: Float[Array, "*_"],
+    tol: float | Array,
+    kept: tuple[Kept, ...],
+    *,
+    ranks: Ranks,
+    max_iters: int,
 ) -> tuple[Tucker, Info]:
     total = jnp.linalg.norm(x)
-    start = Tucker(*_st_hosvd(x, ranks))
+    start = Tucker(*_st_hosvd(x, ranks, kept))
 
     def sweep(state: Tucker) -> tuple[Tucker, Float[Array, ""]]:
         factors = list(state.factors)
@@ -78,7 +113,9 @@ def _hooi(
         for mode in _compressed(ranks):
             others = [f if k != mode else None for k, f in enumerate(factors)]
             projected = mode_products(x, _transposed(others))
-            factor = leading_subspace(_unfold(projected, mode), _rank(ranks, mode), accurate=False)
+            factor = leading_subspace(
+                _unfold(projected, mode), _rank(ranks, mode), accurate=False, kept=kept[mode]
+            )
             factors[mode] = factor
             core = mode_products(
                 projected, [factor.T if k == mode else None for k in range(x.ndim)]
@@ -102,12 +139,14 @@ def _hooi(
     )
 
 
-def _st_hosvd(x: Float[Array, "*_"], ranks: Ranks) -> tuple[Float[Array, "*_"], Factors]:
+def _st_hosvd(
+    x: Float[Array, "*_"], ranks: Ranks, kept: tuple[Kept, ...]
+) -> tuple[Float[Array, "*_"], Factors]:
     """Truncate one mode after the other, each on the core that the ones before have left."""
     core = x
     factors: list[Float[Array, "_ _"] | None] = [None] * x.ndim
     for mode in _compressed(ranks):
-        factor = leading_subspace(_unfold(core, mode), _rank(ranks, mode))
+        factor = leading_subspace(_unfold(core, mode), _rank(ranks, mode), kept=kept[mode])
         factors[mode] = factor
         core = mode_products(core, [factor.T if k == mode else None for k in range(x.ndim)])
     return core, tuple(factors)

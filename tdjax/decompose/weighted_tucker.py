@@ -20,7 +20,9 @@ from tdjax.decompose.moment import (
     improve_factor,
     lay_out,
     leading_factor,
+    orthonormal,
 )
+from tdjax.decompose.padding import Kept, first
 from tdjax.decompose.weighted import dot, root_ratio
 from tdjax.formats import HIGHEST, Tucker, mode_products
 
@@ -52,6 +54,7 @@ def weighted_tucker(
     ranks: Ranks,
     max_iters: int,
     steps: int = STEPS,
+    kept: Sequence[Kept] | None = None,
 ) -> tuple[Tucker, Info]:
     """Tucker decomposition that lowers tr(E^T S E), E the difference as a (D, T) matrix.
 
@@ -67,10 +70,13 @@ def weighted_tucker(
         ranks: for each mode its rank or None; static.
         max_iters: sweeps at most, static.
         steps: conjugate gradient steps for an input factor, static.
+        kept: for each mode how many columns of its factor count, see `padding`; the others are
+            zero, and so is their part of the core.
 
     Returns: Tucker with orthonormal factors and `Info`, whose errors are in the norm of S.
     """
     *inputs, outputs = x.shape
+    kept = kept or (None,) * x.ndim
     dense = jnp.diag(weight) if weight.ndim == 1 else weight
     matrix = x.reshape(-1, outputs)
     product = jnp.matmul(dense, matrix, precision=HIGHEST)
@@ -85,8 +91,11 @@ def weighted_tucker(
         )
 
     if not modes:
+        rank = _rank(ranks, -1)
         _, vectors = jnp.linalg.eigh(energy)
-        output = vectors[:, : -_rank(ranks, -1) - 1 : -1]
+        output = vectors[:, ::-1][:, :rank]
+        if kept[-1] is not None:
+            output = jnp.where(first(kept[-1], rank), output, 0.0)
         core = jnp.matmul(matrix, output, precision=HIGHEST).reshape(*inputs, -1)
         tucker = Tucker(core, (*(None for _ in inputs), output))
         nothing = jnp.full((max_iters,), jnp.nan, x.dtype)
@@ -117,7 +126,7 @@ def weighted_tucker(
         right = _first(target, mode)
         n = right.shape[0] * right.shape[1]
         small = compress(factor, image).transpose(0, 1, 3, 2).reshape(n, n)
-        flat, output = fit_rest(small, right.reshape(n, outputs), ranks[-1])
+        flat, output = fit_rest(small, right.reshape(n, outputs), ranks[-1], kept[-1])
         moved = jnp.moveaxis(target, mode, 0).shape[:-1]
         core = jnp.moveaxis(flat.reshape(*moved, -1), 0, mode)
         if only is None:
@@ -161,13 +170,13 @@ def weighted_tucker(
             better = improve_factor(
                 moment, factors[i], _first(core, mode), _first(seen, mode), steps
             )
-            factors[i], triangle = jnp.linalg.qr(better)
+            factors[i], triangle = orthonormal(better, kept[mode])
             core = mode_products(core, [triangle if k == mode else None for k in range(x.ndim)])
         state = fit(modes[-1], moment, factors)
         return state, error(state)
 
     factors = [
-        leading_factor(_seen_from(tensor, mode), _first(x, mode), _rank(ranks, mode))
+        leading_factor(_seen_from(tensor, mode), _first(x, mode), _rank(ranks, mode), kept[mode])
         for mode in modes
     ]
     start = fit(modes[-1], seen_from(modes[-1], factors), factors)

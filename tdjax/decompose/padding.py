@@ -1,0 +1,30 @@
+"""Ranks rounded up, so that one compiled program serves many of them.
+
+A rank is the shape of an array, and each shape is a program of its own. Where many layers with a
+rank each are decomposed once, compiling takes longer than computing. Inside a padded decomposition
+factors have more columns than the rank; those behind it are zero, and are cut off at the end.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+# How many of the columns count, traced; None for all.
+Kept = int | Int[Array, ""] | None
+
+# Ranks are rounded up to multiples of this, or of an eighth of the full rank if that is more: what
+# the further columns cost is less than compiling.
+STEP = 16
+STEPS = 8
+
+
+def rounded_up(rank: int, size: int) -> int:
+    """The rank at which a padded decomposition works, for a full rank of `size`."""
+    step = max(STEP, -(-size // STEPS))
+    return min(size, -(-rank // step) * step)
+
+
+def first(kept: int | Int[Array, ""], size: int) -> Bool[Array, " size"]:
+    """Which of `size` columns count."""
+    return jnp.arange(size) < kept

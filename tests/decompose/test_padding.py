@@ -1,0 +1,90 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tdjax.decompose import truncated_svd, tucker_als
+from tdjax.decompose.padding import rounded_up
+from tdjax.decompose.svd import leading_subspace
+from tdjax.decompose.tucker import _tucker
+from tdjax.norms import Covariance, Kronecker, ModeWeighted
+
+C, T = 24, 20
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.standard_normal((3, C, T)), jnp.float32)
+
+
+def moment(size):
+    rows = RNG.standard_normal((4 * size, size)) * np.geomspace(1, 0.1, size)
+    return jnp.asarray(rows.T @ rows / len(rows), jnp.float32)
+
+
+NORMS = {
+    "frobenius": None,
+    "covariance": Covariance(moment(3 * C)),
+    "kronecker": Kronecker(moment(3 * C), moment(T)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_padding_changes_no_tucker_decomposition(name):
+    norm = NORMS[name]
+    plain, info = tucker_als(X, (None, 5, 7), norm=norm, max_iters=10)
+    padded, same = tucker_als(X, (None, 5, 7), norm=norm, max_iters=10, pad=True)
+    assert padded.ranks == plain.ranks == (5, 7)
+    assert padded.core.shape == plain.core.shape == (3, 5, 7)
+    np.testing.assert_allclose(same.error, info.error, rtol=1e-4)
+    np.testing.assert_allclose(padded.to_tensor(), plain.to_tensor(), atol=2e-3)
+    for factor in padded.factors[1:]:
+        np.testing.assert_allclose(factor.T @ factor, np.eye(factor.shape[1]), atol=1e-5)
+
+
+def test_padding_serves_a_mode_that_is_compressed_alone():
+    plain, _ = tucker_als(X, (None, None, 7), norm=NORMS["covariance"])
+    padded, _ = tucker_als(X, (None, None, 7), norm=NORMS["covariance"], pad=True)
+    np.testing.assert_allclose(padded.to_tensor(), plain.to_tensor(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("shape", [(3 * C, T), (T, 3 * C)])
+def test_padding_changes_no_low_rank(name, shape):
+    norm = NORMS[name] if shape[1] == T else None
+    x = X.reshape(-1, T).reshape(shape)
+    for rank in (1, 6, min(shape)):
+        plain, padded = (truncated_svd(x, rank, norm=norm, pad=pad) for pad in (False, True))
+        assert (padded.left.shape, padded.right.shape) == (plain.left.shape, plain.right.shape)
+        np.testing.assert_allclose(padded.to_tensor(), plain.to_tensor(), atol=1e-4)
+
+
+def test_padding_in_weighted_modes():
+    norm = ModeWeighted((None, jnp.diag(jnp.linspace(1, 2, C)), None))
+    plain, padded = (
+        tucker_als(X, (None, 5, 7), norm=norm, max_iters=10, pad=pad)[0] for pad in (False, True)
+    )
+    np.testing.assert_allclose(padded.to_tensor(), plain.to_tensor(), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
+@pytest.mark.parametrize("accurate", [True, False])
+def test_columns_behind_those_kept_are_zero(shape, accurate):
+    x = jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+    basis = leading_subspace(x, shape[0], accurate=accurate, kept=3)
+    assert basis.shape == (shape[0], shape[0])
+    assert not basis[:, 3:].any()
+    plain = leading_subspace(x, 3, accurate=accurate)
+    np.testing.assert_allclose(basis @ basis.T, plain @ plain.T, atol=1e-5)
+
+
+def test_many_ranks_share_a_program():
+    tucker_als(X, (None, 2, 3), pad=True)
+    programs = _tucker._cache_size()
+    for ranks in ((None, 7, 14), (None, 12, 5)):
+        tucker_als(X, ranks, pad=True)
+    assert _tucker._cache_size() == programs
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "expected"),
+    [(1, 8, 8), (8, 8, 8), (5, 20, 16), (17, 20, 20), (1, 64, 16), (40, 64, 48), (65, 512, 128)],
+)
+def test_ranks_are_rounded_up(rank, size, expected):
+    assert rounded_up(rank, size) == expected
