@@ -99,6 +99,8 @@ def decompose_kernel(
     """
     method, ranks = str(entry.method), entry.ranks
     options: dict[str, Any] = {"max_iters": max_iters, "tol": tol}
+    # Inside another program, which is compiled for these ranks alone, padding shares nothing.
+    pad = not isinstance(kernel, jax.core.Tracer)
 
     def decompose(part: Float[Array, "*_"], key: Array | None, norm: Norm | None) -> Format:
         tensor = _view(part, entry)
@@ -110,10 +112,10 @@ def decompose_kernel(
         if method == "svd" and entry.splits > 1:
             return grouped_svd(tensor, ranks[0], entry.splits, norm=norm, **options)[0]
         if method == "svd":
-            return truncated_svd(tensor, ranks[0], norm=norm, pad=True)
+            return truncated_svd(tensor, ranks[0], norm=norm, pad=pad)
         if method == "tucker":
             whole = (None,) * (tensor.ndim - 2)
-            return tucker_als(tensor, (*whole, *ranks), norm=norm, pad=True, **options)[0]
+            return tucker_als(tensor, (*whole, *ranks), norm=norm, pad=pad, **options)[0]
         if method == "tt":
             if norm is None:
                 return tt_svd(tensor, ranks)
