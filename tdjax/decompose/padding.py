@@ -15,7 +15,7 @@ Kept = int | Int[Array, ""] | None
 
 # Ranks are rounded up to multiples of this, or of an eighth of the full rank if that is more: what
 # the further columns cost is less than compiling.
-STEP = 16
+STEP = 32
 STEPS = 8
 
 
