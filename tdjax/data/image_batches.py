@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jaxtyping import Float32, UInt8
 
 from tdjax.data.image_folder import ImageFiles
@@ -92,13 +93,15 @@ def image_batches(
             same number of images goes to each: in training up to count - 1 of an epoch are left
             out, in evaluation they go to the first processes, and the others have one less.
         threads: batches that one process makes at once, and so many are held in memory.
-        num_workers: processes that make batches; 0 makes them in this one.
+        num_workers: processes that make batches; 0 makes them in this one. Others need absl's flags
+            parsed, as `absl.app.run` or `absl.flags.FLAGS.mark_as_parsed()` leaves them.
 
     Returns:
         A `grain.IterDataset`, which may be iterated over any number of times.
 
     Raises:
         ValueError: a number is out of range, or in training there is less than one batch.
+        RuntimeError: `num_workers` without absl's flags parsed.
         DataError: while iterating, for a photograph that is missing or damaged.
         ImportError: grain is not installed.
 
@@ -132,6 +135,11 @@ def image_batches(
         raise ValueError(
             f"{files!r} gives each of {count} processes {share} images, less than one batch of "
             f"{batch_size}"
+        )
+    if num_workers and not flags.FLAGS.is_parsed():
+        raise RuntimeError(
+            f"num_workers is {num_workers}, but grain's processes need absl's flags parsed: call "
+            "absl.flags.FLAGS.mark_as_parsed() before, or run under absl.app.run"
         )
     try:
         import grain
