@@ -140,7 +140,6 @@ def test_other_processes_make_the_same_batches(train, parsed_flags):
     here = image_batches(train, 4, train=True, epochs=2, **SMALL)
     iterator = iter(image_batches(train, 4, train=True, epochs=2, num_workers=2, **SMALL))
     same(iterator, here)
-    iterator.close()
 
 
 def test_a_damaged_photograph_is_named(tmp_path):
