@@ -1,5 +1,8 @@
 """What the configurations of the study share."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 GARIPOV_LAYERS = ("conv2", "conv3", "conv4", "conv5", "conv6")
@@ -13,6 +16,69 @@ RESNET18_LAYERS = (
     "layer4.1/conv1",
     "layer4.1/conv2",
 )
+
+# How ALDS trains networks and, from their factors, trains them again (Liebenwein et al., NeurIPS
+# 2021, arXiv 2107.11442).
+ALDS_TRAINING: dict[str, dict[str, Any]] = {
+    "resnet": {
+        "epochs": 182,
+        "batch_size": 128,
+        "learning_rate": 0.1,
+        "boundaries": (91, 136),
+        "warmup": 5,
+        "weight_decay": 1e-4,
+    },
+    "vgg16": {
+        "epochs": 300,
+        "batch_size": 256,
+        "learning_rate": 0.05,
+        "boundaries": tuple(range(30, 300, 30)),
+        "factor": 0.5,
+        "warmup": 5,
+        "weight_decay": 5e-4,
+    },
+    "densenet22": {
+        "epochs": 300,
+        "batch_size": 64,
+        "learning_rate": 0.1,
+        "boundaries": (150, 225),
+        "warmup": 5,
+        "nesterov": True,
+        "weight_decay": 1e-4,
+    },
+    "wrn16_8": {
+        "epochs": 200,
+        "batch_size": 128,
+        "learning_rate": 0.1,
+        "boundaries": (60, 120, 160),
+        "factor": 0.2,
+        "warmup": 5,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+    },
+    "resnet_imagenet": {
+        "epochs": 90,
+        "batch_size": 256,
+        "learning_rate": 0.1,
+        "boundaries": (30, 60, 80),
+        "weight_decay": 1e-4,
+    },
+}
+# What networks that were trained on ImageNet by PyTorch expect of a pixel.
+IMAGENET_INPUTS = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
+
+
+def geometric_shares(count: int, most: float, least: float) -> tuple[float, ...]:
+    """Shares in geometric progression, to four decimals, the largest first."""
+    return tuple(round(most * (least / most) ** (k / (count - 1)), 4) for k in range(count))
+
+
+# Examples in a variant of a minute: at least one of each class where there are a thousand.
+LITTLE_DATA = {"train_size": 400, "validation_size": 100, "test_size": 100}
+LITTLE_IMAGENET = {"train_size": 2000, "validation_size": 2000, "test_size": 1000}
+# The shares of the parameters kept at which ALDS is compared.
+CIFAR_SHARES = geometric_shares(20, 0.85, 0.03)
+IMAGENET_SHARES = geometric_shares(10, 0.9, 0.15)
 
 
 def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
@@ -38,7 +104,9 @@ def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
                 "learning_rate": 0.1,
                 "boundaries": (30, 60, 90),
                 "factor": 0.1,
+                "warmup": 0,
                 "momentum": 0.9,
+                "nesterov": False,
                 "weight_decay": 0.0,
                 "patience": config_dict.placeholder(int),
                 "augment": True,
@@ -59,6 +127,7 @@ def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
                 "epochs": 10,
                 "patience": config_dict.placeholder(int),
                 "learning_rate": config_dict.placeholder(float),
+                "repeat": False,
             },
             "published": config_dict.placeholder(str),
             "checkpoint_every": 1,
@@ -76,8 +145,7 @@ def shortened(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    if arg not in ("", "smoke"):
-        raise ValueError(f"config argument {arg!r}: known are smoke, or none")
+    _check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.layers = config.layers[-2:]
         config.compressions = (0.5, 0.9)
@@ -122,6 +190,7 @@ def subject(data: str, model: str) -> dict:
             "epochs": 0,
             "patience": config_dict.placeholder(int),
             "learning_rate": config_dict.placeholder(float),
+            "repeat": False,
         },
         "checkpoint_every": 1,
     }
@@ -167,8 +236,7 @@ def shortened_compress(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    if arg not in ("", "smoke"):
-        raise ValueError(f"config argument {arg!r}: known are smoke, or none")
+    _check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.budgets = config.budgets[:1]
         config.strategies = ("uniform", "loss")
@@ -183,8 +251,7 @@ def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    if arg not in ("", "smoke"):
-        raise ValueError(f"config argument {arg!r}: known are smoke, or none")
+    _check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.methods = ("svd", "tucker")
         config.keeps = (0.5,)
@@ -194,9 +261,73 @@ def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
     return config
 
 
+def compress_alds(data: str, model: str, training: Mapping[str, Any]) -> ConfigDict:
+    """The comparison of ALDS on CIFAR: a network trained as there, strategies at many budgets."""
+    config = compress(data, model)
+    config.train.update(training)
+    config.train.augment = True
+    config.budgets = (0.85, 0.75, 0.65, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
+    config.strategies = ("uniform", "energy", "alds", "alds released", "loss")
+    config.reestimate = True
+    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.timed_images = 100
+    return config
+
+
+def alds_variant(config: ConfigDict, arg: str) -> ConfigDict:
+    """The same comparison for `arg` "", for "smoke" one of a minute, for "retrain" with training.
+
+    "retrain" has ALDS's twenty budgets, and trains each compressed network by the whole schedule.
+    Raises ValueError for another `arg`.
+    """
+    _check_argument(arg, ("retrain", "smoke"))
+    if arg == "retrain":
+        config.budgets = CIFAR_SHARES
+        config.reestimate = False
+        config.calibration.subsets = 1
+        config.finetune.update({"epochs": config.train.epochs, "repeat": True})
+        return config
+    return shortened_compress(config, arg)
+
+
+def compress_imagenet(model: str) -> ConfigDict:
+    """One budget for the whole network, of one for ImageNet, from PyTorch's weights."""
+    config = compress("imagenet", model)
+    config.inputs.update(IMAGENET_INPUTS)
+    config.train.update(ALDS_TRAINING["resnet_imagenet"])
+    # Of the training images only those are held in memory that the calibration draws from.
+    config.data.update({"train_size": 6000, "validation_size": 2000})
+    config.budgets = IMAGENET_SHARES
+    config.strategies = ("energy", "alds released", "loss")
+    config.reestimate = True
+    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.calibration.update({"images": (6000,), "subsets": 1, "batch_size": 50})
+    config.test.batch_size = 100
+    config.timed_images = 32
+    return config
+
+
+def data_aware_photographs(data: str, model: str) -> ConfigDict:
+    """Norms that see the data, on a network for photographs, from PyTorch's weights."""
+    config = data_aware(data, model)
+    config.inputs.update(IMAGENET_INPUTS)
+    config.train.update(ALDS_TRAINING["resnet_imagenet"])
+    config.keeps = (0.75, 0.5, 0.25)
+    config.reestimate = True
+    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.calibration.batch_size = 50
+    config.test.update({"batch_size": 100, "layer_images": 0})
+    return config
+
+
+def _check_argument(arg: str, known: Sequence[str]) -> None:
+    if arg not in ("", *known):
+        raise ValueError(f"config argument {arg!r}: known are {', '.join(known)}, or none")
+
+
 def _little_work(config: ConfigDict) -> None:
-    config.data.update({"train_size": 400, "validation_size": 100, "test_size": 100})
-    config.train.update({"epochs": 2, "boundaries": (1,), "batch_size": 50})
+    config.data.update(LITTLE_IMAGENET if config.data.name == "imagenet" else LITTLE_DATA)
+    config.train.update({"epochs": 2, "boundaries": (1,), "warmup": 0, "batch_size": 50})
     config.calibration.update({"images": (350,), "subsets": 1, "batch_size": 50})
     config.solver.max_iters = 5
     config.test.batch_size = 100

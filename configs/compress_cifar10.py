@@ -26,30 +26,32 @@ from these, of 4 and 6 minutes on two shared cores:
     ... --config.strategies="('loss',)" --config.norms="('kronecker',)" \\
         --config.budgets="(0.65,0.5,0.4,0.25)" --config.calibration.subsets=1
 
+The comparison of ALDS with retraining: twenty budgets, each followed by the whole schedule of the
+training, 182 epochs from its first learning rate on (Liebenwein et al., NeurIPS 2021); made for an
+accelerator, not timed:
+
+    python -m experiments.main --config=configs/compress_cifar10.py:retrain \\
+        --workdir=runs/retrain_cifar10 --config.weights=WEIGHTS --config.data.folder=PATH
+
 Without WEIGHTS the network is trained first, which wants an accelerator.
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import compress, shortened_compress
+from configs.common import ALDS_TRAINING, IMAGENET_INPUTS, alds_variant, compress_alds
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The experiment, or with `arg` "smoke" a variant of a minute."""
-    config = compress("cifar10", "resnet20")
-    config.inputs.update({"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)})
-    config.train.update({"epochs": 200, "boundaries": (100, 150), "weight_decay": 1e-4})
-    config.train.augment = True
-    config.budgets = (0.85, 0.75, 0.65, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
-    config.strategies = ("uniform", "energy", "alds", "alds released", "loss")
-    config.reestimate = True
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
-    config.timed_images = 100
+    """The experiment, with `arg` "smoke" a variant of a minute, with "retrain" that of ALDS."""
+    training = {"epochs": 200, "boundaries": (100, 150), "weight_decay": 1e-4}
+    config = compress_alds(
+        "cifar10", "resnet20", ALDS_TRAINING["resnet"] if arg == "retrain" else training
+    )
+    config.inputs.update(IMAGENET_INPUTS)
+    config = alds_variant(config, arg)
     if arg == "smoke":
-        config = shortened_compress(config, arg)
         config.budgets = (0.5,)
         # The last layer wants ten images for each of its 64 inputs.
         config.data.train_size = 800
         config.calibration.images = (640,)
-        return config
-    return shortened_compress(config, arg)
+    return config

@@ -48,13 +48,13 @@ Without WEIGHTS the network is trained first, which wants an accelerator.
 
 from ml_collections import ConfigDict
 
-from configs.common import data_aware, shortened_data_aware
+from configs.common import IMAGENET_INPUTS, data_aware, shortened_data_aware
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or with `arg` "smoke" a variant of a minute."""
     config = data_aware("cifar10", "resnet20")
-    config.inputs.update({"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)})
+    config.inputs.update(IMAGENET_INPUTS)
     config.train.update({"epochs": 200, "boundaries": (100, 150), "weight_decay": 1e-4})
     config.train.augment = True
     config.keeps = (0.5, 0.25)

@@ -33,7 +33,9 @@ class FitSettings:
         learning_rate: of the first epoch.
         boundaries: epochs at whose end the learning rate is multiplied by `factor`, ascending.
         factor: see `boundaries`.
+        warmup: epochs at the start in which the learning rate rises from 0, linearly in steps.
         momentum: of "sgd".
+        nesterov: whether the momentum of "sgd" is Nesterov's.
         weight_decay: added to the gradient, times the weight.
         patience: epochs without a lower validation cross-entropy after which a run ends.
         augment: random crops and flips.
@@ -47,7 +49,9 @@ class FitSettings:
     learning_rate: float = 0.1
     boundaries: tuple[int, ...] = ()
     factor: float = 0.1
+    warmup: int = 0
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 0.0
     patience: int | None = None
     augment: bool = False
@@ -63,6 +67,16 @@ class FitSettings:
             )
         if self.boundaries != tuple(sorted({max(1, epoch) for epoch in self.boundaries})):
             raise ValueError(f"boundaries {self.boundaries}: ascending epochs from 1 are needed")
+        if self.warmup < 0 or any(epoch <= self.warmup for epoch in self.boundaries):
+            raise ValueError(
+                f"warmup {self.warmup}, boundaries {self.boundaries}: at least 0, and boundaries "
+                "after it, are needed"
+            )
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
+            raise ValueError(
+                f"nesterov with optimizer {self.optimizer!r}, momentum {self.momentum}: it needs "
+                "sgd and a momentum above 0"
+            )
         if not self.factor > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
             raise ValueError(
                 f"factor {self.factor}, momentum {self.momentum}, weight_decay "
@@ -79,12 +93,17 @@ class FitSettings:
     def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """The optax transformation, its schedule counted in steps."""
         schedule = optax.piecewise_constant_schedule(
-            self.learning_rate, {epoch * steps_per_epoch: self.factor for epoch in self.boundaries}
+            self.learning_rate,
+            {(epoch - self.warmup) * steps_per_epoch: self.factor for epoch in self.boundaries},
         )
+        if self.warmup:
+            rising = self.warmup * steps_per_epoch
+            start = optax.linear_schedule(0.0, self.learning_rate, rising)
+            schedule = optax.join_schedules([start, schedule], [rising])
         if self.optimizer == "adam":
             update = optax.adam(schedule)
         else:
-            update = optax.sgd(schedule, momentum=self.momentum or None)
+            update = optax.sgd(schedule, self.momentum or None, self.nesterov)
         return optax.chain(optax.add_decayed_weights(self.weight_decay), update)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a plain installation lacks, or what only a study needs.
-EXTRAS = ("matplotlib", "sklearn", "tqdm", "pandas", "tensorboardX")
+EXTRAS = ("matplotlib", "sklearn", "tqdm", "pandas", "tensorboardX", "grain", "PIL")
 
 
 def module_name(file):

@@ -1,4 +1,5 @@
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -6,8 +7,10 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from tdjax import allocate
-from tdjax.linen import layer_table, make_plan
+from tdjax.allocation.allocate import allocate
+from tdjax.linen import layer_table
+from tdjax.linen.table import inventory
+from tdjax.planning import plan_layers
 from tdjax.rules import Rule
 from tdjax.study.bench import build_network
 from tdjax.study.choices import enumerate_choices
@@ -23,7 +26,11 @@ SHAPES = {
     "mnist": (28, 28, 1),
     "fashion_mnist": (28, 28, 1),
     "cifar10": (32, 32, 3),
+    "cifar100": (32, 32, 3),
+    "imagenet": (224, 224, 3),
+    "fgvc_aircraft": (224, 224, 3),
 }
+CLASSES = {"cifar100": 100, "imagenet": 1000, "fgvc_aircraft": 100}
 
 
 def get_config(file, arg):
@@ -37,6 +44,7 @@ def get_config(file, arg):
 CONFIGS = [file for file in FILES if file.stem != "common"]
 AWARE = [file for file in CONFIGS if file.stem.startswith("data_aware")]
 COMPRESS = [file for file in CONFIGS if file.stem.startswith("compress")]
+RETRAINED = [file for file in COMPRESS if "cifar" in file.stem]
 STUDIES = [file for file in CONFIGS if file not in (*AWARE, *COMPRESS)]
 
 
@@ -73,16 +81,26 @@ def read(config, module):
     return settings
 
 
-@pytest.mark.parametrize("arg", ["", "smoke"])
-@pytest.mark.parametrize("file", COMPRESS, ids=lambda file: file.stem)
-def test_budgets_are_within_reach(file, arg):
-    settings = read(get_config(file, arg), compress_settings)
-    assert settings.experiment == "compress"
-    module = build_network(settings.model, 10)
-    sample = jnp.zeros((1, *SHAPES[settings.data.name]))
+@lru_cache
+def layers_of(model, data):
+    """The layers of a configuration's network; deep ones take seconds to trace."""
+    module = build_network(model, CLASSES.get(data, 10))
+    sample = jnp.zeros((1, *SHAPES[data]))
     variables = jax.eval_shape(module.init, jax.random.key(0), sample)
-    for budget in (max(settings.budgets), min(settings.budgets)):
-        plan = allocate(module, variables, sample, budget=budget, strategy="uniform")
+    return inventory(module, variables, sample)
+
+
+@pytest.mark.parametrize("file", COMPRESS, ids=lambda file: file.stem)
+def test_budgets_are_within_reach(file):
+    budgets = set()
+    for arg in ("", "smoke", "retrain") if file in RETRAINED else ("", "smoke"):
+        settings = read(get_config(file, arg), compress_settings)
+        assert settings.experiment == "compress"
+        budgets |= set(settings.budgets)
+    model = layers_of(settings.model, settings.data.name)
+    # A plan of a deep network takes a second.
+    for budget in (min(budgets), max(budgets))[: 2 if len(model.layers) < 40 else 1]:
+        plan = allocate(model, budget=budget, strategy="uniform", methods=settings.methods)
         assert budget - 0.005 <= plan.size / plan.size_before <= budget
 
 
@@ -91,19 +109,18 @@ def test_budgets_are_within_reach(file, arg):
 def test_layers_can_be_decomposed_at_every_share(file, arg):
     settings = read(get_config(file, arg), aware_settings)
     assert settings.experiment == "data_aware"
-    module = build_network(settings.model, 10)
-    sample = jnp.zeros((1, *SHAPES[settings.data.name]))
-    variables = jax.eval_shape(module.init, jax.random.key(0), sample)
+    model = layers_of(settings.model, settings.data.name)
     for method in settings.methods:
         for keep in settings.keeps:
             rule = Rule(path=".*", method=method, compression=1 - keep)
-            plan = make_plan(module, variables, (rule,), sample)
+            plan = plan_layers(model.layers, (rule,), model.other)
             assert plan.size < plan.size_before
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_another_argument_is_refused(file):
-    with pytest.raises(ValueError, match="'fast': known are smoke, or none"):
+    known = "retrain, smoke" if file in RETRAINED else "smoke"
+    with pytest.raises(ValueError, match=f"'fast': known are {known}, or none"):
         get_config(file, "fast")
 
 
@@ -128,3 +145,45 @@ def test_the_paper_s_training():
     assert (garipov.finetune_fit.epochs, resnet.finetune_fit.epochs) == (10, 25)
     assert (garipov.finetune_fit.optimizer, resnet.finetune_fit.optimizer) == ("sgd", "adam")
     assert garipov.finetune_fit.boundaries == resnet.finetune_fit.boundaries == ()
+
+
+@pytest.mark.parametrize("file", RETRAINED, ids=lambda file: file.stem)
+def test_retraining_repeats_the_training(file):
+    settings = compress_settings.settings_from_dict(get_config(file, "retrain").to_dict())
+    fit = settings.finetune_fit
+    assert fit == settings.train
+    assert (fit.warmup, fit.optimizer, fit.momentum, fit.augment) == (5, "sgd", 0.9, True)
+    # Twenty in geometric progression, but for those that no rank reaches.
+    budgets = settings.budgets
+    assert len(budgets) == (13 if "densenet" in file.stem else 20)
+    for k, budget in enumerate(budgets):
+        assert budget == pytest.approx(0.85 * (0.03 / 0.85) ** (k / 19), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "batch_size", "rates"),
+    [
+        ("compress_cifar10", 182, 128, {0: 0.1, 91: 0.01, 136: 0.001}),
+        ("compress_resnet110_cifar10", 182, 128, {0: 0.1, 91: 0.01, 136: 0.001}),
+        ("compress_vgg16_cifar10", 300, 256, {30 * k: 0.05 * 0.5**k for k in range(10)}),
+        ("compress_densenet22_cifar10", 300, 64, {0: 0.1, 150: 0.01, 225: 0.001}),
+        ("compress_wrn16_8_cifar10", 200, 128, {0: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008}),
+        ("compress_resnet18_imagenet", 90, 256, {0: 0.1, 30: 0.01, 60: 0.001, 80: 0.0001}),
+    ],
+)
+def test_the_training_of_alds(name, epochs, batch_size, rates):
+    arg = "retrain" if name == "compress_cifar10" else ""
+    fit = compress_settings.settings_from_dict(
+        get_config(FOLDER / f"{name}.py", arg).to_dict()
+    ).train
+    assert (fit.epochs, fit.batch_size) == (epochs, batch_size)
+    assert fit.boundaries == tuple(rates)[1:]
+    for k, rate in enumerate(rates.values()):
+        assert fit.learning_rate * fit.factor**k == pytest.approx(rate)
+
+
+def test_a_variant_of_a_minute_has_every_class():
+    for file in CONFIGS:
+        data = get_config(file, "smoke").data
+        sizes = (data.train_size, data.validation_size, data.test_size)
+        assert min(sizes) >= CLASSES.get(data.name, 10), file.stem

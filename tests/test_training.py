@@ -240,6 +240,41 @@ def test_schedule_by_hand(steps):
     assert shorter.last_learning_rate == pytest.approx(0.08)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 2), (5, 1), (4, 3)])
+def test_the_learning_rate_rises_in_warm_up(steps, warmup):
+    fit_settings = FitSettings(
+        epochs=8, learning_rate=0.6, boundaries=(4, 6), factor=0.5, momentum=0.0, warmup=warmup
+    )
+    optimiser = fit_settings.optimiser(steps)
+    state, rates = optimiser.init(jnp.zeros(())), []
+    for _ in range(8 * steps):
+        update, state = optimiser.update(jnp.ones(()), state, jnp.zeros(()))
+        rates.append(-float(update))
+    step = np.arange(8 * steps)
+    expected = 0.6 * np.minimum(step / (warmup * steps), 1)
+    expected *= 0.5 ** ((step >= 4 * steps) + (step >= 6 * steps).astype(int))
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    assert fit_settings.last_learning_rate == pytest.approx(rates[-1])
+
+
+def test_momentum_of_nesterov_against_numpy():
+    fit_settings = FitSettings(
+        epochs=4, learning_rate=0.3, momentum=0.8, nesterov=True, weight_decay=0.1
+    )
+    optimiser = fit_settings.optimiser(1)
+    x = y = jnp.asarray(2.0)
+    state, w, speed = optimiser.init(x), 2.0, 0.0
+    for _ in range(4):
+        # Of half the square: the gradient is the weight.
+        update, state = optimiser.update(x, state, x)
+        x = x + update
+        slope = 1.1 * w
+        speed = 0.8 * speed + slope
+        w -= 0.3 * (slope + 0.8 * speed)
+        np.testing.assert_allclose(x, w, rtol=1e-5)
+    assert x != y
+
+
 def test_every_image_is_seen_at_most_once_an_epoch():
     # Each image moves a parameter of its own.
     count, size = 11, 3
@@ -316,6 +351,10 @@ def test_less_than_a_batch_is_refused():
         ({"boundaries": (3, 2)}, r"boundaries \(3, 2\): ascending"),
         ({"boundaries": (2, 2)}, r"boundaries \(2, 2\): ascending"),
         ({"boundaries": (0,)}, r"boundaries \(0,\): ascending epochs from 1"),
+        ({"warmup": -1}, "warmup -1, boundaries .*: at least 0"),
+        ({"warmup": 3, "boundaries": (3, 5)}, r"warmup 3, boundaries \(3, 5\): .*after it"),
+        ({"nesterov": True, "optimizer": "adam"}, "nesterov with optimizer 'adam'"),
+        ({"nesterov": True, "momentum": 0.0}, r"nesterov with optimizer 'sgd', momentum 0\.0"),
         ({"factor": 0.0}, r"factor 0\.0"),
         ({"momentum": 1.0}, r"momentum 1\.0"),
         ({"weight_decay": -0.1}, r"weight_decay -0\.1"),

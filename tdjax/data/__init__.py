@@ -3,19 +3,31 @@
 from tdjax.data.augment import random_crop_flip
 from tdjax.data.datasets import RawDataset, load
 from tdjax.data.errors import DataError
+from tdjax.data.image_arrays import DecodedWhenTaken, ImageArray
+from tdjax.data.image_batches import image_batches
+from tdjax.data.image_folder import ImageFiles, aircraft_files, imagenet_files
 from tdjax.data.splits import DataSplits, Examples, check_finite, prepare, standardise
 from tdjax.data.stratify import stratified_split, stratified_subset
+from tdjax.data.views import evaluation_view, training_view
 
 __all__ = [
     "DataError",
     "DataSplits",
+    "DecodedWhenTaken",
     "Examples",
+    "ImageArray",
+    "ImageFiles",
     "RawDataset",
+    "aircraft_files",
     "check_finite",
+    "evaluation_view",
+    "image_batches",
+    "imagenet_files",
     "load",
     "prepare",
     "random_crop_flip",
     "standardise",
     "stratified_split",
     "stratified_subset",
+    "training_view",
 ]

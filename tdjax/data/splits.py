@@ -1,5 +1,7 @@
 """Training, validation and test examples, standardised and ready for a network."""
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
 
 from tdjax.data.datasets import RawDataset
+from tdjax.data.image_arrays import ImageArray
 from tdjax.data.stratify import stratified_split, stratified_subset
 
 __all__ = [
@@ -84,7 +87,7 @@ def prepare(
     and (population) deviation of the training examples that are kept.
 
     Args:
-        raw: the data set.
+        raw: the data set; images in files are decoded where they are kept.
         validation_share: share of the training examples to hold out for validation.
         seed: seed of the split and the subsets.
         train_size: number of training examples to keep, by class shares; None keeps all.
@@ -98,8 +101,10 @@ def prepare(
 
     Raises:
         ValueError: images and labels differ in number, a label is out of range, a share or size is
-            out of range, a set is empty, a class is absent from a set, a channel is constant, or
+            out of range, a set is empty, a class is absent from a set, images are not uint8
+            NHWC or do not fit in the machine's memory as float32, a channel is constant, or
             `statistics` do not have a mean and a deviation above 0 for each channel.
+        DataError: a file that is decoded is missing or damaged.
     """
     for images, labels, part in (
         (raw.train_images, raw.train_labels, "training"),
@@ -114,6 +119,8 @@ def prepare(
     )
     everything = np.arange(len(raw.test_labels))
     test = _take(raw.test_labels, everything, test_size, seed, raw.num_classes, "test")
+
+    _check_memory(raw, len(train) + len(validation) + len(test))
 
     train_images = raw.train_images[train]
     if statistics is None:
@@ -138,9 +145,11 @@ def prepare(
     )
 
 
-def _check_raw(
-    images: UInt8[np.ndarray, "n h w c"], labels: np.ndarray, num_classes: int, part: str
-) -> None:
+def _check_raw(images: ImageArray, labels: np.ndarray, num_classes: int, part: str) -> None:
+    if len(images.shape) != 4 or images.dtype != np.uint8:
+        raise ValueError(
+            f"the {part} has images {images.dtype} {images.shape}; expected uint8 (n, h, w, c)"
+        )
     if len(images) != len(labels):
         raise ValueError(f"the {part} has {len(images)} images but {len(labels)} labels")
     if not len(images):
@@ -149,6 +158,21 @@ def _check_raw(
         raise ValueError(
             f"the {part} has labels {labels.min()} to {labels.max()}; "
             f"expected 0 to {num_classes - 1}"
+        )
+
+
+def _check_memory(raw: RawDataset, count: int) -> None:
+    """Refuse what the machine cannot hold before it is decoded."""
+    needed = 4 * count * math.prod(raw.train_images.shape[1:])
+    try:
+        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        # Not every system tells.
+        return
+    if needed > present:
+        raise ValueError(
+            f"{count} images of {raw.name} need {needed / 1e9:.0f} GB of memory as float32, this "
+            f"machine has {present / 1e9:.0f} GB: set train_size, validation_size or test_size"
         )
 
 

@@ -6,13 +6,20 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tdjax.files import write_atomically
 
+# In place of a field that one of two configurations lacks.
+OFF: Mapping[str, Any] = MappingProxyType({})
+
 
 def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """Make the work directory this configuration's, or find that it is already.
+
+    A field that only one of them knows, as one written by another version, must be off: None, 0,
+    False or empty.
 
     Raises ValueError, and touches nothing, where it holds another configuration or things that
     are not a study's.
@@ -60,6 +67,10 @@ def _differences(a: Any, b: Any, where: str = "") -> list[str]:
         return [
             found
             for key in a.keys() | b.keys()
-            for found in _differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+            for found in _differences(
+                a.get(key, OFF), b.get(key, OFF), f"{where}.{key}" if where else key
+            )
         ]
+    if a is OFF or b is OFF:
+        return [where] if a or b else []
     return [] if a == b else [where]

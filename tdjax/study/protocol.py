@@ -78,25 +78,29 @@ class FinetuneSettings:
         epochs: at most; 0 leaves it out.
         patience: see `FitSettings`.
         learning_rate: another learning rate.
+        repeat: train by the schedule of the training from its start, warm-up, first learning rate
+            and boundaries, in place of a learning rate that stays.
     """
 
     epochs: int = 10
     patience: int | None = None
     learning_rate: float | None = None
+    repeat: bool = False
 
     def fit_after(self, train: FitSettings) -> FitSettings:
-        """How a network trained by `train` is trained on: as at the end of its schedule.
+        """How a network trained by `train` is trained on.
 
         Raises ValueError that names the field for what no training takes.
         """
-        rate = train.last_learning_rate if self.learning_rate is None else self.learning_rate
+        before = train.learning_rate if self.repeat else train.last_learning_rate
         try:
             return dataclasses.replace(
                 train,
                 epochs=self.epochs,
                 patience=self.patience,
-                learning_rate=rate,
-                boundaries=(),
+                learning_rate=before if self.learning_rate is None else self.learning_rate,
+                boundaries=train.boundaries if self.repeat else (),
+                warmup=train.warmup if self.repeat else 0,
             )
         except ValueError as error:
             raise ValueError(f"config field 'finetune': {error}") from error

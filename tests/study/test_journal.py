@@ -62,6 +62,11 @@ def test_claim_and_claim_again(tmp_path):
     claim_workdir(workdir, CONFIG)
     # A field that is not set is as one that is not there.
     claim_workdir(workdir, {**CONFIG, "added_later": None})
+    # One that an older version did not know is off.
+    later = {**CONFIG["train"], "warmup": 0, "nesterov": False}
+    claim_workdir(workdir, {**CONFIG, "train": later})
+    with pytest.raises(ValueError, match=r"fields that differ: train\.warmup; use"):
+        claim_workdir(workdir, {**CONFIG, "train": {**later, "warmup": 5}})
     assert (workdir / "config.json").read_bytes() == written
     assert (workdir / "metrics.jsonl").read_text() == "{}\n"
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -115,3 +116,15 @@ def test_finetuning_goes_on_where_the_schedule_ended():
     raw["finetune"] |= {"learning_rate": 0.3, "patience": 2}
     fit = protocol_from_dict(raw).finetune_fit
     assert (fit.learning_rate, fit.patience) == (0.3, 2)
+
+
+def test_finetuning_repeats_the_schedule():
+    raw = changed("train.boundaries", [2, 3])
+    raw["train"] |= {"learning_rate": 0.4, "factor": 0.5, "patience": 9, "warmup": 1}
+    raw["finetune"] = {"epochs": 7, "repeat": True}
+    protocol = protocol_from_dict(raw)
+    fit = protocol.finetune_fit
+    assert fit == dataclasses.replace(protocol.train, epochs=7, patience=None)
+    raw["finetune"]["repeat"] = False
+    fit = protocol_from_dict(raw).finetune_fit
+    assert (fit.learning_rate, fit.boundaries, fit.warmup) == (pytest.approx(0.2), (), 0)

@@ -11,7 +11,15 @@ from tdjax.training import FitSettings
 
 # The network's own training images, as they are or changed.
 OWN = ("same", "flipped", "brighter")
-OTHERS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+OTHERS = (
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "imagenet",
+    "fgvc_aircraft",
+)
 LABELS = ("sampled", "true")
 
 
