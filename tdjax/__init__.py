@@ -31,6 +31,10 @@ from tdjax.optimizers import carry_optimizer_state
 from tdjax.plan import Plan, PlannedLayer
 from tdjax.rules import Rule
 from tdjax.saving import load_factorised, save_factorised
+from tdjax.sparsity.bounds import pruning_error_bound, tail_size
+from tdjax.sparsity.indices import effective_number, lq_norm, pq_index, sparsity_index
+from tdjax.sparsity.masks import apply_mask, keep_zeros, pruned_share
+from tdjax.sparsity.pruning import adaptive_prune, magnitude_prune, pq_prune, tail_prune
 
 __all__ = [
     "CP",
@@ -49,10 +53,13 @@ __all__ = [
     "PlannedLayer",
     "Rule",
     "Tucker",
+    "adaptive_prune",
     "allocate",
+    "apply_mask",
     "carry_optimizer_state",
     "collect_moments",
     "cp_als",
+    "effective_number",
     "evaluate_candidates",
     "factorize",
     "factorize_params",
@@ -60,14 +67,24 @@ __all__ = [
     "feature_errors",
     "grouped_svd",
     "hosvd",
+    "keep_zeros",
     "layer_table",
     "load_factorised",
     "load_moments",
+    "lq_norm",
+    "magnitude_prune",
     "make_plan",
+    "pq_index",
+    "pq_prune",
+    "pruned_share",
+    "pruning_error_bound",
     "reconstruct_params",
     "reestimate_batch_stats",
     "save_factorised",
     "save_moments",
+    "sparsity_index",
+    "tail_prune",
+    "tail_size",
     "truncated_svd",
     "tt_als",
     "tt_svd",
