@@ -31,8 +31,10 @@ from tdjax.optimizers import carry_optimizer_state
 from tdjax.plan import Plan, PlannedLayer
 from tdjax.rules import Rule
 from tdjax.saving import load_factorised, save_factorised
+from tdjax.sparsity.backward import lasso_prune
 from tdjax.sparsity.bounds import pruning_error_bound, tail_size
 from tdjax.sparsity.indices import effective_number, lq_norm, pq_index, sparsity_index
+from tdjax.sparsity.lasso import lasso
 from tdjax.sparsity.masks import apply_mask, keep_zeros, pruned_share
 from tdjax.sparsity.pruning import adaptive_prune, magnitude_prune, pq_prune, tail_prune
 
@@ -68,6 +70,8 @@ __all__ = [
     "grouped_svd",
     "hosvd",
     "keep_zeros",
+    "lasso",
+    "lasso_prune",
     "layer_table",
     "load_factorised",
     "load_moments",
