@@ -27,7 +27,9 @@ RELAXATION, FASTEST, BALANCED = 1.6, 5.0, 1.5
 # Steps, in units of an input's mean square, and the one for weights that are all zero.
 STEPS, FIRST = (1e-6, 1e3), 0.05
 # Below this multiple of rounding no gradient is known.
-ROUNDING = 8
+ROUNDING = 16
+# Looks without progress after which rounding has the last word.
+PATIENCE = 4
 
 
 class LassoInfo(NamedTuple):
@@ -90,14 +92,25 @@ def lasso(
 
 
 class _State(NamedTuple):
-    """After some turns: the selected weights, the scaled multipliers, the step of each column."""
+    """After some turns.
+
+    Arguments:
+        weights: the selected ones.
+        multipliers: scaled by the steps.
+        steps: of each column.
+        violation: see `LassoInfo`.
+        excess: the worst violation in units of what is allowed.
+        best, stalled: the least excess so far, and the looks since.
+    """
 
     number: Int[Array, ""]
     weights: Float[Array, "d t"]
     multipliers: Float[Array, "d t"]
     steps: Float[Array, " t"]
     violation: Float[Array, " t"]
-    going: Bool[Array, ""]
+    excess: Float[Array, ""]
+    best: Float[Array, ""]
+    stalled: Int[Array, ""]
 
 
 @partial(jax.jit, static_argnames="max_iters")
@@ -118,7 +131,6 @@ def solve(
     # Half the penalty, as the gradient is taken of half the squares.
     half = jnp.broadcast_to(penalty, power.shape)[:, None] / unit / 2
     eps = jnp.finfo(gram.dtype).eps
-    rounding = ROUNDING * eps * jnp.abs(cross).max(axis=0)
     values, vectors = jnp.linalg.eigh(gram)
     values = jnp.maximum(values, 0)[:, None]
     turned = jnp.matmul(vectors.T, cross, precision=HIGHEST)
@@ -152,20 +164,32 @@ def solve(
         )
         off = jnp.where(present, jnp.maximum(off, 0), 0)
         violation = (off / jnp.where(half > 0, half, 1)).max(axis=0)
-        going = (off > tol * half + rounding).any()
-        number = state.number + TURNS
-        return _State(number, weights, multipliers * steps / wanted, wanted, violation, going)
+        # No entry of the moments is above one now.
+        rounding = ROUNDING * eps * (jnp.abs(cross).max(axis=0) + jnp.abs(weights).sum(axis=0))
+        excess = (off / (tol * half + rounding + jnp.finfo(gram.dtype).tiny)).max()
+        stalled = jnp.where(excess < state.best, 0, state.stalled + 1)
+        best = jnp.minimum(excess, state.best)
+        return _State(
+            state.number + TURNS, weights, multipliers * steps / wanted, wanted, violation, excess,
+            best, stalled,
+        )  # fmt: skip
+
+    def going(state: _State) -> Bool[Array, ""]:
+        early = (state.number < max_iters) & (state.stalled < PATIENCE)
+        return (state.excess > 1) & early
 
     weights = jnp.where(present, start * unit, 0)
     sizes = jnp.abs(weights).mean(axis=0)
     steps = jnp.where(sizes > 0, half.mean() / jnp.where(sizes > 0, sizes, 1), FIRST)
     steps = jnp.clip(steps, *STEPS)
     multipliers = jnp.clip(gradient(weights), -half, half) / steps
+    endless = jnp.asarray(jnp.inf, gram.dtype)
     first = _State(
-        jnp.asarray(0), weights, multipliers, steps, jnp.ones_like(steps), jnp.asarray(True)
-    )
-    last = jax.lax.while_loop(lambda s: s.going & (s.number < max_iters), some_turns, first)
-    return last.weights / unit, LassoInfo(last.number, last.violation, ~last.going)
+        jnp.asarray(0), weights, multipliers, steps, jnp.zeros_like(steps), endless, endless,
+        jnp.asarray(0),
+    )  # fmt: skip
+    last = jax.lax.while_loop(going, some_turns, first)
+    return last.weights / unit, LassoInfo(last.number, last.violation, last.excess <= 1)
 
 
 def _norms(columns: Float[Array, "d t"]) -> Float[Array, " t"]:
