@@ -8,6 +8,7 @@ from tdjax.adapters import (
     layer_table,
     make_plan,
     reestimate_batch_stats,
+    remove_dead,
 )
 from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import (
@@ -84,6 +85,7 @@ __all__ = [
     "pruning_error_bound",
     "reconstruct_params",
     "reestimate_batch_stats",
+    "remove_dead",
     "save_factorised",
     "save_moments",
     "sparsity_index",
