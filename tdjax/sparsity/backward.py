@@ -63,8 +63,8 @@ def lasso_prune(
 
     The layers must follow each other: all that a layer takes in comes from the layer before it,
     channel by channel, through activations, pools, normalisation and flattening with channels
-    last. Networks with shortcuts or branches are no chain; all neurons below a layer that is left
-    out of `chain` count as in use only if they are selected above, so leave none out within it.
+    last. Networks with shortcuts or branches are no chain; that sizes fit is checked, and nothing
+    more. Layers in front of the chain stay as they are.
 
     Arguments:
         params: pytree of arrays, as for `tdjax.magnitude_prune`; it is not changed.
@@ -213,6 +213,8 @@ def _ordered(
             raise ValueError(f"layer {path!r} is a stack of layers, which is no part of a chain")
         if found.inputs is None or found.mean is None or found.inputs.ndim != 3:
             raise ValueError(f"layer {path!r} looks rows up, which no LASSO can select")
+        if not bool(jnp.isfinite(found.inputs).all() & jnp.isfinite(found.mean).all()):
+            raise ValueError(f"layer {path!r}: the moments hold NaN or Inf")
         groups, rows = found.mean.shape
         *front, features = leaf.kernel_shape
         if math.prod(front) != rows or features % groups:

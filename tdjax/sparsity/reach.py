@@ -9,11 +9,10 @@ may matter there, and the neurons stay.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from jax.extend.core import Literal
 
 from tdjax.harvest import INLINED, programs
@@ -277,40 +276,3 @@ def _after_reshape(before: Sequence[int], after: Sequence[int], axis: int) -> in
         return None
     # Axes in front that are flattened into it run slower.
     return len(after) - 1
-
-
-def neurons_used(
-    reaches: Mapping[str, Reach], layers: Mapping[str, Layer], arrays: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Of each layer whose neurons can be taken away, those that any layer still uses.
-
-    Arguments:
-        arrays: by path that hold the layers' kernels, in NumPy.
-
-    Returns: boolean arrays by path; of a layer all of whose neurons are dead the first stays, as
-    there are no arrays without entries in a network.
-    """
-    kernels = {}
-    for path, array in arrays.items():
-        *_, inputs, outputs = layers[path].storage.order
-        kernel = np.moveaxis(np.asarray(array) != 0, (inputs, outputs), (-2, -1))
-        kernels[path] = kernel.reshape(-1, *kernel.shape[-2:]).any(axis=0)
-    used = {
-        path: np.ones(layers[path].kernel_shape[-1], bool)
-        for path, reach in reaches.items()
-        if reach.obstacle is None
-    }
-    going = True
-    while going:
-        going = False
-        for path, own in used.items():
-            taken = np.zeros_like(own)
-            for consumer in reaches[path].consumers:
-                rows = kernels[consumer]
-                rows = rows[:, used[consumer]] if consumer in used else rows
-                taken |= rows.any(axis=1).reshape(-1, len(own)).any(axis=0)
-            if not taken.any():
-                taken[0] = True
-            going |= bool((taken != own).any())
-            used[path] = taken
-    return used

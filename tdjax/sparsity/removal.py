@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from tdjax.sparsity.reach import followed, neurons_used, reach_of
+from tdjax.layers import Layer
+from tdjax.sparsity.reach import Reach, followed, reach_of
 from tdjax.traces import Trace
 
 
@@ -68,3 +69,40 @@ def remove(trace: Trace, leaves: Sequence[Any], places: Mapping[tuple[str, str],
 
 def _take(leaves: list[Any], place: int, stay: np.ndarray, axis: int) -> None:
     leaves[place] = jnp.take(leaves[place], stay, axis=axis)
+
+
+def neurons_used(
+    reaches: Mapping[str, Reach], layers: Mapping[str, Layer], arrays: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of each layer whose neurons can be taken away, those that any layer still uses.
+
+    Arguments:
+        arrays: by path that hold the layers' kernels, in NumPy.
+
+    Returns: boolean arrays by path; of a layer all of whose neurons are dead the first stays, as
+    there are no arrays without entries in a network.
+    """
+    kernels = {}
+    for path, array in arrays.items():
+        *_, inputs, outputs = layers[path].storage.order
+        kernel = np.moveaxis(np.asarray(array) != 0, (inputs, outputs), (-2, -1))
+        kernels[path] = kernel.reshape(-1, *kernel.shape[-2:]).any(axis=0)
+    used = {
+        path: np.ones(layers[path].kernel_shape[-1], bool)
+        for path, reach in reaches.items()
+        if reach.obstacle is None
+    }
+    going = True
+    while going:
+        going = False
+        for path, own in used.items():
+            taken = np.zeros_like(own)
+            for consumer in reaches[path].consumers:
+                rows = kernels[consumer]
+                rows = rows[:, used[consumer]] if consumer in used else rows
+                taken |= rows.any(axis=1).reshape(-1, len(own)).any(axis=0)
+            if not taken.any():
+                taken[0] = True
+            going |= bool((taken != own).any())
+            used[path] = taken
+    return used

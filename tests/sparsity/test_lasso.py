@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -159,3 +161,6 @@ def test_what_a_chain_refuses():
         tdjax.lasso_prune(params, moments, 0.1, chain=("fourth",))
     with pytest.raises(ValueError, match="penalty must lie in"):
         tdjax.lasso_prune(params, moments, -1.0)
+    wrong = dataclasses.replace(moments["third"], inputs=moments["third"].inputs * jnp.nan)
+    with pytest.raises(ValueError, match="layer 'third': the moments hold NaN or Inf"):
+        tdjax.lasso_prune(params, {**moments, "third": wrong}, 0.1)
