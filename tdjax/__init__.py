@@ -8,6 +8,7 @@ from tdjax.adapters import (
     layer_table,
     make_plan,
     reestimate_batch_stats,
+    remove_dead,
 )
 from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import (
@@ -31,6 +32,12 @@ from tdjax.optimizers import carry_optimizer_state
 from tdjax.plan import Plan, PlannedLayer
 from tdjax.rules import Rule
 from tdjax.saving import load_factorised, save_factorised
+from tdjax.sparsity.backward import lasso_prune
+from tdjax.sparsity.bounds import pruning_error_bound, tail_size
+from tdjax.sparsity.indices import effective_number, lq_norm, pq_index, sparsity_index
+from tdjax.sparsity.lasso import lasso
+from tdjax.sparsity.masks import apply_mask, keep_zeros, pruned_share
+from tdjax.sparsity.pruning import adaptive_prune, magnitude_prune, pq_prune, tail_prune
 
 __all__ = [
     "CP",
@@ -49,10 +56,13 @@ __all__ = [
     "PlannedLayer",
     "Rule",
     "Tucker",
+    "adaptive_prune",
     "allocate",
+    "apply_mask",
     "carry_optimizer_state",
     "collect_moments",
     "cp_als",
+    "effective_number",
     "evaluate_candidates",
     "factorize",
     "factorize_params",
@@ -60,14 +70,27 @@ __all__ = [
     "feature_errors",
     "grouped_svd",
     "hosvd",
+    "keep_zeros",
+    "lasso",
+    "lasso_prune",
     "layer_table",
     "load_factorised",
     "load_moments",
+    "lq_norm",
+    "magnitude_prune",
     "make_plan",
+    "pq_index",
+    "pq_prune",
+    "pruned_share",
+    "pruning_error_bound",
     "reconstruct_params",
     "reestimate_batch_stats",
+    "remove_dead",
     "save_factorised",
     "save_moments",
+    "sparsity_index",
+    "tail_prune",
+    "tail_size",
     "truncated_svd",
     "tt_als",
     "tt_svd",

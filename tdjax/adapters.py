@@ -13,10 +13,12 @@ from jaxtyping import Array
 
 import tdjax.linen.batch_stats
 import tdjax.linen.model
+import tdjax.linen.removal
 import tdjax.linen.sequential
 import tdjax.linen.table
 import tdjax.nnx.batch_stats
 import tdjax.nnx.model
+import tdjax.nnx.removal
 import tdjax.nnx.sequential
 import tdjax.nnx.table
 from tdjax.allocation.allocate import allocate as allocate_budget
@@ -24,6 +26,7 @@ from tdjax.layers import Layer
 from tdjax.moments import LayerMoments, collect
 from tdjax.plan import Plan
 from tdjax.rules import Rule
+from tdjax.sparsity.removal import Smaller
 from tdjax.sums import LossFn
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -277,6 +280,34 @@ def reestimate_batch_stats(model: Any, *args: Any) -> Any:
     """
     run = tdjax.nnx.batch_stats if _is_nnx(model) else tdjax.linen.batch_stats
     return run.reestimate_batch_stats(model, *args)
+
+
+def remove_dead(model: Any, *variables_and_sample: Any) -> Smaller:
+    """The same function with smaller arrays: neurons go that no layer takes any more.
+
+    `remove_dead(model, variables, sample)` for Linen, `remove_dead(model, sample)` for NNX. A
+    neuron is dead where the layers that it goes into have only zeros for it, and those that have
+    others are dead themselves. With it go the column of its kernel, its bias, its entries of
+    vectors such as those of batch normalisation, and its rows in the layers above. Of a layer
+    all of whose neurons are dead one stays.
+
+    Neurons are followed through the traced model: from Dense, Conv and ConvTranspose layers
+    without feature groups, through elementwise functions, normalisation with stored statistics,
+    pools, means and flattening with channels last, into such layers. Those that meet anything
+    else, as the sum of a shortcut does, are left alone, and so is the last layer. Trace it in the
+    mode in which it is used: batches without `train=True`, `model.eval()`.
+
+    Arguments:
+        model, variables, sample: as for `tdjax.make_plan`, with arrays in `variables`.
+
+    Returns: a `tdjax.sparsity.removal.Smaller`: model, variables, the neurons kept, and the layers
+    left alone with the reason. What was given is not changed. A model that states the shapes it
+    flattens to, in place of -1, cannot run narrower layers.
+
+    Raises TypeError for something that is no module.
+    """
+    run = tdjax.nnx.removal if _is_nnx(model) else tdjax.linen.removal
+    return run.remove_dead(model, *variables_and_sample)
 
 
 def _is_nnx(model: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 # Kinds whose kernel is a matrix, whatever the shape of the array that holds it.
 MATRICES = ("dense", "dense_general", "einsum", "embed")
@@ -46,19 +46,19 @@ class Storage:
         return (*self.shape[: self.stack], self.copies, *self.shape[self.stack :])
 
     def to_kernel(
-        self, array: Float[Array, "*_"], kernel_shape: tuple[int, ...]
-    ) -> Float[Array, "*_"]:
+        self, array: Shaped[Array, "*_"], kernel_shape: tuple[int, ...]
+    ) -> Shaped[Array, "*_"]:
         """The kernel of one layer from its array."""
         kernel = jnp.transpose(array, self.order).reshape(kernel_shape)
         return self._flip(kernel)
 
-    def from_kernel(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    def from_kernel(self, kernel: Shaped[Array, "*_"]) -> Shaped[Array, "*_"]:
         """The inverse of `to_kernel`."""
         ordered = tuple(self.shape[axis] for axis in self.order)
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         return jnp.transpose(self._flip(kernel).reshape(ordered), back)
 
-    def _flip(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    def _flip(self, kernel: Shaped[Array, "*_"]) -> Shaped[Array, "*_"]:
         return jnp.flip(kernel, range(kernel.ndim - 2)) if self.flipped else kernel
 
 

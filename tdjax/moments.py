@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tdjax.calls import batch_size, split_arrays
 from tdjax.flows import Rows
 from tdjax.formats import register
 from tdjax.layers import Layer
+from tdjax.rules import matches
 from tdjax.sums import Asked, LossFn, asked_of, model_inputs, step_of
 from tdjax.traces import Trace
 
@@ -77,7 +77,7 @@ def collect(
     layers = {
         path: layer
         for path, layer in trace.layers.items()
-        if layer.obstacle is None and _wanted(path, paths)
+        if layer.obstacle is None and matches(path, paths)
     }
     if not layers:
         raise ValueError(f"collect_moments: no layer that can be factorised matches {paths!r}")
@@ -211,8 +211,3 @@ def _first(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     except StopIteration:
         raise ValueError("collect_moments: no batches") from None
     return first, itertools.chain([first], turns) if turns is batches else batches
-
-
-def _wanted(path: str, paths: str | Sequence[str]) -> bool:
-    patterns = [paths] if isinstance(paths, str) else paths
-    return any(re.fullmatch(pattern, path) for pattern in patterns)

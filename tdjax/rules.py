@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdjax import chain, low_rank
@@ -80,3 +81,9 @@ class Rule:
     def __str__(self) -> str:
         """The rule as messages name it."""
         return f"Rule {self.path!r} ({self.method})"
+
+
+def matches(path: str, patterns: str | Sequence[str]) -> bool:
+    """Whether a '/'-joined module path matches one of some patterns as a whole."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(re.fullmatch(pattern, path) for pattern in patterns)

@@ -62,7 +62,7 @@ def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
             conv_general_dilated=module.conv_general_dilated,
             conv_general_dilated_cls=module.conv_general_dilated_cls,
         )(x)
-    return _with_bias(module, x)
+    return _with_bias(module, entry, x)
 
 
 def describe_conv_transpose(call: Call) -> Layer:
@@ -76,7 +76,7 @@ def run_conv_transpose(module: Any, entry: PlannedLayer, inputs: Array) -> Array
     for stage in entry.stages:
         settings = geometry.transposed_settings(module, stage)
         x = nn.Conv(**_shared(module, entry, stage), **settings)(x)
-    return _with_bias(module, x)
+    return _with_bias(module, entry, x)
 
 
 def describe_dense(call: Call) -> Layer:
@@ -86,7 +86,7 @@ def describe_dense(call: Call) -> Layer:
 
 def run_dense(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain in place of `nn.Dense`."""
-    return _with_bias(module, _product(module, entry, inputs))
+    return _with_bias(module, entry, _product(module, entry, inputs))
 
 
 def describe_dense_general(call: Call) -> Layer:
@@ -207,10 +207,11 @@ def _initial(init: Callable[..., Any], entry: PlannedLayer, stage: Stage) -> Cal
     return initial
 
 
-def _with_bias(module: Any, x: Array) -> Array:
+def _with_bias(module: Any, entry: PlannedLayer, x: Array) -> Array:
     if not module.use_bias:
         return x
-    return _add_bias(module, x, (module.features,), (module.features,))
+    features = entry.layer.kernel_shape[-1:]
+    return _add_bias(module, x, features, features)
 
 
 def _add_bias(module: Any, x: Array, shape: Sequence[int], spread: Sequence[int]) -> Array:

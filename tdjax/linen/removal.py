@@ -1,0 +1,48 @@
+"""A Linen model without its dead neurons: the user's own, some of its layers narrower."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tdjax.linen.intercept import Interceptor, intercepted_class, rebuilt
+from tdjax.linen.table import plain, trace
+from tdjax.sparsity.leaves import names_of
+from tdjax.sparsity.removal import Smaller, remove
+
+
+def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Smaller:
+    """See `tdjax.remove_dead`."""
+    places = {
+        ("/".join(names[1:-1]), names[-1]): place
+        for place, (path, _) in enumerate(jax.tree.leaves_with_path(plain(variables)))
+        if (names := names_of(path))[0] == "params"
+    }
+    leaves, structure = jax.tree.flatten(variables)
+    found = remove(trace(model, variables, sample), leaves, places)
+    widths = tuple((path, len(stay)) for path, stay in found.kept.items())
+    small = rebuilt(model, _narrower_class(type(model), widths))  # type: ignore[arg-type]
+    return Smaller(small, jax.tree.unflatten(structure, found.leaves), found.kept, found.obstacles)
+
+
+@functools.lru_cache(maxsize=512)
+def _narrower_class(cls: type[nn.Module], widths: tuple[tuple[str, int], ...]) -> type[nn.Module]:
+    """A subclass with other numbers of features; cached, so that jit caches hold."""
+    return intercepted_class(cls, functools.partial(_interceptor, dict(widths)))
+
+
+def _interceptor(widths: Mapping[str, int], prefix: tuple[str, ...]) -> Interceptor:
+    def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module, path = context.module, context.module.path
+        within = path[: len(prefix)] == prefix
+        width = widths.get("/".join(path[len(prefix) :])) if within else None
+        if width is not None:
+            # Of this call's own copy of the module, which Flax has frozen.
+            object.__setattr__(module, "features", width)
+        return next_fun(*args, **kwargs)
+
+    return intercept

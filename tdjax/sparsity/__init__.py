@@ -1,0 +1,1 @@
+"""Sparsity of trained networks: l_q compressibility, and pruning that adapts to it."""
