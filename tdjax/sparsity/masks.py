@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tdjax.sparsity.leaves import names_of
+from tdjax.sparsity.leaves import names_of, prunable
 
 
 def apply_mask(params: Any, mask: Any) -> Any:
@@ -24,15 +24,16 @@ def apply_mask(params: Any, mask: Any) -> Any:
 
 
 def pruned_share(params: Any, mask: Any) -> float:
-    """The share of the weights of all pruned arrays that goes, in [0, 1]; 0 where none is pruned.
+    """The share that goes of the weights of all kernels and embeddings, in [0, 1].
 
-    Arrays whose mask is True throughout, as those of biases, do not count. Arguments and errors as
-    `apply_mask`.
+    Biases and the like do not count, whatever their mask says. Arguments and errors as
+    `apply_mask`; ValueError also where there are no kernels.
     """
     _check(params, mask)
-    masks = [leaf for leaf in jax.tree.leaves(mask) if not bool(jnp.all(leaf))]
-    total = sum(leaf.size for leaf in masks)
-    return 1 - sum(int(leaf.sum()) for leaf in masks) / total if total else 0.0
+    masks = jax.tree.leaves(mask)
+    kernels = [masks[leaf.place] for leaf in prunable(params, None, ".*")]
+    kept = sum(int(own.sum()) for own in kernels)
+    return 1 - kept / sum(own.size for own in kernels)
 
 
 class KeepZerosState(NamedTuple):

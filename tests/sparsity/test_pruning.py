@@ -275,3 +275,15 @@ LAYERS = (tdjax.Layer("dense", "dense", (3, 6)),)
 def test_what_pruning_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_share_counts_kernels_that_lose_nothing():
+    rng = np.random.default_rng(0)
+    kernels = {name: jnp.asarray(rng.uniform(1, 2, (6, 5)), jnp.float32) for name in "ab"}
+    params = {
+        "a": {"kernel": kernels["a"], "bias": jnp.ones(5)},
+        "b": {"kernel": 100 * kernels["b"]},
+    }
+    mask = tdjax.magnitude_prune(params, 0.4, scope="global")
+    assert mask["b"]["kernel"].all()
+    assert tdjax.pruned_share(params, mask) == pytest.approx(0.4)
