@@ -204,6 +204,7 @@ def data_aware(data: str, model: str) -> ConfigDict:
             **subject(data, model),
             "methods": ("svd", "cp", "tucker", "tt"),
             "norms": ("frobenius", "covariance", "kronecker"),
+            "layers": (".*",),
             "keeps": (0.75, 0.5, 0.25),
             "correct_bias": (False,),
             "finetune_subsets": 1,

@@ -51,6 +51,7 @@ CONFIG = {
 TRANSFER = {
     **CONFIG,
     "methods": ["svd"],
+    "layers": ["conv[2-6]", "linear"],
     "norms": ["covariance"],
     "correct_bias": [False],
     "calibration": {"sources": ["same", "brighter", "digits"], "images": [60], "subsets": 1},
@@ -326,7 +327,8 @@ def test_transfer_without_tuning_and_layers(unbroken, tmp_path):
         ("methods", ["pca"], "'methods' has 'pca': known are"),
         ("keeps", [1.0], "'keeps' must hold shares between 0 and 1"),
         ("keeps", [], "'keeps' must list at least one"),
-        ("calibration.sources", ["imagenet"], "'calibration.sources' has 'imagenet'"),
+        ("calibration.sources", ["svhn"], "'calibration.sources' has 'svhn'"),
+        ("layers", ["conv9"], "'conv9'.*matches no layer"),
         ("calibration.images", [0], "'calibration.images' is 0: at least 1"),
         ("calibration.images", [201], "asks for 201, but source 'same' has 200 images"),
         ("calibration.subsets", 0, "'calibration.subsets' is 0"),

@@ -54,8 +54,10 @@ def _plans(settings: DataAware, subject: Subject) -> dict[tuple[str, float], Pla
     plans = {}
     for method in settings.methods:
         for keep in settings.keeps:
-            rule = Rule(path=".*", method=method, compression=1 - keep)
-            plan = make_plan(subject.module, variables, (rule,), subject.sample)
+            rules = tuple(
+                Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
+            )
+            plan = make_plan(subject.module, variables, rules, subject.sample)
             if not plan.factorised:
                 raise ValueError(
                     f"config field 'keeps': no layer gets smaller with {method} at {keep:g} kept"

@@ -44,6 +44,7 @@ class DataAware(SubjectSettings):
         norms: of "frobenius", "covariance", "kronecker", "sequential covariance", "sequential
             kronecker"; the last two decompose layer after layer, see
             `tdjax.factorize_sequentially`, and whole networks only.
+        layers: the layers that are decomposed, by patterns for `re.fullmatch` on their paths.
         keeps: shares of its weights that each layer keeps which can shrink.
         correct_bias: without, with, or both.
         finetune_subsets: of how many calibration subsets the networks are fine-tuned.
@@ -52,6 +53,7 @@ class DataAware(SubjectSettings):
     experiment: str = "data_aware"
     methods: tuple[str, ...] = ("svd", "cp", "tucker", "tt")
     norms: tuple[str, ...] = NORMS[:3]
+    layers: tuple[str, ...] = (".*",)
     keeps: tuple[float, ...] = (0.75, 0.5, 0.25)
     correct_bias: tuple[bool, ...] = (False,)
     test: AwareScoreSettings = AwareScoreSettings()
@@ -62,6 +64,7 @@ class DataAware(SubjectSettings):
         super().__post_init__()
         check_choices("methods", self.methods, METHODS)
         check_choices("norms", self.norms, NORMS)
+        check_choices("layers", self.layers)
         check_choices("keeps", self.keeps)
         check_choices("correct_bias", self.correct_bias)
         if not all(0 < keep < 1 for keep in self.keeps):
