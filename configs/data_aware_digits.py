@@ -20,6 +20,9 @@ Biases corrected as well as not, and transfer, with moments from MNIST resized t
 
     ... --config.correct_bias="(False, True)"
     ... --config.calibration.sources="('same', 'mnist')" --config.calibration.folder=PATH
+
+With MNIST's moments the covariance still gains 15.2 points (8.4 to 22.0) over Frobenius at 50 %
+kept, and Kronecker 8.6 (8.5 to 8.8) over the covariance, little as its images look like the digits.
 """
 
 from ml_collections import ConfigDict
