@@ -113,12 +113,16 @@ class LinenNetwork:
 
     module: nn.Module
 
-    def __call__(self, params: Any, state: Any, images: Array, train: bool) -> tuple[Array, Any]:
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
         variables = {**state, "params": params}
-        if not train:
+        if key is None:
             return cast(Array, self.module.apply(variables, images)), state
-        result = self.module.apply(variables, images, train=True, mutable=list(state))
+        result = self.module.apply(
+            variables, images, train=True, mutable=list(state), rngs={"dropout": key}
+        )
         return cast(tuple[Array, Any], result)
 
 
@@ -252,7 +256,7 @@ def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
 @partial(jax.jit, static_argnames=("apply",))
 def _evaluate_batch(models: Model, apply: Apply, images: Array, labels: Array) -> tuple[Any, Any]:
     def one(model: Model) -> tuple[Array, Array]:
-        logits, _ = apply(model.params, model.state, images, False)
+        logits, _ = apply(model.params, model.state, images, None)
         right, loss = example_scores(logits, labels)
         return jnp.sum(right), jnp.sum(loss)
 
@@ -284,8 +288,11 @@ def _step(
         if settings.augment:
             batch = random_crop_flip(jax.random.fold_in(key, index), batch, fill=fill)
 
+        # The keys below `steps` belong to the crops.
+        drawn = jax.random.fold_in(key, steps + index)
+
         def loss(params: Any) -> tuple[Array, Any]:
-            logits, state = apply(params, model.state, batch, True)
+            logits, state = apply(params, model.state, batch, drawn)
             return jnp.mean(example_scores(logits, targets)[1]), state
 
         gradient, state = jax.grad(loss, has_aux=True)(model.params)

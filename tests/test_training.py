@@ -89,6 +89,32 @@ def test_runs_differ_by_their_keys_only():
         assert np.allclose(kernel[0], kernel[1], rtol=1e-4, atol=1e-5) == alike
 
 
+class DropNet(nn.Module):
+    """Nothing but dropout lets two of its runs differ."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
+        return nn.Dense(CLASSES)(x)
+
+
+def test_dropout_draws_anew_in_each_step_and_run():
+    params = DropNet().init(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))["params"]
+    kernels = []
+    for epochs in (1, 2):
+        data = (examples(8, 1), examples(8, 2))
+        plain = FitSettings(epochs=epochs, batch_size=8, learning_rate=0.1, momentum=0.0)
+        keys = jnp.stack([jax.random.key(seed) for seed in (1, 1, 2)])
+        models = stacked([Model(params, {})] * 3)
+        fit = trained(models, keys, plain, apply=LinenNetwork(DropNet()), data=data)[-1]
+        kernels.append(np.asarray(fit.model.params["Dense_0"]["kernel"]))
+    first, second = kernels
+    np.testing.assert_array_equal(first[0], first[1])
+    assert not np.allclose(first[0], first[2])
+    start = np.asarray(params["Dense_0"]["kernel"])
+    assert not np.allclose(second[0] - first[0], first[0] - start, rtol=0.1)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_continued_is_bitwise_the_unbroken(optimizer):
     fit_settings = dataclasses.replace(SETTINGS, optimizer=optimizer)
@@ -105,10 +131,10 @@ def test_continued_is_bitwise_the_unbroken(optimizer):
     assert trained(models, keys, fit_settings, fit=unbroken[-1]) == []
 
 
-def scripted(params, state, images, train):
+def scripted(params, state, images, key):
     """A network whose loss on images of class 0 is softplus(script[steps trained])."""
     now = state["script"][state["steps"]] + 0 * params
-    if train:
+    if key is not None:
         state = {**state, "steps": state["steps"] + 1}
     return jnp.stack([-now, jnp.zeros_like(now)]) * jnp.ones((len(images), 1)), state
 
@@ -166,7 +192,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best():
     np.testing.assert_array_equal(fits[-1].best.state["steps"], [1, 0])
 
 
-def linear(params, state, images, train):
+def linear(params, state, images, key):
     """Softmax regression on the pixels."""
     return images.reshape(len(images), -1) @ params["w"] + params["b"], state
 

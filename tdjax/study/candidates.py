@@ -40,10 +40,12 @@ class CompressedNetwork:
     groups: int
     method: str
 
-    def __call__(self, params: Any, state: Any, images: Array, train: bool) -> tuple[Array, Any]:
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
         kernel = dense_kernel(params["factors"], self.kernel_shape, self.groups, self.method)
-        return self.apply(replace_kernel(params["dense"], self.path, kernel), state, images, train)
+        return self.apply(replace_kernel(params["dense"], self.path, kernel), state, images, key)
 
 
 def dense_kernel(

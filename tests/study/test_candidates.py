@@ -130,7 +130,7 @@ def test_the_dense_kernel_is_what_the_thin_layers_compute(case):
         if choice.compression == LEVELS[-1]:
             thin = factorize(case.module, whole).apply({"params": params}, images)
             compressed = {"dense": without_kernel(case.params, "conv"), "factors": found}
-            logits, _ = case.network(choice.method)(compressed, {}, images, False)
+            logits, _ = case.network(choice.method)(compressed, {}, images, None)
             np.testing.assert_allclose(logits, thin, rtol=1e-3, atol=1e-5)
 
 

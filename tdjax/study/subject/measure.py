@@ -32,9 +32,11 @@ class FactorisedNetwork:
     apply: Apply
     plan: Plan
 
-    def __call__(self, params: Any, state: Any, images: Array, train: bool) -> tuple[Array, Any]:
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
-        return self.apply(reconstruct_params(params, self.plan), state, images, train)
+        return self.apply(reconstruct_params(params, self.plan), state, images, key)
 
 
 def scored(subject: Subject, model: Model, examples: Examples) -> dict[str, Any]:
