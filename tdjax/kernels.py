@@ -206,17 +206,25 @@ def _corrected(
     init: str,
     max_iters: int,
 ) -> Corrected[list[Format]]:
-    def decompose(rest: Array, before: list[Format] | None) -> list[Format]:
+    def decompose(rest: Array, before: list[Format]) -> list[Format]:
         return decompose_kernel(
-            rest, entry, key=key, weights=weights, init=init, max_iters=max_iters, tol=tol,
-            starts=before,
-        )  # fmt: skip
+            rest, entry, weights=weights, max_iters=max_iters, tol=tol, starts=before
+        )
+
+    def untouched() -> list[Format]:
+        return decompose_kernel(kernel, entry, key=key, init=init, max_iters=1)
 
     def dense(parts: list[Format]) -> Array:
         return reconstruct_kernel(chain.to_kernels(parts, entry.stages), replace(entry, nonzeros=0))
 
+    if entry.method == "cp":
+        start = untouched()
+    else:
+        # All others start by themselves, and need the shapes alone.
+        shapes = jax.eval_shape(untouched)
+        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     operator = None if weights is None else _operator(kernel, weights, entry.layer.groups)
-    return alternate(kernel, entry.nonzeros, decompose, dense, operator=operator, tol=tol)
+    return alternate(kernel, entry.nonzeros, decompose, dense, start, operator=operator, tol=tol)
 
 
 def _operator(kernel: Float[Array, "*_"], weights: Weights, groups: int) -> Operator:

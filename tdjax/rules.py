@@ -84,8 +84,7 @@ class Rule:
             raise ValueError(f"{self}: compression must lie between 0 and 1")
         if self.sparse is not None and not 0 < self.sparse < 1:
             raise ValueError(
-                f"{self}: sparse must lie between 0 and 1, got {self.sparse}; leave it out for "
-                "none"
+                f"{self}: sparse must lie between 0 and 1, got {self.sparse}; leave it out for none"
             )
         if isinstance(self.rank, list):
             object.__setattr__(self, "rank", tuple(self.rank))

@@ -40,9 +40,9 @@ def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) 
     Arguments:
         folder: made if it is not there; it belongs to this network alone.
         params: nested mapping of arrays of any dtype, as `tdjax.factorize_params` gives it, or
-            a whole dict of variables with such a "params", which sparse corrections need. Axis names around an array
-            (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it, a mesh and rules
-            are not.
+            a whole dict of variables with such a "params", which sparse corrections need. Axis
+            names around an array (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it,
+            a mesh and rules are not.
         plan: the plan that the parameters were factorised by.
 
     Raises ValueError for parameters that do not fit the plan, for a pytree of anything but

@@ -88,8 +88,8 @@ def sequential(
     for entry in plan.factorised:
         if entry.nonzeros:
             raise ValueError(
-                f"factorize_sequentially: layer {entry.layer.path!r} has a sparse correction, which "
-                "only factorize_params makes; give it a rule without sparse"
+                f"factorize_sequentially: layer {entry.layer.path!r} has a sparse correction, "
+                "which only factorize_params makes; give it a rule without sparse"
             )
     if iter(batches) is batches:
         raise ValueError("factorize_sequentially: batches are read many times, give a list")

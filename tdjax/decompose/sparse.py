@@ -23,6 +23,7 @@ from tdjax.norms import Covariance, Kronecker
 
 P = TypeVar("P")
 Indices = Int[Array, " k"]
+State = tuple[P, Float[Array, " k"], Int[Array, " k"]]
 
 # Rounds at most; matrices of low rank with well separated outliers are exact before that.
 ROUNDS = 20
@@ -77,8 +78,9 @@ def scattered(
 def alternate(
     x: Float[Array, "*n"],
     nonzeros: int,
-    decompose: Callable[[Array, P | None], P],
+    decompose: Callable[[Array, P], P],
     dense: Callable[[P], Array],
+    start: P,
     *,
     operator: Operator | None = None,
     rounds: int = ROUNDS,
@@ -96,8 +98,9 @@ def alternate(
     Arguments:
         x: (n_1, ..., n_N), float32 or float64.
         nonzeros: k, static, from 1 to the size of x.
-        decompose: (array, the L of the round before or None) -> L.
+        decompose: (array, the L of the round before) -> L.
         dense: L -> array of x's shape.
+        start: in place of an L before the first round; its shapes are those of L.
         operator: None for the Frobenius norm.
         rounds: at most, static, at least 1.
         tol: stop once a round changes the relative error by less.
@@ -113,9 +116,8 @@ def alternate(
     def error(rest: Array) -> Float[Array, ""]:
         return root_ratio(dot(rest, rest if operator is None else operator.weigh(rest)), squared)
 
-    def renewed(
-        part: P | None, values: Array, indices: Array
-    ) -> tuple[tuple[P, Array, Array], Float[Array, ""]]:
+    def renewed(state: State[P]) -> tuple[State[P], Float[Array, ""]]:
+        part, values, indices = state
         sparse = scattered(values, indices, x.shape)
         part = decompose(x - sparse, part)
         rest = x - dense(part)
@@ -123,17 +125,12 @@ def alternate(
         left = error(rest - scattered(values, indices, x.shape))
         return (part, values, indices), left
 
-    start, first = renewed(None, *_chosen(x, jnp.zeros_like(x), nonzeros, operator))
+    first = (start, *_chosen(x, jnp.zeros_like(x), nonzeros, operator))
+    unknown = jnp.asarray(jnp.inf, x.dtype)
     (part, values, indices), progress = iterate(
-        lambda state: renewed(*state),
-        start,
-        first,
-        max_iters=rounds - 1,
-        tol=tol,
-        stop_when_worse=True,
+        renewed, first, unknown, max_iters=rounds, tol=tol, stop_when_worse=True
     )
-    errors = jnp.concatenate([first[None], progress.errors])
-    return Corrected(part, values, indices, errors)
+    return Corrected(part, values, indices, progress.errors)
 
 
 def diagonal_of(norm: Covariance | Kronecker, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
