@@ -177,7 +177,7 @@ def correct_kernel(
     init: str = "normal",
     max_iters: int = 100,
     tol: float | Float[Array, ""] = 1e-8,
-) -> Corrected[list[Format]]:
+) -> Corrected:
     """The decompositions of one kernel, one for each feature group, and a sparse correction.
 
     Arguments as `decompose_kernel`, for an entry with nonzeros; these may lie in any group. See
@@ -205,7 +205,7 @@ def _corrected(
     entry: PlannedLayer,
     init: str,
     max_iters: int,
-) -> Corrected[list[Format]]:
+) -> Corrected:
     def decompose(rest: Array, before: list[Format]) -> list[Format]:
         return decompose_kernel(
             rest, entry, weights=weights, max_iters=max_iters, tol=tol, starts=before

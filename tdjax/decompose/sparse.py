@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Operator(NamedTuple):
     diagonal: Float[Array, "*n"]
 
 
-class Corrected(NamedTuple, Generic[P]):
+class Corrected(NamedTuple):
     """An array as L + S.
 
     Arguments:
@@ -54,7 +54,7 @@ class Corrected(NamedTuple, Generic[P]):
             raises it, and those that were not needed are NaN.
     """
 
-    part: P
+    part: Any
     values: Float[Array, " k"]
     indices: Int[Array, " k"]
     errors: Float[Array, " rounds"]
@@ -85,7 +85,7 @@ def alternate(
     operator: Operator | None = None,
     rounds: int = ROUNDS,
     tol: float | Float[Array, ""] = 1e-8,
-) -> Corrected[P]:
+) -> Corrected:
     """Approximate an array by a decomposition plus a sparse array, both renewed in turn.
 
     It starts from the entries worth most in x itself. Each round decomposes x - S, then chooses S

@@ -51,14 +51,6 @@ class Sparse(nn.Module):
         return scattered(values, indices, shape)
 
 
-class SparseConv(Sparse, nn.Conv):
-    """`nn.Conv` with a sparse kernel."""
-
-
-class SparseDense(Sparse, nn.Dense):
-    """`nn.Dense` with a sparse kernel."""
-
-
 class SparseTable(Sparse):
     """A sparse array by itself.
 
@@ -73,3 +65,12 @@ class SparseTable(Sparse):
     def __call__(self) -> Array:
         """The array."""
         return self.param("kernel", nn.initializers.zeros, self.shape, self.param_dtype)
+
+
+def _sparse(cls: type) -> Any:
+    """A subclass of one of Flax's layers that differs in its kernel alone."""
+    about = {"__module__": __name__, "__doc__": f"`nn.{cls.__name__}` with a sparse kernel."}
+    return type(f"Sparse{cls.__name__}", (Sparse, cls), about)
+
+
+SparseConv, SparseDense = _sparse(nn.Conv), _sparse(nn.Dense)

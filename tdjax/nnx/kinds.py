@@ -124,7 +124,7 @@ class FactorisedEmbed(nnx.Embed):
             self.promote_dtype((factor,), dtype=self.dtype, inexact=False)[0]
             for factor in _kernels(self)
         ]
-        taken = jnp.take(factors.pop(), inputs, axis=0) if self.planned.nonzeros else 0
+        taken = jnp.take(factors.pop(), inputs, axis=0) if _nonzeros(self) else 0
         if tt_matrix.is_train(_stages(self)):
             return _placed(tt_matrix.take_rows(factors, inputs) + taken, out_sharding)
         rows, columns = factors
@@ -136,7 +136,7 @@ class FactorisedEmbed(nnx.Embed):
         for factor in _kernels(self):
             query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
             factors.append(factor)
-        products = jnp.dot(query, factors.pop().T) if self.planned.nonzeros else 0
+        products = jnp.dot(query, factors.pop().T) if _nonzeros(self) else 0
         if tt_matrix.is_train(_stages(self)):
             turned = [core.swapaxes(1, 2) for core in factors]
             return _placed(tt_matrix.multiply(query, turned) + products, out_sharding)
@@ -210,6 +210,10 @@ def _stages(module: Any) -> tuple[Stage, ...]:
     return module.planned.stages
 
 
+def _nonzeros(module: Any) -> int:
+    return module.planned.nonzeros
+
+
 def stage_of(module: Any, stage: Stage, stages: tuple[Stage, ...]) -> nnx.Module:
     """One stage of a layer's chain, its kernel still to be set."""
     # A core of a TT-matrix is no thin layer of any kind.
@@ -226,13 +230,13 @@ def _through(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
 
 def _corrected(module: Any, x: Float[Array, "*_"], y: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """What a chain makes of `x`, with what its sparse correction does."""
-    return y + getattr(module, CORRECTION)(x) if module.planned.nonzeros else y
+    return y + getattr(module, CORRECTION)(x) if _nonzeros(module) else y
 
 
 def _kernels(module: Any) -> list[Float[Array, "*_"]]:
     """Kernels of the stages, and behind them that of a sparse correction."""
     names = [stage.name for stage in _stages(module)]
-    if module.planned.nonzeros:
+    if _nonzeros(module):
         names.append(CORRECTION)
     return [getattr(module, name).kernel[...] for name in names]
 

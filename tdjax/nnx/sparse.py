@@ -31,31 +31,18 @@ class Sparse(nnx.Module):
         return nnx.Param(scattered(self.values[...], self.indices[...], self.whole_shape))
 
 
-class SparseConv(Sparse, nnx.Conv):
-    """`nnx.Conv` with a sparse kernel."""
-
-
-class SparseLinear(Sparse, nnx.Linear):
-    """`nnx.Linear` with a sparse kernel."""
-
-
-class SparseLinearGeneral(Sparse, nnx.LinearGeneral):
-    """`nnx.LinearGeneral` with a sparse kernel."""
-
-
-class SparseEinsum(Sparse, nnx.Einsum):
-    """`nnx.Einsum` with a sparse kernel."""
-
-
 class SparseArray(Sparse):
     """A sparse array by itself, its `kernel`."""
 
 
-SPARSE: dict[type, type[nnx.Module]] = {
-    nnx.Conv: SparseConv,
-    nnx.Linear: SparseLinear,
-    nnx.LinearGeneral: SparseLinearGeneral,
-    nnx.Einsum: SparseEinsum,
+def _sparse(cls: type) -> Any:
+    """A subclass of one of Flax's layers that differs in its kernel alone."""
+    about = {"__module__": __name__, "__doc__": f"`nnx.{cls.__name__}` with a sparse kernel."}
+    return type(f"Sparse{cls.__name__}", (Sparse, cls), about)
+
+
+SPARSE: dict[type, Any] = {
+    cls: _sparse(cls) for cls in (nnx.Conv, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
 }
 
 
