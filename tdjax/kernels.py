@@ -307,8 +307,9 @@ def reconstruct_kernel(
 ) -> Float[Array, "*_"]:
     """The dense kernel that a layer's factors stand for, shape `entry.layer.kernel_shape`."""
     layer = entry.layer
+    kernels = {stage.name: factors[stage.name] for stage in entry.stages}
     kernel = chain.reconstruct(
-        factors, layer.kernel_shape, entry.stages, str(entry.method), layer.groups
+        kernels, layer.kernel_shape, entry.stages, str(entry.method), layer.groups
     )
     if not entry.nonzeros:
         return kernel
