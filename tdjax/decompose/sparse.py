@@ -3,8 +3,9 @@
 Alternation of Zhou and Tao, "GoDec: randomized low-rank & sparse matrix decomposition in noisy
 case", ICML 2011; for kernels Yu, Liu, Wang and Tao, "On compressing deep models by low rank and
 sparse decomposition", CVPR 2017. There S is what is largest of x - L. In a norm whose operator H
-couples entries, an entry is worth what freeing it alone would save, as in pruning by second
-derivatives (Hassibi and Stork, "Second order derivatives for network pruning", NIPS 1992).
+couples entries, entries are weighed by its diagonal, as in pruning by second derivatives (LeCun,
+Denker and Solla, "Optimal brain damage", NIPS 1989), after a step that takes the others into
+account: normalised iterative hard thresholding (Blumensath and Davies, 2010).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.als import iterate
+from tdjax.decompose.als import iterate, safe_ratio
 from tdjax.decompose.weighted import conjugate_gradients, dot, root_ratio
 from tdjax.norms import Covariance, Kronecker
 
@@ -88,12 +89,12 @@ def alternate(
 ) -> Corrected:
     """Approximate an array by a decomposition plus a sparse array, both renewed in turn.
 
-    It starts from the entries worth most in x itself. Each round decomposes x - S, then chooses S
-    anew: with E = x - L and D the diagonal of H, the k entries with the largest D u^2 where
-    u = S + D^-1 H (E - S), and a few steps of conjugate gradients towards the values that are best
-    at these places. In the Frobenius norm u is E, and no steps are needed. A round that raises the
-    error, which neither half does by itself in the Frobenius norm with a truncated SVD, is
-    dropped and ends the alternation.
+    It starts from the entries of x that weigh most, D x^2 with D the diagonal of H. Each round
+    decomposes x - S, then chooses S anew: with E = x - L and the gradient g = H (E - S), the k
+    entries with the largest D u^2 where u = S + t D^-1 g and t is the length of the steepest
+    descent, and a few steps of conjugate gradients towards the values that are best at these
+    places. In the Frobenius norm u is E, and no steps are needed; with a truncated SVD neither
+    half raises the error. A round that does is dropped and ends the alternation.
 
     Arguments:
         x: (n_1, ..., n_N), float32 or float64.
@@ -121,11 +122,12 @@ def alternate(
         sparse = scattered(values, indices, x.shape)
         part = decompose(x - sparse, part)
         rest = x - dense(part)
-        values, indices = _chosen(rest, sparse, nonzeros, operator)
+        wanted = rest if operator is None else _descended(rest, sparse, operator)
+        values, indices = _chosen(rest, wanted, nonzeros, operator)
         left = error(rest - scattered(values, indices, x.shape))
         return (part, values, indices), left
 
-    first = (start, *_chosen(x, jnp.zeros_like(x), nonzeros, operator))
+    first = (start, *_chosen(x, x, nonzeros, operator))
     unknown = jnp.asarray(jnp.inf, x.dtype)
     (part, values, indices), progress = iterate(
         renewed, first, unknown, max_iters=rounds, tol=tol, stop_when_worse=True
@@ -141,15 +143,19 @@ def diagonal_of(norm: Covariance | Kronecker, x: Float[Array, "*n"]) -> Float[Ar
     return rows * _diagonal(norm.output_weight(x))
 
 
+def _descended(rest: Array, sparse: Array, operator: Operator) -> Array:
+    """S after a step of steepest descent towards `rest`, in coordinates where H has diagonal 1."""
+    gradient = operator.weigh(rest - sparse)
+    direction = gradient / operator.diagonal
+    length = safe_ratio(dot(gradient, direction), dot(direction, operator.weigh(direction)))
+    return sparse + length * direction
+
+
 def _chosen(
-    rest: Array, sparse: Array, nonzeros: int, operator: Operator | None
+    rest: Array, wanted: Array, nonzeros: int, operator: Operator | None
 ) -> tuple[Array, Array]:
-    """Values and indices of the entries of `rest` that are worth most, `sparse` being there."""
-    if operator is None:
-        wanted, worth = rest, jnp.abs(rest)
-    else:
-        wanted = sparse + operator.weigh(rest - sparse) / operator.diagonal
-        worth = operator.diagonal * wanted**2
+    """Indices of the entries of `wanted` that weigh most, and their values towards `rest`."""
+    worth = jnp.abs(wanted) if operator is None else operator.diagonal * wanted**2
     _, indices = jax.lax.top_k(worth.reshape(-1), nonzeros)
     indices = jnp.sort(indices).astype(jnp.int32)
     values = wanted.reshape(-1)[indices]
