@@ -108,7 +108,8 @@ def factorize(
 def factorize(model: Any, plan: Plan, **options: Any) -> Any:
     """The model with the layers of the plan factorised: same signature, fewer parameters.
 
-    A Linen model has no parameters of its own: see `tdjax.factorize_params` for those. Of an NNX
+    A Linen model has no parameters of its own: see `tdjax.factorize_params` for those; where the
+    plan has sparse corrections, it also takes their collection "sparsity". Of an NNX
     model the result is a copy with the factors filled in; the model is not changed.
 
     Arguments:

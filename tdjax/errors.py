@@ -17,7 +17,7 @@ from tdjax.boxes import unboxed
 from tdjax.calls import Frame, split_arrays
 from tdjax.candidates import Network, candidate_means, examples
 from tdjax.decompose.als import safe_ratio
-from tdjax.factorize import factorize_params, layer_params, reconstruct_params, weight_name
+from tdjax.factorize import dense_tree, factor_tree, layer_params, weight_name
 from tdjax.formats import HIGHEST
 from tdjax.linen import layer_outputs
 from tdjax.norms import times
@@ -125,11 +125,11 @@ def feature_errors(
     """
     params = variables["params"]
     if isinstance(plan_or_params, Plan):
-        approximated = factorize_params(
+        approximated = factor_tree(
             params, plan_or_params, key=jax.random.key(0) if key is None else key
         )
         paths = [entry.layer.path for entry in plan_or_params.factorised]
-        dense: Mapping[str, Any] = reconstruct_params(approximated, plan_or_params)
+        dense: Mapping[str, Any] = dense_tree(approximated, plan_or_params)
     else:
         dense = plan_or_params
         paths = _changed_kernels(params, dense)

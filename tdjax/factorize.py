@@ -1,7 +1,8 @@
 """Parameter pytrees: kernels -> factors, factors -> kernels.
 
 Pure functions on nested mappings; they know a plan, and nothing of modules. Where a layer's
-parameters were {"kernel", "bias"}, a factorised layer has {<stage>: {"kernel"}, ..., "bias"}.
+parameters were {"kernel", "bias"}, a factorised layer has {<stage>: {"kernel"}, ..., "bias"}; one
+with a sparse correction has {"sparse": {"values"}} too, and the indices in another collection.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from jaxtyping import Array, Float
 
 from tdjax.bias import around_mean, can_correct, mean_output, shifted
 from tdjax.boxes import box_factor, box_whole, unboxed
-from tdjax.kernels import decompose_array, reconstruct_array
+from tdjax.indices import copied, given, with_params, without_indices
+from tdjax.kernels import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.moments import LayerMoments
 from tdjax.plan import Plan, PlannedLayer
+from tdjax.stage import CORRECTION
 from tdjax.weighing import weights_of
 
 Params = Mapping[str, Any]
@@ -39,8 +42,19 @@ def factorize_params(
 
     Half-precision kernels are decomposed in float32 and cast back.
 
+    A layer with a sparse correction gets parameters "sparse" with the (k,) "values" of its
+    nonzeros. Their "indices", int32, are no parameters, and go into a collection "sparsity" of the
+    variables, which the factorised model is to be given:
+
+        variables = tdjax.factorize_params(variables, plan)
+        small.apply(variables, x)
+
+    Decomposition and correction are renewed in turn, up to 20 times; see
+    `tdjax.decompose.sparse.alternate`.
+
     Arguments:
-        params: nested mapping of arrays, as `variables["params"]`; it is not changed.
+        params: nested mapping of arrays, as `variables["params"]`; or all variables, with such a
+            "params", which are then what is returned. It is not changed.
         plan: from `tdjax.make_plan`.
         key: PRNG key for the random starts of CP; needed if the plan has such a layer.
         init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
@@ -52,8 +66,36 @@ def factorize_params(
             weigh by the covariance around that mean. Layers without a bias stay as they are.
 
     Raises KeyError or ValueError for parameters or moments that do not fit the plan, ValueError
-    for NaN or Inf in a kernel; both name the layer.
+    for NaN or Inf in a kernel; both name the layer. ValueError for parameters alone where the plan
+    has sparse corrections.
     """
+    params, variables = given(params, plan)
+    sparse = [entry.layer.path for entry in plan.factorised if entry.nonzeros]
+    if sparse and variables is None:
+        raise ValueError(
+            f"factorize_params: layer {sparse[0]!r} has a sparse correction, whose indices are no "
+            'parameters: give all variables, as {"params": params}'
+        )
+    tree = factor_tree(
+        params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
+        moments=moments, norm=norm, correct_bias=correct_bias,
+    )  # fmt: skip
+    return tree if variables is None else with_params(variables, tree, plan)
+
+
+def factor_tree(
+    params: Params,
+    plan: Plan,
+    *,
+    key: Array | None = None,
+    init: str = "normal",
+    max_iters: int = 100,
+    tol: float = 1e-8,
+    moments: Mapping[str, LayerMoments] | None = None,
+    norm: str | None = None,
+    correct_bias: bool = False,
+) -> dict[str, Any]:
+    """`factorize_params` of parameters alone, with the indices of corrections beside the values."""
     check_kernels(params, plan, key)
     weights = weights_of(plan, moments, norm)
     if correct_bias and moments is None:
@@ -87,17 +129,18 @@ class Step(NamedTuple):
     """What becomes of one layer.
 
     Arguments:
-        factors: kernels of its stages, by name.
+        factors: kernels of its stages, by name, and its sparse correction; see
+            `tdjax.kernels.Factors`.
         shift: what its bias takes on, (T,), or (copies, T) of a stack; None for nothing.
     """
 
-    factors: dict[str, Array]
+    factors: Factors
     shift: Array | None
 
 
 def with_steps(params: Params, plan: Plan, steps: Mapping[str, Step]) -> dict[str, Any]:
     """Parameters with the factors of all layers of a plan, by path, in place of their kernels."""
-    result = _copied(params)
+    result = copied(params)
     for entry in plan.factorised:
         own, step = _at(result, entry.layer.path), steps[entry.layer.path]
         stored = own.pop(entry.layer.storage.name)
@@ -105,6 +148,9 @@ def with_steps(params: Params, plan: Plan, steps: Mapping[str, Step]) -> dict[st
         for stage in entry.stages:
             factor = step.factors[stage.name].astype(dtype)
             own[stage.name] = {"kernel": box_factor(stored, factor, entry, stage)}
+        if entry.nonzeros:
+            values = step.factors[VALUES].astype(dtype)
+            own[CORRECTION] = {VALUES: values, INDICES: step.factors[INDICES]}
         if step.shift is not None:
             own["bias"] = shifted(own["bias"], step.shift)
     return result
@@ -113,9 +159,24 @@ def with_steps(params: Params, plan: Plan, steps: Mapping[str, Step]) -> dict[st
 def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
     """Multiply the factors out to kernels of the original shapes; the inverse direction.
 
-    Differentiable and safe inside `jit` and `vmap`. Raises KeyError where factors are missing.
+    Differentiable and safe inside `jit` and `vmap`.
+
+    Arguments:
+        params: as `factorize_params` gives them, parameters or all variables; so is the result.
+        plan: the plan that they were factorised by.
+
+    Raises KeyError where factors are missing, or the indices of sparse corrections.
     """
-    result = _copied(params)
+    params, variables = given(params, plan)
+    tree = dense_tree(params, plan)
+    if variables is None:
+        return tree
+    return without_indices({**variables, "params": tree}, plan)
+
+
+def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
+    """`reconstruct_params` of what `factor_tree` gave."""
+    result = copied(params)
     for entry in plan.factorised:
         own, storage = _at(result, entry.layer.path), entry.layer.storage
         missing = [stage.name for stage in entry.stages if stage.name not in own]
@@ -125,13 +186,27 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
         factors = {
             stage.name: unboxed(factor) for stage, factor in zip(entry.stages, stored, strict=True)
         }
+        if entry.nonzeros:
+            factors |= _correction(own.pop(CORRECTION, {}), entry.layer.path)
         own[storage.name] = box_whole(stored, reconstruct_array(factors, entry), entry)
     return result
 
 
+def _correction(own: Params, path: str) -> Factors:
+    """Values and indices of a layer's sparse correction from what it has of that name."""
+    if VALUES not in own:
+        raise KeyError(f"layer {path!r} has no values of its sparse correction")
+    if INDICES not in own:
+        raise KeyError(
+            f"layer {path!r} has values of its sparse correction, but no indices: give all "
+            "variables, with the collection that factorize_params made"
+        )
+    return {VALUES: unboxed(own[VALUES]), INDICES: unboxed(own[INDICES])}
+
+
 def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dict[str, Any]:
     """The same parameters with the kernel of one layer replaced."""
-    result = _copied(params)
+    result = copied(params)
     _at(result, path)["kernel"] = kernel
     return result
 
@@ -160,7 +235,7 @@ class Dense(NamedTuple):
 
 def with_dense(params: Params, plan: Plan, layers: Mapping[str, Dense]) -> dict[str, Any]:
     """Parameters with some layers of a plan, by path, as they became."""
-    result = _copied(params)
+    result = copied(params)
     for path, (array, shift) in layers.items():
         own = _at(result, path)
         own[plan[path].layer.storage.name] = array
@@ -190,11 +265,6 @@ def _check_kernel(params: Params, entry: PlannedLayer) -> None:
         )
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
         raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")
-
-
-def _copied(params: Params) -> dict[str, Any]:
-    """A copy of the mappings that shares the arrays."""
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in params.items()}
 
 
 def _at(params: Any, path: str) -> Any:

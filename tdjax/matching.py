@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from tdjax.boxes import unboxed
 from tdjax.factorize import Params
+from tdjax.indices import given
+from tdjax.kernels import INDICES, VALUES, stack_axes
 from tdjax.plan import Plan, PlannedLayer
+from tdjax.stage import CORRECTION
 
 # Of more layers that do not fit, the first say enough.
 SHOWN = 5
@@ -19,18 +26,20 @@ Shape = tuple[int, ...]
 def check_params(params: Params, plan: Plan) -> None:
     """Check that parameters are those of a plan's factorised model.
 
-    Every factorised layer must have the kernels of exactly its stages, every other layer its
-    dense array, with the shapes of the plan, and no other layer may be there. Biases,
+    Every factorised layer must have the kernels of exactly its stages, and the values and indices
+    of its sparse correction if it has one, every other layer its dense array, with the shapes of
+    the plan, and no other layer may be there. Biases,
     normalisation and other small parameters are not in a plan, and not checked.
 
     Arguments:
-        params: nested mapping of arrays or shapes, or a dict of variables with such a "params".
+        params: nested mapping of arrays or shapes, or a dict of variables with such a "params",
+            which sparse corrections need.
         plan: from `tdjax.make_plan`.
 
     Raises ValueError that names each layer that does not fit, what the plan expects there and
     what was found.
     """
-    params = _without_collections(params, plan)
+    params = given(params, plan).params
     found = [problem for entry in plan.layers for problem in _problems(params, entry)]
     known = {tuple(filter(None, entry.layer.path.split("/"))) for entry in plan.layers}
     for entry in plan.factorised:
@@ -47,23 +56,22 @@ def check_params(params: Params, plan: Plan) -> None:
 
 
 def factor_shapes(entry: PlannedLayer) -> dict[str, Shape]:
-    """Shapes of the kernels of a layer's stages, with the axis of a stack, by stage name."""
+    """Shapes of a layer's factors, with the axis of a stack.
+
+    By stage name those of the kernels, and that of the values of a sparse correction.
+    """
+    shapes = {stage.name: stage.kernel_shape for stage in entry.stages}
+    if entry.nonzeros:
+        shapes[CORRECTION] = (entry.nonzeros,)
     storage = entry.layer.storage
     if storage.stack is None:
-        return {stage.name: stage.kernel_shape for stage in entry.stages}
-    axis = storage.stack
+        return shapes
+    axes = stack_axes(entry)
+    axes[CORRECTION] = axes.get(VALUES, 0)
     return {
-        stage.name: (*stage.kernel_shape[:axis], storage.copies, *stage.kernel_shape[axis:])
-        for stage in entry.stages
+        name: (*shape[: axes[name]], storage.copies, *shape[axes[name] :])
+        for name, shape in shapes.items()
     }
-
-
-def _without_collections(params: Params, plan: Plan) -> Params:
-    """The parameters of a dict of variables; parameters are passed on."""
-    own = params.get("params")
-    # A model may have a layer of that name.
-    named = any(_names(entry)[:1] == ("params",) for entry in plan.layers)
-    return own if isinstance(own, Mapping) and not named else params
 
 
 def _problems(params: Params, entry: PlannedLayer) -> Iterator[str]:
@@ -100,17 +108,44 @@ def _problems(params: Params, entry: PlannedLayer) -> Iterator[str]:
             yield f"{name}: expected factor {stage} of shape {expected}, found {factors[stage]}"
     for extra in factors.keys() - stages.keys():
         yield f"{name}: no factor {extra} expected, found one of shape {factors[extra]}"
+    if CORRECTION in stages and CORRECTION in factors:
+        yield from _index_problems(own[CORRECTION].get(INDICES), stages[CORRECTION], entry)
+
+
+def _index_problems(indices: Any, expected: Shape, entry: PlannedLayer) -> Iterator[str]:
+    """What is wrong with the indices of a sparse correction, as far as it can be seen."""
+    name = f"layer {entry.layer.path!r}"
+    if indices is None:
+        yield (
+            f"{name}: the indices of its sparse correction are missing: give all variables, not "
+            "the parameters alone"
+        )
+        return
+    if _shape(indices) != expected or not np.issubdtype(indices.dtype, np.integer):
+        yield (
+            f"{name}: expected integer indices of shape {expected}, found {indices.dtype} of "
+            f"shape {_shape(indices)}"
+        )
+        return
+    if isinstance(indices, (jax.ShapeDtypeStruct, jax.core.Tracer)):
+        return
+    storage, size = entry.layer.storage, math.prod(entry.layer.kernel_shape)
+    axis = 0 if storage.stack is None else 1 - stack_axes(entry)[INDICES]
+    rising = np.asarray(indices)
+    if not ((rising >= 0) & (rising < size)).all() or (np.diff(rising, axis=axis) <= 0).any():
+        yield f"{name}: the indices of its sparse correction do not rise from 0 to {size} at most"
 
 
 def _factors(params: Params, entry: PlannedLayer) -> dict[str, Shape | None]:
-    """Shapes of the kernels below a layer, by name; a layer of Flax has nothing else there."""
+    """Shapes of the factors below a layer, by name; a layer of Flax has nothing else there."""
     own = _own(params, entry)
     if own is None or entry.layer.obstacle is not None:
         return {}
     return {
-        name: _shape(below["kernel"])
+        name: _shape(below[array])
         for name, below in own.items()
-        if isinstance(below, Mapping) and "kernel" in below
+        for array in ("kernel", VALUES)
+        if isinstance(below, Mapping) and array in below
     }
 
 

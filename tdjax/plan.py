@@ -13,9 +13,11 @@ from tdjax.decompose.inputs import check_ranks
 from tdjax.layers import Layer, Storage
 from tdjax.printing import Table, as_html, as_text
 from tdjax.profile import Profile, profile_calls
-from tdjax.stage import Stage
+from tdjax.stage import CORRECTION, Stage
 
 PLAN_VERSION = 1
+# Indices are int32.
+INDEX_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class PlannedLayer:
         spatial: see `Rule`.
         reason: why the layer stays dense.
         splits, fold: see `Rule`.
+        nonzeros: of the sparse correction that is added to the kernel, for each layer of a stack;
+            0 for none.
     """
 
     layer: Layer
@@ -38,6 +42,7 @@ class PlannedLayer:
     reason: str | None = None
     splits: int = 1
     fold: str = "channel"
+    nonzeros: int = 0
 
     @property
     def rank_shape(self) -> tuple[int, ...]:
@@ -57,6 +62,7 @@ class PlannedLayer:
             + (" merged" if self.spatial == "merged" else "")
             + (f" {self.fold}" if self.fold != "channel" else "")
             + (f" /{self.splits}" if self.splits > 1 else "")
+            + (" + sparse" if self.nonzeros else "")
         )
 
     @property
@@ -75,19 +81,39 @@ class PlannedLayer:
         )
 
     @property
+    def correction(self) -> Stage | None:
+        """The layer that the sparse correction is, beside the chain; None where there is none.
+
+        It has the whole kernel's shape, of which its nonzeros alone are stored.
+        """
+        if not self.nonzeros:
+            return None
+        shape = self.layer.kernel_shape
+        return Stage(CORRECTION, shape, self.layer.groups, tuple(range(len(shape) - 2)))
+
+    @property
     def size(self) -> int:
-        """Weight parameters afterwards, without the bias."""
+        """Weight parameters afterwards, without the bias; of a sparse correction its nonzeros."""
         if self.method is None:
             return self.layer.size
-        return self.layer.copies * sum(stage.size for stage in self.stages)
+        return self.layer.copies * (sum(stage.size for stage in self.stages) + self.nonzeros)
+
+    @property
+    def index_bits(self) -> int:
+        """Bits that say where the nonzeros of the sparse correction lie; not part of `size`."""
+        return self.layer.copies * self.nonzeros * INDEX_BITS
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one example afterwards."""
+        """Multiply-accumulates for one example afterwards.
+
+        Of a sparse correction those of its nonzeros, though a dense layer computes it.
+        """
         if self.method is None:
             return self.layer.macs
         layer = self.layer
-        return layer.copies * chain.macs(
+        sparse = layer.macs * layer.copies * self.nonzeros // max(layer.size, 1)
+        return sparse + layer.copies * chain.macs(
             self.stages,
             layer.in_spatial,
             layer.out_spatial,
@@ -130,6 +156,11 @@ class Plan:
     def size(self) -> int:
         """Parameters of the whole factorised model."""
         return self.other + sum(entry.size for entry in self.layers)
+
+    @property
+    def index_bits(self) -> int:
+        """Bits that say where the nonzeros of all sparse corrections lie; not part of `size`."""
+        return sum(entry.index_bits for entry in self.layers)
 
     @property
     def macs_before(self) -> int:
@@ -186,6 +217,12 @@ class Plan:
             for entry in self.layers
             if entry.reason
         ]
+        if self.index_bits:
+            reasons.insert(
+                0,
+                f"indices of nonzeros take {self.index_bits:,} bits, beside the parameters; sparse "
+                "corrections are computed by dense layers, whatever their MACs",
+            )
         return reasons if self.measured is None else [str(self.measured), *reasons]
 
     def to_json(self) -> str:
@@ -236,6 +273,9 @@ def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
         check_form(layer, entry.method, entry.splits, entry.fold)
         full = ranks.full_ranks(entry.method, entry.rank_shape)
         check_ranks(entry.ranks, full, f"layer {layer.path!r}")
+    most = math.prod(layer.kernel_shape) if entry.method is not None else 0
+    if not (type(entry.nonzeros) is int and 0 <= entry.nonzeros <= most):
+        raise ValueError(f"layer {layer.path!r}: nonzeros {entry.nonzeros!r} not in 0..{most}")
     if not (entry.size >= 0 and entry.macs >= 0):
         raise ValueError(f"layer {layer.path!r} has a negative size")
     return entry
@@ -256,7 +296,7 @@ def _row(entry: PlannedLayer) -> tuple[str, ...]:
         layer.path or "(model)",
         kernel,
         entry.format,
-        ranks_text(entry.ranks),
+        ranks_text(entry.ranks) + (f" + {entry.nonzeros:,} nonzeros" if entry.nonzeros else ""),
         *_change(layer.size, entry.size),
         *_change(layer.macs, entry.macs),
     )

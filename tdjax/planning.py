@@ -59,12 +59,23 @@ def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
         raise ValueError(f"{rule}: {error}") from None
     spatial = rule.spatial if method == "cp" else "separate"
     entry = PlannedLayer(layer, method, (), spatial, splits=rule.splits, fold=fold)
+    decomposed = 1 - (rule.sparse or 0.0)
     if rule.compression is not None:
         # What a rank keeps of one split it keeps of all.
-        found = ranks.ranks_for(method, entry.rank_shape, 1 - rule.compression)
+        keep = decomposed * (1 - rule.compression)
+        found = ranks.ranks_for(method, entry.rank_shape, keep)
     else:
         found = _given_ranks(entry, method, rule)
-    return replace(entry, ranks=found)
+    entry = replace(entry, ranks=found)
+    if rule.sparse is None:
+        return entry
+    weights = layer.size // layer.copies
+    kept = (
+        entry.size / layer.copies / decomposed
+        if rule.compression is None
+        else (1 - rule.compression) * weights
+    )
+    return replace(entry, nonzeros=min(weights, max(1, round(rule.sparse * kept))))
 
 
 def _given_ranks(entry: PlannedLayer, method: str, rule: Rule) -> tuple[int, ...]:

@@ -40,9 +40,9 @@ def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) 
     Arguments:
         folder: made if it is not there; it belongs to this network alone.
         params: nested mapping of arrays of any dtype, as `tdjax.factorize_params` gives it, or
-            a whole dict of variables with such a "params". Axis names around an array
-            (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it, a mesh and rules
-            are not.
+            a whole dict of variables with such a "params", which sparse corrections need. Axis
+            names around an array (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it,
+            a mesh and rules are not.
         plan: the plan that the parameters were factorised by.
 
     Raises ValueError for parameters that do not fit the plan, for a pytree of anything but
@@ -125,6 +125,7 @@ def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any]
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), found
     )
+    # Before the arrays are read; the indices of sparse corrections are looked at after.
     check_params(shapes, plan)
     arguments = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
     arrays = manager.restore(step, args=arguments).params
@@ -136,6 +137,7 @@ def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any]
         if leaf.dtype != shape.dtype:
             where = jax.tree_util.keystr(path)
             raise ValueError(f"{where} is {shape.dtype}: enable jax_enable_x64 to read it exactly")
+    check_params(params, plan)
     for box in about["boxes"]:
         *above, name = box["path"]
         own = layer_params(params, "/".join(above))

@@ -85,6 +85,12 @@ def sequential(
         corrected: by path whether the layer's bias takes on what its mean output loses.
         key, options: as for `tdjax.factorize_params`.
     """
+    for entry in plan.factorised:
+        if entry.nonzeros:
+            raise ValueError(
+                f"factorize_sequentially: layer {entry.layer.path!r} has a sparse correction, "
+                "which only factorize_params makes; give it a rule without sparse"
+            )
     if iter(batches) is batches:
         raise ValueError("factorize_sequentially: batches are read many times, give a list")
     first = next(iter(batches), None)

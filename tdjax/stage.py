@@ -6,6 +6,9 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+# The name of a layer's sparse correction, beside the stages of its chain.
+CORRECTION = "sparse"
+
 
 @dataclass(frozen=True)
 class Stage:

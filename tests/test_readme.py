@@ -8,7 +8,7 @@ def test_the_examples_run_and_print_what_they_show(capsys):
     text = README.read_text("utf-8")
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
     code = [body for language, body in blocks if language == "python"]
-    assert len(code) == 7
+    assert len(code) == 8
     names: dict[str, object] = {}
     for body in code:
         exec(body, names)

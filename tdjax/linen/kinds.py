@@ -15,9 +15,10 @@ from tdjax import geometry, low_rank, tt_matrix
 from tdjax.boxes import box_factor, unboxed
 from tdjax.geometry import Call, as_tuple
 from tdjax.layers import Layer
+from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
 from tdjax.low_rank import BlockProduct
 from tdjax.plan import PlannedLayer
-from tdjax.stage import Stage
+from tdjax.stage import CORRECTION, Stage
 
 
 class Kind(NamedTuple):
@@ -54,14 +55,20 @@ def describe_conv(call: Call) -> Layer:
 
 def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain of convolutions in place of `nn.Conv`."""
-    x = inputs
-    for stage in entry.stages:
-        x = nn.Conv(
+
+    def settings(stage: Stage) -> dict[str, Any]:
+        return {
             **_shared(module, entry, stage),
             **geometry.conv_settings(module, stage),
-            conv_general_dilated=module.conv_general_dilated,
-            conv_general_dilated_cls=module.conv_general_dilated_cls,
-        )(x)
+            "conv_general_dilated": module.conv_general_dilated,
+            "conv_general_dilated_cls": module.conv_general_dilated_cls,
+        }
+
+    x = inputs
+    for stage in entry.stages:
+        x = nn.Conv(**settings(stage))(x)
+    if entry.correction is not None:
+        x += SparseConv(**settings(entry.correction), nonzeros=entry.nonzeros)(inputs)
     return _with_bias(module, entry, x)
 
 
@@ -72,10 +79,16 @@ def describe_conv_transpose(call: Call) -> Layer:
 
 def run_conv_transpose(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain in place of `nn.ConvTranspose`: convolutions of the dilated input."""
+
+    def settings(stage: Stage) -> dict[str, Any]:
+        own = geometry.transposed_settings(module, stage)
+        return {**_shared(module, entry, stage), **own}
+
     x = inputs
     for stage in entry.stages:
-        settings = geometry.transposed_settings(module, stage)
-        x = nn.Conv(**_shared(module, entry, stage), **settings)(x)
+        x = nn.Conv(**settings(stage))(x)
+    if entry.correction is not None:
+        x += SparseConv(**settings(entry.correction), nonzeros=entry.nonzeros)(inputs)
     return _with_bias(module, entry, x)
 
 
@@ -126,6 +139,10 @@ def set_up_embed(module: Any, entry: PlannedLayer) -> None:
     """The factors in place of the table."""
     for stage in entry.stages:
         setattr(module, stage.name, _factor(module, module.embedding_init, entry, stage, None))
+    if entry.correction is not None:
+        shape, dtype = entry.correction.kernel_shape, module.param_dtype
+        table = SparseTable(nonzeros=entry.nonzeros, shape=shape, param_dtype=dtype)
+        setattr(module, CORRECTION, table)
 
 
 def run_embed(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
@@ -133,25 +150,40 @@ def run_embed(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     if not jnp.issubdtype(inputs.dtype, jnp.integer):
         raise ValueError("Input type must be an integer or unsigned integer.")
     factors = [getattr(module, stage.name)() for stage in entry.stages]
+    if entry.nonzeros:
+        factors.append(getattr(module, CORRECTION)())
     factors = module.promote_dtype(*factors, dtype=module.dtype, inexact=False)
+    taken = jnp.take(factors.pop(), inputs, axis=0) if entry.nonzeros else 0
     if tt_matrix.is_train(entry.stages):
-        return tt_matrix.take_rows(factors, inputs)
+        return tt_matrix.take_rows(factors, inputs) + taken
     rows, columns = factors
-    return jnp.dot(jnp.take(rows, inputs, axis=0), columns)
+    return jnp.dot(jnp.take(rows, inputs, axis=0), columns) + taken
 
 
 def run_attend(module: Any, entry: PlannedLayer, query: Array) -> Array:
     """Inner products of a query with all rows of the table."""
     factors = [getattr(module, stage.name)() for stage in entry.stages]
+    if entry.nonzeros:
+        factors.append(getattr(module, CORRECTION)())
     query, *factors = module.promote_dtype(query, *factors, dtype=module.dtype)
+    products = jnp.dot(query, factors.pop().T) if entry.nonzeros else 0
     if tt_matrix.is_train(entry.stages):
-        return tt_matrix.multiply(query, [core.swapaxes(1, 2) for core in factors])
+        return tt_matrix.multiply(query, [core.swapaxes(1, 2) for core in factors]) + products
     rows, columns = factors
-    return jnp.dot(jnp.dot(query, columns.T), rows.T)
+    return jnp.dot(jnp.dot(query, columns.T), rows.T) + products
 
 
 def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
-    """Rows times the matrix that a chain stands for."""
+    """Rows times the matrix that a chain and a sparse correction stand for."""
+    y = _chain_product(module, entry, x)
+    if entry.correction is None:
+        return y
+    settings = _shared(module, entry, entry.correction)
+    own = _dot_general(module, entry.correction)
+    return y + SparseDense(**settings, **own, nonzeros=entry.nonzeros)(x)
+
+
+def _chain_product(module: Any, entry: PlannedLayer, x: Array) -> Array:
     if tt_matrix.is_train(entry.stages):
         cores = [
             _factor(module, module.kernel_init, entry, stage, stage.name)()

@@ -19,7 +19,7 @@ from tdjax import geometry, low_rank, tt_matrix
 from tdjax.geometry import Call
 from tdjax.layers import Layer
 from tdjax.low_rank import BlockProduct
-from tdjax.stage import Stage
+from tdjax.stage import CORRECTION, Stage
 
 
 class Kind(NamedTuple):
@@ -124,10 +124,11 @@ class FactorisedEmbed(nnx.Embed):
             self.promote_dtype((factor,), dtype=self.dtype, inexact=False)[0]
             for factor in _kernels(self)
         ]
+        taken = jnp.take(factors.pop(), inputs, axis=0) if _nonzeros(self) else 0
         if tt_matrix.is_train(_stages(self)):
-            return _placed(tt_matrix.take_rows(factors, inputs), out_sharding)
+            return _placed(tt_matrix.take_rows(factors, inputs) + taken, out_sharding)
         rows, columns = factors
-        return _placed(jnp.dot(jnp.take(rows, inputs, axis=0), columns), out_sharding)
+        return _placed(jnp.dot(jnp.take(rows, inputs, axis=0), columns) + taken, out_sharding)
 
     def attend(self, query: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
         """Inner products of a query with all rows of the table, see `nnx.Embed`."""
@@ -135,11 +136,12 @@ class FactorisedEmbed(nnx.Embed):
         for factor in _kernels(self):
             query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
             factors.append(factor)
+        products = jnp.dot(query, factors.pop().T) if _nonzeros(self) else 0
         if tt_matrix.is_train(_stages(self)):
             turned = [core.swapaxes(1, 2) for core in factors]
-            return _placed(tt_matrix.multiply(query, turned), out_sharding)
+            return _placed(tt_matrix.multiply(query, turned) + products, out_sharding)
         rows, columns = factors
-        return _placed(jnp.dot(jnp.dot(query, columns.T), rows.T), out_sharding)
+        return _placed(jnp.dot(jnp.dot(query, columns.T), rows.T) + products, out_sharding)
 
 
 def describe_linear_general(call: Call) -> Layer:
@@ -180,13 +182,19 @@ def _blocks(module: Any, stage: Stage, dot_general: Any) -> nnx.Module:
 
 
 def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    """Rows times the matrix that a chain stands for."""
+    """Rows times the matrix that a chain and a sparse correction stand for."""
+    y = _chain_product(module, x)
+    return _corrected(module, x, y)
+
+
+def _chain_product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     if not tt_matrix.is_train(_stages(module)):
         for stage in _stages(module):
             x = getattr(module, stage.name)(low_rank.split_inputs(x, stage.groups))
         return x
     cores = []
-    for core in _kernels(module):
+    for stage in _stages(module):
+        core = getattr(module, stage.name).kernel[...]
         x, core, _ = module.promote_dtype((x, core, None), dtype=module.dtype)
         cores.append(core)
     y = tt_matrix.multiply(x, cores, module.precision)
@@ -202,6 +210,10 @@ def _stages(module: Any) -> tuple[Stage, ...]:
     return module.planned.stages
 
 
+def _nonzeros(module: Any) -> int:
+    return module.planned.nonzeros
+
+
 def stage_of(module: Any, stage: Stage, stages: tuple[Stage, ...]) -> nnx.Module:
     """One stage of a layer's chain, its kernel still to be set."""
     # A core of a TT-matrix is no thin layer of any kind.
@@ -210,13 +222,23 @@ def stage_of(module: Any, stage: Stage, stages: tuple[Stage, ...]) -> nnx.Module
 
 
 def _through(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    y = x
     for stage in _stages(module):
-        x = getattr(module, stage.name)(x)
-    return x
+        y = getattr(module, stage.name)(y)
+    return _corrected(module, x, y)
+
+
+def _corrected(module: Any, x: Float[Array, "*_"], y: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    """What a chain makes of `x`, with what its sparse correction does."""
+    return y + getattr(module, CORRECTION)(x) if _nonzeros(module) else y
 
 
 def _kernels(module: Any) -> list[Float[Array, "*_"]]:
-    return [getattr(module, stage.name).kernel[...] for stage in _stages(module)]
+    """Kernels of the stages, and behind them that of a sparse correction."""
+    names = [stage.name for stage in _stages(module)]
+    if _nonzeros(module):
+        names.append(CORRECTION)
+    return [getattr(module, name).kernel[...] for name in names]
 
 
 def _with_bias(

@@ -13,12 +13,15 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from tdjax.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.factorize import dense_tree, factor_tree, layer_params
+from tdjax.kernels import INDICES, VALUES
 from tdjax.moments import LayerMoments
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of
 from tdjax.nnx.kinds import KINDS, stage_of
+from tdjax.nnx.sparse import make_sparse
 from tdjax.plan import Plan, PlannedLayer
+from tdjax.stage import CORRECTION
 
 Model = TypeVar("Model", bound=nnx.Module)
 DENSE = {kind.factorised: cls for cls, kind in KINDS.items()}
@@ -41,7 +44,9 @@ def factorize(
     `nnx.jit`, `nnx.grad`, `nnx.Optimizer`, `nnx.split` and `nnx.merge` work as before. Where a
     layer had a `kernel`, a factorised layer has modules named as the stages of its chain with a
     `kernel` each; its other attributes, the bias among them, stay. A module at several paths
-    stays one module. Half-precision kernels are decomposed in float32 and cast back.
+    stays one module. A sparse correction is a module `sparse` with its (k,) `values`, an
+    `nnx.Param`, and `indices`, a variable of another kind. Half-precision kernels are decomposed
+    in float32 and cast back.
 
     Arguments:
         model: any NNX module. For shapes alone, call this inside `nnx.eval_shape`.
@@ -54,7 +59,7 @@ def factorize(
     Inf in a kernel; both name the layer. TypeError for something that is not an NNX module.
     """
     params = own_arrays(model, plan, bias=correct_bias)
-    factors = factorize_params(
+    factors = factor_tree(
         params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
         moments=moments, norm=norm, correct_bias=correct_bias,
     )  # fmt: skip
@@ -95,15 +100,14 @@ def reconstruct(model: Model, plan: Plan) -> Model:
     for entry in plan.factorised:
         module = _module_at(modules, entry, factorised=True)
         kernels = {stage.name: getattr(module, stage.name).kernel for stage in entry.stages}
-        _put(
-            params,
-            entry.layer.path,
-            {
-                name: {"kernel": boxed(kernel, entry.layer.storage)}
-                for name, kernel in kernels.items()
-            },
-        )
-    arrays = reconstruct_params(params, plan)
+        own = {
+            name: {"kernel": boxed(kernel, entry.layer.storage)} for name, kernel in kernels.items()
+        }
+        if entry.nonzeros:
+            sparse = getattr(module, CORRECTION)
+            own[CORRECTION] = {VALUES: sparse.values[...], INDICES: sparse.indices[...]}
+        _put(params, entry.layer.path, own)
+    arrays = dense_tree(params, plan)
     copy = nnx.clone(model)
     modules = modules_of(copy)
     for entry in plan.factorised:
@@ -119,6 +123,11 @@ def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
         thin: Any = stage_of(module, stage, entry.stages)
         thin.kernel = variable_like(weight, factors[stage.name]["kernel"], storage)
         setattr(module, stage.name, thin)
+    if entry.correction is not None:
+        thin, own = kind.thin(module, entry.correction), factors[CORRECTION]
+        values = variable_like(weight, own[VALUES], storage)
+        make_sparse(thin, values, own[INDICES], entry.correction.kernel_shape)
+        setattr(module, CORRECTION, thin)
     if "bias" in factors:
         module.bias[...] = factors["bias"]
     module.planned = entry
@@ -128,7 +137,8 @@ def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
 def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:
     storage = entry.layer.storage
     factor = getattr(module, entry.stages[0].name).kernel
-    for name in ("planned", *(stage.name for stage in entry.stages)):
+    sparse = (CORRECTION,) if entry.nonzeros else ()
+    for name in ("planned", *sparse, *(stage.name for stage in entry.stages)):
         delattr(module, name)
     setattr(module, storage.name, variable_like(factor, arrays[storage.name], storage))
     become(module, DENSE[type(module)])
@@ -147,7 +157,7 @@ def _module_at(
     if factorised:
         if type(module) not in DENSE:
             raise ValueError(f"layer {layer.path!r} is not factorised, but an nnx.{name}")
-        if module.planned.stages != entry.stages:
+        if (module.planned.stages, module.planned.nonzeros) != (entry.stages, entry.nonzeros):
             raise ValueError(f"layer {layer.path!r} was factorised by another plan")
         return module
     kind = KINDS.get(type(module))

@@ -1,0 +1,182 @@
+"""A decomposition and a few single entries together: x ~ L + S with S of k nonzeros.
+
+Alternation of Zhou and Tao, "GoDec: randomized low-rank & sparse matrix decomposition in noisy
+case", ICML 2011; for kernels Yu, Liu, Wang and Tao, "On compressing deep models by low rank and
+sparse decomposition", CVPR 2017. There S is what is largest of x - L. In a norm whose operator H
+couples entries, entries are weighed by its diagonal, as in pruning by second derivatives (LeCun,
+Denker and Solla, "Optimal brain damage", NIPS 1989), after a step that takes the others into
+account: normalised iterative hard thresholding (Blumensath and Davies, 2010).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tdjax.decompose.als import iterate, safe_ratio
+from tdjax.decompose.weighted import conjugate_gradients, dot, root_ratio
+from tdjax.norms import Covariance, Kronecker
+
+P = TypeVar("P")
+Indices = Int[Array, " k"]
+State = tuple[P, Float[Array, " k"], Int[Array, " k"]]
+
+# Rounds at most; matrices of low rank with well separated outliers are exact before that.
+ROUNDS = 20
+# Conjugate gradient steps on the values in a round: further ones come with the rounds to follow.
+STEPS = 5
+
+
+class Operator(NamedTuple):
+    """H of a squared norm <x, H x>, on arrays of one shape.
+
+    Arguments:
+        weigh: x -> H x.
+        diagonal: of H, of x's shape, positive.
+    """
+
+    weigh: Callable[[Array], Array]
+    diagonal: Float[Array, "*n"]
+
+
+class Corrected(NamedTuple):
+    """An array as L + S.
+
+    Arguments:
+        part: L, whatever the decomposition makes.
+        values: (k,), the nonzeros of S.
+        indices: (k,), int32, rising: where they lie in the flattened array.
+        errors: (rounds,), the relative error of L + S after each round, in the norm; no round
+            raises it, and those that were not needed are NaN.
+    """
+
+    part: Any
+    values: Float[Array, " k"]
+    indices: Int[Array, " k"]
+    errors: Float[Array, " rounds"]
+
+
+def scattered(
+    values: Float[Array, " k"], indices: Indices, shape: Sequence[int]
+) -> Float[Array, "*_"]:
+    """The array with these values at these places of its flattened self, and zeros elsewhere.
+
+    Arguments:
+        values: (k,).
+        indices: (k,), rising, each below the size of the array.
+        shape: of the array.
+    """
+    flat = jnp.zeros((math.prod(shape),), values.dtype)
+    flat = flat.at[indices].set(values, indices_are_sorted=True, unique_indices=True)
+    return flat.reshape(tuple(shape))
+
+
+def alternate(
+    x: Float[Array, "*n"],
+    nonzeros: int,
+    decompose: Callable[[Array, P], P],
+    dense: Callable[[P], Array],
+    start: P,
+    *,
+    operator: Operator | None = None,
+    rounds: int = ROUNDS,
+    tol: float | Float[Array, ""] = 1e-8,
+) -> Corrected:
+    """Approximate an array by a decomposition plus a sparse array, both renewed in turn.
+
+    It starts from the entries of x that weigh most, D x^2 with D the diagonal of H. Each round
+    decomposes x - S, then chooses S anew: with E = x - L and the gradient g = H (E - S), the k
+    entries with the largest D u^2 where u = S + t D^-1 g and t is the length of the steepest
+    descent, and a few steps of conjugate gradients towards the values that are best at these
+    places. In the Frobenius norm u is E, and no steps are needed; with a truncated SVD neither
+    half raises the error. A round that does is dropped and ends the alternation.
+
+    Arguments:
+        x: (n_1, ..., n_N), float32 or float64.
+        nonzeros: k, static, from 1 to the size of x.
+        decompose: (array, the L of the round before) -> L.
+        dense: L -> array of x's shape.
+        start: in place of an L before the first round; its shapes are those of L.
+        operator: None for the Frobenius norm.
+        rounds: at most, static, at least 1.
+        tol: stop once a round changes the relative error by less.
+
+    Raises ValueError for a number of nonzeros or rounds out of range.
+    """
+    if not 1 <= nonzeros <= x.size:
+        raise ValueError(f"{nonzeros} nonzeros are not between 1 and {x.size}, the size of x")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    squared = dot(x, x if operator is None else operator.weigh(x))
+
+    def error(rest: Array) -> Float[Array, ""]:
+        return root_ratio(dot(rest, rest if operator is None else operator.weigh(rest)), squared)
+
+    def renewed(state: State[P]) -> tuple[State[P], Float[Array, ""]]:
+        part, values, indices = state
+        sparse = scattered(values, indices, x.shape)
+        part = decompose(x - sparse, part)
+        rest = x - dense(part)
+        wanted = rest if operator is None else _descended(rest, sparse, operator)
+        values, indices = _chosen(rest, wanted, nonzeros, operator)
+        left = error(rest - scattered(values, indices, x.shape))
+        return (part, values, indices), left
+
+    first = (start, *_chosen(x, x, nonzeros, operator))
+    unknown = jnp.asarray(jnp.inf, x.dtype)
+    (part, values, indices), progress = iterate(
+        renewed, first, unknown, max_iters=rounds, tol=tol, stop_when_worse=True
+    )
+    return Corrected(part, values, indices, progress.errors)
+
+
+def diagonal_of(norm: Covariance | Kronecker, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The diagonal of a norm's operator on arrays of x's shape."""
+    rows = _diagonal(norm.input_weight(x)).reshape(*x.shape[:-1], 1)
+    if isinstance(norm, Covariance):
+        return jnp.broadcast_to(rows, x.shape)
+    return rows * _diagonal(norm.output_weight(x))
+
+
+def _descended(rest: Array, sparse: Array, operator: Operator) -> Array:
+    """S after a step of steepest descent towards `rest`, in coordinates where H has diagonal 1."""
+    gradient = operator.weigh(rest - sparse)
+    direction = gradient / operator.diagonal
+    length = safe_ratio(dot(gradient, direction), dot(direction, operator.weigh(direction)))
+    return sparse + length * direction
+
+
+def _chosen(
+    rest: Array, wanted: Array, nonzeros: int, operator: Operator | None
+) -> tuple[Array, Array]:
+    """Indices of the entries of `wanted` that weigh most, and their values towards `rest`."""
+    worth = jnp.abs(wanted) if operator is None else operator.diagonal * wanted**2
+    _, indices = jax.lax.top_k(worth.reshape(-1), nonzeros)
+    indices = jnp.sort(indices).astype(jnp.int32)
+    values = wanted.reshape(-1)[indices]
+    if operator is None:
+        return values, indices
+    weigh, scale = operator.weigh, operator.diagonal.reshape(-1)[indices]
+
+    def at(array: Array) -> Array:
+        return array.reshape(-1)[indices]
+
+    def spread(values: Array) -> Array:
+        return scattered(values, indices, rest.shape)
+
+    change = conjugate_gradients(
+        lambda v: at(weigh(spread(v))),
+        at(weigh(rest - spread(values))),
+        lambda v: v / scale,
+        STEPS,
+    )
+    return values + change, indices
+
+
+def _diagonal(moment: Array) -> Array:
+    return moment if moment.ndim == 1 else jnp.diagonal(moment)
