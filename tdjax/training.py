@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 from tdjax.data.augment import random_crop_flip
 from tdjax.data.splits import Examples
 
-# (trainable parameters, other collections, images, train) -> (logits, other collections).
-# Hashable by value, so that equal networks share compiled programs.
-Apply = Callable[[Any, Any, Array, bool], tuple[Array, Any]]
+# (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
+# what is random in training, None for inference. Hashable by value, so that equal networks share
+# compiled programs.
+Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
