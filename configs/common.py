@@ -75,6 +75,7 @@ def geometric_shares(count: int, most: float, least: float) -> tuple[float, ...]
 
 # Examples in a variant of a minute: at least one of each class where there are a thousand.
 LITTLE_DATA = {"train_size": 400, "validation_size": 100, "test_size": 100}
+LITTLE_TABLE = {"train_size": 200, "validation_size": 40, "test_size": 80}
 LITTLE_IMAGENET = {"train_size": 2000, "validation_size": 2000, "test_size": 1000}
 # The shares of the parameters kept at which ALDS is compared.
 CIFAR_SHARES = geometric_shares(20, 0.85, 0.03)
@@ -231,6 +232,50 @@ def compress(data: str, model: str) -> ConfigDict:
     )
 
 
+def compressibility(data: str, model: str) -> ConfigDict:
+    """The experiment on l_q compressibility, for one data set and network."""
+    return ConfigDict(
+        {
+            "experiment": "compressibility",
+            **subject(data, model),
+            "runs": 3,
+            "methods": (
+                "magnitude global",
+                "magnitude layer",
+                "magnitude neuron",
+                "abp-m",
+                "sap",
+                "tail",
+                "abp-l",
+            ),
+            "shares": (0.3, 0.5, 0.7, 0.8, 0.9),
+            "qs": (0.3, 0.5, 0.7),
+            "etas": (0.1, 0.2, 0.3),
+            "eta_q": 0.5,
+            "penalties": (1e-3, 1e-4, 1e-5),
+            "layer_steps": 49,
+            "tolerance": 0.01,
+            "published": config_dict.placeholder(str),
+        }
+    )
+
+
+def shortened_compressibility(config: ConfigDict, arg: str) -> ConfigDict:
+    """The same experiment for `arg` "", and for "smoke" one of a minute.
+
+    Raises ValueError for another `arg`.
+    """
+    _check_argument(arg, ("smoke",))
+    if arg == "smoke":
+        config.runs = 2
+        config.shares = (0.5, 0.9)
+        config.qs = (0.5,)
+        config.layer_steps = 9
+        _little_work(config)
+        config.finetune.epochs = 1
+    return config
+
+
 def shortened_compress(config: ConfigDict, arg: str) -> ConfigDict:
     """The same experiment for `arg` "", and for "smoke" one of a minute.
 
@@ -326,9 +371,11 @@ def _check_argument(arg: str, known: Sequence[str]) -> None:
 
 
 def _little_work(config: ConfigDict) -> None:
-    config.data.update(LITTLE_IMAGENET if config.data.name == "imagenet" else LITTLE_DATA)
+    little = {"imagenet": LITTLE_IMAGENET, "diabetes": LITTLE_TABLE}
+    config.data.update(little.get(config.data.name, LITTLE_DATA))
     config.train.update({"epochs": 2, "boundaries": (1,), "warmup": 0, "batch_size": 50})
-    config.calibration.update({"images": (350,), "subsets": 1, "batch_size": 50})
+    count = min(350, config.data.train_size)
+    config.calibration.update({"images": (count,), "subsets": 1, "batch_size": 50})
     config.solver.max_iters = 5
     config.test.batch_size = 100
     config.finetune.epochs = 0
