@@ -11,7 +11,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.arguments = {"widths": (24, 24)}
     config.data.validation_share = 0.15
     config.train.update(
-        {"epochs": 100, "batch_size": 32, "optimizer": "adam", "learning_rate": 3e-3, "boundaries": (60,), "patience": 20}
+        {
+            "epochs": 100,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "learning_rate": 3e-3,
+            "boundaries": (60,),
+            "patience": 20,
+        }
     )
     config.calibration.images = (300,)
     config.tolerance = 0.02

@@ -21,8 +21,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.update(
         {"epochs": 30, "batch_size": 64, "learning_rate": 0.05, "boundaries": (15, 25)}
     )
-    config.penalties = (1.0, 0.1, 0.01)
-    config.calibration.images = (800,)
+    config.penalties = (0.03, 0.01, 0.003)
+    config.calibration.update({"images": (800,), "batch_size": 400})
     config.test.batch_size = 360
     config.finetune.epochs = 1
     return shortened_compressibility(config, "" if arg == "mlp" else arg)

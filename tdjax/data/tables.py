@@ -123,7 +123,8 @@ def prepare_table(
     rows, targets = raw.rows[train], raw.targets[train]
     mean, std = rows.mean(axis=0), rows.std(axis=0)
     middle, spread = targets.mean(), targets.std()
-    if not (std > 0).all() or not spread > 0:
+    # The deviation of equal numbers may be off zero by rounding.
+    if not (np.ptp(rows, axis=0) > 0).all() or not np.ptp(targets) > 0:
         raise ValueError(
             f"a column, or the number to predict, is constant over {len(train)} training rows of "
             f"{raw.name}: it cannot be standardised"

@@ -20,7 +20,7 @@ class MLP(nn.Module):
     widths: Sequence[int] = (64, 64)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *_"], train: bool = False) -> Float[Array, "b k"]:
+    def __call__(self, x: Float[Array, "b ..."], train: bool = False) -> Float[Array, "b k"]:
         """Outputs (b, classes) of inputs (b, ...), which are flattened."""
         x = x.reshape(x.shape[0], -1)
         for index, width in enumerate(self.widths, 1):

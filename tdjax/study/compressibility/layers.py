@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from tdjax.calls import call_arguments
 from tdjax.candidates import Network, evaluate_candidates
@@ -38,6 +38,7 @@ class Layers:
         leaves: the arrays that can be pruned.
         images: calibration images, in batches.
         bounds: by path, the largest absolute value of a layer's inputs on them.
+        scales: by path, the root mean square of its outputs.
     """
 
     subject: Subject
@@ -46,27 +47,38 @@ class Layers:
     leaves: Sequence[Leaf]
     images: Sequence[np.ndarray]
     bounds: Mapping[str, float]
+    scales: Mapping[str, float]
+
+    @property
+    def relative_bounds(self) -> dict[str, float]:
+        """The bounds in units of the layers' outputs, where both are above 0."""
+        return {path: limit / self.scales[path] if limit and self.scales[path] else 1.0
+                for path, limit in self.bounds.items()}  # fmt: skip
 
     @property
     def variables(self) -> dict[str, Any]:
         """The network's variables."""
         return {**self.model.state, "params": self.model.params}
 
-    def units(self, params: Any, leaf: Leaf) -> Float[Array, "d n"]:
-        """The weights of a layer, one neuron in each column."""
+    def units(self, params: Any, leaf: Leaf) -> Shaped[Array, "d n"]:
+        """The weights of a layer, or its mask, one neuron in each column."""
         return leaf.to_units(jax.tree.leaves(params)[leaf.place], "neuron")
 
 
 def layers_of(
     subject: Subject, model: Model, table: Sequence[Layer], images: Sequence[np.ndarray]
 ) -> Layers:
-    """A network's layers, with the bounds of their inputs."""
+    """A network's layers, with the ranges of their inputs and outputs."""
     leaves = prunable(model.params, table, ".*")
     paths = tuple(leaf.path for leaf in leaves)
     variables = {**model.state, "params": model.params}
-    batches = [_largest_inputs(Network(subject.module), paths, variables, one) for one in images]
-    bounds = {path: float(max(batch[path] for batch in batches)) for path in paths}
-    return Layers(subject, model, table, leaves, images, bounds)
+    batches = [_ranges(Network(subject.module), paths, variables, one) for one in images]
+    bounds, scales = {}, {}
+    for path in paths:
+        limits, squares, counts = zip(*(batch[path] for batch in batches), strict=True)
+        bounds[path] = float(max(limits))
+        scales[path] = float(np.sqrt(sum(squares) / sum(counts)))
+    return Layers(subject, model, table, leaves, images, bounds, scales)
 
 
 def layer_records(
@@ -194,24 +206,31 @@ def _worst_errors(
     """The largest change of each neuron's output when its layer has another kernel."""
     pairs = layer_outputs(network.model, variables, others, images)
     return {
-        path: jnp.stack(
-            [jnp.abs(a - b).reshape(-1, a.shape[-1]).max(axis=0) for a, b in own]
-        ).max(axis=0)
+        path: jnp.stack([jnp.abs(a - b).reshape(-1, a.shape[-1]).max(axis=0) for a, b in own]).max(
+            axis=0
+        )
         for path, own in pairs.items()
     }
 
 
 @partial(jax.jit, static_argnames=("network", "paths"))
-def _largest_inputs(
+def _ranges(
     network: Network, paths: tuple[str, ...], variables: Any, images: Array
-) -> dict[str, Float[Array, ""]]:
-    found = dict.fromkeys(paths, jnp.zeros(()))
+) -> dict[str, tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
+    """Of each layer the largest absolute input, the sum of the outputs' squares, their number."""
+    found = dict.fromkeys(paths, (jnp.zeros(()),) * 3)
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        outputs = next_fun(*args, **kwargs)
         path = "/".join(context.module.path)
         if path in found and context.method_name == "__call__":
-            found[path] = jnp.maximum(found[path], jnp.abs(args[0]).max())
-        return next_fun(*args, **kwargs)
+            limit, squares, count = found[path]
+            found[path] = (
+                jnp.maximum(limit, jnp.abs(args[0]).max()),
+                squares + jnp.square(outputs).sum(),
+                count + outputs.size,
+            )
+        return outputs
 
     args, kwargs = call_arguments(images)
     with nn.intercept_methods(look):

@@ -11,6 +11,7 @@ import numpy as np
 from tdjax.linen.removal import remove_dead
 from tdjax.sparsity.leaves import SCOPES
 from tdjax.study.compressibility.pruning import Cut, Pruner, kernels
+from tdjax.study.compressibility.settings import SEARCHED
 from tdjax.study.compressibility.trials import Trial
 from tdjax.study.compressibility.tune import tuned
 from tdjax.study.subject.bench import Subject
@@ -42,7 +43,8 @@ def pruned_record(
 ) -> dict[str, Any]:
     """A pruned network as it is.
 
-    In a method's own setting also what plain magnitude pruning keeps at the same share, by scope.
+    Where the share is not met exactly, or none was asked for, also what plain magnitude pruning
+    keeps at the share that came out, by scope.
     """
     record = {
         "kind": "pruned",
@@ -53,11 +55,9 @@ def pruned_record(
         **_sizes(subject, model.state, cut.params),
         "test": measured(subject, Model(cut.params, model.state)),
     }
-    if trial.share is None:
+    if trial.share is None or trial.method in SEARCHED:
         record["rivals"] = {
-            scope: measured(
-                subject, Model(pruner.magnitude(cut.share, scope).params, model.state)
-            )
+            scope: measured(subject, Model(pruner.magnitude(cut.share, scope).params, model.state))
             for scope in SCOPES
         }
     return record

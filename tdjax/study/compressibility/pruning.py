@@ -49,7 +49,8 @@ class Pruner:
         params: the network's parameters.
         layers: its layer table.
         moments: of its layers' inputs, for "abp-l".
-        bounds: by path, the largest absolute value of a layer's inputs, for "tail".
+        bounds: by path, the largest absolute value of a layer's inputs, for "tail". In units of
+            its outputs, so that a tolerance means the same in all layers.
     """
 
     params: Any

@@ -11,19 +11,14 @@ from typing import Any
 
 from tdjax.study.settings import optional, required
 
-# By kind, what tells a record of one run from others, and whether it may be null.
+# What tells a trial from others, and whether it may be null.
+TRIAL = {"method": (str, False), "q": (float, True), "share": (float, True), "value": (float, True)}
+# By kind, what tells a record of one run from others.
 FIELDS: dict[str, dict[str, tuple[type, bool]]] = {
     "baseline": {},
     "layer": {"layer": (str, False)},
-    **dict.fromkeys(
-        ("pruned", "tuned"),
-        {
-            "method": (str, False),
-            "q": (float, True),
-            "share": (float, True),
-            "value": (float, True),
-        },
-    ),
+    "pruned": TRIAL,
+    "tuned": TRIAL,
 }
 
 

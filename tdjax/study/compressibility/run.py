@@ -11,6 +11,7 @@ import jax
 
 from tdjax.study.compressibility.layers import layer_records, layers_of
 from tdjax.study.compressibility.measure import baseline_record, pruned_record, tuned_record
+from tdjax.study.compressibility.paper import published_pruning
 from tdjax.study.compressibility.pruning import Pruner
 from tdjax.study.compressibility.records import Measured, identity, read_records
 from tdjax.study.compressibility.report import write_report
@@ -18,7 +19,6 @@ from tdjax.study.compressibility.settings import Compressibility, settings_to_di
 from tdjax.study.compressibility.trials import Trial, enumerate_trials
 from tdjax.study.journal import append_records, claim_workdir
 from tdjax.study.progress import Progress
-from tdjax.study.compressibility.paper import published_pruning
 from tdjax.study.subject.bench import ReadWeights, Subject, set_up
 from tdjax.study.subject.calibrate import Calibration, moments_for
 from tdjax.study.threads import Records
@@ -110,7 +110,7 @@ def _measure(
         moments = moments_for(
             settings, subject.module, model, batches, calibration, folder, gradients=False
         )
-    pruner = Pruner(model.params, table, moments, layers.bounds)
+    pruner = Pruner(model.params, table, moments, layers.relative_bounds)
     for trial in trials:
         wanted = _names(settings, [trial], run)[1:]
         if all(name in measured.found for name in wanted):

@@ -13,7 +13,9 @@ from tdjax.study.fields import check_choices, check_least, plain_fields, read_fi
 from tdjax.study.subject.settings import SubjectSettings
 
 MAGNITUDE = tuple(f"magnitude {scope}" for scope in SCOPES)
-METHODS = (*MAGNITUDE, "abp-m", "sap", "tail", "abp-l")
+# Whose share is searched for, and met as nearly as it can be.
+SEARCHED = ("tail", "abp-l")
+METHODS = (*MAGNITUDE, "abp-m", "sap", *SEARCHED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,11 +86,11 @@ def source_examples(settings: SubjectSettings, name: str, splits: DataSplits) ->
 
 
 def altered(
-    images: Float32[np.ndarray, "n *_"],
+    images: Float32[np.ndarray, "n ..."],
     change: str,
     settings: SubjectSettings,
     splits: DataSplits,
-) -> Float32[np.ndarray, "n *_"]:
+) -> Float32[np.ndarray, "n ..."]:
     """Standardised images as they are ("same"), "flipped" left to right, or "brighter".
 
     Rows of a table can only stay as they are.
