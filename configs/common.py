@@ -146,7 +146,7 @@ def shortened(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("smoke",))
+    check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.layers = config.layers[-2:]
         config.compressions = (0.5, 0.9)
@@ -260,19 +260,14 @@ def compressibility(data: str, model: str) -> ConfigDict:
     )
 
 
-def shortened_compressibility(config: ConfigDict, arg: str) -> ConfigDict:
-    """The same experiment for `arg` "", and for "smoke" one of a minute.
-
-    Raises ValueError for another `arg`.
-    """
-    _check_argument(arg, ("smoke",))
-    if arg == "smoke":
-        config.runs = 2
-        config.shares = (0.5, 0.9)
-        config.qs = (0.5,)
-        config.layer_steps = 9
-        _little_work(config)
-        config.finetune.epochs = 1
+def shortened_compressibility(config: ConfigDict) -> ConfigDict:
+    """The same experiment in a minute: little data, two networks, few shares."""
+    config.runs = 2
+    config.shares = (0.5, 0.9)
+    config.qs = (0.5,)
+    config.layer_steps = 9
+    _little_work(config)
+    config.finetune.epochs = 1
     return config
 
 
@@ -281,7 +276,7 @@ def shortened_compress(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("smoke",))
+    check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.budgets = config.budgets[:1]
         config.strategies = ("uniform", "loss")
@@ -296,7 +291,7 @@ def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("smoke",))
+    check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.methods = ("svd", "tucker")
         config.keeps = (0.5,)
@@ -325,7 +320,7 @@ def alds_variant(config: ConfigDict, arg: str) -> ConfigDict:
     "retrain" has ALDS's twenty budgets, and trains each compressed network by the whole schedule.
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("retrain", "smoke"))
+    check_argument(arg, ("retrain", "smoke"))
     if arg == "retrain":
         config.budgets = CIFAR_SHARES
         config.reestimate = False
@@ -365,7 +360,8 @@ def data_aware_photographs(data: str, model: str) -> ConfigDict:
     return config
 
 
-def _check_argument(arg: str, known: Sequence[str]) -> None:
+def check_argument(arg: str, known: Sequence[str]) -> None:
+    """Raise ValueError for an argument of a configuration that is not known."""
     if arg not in ("", *known):
         raise ValueError(f"config argument {arg!r}: known are {', '.join(known)}, or none")
 

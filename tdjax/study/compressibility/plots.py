@@ -14,6 +14,8 @@ COLORS = (
     "#8a8f96", "#000000", "#b9bdc2", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00",
     "#d55e00",
 )  # fmt: skip
+# Hundredths of the weights between two curves.
+SIDE = 0.35
 
 
 def plot_curves(
@@ -31,16 +33,19 @@ def plot_curves(
         axes: Any = drawn.subplots()
         for place, (text, rows) in enumerate(curves.items()):
             own = sorted(rows, key=lambda row: row["pruned"])
+            # Beside each other, so that the intervals of one share can be told apart.
+            aside = SIDE * (place - len(curves) / 2)
             ends = [[_length(row, name, end) for row in own] for end in ("lower", "upper")]
             axes.errorbar(
-                [100 * row["pruned"] for row in own],
+                [100 * row["pruned"] + aside for row in own],
                 [100 * row[name] for row in own],
                 yerr=ends,
                 color=COLORS[place % len(COLORS)],
                 marker=MARKERS[place % len(MARKERS)],
                 markersize=5,
-                linewidth=1.4,
-                capsize=3,
+                linewidth=1.2,
+                elinewidth=0.7,
+                capsize=2,
                 label=text,
             )
         if whole is not None:

@@ -30,7 +30,7 @@ def text_tables(
     taus: Sequence[Row],
 ) -> list[TextTable]:
     """All tables of whatever was measured."""
-    tables = [_own_table(settings, averaged, gains)]
+    tables = [_own_table(settings, averaged), _own_gain_table(settings, averaged, gains)]
     for phase in PHASES:
         tables += [_curve_table(settings, averaged, phase), _gain_table(settings, gains, phase)]
     tables += [
@@ -40,7 +40,7 @@ def text_tables(
         _tau_table(taus),
         _looseness_table(layers),
     ]
-    return [found for found in tables if found is not None and found.rows]
+    return [found for found in tables if found.rows]
 
 
 def _with_interval(row: Row | None, name: str, decimals: int, factor: float = 1.0) -> str:
@@ -74,7 +74,7 @@ def _shares(settings: Compressibility) -> tuple[str, ...]:
     return tuple(f"{percent(share)} pruned" for share in settings.shares)
 
 
-def _curve_table(settings: Compressibility, rows: Sequence[Row], phase: str) -> TextTable | None:
+def _curve_table(settings: Compressibility, rows: Sequence[Row], phase: str) -> TextTable:
     own = where(rows, phase=phase)
     if settings.predicts_numbers:
         title = f"Relative rise of the mean squared error, %, {PHASES[phase]}"
@@ -86,9 +86,7 @@ def _curve_table(settings: Compressibility, rows: Sequence[Row], phase: str) -> 
 
 
 def _gain_table(settings: Compressibility, rows: Sequence[Row], phase: str) -> TextTable:
-    numbers = settings.predicts_numbers
-    name, factor = ("rise", 100.0) if numbers else ("points", 1.0)
-    what = "percentage points of the error's relative rise" if numbers else "points of accuracy"
+    name, factor, what = _gain(settings)
     lines = []
     for scope in SCOPES:
         own = where(rows, phase=phase, against=scope, share=lambda share: share is not None)
@@ -99,50 +97,66 @@ def _gain_table(settings: Compressibility, rows: Sequence[Row], phase: str) -> T
     return TextTable(title, header, tuple(lines), labels=2)
 
 
-def _own_table(
-    settings: Compressibility, averaged: Sequence[Row], gains: Sequence[Row]
-) -> TextTable:
-    """Methods in their own settings, beside magnitude pruning there and what was published."""
+def _own_table(settings: Compressibility, averaged: Sequence[Row]) -> TextTable:
+    """Methods in their own settings, beside what was published of them."""
     published = published_pruning(settings.published)
     numbers, lines = settings.predicts_numbers, []
-    name, factor = ("rise", 100.0) if numbers else ("points", 1.0)
     magnitude = [
         (_trial(row), row)
         for row in where(averaged, phase="pruned", method=lambda method: method in MAGNITUDE)
         if ("magnitude", None, row["share"]) in published
     ]
     for trial, row in (*own_rows(settings, averaged), *magnitude):
-        fields = trial.fields
-        against = {gain["against"]: gain for gain in where(gains, phase="pruned", **fields)}
-        method = "magnitude" if trial.method in MAGNITUDE else trial.method
-        value = trial.share if trial.value is None else trial.value
-        paper = published.get((method, trial.q, value))  # type: ignore[arg-type]
-        beside = () if not published else (
-            (DASH,) * 3 if paper is None
-            else (number(paper.ratio), percent(paper.share), number(100 * paper.rise, 0))
-        )  # fmt: skip
-        accuracy = () if numbers else (_with_interval(row, "accuracy", 1, 100.0),)
+        if trial.method in MAGNITUDE:
+            assert trial.share is not None
+            paper = published.get(("magnitude", None, trial.share))
+        else:
+            assert trial.value is not None
+            paper = published.get((trial.method, trial.q, trial.value))
+        beside = (DASH,) * 3
+        if paper is not None:
+            beside = (number(paper.ratio), percent(paper.share), number(100 * paper.rise, 0))
         lines.append(
             (
                 trial.name,
                 number(row["ratio"]),
                 percent(row["pruned"], 1),
                 percent(row["gone"], 1),
-                *accuracy,
+                *(() if numbers else (_with_interval(row, "accuracy", 1, 100.0),)),
                 _with_interval(row, "rise", 1, 100.0),
-                *(_with_interval(against.get(scope), name, 1, factor) for scope in SCOPES),
-                *beside,
+                *(beside if published else ()),
             )
         )
-    what = "gain over magnitude, " if numbers else "points over magnitude, "
     header = (
-        "setting", "ratio", "pruned", "with dead neurons",
+        "setting", "ratio", "pruned", "dead neurons too",
         *(() if numbers else ("accuracy, %",)),
         "rise of the loss, %",
-        *(f"{what}{scope}" for scope in SCOPES),
         *(("published: ratio", "pruned", "rise, %") if published else ()),
     )  # fmt: skip
     return TextTable("The methods' own settings, without fine-tuning", header, tuple(lines))
+
+
+def _own_gain_table(
+    settings: Compressibility, averaged: Sequence[Row], gains: Sequence[Row]
+) -> TextTable:
+    """Methods in their own settings against plain magnitude pruning at the share that came out."""
+    name, factor, what = _gain(settings)
+    lines = []
+    for trial, row in own_rows(settings, averaged):
+        own = where(gains, phase="pruned", **trial.fields)
+        against = {gain["against"]: gain for gain in own}
+        cells = (_with_interval(against.get(scope), name, 1, factor) for scope in SCOPES)
+        lines.append((trial.name, percent(row["pruned"], 1), *cells))
+    header = ("setting", "pruned", *(f"over magnitude, {scope}" for scope in SCOPES))
+    title = f"Gain of the methods' own settings over plain magnitude pruning at equal share, {what}"
+    return TextTable(title, header, tuple(lines))
+
+
+def _gain(settings: Compressibility) -> tuple[str, float, str]:
+    """The figure that gains are shown in, its factor, and what it is."""
+    if settings.predicts_numbers:
+        return "rise", 100.0, "percentage points of the error's relative rise"
+    return "points", 1.0, "points of accuracy"
 
 
 def _size_table(settings: Compressibility, rows: Sequence[Row]) -> TextTable:

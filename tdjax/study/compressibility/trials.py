@@ -8,7 +8,7 @@ from typing import Any
 from tdjax.study.compressibility.settings import Compressibility
 
 NAMES = {
-    "magnitude global": "magnitude, network",
+    "magnitude global": "magnitude, global",
     "magnitude layer": "magnitude, layer",
     "magnitude neuron": "magnitude, neuron",
     "abp-m": "ABP-M",
