@@ -41,7 +41,7 @@ class TableExamples(Examples):
     """
 
     images: Float32[np.ndarray, "n d"]
-    labels: Float32[np.ndarray, "n"]  # type: ignore[assignment]
+    labels: Float32[np.ndarray, "n"]
 
     def __post_init__(self) -> None:
         """Check that there are rows, as many as numbers to predict, and finite ones only."""
@@ -175,11 +175,11 @@ def _california(folder: Path) -> RawTable:
     if not np.isfinite(values).all() or not (households > 0).all():
         problem = "holds NaN or Inf, or no households in a line"
         raise data_error(origin, problem, CALIFORNIA_HOME)
-    columns = (
+    chosen = (
         income, age, rooms / households, bedrooms / households, population,
         population / households, latitude, longitude,
     )  # fmt: skip
-    return RawTable("california_housing", np.stack(columns, axis=1), value / 1e5)
+    return RawTable("california_housing", np.stack(chosen, axis=1), value / 1e5)
 
 
 def _california_content(folder: Path) -> tuple[str, bytes]:

@@ -71,7 +71,7 @@ def write_report(workdir: Path) -> Path:
         "tau.csv": to_csv(taus, decimals=4),
         "tables.md": "\n".join([*_remark(settings), *map(to_markdown, shown)]),
     }
-    baselines = [one for run in range(settings.runs) if (one := measured.baseline(run))]
+    baselines = [found for run in range(settings.runs) if (found := measured.baseline(run))]
     pictures = _pictures(settings, averaged, layers, baselines)
     frame = Frame(
         title=TITLE,
@@ -83,7 +83,7 @@ def write_report(workdir: Path) -> Path:
         config=json.dumps(raw, indent=2),
         files=list(files),
     )
-    tables = (table(found, caption=True) for found in shown)
+    tables = (table(each, caption=True) for each in shown)
     page = document(
         frame,
         [

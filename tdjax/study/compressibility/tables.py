@@ -146,10 +146,7 @@ def averaged_layers(rows: Sequence[Row]) -> list[Row]:
                                           weights=[one["weights"] for one in own]))  # fmt: skip
         for name in ("bound", "tail"):
             known = [one for one in own if not math.isnan(one[name])]
-            values = [[one[f"{name}{end}"] for one in known] for end in ("", "_least", "_most")]
-            made = [f(v) if v else math.nan for f, v in zip((np.median, min, max), values,
-                                                            strict=True)]  # fmt: skip
-            row |= _ratios(name, [float(value) for value in made])
+            row |= _ratios(name, _over_runs(name, known) if known else None)
         found.append(row)
     return found
 
@@ -222,6 +219,14 @@ def _rival(measured: Measured, row: Row, trial: Trial, scope: str) -> Row | None
 def _ratios(name: str, values: Sequence[float] | None) -> Row:
     found = [math.nan] * 3 if values is None else values
     return dict(zip((name, f"{name}_least", f"{name}_most"), found, strict=True))
+
+
+def _over_runs(name: str, rows: Sequence[Row]) -> list[float]:
+    return [
+        float(np.median([row[name] for row in rows])),
+        min(row[f"{name}_least"] for row in rows),
+        max(row[f"{name}_most"] for row in rows),
+    ]
 
 
 def _found(measured: Measured, kind: str, run: int, trial: Trial) -> Mapping[str, Any] | None:
