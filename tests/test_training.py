@@ -382,7 +382,7 @@ def test_numbers_are_predicted_by_least_squares():
     variables = network.module.init(jax.random.key(0), jnp.zeros((1, 3)))
     model = stacked([Model(variables["params"], {})])
     before = evaluate(model, network, validation)
-    outputs = np.asarray(network.module.apply(variables, rows[32:]))[:, 0]
+    outputs = np.asarray(network.module.apply(variables, jnp.asarray(rows[32:])))[:, 0]
     assert before.cross_entropy[0] == pytest.approx(
         np.mean((outputs - validation.labels) ** 2), rel=1e-5
     )
