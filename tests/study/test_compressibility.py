@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.experimental.compilation_cache import compilation_cache
 
 import tdjax
@@ -17,7 +19,7 @@ from tdjax.study.compressibility.paper import published_pruning
 from tdjax.study.compressibility.pruning import Pruner, kernels
 from tdjax.study.compressibility.records import read_records
 from tdjax.study.compressibility.report import write_report
-from tdjax.study.compressibility.run import run_compressibility
+from tdjax.study.compressibility.run import check_chain, run_compressibility
 from tdjax.study.compressibility.settings import settings_from_dict
 from tdjax.study.compressibility.tables import averaged_layers, layer_rows
 from tdjax.study.compressibility.trials import Trial, enumerate_trials
@@ -396,6 +398,29 @@ def test_what_is_wrong_is_found_before_any_work(tmp_path, field, value, message)
     with pytest.raises(ValueError, match=message):
         run_compressibility(settings_from_dict({**CONFIG, field: value}), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+class Shortcut(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(4, name="first")(x)
+        return nn.Dense(1, name="last")(x + nn.relu(nn.Dense(4, name="middle")(x)))
+
+
+def test_only_chains_are_refitted_backwards(subject):
+    check_chain(subject)
+    module, sample = Shortcut(), subject.sample
+    variables = module.init(jax.random.key(0), sample)
+    plan = tdjax.make_plan(module, variables, (), sample)
+    start = Model(variables["params"], {})
+    other = dataclasses.replace(subject, module=module, start=start, dense=plan)
+    with pytest.raises(ValueError, match=r"'methods': 'abp-l' needs layers that follow.* 'first'"):
+        check_chain(other)
+
+
+def test_magnitude_pruning_of_all_weights(pruner):
+    for scope in ("neuron", "layer", "global"):
+        assert pruner.magnitude(1.0, scope).share == 1
 
 
 def test_other_experiments_refuse_tables():

@@ -51,9 +51,9 @@ class Layers:
 
     @property
     def relative_bounds(self) -> dict[str, float]:
-        """The bounds in units of the layers' outputs, where both are above 0."""
-        return {path: limit / self.scales[path] if limit and self.scales[path] else 1.0
-                for path, limit in self.bounds.items()}  # fmt: skip
+        """The bounds in units of the layers' outputs; 1 where one of them is 0."""
+        pairs = {path: (limit, self.scales[path]) for path, limit in self.bounds.items()}
+        return {path: a / b if a and b else 1.0 for path, (a, b) in pairs.items()}
 
     @property
     def variables(self) -> dict[str, Any]:

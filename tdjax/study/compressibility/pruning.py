@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,8 @@ class Pruner:
         """The network as a trial prunes it.
 
         Where a share is asked for, "tail" and "abp-l" come within half a percent of all weights,
-        or as near as they can; all others meet it exactly.
+        or as near as they can; all others meet it exactly, magnitude in whole weights of each
+        neuron or layer.
         """
         method, share = trial.method, trial.share
         if method in MAGNITUDE:
@@ -84,9 +86,10 @@ class Pruner:
 
     def magnitude(self, share: float, scope: str) -> Cut:
         """The network without the smallest of its weights, see `tdjax.magnitude_prune`."""
-        return self._masked(
-            magnitude_prune(self.params, share, scope=scope, layers=self.layers), None
-        )
+        # Other methods may take all weights, which no share below 1 says.
+        below = min(share, math.nextafter(1.0, 0.0))
+        mask = magnitude_prune(self.params, below, scope=scope, layers=self.layers)
+        return self._masked(mask, None)
 
     def _searched(self, method: str, share: float) -> Cut:
         make: Callable[[float], Cut] = {"abp-l": self._lasso, "tail": self._tail}[method]

@@ -127,7 +127,8 @@ def _pictures(
             shown = Picture(
                 f"curves_{phase}.png",
                 f"{label[0].upper()}{label[1:]} against the share pruned, {words}.",
-                "Means over the runs with 95 % intervals. Dashed: before pruning.",
+                "Means over the runs with 95 % intervals, methods side by side. Dashed: before "
+                "pruning.",
             )
             pictures.append((shown, plot_curves(known, name, label, whole)))
     for q in settings.qs:

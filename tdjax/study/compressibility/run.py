@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from tdjax.linen.removal import remove_dead
 from tdjax.study.compressibility.layers import layer_records, layers_of
 from tdjax.study.compressibility.measure import baseline_record, pruned_record, tuned_record
 from tdjax.study.compressibility.paper import published_pruning
@@ -43,6 +44,8 @@ def run_compressibility(
     """
     published_pruning(settings.published)
     first = _subject(settings, 0, read_weights)
+    if "abp-l" in settings.methods:
+        check_chain(first)
     claim_workdir(
         workdir, settings_to_dict(dataclasses.replace(settings, experiment="compressibility"))
     )
@@ -62,6 +65,22 @@ def run_compressibility(
                 append_records(journal, new)
                 progress.advance(sum(record["kind"] != "layer" for record in new))
     return write_report(workdir)
+
+
+def check_chain(subject: Subject) -> None:
+    """Refuse a network whose layers do not follow each other.
+
+    Raises ValueError that names a layer and what its neurons meet.
+    """
+    variables = {**subject.start.state, "params": subject.start.params}
+    *inner, _ = [entry.layer.path for entry in subject.dense.layers]
+    obstacles = remove_dead(subject.module, variables, subject.sample).obstacles
+    for path in inner:
+        if path in obstacles:
+            raise ValueError(
+                "config field 'methods': 'abp-l' needs layers that follow each other, but layer "
+                f"{path!r}: {obstacles[path]}; leave it out"
+            )
 
 
 def _subject(settings: Compressibility, run: int, read_weights: ReadWeights | None) -> Subject:
