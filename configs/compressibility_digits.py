@@ -20,7 +20,9 @@ to 0.68) for the PQ index with q 0.5, -0.48 (-0.95 to 0.18) for the sparsity ind
 with the number of inputs, and 0.43 (-0.18 to 0.85) for the number of weights. The error bound is
 108 times the worst error measured, in the median with q 0.5 (7.9 to 299 times).
 
-A small MLP in place of the GaripovNet:
+A small MLP in place of the GaripovNet (one minute of computing). With 80 % pruned ABP-L keeps
+91.6 %, magnitude over all weights 86.2, by neuron 67.3, ABP-M with q 0.5 69.5; ABP-L gains 24.2
+points (21.5 to 27.0) over magnitude by neuron and 5.2 (-7.7 to 18.1) over that of all weights:
 
     ... --config=configs/compressibility_digits.py:mlp
 """
