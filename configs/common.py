@@ -75,6 +75,7 @@ def geometric_shares(count: int, most: float, least: float) -> tuple[float, ...]
 
 # Examples in a variant of a minute: at least one of each class where there are a thousand.
 LITTLE_DATA = {"train_size": 400, "validation_size": 100, "test_size": 100}
+LITTLE_TABLE = {"train_size": 200, "validation_size": 40, "test_size": 80}
 LITTLE_IMAGENET = {"train_size": 2000, "validation_size": 2000, "test_size": 1000}
 # The shares of the parameters kept at which ALDS is compared.
 CIFAR_SHARES = geometric_shares(20, 0.85, 0.03)
@@ -145,7 +146,7 @@ def shortened(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("smoke",))
+    check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.layers = config.layers[-2:]
         config.compressions = (0.5, 0.9)
@@ -232,12 +233,51 @@ def compress(data: str, model: str) -> ConfigDict:
     )
 
 
+def compressibility(data: str, model: str) -> ConfigDict:
+    """The experiment on l_q compressibility, for one data set and network."""
+    return ConfigDict(
+        {
+            "experiment": "compressibility",
+            **subject(data, model),
+            "runs": 3,
+            "methods": (
+                "magnitude global",
+                "magnitude layer",
+                "magnitude neuron",
+                "abp-m",
+                "sap",
+                "tail",
+                "abp-l",
+            ),
+            "shares": (0.3, 0.5, 0.7, 0.8, 0.9),
+            "qs": (0.3, 0.5, 0.7),
+            "etas": (0.1, 0.2, 0.3),
+            "eta_q": 0.5,
+            "penalties": (1e-3, 1e-4, 1e-5),
+            "layer_steps": 49,
+            "tolerance": 0.01,
+            "published": config_dict.placeholder(str),
+        }
+    )
+
+
+def shortened_compressibility(config: ConfigDict) -> ConfigDict:
+    """The same experiment in a minute: little data, two networks, few shares."""
+    config.runs = 2
+    config.shares = (0.5, 0.9)
+    config.qs = (0.5,)
+    config.layer_steps = 9
+    _little_work(config)
+    config.finetune.epochs = 1
+    return config
+
+
 def shortened_compress(config: ConfigDict, arg: str) -> ConfigDict:
     """The same experiment for `arg` "", and for "smoke" one of a minute.
 
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("smoke",))
+    check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.budgets = config.budgets[:1]
         config.strategies = ("uniform", "loss")
@@ -252,7 +292,7 @@ def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("smoke",))
+    check_argument(arg, ("smoke",))
     if arg == "smoke":
         config.methods = ("svd", "tucker")
         config.keeps = (0.5,)
@@ -281,7 +321,7 @@ def alds_variant(config: ConfigDict, arg: str) -> ConfigDict:
     "retrain" has ALDS's twenty budgets, and trains each compressed network by the whole schedule.
     Raises ValueError for another `arg`.
     """
-    _check_argument(arg, ("retrain", "smoke"))
+    check_argument(arg, ("retrain", "smoke"))
     if arg == "retrain":
         config.budgets = CIFAR_SHARES
         config.reestimate = False
@@ -321,15 +361,18 @@ def data_aware_photographs(data: str, model: str) -> ConfigDict:
     return config
 
 
-def _check_argument(arg: str, known: Sequence[str]) -> None:
+def check_argument(arg: str, known: Sequence[str]) -> None:
+    """Raise ValueError for an argument of a configuration that is not known."""
     if arg not in ("", *known):
         raise ValueError(f"config argument {arg!r}: known are {', '.join(known)}, or none")
 
 
 def _little_work(config: ConfigDict) -> None:
-    config.data.update(LITTLE_IMAGENET if config.data.name == "imagenet" else LITTLE_DATA)
+    little = {"imagenet": LITTLE_IMAGENET, "diabetes": LITTLE_TABLE}
+    config.data.update(little.get(config.data.name, LITTLE_DATA))
     config.train.update({"epochs": 2, "boundaries": (1,), "warmup": 0, "batch_size": 50})
-    config.calibration.update({"images": (350,), "subsets": 1, "batch_size": 50})
+    count = min(350, config.data.train_size)
+    config.calibration.update({"images": (count,), "subsets": 1, "batch_size": 50})
     config.solver.max_iters = 5
     config.test.batch_size = 100
     config.finetune.epochs = 0

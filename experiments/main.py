@@ -15,6 +15,9 @@ from experiments.torch_weights import load_torch_npz
 from tdjax.study.compress import report as compress_report
 from tdjax.study.compress.run import run_compress
 from tdjax.study.compress.settings import settings_from_dict as compress_settings
+from tdjax.study.compressibility import report as compressibility_report
+from tdjax.study.compressibility.run import run_compressibility
+from tdjax.study.compressibility.settings import settings_from_dict as compressibility_settings
 from tdjax.study.data_aware import report as data_aware_report
 from tdjax.study.data_aware.run import run_data_aware
 from tdjax.study.data_aware.settings import settings_from_dict
@@ -46,6 +49,11 @@ def compress(raw: Mapping[str, Any], workdir: Path) -> Path:
     return run_compress(compress_settings(raw), workdir, load_torch_npz)
 
 
+def compressibility(raw: Mapping[str, Any], workdir: Path) -> Path:
+    """How far networks can be pruned, by which rule, and what foretells it."""
+    return run_compressibility(compressibility_settings(raw), workdir, load_torch_npz)
+
+
 def report(_: Mapping[str, Any], workdir: Path) -> Path:
     """The report of whatever was measured in a work directory."""
     path = workdir / "config.json"
@@ -57,11 +65,13 @@ REPORTS: dict[str, Callable[[Path], Path]] = {
     "study": write_report,
     "data_aware": data_aware_report.write_report,
     "compress": compress_report.write_report,
+    "compressibility": compressibility_report.write_report,
 }
 EXPERIMENTS: dict[str, Callable[[Mapping[str, Any], Path], Path]] = {
     "study": study,
     "data_aware": data_aware,
     "compress": compress,
+    "compressibility": compressibility,
     "report": report,
 }
 

@@ -38,7 +38,7 @@ class FitSettings:
         momentum: of "sgd".
         nesterov: whether the momentum of "sgd" is Nesterov's.
         weight_decay: added to the gradient, times the weight.
-        patience: epochs without a lower validation cross-entropy after which a run ends.
+        patience: epochs without a lower validation loss after which a run ends.
         augment: random crops and flips.
 
     Raises ValueError for values out of range.
@@ -135,7 +135,12 @@ class Model(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Performance on a set of examples, one entry for each run."""
+    """Performance on a set of examples, one entry for each run.
+
+    Arguments:
+        accuracy: share of right classes; NaN where numbers are predicted.
+        cross_entropy: the mean loss, see `example_scores`.
+    """
 
     accuracy: Float[np.ndarray, " runs"]
     cross_entropy: Float[np.ndarray, " runs"]
@@ -186,7 +191,7 @@ def fit_epochs(
     Arguments:
         fit: from `start_fit`, or the last one yielded before an interruption.
         apply: the network's forward function.
-        train, validation: examples; early stopping looks at the validation cross-entropy.
+        train, validation: examples; early stopping looks at the validation loss.
         keys: (runs,) PRNG keys.
         fill: a black pixel after standardisation, the padding of random crops.
 
@@ -227,7 +232,7 @@ def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
 
 
 def evaluate(models: Model, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
-    """Accuracy and mean cross-entropy of every run's model, in inference mode."""
+    """Accuracy and mean loss of every run's model, in inference mode."""
     totals: Any = 0
     for start in range(0, len(examples.labels), batch_size):
         part = slice(start, start + batch_size)
@@ -238,12 +243,17 @@ def evaluate(models: Model, apply: Apply, examples: Examples, batch_size: int = 
 
 
 def example_scores(
-    logits: Float[Array, "b k"], labels: Int[Array, " b"]
+    logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, " b"]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """For each example whether it is classified right (1 or 0), and its cross-entropy.
+    """For each example whether it is classified right (1 or 0), and its loss.
 
-    The first of the highest logits decides; logits that are not finite are wrong.
+    Labels that are integers are classes, and the loss is the cross-entropy; the first of the
+    highest logits decides, logits that are not finite are wrong. Labels that are floats are
+    numbers that the one output predicts, and the loss is the squared error; what is right is NaN.
     """
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        loss = jnp.square(logits[:, 0] - labels)
+        return jnp.full_like(loss, jnp.nan), loss
     right = (jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(logits).all(axis=-1)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return right.astype(jnp.float32), loss

@@ -27,6 +27,7 @@ SLOW = (
     "test_sequential",
     "test_data_aware",
     "test_compress",
+    "test_compressibility",
     "test_grouped_svd",
     "test_notebooks",
     "test_allocate",

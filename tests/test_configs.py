@@ -1,4 +1,5 @@
 import importlib.util
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tdjax.rules import Rule
 from tdjax.study.bench import build_network
 from tdjax.study.choices import enumerate_choices
 from tdjax.study.compress import settings as compress_settings
+from tdjax.study.compressibility import settings as compressibility_settings
+from tdjax.study.compressibility.paper import published_pruning
 from tdjax.study.data_aware import settings as aware_settings
 from tdjax.study.paper import published_study
 from tdjax.study.protocol import protocol_from_dict, protocol_to_dict
@@ -22,6 +25,7 @@ from tdjax.study.protocol import protocol_from_dict, protocol_to_dict
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(FOLDER.glob("[!_]*.py"))
 SHAPES = {
+    "diabetes": (10,),
     "digits": (8, 8, 1),
     "mnist": (28, 28, 1),
     "fashion_mnist": (28, 28, 1),
@@ -43,9 +47,10 @@ def get_config(file, arg):
 
 CONFIGS = [file for file in FILES if file.stem != "common"]
 AWARE = [file for file in CONFIGS if file.stem.startswith("data_aware")]
-COMPRESS = [file for file in CONFIGS if file.stem.startswith("compress")]
+COMPRESS = [file for file in CONFIGS if file.stem.startswith("compress_")]
+PRUNE = [file for file in CONFIGS if file.stem.startswith("compressibility")]
 RETRAINED = [file for file in COMPRESS if "cifar" in file.stem]
-STUDIES = [file for file in CONFIGS if file not in (*AWARE, *COMPRESS)]
+STUDIES = [file for file in CONFIGS if file not in (*AWARE, *COMPRESS, *PRUNE)]
 
 
 @pytest.mark.parametrize("arg", ["", "smoke"])
@@ -117,9 +122,29 @@ def test_layers_can_be_decomposed_at_every_share(file, arg):
             assert plan.size < plan.size_before
 
 
+@pytest.mark.parametrize("file", PRUNE, ids=lambda file: file.stem)
+def test_pruned_networks_are_chains(file):
+    tables = file.stem.endswith("diabetes")
+    for arg in ("", "smoke", "california" if tables else "mlp"):
+        settings = read(get_config(file, arg), compressibility_settings)
+        assert settings.experiment == "compressibility"
+        assert settings.predicts_numbers == tables
+        # The published settings of plain magnitude pruning are among the shares.
+        published = published_pruning(settings.published)
+        shares = {value for method, _, value in published if method == "magnitude"}
+        assert arg == "smoke" or shares <= set(settings.shares)
+        if arg == "":
+            layers = layers_of(settings.model, settings.data.name).layers
+            neurons = [layer.kernel_shape[-1] for layer in layers]
+            inputs = [math.prod(layer.kernel_shape[:-1]) for layer in layers]
+            assert all(n % m == 0 for m, n in zip(neurons, inputs[1:], strict=False))
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_another_argument_is_refused(file):
     known = "retrain, smoke" if file in RETRAINED else "smoke"
+    if file in PRUNE:
+        known = "california, smoke" if file.stem.endswith("diabetes") else "mlp, smoke"
     with pytest.raises(ValueError, match=f"'fast': known are {known}, or none"):
         get_config(file, "fast")
 

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdjax.data.splits import Examples
+from tdjax.data.tables import TableExamples
+from tdjax.models import MLP
 from tdjax.training import (
     FitSettings,
     LinenNetwork,
@@ -394,3 +396,26 @@ def test_settings_out_of_range_are_refused(changes, message):
 def test_equal_networks_share_compiled_programs():
     assert LinenNetwork(TinyNet()) == NETWORK
     assert hash(LinenNetwork(TinyNet())) == hash(NETWORK)
+
+
+def test_numbers_are_predicted_by_least_squares():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(48, 3)).astype(np.float32)
+    slope = np.array([1.0, -2.0, 0.5], np.float32)
+    train = TableExamples(rows[:32], rows[:32] @ slope + 1)
+    validation = TableExamples(rows[32:], rows[32:] @ slope + 1)
+    network = LinenNetwork(MLP(1, ()))
+    variables = network.module.init(jax.random.key(0), jnp.zeros((1, 3)))
+    model = stacked([Model(variables["params"], {})])
+    before = evaluate(model, network, validation)
+    outputs = np.asarray(network.module.apply(variables, jnp.asarray(rows[32:])))[:, 0]
+    assert before.cross_entropy[0] == pytest.approx(
+        np.mean((outputs - validation.labels) ** 2), rel=1e-5
+    )
+    assert np.isnan(before.accuracy[0])
+    settings = FitSettings(epochs=60, batch_size=8, learning_rate=0.05)
+    keys = jax.random.split(jax.random.key(1), 1)
+    fit = trained(model, keys, settings, network, (train, validation))[-1]
+    found = fit.best.params["output"]
+    np.testing.assert_allclose(found["kernel"][0, :, 0], slope, atol=1e-3)
+    np.testing.assert_allclose(found["bias"][0], 1, atol=1e-3)

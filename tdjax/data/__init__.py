@@ -8,9 +8,11 @@ from tdjax.data.image_batches import image_batches
 from tdjax.data.image_folder import ImageFiles, aircraft_files, imagenet_files
 from tdjax.data.splits import DataSplits, Examples, check_finite, prepare, standardise
 from tdjax.data.stratify import stratified_split, stratified_subset
+from tdjax.data.tables import TABLES, RawTable, TableExamples, load_table, prepare_table
 from tdjax.data.views import evaluation_view, training_view
 
 __all__ = [
+    "TABLES",
     "DataError",
     "DataSplits",
     "DecodedWhenTaken",
@@ -18,13 +20,17 @@ __all__ = [
     "ImageArray",
     "ImageFiles",
     "RawDataset",
+    "RawTable",
+    "TableExamples",
     "aircraft_files",
     "check_finite",
     "evaluation_view",
     "image_batches",
     "imagenet_files",
     "load",
+    "load_table",
     "prepare",
+    "prepare_table",
     "random_crop_flip",
     "standardise",
     "stratified_split",

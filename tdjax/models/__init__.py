@@ -3,12 +3,14 @@
 from tdjax.models.densenet import DenseNet, DenseNet22
 from tdjax.models.garipov import GaripovNet
 from tdjax.models.googlenet import GoogLeNet
+from tdjax.models.mlp import MLP
 from tdjax.models.resnet import ImageNetResNet18, ResNet, ResNet18, ResNet50
 from tdjax.models.resnet_cifar import CifarResNet, ResNet20, ResNet56, ResNet110
 from tdjax.models.vgg import VGG16
 from tdjax.models.wide_resnet import WRN16_8, WideResNet
 
 __all__ = [
+    "MLP",
     "VGG16",
     "WRN16_8",
     "CifarResNet",

@@ -55,14 +55,16 @@ def keep_zeros(mask: Any) -> optax.GradientTransformation:
         state = optimiser.init(tdjax.apply_mask(params, mask))
 
     Arguments:
-        mask: see `apply_mask`, of the parameters that are trained.
+        mask: see `apply_mask`, of the parameters that are trained; or a function that makes it of
+            the parameters that training starts from.
 
     Raises ValueError in `init` for a mask that does not fit the parameters.
     """
 
     def init(params: Any) -> KeepZerosState:
-        _check(params, mask)
-        return KeepZerosState(mask)
+        own = mask(params) if callable(mask) else mask
+        _check(params, own)
+        return KeepZerosState(own)
 
     def update(updates: Any, state: KeepZerosState, params: Any = None) -> tuple[Any, Any]:
         return _masked(updates, state.mask), state

@@ -71,7 +71,7 @@ def train_baseline(training: Training, folder: Path) -> Fit:
             fit, epoch = trained, epoch + 1
             if int(fit.best_epoch[0]) == 0:
                 raise FloatingPointError(
-                    "the validation cross-entropy is not finite after the first epoch; "
+                    "the validation loss is not finite after the first epoch; "
                     "a lower learning_rate may help"
                 )
             if epoch % training.checkpoint_every == 0 or epoch == settings.epochs:

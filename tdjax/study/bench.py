@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from tdjax.data import DataSplits, load, prepare
 from tdjax.linen import make_plan
 from tdjax.models import (
+    MLP,
     VGG16,
     WRN16_8,
     DenseNet22,
@@ -32,6 +33,7 @@ from tdjax.study.records import Choice, Key
 from tdjax.training import LinenNetwork, Model, Scores, steps_per_epoch
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
     "garipovnet": GaripovNet,
     "resnet18": ResNet18,
     "resnet20": ResNet20,

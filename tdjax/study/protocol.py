@@ -13,7 +13,11 @@ from tdjax.training import FitSettings
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which data set, and how much of it; see `tdjax.data.load` and `tdjax.data.prepare`."""
+    """Which data set, and how much of it.
+
+    See `tdjax.data.load` and `tdjax.data.prepare`; for tables, `tdjax.data.load_table` and
+    `tdjax.data.prepare_table`.
+    """
 
     name: str
     folder: str | None = None
@@ -27,8 +31,9 @@ class DataSettings:
 class ModelSettings:
     """Which network, and with it the arguments of its class.
 
-    For small images "garipovnet" and "resnet18"; for CIFAR "resnet20", "resnet56", "resnet110",
-    "vgg16", "densenet22" and "wrn16_8"; for ImageNet "resnet18_imagenet", "resnet50", "googlenet".
+    For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
+    CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
+    "resnet18_imagenet", "resnet50", "googlenet".
     """
 
     name: str

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tdjax.data import DataSplits, Examples, load, prepare
+from tdjax.data import TABLES, DataSplits, Examples, load, load_table, prepare, prepare_table
 from tdjax.linen import make_plan
 from tdjax.plan import Plan
 from tdjax.study.baseline import Training, train_baseline
@@ -81,17 +81,27 @@ class Subject:
 
 
 def set_up(
-    settings: SubjectSettings, read_weights: ReadWeights | None = None, *, images: bool = True
+    settings: SubjectSettings,
+    read_weights: ReadWeights | None = None,
+    *,
+    images: bool = True,
+    tables: bool = False,
 ) -> Subject:
     """Load the data, build the network, read its weights.
 
     Arguments:
         read_weights: reads the file that `settings.weights` names.
         images: whether calibration images are needed.
+        tables: whether the experiment knows networks that predict numbers from rows of a table.
 
     Raises ValueError or `tdjax.data.DataError` for whatever in configuration, data or weights
     would stop an experiment later.
     """
+    if settings.data.name in TABLES and not tables:
+        raise ValueError(
+            f"config field 'data.name': {settings.data.name!r} is a table, which only the "
+            "experiment 'compressibility' takes"
+        )
     splits = _splits(settings)
     if settings.weights is None or settings.finetune.epochs:
         steps_per_epoch(splits.train, settings.train)
@@ -135,6 +145,11 @@ def _sources(settings: SubjectSettings, splits: DataSplits) -> dict[str, Example
 
 def _splits(settings: SubjectSettings) -> DataSplits:
     data, inputs = settings.data, settings.inputs
+    sizes = (data.train_size, data.validation_size, data.test_size)
+    if data.name in TABLES:
+        _check_table(settings)
+        table = load_table(data.name, data.folder)
+        return prepare_table(table, data.validation_share, settings.seed, *sizes)
     statistics = None
     if inputs.mean is not None and inputs.deviation is not None:
         statistics = (
@@ -145,10 +160,23 @@ def _splits(settings: SubjectSettings) -> DataSplits:
         load(data.name, data.folder),
         data.validation_share,
         settings.seed,
-        data.train_size,
-        data.validation_size,
-        data.test_size,
+        *sizes,
         statistics,
     )
     images = altered(splits.test.images, settings.test.change, settings, splits)
     return replace(splits, test=Examples(images, splits.test.labels))
+
+
+def _check_table(settings: SubjectSettings) -> None:
+    """Refuse what rows of a table do not have. Raises ValueError that names the field."""
+    what = f"no such thing for {settings.data.name!r}, which is a table"
+    if settings.model.name != "mlp":
+        raise ValueError(f"config field 'model.name' is {settings.model.name!r}: {what}; use 'mlp'")
+    if settings.inputs.mean is not None:
+        raise ValueError(f"config field 'inputs.mean': {what}")
+    if settings.train.augment:
+        raise ValueError(f"config field 'train.augment': {what}")
+    if settings.test.change != "same":
+        raise ValueError(f"config field 'test.change' is {settings.test.change!r}: {what}")
+    if settings.reestimate:
+        raise ValueError(f"config field 'reestimate': {what}")

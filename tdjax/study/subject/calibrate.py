@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def source_examples(settings: SubjectSettings, name: str, splits: DataSplits) ->
     that are missing or damaged.
     """
     if name in OWN:
-        return Examples(altered(splits.train.images, name, settings, splits), splits.train.labels)
+        return replace(splits.train, images=altered(splits.train.images, name, settings, splits))
     raw = load(name, settings.calibration.folder)
     shape = splits.train.images.shape[1:]
     if raw.train_images.shape[-1] != shape[-1]:
@@ -86,12 +86,15 @@ def source_examples(settings: SubjectSettings, name: str, splits: DataSplits) ->
 
 
 def altered(
-    images: Float32[np.ndarray, "n h w c"],
+    images: Float32[np.ndarray, "n ..."],
     change: str,
     settings: SubjectSettings,
     splits: DataSplits,
-) -> Float32[np.ndarray, "n h w c"]:
-    """Standardised images as they are ("same"), "flipped" left to right, or "brighter"."""
+) -> Float32[np.ndarray, "n ..."]:
+    """Standardised images as they are ("same"), "flipped" left to right, or "brighter".
+
+    Rows of a table can only stay as they are.
+    """
     if change == "flipped":
         return np.ascontiguousarray(images[:, :, ::-1])
     if change == "brighter":
@@ -106,7 +109,8 @@ def draw(examples: Examples, calibration: Calibration, seed: int) -> Examples:
     """The images of a calibration: a larger number holds those of a smaller one."""
     order = np.random.default_rng([seed, calibration.subset]).permutation(len(examples.labels))
     chosen = np.sort(order[: calibration.images])
-    return Examples(np.ascontiguousarray(examples.images[chosen]), examples.labels[chosen])
+    images = np.ascontiguousarray(examples.images[chosen])
+    return replace(examples, images=images, labels=examples.labels[chosen])
 
 
 def batches_of(

@@ -18,7 +18,15 @@ from tdjax.plan import Plan
 from tdjax.study.bench import FINETUNE, performance
 from tdjax.study.subject.bench import Subject
 from tdjax.study.subject.calibrate import Batch
-from tdjax.training import Apply, Model, evaluate, fit_epochs, start_fit, steps_per_epoch
+from tdjax.training import (
+    Apply,
+    FitSettings,
+    Model,
+    evaluate,
+    fit_epochs,
+    start_fit,
+    steps_per_epoch,
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,23 @@ def tuned(
     Arguments:
         name: of the random stream of the order of the data.
     """
-    settings, splits = subject.settings.finetune_fit, subject.splits
     network = FactorisedNetwork(subject.network, plan)
-    models = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], Model(factors, state))
+    settings = subject.settings.finetune_fit
+    return trained_on(subject, Model(factors, state), network, settings, name)
+
+
+def trained_on(
+    subject: Subject, model: Model, network: Apply, settings: FitSettings, name: str
+) -> tuple[int, Model]:
+    """Train any network on the subject's data; the best epoch, and the model there.
+
+    Arguments:
+        model: what the training starts from.
+        network: its forward function.
+        name: of the random stream of the order of the data.
+    """
+    splits = subject.splits
+    models = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
     fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
     keys, black = named_key(subject.key(FINETUNE), name)[None], jnp.asarray(splits.black)
     for trained in fit_epochs(fit, network, settings, splits.train, splits.validation, keys, black):
