@@ -14,6 +14,8 @@ Layer after layer, each on what the ones before it have become:
 
     ... --config.norms="('kronecker', 'sequential covariance', 'sequential kronecker')"
 
+which makes 65.1 and 65.8 of Tucker's 54.5 at 50 % (2,000 images, one subset, 10 minutes).
+
 Accuracy in % without fine-tuning on images that are CIFAR-10 with mild JPEG noise, each re-encoded
 once, where the network has 88.31 %; 2,000 calibration images, mean of three subsets with its 95 %
 interval, whole network (--config.calibration.images="(2000,)" --config.test.layer_images=0, 50

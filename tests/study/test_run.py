@@ -369,7 +369,7 @@ def test_a_damaged_journal_is_named_and_left(unbroken, tmp_path):
     ("changes", "message"),
     [
         ({"layers": ["conv7"]}, "the model has no layer 'conv7'"),
-        ({"model": {"name": "vgg"}}, "'vgg': known are garipovnet, resnet18, resnet20, "),
+        ({"model": {"name": "vgg"}}, "'vgg': known are mlp, garipovnet, resnet18, resnet20, "),
         (
             {"model": {"name": "garipovnet", "arguments": {"depth": 3}}},
             r"'model\.arguments'.*depth",
