@@ -16,35 +16,33 @@ os.environ.setdefault(
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-# They compile for minutes, or run whole experiments, and meet no part of JAX or Flax that other
-# tests do not.
-SLOW = (
-    "test_weighted",
-    "test_weighted_cp",
-    "test_weighted_tt",
-    "test_weighted_tucker",
-    "test_weighed_factors",
-    "test_sequential",
-    "test_data_aware",
-    "test_compress",
-    "test_compressibility",
-    "test_grouped_svd",
-    "test_notebooks",
-    "test_allocate",
-    "test_candidates",
-    "test_measure",
-    "test_more_models",
-    "test_readme",
-    "test_report",
-    "test_run",
-    "test_select",
+# Run with the oldest versions too: what meets most of JAX, Flax, Optax and Orbax.
+OLDEST = (
+    "test_batch_stats",
+    "test_checkpoints",
+    "test_data_image_batches",
+    "test_factorize",
+    "test_hoist",
+    "test_linen",
+    "test_linen_kinds",
+    "test_marks",
+    "test_moments",
+    "test_networks",
+    "test_nnx",
+    "test_optimizers",
+    "test_removal",
+    "test_saving",
+    "test_svd",
+    "test_training",
+    "test_training_loops",
+    "test_tucker",
 )
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.stem in SLOW:
-            item.add_marker(pytest.mark.slow)
+        if item.path.stem in OLDEST:
+            item.add_marker(pytest.mark.oldest)
 
 
 def inner_jaxprs(params):

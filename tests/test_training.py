@@ -335,11 +335,11 @@ def test_evaluate_against_numpy(batch_size):
 
 def test_evaluation_uses_the_running_statistics_and_leaves_them():
     model, data = start(0), examples(6)
-    logits, state = NETWORK(model.params, model.state, jnp.asarray(data.images), False)
+    logits, state = NETWORK(model.params, model.state, jnp.asarray(data.images), None)
     variables = {"params": model.params, **model.state}
     np.testing.assert_allclose(logits, TinyNet().apply(variables, data.images), rtol=1e-5)
     assert_same(state, model.state)
-    _, after = NETWORK(model.params, model.state, jnp.asarray(data.images), True)
+    _, after = NETWORK(model.params, model.state, jnp.asarray(data.images), jax.random.key(0))
     assert not np.allclose(
         jax.tree.leaves(after["batch_stats"])[0], jax.tree.leaves(state["batch_stats"])[0]
     )

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.experimental.compilation_cache import compilation_cache
 
 import tdjax
 from tdjax.models import MLP
@@ -31,6 +30,8 @@ from tdjax.training import FitSettings, Model
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 CONFIG = {
     "data": {
@@ -65,22 +66,8 @@ DIGITS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Runs of one configuration share what they compile."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compressibility") / "unbroken"
     settings = settings_from_dict(CONFIG)
     assert run_compressibility(settings, workdir) == workdir / "report/index.html"

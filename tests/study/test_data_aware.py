@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from tdjax.study.data_aware.bench import set_up
 from tdjax.study.data_aware.measure import Press
@@ -23,6 +22,8 @@ from tdjax.training import LinenNetwork, Model, evaluate
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -68,25 +69,6 @@ def changed(path, value, base=CONFIG):
         place = place.setdefault(folder, {})
     place[name] = value
     return raw
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compiled programs, shared with the processes that the tests start."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    folder = tmp_path_factory.mktemp("compiled")
-    for name, value in zip(names, (str(folder), 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from tdjax import checkpoints
 from tdjax.checkpoints import CheckpointError
@@ -24,6 +22,8 @@ from tdjax.study.threads import in_threads
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -46,25 +46,6 @@ CONFIG = {
 }
 SMALLER = {**CONFIG, "layers": ["conv3"], "methods": ["svd"], "runs": 1}
 COUNT = 2 * 2 * 2 * 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compiled programs, shared with the processes that the tests start."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    folder = tmp_path_factory.mktemp("compiled")
-    for name, value in zip(names, (str(folder), 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
