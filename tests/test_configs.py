@@ -49,7 +49,7 @@ CONFIGS = [file for file in FILES if file.stem != "common"]
 AWARE = [file for file in CONFIGS if file.stem.startswith("data_aware")]
 COMPRESS = [file for file in CONFIGS if file.stem.startswith("compress_")]
 PRUNE = [file for file in CONFIGS if file.stem.startswith("compressibility")]
-RETRAINED = [file for file in COMPRESS if "cifar" in file.stem]
+RETRAINED = [file for file in COMPRESS if "cifar" in file.stem and "thin" not in file.stem]
 STUDIES = [file for file in CONFIGS if file not in (*AWARE, *COMPRESS, *PRUNE)]
 
 
