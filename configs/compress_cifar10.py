@@ -27,6 +27,9 @@ from these, the last of 40 minutes on two busy cores:
     ... --config.strategies="('loss',)" --config.norms="('kronecker',)" \\
         --config.calibration.subsets=2 --config.timed_images=0
 
+With 10,000 calibration images in place of 2,000 "loss" has 83.9 % at 50 % of the parameters for
+both of two subsets, where it has 83.8 and 84.0 % with 2,000.
+
 The comparison of ALDS with retraining: twenty budgets, each followed by the whole schedule of the
 training, 182 epochs from its first learning rate on (Liebenwein et al., NeurIPS 2021); made for an
 accelerator, not timed:
