@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdjax.files import write_atomically
 from tdjax.study.compress.plots import plot_curves
 from tdjax.study.compress.records import read_records
 from tdjax.study.compress.settings import Compress, settings_from_dict
@@ -23,6 +22,7 @@ from tdjax.study.compress.tables import (
 )
 from tdjax.study.export import to_csv
 from tdjax.study.html import Frame, Picture, document, picture, section, table
+from tdjax.study.publish import publish
 from tdjax.study.rows import Row, where
 from tdjax.study.text import number, percent, to_markdown
 from tdjax.study.versions import versions
@@ -78,15 +78,7 @@ def write_report(workdir: Path) -> Path:
             section("tables", "Tables", *tables, note=TABLES_NOTE),
         ],
     )
-    report = workdir / "report"
-    report.mkdir(exist_ok=True)
-    for name, content in files.items():
-        write_atomically(report / name, content)
-    for one, png in pictures:
-        write_atomically(report / one.file, png)
-    # Last, so that whatever the page refers to is already there.
-    write_atomically(report / "index.html", page)
-    return report / "index.html"
+    return publish(workdir, files, pictures, page)
 
 
 def _remark(settings: Compress) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tdjax.files import write_atomically
 from tdjax.study.compressibility.plots import plot_curves, plot_index
 from tdjax.study.compressibility.records import Measured, read_records
 from tdjax.study.compressibility.settings import Compressibility, settings_from_dict
@@ -27,6 +26,7 @@ from tdjax.study.compressibility.text_tables import text_tables
 from tdjax.study.compressibility.trials import Trial, enumerate_trials
 from tdjax.study.export import to_csv
 from tdjax.study.html import Frame, Picture, document, picture, section, table
+from tdjax.study.publish import publish
 from tdjax.study.rows import Row, where
 from tdjax.study.text import number, percent, to_markdown
 from tdjax.study.versions import versions
@@ -91,15 +91,7 @@ def write_report(workdir: Path) -> Path:
             section("tables", "Tables", *tables, note=TABLES_NOTE),
         ],
     )
-    report = workdir / "report"
-    report.mkdir(exist_ok=True)
-    for name, content in files.items():
-        write_atomically(report / name, content)
-    for one, png in pictures:
-        write_atomically(report / one.file, png)
-    # Last, so that whatever the page refers to is already there.
-    write_atomically(report / "index.html", page)
-    return report / "index.html"
+    return publish(workdir, files, pictures, page)
 
 
 def _remark(settings: Compressibility) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdjax.files import write_atomically
 from tdjax.study.data_aware.plots import plot_against, plot_layers
 from tdjax.study.data_aware.records import Measured, read_records
 from tdjax.study.data_aware.settings import DataAware, settings_from_dict
@@ -21,6 +20,7 @@ from tdjax.study.data_aware.tables import (
 from tdjax.study.data_aware.text_tables import WHEN, condition_text, text_tables
 from tdjax.study.export import to_csv
 from tdjax.study.html import Frame, Picture, document, picture, section, table
+from tdjax.study.publish import publish
 from tdjax.study.rows import Row, where
 from tdjax.study.text import number, percent, to_markdown
 from tdjax.study.versions import versions
@@ -78,15 +78,7 @@ def write_report(workdir: Path) -> Path:
             section("figures", "Figures", *(picture(one) for one, _ in pictures)),
         ],
     )
-    report = workdir / "report"
-    report.mkdir(exist_ok=True)
-    for name, content in files.items():
-        write_atomically(report / name, content)
-    for one, png in pictures:
-        write_atomically(report / one.file, png)
-    # Last, so that whatever the page refers to is already there.
-    write_atomically(report / "index.html", page)
-    return report / "index.html"
+    return publish(workdir, files, pictures, page)
 
 
 def _remark(settings: DataAware) -> list[str]:
