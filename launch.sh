@@ -46,12 +46,12 @@ case "${1:-}" in
         run_tests .venv-oldest -m oldest
         ;;
     "")
-        set_up .venv study
+        set_up .venv experiments
         .venv/bin/python -m experiments.main --config=configs/digits.py --workdir=runs/digits
         ;;
     *)
         [ $# -ge 2 ] || { sed -n '2,6p' "$0"; exit 2; }
-        set_up .venv study
+        set_up .venv experiments
         .venv/bin/python -m experiments.main --config="$1" --workdir="$2" "${@:3}"
         ;;
 esac

@@ -15,9 +15,9 @@ from absl import app, flags
 
 import tdjax
 from benchmarks.timing import describe_machine, interleaved, ratio
-from tdjax.factorize import replace_kernel
-from tdjax.models import ResNet18
-from tdjax.training import example_scores
+from experiments.models import ResNet18
+from experiments.network.training import example_scores
+from tdjax.params.factorize import replace_kernel
 
 CANDIDATES = flags.DEFINE_integer("candidates", 75, "Kernels of the layer.")
 IMAGES = flags.DEFINE_integer("images", 100, "Images in the batch.")

@@ -11,8 +11,8 @@ from absl import app, flags
 
 import tdjax
 from benchmarks.timing import describe_machine
-from tdjax.models import ResNet18
-from tdjax.models.convolution import convolve
+from experiments.models import ResNet18
+from experiments.models.convolution import convolve
 
 BATCH = flags.DEFINE_integer("batch", 32, "Images at once.")
 METHOD = flags.DEFINE_string("method", "tucker", "cp, tucker, tt, svd or auto.")

@@ -14,10 +14,10 @@ import optax
 from absl import app, flags
 
 from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
-from tdjax.calls import split_arrays
+from experiments.models import ResNet18
 from tdjax.linen.table import plain, trace
-from tdjax.models import ResNet18
-from tdjax.sums import asked_of, step_of
+from tdjax.moments.sums import asked_of, step_of
+from tdjax.trace.call import split_arrays
 
 BATCH = flags.DEFINE_integer("batch", 100, "Images at once.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed rounds of all sides.")

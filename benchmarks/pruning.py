@@ -19,9 +19,9 @@ from sklearn.linear_model import Lasso
 
 import tdjax
 from benchmarks.timing import describe_machine, interleaved, ratio
-from tdjax.data import load
-from tdjax.models import MLP
-from tdjax.sparsity.lasso import lasso
+from experiments.data import load
+from experiments.models import MLP
+from tdjax.pruning.lasso import lasso
 
 MNIST = flags.DEFINE_string("mnist", None, "Folder with the published files.")
 IMAGES = flags.DEFINE_integer("images", 5000, "Rows.")

@@ -17,7 +17,7 @@ from absl import app, flags
 
 import tdjax
 from benchmarks.timing import Timing, describe_machine, interleaved, ratio
-from tdjax.ranks import ranks_for
+from tdjax.plan.ranks import ranks_for
 
 CHANNELS = flags.DEFINE_list("channels", ["64", "128", "256"], "Channels of the kernels.")
 KEEP = flags.DEFINE_list("keep", ["0.25", "0.5"], "Shares of the parameters kept.")

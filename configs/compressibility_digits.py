@@ -15,7 +15,7 @@ fine-tuning 95.9, 96.9, 82.5, 85.6 and 85.8 %. The exact tail, which asks for on
 neurons for the worst inputs, takes all weights of conv1 and of the linear layer, whose neurons
 have the fewest, and leaves 9.9 %.
 
-No index foretells which layers can lose most: over the seven layers Kendall's tau is 0.06 (-0.60
+No index predicts which layers can lose most: over the seven layers Kendall's tau is 0.06 (-0.60
 to 0.68) for the PQ index with q 0.5, -0.48 (-0.95 to 0.18) for the sparsity index, which falls
 with the number of inputs, and 0.43 (-0.18 to 0.85) for the number of weights. The error bound is
 108 times the worst error measured, in the median with q 0.5 (7.9 to 299 times).

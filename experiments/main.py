@@ -11,19 +11,19 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.torch_weights import load_torch_npz
-from tdjax.study.compress import report as compress_report
-from tdjax.study.compress.run import run_compress
-from tdjax.study.compress.settings import settings_from_dict as compress_settings
-from tdjax.study.compressibility import report as compressibility_report
-from tdjax.study.compressibility.run import run_compressibility
-from tdjax.study.compressibility.settings import settings_from_dict as compressibility_settings
-from tdjax.study.data_aware import report as data_aware_report
-from tdjax.study.data_aware.run import run_data_aware
-from tdjax.study.data_aware.settings import settings_from_dict
-from tdjax.study.protocol import protocol_from_dict
-from tdjax.study.report import write_report
-from tdjax.study.run import run_study
+from experiments.compress import report as compress_report
+from experiments.compress.run import run_compress
+from experiments.compress.settings import settings_from_dict as compress_settings
+from experiments.compressibility import report as compressibility_report
+from experiments.compressibility.run import run_compressibility
+from experiments.compressibility.settings import settings_from_dict as compressibility_settings
+from experiments.data_aware import report as data_aware_report
+from experiments.data_aware.run import run_data_aware
+from experiments.data_aware.settings import settings_from_dict
+from experiments.error_study.protocol import protocol_from_dict
+from experiments.error_study.report import write_report
+from experiments.error_study.run import run_study
+from experiments.network.torch_weights import load_torch_npz
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for measurements, checkpoints and report.")
@@ -35,7 +35,7 @@ CACHE = flags.DEFINE_string(
 
 
 def study(raw: Mapping[str, Any], workdir: Path) -> Path:
-    """How well approximation errors foretell what compression does."""
+    """How well approximation errors predict what compression does."""
     return run_study(protocol_from_dict(raw), workdir)
 
 
@@ -50,7 +50,7 @@ def compress(raw: Mapping[str, Any], workdir: Path) -> Path:
 
 
 def compressibility(raw: Mapping[str, Any], workdir: Path) -> Path:
-    """How far networks can be pruned, by which rule, and what foretells it."""
+    """How far networks can be pruned, by which rule, and what predicts it."""
     return run_compressibility(compressibility_settings(raw), workdir, load_torch_npz)
 
 

@@ -1,16 +1,5 @@
 """Tensor decomposition of trained Flax networks."""
 
-from tdjax.adapters import (
-    allocate,
-    collect_moments,
-    factorize,
-    factorize_sequentially,
-    layer_table,
-    make_plan,
-    reestimate_batch_stats,
-    remove_dead,
-)
-from tdjax.candidates import evaluate_candidates
 from tdjax.decompose import (
     Info,
     cp_als,
@@ -21,23 +10,34 @@ from tdjax.decompose import (
     tt_svd,
     tucker_als,
 )
-from tdjax.errors import feature_errors, weight_errors
-from tdjax.factorize import factorize_params, reconstruct_params
-from tdjax.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
-from tdjax.layers import Layer
-from tdjax.moments import LayerMoments
-from tdjax.moments_file import load_moments, save_moments
-from tdjax.norms import Covariance, Frobenius, Kronecker, ModeWeighted
-from tdjax.optimizers import carry_optimizer_state
-from tdjax.plan import Plan, PlannedLayer
-from tdjax.rules import Rule
-from tdjax.saving import load_factorised, save_factorised
-from tdjax.sparsity.backward import lasso_prune
-from tdjax.sparsity.bounds import pruning_error_bound, tail_size
-from tdjax.sparsity.indices import effective_number, lq_norm, pq_index, sparsity_index
-from tdjax.sparsity.lasso import lasso
-from tdjax.sparsity.masks import apply_mask, keep_zeros, pruned_share
-from tdjax.sparsity.pruning import adaptive_prune, magnitude_prune, pq_prune, tail_prune
+from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
+from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
+from tdjax.dispatch import (
+    allocate,
+    collect_moments,
+    factorize,
+    factorize_sequentially,
+    layer_table,
+    make_plan,
+    reestimate_batch_stats,
+    remove_dead,
+)
+from tdjax.evaluate.candidates import evaluate_candidates
+from tdjax.evaluate.errors import feature_errors, weight_errors
+from tdjax.moments.collect import LayerMoments
+from tdjax.moments.file import load_moments, save_moments
+from tdjax.params.factorize import factorize_params, reconstruct_params
+from tdjax.params.optimizers import carry_optimizer_state
+from tdjax.params.saving import load_factorised, save_factorised
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.rules import Rule
+from tdjax.pruning.backward import lasso_prune
+from tdjax.pruning.bounds import pruning_error_bound, tail_size
+from tdjax.pruning.indices import effective_number, lq_norm, pq_index, sparsity_index
+from tdjax.pruning.lasso import lasso
+from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune, pq_prune, tail_prune
+from tdjax.pruning.masks import apply_mask, keep_zeros, pruned_share
 
 __all__ = [
     "CP",

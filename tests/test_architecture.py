@@ -9,8 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a plain installation lacks, or what only a study needs.
-EXTRAS = ("matplotlib", "sklearn", "tqdm", "pandas", "tensorboardX", "grain", "PIL")
+# What a plain installation lacks.
+EXTRAS = (
+    "absl", "grain", "jinja2", "matplotlib", "ml_collections", "pandas", "PIL", "sklearn", "tqdm",
+)  # fmt: skip
+# A room stands on those before it alone; rooms on one floor do not know each other.
+FLOORS = (
+    ("files",),
+    ("decompose",),
+    ("plan",),
+    ("trace",),
+    ("moments",),
+    ("params",),
+    ("pruning",),
+    ("allocation",),
+    ("linen", "nnx"),
+    ("evaluate",),
+    ("dispatch",),
+)
+KNOW_NO_FLAX = ("files", "decompose", "plan", "trace", "moments", "pruning", "allocation")
+EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 
 
 def module_name(file):
@@ -18,7 +36,11 @@ def module_name(file):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(file): file for file in sorted((ROOT / "tdjax").rglob("*.py"))}
+MODULES = {
+    module_name(file): file
+    for house in ("tdjax", "experiments")
+    for file in sorted((ROOT / house).rglob("*.py"))
+}
 
 
 def imported(name):
@@ -40,26 +62,42 @@ def inside(name, package):
     return name == package or name.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("package", ["formats", "norms", "ranks", "decompose"])
-def test_the_mathematics_knows_no_networks(package):
-    allowed = [f"tdjax.{name}" for name in ("formats", "norms", "ranks", "decompose")]
-    for name in MODULES:
-        if inside(name, f"tdjax.{package}"):
-            for found in imported(name):
-                assert not inside(found, "flax"), f"{name} imports {found}"
-                if inside(found, "tdjax"):
-                    assert any(inside(found, a) for a in allowed), f"{name} imports {found}"
+def room(name):
+    return name.split(".")[1] if "." in name else ""
+
+
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+LIBRARY = [name for name in MODULES if inside(name, "tdjax")]
+
+
+def test_every_room_has_a_floor():
+    assert {room(name) for name in LIBRARY} - {""} == FLOOR.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if room(name)])
+def test_a_room_stands_on_those_below_it(name):
+    for found in imported(name):
+        if inside(found, "tdjax") and room(found) != room(name):
+            assert room(found), f"{name} imports the face of the library"
+            assert FLOOR[room(found)] < FLOOR[room(name)], f"{name} imports {found}"
+        if room(name) in KNOW_NO_FLAX:
+            assert not inside(found, "flax"), f"{name} imports {found}"
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_point_down(name):
+def test_the_houses_know_each_other_one_way(name):
     for found in imported(name):
-        for outer in ("experiments", "configs", "benchmarks", "notebooks", "tests"):
+        for outer in ("configs", "benchmarks", "notebooks", "tests"):
             assert not inside(found, outer), f"{name} imports {found}"
-        if not inside(name, "tdjax.study"):
-            assert not inside(found, "tdjax.study"), f"{name} imports {found}"
-        if inside(found, "tdjax") and inside(name, "tdjax.data"):
-            assert inside(found, "tdjax.data"), f"{name} imports {found}"
+        if inside(name, "tdjax"):
+            assert not inside(found, "experiments"), f"{name} imports {found}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) in EXPERIMENTS])
+def test_an_experiment_knows_no_other(name):
+    for found in imported(name):
+        if inside(found, "experiments") and room(found) in EXPERIMENTS:
+            assert room(found) == room(name), f"{name} imports {found}"
 
 
 def test_no_import_runs_in_a_circle():
@@ -73,7 +111,7 @@ def test_no_import_runs_in_a_circle():
 
 def test_importing_the_library_imports_no_extra():
     script = (
-        "import sys, tdjax, tdjax.training, tdjax.checkpoints, tdjax.models, tdjax.data\n"
+        "import sys, tdjax\n"
         f"print(*sorted({{name.split('.')[0] for name in sys.modules}} & set({EXTRAS!r})))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

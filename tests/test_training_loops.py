@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from plain_models import normal
 
 import tdjax
-from tdjax.optimizers import carry_optimizer_state
+from tdjax.params.optimizers import carry_optimizer_state
 
 DEVICES = 8
 CLASSES = 4

@@ -22,10 +22,10 @@ from tdjax.allocation.search import (
     least_sum,
     total,
 )
-from tdjax.chain import METHODS
-from tdjax.layers import Inventory, Layer
-from tdjax.moments import LayerMoments
-from tdjax.plan import Plan, PlannedLayer
+from tdjax.moments.collect import LayerMoments
+from tdjax.plan.chain import METHODS
+from tdjax.plan.layers import Inventory, Layer
+from tdjax.plan.plan import Plan, PlannedLayer
 
 STRATEGIES = ("uniform", "energy", "alds", "loss")
 COSTS = ("params", "macs")

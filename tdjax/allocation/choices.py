@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from tdjax.layers import Layer
-from tdjax.plan import PlannedLayer
-from tdjax.planning import plan_layer
-from tdjax.rules import Rule
+from tdjax.plan.decide import plan_layer
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.rules import Rule
 
 # Ranks of a mode that are tried: all of them up to this many, then a geometric choice.
 MOST_RANKS = 64

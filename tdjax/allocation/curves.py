@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.decompose.formats import HIGHEST
 from tdjax.decompose.moment import lay_out
+from tdjax.decompose.norms import regularised, roots
 from tdjax.decompose.weighted import robust_cholesky
-from tdjax.formats import HIGHEST
-from tdjax.norms import regularised, roots
 
 # Added to both moments, relative to their mean diagonal, as the norms do.
 RIDGE = 1e-6

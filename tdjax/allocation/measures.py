@@ -21,10 +21,10 @@ from tdjax.allocation.choices import (
     tucker_choices,
 )
 from tdjax.allocation.curves import low_rank_losses, singular_values, tucker_losses
-from tdjax.kernels import Weights, decompose_array, reconstruct_array
-from tdjax.layers import MATRICES, Layer
-from tdjax.moments import LayerMoments
-from tdjax.plan import PlannedLayer
+from tdjax.moments.collect import LayerMoments
+from tdjax.params.kernels import Weights, decompose_array, reconstruct_array
+from tdjax.plan.layers import MATRICES, Layer
+from tdjax.plan.plan import PlannedLayer
 
 # Shares at which CP and TT are decomposed; between them their loss is interpolated.
 SAMPLED = (0.05, 0.15, 0.35, 0.6, 0.9)
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
 
     Arguments:
         cost: "params" or "macs".
-        methods: of `tdjax.chain.METHODS`.
+        methods: of `tdjax.plan.chain.METHODS`.
         splits: groups of channels that low rank may have; None for all that divide them.
         objective: of ALDS, "bound", or "released" for that of its authors' code.
         key: for the random starts of CP.

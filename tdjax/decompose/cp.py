@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
+from tdjax.decompose.formats import CP, HIGHEST, khatri_rao
 from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.norms import Norm, in_norm, moved
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_cp import weighted_cp
-from tdjax.formats import CP, HIGHEST, khatri_rao
-from tdjax.norms import Norm, in_norm, moved
 
 Factor = Float[Array, "n r"]
 Gram = Float[Array, "r r"]
@@ -61,9 +61,9 @@ def cp_als(
             unfolding, filled up with normal columns), or a CP of the same shape and rank.
         max_iters: sweeps at most, static, at least 1.
         tol: stop once a sweep changes the relative error by less.
-        norm: None for Frobenius, or a `tdjax.norms.Norm`. In the norm of a second moment the
-            Frobenius solution from `init` comes first, then sweeps as in `weighted_cp`; a CP is
-            started from as it is.
+        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`. In the norm of a second
+            moment the Frobenius solution from `init` comes first, then sweeps as in
+            `weighted_cp`; a CP is started from as it is.
 
     Returns: CP with column norms spread evenly over the factors, and `Info`.
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, iterate, relative_error
+from tdjax.decompose.formats import HIGHEST, GroupedLowRank
 from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.norms import ModeWeighted, Norm, in_norm, times
 from tdjax.decompose.svd import best_by_root, truncated_svd
 from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_with
-from tdjax.formats import HIGHEST, GroupedLowRank
-from tdjax.norms import ModeWeighted, Norm, in_norm, times
 
 
 def grouped_svd(
@@ -40,7 +40,7 @@ def grouped_svd(
         matrix: (m, n), float; half precision is raised to float32.
         rank: r of every block, static, 1 <= r <= min(m / k, n).
         splits: k, static; it divides m.
-        norm: None for Frobenius, or a `tdjax.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`.
         max_iters: sweeps at most, static; 0 leaves the blocks uncoupled.
         tol: stop once a sweep changes the relative error by less.
 

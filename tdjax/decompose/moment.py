@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.decompose.formats import HIGHEST
 from tdjax.decompose.padding import Kept, first
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted import conjugate_gradients, robust_cholesky, solve_with
-from tdjax.formats import HIGHEST
 
 # Of each mean over the window this share of its mean diagonal is added in the preconditioner.
 PRECONDITIONER_RIDGE = 1e-4

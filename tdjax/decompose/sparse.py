@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import iterate, safe_ratio
+from tdjax.decompose.norms import Covariance, Kronecker
 from tdjax.decompose.weighted import conjugate_gradients, dot, root_ratio
-from tdjax.norms import Covariance, Kronecker
 
 P = TypeVar("P")
 Indices = Int[Array, " k"]

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
+from tdjax.decompose.formats import HIGHEST, LowRank
 from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.norms import Norm, check_known, in_norm
 from tdjax.decompose.padding import Kept, first, rounded_up
 from tdjax.decompose.weighted import robust_cholesky
-from tdjax.formats import HIGHEST, LowRank
-from tdjax.norms import Norm, check_known, in_norm
 
 # The Gram matrix squares the singular values: what it says of a subspace is uncertain by about
 # eps * norm(x)^2 in energy. While the dropped energy is a thousand times that or more, the
@@ -33,7 +33,7 @@ def truncated_svd(
     Arguments:
         matrix: (m, n), float; half precision is raised to float32.
         rank: r, static, 1 <= r <= min(m, n).
-        norm: None for Frobenius, or a `tdjax.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`.
         pad: compile one program for many ranks, see `tdjax.decompose.padding`.
 
     Returns: LowRank with left (m, r) and right (r, n).

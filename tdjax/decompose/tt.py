@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import Info
+from tdjax.decompose.formats import HIGHEST, TT
 from tdjax.decompose.inputs import as_float
+from tdjax.decompose.norms import Covariance, Kronecker, Norm, in_norm, moved
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tt import weighted_tt
-from tdjax.formats import HIGHEST, TT
-from tdjax.norms import Covariance, Kronecker, Norm, in_norm, moved
 
 
 def tt_svd(
@@ -38,9 +38,10 @@ def tt_svd(
             clipped; the achieved ranks are those of the result.
         eps: in place of ranks, the relative error to stay within. The ranks then depend on the
             values, so it cannot be used inside `jit` or `vmap`.
-        norm: None for Frobenius, or a `tdjax.norms.Norm`. With a second moment each core is the
-            best when the moment, compressed by the cores before, is taken for the nearest product
-            of one for this core's modes and one for those behind; the last two are best together.
+        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`. With a second moment each
+            core is the best when the moment, compressed by the cores before, is taken for the
+            nearest product of one for this core's modes and one for those behind; the last two
+            are best together.
 
     Returns: TT with cores (r_{k-1}, n_k, r_k), all but the last with orthonormal columns; with a
     second moment, all but the last two.
@@ -84,7 +85,7 @@ def tt_als(
     Arguments:
         x: (n_1, ..., n_N), float; half precision is raised to float32.
         ranks: the N - 1 interior ranks, static, clipped as `tt_svd` does.
-        norm: None for Frobenius, or one of `tdjax.norms`.
+        norm: None for Frobenius, or one of `tdjax.decompose.norms`.
         init: a TT of x's shape and the clipped ranks to start from, in place of `tt_svd`.
         max_iters: sweeps at most, static.
         tol: stop once a sweep changes the relative error by less.

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
+from tdjax.decompose.formats import Tucker, mode_products
 from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.norms import Norm, check_known, in_norm
 from tdjax.decompose.padding import Kept, rounded_up
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tucker import weighted_tucker
-from tdjax.formats import Tucker, mode_products
-from tdjax.norms import Norm, check_known, in_norm
 
 Ranks = tuple[int | None, ...]
 Factors = tuple[Float[Array, "_ _"] | None, ...]
@@ -43,7 +43,7 @@ def tucker_als(
         ranks: for each mode its rank, or None where the mode is not compressed; static.
         max_iters: sweeps at most, static; 0 gives the HOSVD itself.
         tol: stop once a sweep changes the relative error by less.
-        norm: None for Frobenius, or a `tdjax.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`.
         pad: compile one program for many ranks, see `tdjax.decompose.padding`.
 
     Returns: Tucker with orthonormal factor columns, and `Info`.

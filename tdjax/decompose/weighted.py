@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, iterate, safe_ratio
-from tdjax.formats import HIGHEST, Format
+from tdjax.decompose.formats import HIGHEST, Format
 
 F = TypeVar("F", bound=Format)
 Weigh = Callable[[Array], Array]

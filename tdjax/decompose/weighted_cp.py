@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, safe_ratio
+from tdjax.decompose.formats import CP, HIGHEST, even_scales, khatri_rao
 from tdjax.decompose.moment import PRECONDITIONER_RIDGE, lay_out
 from tdjax.decompose.weighted import (
     conjugate_gradients,
@@ -19,7 +20,6 @@ from tdjax.decompose.weighted import (
     root_ratio,
     solve_with,
 )
-from tdjax.formats import CP, HIGHEST, even_scales, khatri_rao
 
 Factor = Float[Array, "_ r"]
 

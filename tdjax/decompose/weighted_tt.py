@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate
+from tdjax.decompose.formats import HIGHEST, TT
 from tdjax.decompose.moment import (
     Moment,
     compress,
@@ -23,7 +24,6 @@ from tdjax.decompose.moment import (
 )
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_with
-from tdjax.formats import HIGHEST, TT
 
 # Conjugate gradient steps on a core in each sweep.
 STEPS = 2

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate
+from tdjax.decompose.formats import HIGHEST, Tucker, mode_products
 from tdjax.decompose.moment import (
     Moment,
     compress,
@@ -24,7 +25,6 @@ from tdjax.decompose.moment import (
 )
 from tdjax.decompose.padding import Kept, first
 from tdjax.decompose.weighted import dot, root_ratio
-from tdjax.formats import HIGHEST, Tucker, mode_products
 
 Ranks = tuple[int | None, ...]
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tdjax.batch_stats import Pooled
-from tdjax.calls import batch_size, call_arguments, split_arrays
-from tdjax.sums import model_inputs
+from tdjax.moments.pooled import Pooled
+from tdjax.moments.sums import model_inputs
+from tdjax.trace.call import batch_size, call_arguments, split_arrays
 
 Path = tuple[str, ...]
 

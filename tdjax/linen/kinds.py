@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from flax.core.meta import AxisMetadata
 from jaxtyping import Array
 
-from tdjax import geometry, low_rank, tt_matrix
-from tdjax.boxes import box_factor, unboxed
-from tdjax.geometry import Call, as_tuple
-from tdjax.layers import Layer
 from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
-from tdjax.low_rank import BlockProduct
-from tdjax.plan import PlannedLayer
-from tdjax.stage import CORRECTION, Stage
+from tdjax.params.partitioning import box_factor, unboxed
+from tdjax.plan import low_rank, tt_matrix
+from tdjax.plan.layers import Layer
+from tdjax.plan.low_rank import BlockProduct
+from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.trace import geometry
+from tdjax.trace.geometry import Call, as_tuple
 
 
 class Kind(NamedTuple):

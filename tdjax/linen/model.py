@@ -14,7 +14,7 @@ import flax.linen as nn
 
 from tdjax.linen.intercept import Interceptor, dense_class, intercepted_class, rebuilt
 from tdjax.linen.kinds import KINDS
-from tdjax.plan import Plan, PlannedLayer
+from tdjax.plan.plan import Plan, PlannedLayer
 
 
 def factorize(model: nn.Module, plan: Plan) -> nn.Module:

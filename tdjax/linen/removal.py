@@ -11,8 +11,8 @@ import jax
 
 from tdjax.linen.intercept import Interceptor, intercepted_class, rebuilt
 from tdjax.linen.table import plain, trace
-from tdjax.sparsity.leaves import names_of
-from tdjax.sparsity.removal import Smaller, remove
+from tdjax.pruning.dead import Smaller, remove
+from tdjax.pruning.prunable import names_of
 
 
 def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Smaller:

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tdjax.bias import can_correct
-from tdjax.boxes import unboxed
-from tdjax.factorize import Dense, check_kernels, layer_params, with_dense, with_steps
 from tdjax.linen.table import plain, trace
-from tdjax.moments import LayerMoments
-from tdjax.plan import Plan
-from tdjax.sequential import Model, sequential
-from tdjax.weighing import output_weights
+from tdjax.moments.collect import LayerMoments
+from tdjax.params.bias import can_correct
+from tdjax.params.factorize import Dense, check_kernels, layer_params, with_dense, with_steps
+from tdjax.params.partitioning import unboxed
+from tdjax.params.sequential import Model, sequential
+from tdjax.params.weighing import output_weights
+from tdjax.plan.plan import Plan
 
 
 def factorize_sequentially(

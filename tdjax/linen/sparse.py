@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array
 
 from tdjax.decompose.sparse import scattered
-from tdjax.indices import COLLECTION
-from tdjax.kernels import INDICES, VALUES
+from tdjax.params.corrections import COLLECTION
+from tdjax.params.kernels import INDICES, VALUES
 
 
 class Sparse(nn.Module):

@@ -11,17 +11,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tdjax.boxes import is_boxed, unboxed
-from tdjax.calls import batch_size, call_arguments, split_arrays
-from tdjax.factorize import layer_params
-from tdjax.layers import VECTORS, Inventory, Layer, in_stack
+from tdjax.allocation.auto import best_format
 from tdjax.linen.kinds import KINDS, Call, Kind
-from tdjax.marks import INPUT, OUTPUT, mark
-from tdjax.plan import Plan
-from tdjax.planning import plan_layers
-from tdjax.rules import Rule
-from tdjax.select import best_format
-from tdjax.traces import Trace, TracedCall
+from tdjax.params.factorize import layer_params
+from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.plan.decide import plan_layers
+from tdjax.plan.layers import VECTORS, Inventory, Layer, in_stack
+from tdjax.plan.plan import Plan
+from tdjax.plan.rules import Rule
+from tdjax.trace.call import batch_size, call_arguments, split_arrays
+from tdjax.trace.marks import INPUT, OUTPUT, mark
+from tdjax.trace.trace import Trace, TracedCall
 
 _passes = itertools.count()
 

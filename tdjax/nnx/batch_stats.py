@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tdjax.batch_stats import Pooled
-from tdjax.calls import Frame, batch_size, call_arguments, split_arrays
+from tdjax.moments.pooled import Pooled
+from tdjax.moments.sums import model_inputs
 from tdjax.nnx.graph import modules_of
-from tdjax.sums import model_inputs
+from tdjax.trace.call import Frame, batch_size, call_arguments, split_arrays
 
 M = TypeVar("M", bound=nnx.Module)
 

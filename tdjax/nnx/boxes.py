@@ -1,4 +1,4 @@
-"""Sharding metadata of NNX parameters, in the boxes that `tdjax.boxes` reads."""
+"""Sharding metadata of NNX parameters, in the boxes that `tdjax.params.partitioning` reads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from flax.core.meta import Partitioned
 from jax.sharding import PartitionSpec
 
-from tdjax.boxes import unboxed
-from tdjax.layers import Storage
+from tdjax.params.partitioning import unboxed
+from tdjax.plan.layers import Storage
 
 # What the versions of Flax call the names of a parameter's axes.
 KEYS = ("out_sharding", "sharding", "sharding_names")

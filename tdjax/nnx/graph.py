@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tdjax.layers import VECTORS
+from tdjax.plan.layers import VECTORS
 
 
 def modules_of(model: nnx.Module) -> dict[str, Any]:

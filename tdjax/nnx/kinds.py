@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tdjax import geometry, low_rank, tt_matrix
-from tdjax.geometry import Call
-from tdjax.layers import Layer
-from tdjax.low_rank import BlockProduct
-from tdjax.stage import CORRECTION, Stage
+from tdjax.plan import low_rank, tt_matrix
+from tdjax.plan.layers import Layer
+from tdjax.plan.low_rank import BlockProduct
+from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.trace import geometry
+from tdjax.trace.geometry import Call
 
 
 class Kind(NamedTuple):

@@ -13,15 +13,15 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from tdjax.factorize import dense_tree, factor_tree, layer_params
-from tdjax.kernels import INDICES, VALUES
-from tdjax.moments import LayerMoments
+from tdjax.moments.collect import LayerMoments
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of
 from tdjax.nnx.kinds import KINDS, stage_of
 from tdjax.nnx.sparse import make_sparse
-from tdjax.plan import Plan, PlannedLayer
-from tdjax.stage import CORRECTION
+from tdjax.params.factorize import dense_tree, factor_tree, layer_params
+from tdjax.params.kernels import INDICES, VALUES
+from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.stage import CORRECTION
 
 Model = TypeVar("Model", bound=nnx.Module)
 DENSE = {kind.factorised: cls for cls, kind in KINDS.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tdjax.optimizers import carry_optimizer_state
+from tdjax.params.optimizers import carry_optimizer_state
 
 
 def carry_optimizer(

@@ -9,8 +9,8 @@ from flax import nnx
 
 from tdjax.nnx.graph import array_of, modules_of, own_params
 from tdjax.nnx.table import trace
-from tdjax.sparsity.leaves import names_of
-from tdjax.sparsity.removal import Smaller, remove
+from tdjax.pruning.dead import Smaller, remove
+from tdjax.pruning.prunable import names_of
 
 
 def remove_dead(model: nnx.Module, sample: Any) -> Smaller:

@@ -10,15 +10,15 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from tdjax.bias import can_correct, shifted
-from tdjax.factorize import Dense, check_kernels, layer_params, with_steps
-from tdjax.moments import LayerMoments
+from tdjax.moments.collect import LayerMoments
 from tdjax.nnx.graph import array_of, modules_of
 from tdjax.nnx.model import own_arrays, with_factors
 from tdjax.nnx.table import trace
-from tdjax.plan import Plan
-from tdjax.sequential import Model, sequential
-from tdjax.weighing import output_weights
+from tdjax.params.bias import can_correct, shifted
+from tdjax.params.factorize import Dense, check_kernels, layer_params, with_steps
+from tdjax.params.sequential import Model, sequential
+from tdjax.params.weighing import output_weights
+from tdjax.plan.plan import Plan
 
 M = TypeVar("M", bound=nnx.Module)
 

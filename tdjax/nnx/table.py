@@ -13,17 +13,17 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tdjax.calls import batch_size, call_arguments, split_arrays
-from tdjax.geometry import Call
-from tdjax.layers import Inventory, Layer, in_stack
-from tdjax.marks import INPUT, OUTPUT, mark
+from tdjax.allocation.auto import best_format
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
 from tdjax.nnx.kinds import KINDS, Kind
-from tdjax.plan import Plan
-from tdjax.planning import plan_layers
-from tdjax.rules import Rule
-from tdjax.select import best_format
-from tdjax.traces import Trace, TracedCall
+from tdjax.plan.decide import plan_layers
+from tdjax.plan.layers import Inventory, Layer, in_stack
+from tdjax.plan.plan import Plan
+from tdjax.plan.rules import Rule
+from tdjax.trace.call import batch_size, call_arguments, split_arrays
+from tdjax.trace.geometry import Call
+from tdjax.trace.marks import INPUT, OUTPUT, mark
+from tdjax.trace.trace import Trace, TracedCall
 
 
 def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:

@@ -5,7 +5,7 @@ from plain_moments import patch_moment
 
 from tdjax.allocation.curves import low_rank_losses, singular_values, tucker_losses
 from tdjax.decompose import truncated_svd, tucker_als
-from tdjax.norms import Kronecker
+from tdjax.decompose.norms import Kronecker
 
 PARTS, WINDOW, C, T = 2, (3, 3), 5, 7
 D = 9 * C

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tdjax import Covariance, Kronecker, truncated_svd
+from tdjax.decompose.formats import LowRank
 from tdjax.decompose.sparse import Operator, alternate, diagonal_of, scattered
-from tdjax.formats import LowRank
 
 RANK, NONZEROS = 3, 60
 ROWS, COLUMNS = 40, 30

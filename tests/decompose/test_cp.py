@@ -20,7 +20,7 @@ from tdjax.decompose.cp import (
     solve_normal,
     split_point,
 )
-from tdjax.formats import CP
+from tdjax.decompose.formats import CP
 
 KERNEL = (3, 3, 16, 16)
 SWEEPS = 20

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from tdjax.decompose import truncated_svd, tucker_als
+from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
 from tdjax.decompose.padding import rounded_up
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.tucker import _tucker
-from tdjax.norms import Covariance, Kronecker, ModeWeighted
 
 C, T = 24, 20
 RNG = np.random.default_rng(0)

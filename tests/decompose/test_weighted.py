@@ -11,18 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_moments import kernel, patch_moment, weighted_error, with_ridge
 
-from tdjax.decompose import (
-    cp_als,
-    hosvd,
-    truncated_svd,
-    tt_als,
-    tt_svd,
-    tucker_als,
-    weighted_als,
-)
+from tdjax.decompose import cp_als, hosvd, truncated_svd, tt_als, tt_svd, tucker_als, weighted_als
+from tdjax.decompose.formats import CP, TT, LowRank, Tucker
+from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.decompose.weighted import conjugate_gradients, robust_cholesky
-from tdjax.formats import CP, TT, LowRank, Tucker
-from tdjax.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 
 SHAPE = (2, 3, 5, 6)
 D, T = 30, 6

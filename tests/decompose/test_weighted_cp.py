@@ -6,9 +6,9 @@ from plain_moments import alternate, kernel, patch_moment, weighted_error, with_
 
 from tdjax.decompose import cp_als
 from tdjax.decompose import weighted_cp as module
+from tdjax.decompose.formats import CP
+from tdjax.decompose.norms import Covariance, Kronecker
 from tdjax.decompose.weighted_cp import weighted_cp
-from tdjax.formats import CP
-from tdjax.norms import Covariance, Kronecker
 
 SHAPE = (3, 3, 6, 8)
 S = with_ridge(patch_moment(6))

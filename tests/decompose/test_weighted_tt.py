@@ -4,7 +4,7 @@ import pytest
 from plain_moments import alternate, kernel, matrix, patch_moment, weighted_error, with_ridge
 
 from tdjax.decompose import truncated_svd, tt_als, tt_svd
-from tdjax.norms import Covariance, Kronecker, ModeWeighted
+from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
 
 SHAPE = (6, 3, 3, 8)
 RANKS = (3, 5, 4)

@@ -12,7 +12,7 @@ from plain_moments import (
 
 from tdjax.decompose import hosvd, truncated_svd, tucker_als
 from tdjax.decompose.moment import compress, fit_rest, image_of, lay_out
-from tdjax.norms import Covariance, Kronecker
+from tdjax.decompose.norms import Covariance, Kronecker
 
 SHAPE = (3, 3, 6, 8)
 S = with_ridge(patch_moment(6))

@@ -1,0 +1,77 @@
+"""Everything that the experiment is asked to do, read strictly from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.network.settings import SubjectSettings
+from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
+from tdjax.allocation.allocate import COSTS
+from tdjax.plan.chain import METHODS
+
+# Those of `tdjax.allocate`, and ALDS with the objective of its authors' code.
+STRATEGIES = ("uniform", "energy", "alds", "alds released", "loss")
+NORMS = ("frobenius", "covariance", "kronecker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(SubjectSettings):
+    """The whole experiment: strategies x budgets x norms, on a trained network.
+
+    Arguments:
+        experiment: "compress" measures and reports, "report" only reports.
+        budgets: shares of the whole network kept.
+        cost: what they are shares of, "params" or "macs".
+        strategies: "uniform", "energy", "alds", "alds released", "loss"; see `tdjax.allocate`.
+            "alds" has the paper's objective, "alds released" that of its authors' code.
+        methods: formats that the strategies choose from; ALDS knows low rank alone.
+        norms: in which the layers are then decomposed, "frobenius", "covariance" or "kronecker";
+            what "loss" chose is not decomposed in the first.
+        sequential: decompose layer after layer where the norm sees data, each making up for what
+            the ones before it lost.
+        rounds: compress and train on this many times, each time by an equal factor. More than one
+            needs fine-tuning.
+        timed_images: images of a batch on which inference is timed; 0 times nothing.
+    """
+
+    experiment: str = "compress"
+    budgets: tuple[float, ...] = (0.5,)
+    cost: str = "params"
+    strategies: tuple[str, ...] = ("uniform", "energy", "alds released", "loss")
+    methods: tuple[str, ...] = ("svd", "tucker")
+    norms: tuple[str, ...] = ("frobenius", "kronecker")
+    sequential: bool = False
+    rounds: int = 1
+    timed_images: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that would make the experiment empty or end it half way."""
+        super().__post_init__()
+        check_choices("budgets", self.budgets)
+        check_choices("cost", (self.cost,), COSTS)
+        check_choices("strategies", self.strategies, STRATEGIES)
+        check_choices("methods", self.methods, METHODS)
+        check_choices("norms", self.norms, NORMS)
+        if not all(0 < budget < 1 for budget in self.budgets):
+            raise ValueError("config field 'budgets' must hold shares between 0 and 1")
+        if "loss" in self.strategies and self.norms == ("frobenius",):
+            raise ValueError("config field 'norms': strategy 'loss' needs one that sees data")
+        check_least(("rounds", self.rounds, 1), ("timed_images", self.timed_images, 0))
+        if self.rounds > 1 and not self.finetune.epochs:
+            raise ValueError("config field 'rounds': more than one needs finetune.epochs")
+
+
+def settings_from_dict(raw: Mapping[str, Any]) -> Compress:
+    """The experiment of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
+
+    Raises ValueError that names the field for one that is unknown, missing, of a wrong type or
+    out of range.
+    """
+    return read_fields(Compress, raw)
+
+
+def settings_to_dict(settings: Compress) -> dict[str, Any]:
+    """The experiment as plain JSON values, all defaults written out."""
+    return plain_fields(settings)

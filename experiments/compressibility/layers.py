@@ -1,0 +1,238 @@
+"""What is known of each layer: its indices, how far it can be pruned, how loose the bound is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from experiments.compressibility.pruner import kernels
+from experiments.compressibility.settings import Compressibility
+from experiments.network.network import Subject
+from experiments.network.training import Model, example_scores
+from tdjax.evaluate.candidates import Network, evaluate_candidates
+from tdjax.linen import layer_outputs
+from tdjax.plan.layers import Layer
+from tdjax.pruning.bounds import pruning_error_bound
+from tdjax.pruning.indices import effective_number, pq_index, sparsity_index
+from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune
+from tdjax.pruning.masks import apply_mask
+from tdjax.pruning.prunable import Leaf, prunable
+from tdjax.trace.call import call_arguments
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """A trained network's layers, and images that go through them.
+
+    Arguments:
+        leaves: the arrays that can be pruned.
+        images: calibration images, in batches.
+        bounds: by path, the largest absolute value of a layer's inputs on them.
+        scales: by path, the root mean square of its outputs.
+    """
+
+    subject: Subject
+    model: Model
+    table: Sequence[Layer]
+    leaves: Sequence[Leaf]
+    images: Sequence[np.ndarray]
+    bounds: Mapping[str, float]
+    scales: Mapping[str, float]
+
+    @property
+    def relative_bounds(self) -> dict[str, float]:
+        """The bounds in units of the layers' outputs; 1 where one of them is 0."""
+        pairs = {path: (limit, self.scales[path]) for path, limit in self.bounds.items()}
+        return {path: a / b if a and b else 1.0 for path, (a, b) in pairs.items()}
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The network's variables."""
+        return {**self.model.state, "params": self.model.params}
+
+    def units(self, params: Any, leaf: Leaf) -> Shaped[Array, "d n"]:
+        """The weights of a layer, or its mask, one neuron in each column."""
+        return leaf.to_units(jax.tree.leaves(params)[leaf.place], "neuron")
+
+
+def layers_of(
+    subject: Subject, model: Model, table: Sequence[Layer], images: Sequence[np.ndarray]
+) -> Layers:
+    """A network's layers, with the ranges of their inputs and outputs."""
+    leaves = prunable(model.params, table, ".*")
+    paths = tuple(leaf.path for leaf in leaves)
+    variables = {**model.state, "params": model.params}
+    batches = [_ranges(Network(subject.module), paths, variables, one) for one in images]
+    bounds, scales = {}, {}
+    for path in paths:
+        limits, squares, counts = zip(*(batch[path] for batch in batches), strict=True)
+        bounds[path] = float(max(limits))
+        scales[path] = float(np.sqrt(sum(squares) / sum(counts)))
+    return Layers(subject, model, table, leaves, images, bounds, scales)
+
+
+def layer_records(
+    settings: Compressibility, layers: Layers, run: int, whole: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One record for each layer of a network.
+
+    Arguments:
+        whole: performance of the network as it is, see `measure.measured`.
+    """
+    reached = _reached_shares(settings, layers, whole)
+    loose = _looseness(settings, layers)
+    return [
+        {
+            "kind": "layer",
+            "run": run,
+            "layer": leaf.path,
+            "inputs": int(units.shape[0]),
+            "neurons": int(units.shape[1]),
+            "reached": reached[leaf.path],
+            "by_q": [
+                {"q": q, **_indices(units, q), "looseness": loose[leaf.path, q]}
+                for q in settings.qs
+            ],
+        }
+        for leaf in layers.leaves
+        for units in [layers.units(layers.model.params, leaf)]
+    ]
+
+
+def _indices(units: Float[Array, "d n"], q: float) -> dict[str, Any]:
+    """Means over the neurons; of the effective number its quantiles too."""
+    number = np.asarray(effective_number(units, q))
+    return {
+        "sparsity_index": float(sparsity_index(units, q).mean()),
+        "pq_index": float(pq_index(units, q).mean()),
+        "effective_number": float(number.mean()),
+        "effective_quantiles": [float(value) for value in np.quantile(number, QUANTILES)],
+    }
+
+
+def _reached_shares(
+    settings: Compressibility, layers: Layers, whole: Mapping[str, Any]
+) -> dict[str, float]:
+    """How much of each layer alone can go, the smallest weights first, within the tolerance.
+
+    The largest of the shares tried up to which no share costs more; 0 where the first does.
+    """
+    params, test = layers.model.params, layers.subject.splits.test
+    steps = np.arange(1, settings.layer_steps + 1) / (settings.layer_steps + 1)
+    masks = [magnitude_prune(params, float(share), layers=layers.table) for share in steps]
+    tried = [kernels(apply_mask(params, mask), layers.table) for mask in masks]
+    size = settings.test.batch_size
+    batches = [
+        (test.images[start : start + size], test.labels[start : start + size])
+        for start in range(0, len(test.labels), size)
+    ]
+    reached = {}
+    for leaf in layers.leaves:
+        found = evaluate_candidates(
+            layers.subject.module,
+            layers.variables,
+            leaf.path,
+            jnp.stack([one[leaf.path] for one in tried]),
+            batches,
+            _scores,
+        )
+        if settings.predicts_numbers:
+            within = found["loss"] <= (1 + settings.tolerance) * whole["loss"]
+        else:
+            within = found["right"] >= whole["accuracy"] - settings.tolerance - 1e-9
+        count = len(steps) if within.all() else int(np.argmin(within))
+        reached[leaf.path] = float(steps[count - 1]) if count else 0.0
+    return reached
+
+
+def _scores(outputs: Array, batch: Any) -> dict[str, Array]:
+    right, loss = example_scores(outputs, batch[1])
+    return {"right": right, "loss": loss}
+
+
+def _looseness(
+    settings: Compressibility, layers: Layers
+) -> dict[tuple[str, float], dict[str, Any]]:
+    """By layer and q, the error bound of "abp-m" with eta 0 over the worst error measured.
+
+    Beside it the sum of the absolute weights that went, times the inputs' bound, over the same.
+    Neurons without an error are left out.
+    """
+    params, network = layers.model.params, Network(layers.subject.module)
+    found = {}
+    for q in settings.qs:
+        mask = adaptive_prune(params, q, layers=layers.table)
+        others = {
+            path: jnp.asarray(array)
+            for path, array in kernels(apply_mask(params, mask), layers.table).items()
+        }
+        batches = [_worst_errors(network, layers.variables, others, one) for one in layers.images]
+        for leaf in layers.leaves:
+            worst = np.max([batch[leaf.path] for batch in batches], axis=0)
+            whole, kept = layers.units(params, leaf), layers.units(mask, leaf)
+            limit, wrong = layers.bounds[leaf.path], worst > 0
+            bound = pruning_error_bound(whole, kept.sum(axis=0), q, limit) if limit else worst
+            tail = limit * jnp.where(kept, 0, jnp.abs(whole)).sum(axis=0)
+            ratios = {
+                "bound": np.asarray(bound)[wrong] / worst[wrong],
+                "tail": np.asarray(tail)[wrong] / worst[wrong],
+            }
+            found[leaf.path, q] = {
+                "neurons": int(wrong.sum()),
+                **{name: _range(values) for name, values in ratios.items()},
+            }
+    return found
+
+
+def _range(values: np.ndarray) -> list[float] | None:
+    """Median, least, most."""
+    return [float(f(values)) for f in (np.median, np.min, np.max)] if len(values) else None
+
+
+@partial(jax.jit, static_argnames="network")
+def _worst_errors(
+    network: Network, variables: Any, others: dict[str, Array], images: Array
+) -> dict[str, Float[Array, " n"]]:
+    """The largest change of each neuron's output when its layer has another kernel."""
+    pairs = layer_outputs(network.model, variables, others, images)
+    return {
+        path: jnp.stack([jnp.abs(a - b).reshape(-1, a.shape[-1]).max(axis=0) for a, b in own]).max(
+            axis=0
+        )
+        for path, own in pairs.items()
+    }
+
+
+@partial(jax.jit, static_argnames=("network", "paths"))
+def _ranges(
+    network: Network, paths: tuple[str, ...], variables: Any, images: Array
+) -> dict[str, tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
+    """Of each layer the largest absolute input, the sum of the outputs' squares, their number."""
+    found = dict.fromkeys(paths, (jnp.zeros(()),) * 3)
+
+    def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        outputs = next_fun(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if path in found and context.method_name == "__call__":
+            limit, squares, count = found[path]
+            found[path] = (
+                jnp.maximum(limit, jnp.abs(args[0]).max()),
+                squares + jnp.square(outputs).sum(),
+                count + outputs.size,
+            )
+        return outputs
+
+    args, kwargs = call_arguments(images)
+    with nn.intercept_methods(look):
+        network.model.apply(variables, *args, **kwargs)
+    return found

@@ -1,0 +1,76 @@
+"""What the experiment measures: every method at every share, and in its own settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from experiments.compressibility.settings import Compressibility
+
+NAMES = {
+    "magnitude global": "magnitude, global",
+    "magnitude layer": "magnitude, layer",
+    "magnitude neuron": "magnitude, neuron",
+    "abp-m": "ABP-M",
+    "sap": "PQ index, layer",
+    "tail": "exact tail",
+    "abp-l": "ABP-L",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to prune a network.
+
+    Arguments:
+        method: see `Compressibility`.
+        q: exponent of "abp-m"; None for all others.
+        share: of all weights that go; None in the method's own setting.
+        value: that setting, eta of "abp-m" and "sap", the penalty of "abp-l"; None with a share.
+    """
+
+    method: str
+    q: float | None
+    share: float | None
+    value: float | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a record that say what was measured."""
+        return asdict(self)
+
+    @property
+    def curve(self) -> str:
+        """What it has in common with those at other shares, as text."""
+        name = NAMES[self.method]
+        return name if self.q is None else f"{name}, q {self.q:g}"
+
+    @property
+    def name(self) -> str:
+        """As text."""
+        if self.share is not None:
+            return f"{self.curve}, share {self.share:g}"
+        symbol = "penalty" if self.method == "abp-l" else "eta"
+        return f"{self.curve}, {symbol} {self.value:g}"
+
+
+def enumerate_trials(settings: Compressibility) -> list[Trial]:
+    """Every trial of one network, in the order of the report."""
+    trials = []
+    for method in settings.methods:
+        for q in settings.qs if method == "abp-m" else (None,):
+            trials += [Trial(method, q, share) for share in settings.shares]
+    return [*trials, *own_trials(settings)]
+
+
+def own_trials(settings: Compressibility) -> list[Trial]:
+    """The trials that choose by themselves how much goes."""
+    found = []
+    if "abp-l" in settings.methods:
+        found += [Trial("abp-l", None, None, value) for value in settings.penalties]
+    if "abp-m" in settings.methods:
+        found += [Trial("abp-m", q, None, 0.0) for q in settings.qs]
+        found += [Trial("abp-m", settings.eta_q, None, eta) for eta in settings.etas]
+    if "sap" in settings.methods:
+        found.append(Trial("sap", None, None, 0.0))
+    return found

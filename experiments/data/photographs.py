@@ -1,0 +1,84 @@
+"""Photographs in files as arrays of bytes; Pillow reads and resizes them."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from experiments.data.errors import data_error
+
+# Eight bits for each channel; others, such as 16-bit grey, would be cut off at white.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+def read_photograph(path: str | Path, home: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image file to red, green and blue, upright as its EXIF orientation says.
+
+    Grey images become three equal channels, CMYK and palettes their colours; transparency is left
+    out.
+
+    Args:
+        path: a file in any format that Pillow reads.
+        home: where the data set is published, for the error message.
+
+    Returns:
+        The pixels, uint8 (h, w, 3), not writable.
+
+    Raises:
+        DataError: the file is missing, damaged, or has other than eight bits for each channel.
+        ImportError: Pillow is not installed.
+    """
+    images, operations = _pillow("Image"), _pillow("ImageOps")
+    try:
+        with images.open(path) as file:
+            file.load()
+            if file.mode not in _MODES:
+                raise ValueError(f"pixels of mode {file.mode}; expected 8 bits for each channel")
+            upright = _upright(file, operations)
+            # A palette with transparency goes to colours by way of RGBA only.
+            if "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+            return np.asarray(upright.convert("RGB"))
+    # Damaged files fail in the decoders with nearly any type of exception.
+    except Exception as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise data_error(path, f"cannot be read as an image ({reason})", home) from error
+
+
+def resized(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "i j 3"]:
+    """Resize an image, bilinear over the area that each new pixel covers.
+
+    Args:
+        image: uint8 (h, w, 3).
+        height, width: the new sides, at least 1.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    images = _pillow("Image")
+    return np.asarray(images.fromarray(image).resize((width, height), images.Resampling.BILINEAR))
+
+
+def _upright(image: Any, operations: ModuleType) -> Any:
+    try:
+        return operations.exif_transpose(image)
+    # Metadata are damaged more often than pixels, and fail in as many ways.
+    except Exception:
+        return image
+
+
+def _pillow(module: str) -> ModuleType:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError("photographs are read with Pillow: install tdjax[images]") from error
+    return {"Image": Image, "ImageOps": ImageOps}[module]

@@ -1,0 +1,238 @@
+"""Training, validation and test examples, standardised and ready for a network."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, UInt8
+
+from experiments.data.datasets import RawDataset
+from experiments.data.image_arrays import ImageArray
+from experiments.data.stratify import stratified_split, stratified_subset
+
+__all__ = [
+    "DataSplits",
+    "Examples",
+    "check_finite",
+    "prepare",
+    "standardise",
+    "stratified_split",
+    "stratified_subset",
+]
+
+# Images per step of a pass over a set: bounds the memory of the wider integers in it.
+_CHUNK = 1024
+
+
+def check_finite(images: Float32[np.ndarray, "n h w c"]) -> None:
+    """Raise ValueError if a pixel of `images`, float32 (n, h, w, c), is NaN or infinite."""
+    # Both extremes carry a NaN on, and neither needs a second array of this size.
+    if np.isfinite(images.min()) and np.isfinite(images.max()):
+        return
+    bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+    raise ValueError(f"{len(bad)} of {len(images)} images hold NaN or Inf, the first is {bad[0]}")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Images float32 (n, h, w, c) and labels int32 (n,); ValueError if empty or not finite."""
+
+    images: Float32[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, "n"]
+
+    def __post_init__(self) -> None:
+        """Check that there are examples, as many images as labels, and finite pixels only."""
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+        if not self.images.size:
+            raise ValueError(f"no pixels: images of shape {self.images.shape}")
+        check_finite(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplits:
+    """The three sets of examples, with the training set's channel means and deviations (c,).
+
+    `mean` and `std` are float64 in units of the raw pixel values (0 to 255).
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    mean: Float64[np.ndarray, "c"]
+    std: Float64[np.ndarray, "c"]
+    num_classes: int
+
+    @property
+    def black(self) -> Float32[np.ndarray, "c"]:
+        """A black pixel after standardisation, float32 (c,): the padding of random crops."""
+        return (-self.mean / self.std).astype(np.float32)
+
+
+def prepare(
+    raw: RawDataset,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    train_size: int | None = None,
+    validation_size: int | None = None,
+    test_size: int | None = None,
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> DataSplits:
+    """Split off a validation set, take subsets if asked, and standardise.
+
+    The split depends on `validation_share` and `seed` only: subsets of other sizes come from the
+    same training and the same validation examples. All three sets are standardised by channel mean
+    and (population) deviation of the training examples that are kept.
+
+    Args:
+        raw: the data set; images in files are decoded where they are kept.
+        validation_share: share of the training examples to hold out for validation.
+        seed: seed of the split and the subsets.
+        train_size: number of training examples to keep, by class shares; None keeps all.
+        validation_size: the same of the validation examples.
+        test_size: the same of the test examples.
+        statistics: mean and deviation of each channel in units of the raw pixel values, to
+            standardise by in place of those of the training examples.
+
+    Returns:
+        The sets, images float32 (n, h, w, c), labels int32 (n,).
+
+    Raises:
+        ValueError: images and labels differ in number, a label is out of range, a share or size is
+            out of range, a set is empty, a class is absent from a set, images are not uint8
+            NHWC or do not fit in the machine's memory as float32, a channel is constant, or
+            `statistics` do not have a mean and a deviation above 0 for each channel.
+        DataError: a file that is decoded is missing or damaged.
+    """
+    for images, labels, part in (
+        (raw.train_images, raw.train_labels, "training"),
+        (raw.test_images, raw.test_labels, "test"),
+    ):
+        _check_raw(images, labels, raw.num_classes, f"{part} part of {raw.name}")
+
+    kept, held_out = stratified_split(raw.train_labels, validation_share, seed)
+    train = _take(raw.train_labels, kept, train_size, seed, raw.num_classes, "train")
+    validation = _take(
+        raw.train_labels, held_out, validation_size, seed, raw.num_classes, "validation"
+    )
+    everything = np.arange(len(raw.test_labels))
+    test = _take(raw.test_labels, everything, test_size, seed, raw.num_classes, "test")
+
+    _check_memory(raw, len(train) + len(validation) + len(test))
+
+    train_images = raw.train_images[train]
+    if statistics is None:
+        mean, std = _channel_statistics(train_images)
+    else:
+        mean, std = (np.asarray(values, np.float64) for values in statistics)
+        channels = train_images.shape[-1]
+        if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+            raise ValueError(
+                f"mean {mean} and deviation {std}: one of each for each of {channels} channels is "
+                "needed, deviations above 0"
+            )
+    return DataSplits(
+        train=Examples(standardise(train_images, mean, std), raw.train_labels[train]),
+        validation=Examples(
+            standardise(raw.train_images[validation], mean, std), raw.train_labels[validation]
+        ),
+        test=Examples(standardise(raw.test_images[test], mean, std), raw.test_labels[test]),
+        mean=mean,
+        std=std,
+        num_classes=raw.num_classes,
+    )
+
+
+def _check_raw(images: ImageArray, labels: np.ndarray, num_classes: int, part: str) -> None:
+    if len(images.shape) != 4 or images.dtype != np.uint8:
+        raise ValueError(
+            f"the {part} has images {images.dtype} {images.shape}; expected uint8 (n, h, w, c)"
+        )
+    if len(images) != len(labels):
+        raise ValueError(f"the {part} has {len(images)} images but {len(labels)} labels")
+    if not len(images):
+        raise ValueError(f"the {part} is empty")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"the {part} has labels {labels.min()} to {labels.max()}; "
+            f"expected 0 to {num_classes - 1}"
+        )
+
+
+def _check_memory(raw: RawDataset, count: int) -> None:
+    """Refuse what the machine cannot hold before it is decoded."""
+    needed = 4 * count * math.prod(raw.train_images.shape[1:])
+    try:
+        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        # Not every system tells.
+        return
+    if needed > present:
+        raise ValueError(
+            f"{count} images of {raw.name} need {needed / 1e9:.0f} GB of memory as float32, this "
+            f"machine has {present / 1e9:.0f} GB: set train_size, validation_size or test_size"
+        )
+
+
+def _take(
+    labels: Int32[np.ndarray, "n"],
+    indices: np.ndarray,
+    size: int | None,
+    seed: int,
+    num_classes: int,
+    split: str,
+) -> np.ndarray:
+    if size is not None:
+        if not 1 <= size <= len(indices):
+            raise ValueError(
+                f"{split}_size is {size}; the {split} split has {len(indices)} examples to take "
+                "from, expected 1 to that number"
+            )
+        indices = indices[stratified_subset(labels[indices], size, seed)]
+    counts = np.bincount(labels[indices], minlength=num_classes)
+    if not counts.all():
+        absent = ", ".join(map(str, np.flatnonzero(counts == 0)))
+        raise ValueError(
+            f"no example of class {absent} in the {split} split of {len(indices)} examples: "
+            "the class has too few examples, or the split is too small"
+        )
+    return indices
+
+
+def _channel_statistics(
+    images: UInt8[np.ndarray, "n h w c"],
+) -> tuple[Float64[np.ndarray, "c"], Float64[np.ndarray, "c"]]:
+    # From the histogram of the 256 pixel values: exact counts, one pass, no float copy of the set.
+    channels = images.shape[-1]
+    histogram = np.zeros((channels, 256))
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        for channel in range(channels):
+            histogram[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    constant = np.flatnonzero((histogram > 0).sum(axis=1) < 2)
+    if len(constant):
+        raise ValueError(
+            f"channel {', '.join(map(str, constant))} of the training images is constant: "
+            "it cannot be standardised"
+        )
+    values = np.arange(256.0)
+    total = histogram.sum(axis=1)
+    mean = histogram @ values / total
+    variance = (histogram * (values - mean[:, None]) ** 2).sum(axis=1) / total
+    return mean, np.sqrt(variance)
+
+
+def standardise(
+    images: UInt8[np.ndarray, "n h w c"],
+    mean: Float64[np.ndarray, "c"],
+    std: Float64[np.ndarray, "c"],
+) -> Float32[np.ndarray, "n h w c"]:
+    """Raw pixel values less the mean over the deviation, both (c,); float32 (n, h, w, c)."""
+    # 256 values per channel: a table rounds each once, from float64.
+    table = ((np.arange(256.0)[:, None] - mean) / std).astype(np.float32)
+    out = np.empty(images.shape, np.float32)
+    for channel in range(images.shape[-1]):
+        out[..., channel] = table[:, channel][images[..., channel]]
+    return out

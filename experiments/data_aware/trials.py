@@ -1,0 +1,75 @@
+"""What the experiment measures: every method x share kept x norm, on every calibration subset."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from typing import Any
+
+from experiments.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
+from experiments.network.calibrate import Calibration
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One compressed network, whose layers are also tried one at a time."""
+
+    calibration: Calibration
+    method: str
+    keep: float
+    norm: str
+    correct_bias: bool
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a record that say what was measured."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "calibration"}
+        return {**own, **asdict(self.calibration)}
+
+
+def enumerate_trials(settings: DataAware) -> dict[Calibration, list[Trial]]:
+    """Every trial, by the calibration that it shares with others, in the order of the report.
+
+    What sees no data is measured once, but CP, whose starts are random, as often as there are
+    subsets; all norms of one subset have the same start.
+    """
+    calibration = settings.calibration
+    trials: dict[Calibration, list[Trial]] = {}
+    choices = list(product(settings.methods, settings.keeps, settings.norms, settings.correct_bias))
+    for subset in range(calibration.subsets):
+        blind = Calibration(subset=subset)
+        for method, keep, norm, correct in choices:
+            if not sees_data(norm, correct) and (subset == 0 or method == "cp"):
+                trials.setdefault(blind, []).append(Trial(blind, method, keep, norm, correct))
+    for source, images, subset in product(
+        calibration.sources, calibration.images, range(calibration.subsets)
+    ):
+        own = Calibration(source, images, subset)
+        for method, keep, norm, correct in choices:
+            if sees_data(norm, correct):
+                trials.setdefault(own, []).append(Trial(own, method, keep, norm, correct))
+    return trials
+
+
+def sees_data(norm: str, correct_bias: bool) -> bool:
+    """Whether such a decomposition depends on the calibration images."""
+    return norm != FROBENIUS or correct_bias
+
+
+def is_sequential(trial: Trial) -> bool:
+    """Whether its layers depend on one another, so that none can be tried alone."""
+    return trial.norm.startswith(SEQUENTIAL)
+
+
+def images_of(settings: DataAware, trial: Trial) -> Calibration:
+    """The images that batch statistics are estimated on: its own, or the first if it saw none."""
+    if trial.calibration.images:
+        return trial.calibration
+    calibration = settings.calibration
+    return Calibration(calibration.sources[0], calibration.images[0], trial.calibration.subset)
+
+
+def is_tuned(settings: DataAware, trial: Trial) -> bool:
+    """Whether this network is fine-tuned too."""
+    tuned = trial.calibration.subset < settings.finetune_subsets
+    return settings.finetune.epochs > 0 and tuned

@@ -1,0 +1,86 @@
+"""What a study compresses: every layer x method x compression, with its ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from itertools import product
+
+from experiments.error_study.protocol import Protocol
+from experiments.error_study.records import Choice
+from tdjax.decompose.tt import clip_ranks
+from tdjax.plan.decide import plan_layer
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.ranks import tt_order
+from tdjax.plan.rules import Rule
+
+
+def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice, PlannedLayer]:
+    """Every choice of a study with the decomposition that it stands for, in order.
+
+    Ranks that save nothing are kept: the study measures them and its report says so. TT ranks of a
+    table are clipped to what the decomposition reaches, so that sizes are those of the factors.
+
+    Raises ValueError for a layer that the model does not have or that cannot be factorised, and
+    for a rank table that lacks an entry.
+    """
+    by_path = {layer.path: layer for layer in table}
+    for path in protocol.layers:
+        if path not in by_path:
+            raise ValueError(
+                f"config field 'layers': the model has no layer {path!r}; "
+                f"layers are: {', '.join(by_path)}"
+            )
+    tables = None if protocol.decompose.ranks == "rule" else published_ranks(protocol)
+    plans: dict[Choice, PlannedLayer] = {}
+    for path, method, compression in product(
+        protocol.layers, protocol.methods, protocol.compressions
+    ):
+        choice = Choice(path, method, round(compression, 6))
+        rank = None if tables is None else _from_table(tables, choice, by_path[path])
+        rule = Rule(
+            path=".*",
+            method=method,
+            compression=compression if rank is None else None,
+            rank=rank,
+        )
+        plans[choice] = plan_layer(by_path[path], rule)
+    return plans
+
+
+def published_ranks(protocol: Protocol) -> dict:
+    """The rank tables of the ICLR 2023 study for a network.
+
+    Raises ValueError for a network that has none.
+    """
+    text = (
+        resources.files("experiments.error_study")
+        .joinpath("published/ranks.json")
+        .read_text("utf-8")
+    )
+    tables = json.loads(text)
+    name = protocol.decompose.ranks
+    if name not in tables or name == "note":
+        known = ", ".join(key for key in tables if key != "note")
+        raise ValueError(f"config field 'decompose.ranks' is {name!r}: known are rule, {known}")
+    return tables[name]
+
+
+def _from_table(tables: dict, choice: Choice, layer: Layer) -> tuple[int, ...]:
+    entry = tables.get(choice.layer.replace("/", "."), {})
+    keep = str(round(100 * (1 - choice.compression)))
+    ranks = entry.get("keep", {}).get(keep, {}).get(choice.method)
+    if ranks is None:
+        raise ValueError(
+            f"config field 'decompose.ranks': the published tables have no {choice.method} ranks "
+            f"for layer {choice.layer!r} at {keep} % kept"
+        )
+    if choice.method == "tucker":
+        # The tables name the ranks in the order (T, C).
+        return tuple(reversed(ranks))
+    if choice.method == "tt":
+        # On the 1x1 layer the tables exceed what any TT-SVD reaches.
+        return clip_ranks(tt_order(layer.group_shape), ranks)
+    return (ranks,)

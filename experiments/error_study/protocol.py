@@ -1,0 +1,180 @@
+"""Everything that a study is asked to do, read strictly from its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.network.training import FitSettings
+from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which data set, and how much of it.
+
+    See `experiments.data.load` and `experiments.data.prepare`; for tables,
+    `experiments.data.load_table` and `experiments.data.prepare_table`.
+    """
+
+    name: str
+    folder: str | None = None
+    validation_share: float = 0.1
+    train_size: int | None = None
+    validation_size: int | None = None
+    test_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which network, and with it the arguments of its class.
+
+    For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
+    CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
+    "resnet18_imagenet", "resnet50", "googlenet".
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecomposeSettings:
+    """How kernels are decomposed.
+
+    Arguments:
+        cp_init: start of CP-ALS, "random" (uniform on [0, 1), as in the paper) or "normal".
+        max_iters: sweeps of CP-ALS at most.
+        tucker_iters: HOOI sweeps at most; 0 is the HOSVD.
+        tol: stop once a sweep changes the relative error by less.
+        ranks: "rule", or a key into the published rank tables ("garipovnet", "resnet18").
+    """
+
+    cp_init: str = "random"
+    max_iters: int = 100
+    tucker_iters: int = 100
+    tol: float = 1e-8
+    ranks: str = "rule"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """How much is looked at for each measurement.
+
+    Arguments:
+        feature_images: training images over which the feature errors are averaged, and whose
+            second moments make the norms of the data.
+        batch_size: images at once when candidates are evaluated.
+        chunk: candidates at once.
+    """
+
+    feature_images: int = 1000
+    batch_size: int = 500
+    chunk: int = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """Fine-tuning after compression; its learning rate is the last of the training schedule.
+
+    Arguments:
+        epochs: at most; 0 leaves it out.
+        patience: see `FitSettings`.
+        learning_rate: another learning rate.
+        repeat: train by the schedule of the training from its start, warm-up, first learning rate
+            and boundaries, in place of a learning rate that stays.
+    """
+
+    epochs: int = 10
+    patience: int | None = None
+    learning_rate: float | None = None
+    repeat: bool = False
+
+    def fit_after(self, train: FitSettings) -> FitSettings:
+        """How a network trained by `train` is trained on.
+
+        Raises ValueError that names the field for what no training takes.
+        """
+        before = train.learning_rate if self.repeat else train.last_learning_rate
+        try:
+            return dataclasses.replace(
+                train,
+                epochs=self.epochs,
+                patience=self.patience,
+                learning_rate=before if self.learning_rate is None else self.learning_rate,
+                boundaries=train.boundaries if self.repeat else (),
+                warmup=train.warmup if self.repeat else 0,
+            )
+        except ValueError as error:
+            raise ValueError(f"config field 'finetune': {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A whole study: every layer x method x compression x run.
+
+    Arguments:
+        experiment: "study" measures and reports, "report" only reports.
+        seed: of everything random.
+        layers: module paths of the layers that are compressed, one at a time.
+        methods: of "cp", "tucker", "tt", "svd".
+        compressions: shares of a layer's weights that go away.
+        runs: independent decompositions and fine-tunings of each choice.
+        published: key into the published correlations to show beside, or None.
+        checkpoint_every: epochs between checkpoints of the baseline's training.
+    """
+
+    experiment: str = "study"
+    seed: int = 0
+    data: DataSettings
+    model: ModelSettings
+    train: FitSettings
+    layers: tuple[str, ...]
+    methods: tuple[str, ...] = ("cp", "tucker", "tt")
+    compressions: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
+    runs: int = 5
+    decompose: DecomposeSettings = DecomposeSettings()
+    measure: MeasureSettings = MeasureSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    published: str | None = None
+    checkpoint_every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values that would make the study empty."""
+        for name in ("layers", "methods", "compressions"):
+            check_choices(name, getattr(self, name))
+        if self.decompose.cp_init not in ("random", "normal"):
+            raise ValueError(
+                f"config field 'decompose.cp_init' is {self.decompose.cp_init!r}: "
+                "known are random, normal"
+            )
+        check_least(
+            ("runs", self.runs, 1),
+            ("checkpoint_every", self.checkpoint_every, 1),
+            ("decompose.max_iters", self.decompose.max_iters, 1),
+            ("decompose.tucker_iters", self.decompose.tucker_iters, 0),
+            ("measure.feature_images", self.measure.feature_images, 1),
+            ("measure.batch_size", self.measure.batch_size, 1),
+            ("measure.chunk", self.measure.chunk, 1),
+        )
+        self.finetune.fit_after(self.train)
+
+    @property
+    def finetune_fit(self) -> FitSettings:
+        """How a compressed network is trained on."""
+        return self.finetune.fit_after(self.train)
+
+
+def protocol_from_dict(raw: Mapping[str, Any]) -> Protocol:
+    """The protocol of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
+
+    Raises ValueError that names the field for one that is unknown, missing or of a wrong type.
+    """
+    return read_fields(Protocol, raw)
+
+
+def protocol_to_dict(protocol: Protocol) -> dict[str, Any]:
+    """The protocol as plain JSON values, all defaults written out."""
+    return plain_fields(protocol)

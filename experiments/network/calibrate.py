@@ -1,0 +1,194 @@
+"""Calibration images, drawn by seed, and the moments of a network's layers on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from experiments.data import DataSplits, Examples, load
+from experiments.network.settings import OWN, SubjectSettings
+from experiments.network.training import Model, example_scores
+from tdjax.dispatch import collect_moments
+from tdjax.moments.collect import LayerMoments
+from tdjax.moments.file import load_moments, save_moments
+
+# The brightest pixel of a data set; scikit-learn's digits have 17 grey levels.
+HIGHEST_PIXEL = {"digits": 16}
+
+
+@dataclass(frozen=True, order=True)
+class Calibration:
+    """Images from which moments are collected; of a decomposition that sees none, all empty.
+
+    Arguments:
+        source: see `CalibrationSettings`; "" for no data.
+        images: their number, 0 for no data.
+        subset: which of the random choices; without data, which of the random starts.
+    """
+
+    source: str = ""
+    images: int = 0
+    subset: int = 0
+
+
+class Batch(NamedTuple):
+    """Calibration images (b, h, w, c), their labels (b,), and Gumbel noise (b, classes)."""
+
+    images: Any
+    labels: Any
+    noise: Any
+
+
+def highest_pixel(name: str) -> int:
+    """The brightest value that a pixel of a data set can have."""
+    return HIGHEST_PIXEL.get(name, 255)
+
+
+def source_examples(settings: SubjectSettings, name: str, splits: DataSplits) -> Examples:
+    """The images to draw from: the network's own training images, or others made to fit it.
+
+    Other data sets are resized, their pixels brought to the range of the network's data set, and
+    standardised as those are.
+
+    Raises ValueError where their channels are not the network's, `experiments.data.DataError` for
+    files that are missing or damaged.
+    """
+    if name in OWN:
+        return replace(splits.train, images=altered(splits.train.images, name, settings, splits))
+    raw = load(name, settings.calibration.folder)
+    shape = splits.train.images.shape[1:]
+    if raw.train_images.shape[-1] != shape[-1]:
+        raise ValueError(
+            f"config field 'calibration.sources': images of {name!r} have "
+            f"{raw.train_images.shape[-1]} channels, the network takes {shape[-1]}"
+        )
+    if settings.calibration.labels == "true" and raw.num_classes != splits.num_classes:
+        raise ValueError(
+            f"config field 'calibration.labels': {name!r} has {raw.num_classes} classes, the "
+            f"network {splits.num_classes}; use 'sampled'"
+        )
+    scale = highest_pixel(settings.data.name) / highest_pixel(name)
+    # Only as many as can be drawn: a whole data set as floats may not fit in memory.
+    most = min(len(raw.train_images), 4 * max(settings.calibration.images))
+    chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(raw.train_images))[:most])
+    resized = _resized(raw.train_images[chosen], shape)
+    images = (scale * resized - splits.mean) / splits.std
+    return Examples(images.astype(np.float32), raw.train_labels[chosen])
+
+
+def altered(
+    images: Float32[np.ndarray, "n ..."],
+    change: str,
+    settings: SubjectSettings,
+    splits: DataSplits,
+) -> Float32[np.ndarray, "n ..."]:
+    """Standardised images as they are ("same"), "flipped" left to right, or "brighter".
+
+    Rows of a table can only stay as they are.
+    """
+    if change == "flipped":
+        return np.ascontiguousarray(images[:, :, ::-1])
+    if change == "brighter":
+        highest = highest_pixel(settings.data.name)
+        shift = settings.calibration.brightness * highest / splits.std
+        white = (highest - splits.mean) / splits.std
+        return np.minimum(images + shift, white).astype(np.float32)
+    return images
+
+
+def draw(examples: Examples, calibration: Calibration, seed: int) -> Examples:
+    """The images of a calibration: a larger number holds those of a smaller one."""
+    order = np.random.default_rng([seed, calibration.subset]).permutation(len(examples.labels))
+    chosen = np.sort(order[: calibration.images])
+    images = np.ascontiguousarray(examples.images[chosen])
+    return replace(examples, images=images, labels=examples.labels[chosen])
+
+
+def batches_of(
+    settings: SubjectSettings, source: Examples, calibration: Calibration, classes: int
+) -> list[Batch]:
+    """The images of a calibration in batches, with what their losses need."""
+    examples = draw(source, calibration, settings.seed)
+    noise = np.random.default_rng([settings.seed, calibration.subset, 1])
+    size, batches = settings.calibration.batch_size, []
+    for start in range(0, len(examples.labels), size):
+        part = slice(start, start + size)
+        labels = examples.labels[part]
+        gumbel = noise.gumbel(size=(len(labels), classes)).astype(np.float32)
+        batches.append(Batch(examples.images[part], labels, gumbel))
+    return batches
+
+
+def moments_for(
+    settings: SubjectSettings,
+    module: nn.Module,
+    model: Model,
+    batches: Sequence[Batch],
+    calibration: Calibration,
+    folder: Path,
+    *,
+    gradients: bool,
+) -> dict[str, LayerMoments]:
+    """The moments of a network's layers on a calibration, read from `folder` if they are there.
+
+    Arguments:
+        gradients: whether those of the gradient are needed too.
+    """
+    path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
+    if path.exists():
+        return load_moments(path)
+    loss = partial(
+        {"true": true_loss, "sampled": sampled_loss}[settings.calibration.labels],
+        temperature=settings.calibration.temperature,
+    )
+    moments = collect_moments(
+        module,
+        {**model.state, "params": model.params},
+        batches,
+        loss_fn=loss if gradients else None,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_moments(path, moments)
+    # As a continued run would read them.
+    return load_moments(path)
+
+
+def true_loss(
+    logits: Float[Array, "b k"], batch: Batch, temperature: float = 1.0
+) -> Float[Array, " b"]:
+    """Cross-entropy of each example, of the logits divided by a temperature."""
+    return example_scores(logits / temperature, batch.labels)[1]
+
+
+def sampled_loss(
+    logits: Float[Array, "b k"], batch: Batch, temperature: float = 1.0
+) -> Float[Array, " b"]:
+    """As `true_loss`, of labels drawn from the network's own predictions, by Gumbel noise."""
+    tempered = logits / temperature
+    labels = jnp.argmax(jax.lax.stop_gradient(tempered) + batch.noise, axis=-1)
+    return example_scores(tempered, labels)[1]
+
+
+def _resized(
+    images: np.ndarray, shape: tuple[int, ...], chunk: int = 1000
+) -> Float[np.ndarray, "n h w c"]:
+    parts = [
+        np.asarray(
+            jax.image.resize(
+                jnp.asarray(images[start : start + chunk], jnp.float32),
+                (len(images[start : start + chunk]), *shape),
+                "linear",
+            )
+        )
+        for start in range(0, len(images), chunk)
+    ]
+    return np.concatenate(parts)

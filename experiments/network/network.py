@@ -1,0 +1,182 @@
+"""A network with all that its experiments share, found and checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments.data import TABLES, DataSplits, Examples, load, load_table, prepare, prepare_table
+from experiments.error_study.bench import INIT, TRAIN, build_network
+from experiments.network.baseline import Training, train_baseline
+from experiments.network.calibrate import Batch, Calibration, altered, batches_of, source_examples
+from experiments.network.settings import SubjectSettings
+from experiments.network.training import LinenNetwork, Model, steps_per_epoch
+from tdjax.linen import make_plan
+from tdjax.plan.plan import Plan
+
+# (path, shapes of the variables) -> variables
+ReadWeights = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network and its data.
+
+    Arguments:
+        start: the network's variables, trained where `settings.weights` names them.
+        dense: the plan that leaves every layer as it is, for counting.
+        sources: the calibration images to draw from.
+    """
+
+    settings: SubjectSettings
+    splits: DataSplits
+    module: nn.Module
+    start: Model
+    dense: Plan
+    sources: Mapping[str, Examples]
+
+    def key(self, stream: int) -> jax.Array:
+        """The key of one of the random streams."""
+        return jax.random.fold_in(jax.random.key(self.settings.seed), stream)
+
+    @property
+    def network(self) -> LinenNetwork:
+        """The uncompressed network's forward function."""
+        return LinenNetwork(self.module)
+
+    @property
+    def sample(self) -> jax.Array:
+        """An input of the network, of zeros."""
+        return jnp.zeros((1, *self.splits.train.images.shape[1:]))
+
+    def batches(self, calibration: Calibration) -> list[Batch]:
+        """The images of a calibration."""
+        source = self.sources[calibration.source]
+        return batches_of(self.settings, source, calibration, self.splits.num_classes)
+
+    def trained(self, folder: Path) -> tuple[Model, int]:
+        """The network before compression, with a first axis of one run, and its epoch.
+
+        Read, or trained with checkpoints in `folder`.
+        """
+        settings = self.settings
+        if settings.weights is not None:
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self.start), 0
+        training = Training(
+            self.network,
+            self.start,
+            self.splits,
+            settings.train,
+            self.key(TRAIN),
+            settings.checkpoint_every,
+        )
+        fit = train_baseline(training, folder)
+        return fit.best, int(fit.best_epoch[0])
+
+
+def set_up(
+    settings: SubjectSettings,
+    read_weights: ReadWeights | None = None,
+    *,
+    images: bool = True,
+    tables: bool = False,
+) -> Subject:
+    """Load the data, build the network, read its weights.
+
+    Arguments:
+        read_weights: reads the file that `settings.weights` names.
+        images: whether calibration images are needed.
+        tables: whether the experiment knows networks that predict numbers from rows of a table.
+
+    Raises ValueError or `experiments.data.DataError` for whatever in configuration, data or weights
+    would stop an experiment later.
+    """
+    if settings.data.name in TABLES and not tables:
+        raise ValueError(
+            f"config field 'data.name': {settings.data.name!r} is a table, which only the "
+            "experiment 'compressibility' takes"
+        )
+    splits = _splits(settings)
+    if settings.weights is None or settings.finetune.epochs:
+        steps_per_epoch(splits.train, settings.train)
+    module = build_network(settings.model, splits.num_classes)
+    sample = jnp.zeros((1, *splits.train.images.shape[1:]))
+    key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
+    if settings.weights is None:
+        variables = jax.jit(module.init)(key, sample)
+    else:
+        if read_weights is None or not Path(settings.weights).is_file():
+            raise ValueError(f"config field 'weights': no file {settings.weights}")
+        variables = read_weights(settings.weights, jax.eval_shape(module.init, key, sample))
+    state = {name: value for name, value in variables.items() if name != "params"}
+    if settings.reestimate and "batch_stats" not in state:
+        raise ValueError(
+            f"config field 'reestimate': {settings.model.name} has no batch statistics"
+        )
+    return Subject(
+        settings,
+        splits,
+        module,
+        Model(variables["params"], state),
+        make_plan(module, variables, (), sample),
+        _sources(settings, splits) if images else {},
+    )
+
+
+def _sources(settings: SubjectSettings, splits: DataSplits) -> dict[str, Examples]:
+    most = max(settings.calibration.images)
+    sources = {
+        name: source_examples(settings, name, splits) for name in settings.calibration.sources
+    }
+    for name, examples in sources.items():
+        if most > len(examples.labels):
+            raise ValueError(
+                f"config field 'calibration.images' asks for {most}, "
+                f"but source {name!r} has {len(examples.labels)} images"
+            )
+    return sources
+
+
+def _splits(settings: SubjectSettings) -> DataSplits:
+    data, inputs = settings.data, settings.inputs
+    sizes = (data.train_size, data.validation_size, data.test_size)
+    if data.name in TABLES:
+        _check_table(settings)
+        table = load_table(data.name, data.folder)
+        return prepare_table(table, data.validation_share, settings.seed, *sizes)
+    statistics = None
+    if inputs.mean is not None and inputs.deviation is not None:
+        statistics = (
+            tuple(255 * value for value in inputs.mean),
+            tuple(255 * value for value in inputs.deviation),
+        )
+    splits = prepare(
+        load(data.name, data.folder),
+        data.validation_share,
+        settings.seed,
+        *sizes,
+        statistics,
+    )
+    images = altered(splits.test.images, settings.test.change, settings, splits)
+    return replace(splits, test=Examples(images, splits.test.labels))
+
+
+def _check_table(settings: SubjectSettings) -> None:
+    """Refuse what rows of a table do not have. Raises ValueError that names the field."""
+    what = f"no such thing for {settings.data.name!r}, which is a table"
+    if settings.model.name != "mlp":
+        raise ValueError(f"config field 'model.name' is {settings.model.name!r}: {what}; use 'mlp'")
+    if settings.inputs.mean is not None:
+        raise ValueError(f"config field 'inputs.mean': {what}")
+    if settings.train.augment:
+        raise ValueError(f"config field 'train.augment': {what}")
+    if settings.test.change != "same":
+        raise ValueError(f"config field 'test.change' is {settings.test.change!r}: {what}")
+    if settings.reestimate:
+        raise ValueError(f"config field 'reestimate': {what}")

@@ -1,0 +1,333 @@
+"""One small training loop: several runs of equal shapes, early stopping, resumable by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from experiments.data.augment import random_crop_flip
+from experiments.data.splits import Examples
+
+# (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
+# what is random in training, None for inference. Hashable by value, so that equal networks share
+# compiled programs.
+Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How a network is trained.
+
+    Arguments:
+        epochs: at most; 0 trains nothing.
+        batch_size: images a step; an incomplete last batch of an epoch is left out.
+        optimizer: "sgd" (with momentum) or "adam".
+        learning_rate: of the first epoch.
+        boundaries: epochs at whose end the learning rate is multiplied by `factor`, ascending.
+        factor: see `boundaries`.
+        warmup: epochs at the start in which the learning rate rises from 0, linearly in steps.
+        momentum: of "sgd".
+        nesterov: whether the momentum of "sgd" is Nesterov's.
+        weight_decay: added to the gradient, times the weight.
+        patience: epochs without a lower validation loss after which a run ends.
+        augment: random crops and flips.
+
+    Raises ValueError for values out of range.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    boundaries: tuple[int, ...] = ()
+    factor: float = 0.1
+    warmup: int = 0
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    patience: int | None = None
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no training could use."""
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"optimizer {self.optimizer!r}: known are sgd, adam")
+        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate > 0:
+            raise ValueError(
+                f"epochs {self.epochs}, batch_size {self.batch_size}, learning_rate "
+                f"{self.learning_rate}: at least 0, at least 1 and above 0 are needed"
+            )
+        if self.boundaries != tuple(sorted({max(1, epoch) for epoch in self.boundaries})):
+            raise ValueError(f"boundaries {self.boundaries}: ascending epochs from 1 are needed")
+        if self.warmup < 0 or any(epoch <= self.warmup for epoch in self.boundaries):
+            raise ValueError(
+                f"warmup {self.warmup}, boundaries {self.boundaries}: at least 0, and boundaries "
+                "after it, are needed"
+            )
+        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
+            raise ValueError(
+                f"nesterov with optimizer {self.optimizer!r}, momentum {self.momentum}: it needs "
+                "sgd and a momentum above 0"
+            )
+        if not self.factor > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"factor {self.factor}, momentum {self.momentum}, weight_decay "
+                f"{self.weight_decay}: above 0, in [0, 1) and at least 0 are needed"
+            )
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience {self.patience}: at least 1, or None for no early stop")
+
+    @property
+    def last_learning_rate(self) -> float:
+        """The learning rate of the last epoch."""
+        return self.learning_rate * self.factor ** sum(b < self.epochs for b in self.boundaries)
+
+    def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """The optax transformation, its schedule counted in steps."""
+        schedule = optax.piecewise_constant_schedule(
+            self.learning_rate,
+            {(epoch - self.warmup) * steps_per_epoch: self.factor for epoch in self.boundaries},
+        )
+        if self.warmup:
+            rising = self.warmup * steps_per_epoch
+            start = optax.linear_schedule(0.0, self.learning_rate, rising)
+            schedule = optax.join_schedules([start, schedule], [rising])
+        if self.optimizer == "adam":
+            update = optax.adam(schedule)
+        else:
+            update = optax.sgd(schedule, self.momentum or None, self.nesterov)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), update)
+
+
+@dataclass(frozen=True)
+class LinenNetwork:
+    """The forward function of a Linen module that takes `train`; an `Apply`."""
+
+    module: nn.Module
+
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
+        """Logits of a batch of images, and the collections after it."""
+        variables = {**state, "params": params}
+        if key is None:
+            return cast(Array, self.module.apply(variables, images)), state
+        result = self.module.apply(
+            variables, images, train=True, mutable=list(state), rngs={"dropout": key}
+        )
+        return cast(tuple[Array, Any], result)
+
+
+class Model(NamedTuple):
+    """What is trained: parameters and the collections that training updates beside them."""
+
+    params: Any
+    state: Any
+
+
+class Scores(NamedTuple):
+    """Performance on a set of examples, one entry for each run.
+
+    Arguments:
+        accuracy: share of right classes; NaN where numbers are predicted.
+        cross_entropy: the mean loss, see `example_scores`.
+    """
+
+    accuracy: Float[np.ndarray, " runs"]
+    cross_entropy: Float[np.ndarray, " runs"]
+
+
+class Fit(NamedTuple):
+    """A training in progress or at its end; every leaf has the runs as its first axis.
+
+    A pytree of arrays, so a checkpoint of it continues the training exactly.
+    """
+
+    model: Model
+    optimizer: Any
+    best: Model
+    best_loss: Float[Array, " runs"]
+    best_epoch: Int[Array, " runs"]
+    epoch: Int[Array, " runs"]
+
+
+def start_fit(models: Model, settings: FitSettings, steps: int) -> Fit:
+    """The state before the first epoch. Every leaf of `models` has the runs as its first axis."""
+    optimizer = jax.vmap(settings.optimiser(steps).init)(models.params)
+    runs = jax.tree.leaves(models.params)[0].shape[0]
+    return Fit(
+        models,
+        optimizer,
+        models,
+        jnp.full((runs,), jnp.inf),
+        jnp.zeros((runs,), jnp.int32),
+        jnp.zeros((runs,), jnp.int32),
+    )
+
+
+def fit_epochs(
+    fit: Fit,
+    apply: Apply,
+    settings: FitSettings,
+    train: Examples,
+    validation: Examples,
+    keys: Array,
+    fill: Float[Array, " c"],
+) -> Iterator[Fit]:
+    """Train all runs side by side, yielding after every epoch; the last yield is the result.
+
+    Each run has its own order of the data and its own augmentation, fixed by its key and the
+    epoch, so a run gives the same numbers alone, beside others, and continued from a checkpoint.
+
+    Arguments:
+        fit: from `start_fit`, or the last one yielded before an interruption.
+        apply: the network's forward function.
+        train, validation: examples; early stopping looks at the validation loss.
+        keys: (runs,) PRNG keys.
+        fill: a black pixel after standardisation, the padding of random crops.
+
+    The best model of a run whose loss is never finite is the one it started from, of epoch 0.
+
+    Raises ValueError where the training set is smaller than one batch.
+    """
+    steps = steps_per_epoch(train, settings)
+    images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
+    step = partial(_step, apply=apply, settings=settings, steps=steps)
+    for epoch in range(int(fit.epoch.max()), settings.epochs):
+        if settings.patience is not None and bool(
+            (fit.epoch - fit.best_epoch >= settings.patience).all()
+        ):
+            return
+        epoch_keys = jax.vmap(partial(jax.random.fold_in, data=epoch))(keys)
+        order = _orders(epoch_keys, len(labels))
+        model, optimizer = fit.model, fit.optimizer
+        for index in range(steps):
+            model, optimizer = step(
+                model, optimizer, images, labels, order, epoch_keys, fill, index
+            )
+        scores = evaluate(model, apply, validation)
+        fit = _keep_best(
+            fit, model, optimizer, jnp.asarray(scores.cross_entropy), settings.patience
+        )
+        yield fit
+
+
+def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
+    """Whole batches in the training set. Raises ValueError if there is none."""
+    steps = len(train.labels) // settings.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"{len(train.labels)} training images are less than one batch of {settings.batch_size}"
+        )
+    return steps
+
+
+def evaluate(models: Model, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
+    """Accuracy and mean loss of every run's model, in inference mode."""
+    totals: Any = 0
+    for start in range(0, len(examples.labels), batch_size):
+        part = slice(start, start + batch_size)
+        correct, loss = _evaluate_batch(models, apply, examples.images[part], examples.labels[part])
+        totals = totals + np.stack([np.asarray(correct, np.float64), np.asarray(loss, np.float64)])
+    accuracy, cross_entropy = totals / len(examples.labels)
+    return Scores(accuracy, cross_entropy)
+
+
+def example_scores(
+    logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, " b"]
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """For each example whether it is classified right (1 or 0), and its loss.
+
+    Labels that are integers are classes, and the loss is the cross-entropy; the first of the
+    highest logits decides, logits that are not finite are wrong. Labels that are floats are
+    numbers that the one output predicts, and the loss is the squared error; what is right is NaN.
+    """
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        loss = jnp.square(logits[:, 0] - labels)
+        return jnp.full_like(loss, jnp.nan), loss
+    right = (jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(logits).all(axis=-1)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return right.astype(jnp.float32), loss
+
+
+@partial(jax.jit, static_argnames=("count",))
+def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
+    return jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
+
+
+@partial(jax.jit, static_argnames=("apply",))
+def _evaluate_batch(models: Model, apply: Apply, images: Array, labels: Array) -> tuple[Any, Any]:
+    def one(model: Model) -> tuple[Array, Array]:
+        logits, _ = apply(model.params, model.state, images, None)
+        right, loss = example_scores(logits, labels)
+        return jnp.sum(right), jnp.sum(loss)
+
+    return jax.vmap(one)(models)
+
+
+@partial(jax.jit, static_argnames=("apply", "settings", "steps"))
+def _step(
+    models: Model,
+    optimizers: Any,
+    images: Array,
+    labels: Array,
+    order: Int[Array, "runs n"],
+    keys: Array,
+    fill: Array,
+    index: Int[Array, ""],
+    *,
+    apply: Apply,
+    settings: FitSettings,
+    steps: int,
+) -> tuple[Model, Any]:
+    """One optimisation step of all runs; compiled once for equal arguments and shapes."""
+    optimiser = settings.optimiser(steps)
+    size = settings.batch_size
+
+    def one(model: Model, optimizer: Any, order: Array, key: Array) -> tuple[Model, Any]:
+        chosen = jax.lax.dynamic_slice(order, (index * size,), (size,))
+        batch, targets = images[chosen], labels[chosen]
+        if settings.augment:
+            batch = random_crop_flip(jax.random.fold_in(key, index), batch, fill=fill)
+
+        # The keys below `steps` belong to the crops.
+        drawn = jax.random.fold_in(key, steps + index)
+
+        def loss(params: Any) -> tuple[Array, Any]:
+            logits, state = apply(params, model.state, batch, drawn)
+            return jnp.mean(example_scores(logits, targets)[1]), state
+
+        gradient, state = jax.grad(loss, has_aux=True)(model.params)
+        updates, optimizer = optimiser.update(gradient, optimizer, model.params)
+        return Model(optax.apply_updates(model.params, updates), state), optimizer
+
+    return jax.vmap(one)(models, optimizers, order, keys)
+
+
+@partial(jax.jit, static_argnames=("patience",))
+def _keep_best(fit: Fit, model: Model, optimizer: Any, loss: Array, patience: int | None) -> Fit:
+    # A run that is out of patience has ended, even where others beside it go on.
+    running = jnp.asarray(True) if patience is None else fit.epoch - fit.best_epoch < patience
+    better = (loss < fit.best_loss) & running
+    epoch = fit.epoch + 1
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return Fit(
+        model,
+        optimizer,
+        jax.tree.map(choose, model, fit.best),
+        jnp.where(better, loss, fit.best_loss),
+        jnp.where(better, epoch, fit.best_epoch),
+        epoch,
+    )

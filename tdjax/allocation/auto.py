@@ -1,0 +1,61 @@
+"""The format of a layer that fits its kernel best at a given size: method "auto" of a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdjax.decompose.als import relative_error
+from tdjax.params.kernels import decompose_array, reconstruct_array
+from tdjax.plan.chain import METHODS
+from tdjax.plan.decide import plan_layer
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.rules import Rule
+
+
+def best_format(
+    array_of: Callable[[Layer], Any], *, key: Array | None = None, max_iters: int = 100
+) -> Callable[[Layer, Rule], PlannedLayer]:
+    """A function that plans a layer in the format with the least relative weight error.
+
+    All methods are tried at the compression that the rule asks for; of equal errors the earlier
+    of `tdjax.plan.chain.METHODS` wins. Formats that would save nothing are left out where others
+    do.
+
+    Arguments:
+        array_of: the array that holds a layer's kernel; shapes alone are refused.
+        key: PRNG key for the random start of CP.
+        max_iters: sweeps of CP and Tucker.
+
+    The function raises ValueError for shapes in place of arrays, and for NaN or Inf.
+    """
+    key = jax.random.key(0) if key is None else key
+
+    def choose(layer: Layer, rule: Rule) -> PlannedLayer:
+        if layer.obstacle is not None:
+            return PlannedLayer(layer, reason=layer.obstacle)
+        array = array_of(layer)
+        if isinstance(array, jax.ShapeDtypeStruct):
+            raise ValueError(f"{rule}: layer {layer.path!r}: needs the kernel, not its shape alone")
+        array = jnp.asarray(array)
+        if not bool(jnp.isfinite(array).all()):
+            raise ValueError(f"{rule}: layer {layer.path!r}: the kernel holds NaN or Inf")
+        planned = dict.fromkeys(plan_layer(layer, replace(rule, method=m)) for m in METHODS)
+        smaller = [entry for entry in planned if entry.size < layer.size] or list(planned)
+        if len(smaller) == 1:
+            return smaller[0]
+
+        def error(entry: PlannedLayer) -> Float[Array, ""]:
+            factors = decompose_array(array, entry, key=key, max_iters=max_iters)
+            return relative_error(array, reconstruct_array(factors, entry))
+
+        errors = jnp.stack([error(entry) for entry in smaller])
+        return smaller[int(jnp.argmin(errors))]
+
+    return choose

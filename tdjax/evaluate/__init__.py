@@ -1,0 +1,1 @@
+"""Errors of approximations, and many candidates at once."""

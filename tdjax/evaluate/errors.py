@@ -1,0 +1,244 @@
+"""Approximation errors of weights and features."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tdjax.decompose.als import safe_ratio
+from tdjax.decompose.formats import HIGHEST
+from tdjax.decompose.norms import times
+from tdjax.evaluate.candidates import Network, candidate_means, examples
+from tdjax.linen import layer_outputs
+from tdjax.params.factorize import dense_tree, factor_tree, layer_params, weight_name
+from tdjax.params.partitioning import unboxed
+from tdjax.plan.plan import Plan
+from tdjax.trace.call import Frame, split_arrays
+
+ERRORS = ("absolute", "relative", "scaled")
+
+
+def weight_errors(
+    kernel: Float[Array, "*_"], approx: Float[Array, "*_"]
+) -> dict[str, Float[Array, ""]]:
+    """Errors of an approximated kernel in the Frobenius norm.
+
+    "absolute" is norm(W - W~), "relative" norm(W - W~) / norm(W) (0 for two zero kernels),
+    "scaled" norm(W - W~) / n with n the number of weights (Schuurmans et al., ICLR 2023).
+
+    Arguments:
+        kernel, approx: arrays of one shape. Raises ValueError for different shapes.
+    """
+    if jnp.shape(kernel) != jnp.shape(approx):
+        raise ValueError(f"weight_errors: shapes {jnp.shape(kernel)} and {jnp.shape(approx)}")
+    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
+    absolute = jnp.linalg.norm((kernel - approx).ravel())
+    return {
+        "absolute": absolute,
+        "relative": safe_ratio(absolute, jnp.linalg.norm(kernel.ravel())),
+        "scaled": absolute / kernel.size,
+    }
+
+
+def data_errors(
+    kernel: Float[Array, "*_"],
+    approx: Float[Array, "*_"],
+    inputs: Float[Array, "*_"],
+    outputs: Float[Array, "*_"] | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """Errors of an approximated kernel in the norm of a layer's data.
+
+    "absolute" is sqrt(tr(G E^T S E)) with E = W - W~, both (D, T), summed over the groups under the
+    root; "relative" is that over the same of W (0 for two kernels that the data does not tell
+    apart from zero). S is the second moment of the rows that go in; with G the identity, the
+    absolute error is the root of the mean square of what the approximation changes in a row that
+    comes out (Kalle et al., NeurIPS 2025). With G that of the loss gradient at those rows, its
+    square predicts, up to a constant, by how much the loss rises (Martens & Grosse 2015).
+
+    Arguments:
+        kernel, approx: arrays of one shape, (*window, C / groups, T), or (in, out).
+        inputs: S, (groups, D, D), or its diagonal, (groups, D); see `tdjax.LayerMoments`.
+        outputs: G, (groups, T / groups, T / groups), or its diagonal; None for the identity.
+
+    Raises ValueError for shapes that do not fit each other.
+    """
+    if jnp.shape(kernel) != jnp.shape(approx):
+        raise ValueError(f"data_errors: shapes {jnp.shape(kernel)} and {jnp.shape(approx)}")
+    groups, columns = len(inputs), kernel.shape[-1]
+    rows = kernel.size // columns
+    fitting = columns % groups == 0 and inputs.shape[1] == rows
+    if fitting and outputs is not None:
+        fitting = outputs.shape[:2] == (groups, columns // groups)
+    if not fitting:
+        raise ValueError(
+            f"data_errors: moments of shapes {inputs.shape} and "
+            f"{None if outputs is None else outputs.shape} do not fit a kernel of shape "
+            f"{kernel.shape}"
+        )
+
+    def norm(x: Array) -> Array:
+        parts = jnp.moveaxis(x.reshape(rows, groups, columns // groups), 1, 0)
+        # Not a `Norm`, which takes a moment of zeros for the identity: right where a factor is
+        # sought, but a change that a dead group never shows is no error.
+        weighed = jax.vmap(times)(inputs, parts)
+        if outputs is not None:
+            weighed = jax.vmap(times)(outputs, weighed.mT).mT
+        return jnp.sqrt(jnp.maximum(0.0, jnp.vdot(parts, weighed, precision=HIGHEST)))
+
+    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
+    absolute = norm(kernel - approx)
+    return {"absolute": absolute, "relative": safe_ratio(absolute, norm(kernel))}
+
+
+def feature_errors(
+    model: Any,
+    variables: Mapping[str, Any],
+    plan_or_params: Plan | Mapping[str, Any],
+    batches: Iterable[Any],
+    *,
+    key: Array | None = None,
+) -> dict[str, dict[str, float]]:
+    """Errors of each layer's output features F, one norm for each example, then the mean.
+
+    "absolute" is E norm(F - F~), "relative" E norm(F - F~) / norm(F), "scaled"
+    E norm(F - F~) / n_F with n_F the number of features of one example (Schuurmans et al., ICLR
+    2023, batch size 1). Each layer sees the input that the original network gives it.
+
+    Arguments:
+        model: a Linen module.
+        variables: its trained variables.
+        plan_or_params: a plan, whose decomposition is made with `key`, or approximated dense
+            parameters as from `tdjax.reconstruct_params`; kernels that differ are compared.
+        batches: inputs of the model, see `tdjax.make_plan`; the first axis is the batch.
+
+    Returns: for each layer path the three errors.
+
+    Raises ValueError for no batches, or factors without their plan.
+    """
+    params = variables["params"]
+    if isinstance(plan_or_params, Plan):
+        approximated = factor_tree(
+            params, plan_or_params, key=jax.random.key(0) if key is None else key
+        )
+        paths = [entry.layer.path for entry in plan_or_params.factorised]
+        dense: Mapping[str, Any] = dense_tree(approximated, plan_or_params)
+    else:
+        dense = plan_or_params
+        paths = _changed_kernels(params, dense)
+    kernels = {path: _kernel(dense, path) for path in paths}
+    totals = {path: dict.fromkeys(ERRORS, 0.0) for path in paths}
+    count = 0
+    for batch in batches:
+        count += examples(batch)
+        arrays, frame = split_arrays(batch)
+        sums = _layer_errors(Network(model), frame, variables, kernels, arrays)
+        for path, name in itertools.product(paths, ERRORS):
+            totals[path][name] += float(sums[path][name])
+    if count == 0:
+        raise ValueError("feature_errors: no batches")
+    return {path: {name: x / count for name, x in found.items()} for path, found in totals.items()}
+
+
+def candidate_feature_errors(
+    model: Any,
+    variables: Mapping[str, Any],
+    path: str,
+    kernels: Float[Array, "n ..."],
+    batches: Iterable[Any],
+    *,
+    chunk: int = 25,
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """The three feature errors of many kernels of one layer, side by side.
+
+    Arguments and errors as `tdjax.evaluate_candidates`, `batches` holding inputs alone. Returns a
+    float64 array over the candidates for each error.
+    """
+    function = FeatureErrors(Network(model), path)
+    return candidate_means(function, variables, path, kernels, batches, chunk)
+
+
+@dataclass(frozen=True)
+class FeatureErrors:
+    """The three feature errors of a layer with the kernel in place of its own."""
+
+    network: Network
+    path: str
+
+    def __call__(self, kernel: Array, variables: Any, batch: Any) -> dict[str, Array]:
+        """Sums over the examples."""
+        return _error_sums(self.network.model, variables, {self.path: kernel}, batch)[self.path]
+
+
+@partial(jax.jit, static_argnames=("network", "frame"))
+def _layer_errors(
+    network: Network, frame: Frame, variables: Any, kernels: dict[str, Array], arrays: list[Array]
+) -> dict[str, dict[str, Array]]:
+    return _error_sums(network.model, variables, kernels, frame.join(arrays))
+
+
+def _error_sums(
+    model: Any, variables: Any, kernels: Mapping[str, Array], batch: Any
+) -> dict[str, dict[str, Array]]:
+    outputs = layer_outputs(model, variables, kernels, batch)
+    number = examples(batch)
+
+    def sums(path: str) -> dict[str, Array]:
+        if not outputs[path]:
+            raise ValueError(f"feature errors: the model never calls layer {path!r}")
+        pairs = [(_at_least_single(a), _at_least_single(b)) for a, b in outputs[path]]
+        # The calls of a shared layer together make up its features.
+        change = [(a - b).reshape(number, -1) for a, b in pairs]
+        features = [a.reshape(number, -1) for a, _ in pairs]
+        absolute = jnp.sqrt(sum(jnp.sum(c * c, axis=1) for c in change))
+        norms = jnp.sqrt(sum(jnp.sum(f * f, axis=1) for f in features))
+        return {
+            "absolute": jnp.sum(absolute),
+            "relative": jnp.sum(safe_ratio(absolute, norms)),
+            "scaled": jnp.sum(absolute) / sum(f.shape[1] for f in features),
+        }
+
+    return {path: sums(path) for path in kernels}
+
+
+def _kernel(params: Any, path: str) -> Array:
+    own = layer_params(params, path)
+    return jnp.asarray(unboxed(own[weight_name(own) or "kernel"]))
+
+
+def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> list[str]:
+    if not isinstance(params, Mapping):
+        return []
+    where, name = "/".join(path), weight_name(params)
+    dense = dense if isinstance(dense, Mapping) else {}
+    if name is not None and not isinstance(params[name], Mapping):
+        if name not in dense:
+            raise ValueError(
+                f"feature_errors: no {name} at {where!r}; pass the plan, or the parameters from "
+                "tdjax.reconstruct_params(params, plan)"
+            )
+        own, other = unboxed(params[name]), unboxed(dense[name])
+        if jnp.shape(own) != jnp.shape(other):
+            raise ValueError(
+                f"feature_errors: layer {where!r} has a {name} of shape {jnp.shape(own)}, the "
+                f"approximation one of {jnp.shape(other)}"
+            )
+        return [] if bool(jnp.array_equal(own, other)) else [where]
+    return [
+        changed
+        for key, sub in params.items()
+        for changed in _changed_kernels(sub, dense.get(key, {}), (*path, key))
+    ]
+
+
+def _at_least_single(x: Any) -> Array:
+    """In half precision a norm would be off by a percent."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

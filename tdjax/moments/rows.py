@@ -1,0 +1,156 @@
+"""What passes through a layer, as rows: patches or vectors that go in, outputs that come out.
+
+A layer computes y = x W with rows x (D), the kernel W (D, T) and rows y (T). Modules are asked for
+nothing but the settings that `flax.linen` and `flax.nnx` name alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdjax.moments.patches import Patches, Taps, moment, taps_of
+from tdjax.plan.layers import Layer
+from tdjax.trace import geometry
+from tdjax.trace.geometry import Call
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Rows whose second moment can be summed over batches."""
+
+    def sums(self, x: Array) -> tuple[list[Array], Array]:
+        """Parts of the sum of x x^T, and the sum of x, (groups, D)."""
+        ...
+
+    def assembled(self, parts: Sequence[Array]) -> Array:
+        """The sum of x x^T, (groups, D, D), or its diagonal (groups, D), from its parts."""
+        ...
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Number of rows in an array of this shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Rows that an array holds as they are.
+
+    Arguments:
+        size: of a row in one group.
+        groups: feature groups.
+        ndim: axes of the array; more in front are examples.
+        to_rows: the array as (..., groups * size), where its axes must be merged or moved.
+    """
+
+    size: int
+    groups: int = 1
+    ndim: int = 0
+    to_rows: Callable[[Array], Array] | None = None
+
+    def sums(self, x: Array) -> tuple[list[Array], Float[Array, "g d"]]:
+        """See `Rows.sums`."""
+        rows = self._rows(x)
+        return [moment(rows, rows)], rows.sum(axis=0)
+
+    def pair_sums(self, x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+        """Sums over the rows of two arrays: of x x^T and x y^T, (groups, D, D), of x and y."""
+        first, second = self._rows(x), self._rows(y)
+        own, cross = moment(first, first), moment(first, second)
+        return own, cross, first.sum(axis=0), second.sum(axis=0)
+
+    def _rows(self, x: Array) -> Float[Array, "n g d"]:
+        to_rows = self.to_rows
+        if to_rows is not None:
+            for _ in range(x.ndim - self.ndim):
+                to_rows = jax.vmap(to_rows)
+            x = to_rows(x)
+        rows = x.reshape(-1, self.groups, self.size)
+        return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+
+    def assembled(self, parts: Sequence[Array]) -> Float[Array, "g d d"]:
+        """See `Rows.assembled`."""
+        return parts[0]
+
+    def count(self, shape: Sequence[int]) -> int:
+        """See `Rows.count`."""
+        return math.prod(shape) // (self.groups * self.size)
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """Rows with a single one, at the index that is looked up: their moment is diagonal."""
+
+    size: int
+
+    def sums(self, x: Array) -> tuple[list[Array], Float[Array, "1 d"]]:
+        """See `Rows.sums`."""
+        counts = jnp.zeros((1, self.size)).at[0, x.reshape(-1)].add(1.0)
+        return [counts], counts
+
+    def assembled(self, parts: Sequence[Array]) -> Float[Array, "1 d"]:
+        """See `Rows.assembled`."""
+        return parts[0]
+
+    def count(self, shape: Sequence[int]) -> int:
+        """See `Rows.count`."""
+        return math.prod(shape)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Both ends of a call.
+
+    Arguments:
+        inputs: rows of what goes in; None where they are rows of the other end, as of an
+            embedding that is attended to.
+        outputs: rows of what comes out; None where its gradient tells nothing of the kernel.
+        queries: rows of what goes in where the kernel's columns meet it.
+    """
+
+    inputs: Rows | None
+    outputs: Rows | None
+    queries: Rows | None = None
+
+
+def flow_of(call: Call, layer: Layer) -> Flow:
+    """What passes through a layer in a call that `layer` describes."""
+    *_, fan_in, features = layer.kernel_shape
+    outputs = Vectors(features // layer.groups, layer.groups)
+    if layer.kind in ("conv", "conv_transpose"):
+        return Flow(Patches(_taps(call, layer), fan_in, layer.groups), outputs)
+    if layer.kind == "embed":
+        if call.method == "attend":
+            return Flow(None, None, Vectors(features))
+        return Flow(Lookups(fan_in), None)
+    if layer.kind == "dense_general":
+        axes = geometry.input_axes(call.module, call.inputs.ndim)
+        inputs = Vectors(fan_in, 1, call.inputs.ndim, lambda x: geometry.merge_axes(x, axes))
+        return Flow(inputs, outputs)
+    if layer.kind == "einsum":
+        labels = geometry.einsum_labels(
+            call.module, call.equation, call.inputs.ndim, len(layer.storage.shape)
+        )
+        assert not isinstance(labels, str)
+        return Flow(
+            Vectors(fan_in, 1, call.inputs.ndim, lambda x: geometry.einsum_rows(x, labels)),
+            Vectors(features, 1, call.output.ndim, lambda y: geometry.einsum_columns(y, labels)),
+        )
+    return Flow(Vectors(fan_in), outputs)
+
+
+def _taps(call: Call, layer: Layer) -> tuple[Taps, ...]:
+    window = layer.kernel_shape[:-2]
+    settings = geometry.window_settings(call.module, layer)
+    return tuple(
+        taps_of(size, out, width, **axis)
+        for size, out, width, axis in zip(
+            layer.in_spatial, layer.out_spatial, window, settings, strict=True
+        )
+    )

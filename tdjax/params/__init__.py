@@ -1,0 +1,1 @@
+"""Parameter pytrees: kernels to factors, and back."""

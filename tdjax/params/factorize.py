@@ -1,0 +1,277 @@
+"""Parameter pytrees: kernels -> factors, factors -> kernels.
+
+Pure functions on nested mappings; they know a plan, and nothing of modules. Where a layer's
+parameters were {"kernel", "bias"}, a factorised layer has {<stage>: {"kernel"}, ..., "bias"}; one
+with a sparse correction has {"sparse": {"values"}} too, and the indices in another collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tdjax.moments.collect import LayerMoments
+from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
+from tdjax.params.corrections import copied, given, with_params, without_indices
+from tdjax.params.kernels import INDICES, VALUES, Factors, decompose_array, reconstruct_array
+from tdjax.params.partitioning import box_factor, box_whole, unboxed
+from tdjax.params.weighing import weights_of
+from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.stage import CORRECTION
+
+Params = Mapping[str, Any]
+
+
+def factorize_params(
+    params: Params,
+    plan: Plan,
+    *,
+    key: Array | None = None,
+    init: str = "normal",
+    max_iters: int = 100,
+    tol: float = 1e-8,
+    moments: Mapping[str, LayerMoments] | None = None,
+    norm: str | None = None,
+    correct_bias: bool = False,
+) -> dict[str, Any]:
+    """Replace the kernels of all layers that the plan factorises by their factors.
+
+    Half-precision kernels are decomposed in float32 and cast back.
+
+    A layer with a sparse correction gets parameters "sparse" with the (k,) "values" of its
+    nonzeros. Their "indices", int32, are no parameters, and go into a collection "sparsity" of the
+    variables, which the factorised model is to be given:
+
+        variables = tdjax.factorize_params(variables, plan)
+        small.apply(variables, x)
+
+    Decomposition and correction are renewed in turn, up to 20 times; see
+    `tdjax.decompose.sparse.alternate`.
+
+    Arguments:
+        params: nested mapping of arrays, as `variables["params"]`; or all variables, with such a
+            "params", which are then what is returned. It is not changed.
+        plan: from `tdjax.make_plan`.
+        key: PRNG key for the random starts of CP; needed if the plan has such a layer.
+        init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
+        moments: from `tdjax.collect_moments`, for decompositions that change the layers' outputs
+            least, rather than their kernels (Kalle et al., NeurIPS 2025).
+        norm: with moments, "covariance" of what goes in, or "kronecker", which weighs what comes
+            out by its gradient too; None for the latter where the moments have it.
+        correct_bias: with moments, take what the mean input loses into the layer's bias, and
+            weigh by the covariance around that mean. Layers without a bias stay as they are.
+
+    Raises KeyError or ValueError for parameters or moments that do not fit the plan, ValueError
+    for NaN or Inf in a kernel; both name the layer. ValueError for parameters alone where the plan
+    has sparse corrections.
+    """
+    params, variables = given(params, plan)
+    sparse = [entry.layer.path for entry in plan.factorised if entry.nonzeros]
+    if sparse and variables is None:
+        raise ValueError(
+            f"factorize_params: layer {sparse[0]!r} has a sparse correction, whose indices are no "
+            'parameters: give all variables, as {"params": params}'
+        )
+    tree = factor_tree(
+        params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
+        moments=moments, norm=norm, correct_bias=correct_bias,
+    )  # fmt: skip
+    return tree if variables is None else with_params(variables, tree, plan)
+
+
+def factor_tree(
+    params: Params,
+    plan: Plan,
+    *,
+    key: Array | None = None,
+    init: str = "normal",
+    max_iters: int = 100,
+    tol: float = 1e-8,
+    moments: Mapping[str, LayerMoments] | None = None,
+    norm: str | None = None,
+    correct_bias: bool = False,
+) -> dict[str, Any]:
+    """`factorize_params` of parameters alone, with the indices of corrections beside the values."""
+    check_kernels(params, plan, key)
+    weights = weights_of(plan, moments, norm)
+    if correct_bias and moments is None:
+        raise ValueError("factorize_params: correct_bias needs moments=")
+    steps: dict[str, Step] = {}
+    for index, entry in enumerate(plan.factorised):
+        path = entry.layer.path
+        own = _at(params, path)
+        array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
+        weighed, mean = weights.get(path), None
+        if correct_bias and moments is not None and can_correct(entry, own):
+            mean = moments[path].mean
+            weighed = around_mean(weights[path], mean)
+        factors = decompose_array(
+            array,
+            entry,
+            key=None if key is None else jax.random.fold_in(key, index),
+            weights=weighed,
+            init=init,
+            max_iters=max_iters,
+            tol=tol,
+        )
+        lost = None
+        if mean is not None:
+            lost = mean_output(array - reconstruct_array(factors, entry), entry, mean)
+        steps[path] = Step(factors, lost)
+    return with_steps(params, plan, steps)
+
+
+class Step(NamedTuple):
+    """What becomes of one layer.
+
+    Arguments:
+        factors: kernels of its stages, by name, and its sparse correction; see
+            `tdjax.params.kernels.Factors`.
+        shift: what its bias takes on, (T,), or (copies, T) of a stack; None for nothing.
+    """
+
+    factors: Factors
+    shift: Array | None
+
+
+def with_steps(params: Params, plan: Plan, steps: Mapping[str, Step]) -> dict[str, Any]:
+    """Parameters with the factors of all layers of a plan, by path, in place of their kernels."""
+    result = copied(params)
+    for entry in plan.factorised:
+        own, step = _at(result, entry.layer.path), steps[entry.layer.path]
+        stored = own.pop(entry.layer.storage.name)
+        dtype = jnp.asarray(unboxed(stored)).dtype
+        for stage in entry.stages:
+            factor = step.factors[stage.name].astype(dtype)
+            own[stage.name] = {"kernel": box_factor(stored, factor, entry, stage)}
+        if entry.nonzeros:
+            values = step.factors[VALUES].astype(dtype)
+            own[CORRECTION] = {VALUES: values, INDICES: step.factors[INDICES]}
+        if step.shift is not None:
+            own["bias"] = shifted(own["bias"], step.shift)
+    return result
+
+
+def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
+    """Multiply the factors out to kernels of the original shapes; the inverse direction.
+
+    Differentiable and safe inside `jit` and `vmap`.
+
+    Arguments:
+        params: as `factorize_params` gives them, parameters or all variables; so is the result.
+        plan: the plan that they were factorised by.
+
+    Raises KeyError where factors are missing, or the indices of sparse corrections.
+    """
+    params, variables = given(params, plan)
+    tree = dense_tree(params, plan)
+    if variables is None:
+        return tree
+    return without_indices({**variables, "params": tree}, plan)
+
+
+def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
+    """`reconstruct_params` of what `factor_tree` gave."""
+    result = copied(params)
+    for entry in plan.factorised:
+        own, storage = _at(result, entry.layer.path), entry.layer.storage
+        missing = [stage.name for stage in entry.stages if stage.name not in own]
+        if missing:
+            raise KeyError(f"layer {entry.layer.path!r} has no factors {', '.join(missing)}")
+        stored = [own.pop(stage.name)["kernel"] for stage in entry.stages]
+        factors = {
+            stage.name: unboxed(factor) for stage, factor in zip(entry.stages, stored, strict=True)
+        }
+        if entry.nonzeros:
+            factors |= _correction(own.pop(CORRECTION, {}), entry.layer.path)
+        own[storage.name] = box_whole(stored, reconstruct_array(factors, entry), entry)
+    return result
+
+
+def _correction(own: Params, path: str) -> Factors:
+    """Values and indices of a layer's sparse correction from what it has of that name."""
+    if VALUES not in own:
+        raise KeyError(f"layer {path!r} has no values of its sparse correction")
+    if INDICES not in own:
+        raise KeyError(
+            f"layer {path!r} has values of its sparse correction, but no indices: give all "
+            "variables, with the collection that factorize_params made"
+        )
+    return {VALUES: unboxed(own[VALUES]), INDICES: unboxed(own[INDICES])}
+
+
+def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dict[str, Any]:
+    """The same parameters with the kernel of one layer replaced."""
+    result = copied(params)
+    _at(result, path)["kernel"] = kernel
+    return result
+
+
+def weight_name(own: Params) -> str | None:
+    """The name of the array that a layer's parameters hold: a kernel, or an embedding."""
+    return next((name for name in ("kernel", "embedding") if name in own), None)
+
+
+def layer_params(params: Params, path: str) -> Params:
+    """The parameters of one layer. Raises KeyError that names the path."""
+    return _at(params, path)
+
+
+class Dense(NamedTuple):
+    """A factorised layer multiplied out again.
+
+    Arguments:
+        array: in place of the one that held its kernel.
+        shift: see `Step`.
+    """
+
+    array: Array
+    shift: Array | None
+
+
+def with_dense(params: Params, plan: Plan, layers: Mapping[str, Dense]) -> dict[str, Any]:
+    """Parameters with some layers of a plan, by path, as they became."""
+    result = copied(params)
+    for path, (array, shift) in layers.items():
+        own = _at(result, path)
+        own[plan[path].layer.storage.name] = array
+        if shift is not None:
+            own["bias"] = shifted(own["bias"], shift)
+    return result
+
+
+def check_kernels(params: Params, plan: Plan, key: Array | None) -> None:
+    """Refuse parameters that do not fit a plan, or a missing key; see `factorize_params`."""
+    for entry in plan.factorised:
+        _check_kernel(params, entry)
+    if key is None and any(entry.method == "cp" for entry in plan.factorised):
+        raise ValueError("factorize_params: CP starts from random factors, pass key=")
+
+
+def _check_kernel(params: Params, entry: PlannedLayer) -> None:
+    path, storage = entry.layer.path, entry.layer.storage
+    own = _at(params, path)
+    if storage.name not in own:
+        raise KeyError(f"layer {path!r} has no {storage.name}; it has {', '.join(own)}")
+    array = unboxed(own[storage.name])
+    if tuple(array.shape) != storage.whole_shape:
+        raise ValueError(
+            f"layer {path!r}: {storage.name} of shape {tuple(array.shape)}, but the plan was made "
+            f"for {storage.whole_shape}"
+        )
+    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+        raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")
+
+
+def _at(params: Any, path: str) -> Any:
+    """The mapping at a '/'-joined path; the whole for the empty path."""
+    names: Sequence[str] = path.split("/") if path else ()
+    for depth, name in enumerate(names):
+        if not isinstance(params, Mapping) or name not in params:
+            raise KeyError(f"no parameters at {'/'.join(names[: depth + 1])!r}")
+        params = params[name]
+    return params

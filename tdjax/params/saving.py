@@ -1,0 +1,176 @@
+"""A factorised network on disk: its parameters and its plan, read back without a model.
+
+By orbax, so other tools can read the parameters: `<folder>/<n>/params`, and beside them
+`<folder>/<n>/plan`. A new save is a new `<n>`, which appears under its name once it is whole, and
+the one before is removed after that: a kill at any moment leaves the old network or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tdjax.params.check import check_params
+from tdjax.params.factorize import Params, layer_params
+from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.plan.plan import Plan
+
+FORMAT_VERSION = 1
+# Metadata around an array that is saved with it: by name, as a checkpoint may name no class.
+BOXES = {"Partitioned": nn.Partitioned, "LogicallyPartitioned": nn.LogicallyPartitioned}
+
+Names = tuple[str, ...]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is there but cannot be read; the message names it and the remedy."""
+
+
+def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) -> None:
+    """Write factorised parameters and their plan as one, in place of what was saved there before.
+
+    A kill at any moment leaves either the old network or the new one.
+
+    Arguments:
+        folder: made if it is not there; it belongs to this network alone.
+        params: nested mapping of arrays of any dtype, as `tdjax.factorize_params` gives it, or
+            a whole dict of variables with such a "params", which sparse corrections need. Axis
+            names around an array (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it,
+            a mesh and rules are not.
+        plan: the plan that the parameters were factorised by.
+
+    Raises ValueError for parameters that do not fit the plan, for a pytree of anything but
+    mappings and arrays, and for a folder that holds something else, which is not touched.
+    """
+    path = Path(folder).resolve()
+    check_params(params, plan)
+    boxes: list[dict[str, Any]] = []
+    arrays = _arrays(params, (), boxes)
+    _check_free(path)
+    about = {"version": FORMAT_VERSION, "plan": json.loads(plan.to_json()), "boxes": boxes}
+    with _manager(path, create=True) as manager:
+        latest = manager.latest_step()
+        manager.save(
+            0 if latest is None else latest + 1,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(arrays), plan=ocp.args.JsonSave(about)
+            ),
+        )
+        manager.wait_until_finished()
+
+
+def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Plan]:
+    """Read what `save_factorised` wrote as (params, plan); neither model nor kernels are needed.
+
+    Every array comes back bit for bit, on the default device; mappings come back as dicts.
+
+    Raises CheckpointError where nothing was saved, and for what is damaged or does not fit
+    together; the message names the folder, and for parameters that do not fit the plan the layer
+    with the expected and the found shape.
+    """
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder; save_factorised writes one")
+    with _manager(path, create=False) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"{folder}: no factorised network was saved here")
+        try:
+            return _restored(manager, step)
+        except Exception as error:
+            raise CheckpointError(
+                f"{path / str(step)}: this is no readable factorised network "
+                f"({type(error).__name__}: {error}); if it is damaged, save it anew"
+            ) from error
+
+
+def _arrays(tree: Any, path: Names, boxes: list[dict[str, Any]]) -> Any:
+    """The tree as dicts of bare arrays; what was around an array is noted in `boxes`."""
+    where = "/".join(path)
+    if isinstance(tree, Mapping):
+        wrong = [name for name in tree if not isinstance(name, str)]
+        if wrong:
+            raise ValueError(f"{where or 'params'}: the key {wrong[0]!r} is not a string")
+        return {name: _arrays(below, (*path, name), boxes) for name, below in tree.items()}
+    if is_boxed(tree):
+        kind = type(tree).__name__
+        if BOXES.get(kind) is not type(tree):
+            raise ValueError(f"{where}: {kind} is unknown; known are {', '.join(BOXES)}")
+        boxes.append({"path": path, "kind": kind, "names": tree.names})
+        tree = unboxed(tree)
+    if not isinstance(tree, (jax.Array, np.ndarray, np.generic)) or jnp.issubdtype(
+        tree.dtype, jax.dtypes.extended
+    ):
+        raise ValueError(
+            f"{where}: {type(tree).__name__} cannot be saved, only mappings and numeric arrays"
+        )
+    return tree
+
+
+def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], Plan]:
+    """Read one step; raises whatever a damaged one leads to."""
+    about = manager.restore(step, args=ocp.args.Composite(plan=ocp.args.JsonRestore())).plan
+    if about["version"] != FORMAT_VERSION:
+        raise ValueError(f"version {about['version']!r}, this library reads {FORMAT_VERSION}")
+    plan = Plan.from_json(json.dumps(about["plan"]))
+    # Shapes as they are on disk, not as a plan would have them.
+    found = manager.item_metadata(step).params.tree
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), found
+    )
+    # Before the arrays are read; the indices of sparse corrections are looked at after.
+    check_params(shapes, plan)
+    arguments = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
+    arrays = manager.restore(step, args=arguments).params
+    # Not tied to a device, as `experiments.network.checkpoints` gives them.
+    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), arrays)
+    for (path, leaf), shape in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shapes), strict=True
+    ):
+        if leaf.dtype != shape.dtype:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"{where} is {shape.dtype}: enable jax_enable_x64 to read it exactly")
+    check_params(params, plan)
+    for box in about["boxes"]:
+        *above, name = box["path"]
+        own = layer_params(params, "/".join(above))
+        own[name] = BOXES[box["kind"]](own[name], _tuples(box["names"]))  # type: ignore[index]
+    return params, plan
+
+
+def _tuples(names: Any) -> Any:
+    """Names of axes as they were before they were JSON."""
+    return tuple(map(_tuples, names)) if isinstance(names, list) else names
+
+
+def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, create=create, enable_async_checkpointing=False
+    )
+    # Named, for a manager that is to read before it has written.
+    handlers = {"params": ocp.StandardCheckpointHandler(), "plan": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+
+
+def _check_free(path: Path) -> None:
+    """Refuse a folder whose content a save would remove, or be mixed up with."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; give a folder")
+    # What a killed save left is not in the way.
+    present = [found for found in path.iterdir() if ".orbax-checkpoint-tmp" not in found.name]
+    steps = [found for found in present if found.name.isdecimal()]
+    newest = max(steps, key=lambda found: int(found.name), default=None)
+    if len(steps) < len(present) or (newest is not None and not (newest / "plan").is_dir()):
+        raise ValueError(f"{path} holds something else than a factorised network; use a new folder")

@@ -1,0 +1,113 @@
+"""Which layer gets which format at which rank: rules in, a plan out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tdjax.decompose.inputs import check_ranks
+from tdjax.decompose.tt import clip_ranks
+from tdjax.plan import ranks
+from tdjax.plan.layers import MATRICES, Layer
+from tdjax.plan.plan import Plan, PlannedLayer, check_form, paths_text, ranks_text
+from tdjax.plan.rules import AUTO, Rule
+
+Choose = Callable[[Layer, Rule], PlannedLayer]
+
+
+def plan_layers(
+    table: Sequence[Layer], rules: Sequence[Rule], other: int = 0, choose: Choose | None = None
+) -> Plan:
+    """Apply the rules to a layer table; the first that matches a layer decides.
+
+    A layer that the method cannot take, or that would not get smaller, stays dense with the
+    reason; so does one that no rule matches.
+
+    Arguments:
+        table: the layers.
+        rules: see `Rule`.
+        other: parameters of the model that belong to no weight array.
+        choose: plans a layer for a rule with method "auto".
+
+    Raises ValueError for a rule that matches no layer and for ranks out of range; the message
+    names the rule, the layer and the remedy.
+    """
+    for rule in rules:
+        if not any(re.fullmatch(rule.path, layer.path) for layer in table):
+            raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}")
+    return Plan(tuple(_decide(layer, rules, choose) for layer in table), other)
+
+
+def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
+    """A layer at exactly the ranks that a rule asks for, even where that saves nothing.
+
+    Raises ValueError for a layer that cannot be factorised, or not with the splits or the fold of
+    the rule, and for ranks out of range.
+    """
+    if layer.obstacle is not None:
+        raise ValueError(f"{rule}: layer {layer.path!r}: {layer.obstacle}")
+    method = rule.method
+    if layer.kind in MATRICES:
+        # Between two modes every format but a TT-matrix is a product of two matrices.
+        train = method == "tt" and len(ranks.tt_order(layer.kernel_shape)) > 1
+        method = "tt" if train else "svd"
+    fold = "channel" if layer.kind in MATRICES else rule.fold
+    try:
+        check_form(layer, method, rule.splits, fold)
+    except ValueError as error:
+        raise ValueError(f"{rule}: {error}") from None
+    spatial = rule.spatial if method == "cp" else "separate"
+    entry = PlannedLayer(layer, method, (), spatial, splits=rule.splits, fold=fold)
+    decomposed = 1 - (rule.sparse or 0.0)
+    if rule.compression is not None:
+        # What a rank keeps of one split it keeps of all.
+        keep = decomposed * (1 - rule.compression)
+        found = ranks.ranks_for(method, entry.rank_shape, keep)
+    else:
+        found = _given_ranks(entry, method, rule)
+    entry = replace(entry, ranks=found)
+    if rule.sparse is None:
+        return entry
+    weights = layer.size // layer.copies
+    kept = (
+        entry.size / layer.copies / decomposed
+        if rule.compression is None
+        else (1 - rule.compression) * weights
+    )
+    return replace(entry, nonzeros=min(weights, max(1, round(rule.sparse * kept))))
+
+
+def _given_ranks(entry: PlannedLayer, method: str, rule: Rule) -> tuple[int, ...]:
+    shape, where = entry.rank_shape, f"{rule}: layer {entry.layer.path!r}"
+    full = ranks.full_ranks(method, shape)
+    assert rule.rank is not None
+    if isinstance(rule.rank, tuple):
+        found = check_ranks(rule.rank, full, where)
+    elif method == "tt":
+        found = check_ranks((rule.rank,), (max(full),), where) * len(full)
+    else:
+        found = check_ranks((rule.rank,) * len(full), full, where)
+    # TT-SVD reaches no more than the rank before times the mode between.
+    return clip_ranks(ranks.tt_order(shape), found) if method == "tt" else found
+
+
+def _decide(layer: Layer, rules: Sequence[Rule], choose: Choose | None) -> PlannedLayer:
+    rule = next((rule for rule in rules if re.fullmatch(rule.path, layer.path)), None)
+    if layer.obstacle is not None:
+        return PlannedLayer(layer, reason=layer.obstacle)
+    if rule is None:
+        return PlannedLayer(layer, reason="no rule matches it")
+    if rule.method == AUTO:
+        if choose is None:
+            raise ValueError(f"{rule}: needs the kernels, not their shapes alone")
+        planned = choose(layer, rule)
+    else:
+        planned = plan_layer(layer, rule)
+    if planned.size >= layer.size:
+        return PlannedLayer(
+            layer,
+            reason=f"{planned.format} at rank {ranks_text(planned.ranks)} would hold "
+            f"{planned.size:,} parameters, no fewer than its {layer.size:,}",
+        )
+    return planned

@@ -1,0 +1,319 @@
+"""A plan: what becomes of each layer of a model, at what size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tdjax.decompose.inputs import check_ranks
+from tdjax.plan import chain, low_rank, ranks
+from tdjax.plan.layers import Layer, Storage
+from tdjax.plan.printing import Table, as_html, as_text
+from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.plan.timing import Profile, profile_calls
+
+PLAN_VERSION = 1
+# Indices are int32.
+INDEX_BITS = 32
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer and what becomes of it.
+
+    Arguments:
+        layer: the entry of the layer table.
+        method: the format, or None where the layer stays dense.
+        ranks: as `tdjax.plan.ranks.ranks_for` orders them; () where it stays dense.
+        spatial: see `Rule`.
+        reason: why the layer stays dense.
+        splits, fold: see `Rule`.
+        nonzeros: of the sparse correction that is added to the kernel, for each layer of a stack;
+            0 for none.
+    """
+
+    layer: Layer
+    method: str | None = None
+    ranks: tuple[int, ...] = ()
+    spatial: str = "separate"
+    reason: str | None = None
+    splits: int = 1
+    fold: str = "channel"
+    nonzeros: int = 0
+
+    @property
+    def rank_shape(self) -> tuple[int, ...]:
+        """The shape of what its ranks are those of, from one feature group's kernel."""
+        *window, c, t = shape = self.layer.group_shape
+        if self.method == "svd":
+            return low_rank.matrix_shape(shape, self.splits, self.fold)
+        return (math.prod(window), c, t) if self.spatial == "merged" and window else shape
+
+    @property
+    def format(self) -> str:
+        """The format in words: its method, and how it differs from the plain one."""
+        if self.method is None:
+            return "dense"
+        return (
+            self.method
+            + (" merged" if self.spatial == "merged" else "")
+            + (f" {self.fold}" if self.fold != "channel" else "")
+            + (f" /{self.splits}" if self.splits > 1 else "")
+            + (" + sparse" if self.nonzeros else "")
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The chain of thin layers that replaces it; empty where it stays dense."""
+        if self.method is None:
+            return ()
+        return chain.stages(
+            self.layer.kernel_shape,
+            self.layer.groups,
+            self.method,
+            self.ranks,
+            self.spatial,
+            self.splits,
+            self.fold,
+        )
+
+    @property
+    def correction(self) -> Stage | None:
+        """The layer that the sparse correction is, beside the chain; None where there is none.
+
+        It has the whole kernel's shape, of which its nonzeros alone are stored.
+        """
+        if not self.nonzeros:
+            return None
+        shape = self.layer.kernel_shape
+        return Stage(CORRECTION, shape, self.layer.groups, tuple(range(len(shape) - 2)))
+
+    @property
+    def size(self) -> int:
+        """Weight parameters afterwards, without the bias; of a sparse correction its nonzeros."""
+        if self.method is None:
+            return self.layer.size
+        return self.layer.copies * (sum(stage.size for stage in self.stages) + self.nonzeros)
+
+    @property
+    def index_bits(self) -> int:
+        """Bits that say where the nonzeros of the sparse correction lie; not part of `size`."""
+        return self.layer.copies * self.nonzeros * INDEX_BITS
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one example afterwards.
+
+        Of a sparse correction those of its nonzeros, though a dense layer computes it.
+        """
+        if self.method is None:
+            return self.layer.macs
+        layer = self.layer
+        sparse = layer.macs * layer.copies * self.nonzeros // max(layer.size, 1)
+        return sparse + layer.copies * chain.macs(
+            self.stages,
+            layer.in_spatial,
+            layer.out_spatial,
+            layer.positions,
+            layer.lookups,
+            transposed=layer.kind in ("conv_transpose", "embed"),
+        )
+
+    @property
+    def kept(self) -> float:
+        """Share of the weight parameters that is left."""
+        return self.size / self.layer.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of every layer of a model; hashable, and saved as JSON beside checkpoints.
+
+    Arguments:
+        layers: in the order in which the model calls them.
+        other: parameters of the model that belong to no weight array: biases, normalisation.
+        measured: what `profile` found; not part of what makes plans equal.
+    """
+
+    layers: tuple[PlannedLayer, ...]
+    other: int = 0
+    measured: Profile | None = field(default=None, compare=False)
+
+    @property
+    def factorised(self) -> tuple[PlannedLayer, ...]:
+        """The layers that do not stay dense."""
+        return tuple(entry for entry in self.layers if entry.method is not None)
+
+    @property
+    def size_before(self) -> int:
+        """Parameters of the whole model as it was."""
+        return self.other + sum(entry.layer.size for entry in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Parameters of the whole factorised model."""
+        return self.other + sum(entry.size for entry in self.layers)
+
+    @property
+    def index_bits(self) -> int:
+        """Bits that say where the nonzeros of all sparse corrections lie; not part of `size`."""
+        return sum(entry.index_bits for entry in self.layers)
+
+    @property
+    def macs_before(self) -> int:
+        """Multiply-accumulates for one example, dense."""
+        return sum(entry.layer.macs for entry in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one example, factorised."""
+        return sum(entry.macs for entry in self.layers)
+
+    def profile(
+        self, dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
+    ) -> Plan:
+        """The plan with the measured speed-up, which it then prints below its table.
+
+        Fewer multiply-accumulates need not mean less time; this tells.
+
+            plan = plan.profile(lambda: apply(variables, x), lambda: small_apply(smaller, x))
+
+        Arguments and errors as `tdjax.plan.timing.profile_calls`.
+        """
+        return replace(self, measured=profile_calls(dense, factorised, rounds))
+
+    def __getitem__(self, path: str) -> PlannedLayer:
+        """The entry of one layer. Raises KeyError that lists the paths there are."""
+        for entry in self.layers:
+            if entry.layer.path == path:
+                return entry
+        raise KeyError(f"no layer {path!r}; layers are: {paths_text(e.layer for e in self.layers)}")
+
+    def __str__(self) -> str:
+        """A table: layer, format, ranks, parameters and MACs before and after."""
+        return as_text(self._table())
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        return as_html(self._table())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The table in an interactive session of IPython."""
+        printer.text(str(self))
+
+    def _table(self) -> Table:
+        header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
+        parameters = _change(self.size_before, self.size)
+        total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
+        rows = [_row(entry) for entry in self.layers]
+        return Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
+
+    def _notes(self) -> list[str]:
+        reasons = [
+            f"{entry.layer.path or '(model)'} stays dense: {entry.reason}"
+            for entry in self.layers
+            if entry.reason
+        ]
+        if self.index_bits:
+            reasons.insert(
+                0,
+                f"indices of nonzeros take {self.index_bits:,} bits, beside the parameters; sparse "
+                "corrections are computed by dense layers, whatever their MACs",
+            )
+        return reasons if self.measured is None else [str(self.measured), *reasons]
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` gives an equal plan back."""
+        layers = [asdict(entry) for entry in self.layers]
+        raw = {"version": PLAN_VERSION, "other": self.other, "layers": layers}
+        if self.measured is not None:
+            raw["measured"] = self.measured
+        return json.dumps(raw)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what `to_json` wrote. Raises ValueError that says what is wrong with the text."""
+        try:
+            raw = json.loads(text)
+            if raw["version"] != PLAN_VERSION:
+                raise ValueError(f"version {raw['version']!r}, this library reads {PLAN_VERSION}")
+            layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
+            if not isinstance(raw["other"], int):
+                raise ValueError(f"other {raw['other']!r} is not a number of parameters")
+            measured = Profile(*raw["measured"]) if "measured" in raw else None
+            return cls(layers, raw["other"], measured)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a plan: {error!r}") from error
+
+
+def check_form(layer: Layer, method: str, splits: int, fold: str) -> None:
+    """Refuse, with a ValueError that names a remedy, a form that a layer's factors cannot have."""
+    *window, channels, _ = layer.group_shape
+    if method != "svd":
+        problem = None if (splits, fold) == (1, "channel") else f"{method} has no splits or folds"
+    elif splits > 1 and layer.kind == "embed":
+        problem = "an embedding has no input channels to split; give it a rule without splits"
+    else:
+        problem = low_rank.obstacle(window, channels, splits, fold)
+    if problem is not None:
+        raise ValueError(f"layer {layer.path!r}: {problem}")
+
+
+def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
+    """Read one entry; raises whatever a wrong one leads to."""
+    fields = _tuples(raw["layer"])
+    if fields.get("stored") is not None:
+        fields["stored"] = Storage(**_tuples(fields["stored"]))
+    layer = Layer(**fields)
+    entry = PlannedLayer(**{**raw, "layer": layer, "ranks": tuple(raw["ranks"])})
+    if entry.method is not None:
+        check_form(layer, entry.method, entry.splits, entry.fold)
+        full = ranks.full_ranks(entry.method, entry.rank_shape)
+        check_ranks(entry.ranks, full, f"layer {layer.path!r}")
+    most = math.prod(layer.kernel_shape) if entry.method is not None else 0
+    if not (type(entry.nonzeros) is int and 0 <= entry.nonzeros <= most):
+        raise ValueError(f"layer {layer.path!r}: nonzeros {entry.nonzeros!r} not in 0..{most}")
+    if not (entry.size >= 0 and entry.macs >= 0):
+        raise ValueError(f"layer {layer.path!r} has a negative size")
+    return entry
+
+
+def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+
+
+def _row(entry: PlannedLayer) -> tuple[str, ...]:
+    layer = entry.layer
+    kernel = (
+        (f"{layer.copies} * " if layer.copies > 1 else "")
+        + "x".join(map(str, layer.kernel_shape))
+        + (f" /{layer.groups}" if layer.groups > 1 else "")
+    )
+    return (
+        layer.path or "(model)",
+        kernel,
+        entry.format,
+        ranks_text(entry.ranks) + (f" + {entry.nonzeros:,} nonzeros" if entry.nonzeros else ""),
+        *_change(layer.size, entry.size),
+        *_change(layer.macs, entry.macs),
+    )
+
+
+def _change(before: int, after: int) -> tuple[str, str]:
+    if after == before:
+        return f"{before:,}", ""
+    share = f"{100 * after / before:.1f} %" if before else ""
+    return f"{before:,} -> {after:,}", share
+
+
+def ranks_text(values: Sequence[int]) -> str:
+    """Ranks as people read them."""
+    return ", ".join(map(str, values))
+
+
+def paths_text(layers: Iterable[Layer]) -> str:
+    """The paths of layers, for messages."""
+    return ", ".join(layer.path or "(model)" for layer in layers)

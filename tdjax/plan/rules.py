@@ -1,0 +1,100 @@
+"""Rules: what a person asks of the layers of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tdjax.plan import chain, low_rank
+
+# In a rule: the method with the least error.
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What to do with the layers whose path matches.
+
+    Arguments:
+        path: regular expression that must match the whole '/'-joined module path.
+        method: "cp", "tucker", "tt", "svd", or "auto" for the one whose weight error is the
+            least at this compression. Between matrices "tt" is a TT-matrix, and stands for "svd"
+            where their sizes have no factors; "cp" and "tucker" always do.
+        compression: share of the weight parameters that goes away, in (0, 1).
+        rank: in place of it, the rank: one int, or for Tucker (r_C, r_T), for TT the interior
+            ranks over (C, *spatial, T). A single int stands for all of them, for TT as far as the
+            kernel admits it.
+        spatial: "merged" makes CP treat the spatial axes as one mode: three thin layers in place
+            of four, and a better fit at equal size.
+        splits: number k of groups of consecutive input channels that "svd" factorises each for
+            itself, at one rank for all (ALDS, Liebenwein et al., NeurIPS 2021): the first thin
+            layer then has k feature groups. It divides the layer's input channels, or those of
+            one of its feature groups.
+        fold: how "svd" folds the kernel of a convolution to a matrix. "channel": the whole window
+            goes with the inputs, a convolution and then one of 1x1. "window": it goes with the
+            outputs, 1x1 first. Of two axes "rows" is kh x 1 and then 1 x kw, "columns" 1 x kw and
+            then kh x 1. Between matrices all are the same.
+        sparse: share, in (0, 1), of the parameters that the layer keeps that become nonzeros of a
+            sparse correction: the kernel is a decomposition plus a sparse array. With compression
+            0.9, sparse=0.2 keeps 2 % of the weights as single values, and the decomposition has
+            8 %; with `rank`, which fixes the decomposition, a quarter of its size comes on top.
+            Where the values lie, 32 bits each, is no parameter and comes on top of them. It saves
+            parameters, not time: the correction is computed as a dense layer.
+
+    Raises ValueError for a pattern that does not compile, an unknown method, both or neither of
+    `compression` and `rank`, and values out of range.
+    """
+
+    path: str
+    method: str
+    compression: float | None = None
+    rank: int | tuple[int, ...] | None = None
+    spatial: str = "separate"
+    splits: int = 1
+    fold: str = "channel"
+    sparse: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that cannot mean anything, before it meets a model."""
+        try:
+            re.compile(self.path)
+        except re.error as error:
+            raise ValueError(
+                f"{self}: the path is not a valid regular expression: {error}"
+            ) from None
+        if self.method not in (*chain.METHODS, AUTO):
+            known = ", ".join((*chain.METHODS, AUTO))
+            raise ValueError(f"{self}: unknown method; known are {known}")
+        if self.spatial not in chain.SPATIAL:
+            raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
+        if self.spatial == "merged" and self.method != "cp":
+            raise ValueError(f"{self}: only method 'cp' knows spatial='merged'")
+        if self.splits < 1:
+            raise ValueError(f"{self}: splits must be at least 1, got {self.splits}")
+        if self.fold not in low_rank.FOLDS:
+            raise ValueError(f"{self}: fold must be one of {', '.join(low_rank.FOLDS)}")
+        if (self.splits, self.fold) != (1, "channel") and self.method != "svd":
+            raise ValueError(f"{self}: only method 'svd' knows splits and fold")
+        if (self.compression is None) == (self.rank is None):
+            raise ValueError(f"{self}: give exactly one of compression and rank")
+        if self.method == AUTO and self.compression is None:
+            raise ValueError(f"{self}: methods are compared at equal size, give compression")
+        if self.compression is not None and not 0 < self.compression < 1:
+            raise ValueError(f"{self}: compression must lie between 0 and 1")
+        if self.sparse is not None and not 0 < self.sparse < 1:
+            raise ValueError(
+                f"{self}: sparse must lie between 0 and 1, got {self.sparse}; leave it out for none"
+            )
+        if isinstance(self.rank, list):
+            object.__setattr__(self, "rank", tuple(self.rank))
+
+    def __str__(self) -> str:
+        """The rule as messages name it."""
+        return f"Rule {self.path!r} ({self.method})"
+
+
+def matches(path: str, patterns: str | Sequence[str]) -> bool:
+    """Whether a '/'-joined module path matches one of some patterns as a whole."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(re.fullmatch(pattern, path) for pattern in patterns)

@@ -1,0 +1,141 @@
+"""The arrays of a model's parameters that can be pruned, as units of weights side by side.
+
+Pure functions on pytrees: nested mappings of Linen, with metadata around arrays or without, and
+states of NNX (`nnx.state(model, nnx.Param)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+from jaxtyping import Array, Shaped
+
+from tdjax.plan.layers import Layer, Storage
+from tdjax.plan.rules import matches
+
+# Whose weights are compared with each other.
+SCOPES = ("neuron", "layer", "global")
+# The parameters that hold the kernels of Flax's layers.
+WEIGHTS = ("kernel", "embedding")
+# Where wrappers of Flax, Linen's metadata and NNX's variables, keep their array.
+WRAPPED = ("value", "raw_value")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array that can be pruned.
+
+    Arguments:
+        place: among the leaves of the parameters.
+        path: '/'-joined path of its layer.
+        kernel_shape, storage: see `tdjax.plan.layers.Layer`.
+    """
+
+    place: int
+    path: str
+    kernel_shape: tuple[int, ...]
+    storage: Storage
+
+    def to_units(self, array: Shaped[Array, "*_"], scope: str) -> Shaped[Array, "d n"]:
+        """The array with one neuron in each column, or one layer where scope is not "neuron"."""
+        stack = self.storage.stack
+        array = array[None] if stack is None else jnp.moveaxis(array, stack, 0)
+        kernels = jax.vmap(lambda one: self.storage.to_kernel(one, self.kernel_shape))(array)
+        kernels = kernels.reshape(len(kernels), -1, self.kernel_shape[-1])
+        if scope == "neuron":
+            return jnp.moveaxis(kernels, 1, 0).reshape(kernels.shape[1], -1)
+        return kernels.reshape(len(kernels), -1).T
+
+    def from_units(self, units: Shaped[Array, "d n"], scope: str) -> Shaped[Array, "*_"]:
+        """The inverse of `to_units`."""
+        copies, features = self.storage.copies, self.kernel_shape[-1]
+        if scope == "neuron":
+            units = jnp.moveaxis(units.reshape(len(units), copies, features), 1, 0)
+        else:
+            units = units.T
+        kernels = units.reshape(copies, *self.kernel_shape)
+        array = jax.vmap(self.storage.from_kernel)(kernels)
+        return (
+            array[0] if self.storage.stack is None else jnp.moveaxis(array, 0, self.storage.stack)
+        )
+
+
+def prunable(
+    params: Any, layers: Sequence[Layer] | None, paths: str | Sequence[str]
+) -> tuple[Leaf, ...]:
+    """The arrays of a pytree of parameters that can be pruned.
+
+    Arguments:
+        params: pytree of arrays.
+        layers: the layer table, which says how each array holds its kernel. None for all arrays
+            named "kernel" or "embedding" of two axes or more, neurons along the last.
+        paths: patterns for `re.fullmatch` on the layers' paths.
+
+    Raises ValueError where there are none, for patterns that match none, for arrays that are not
+    those of the layer table, and for NaN or Inf; all but the first name the layers.
+    """
+    found = _named(params) if layers is None else _listed(params, layers)
+    if not found:
+        raise ValueError("the parameters hold no kernel that can be pruned")
+    chosen = tuple(leaf for leaf in found if matches(leaf.path, paths))
+    if not chosen:
+        known = ", ".join(leaf.path or "(model)" for leaf in found)
+        raise ValueError(f"paths {paths!r} match no layer that can be pruned; layers are: {known}")
+    arrays = jax.tree.leaves(params)
+    for leaf in chosen:
+        array = arrays[leaf.place]
+        if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+            raise ValueError(f"layer {leaf.path!r}: the {leaf.storage.name} holds NaN or Inf")
+    return chosen
+
+
+def names_of(key_path: Sequence[Any]) -> tuple[str, ...]:
+    """The names along the path of a leaf, without those of wrappers around its array."""
+    names = []
+    for key in key_path:
+        if isinstance(key, DictKey):
+            names.append(str(key.key))
+        elif isinstance(key, SequenceKey):
+            names.append(str(key.idx))
+        elif isinstance(key, GetAttrKey):
+            names.append(key.name)
+    wrapped = names and key_path and not isinstance(key_path[-1], DictKey | SequenceKey)
+    return tuple(names[:-1] if wrapped and names[-1] in WRAPPED else names)
+
+
+def _named(params: Any) -> list[Leaf]:
+    found = []
+    for place, (key_path, array) in enumerate(jax.tree.leaves_with_path(params)):
+        *path, name = names_of(key_path) or ("",)
+        if name in WEIGHTS and array.ndim >= 2:
+            stored = Storage(name, array.shape, tuple(range(array.ndim)))
+            found.append(Leaf(place, "/".join(path), array.shape, stored))
+    return found
+
+
+def _listed(params: Any, layers: Sequence[Layer]) -> list[Leaf]:
+    places = {
+        names_of(key_path): (place, array.shape)
+        for place, (key_path, array) in enumerate(jax.tree.leaves_with_path(params))
+    }
+    found = []
+    for layer in layers:
+        if layer.obstacle is not None:
+            continue
+        stored = layer.storage
+        names = (*filter(None, layer.path.split("/")), stored.name)
+        if names not in places:
+            raise ValueError(f"layer {layer.path!r}: the parameters hold no {stored.name} of it")
+        place, shape = places[names]
+        if shape != stored.whole_shape:
+            raise ValueError(
+                f"layer {layer.path!r}: {stored.name} of shape {shape}, but the layer table says "
+                f"{stored.whole_shape}"
+            )
+        found.append(Leaf(place, layer.path, layer.kernel_shape, stored))
+    return found

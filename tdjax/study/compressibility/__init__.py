@@ -1,1 +1,0 @@
-"""The experiment on l_q compressibility: how far networks can be pruned, and what foretells it."""

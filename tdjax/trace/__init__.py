@@ -1,0 +1,1 @@
+"""A model's program, and what its calls say of the layers."""

@@ -1,0 +1,164 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import tdjax
+from experiments.compress.report import write_report
+from experiments.compress.run import run_compress
+from experiments.compress.settings import settings_from_dict
+from experiments.compress.trials import enumerate_trials
+from experiments.network.network import set_up
+from experiments.network.training import LinenNetwork, Model, evaluate
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+CONFIG = {
+    "data": {
+        "name": "digits",
+        "validation_share": 0.25,
+        "train_size": 200,
+        "validation_size": 50,
+        "test_size": 50,
+    },
+    "model": {"name": "garipovnet", "arguments": {"widths": [8] * 6, "pools": [2, 0]}},
+    "train": {"epochs": 2, "batch_size": 40, "learning_rate": 0.05, "boundaries": [1]},
+    "budgets": [0.6],
+    "strategies": ["uniform", "alds released", "loss"],
+    "methods": ["svd"],
+    "norms": ["frobenius", "kronecker"],
+    "reestimate": True,
+    "calibration": {"images": [80], "subsets": 2, "batch_size": 40},
+    "solver": {"max_iters": 3},
+    "test": {"batch_size": 50},
+    "finetune": {"epochs": 1},
+    "timed_images": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(cache, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("compress") / "unbroken"
+    assert run_compress(settings_from_dict(CONFIG), workdir) == workdir / "report/index.html"
+    return workdir
+
+
+def lines(workdir):
+    return (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def tables(workdir):
+    return {
+        name: (workdir / "report" / f"{name}.csv").read_bytes()
+        for name in ("measurements", "networks", "layers")
+    }
+
+
+def test_every_trial_once():
+    trials = enumerate_trials(settings_from_dict(CONFIG))
+    assert len(set(trials)) == len(trials)
+    blind = [trial.strategy for trial in trials if not trial.calibration.images]
+    assert blind == ["uniform", "alds released"]
+    assert len(trials) - len(blind) == 3 * 2
+    assert len({trial.name for trial in trials}) == len(trials)
+
+
+def test_records_and_report(unbroken):
+    first, *records = map(json.loads, lines(unbroken))
+    kinds = [record["kind"] for record in records]
+    assert first["kind"] == "baseline"
+    assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
+        ("network", "reestimated", "tuned", "timed"), 8
+    )
+    for record in records:
+        if record["kind"] == "network":
+            plan = tdjax.Plan.from_json(record["plan"])
+            assert 0.595 <= plan.size / first["params"] <= 0.6
+    names = {file.name for file in (unbroken / "report").iterdir()}
+    costs = ("params", "macs", "time")
+    phases = ("network", "reestimated", "tuned")
+    assert names == {
+        "measurements.csv",
+        "networks.csv",
+        "layers.csv",
+        "times.csv",
+        "tables.md",
+        "index.html",
+        *(f"accuracy_{cost}_{phase}.png" for cost in costs for phase in phases),
+    }
+    text = (unbroken / "report" / "tables.md").read_text()
+    assert "| alds released, kronecker |" in text
+    assert "Speed of inference" in text
+    assert "relative error in the operator norm" in text
+
+
+def test_a_checkpoint_is_the_network_that_was_measured(unbroken):
+    subject = set_up(settings_from_dict(CONFIG))
+    for trial in enumerate_trials(settings_from_dict(CONFIG))[-2:]:
+        variables, plan = tdjax.load_factorised(unbroken / "compressed" / trial.name)
+        params = variables.pop("params")
+        one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], Model(params, variables))
+        network = LinenNetwork(tdjax.factorize(subject.module, plan))
+        scores = evaluate(one, network, subject.splits.test)
+        (record,) = (
+            found
+            for found in map(json.loads, lines(unbroken))
+            if found["kind"] == "tuned"
+            and all(found[name] == value for name, value in trial.fields.items())
+        )
+        assert record["test"]["cross_entropy"] == pytest.approx(scores.cross_entropy[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("kept", [1, 8])
+def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
+    workdir = tmp_path / "cut"
+    shutil.copytree(unbroken, workdir)
+    shutil.rmtree(workdir / "report")
+    whole = lines(unbroken)
+    half = whole[kept][: len(whole[kept]) // 2]
+    (workdir / "metrics.jsonl").write_bytes(b"".join(whole[:kept]) + half)
+    run_compress(settings_from_dict(CONFIG), workdir)
+    assert tables(workdir) == tables(unbroken)
+
+
+def test_rounds_of_compression_and_training(tmp_path):
+    raw = {**CONFIG, "rounds": 2, "strategies": ["loss"], "norms": ["kronecker"], "timed_images": 0}
+    raw |= {"reestimate": False, "sequential": True}
+    raw["calibration"] = {**CONFIG["calibration"], "subsets": 1}
+    run_compress(settings_from_dict(raw), tmp_path / "run")
+    first, network, tuned = map(json.loads, lines(tmp_path / "run"))
+    plan = tdjax.Plan.from_json(network["plan"])
+    assert 0.595 <= plan.size / first["params"] <= 0.6
+    assert tuned["kind"] == "tuned"
+
+
+def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
+    shutil.copy(unbroken / "config.json", tmp_path)
+    write_report(tmp_path)
+    assert "not trained yet" in (tmp_path / "report" / "index.html").read_text()
+    (tmp_path / "metrics.jsonl").write_bytes(lines(unbroken)[0] + b'{"kind": "network"}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: field 'strategy' is missing"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("budgets", [1.0], "'budgets' must hold shares between 0 and 1"),
+        ("budgets", [0.001], r"budget 0\.0316228 of the params is out of reach"),
+        ("cost", "time", "'cost' has 'time': known are params, macs"),
+        ("strategies", ["best"], "'strategies' has 'best': known are uniform"),
+        ("norms", ["frobenius"], "'norms': strategy 'loss' needs one that sees data"),
+        ("finetune", {"epochs": 0}, "'rounds': more than one needs finetune.epochs"),
+        ("budget", 0.5, "unknown config field 'budget'"),
+    ],
+)
+def test_what_is_wrong_is_found_before_any_work(tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        run_compress(settings_from_dict({**CONFIG, "rounds": 2, field: value}), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,372 @@
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from experiments.error_study.bench import set_up
+from experiments.error_study.error_names import DATA_ERRORS, ERRORS
+from experiments.error_study.protocol import protocol_from_dict
+from experiments.error_study.records import read_study
+from experiments.error_study.report import write_report
+from experiments.error_study.run import run_study
+from experiments.network import checkpoints
+from experiments.network.checkpoints import CheckpointError
+from experiments.workdir.threads import in_threads
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = {
+    "data": {
+        "name": "digits",
+        "validation_share": 0.25,
+        "train_size": 200,
+        "validation_size": 50,
+        "test_size": 50,
+    },
+    "model": {"name": "garipovnet", "arguments": {"widths": [4] * 6, "pools": [2, 0]}},
+    "train": {"epochs": 2, "batch_size": 40, "learning_rate": 0.05, "boundaries": [1]},
+    "layers": ["conv2", "conv3"],
+    "methods": ["cp", "svd"],
+    "compressions": [0.3, 0.6],
+    "runs": 2,
+    "decompose": {"max_iters": 5, "tucker_iters": 2},
+    "measure": {"feature_images": 30, "batch_size": 25, "chunk": 3},
+    "finetune": {"epochs": 1},
+}
+SMALLER = {**CONFIG, "layers": ["conv3"], "methods": ["svd"], "runs": 1}
+COUNT = 2 * 2 * 2 * 2
+
+
+@pytest.fixture(scope="module")
+def unbroken(cache, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study") / "unbroken"
+    page = run_study(protocol_from_dict(CONFIG), workdir)
+    assert page == workdir / "report" / "index.html"
+    return workdir
+
+
+def tables(workdir):
+    return {file.name: file.read_bytes() for file in (workdir / "report").glob("*.csv")}
+
+
+def journal(workdir):
+    return (workdir / "metrics.jsonl").read_bytes()
+
+
+def everything(workdir):
+    return {f: f.read_bytes() for f in sorted(workdir.rglob("*")) if f.is_file()}
+
+
+def test_files_and_lines(unbroken):
+    assert {found.name for found in unbroken.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "report",
+    }
+    records = [json.loads(line) for line in journal(unbroken).splitlines()]
+    kinds = [record["kind"] for record in records]
+    assert kinds[0] == "baseline"
+    assert (kinds.count("compressed"), kinds.count("finetuned")) == (COUNT, COUNT)
+    assert len(kinds) == 1 + 2 * COUNT
+    assert (unbroken / "report" / "index.html").exists()
+    rows = tables(unbroken)
+    assert len(rows["measurements.csv"].splitlines()) == 1 + COUNT
+    assert len(rows["choices.csv"].splitlines()) == 1 + COUNT // 2
+    assert set(rows) >= {"tau_by_compression.csv", "tau_errors.csv", "tau_layers_methods.csv"}
+
+
+def test_the_records_agree_with_each_other(unbroken):
+    study = read_study(unbroken)
+    measured = study.measurements
+    assert measured.baseline.train.count == 200
+    assert measured.baseline.validation.count == measured.baseline.test.count == 50
+    for (choice, run), record in measured.compressed.items():
+        assert 0 < record.kept < 1
+        assert record.saves
+        assert 0 < record.errors["weights/relative"] < 1
+        assert round(record.test.accuracy * 50) == pytest.approx(record.test.accuracy * 50)
+        other = measured.compressed[choice, 1 - run]
+        same = record.errors == other.errors
+        assert same == (choice.method == "svd")
+        assert measured.finetuned[choice, run].epoch == 1
+    for layer in ("conv2", "conv3"):
+        # The more is removed the larger the error of the best approximation.
+        low, high = (
+            measured.compressed[choice, 0].errors["weights/absolute"]
+            for choice in study.choices
+            if (choice.layer, choice.method) == (layer, "svd")
+        )
+        assert low < high
+
+
+def test_again_nothing_is_redone(unbroken):
+    before, report = journal(unbroken), tables(unbroken)
+    checkpoint = everything(unbroken / "checkpoints")
+    written = (unbroken / "metrics.jsonl").stat().st_mtime_ns
+    run_study(protocol_from_dict(CONFIG), unbroken)
+    assert journal(unbroken) == before
+    assert (unbroken / "metrics.jsonl").stat().st_mtime_ns == written
+    assert tables(unbroken) == report
+    assert everything(unbroken / "checkpoints") == checkpoint
+
+
+@pytest.mark.parametrize("lost", [5, 25])
+def test_continued_after_lines_were_lost(unbroken, tmp_path, lost):
+    workdir = tmp_path / "cut"
+    shutil.copytree(unbroken, workdir)
+    shutil.rmtree(workdir / "report")
+    lines = journal(unbroken).splitlines(keepends=True)
+    half = lines[-lost][: len(lines[-lost]) // 2]
+    (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-lost]) + half)
+    run_study(protocol_from_dict(CONFIG), workdir)
+    assert journal(workdir).startswith(b"".join(lines[:-lost]))
+    assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
+    assert tables(workdir) == tables(unbroken)
+
+
+def without_data_errors(line):
+    """A line as earlier versions wrote it."""
+    record = json.loads(line)
+    for name in DATA_ERRORS:
+        record.get("errors", {}).pop(name, None)
+    return json.dumps(record).encode() + b"\n"
+
+
+@pytest.fixture(scope="module")
+def older(unbroken, tmp_path_factory):
+    """The same study, measured by a version that knew the six errors alone."""
+    workdir = tmp_path_factory.mktemp("study") / "older"
+    shutil.copytree(unbroken, workdir)
+    shutil.rmtree(workdir / "report")
+    lines = journal(unbroken).splitlines()
+    (workdir / "metrics.jsonl").write_bytes(b"".join(map(without_data_errors, lines)))
+    write_report(workdir)
+    return workdir
+
+
+def test_the_errors_of_the_data_are_in_every_table(unbroken):
+    for name in ("measurements.csv", "choices.csv"):
+        header = tables(unbroken)[name].decode().splitlines()[0].split(",")
+        assert [c for c in header if c in ERRORS + DATA_ERRORS] == [*ERRORS, *DATA_ERRORS]
+    rows = tables(unbroken)["tau_errors.csv"].decode().splitlines()[1:]
+    assert list(dict.fromkeys(row.split(",")[0] for row in rows)) == [*ERRORS, *DATA_ERRORS]
+    assert len(rows) == 10 * 2 * 2
+
+
+def test_a_study_of_an_earlier_version_is_finished_as_it_was_begun(unbroken, older, tmp_path):
+    workdir = tmp_path / "continued"
+    shutil.copytree(older, workdir)
+    shutil.rmtree(workdir / "report")
+    lines = journal(older).splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-25]))
+    with pytest.warns(UserWarning, match=f"{re.escape(str(workdir))} lack .*use another workdir"):
+        run_study(protocol_from_dict(CONFIG), workdir)
+    assert sorted(journal(workdir).splitlines()) == sorted(journal(older).splitlines())
+    assert tables(workdir) == tables(older)
+    page = (workdir / "report" / "index.html").read_text()
+    assert f"Not measured: {COUNT} of {COUNT} measurements in this work directory lack" in page
+    header = tables(workdir)["measurements.csv"].decode().splitlines()[0]
+    assert not any(name in header for name in DATA_ERRORS)
+    # The six, and all that rests on them, are those of this version.
+    for name in ("tau_by_compression.csv", "tau_layers_methods.csv"):
+        assert tables(workdir)[name] == tables(unbroken)[name]
+    assert tables(unbroken)["tau_errors.csv"].startswith(tables(workdir)["tau_errors.csv"])
+    verdicts = [w / "report" / "verdicts.json" for w in (workdir, unbroken)]
+    assert verdicts[0].read_bytes() == verdicts[1].read_bytes()
+
+
+def test_a_finished_study_of_an_earlier_version_is_left_as_it_is(older, tmp_path):
+    workdir = tmp_path / "finished"
+    shutil.copytree(older, workdir)
+    run_study(protocol_from_dict(CONFIG), workdir)
+    assert journal(workdir) == journal(older)
+    assert tables(workdir) == tables(older)
+
+
+def test_a_study_that_an_earlier_version_had_only_trained_for_has_all_errors(
+    unbroken, older, tmp_path
+):
+    workdir = tmp_path / "trained"
+    shutil.copytree(older, workdir)
+    shutil.rmtree(workdir / "report")
+    (workdir / "metrics.jsonl").write_bytes(journal(older).splitlines(keepends=True)[0])
+    run_study(protocol_from_dict(CONFIG), workdir)
+    assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
+
+
+def launch(cache, config, workdir, *flags):
+    command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
+    command += [f"--workdir={workdir}", f"--compilation_cache={cache}", *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        f"def get_config():\n    return ConfigDict({CONFIG!r})\n"
+    )
+    return file
+
+
+def test_killed_and_continued(unbroken, cache, config_file, tmp_path):
+    workdir = tmp_path / "killed"
+    process = launch(cache, config_file, workdir)
+    # Some time after the first measurements are there.
+    least, wait = random.randint(1, COUNT), random.uniform(0, 0.5)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") >= least:
+            time.sleep(wait)
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    lines = journal(workdir).count(b"\n")
+    assert lines >= 1, "killed before any measurement"
+    process = launch(cache, config_file, workdir)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "report:" in output
+    told = f"killed with {lines} lines, at least {least}, after {wait}"
+    assert tables(workdir) == tables(unbroken), told
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--config.train.epoch=3", "epoch"), ("--config.runs=many", "runs")],
+)
+def test_a_wrong_override_ends_with_one_message(cache, config_file, tmp_path, flag, message):
+    process = launch(cache, config_file, tmp_path / "none", flag)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert message in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_configuration_is_refused_and_nothing_changed(unbroken):
+    before = everything(unbroken)
+    other = {**CONFIG, "seed": 1, "finetune": {"epochs": 2}}
+    with pytest.raises(ValueError, match=r"fields that differ: finetune\.epochs, seed;"):
+        run_study(protocol_from_dict(other), unbroken)
+    assert everything(unbroken) == before
+
+
+def test_without_finetuning(tmp_path):
+    config = {**SMALLER, "finetune": {"epochs": 0}}
+    run_study(protocol_from_dict(config), tmp_path / "study")
+    kinds = [json.loads(line)["kind"] for line in journal(tmp_path / "study").splitlines()]
+    assert kinds == ["baseline", "compressed", "compressed"]
+    header, *rows = tables(tmp_path / "study")["measurements.csv"].decode().splitlines()
+    assert "after" not in header
+    assert len(rows) == 2
+
+
+def test_finetuning_that_diverges_leaves_the_compressed_network(tmp_path):
+    # No network bears such a learning rate.
+    config = {**SMALLER, "finetune": {"epochs": 1, "learning_rate": 1e30}}
+    run_study(protocol_from_dict(config), tmp_path / "study")
+    lines = [json.loads(line) for line in journal(tmp_path / "study").splitlines()]
+    by_kind = {
+        kind: [x for x in lines if x["kind"] == kind] for kind in ("compressed", "finetuned")
+    }
+    assert len(by_kind["finetuned"]) == len(by_kind["compressed"]) == 2
+    for before, after in zip(*by_kind.values(), strict=True):
+        assert after["epoch"] == 0
+        assert after["test"]["accuracy"] == before["test"]["accuracy"]
+        assert after["test"]["cross_entropy"] == pytest.approx(
+            before["test"]["cross_entropy"], rel=1e-4
+        )
+
+
+def test_the_first_error_stops_all_works():
+    taken = []
+
+    def endless(name):
+        while True:
+            time.sleep(0.01)
+            yield [{"name": name}]
+
+    def failing():
+        yield [{"name": "failing"}]
+        raise RuntimeError("the layer is broken")
+
+    with pytest.raises(RuntimeError, match="the layer is broken"):
+        in_threads([lambda: endless("a"), failing, lambda: endless("b")], taken.append)
+    assert [{"name": "failing"}] in taken
+
+
+def test_a_checkpoint_of_another_network_is_named(tmp_path):
+    workdir = tmp_path / "study"
+    folder = workdir / "checkpoints" / "baseline"
+    checkpoints.save(folder, 1, {"kernel": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        run_study(protocol_from_dict(SMALLER), workdir)
+    shutil.move(workdir / "checkpoints", tmp_path / "aside")
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        run_study(
+            protocol_from_dict({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}),
+            workdir,
+        )
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    shutil.move(tmp_path / "aside", workdir / "checkpoints")
+    with pytest.raises(CheckpointError, match="belongs to another network"):
+        run_study(
+            protocol_from_dict({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}),
+            workdir,
+        )
+    assert not (workdir / "metrics.jsonl").exists()
+
+
+def test_a_damaged_journal_is_named_and_left(unbroken, tmp_path):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(unbroken, workdir)
+    lines = journal(unbroken).splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b"{damaged}\n", *lines[4:]]))
+    before = everything(workdir)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 4"):
+        run_study(protocol_from_dict(CONFIG), workdir)
+    assert everything(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ["conv7"]}, "the model has no layer 'conv7'"),
+        ({"model": {"name": "vgg"}}, "'vgg': known are mlp, garipovnet, resnet18, resnet20, "),
+        (
+            {"model": {"name": "garipovnet", "arguments": {"depth": 3}}},
+            r"'model\.arguments'.*depth",
+        ),
+        (
+            {"model": {"name": "resnet20", "arguments": {"depth": 56}}},
+            r"'model\.arguments'.*depth",
+        ),
+        ({"measure": {"feature_images": 201}}, "is 201, but there are 200 training images"),
+        ({"train": {"epochs": 1, "batch_size": 201}}, "less than one batch of 201"),
+        ({"data": {"name": "digits", "train_size": 5000}}, "train_size is 5000"),
+    ],
+)
+def test_what_is_wrong_is_found_before_any_work(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        set_up(protocol_from_dict({**CONFIG, **changes}))
+    with pytest.raises(ValueError, match=message):
+        run_study(protocol_from_dict({**CONFIG, **changes}), tmp_path / "study")
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,301 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.error_study.paper import published_study
+from experiments.error_study.records import (
+    ERRORS,
+    Choice,
+    Compressed,
+    Finetuned,
+    Measurements,
+    Performance,
+    Study,
+)
+from experiments.error_study.settings import StudyConfig
+from experiments.error_study.tables import (
+    Resampling,
+    compression_rows,
+    tau_by_compression,
+    tau_by_error,
+    tau_by_scope,
+    tau_tables,
+)
+from experiments.report.correlate import (
+    TauEstimate,
+    difference,
+    estimate_tau,
+    kendall_tau_a,
+    log_classification_error,
+    resample_weights,
+)
+
+
+def tau_by_pairs(x, y):
+    pairs = list(itertools.combinations(range(len(x)), 2))
+    score = 0
+    for i, j in pairs:
+        product = (x[i] - x[j]) * (y[i] - y[j])
+        score += int(product > 0) - int(product < 0)
+    return score / len(pairs)
+
+
+few_values = st.integers(-3, 3)
+
+
+@given(st.lists(st.tuples(few_values, few_values), min_size=2, max_size=20))
+def test_tau_a_is_the_mean_over_pairs(items):
+    x, y = zip(*items, strict=True)
+    assert kendall_tau_a(x, y) == pytest.approx(tau_by_pairs(x, y), abs=1e-12)
+
+
+@given(st.lists(st.tuples(few_values, few_values), min_size=2, max_size=20))
+def test_tau_a_is_tau_b_times_the_share_of_untied_pairs(items):
+    x, y = zip(*items, strict=True)
+
+    def untied(values):
+        return sum(a != b for a, b in itertools.combinations(values, 2))
+
+    expected = 0.0
+    if untied(x) and untied(y):
+        tau_b = scipy.stats.kendalltau(x, y).statistic
+        expected = tau_b * math.sqrt(untied(x) * untied(y)) / math.comb(len(x), 2)
+    assert kendall_tau_a(x, y) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.permutations(range(12)))
+def test_without_ties_tau_a_is_scipys_tau(order):
+    expected = scipy.stats.kendalltau(range(12), order).statistic
+    assert kendall_tau_a(range(12), order) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ties_count_as_neither_but_stay_in_the_denominator():
+    assert kendall_tau_a([1, 2, 3, 4], [1, 1, 2, 3]) == pytest.approx(5 / 6)
+    assert kendall_tau_a([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_infinity_is_the_largest_number():
+    assert kendall_tau_a([1, 2, math.inf, math.inf], [1, 2, 3, 4]) == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([1.0], [1.0]), ([1.0, 2.0], [1.0, 2.0, 3.0]), ([1.0, math.nan], [1.0, 2.0])],
+)
+def test_tau_refuses_what_has_no_order(x, y):
+    with pytest.raises(ValueError, match="Kendall"):
+        kendall_tau_a(x, y)
+
+
+def test_perfect_accuracy_is_half_an_image_wrong():
+    assert log_classification_error(1.0, 5000) == pytest.approx(math.log(0.5 / 5000))
+    assert log_classification_error(4999 / 5000, 5000) == pytest.approx(math.log(1 / 5000))
+    assert log_classification_error(0.93, 5000) == pytest.approx(math.log(0.07))
+
+
+@pytest.mark.parametrize("count", [5_000, 10_000, 60_000])
+def test_equal_numbers_of_wrong_images_tie_in_any_precision(count):
+    for wrong in (0, 1, 337, count // 3):
+        exact = 1 - wrong / count
+        rounded = float(np.float32(exact))
+        assert log_classification_error(exact, count) == log_classification_error(rounded, count)
+
+
+def random_measurements(seed, runs=3, choices=7):
+    rng = np.random.default_rng(seed)
+    errors = rng.integers(0, 5, (runs, choices)).astype(float)
+    return errors, errors + rng.integers(0, 4, (runs, choices)).astype(float)
+
+
+def tau_of_resample(errors, log_errors, groups, drawn, drawn_runs):
+    """The resample written out: every drawn item in a list, pairs of copies left out."""
+    items = [i for i, times in enumerate(drawn.astype(int)) for _ in range(times)]
+    sizes = np.bincount(groups)
+    runs = [r for r, times in enumerate(drawn_runs.astype(int)) for _ in range(times)]
+    taus = []
+    for run in runs:
+        score = weight = 0.0
+        for a, b in itertools.permutations(range(len(items)), 2):
+            i, j = items[a], items[b]
+            if i == j or groups[i] != groups[j]:
+                continue
+            pair = 1 / (sizes[groups[i]] * (sizes[groups[i]] - 1))
+            dx, dy = errors[run, i] - errors[run, j], log_errors[run, i] - log_errors[run, j]
+            score += pair * np.sign(dx) * np.sign(dy)
+            weight += pair
+        taus.append(score / weight if weight else math.nan)
+    return float(np.mean(taus))
+
+
+@pytest.mark.parametrize("groups", [[0] * 7, [0, 0, 0, 1, 1, 1, 1], [0, 1, 0, 1, 2, 2, 3]])
+def test_bootstrap_is_the_resample_written_out(groups):
+    errors, log_errors = random_measurements(seed=1)
+    groups = np.array(groups)
+    estimate = estimate_tau(errors, log_errors, groups, resamples=60, seed=5)
+    weights = resample_weights(7, 3, resamples=60, seed=5)
+    expected = [
+        tau_of_resample(errors, log_errors, groups, *drawn) for drawn in zip(*weights, strict=True)
+    ]
+    np.testing.assert_allclose(estimate.resampled, expected, atol=1e-12)
+
+
+def test_drawn_weights_resample_as_many_as_there_are():
+    items, runs = resample_weights(7, 3, resamples=50, seed=0)
+    assert (items.sum(axis=1) == 7).all()
+    assert (runs.sum(axis=1) == 3).all()
+    assert len(np.unique(items, axis=0)) > 40
+
+
+def test_copies_of_an_item_do_not_pull_tau_towards_zero():
+    ranks = np.arange(6.0)[None]
+    estimate = estimate_tau(ranks, ranks, np.zeros(6, int), resamples=200)
+    assert np.nanmin(estimate.resampled) == pytest.approx(1.0)
+    assert (estimate.mean, estimate.lower, estimate.upper) == pytest.approx((1.0, 1.0, 1.0))
+    assert math.isnan(estimate.std)
+
+
+def test_interval_covers_about_95_percent_of_the_true_taus():
+    # A bivariate normal with correlation rho has tau = 2 / pi * arcsin(rho).
+    rho, covered, studies = 0.7, 0, 200
+    truth = 2 / math.pi * math.asin(rho)
+    rng = np.random.default_rng(0)
+    for seed in range(studies):
+        x, noise = rng.normal(size=(2, 1, 40))
+        y = rho * x + math.sqrt(1 - rho**2) * noise
+        estimate = estimate_tau(x, y, np.zeros(40, int), resamples=300, seed=seed)
+        covered += estimate.lower <= truth <= estimate.upper
+    assert 0.88 <= covered / studies <= 0.99
+
+
+def test_groups_are_averaged_and_lone_choices_left_out():
+    errors, log_errors = random_measurements(seed=2)
+    groups = np.array([0, 0, 0, 1, 1, 2, 2])
+    estimate = estimate_tau(errors, log_errors, groups, resamples=10)
+    for run in range(3):
+        taus = [
+            tau_by_pairs(errors[run, groups == g], log_errors[run, groups == g]) for g in range(3)
+        ]
+        assert estimate.per_run[run] == pytest.approx(np.mean(taus))
+
+    lone = estimate_tau(errors, log_errors, np.array([0, 0, 0, 1, 2, 3, 4]), resamples=10)
+    assert lone.choices == 3
+    assert lone.per_run[0] == pytest.approx(tau_by_pairs(errors[0, :3], log_errors[0, :3]))
+    with pytest.raises(ValueError, match="at least two choices"):
+        estimate_tau(errors, log_errors, np.arange(7), resamples=10)
+
+
+def test_mean_and_std_are_over_the_runs():
+    estimate = TauEstimate(np.array([0.2, 0.4, 0.9]), np.linspace(0, 1, 41), 5)
+    assert estimate.mean == pytest.approx(0.5)
+    assert estimate.std == pytest.approx(math.sqrt(0.13))
+    assert (estimate.lower, estimate.upper) == pytest.approx((0.025, 0.975))
+
+
+def test_difference_is_taken_on_the_same_resamples():
+    errors, log_errors = random_measurements(seed=3)
+    groups = np.zeros(7, int)
+    a, b = (estimate_tau(e, log_errors, groups, resamples=50) for e in (errors, 2 * errors))
+    assert (difference(a, b).lower, difference(a, b).upper) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="same runs and resamples"):
+        difference(a, estimate_tau(errors, log_errors, groups, resamples=51))
+
+
+def small_study(wrong, errors, after=None, published=None, runs=1):
+    """Two layers, two methods, two compressions; `wrong` and `errors` per run and choice."""
+    choices = [
+        Choice(layer, method, compression)
+        for layer in ("a", "b")
+        for method in ("cp", "tt")
+        for compression in (0.5, 0.9)
+    ]
+
+    def performance(value):
+        return Performance(1 - value / 100, 0.0, 100)
+
+    def compressed(run, i):
+        named = {name: float(errors[run][i]) for name in ERRORS}
+        named["features/scaled"] = -named["weights/relative"] + 100.0
+        result = performance(wrong[run][i])
+        return Compressed((1,), 0.5, True, named, result, result)
+
+    config = StudyConfig(
+        model="net",
+        data="set",
+        layers=("a", "b"),
+        methods=("cp", "tt"),
+        compressions=(0.5, 0.9),
+        runs=runs,
+        seed=0,
+        finetune_epochs=1 if after else 0,
+        published=published,
+        raw={},
+    )
+    records = {(c, run): compressed(run, i) for run in range(runs) for i, c in enumerate(choices)}
+    tuned = {
+        (choices[i], run): Finetuned(1, performance(value), performance(value))
+        for run, values in enumerate(after or [])
+        for i, value in enumerate(values)
+        if value is not None
+    }
+    return Study(config, Measurements(None, records, tuned))
+
+
+# In the order of `small_study`: a-cp-50, a-cp-90, a-tt-50, a-tt-90, b-cp-50, b-cp-90, ...
+ERRORS_OF_CHOICES = [1, 5, 2, 6, 3, 8, 4, 7]
+WRONG = [10, 50, 30, 60, 20, 70, 20, 80]
+FAST = Resampling(resamples=20)
+
+
+def test_tables_of_a_small_study_by_hand():
+    study = small_study([WRONG], [ERRORS_OF_CHOICES])
+
+    levels = tau_by_compression(study, FAST)
+    # At 50 %: errors 1 2 3 4, wrong 10 30 20 20: three pairs agree, two do not, one is a tie.
+    assert levels["test", "before", 0.5].mean == pytest.approx((3 - 2) / 6)
+    # At 90 %: errors 5 6 8 7, wrong 50 60 70 80: all agree but the last.
+    assert levels["test", "before", 0.9].mean == pytest.approx((5 - 1) / 6)
+    assert levels["test", "before", 0.9].choices == 4
+
+    scopes = tau_by_scope(study, FAST)
+    # Layers at (cp, 50), (cp, 90), (tt, 50), (tt, 90): + + - +.
+    assert scopes["test", "before", "layers"].mean == pytest.approx(2 / 4)
+    # Methods at (a, 50), (a, 90), (b, 50), (b, 90): + + tie -.
+    assert scopes["test", "before", "methods"].mean == pytest.approx(1 / 4)
+    # Of 28 pairs 12 lie within a level (1 and 4 net, above); the 16 across agree.
+    assert scopes["test", "before", "all"].mean == pytest.approx((1 + 4 + 16) / 28)
+
+    errors = tau_by_error(study, FAST)
+    assert errors["test", "before", "weights/relative"].mean == pytest.approx(21 / 28)
+    assert errors["validation", "before", "features/scaled"].mean == pytest.approx(-21 / 28)
+    assert not any(phase == "after" for _, phase, _ in [*levels, *scopes, *errors])
+
+
+def test_only_strong_compression_counts_in_the_second_and_third_table():
+    study = small_study([WRONG], [ERRORS_OF_CHOICES])
+    strong = Resampling(resamples=20, least_compression=0.6)
+    assert tau_by_error(study, strong)["test", "before", "weights/relative"].choices == 4
+    assert tau_by_scope(study, strong)["test", "before", "all"].mean == pytest.approx(4 / 6)
+
+
+def test_only_choices_complete_in_every_run_count():
+    after = [WRONG, [*WRONG[:6], None, None]]
+    study = small_study([WRONG] * 2, [ERRORS_OF_CHOICES] * 2, after=after, runs=2)
+    table = tau_by_error(study, FAST)
+    assert table["test", "before", "weights/relative"].choices == 8
+    assert table["test", "after", "weights/relative"].choices == 6
+    expected = tau_by_pairs(ERRORS_OF_CHOICES[:6], WRONG[:6])
+    assert table["test", "after", "weights/relative"].mean == pytest.approx(expected)
+
+
+def test_published_values_stand_beside_the_level_that_keeps_as_much():
+    study = small_study([WRONG], [ERRORS_OF_CHOICES])
+    rows = compression_rows(tau_tables(study, FAST), published_study("resnet18/cifar10"))
+    row = next(r for r in rows if (r["compression"], r["subset"]) == (0.9, "test"))
+    assert (row["published_mean"], row["published_std"]) == (0.649, 0.007)
+    validation = next(r for r in rows if r["subset"] == "validation")
+    assert math.isnan(validation["published_mean"])

@@ -1,0 +1,108 @@
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.workdir.journal import append_records, claim_workdir
+from tdjax.files import write_atomically
+
+CONFIG = {"seed": 0, "train": {"epochs": 3, "rates": (1, 2)}, "folder": None}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_append_adds_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_records(path, [{"a": 1}, {"a": 2}])
+    append_records(path, [])
+    append_records(path, [{"a": 3, "text": "two\nlines, ü"}])
+    assert lines(path) == [{"a": 1}, {"a": 2}, {"a": 3, "text": "two\nlines, ü"}]
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_values_that_are_not_finite_come_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_records(path, [{"x": math.inf, "y": math.nan}])
+    (record,) = lines(path)
+    assert record["x"] == math.inf
+    assert math.isnan(record["y"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_a_cut_at_any_byte_loses_only_what_was_not_finished(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("journal") / "metrics.jsonl"
+    records = [{"index": k, "text": "x" * k} for k in range(4)]
+    append_records(path, records)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    append_records(path, [{"new": True}])
+    assert lines(path) == [*records[: whole[:cut].count(b"\n")], {"new": True}]
+
+
+def test_write_atomically_replaces(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, "one, ü")
+    write_atomically(path, "two")
+    assert path.read_text("utf-8") == "two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_claim_and_claim_again(tmp_path):
+    workdir = tmp_path / "new" / "study"
+    claim_workdir(workdir, CONFIG)
+    written = (workdir / "config.json").read_bytes()
+    assert json.loads(written) == json.loads(json.dumps(CONFIG))
+    (workdir / "metrics.jsonl").write_text("{}\n")
+    claim_workdir(workdir, CONFIG)
+    # A field that is not set is as one that is not there.
+    claim_workdir(workdir, {**CONFIG, "added_later": None})
+    # One that an older version did not know is off.
+    later = {**CONFIG["train"], "warmup": 0, "nesterov": False}
+    claim_workdir(workdir, {**CONFIG, "train": later})
+    with pytest.raises(ValueError, match=r"fields that differ: train\.warmup; use"):
+        claim_workdir(workdir, {**CONFIG, "train": {**later, "warmup": 5}})
+    assert (workdir / "config.json").read_bytes() == written
+    assert (workdir / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_an_empty_folder_can_be_claimed(tmp_path):
+    claim_workdir(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_claim_killed_half_way_can_be_repeated(tmp_path):
+    claim_workdir(tmp_path / "whole", CONFIG)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".config.json.12345").write_text('{"see')
+    claim_workdir(tmp_path / "killed", CONFIG)
+    whole, repeated = (tmp_path / name / "config.json" for name in ("whole", "killed"))
+    assert repeated.read_bytes() == whole.read_bytes()
+
+
+def test_another_configuration_is_refused_and_the_fields_named(tmp_path):
+    claim_workdir(tmp_path, CONFIG)
+    before = (tmp_path / "config.json").read_bytes()
+    other = {**CONFIG, "seed": 1, "train": {"epochs": 4, "rates": (1, 2)}, "more": 1}
+    with pytest.raises(ValueError, match=r"fields that differ: more, seed, train\.epochs; use ano"):
+        claim_workdir(tmp_path, other)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_folder_of_other_things_is_refused_and_left(tmp_path):
+    (tmp_path / "thesis.tex").write_text("all my work")
+    with pytest.raises(ValueError, match=r"is not empty and holds no config\.json"):
+        claim_workdir(tmp_path, CONFIG)
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_configuration_is_refused_and_left(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        claim_workdir(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_text() == "{"
