@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.params.factorize import layer_params, replace_kernel
-from tdjax.trace.call import Frame, call_arguments, split_arrays
+from tdjax.trace.call import StaticPart, call_arguments, split_arrays
 from tdjax.trace.hoist import split
 
 MetricFn = Callable[[Any, Any], Any]
@@ -130,7 +130,11 @@ def candidate_means(
 
 @functools.lru_cache(maxsize=256)
 def _programs(
-    function: KernelFunction, frame: Frame, kernel: Any, structure: Any, shapes: tuple[Any, ...]
+    function: KernelFunction,
+    frame: StaticPart,
+    kernel: Any,
+    structure: Any,
+    shapes: tuple[Any, ...],
 ) -> tuple[Callable[[Any], list[Array]], Callable[[Array, list[Array]], Any]]:
     """What runs once for a batch, and what runs for each turn of candidates."""
 

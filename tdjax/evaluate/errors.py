@@ -21,7 +21,7 @@ from tdjax.linen import layer_outputs
 from tdjax.params.factorize import dense_tree, factor_tree, layer_params, weight_name
 from tdjax.params.partitioning import unboxed
 from tdjax.plan.plan import Plan
-from tdjax.trace.call import Frame, split_arrays
+from tdjax.trace.call import StaticPart, split_arrays
 
 ERRORS = ("absolute", "relative", "scaled")
 
@@ -179,7 +179,11 @@ class FeatureErrors:
 
 @partial(jax.jit, static_argnames=("network", "frame"))
 def _layer_errors(
-    network: Network, frame: Frame, variables: Any, kernels: dict[str, Array], arrays: list[Array]
+    network: Network,
+    frame: StaticPart,
+    variables: Any,
+    kernels: dict[str, Array],
+    arrays: list[Array],
 ) -> dict[str, dict[str, Array]]:
     return _error_sums(network.model, variables, kernels, frame.join(arrays))
 

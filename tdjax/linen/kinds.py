@@ -18,8 +18,9 @@ from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import CORRECTION, Stage
-from tdjax.trace import geometry
-from tdjax.trace.geometry import Call, as_tuple
+from tdjax.trace import convolutions, matrices
+from tdjax.trace.call import Call
+from tdjax.trace.matrices import as_tuple
 
 
 class Kind(NamedTuple):
@@ -51,7 +52,7 @@ class Factor(nn.Module):
 
 def describe_conv(call: Call) -> Layer:
     """Of `nn.Conv`."""
-    return geometry.convolution(call, call.module.features)
+    return convolutions.convolution(call, call.module.features)
 
 
 def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
@@ -60,7 +61,7 @@ def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     def settings(stage: Stage) -> dict[str, Any]:
         return {
             **_shared(module, entry, stage),
-            **geometry.conv_settings(module, stage),
+            **convolutions.conv_settings(module, stage),
             "conv_general_dilated": module.conv_general_dilated,
             "conv_general_dilated_cls": module.conv_general_dilated_cls,
         }
@@ -75,14 +76,14 @@ def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
 
 def describe_conv_transpose(call: Call) -> Layer:
     """Of `nn.ConvTranspose`."""
-    return geometry.transposed_convolution(call, call.module.features)
+    return convolutions.transposed_convolution(call, call.module.features)
 
 
 def run_conv_transpose(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain in place of `nn.ConvTranspose`: convolutions of the dilated input."""
 
     def settings(stage: Stage) -> dict[str, Any]:
-        own = geometry.transposed_settings(module, stage)
+        own = convolutions.transposed_settings(module, stage)
         return {**_shared(module, entry, stage), **own}
 
     x = inputs
@@ -95,7 +96,7 @@ def run_conv_transpose(module: Any, entry: PlannedLayer, inputs: Array) -> Array
 
 def describe_dense(call: Call) -> Layer:
     """Of `nn.Dense`."""
-    return geometry.dense(call, call.module.features)
+    return matrices.dense(call, call.module.features)
 
 
 def run_dense(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
@@ -106,13 +107,13 @@ def run_dense(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
 def describe_dense_general(call: Call) -> Layer:
     """Of `nn.DenseGeneral`."""
     features, batched = as_tuple(call.module.features), bool(as_tuple(call.module.batch_dims))
-    return geometry.dense_general(call, features, batched)
+    return matrices.dense_general(call, features, batched)
 
 
 def run_dense_general(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain in place of `nn.DenseGeneral`, on merged axes."""
     features = as_tuple(module.features)
-    x = geometry.merge_axes(inputs, geometry.input_axes(module, inputs.ndim))
+    x = matrices.merge_axes(inputs, matrices.input_axes(module, inputs.ndim))
     y = _product(module, entry, x)
     y = y.reshape(*y.shape[:-1], *features)
     return _add_bias(module, y, features, features) if module.use_bias else y
@@ -120,7 +121,7 @@ def run_dense_general(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
 
 def describe_einsum(call: Call) -> Layer:
     """Of `nn.Einsum`."""
-    return geometry.einsum(call, call.module.shape)
+    return matrices.einsum(call, call.module.shape)
 
 
 def run_einsum(
@@ -128,12 +129,12 @@ def run_einsum(
 ) -> Array:
     """The chain in place of `nn.Einsum`, on merged axes."""
     shape = entry.layer.storage.shape
-    labels = geometry.einsum_labels(module, einsum_str, inputs.ndim, len(shape))
+    labels = matrices.einsum_labels(module, einsum_str, inputs.ndim, len(shape))
     if isinstance(labels, str):
         raise ValueError(f"layer {entry.layer.path!r}: {labels}")
-    y = _product(module, entry, geometry.einsum_rows(inputs, labels))
-    y = geometry.einsum_output(y, labels, shape)
-    return _add_bias(module, y, *geometry.einsum_bias(labels, shape)) if module.use_bias else y
+    y = _product(module, entry, matrices.einsum_rows(inputs, labels))
+    y = matrices.einsum_output(y, labels, shape)
+    return _add_bias(module, y, *matrices.einsum_bias(labels, shape)) if module.use_bias else y
 
 
 def set_up_embed(module: Any, entry: PlannedLayer) -> None:
@@ -261,7 +262,7 @@ KINDS: dict[type, Kind] = {
     nn.Einsum: Kind("kernel", describe_einsum, {"__call__": run_einsum}),
     nn.Embed: Kind(
         "embedding",
-        geometry.embedding,
+        matrices.embedding,
         {"setup": set_up_embed, "__call__": run_embed, "attend": run_attend},
     ),
 }

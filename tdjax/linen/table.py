@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -12,15 +11,15 @@ import flax.linen as nn
 import jax
 
 from tdjax.allocation.auto import best_format
-from tdjax.linen.kinds import KINDS, Call, Kind
+from tdjax.linen.intercept import Interceptor
+from tdjax.linen.kinds import KINDS
 from tdjax.params.factorize import layer_params
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.plan.decide import plan_layers
-from tdjax.plan.layers import VECTORS, Inventory, Layer, in_stack
+from tdjax.plan.layers import VECTORS, Inventory, Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
-from tdjax.trace.call import batch_size, call_arguments, split_arrays
-from tdjax.trace.marks import INPUT, OUTPUT, mark
+from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
 
 _passes = itertools.count()
@@ -84,11 +83,28 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a flax.linen.Module, got {type(model).__name__}")
-    arrays, frame = split_arrays(call_arguments(sample))
     shapes = jax.eval_shape(lambda: plain(variables))
-    params = shapes["params"]
-    calls: dict[int, TracedCall] = {}
-    numbers = itertools.count()
+    recorder = Recorder()
+    interceptor = _recording(recorder, shapes["params"])
+
+    def run(variables: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        # Other streams fall back to "params"; nothing is drawn here.
+        rngs = {name: jax.random.key(0) for name in ("dropout", "params")}
+        # All collections may change; the name of no collection is new every time, which makes
+        # `nn.jit` in the model trace again, and the calls inside it show.
+        mutable = nn.DenyList(f"tdjax_{next(_passes)}")
+        with nn.intercept_methods(interceptor):
+            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)[0]
+
+    return trace_model(recorder, run, shapes, sample)
+
+
+def _recording(recorder: Recorder, params: Any) -> Interceptor:
+    """An interceptor that hands the calls of modules with weights to a recorder.
+
+    Arguments:
+        params: of the model, as shapes.
+    """
     kinds: dict[str, str] = {}
 
     def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -97,46 +113,21 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
         known = method == "__call__" if kind is None else method in kind.methods
         if not known or method == "setup" or not _owns_weights(params, module.path):
             return next_fun(*args, **kwargs)
-        path, name, number = "/".join(module.path), type(module).__name__, next(numbers)
-        if kind is None:
-            output = next_fun(*args, **kwargs)
-            # A transformed class calls the plain one, which was here first.
-            if kinds.setdefault(path, name) == name:
-                layer = _unsupported(path, params, name, "is not supported")
-                calls[number] = TracedCall(layer)
-            return output
-        kinds[path] = name
-        kernel = module.variables["params"][kind.weight]
-        names, given = list(kwargs), [*args, *kwargs.values()]
-        given[0] = mark(given[0], kernel, number, INPUT)
-        args, kwargs = given[: len(args)], dict(zip(names, given[len(args) :], strict=True))
-        output = next_fun(*args, **kwargs)
-        call = Call(module, method, given[0], output, given[1] if len(given) > 1 else None)
-        layer = _described(kind, call, path, layer_params(params, path))
-        calls[number] = TracedCall(layer, call)
-        return mark(output, kernel, number, OUTPUT)
+        path, name = "/".join(module.path), type(module).__name__
+        if kind is not None:
+            kinds[path] = name
+            own = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
+            layer = CalledLayer(path, module, kind.weight, own, kind.describe)
+            kernel = module.variables["params"][kind.weight]
+            return recorder.call(layer, kernel, method, next_fun, args, kwargs)
+        number, output = recorder.number(), next_fun(*args, **kwargs)
+        # A transformed class calls the plain one, which was here first.
+        if kinds.setdefault(path, name) == name:
+            entry = _unsupported(path, params, name, "is not supported")
+            recorder.calls[number] = TracedCall(entry)
+        return output
 
-    def program(variables: Any, arrays: Any) -> Any:
-        args, kwargs = frame.join(arrays)
-        # Other streams fall back to "params"; nothing is drawn here.
-        rngs = {name: jax.random.key(0) for name in ("dropout", "params")}
-        # All collections may change; the name of no collection is new every time, which makes
-        # `nn.jit` in the model trace again, and the calls inside it show.
-        mutable = nn.DenyList(f"tdjax_{next(_passes)}")
-        with nn.intercept_methods(record):
-            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)[0]
-
-    jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(shapes, arrays)
-    return Trace(jaxpr, calls, outputs, batch_size(arrays))
-
-
-def _described(kind: Kind, call: Call, path: str, own: Any) -> Layer:
-    """The entry of a layer from one call, with the stack that its array may lie in."""
-    layer = dataclasses.replace(kind.describe(call), path=path)
-    array = own[kind.weight]
-    other = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(own)) - math.prod(array.shape)
-    layer = dataclasses.replace(layer, other=other)
-    return in_stack(layer, kind.weight, tuple(array.shape))
+    return record
 
 
 def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from tdjax.moments.patches import Patches, Taps, moment, taps_of
 from tdjax.plan.layers import Layer
-from tdjax.trace import geometry
-from tdjax.trace.geometry import Call
+from tdjax.trace import convolutions, matrices
+from tdjax.trace.call import Call
 
 
 @runtime_checkable
@@ -130,24 +130,24 @@ def flow_of(call: Call, layer: Layer) -> Flow:
             return Flow(None, None, Vectors(features))
         return Flow(Lookups(fan_in), None)
     if layer.kind == "dense_general":
-        axes = geometry.input_axes(call.module, call.inputs.ndim)
-        inputs = Vectors(fan_in, 1, call.inputs.ndim, lambda x: geometry.merge_axes(x, axes))
+        axes = matrices.input_axes(call.module, call.inputs.ndim)
+        inputs = Vectors(fan_in, 1, call.inputs.ndim, lambda x: matrices.merge_axes(x, axes))
         return Flow(inputs, outputs)
     if layer.kind == "einsum":
-        labels = geometry.einsum_labels(
+        labels = matrices.einsum_labels(
             call.module, call.equation, call.inputs.ndim, len(layer.storage.shape)
         )
         assert not isinstance(labels, str)
         return Flow(
-            Vectors(fan_in, 1, call.inputs.ndim, lambda x: geometry.einsum_rows(x, labels)),
-            Vectors(features, 1, call.output.ndim, lambda y: geometry.einsum_columns(y, labels)),
+            Vectors(fan_in, 1, call.inputs.ndim, lambda x: matrices.einsum_rows(x, labels)),
+            Vectors(features, 1, call.output.ndim, lambda y: matrices.einsum_columns(y, labels)),
         )
     return Flow(Vectors(fan_in), outputs)
 
 
 def _taps(call: Call, layer: Layer) -> tuple[Taps, ...]:
     window = layer.kernel_shape[:-2]
-    settings = geometry.window_settings(call.module, layer)
+    settings = convolutions.window_settings(call.module, layer)
     return tuple(
         taps_of(size, out, width, **axis)
         for size, out, width, axis in zip(

@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from tdjax.moments.rows import Flow, Rows, flow_of
 from tdjax.trace.call import call_arguments, split_arrays
-from tdjax.trace.marks import INPUT
-from tdjax.trace.programs import Mark, run
+from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace
+from tdjax.trace.visit import run
 
 LossFn = Callable[[Any, Any], Any]
 

@@ -13,7 +13,7 @@ from flax import nnx
 from tdjax.moments.pooled import Pooled
 from tdjax.moments.sums import model_inputs
 from tdjax.nnx.graph import modules_of
-from tdjax.trace.call import Frame, batch_size, call_arguments, split_arrays
+from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -31,7 +31,7 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any]) -> M:
     graph, state = nnx.split(result)
 
     @partial(jax.jit, static_argnums=2)
-    def step(state: Any, arrays: Any, frame: Frame) -> Any:
+    def step(state: Any, arrays: Any, frame: StaticPart) -> Any:
         copy = nnx.merge(graph, state)
         own = {path: m for path, m in modules_of(copy).items() if path in moving}
         for layer in own.values():

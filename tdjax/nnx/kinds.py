@@ -19,8 +19,8 @@ from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.stage import CORRECTION, Stage
-from tdjax.trace import geometry
-from tdjax.trace.geometry import Call
+from tdjax.trace import convolutions, matrices
+from tdjax.trace.call import Call
 
 
 class Kind(NamedTuple):
@@ -61,13 +61,13 @@ class FactorisedConvTranspose(nnx.ConvTranspose):
 
 def thin_conv(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.Conv`."""
-    settings = geometry.conv_settings(module, stage)
+    settings = convolutions.conv_settings(module, stage)
     return _conv(module, stage, conv_general_dilated=module.conv_general_dilated, **settings)
 
 
 def thin_conv_transpose(module: Any, stage: Stage) -> nnx.Module:
     """One stage of an `nnx.ConvTranspose`."""
-    return _conv(module, stage, **geometry.transposed_settings(module, stage))
+    return _conv(module, stage, **convolutions.transposed_settings(module, stage))
 
 
 def _conv(module: Any, stage: Stage, **settings: Any) -> nnx.Module:
@@ -88,7 +88,7 @@ class FactorisedLinearGeneral(nnx.LinearGeneral):
 
     def __call__(self, inputs: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
         """The product with the chain on merged axes, see `nnx.LinearGeneral`."""
-        x = geometry.merge_axes(inputs, geometry.input_axes(self, inputs.ndim))
+        x = matrices.merge_axes(inputs, matrices.input_axes(self, inputs.ndim))
         y = _product(self, x)
         y = y.reshape(*y.shape[:-1], *self.out_features)
         return _placed(_with_bias(self, inputs, y), out_sharding)
@@ -105,12 +105,12 @@ class FactorisedEinsum(nnx.Einsum):
         Raises ValueError for an equation that is no matrix product.
         """
         shape = _layer(self).storage.shape
-        labels = geometry.einsum_labels(self, einsum_str, inputs.ndim, len(shape))
+        labels = matrices.einsum_labels(self, einsum_str, inputs.ndim, len(shape))
         if isinstance(labels, str):
             raise ValueError(f"layer {_layer(self).path!r}: {labels}")
-        y = _product(self, geometry.einsum_rows(inputs, labels))
-        y = geometry.einsum_output(y, labels, shape)
-        _, spread = geometry.einsum_bias(labels, shape)
+        y = _product(self, matrices.einsum_rows(inputs, labels))
+        y = matrices.einsum_output(y, labels, shape)
+        _, spread = matrices.einsum_bias(labels, shape)
         return _placed(_with_bias(self, inputs, y, spread), out_sharding)
 
 
@@ -148,7 +148,7 @@ class FactorisedEmbed(nnx.Embed):
 def describe_linear_general(call: Call) -> Layer:
     """Of `nnx.LinearGeneral`."""
     module = call.module
-    return geometry.dense_general(call, module.out_features, bool(module.batch_axis))
+    return matrices.dense_general(call, module.out_features, bool(module.batch_axis))
 
 
 def thin_linear(module: Any, stage: Stage) -> nnx.Module:
@@ -283,19 +283,19 @@ def _thin(cls: type, module: Any, *shape: Any, **settings: Any) -> nnx.Module:
 KINDS: dict[type, Kind] = {
     nnx.Conv: Kind(
         "kernel",
-        lambda call: geometry.convolution(call, call.module.out_features),
+        lambda call: convolutions.convolution(call, call.module.out_features),
         FactorisedConv,
         thin_conv,
     ),
     nnx.ConvTranspose: Kind(
         "kernel",
-        lambda call: geometry.transposed_convolution(call, call.module.out_features),
+        lambda call: convolutions.transposed_convolution(call, call.module.out_features),
         FactorisedConvTranspose,
         thin_conv_transpose,
     ),
     nnx.Linear: Kind(
         "kernel",
-        lambda call: geometry.dense(call, call.module.out_features),
+        lambda call: matrices.dense(call, call.module.out_features),
         FactorisedLinear,
         thin_linear,
     ),
@@ -304,11 +304,11 @@ KINDS: dict[type, Kind] = {
     ),
     nnx.Einsum: Kind(
         "kernel",
-        lambda call: geometry.einsum(call, call.module.kernel_shape),
+        lambda call: matrices.einsum(call, call.module.kernel_shape),
         FactorisedEinsum,
         thin_einsum,
     ),
     nnx.Embed: Kind(
-        "embedding", geometry.embedding, FactorisedEmbed, lambda module, stage: Factor()
+        "embedding", matrices.embedding, FactorisedEmbed, lambda module, stage: Factor()
     ),
 }

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,15 +14,13 @@ from flax import nnx
 
 from tdjax.allocation.auto import best_format
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
-from tdjax.nnx.kinds import KINDS, Kind
+from tdjax.nnx.kinds import KINDS
 from tdjax.plan.decide import plan_layers
-from tdjax.plan.layers import Inventory, Layer, in_stack
+from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
-from tdjax.trace.call import batch_size, call_arguments, split_arrays
-from tdjax.trace.geometry import Call
-from tdjax.trace.marks import INPUT, OUTPUT, mark
-from tdjax.trace.trace import Trace, TracedCall
+from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
+from tdjax.trace.trace import Trace
 
 
 def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
@@ -71,93 +68,71 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
     The program takes the leaves of `nnx.split(model)[1]`, then the arrays of the sample. Arguments
     and errors as `layer_table`.
     """
-    arrays, frame = split_arrays(call_arguments(sample))
+    recording = _Recording(modules_of(model), Recorder())
     graph, state = nnx.split(model)
-    recorder = _Recorder(modules_of(model))
 
-    def program(state: Any, arrays: Any) -> Any:
-        copy = nnx.merge(graph, state)
+    def run(state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        copy: Any = nnx.merge(graph, state)
         for path, module in modules_of(copy).items():
-            if type(module) in _RECORDING:
-                module.tdjax_record = _Record(path, recorder)
-                become(module, _RECORDING[type(module)])
-        args, kwargs = frame.join(arrays)
+            if type(module) in _RECORDED:
+                module.tdjax_recorded = _RecordedAt(path, recording)
+                become(module, _RECORDED[type(module)])
         return copy(*args, **kwargs)
 
-    jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(state, arrays)
-    return Trace(jaxpr, recorder.calls, outputs, batch_size(arrays))
+    return trace_model(recording.recorder, run, state, sample)
 
 
-class _Recorder:
-    """The calls of one pass."""
+class _Recording:
+    """One pass over a model."""
 
-    def __init__(self, modules: dict[str, Any]) -> None:
+    def __init__(self, modules: dict[str, Any], recorder: Recorder) -> None:
         self.modules = modules
-        self.calls: dict[int, TracedCall] = {}
-        self.numbers = itertools.count()
+        self.recorder = recorder
         self.uses = Counter(id(p) for m in modules.values() for p in own_params(m).values())
 
-    def call(self, path: str, method: str, answer: Any, layer: Any, args: Any, kwargs: Any) -> Any:
-        """A layer's answer, with the call noted and both its ends marked."""
-        kind, number = KINDS[type(self.modules[path])], next(self.numbers)
-        kernel = array_of(getattr(layer, kind.weight))
-        names, given = list(kwargs), [*args, *kwargs.values()]
-        given[0] = mark(given[0], kernel, number, INPUT)
-        args, kwargs = given[: len(args)], dict(zip(names, given[len(args) :], strict=True))
-        output = answer(layer, *args, **kwargs)
-        equation = args[1] if len(args) > 1 else kwargs.get("einsum_str")
-        call = Call(self.modules[path], method, given[0], output, equation)
-        self.calls[number] = TracedCall(self._described(kind, call, path), call)
-        return mark(output, kernel, number, OUTPUT)
-
-    def _described(self, kind: Kind, call: Call, path: str) -> Layer:
-        layer = _described(kind, call, path)
-        if layer.obstacle is None and self.uses[id(getattr(call.module, kind.weight))] > 1:
-            return dataclasses.replace(layer, obstacle=f"its {kind.weight} is another module's")
-        return layer
+    def layer(self, path: str) -> CalledLayer:
+        """What is known of a layer before it is called."""
+        module = self.modules[path]
+        kind = KINDS[type(module)]
+        shapes = {name: shape_of(param) for name, param in own_params(module).items()}
+        shared = self.uses[id(getattr(module, kind.weight))] > 1
+        obstacle = f"its {kind.weight} is another module's" if shared else None
+        return CalledLayer(path, module, kind.weight, shapes, kind.describe, obstacle)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Record:
-    """Where a layer's calls are noted.
+class _RecordedAt:
+    """Where a layer's calls are recorded.
 
     A static attribute, equal to itself alone: transformations of NNX in the model carry it along,
     and trace again.
     """
 
     path: str
-    recorder: _Recorder
+    recording: _Recording
 
 
-def _noting(cls: type, method: str) -> Callable[..., Any]:
-    """A method of a class that also notes its calls."""
+def _recorded_method(cls: type, method: str) -> Callable[..., Any]:
+    """A method of a class whose calls are recorded."""
     answer = getattr(cls, method)
 
     @functools.wraps(answer)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        record = self.tdjax_record
-        return record.recorder.call(record.path, method, answer, self, args, kwargs)
+        place = self.tdjax_recorded
+        layer = place.recording.layer(place.path)
+        kernel, bound = array_of(getattr(self, layer.weight)), functools.partial(answer, self)
+        return place.recording.recorder.call(layer, kernel, method, bound, args, kwargs)
 
     return call
 
 
-def _recording(cls: type) -> type:
-    """A subclass of a kind of layer that notes its calls."""
+def _recorded_class(cls: type) -> type:
+    """A subclass of a kind of layer whose calls are recorded."""
     methods = [name for name in ("__call__", "attend") if hasattr(cls, name)]
-    return type(cls.__name__, (cls,), {name: _noting(cls, name) for name in methods})
+    return type(cls.__name__, (cls,), {name: _recorded_method(cls, name) for name in methods})
 
 
-_RECORDING = {cls: _recording(cls) for cls in KINDS}
-
-
-def _described(kind: Kind, call: Call, path: str) -> Layer:
-    """The entry of a layer from one call, with the stack that its array may lie in."""
-    layer = dataclasses.replace(kind.describe(call), path=path)
-    found = shape_of(getattr(call.module, kind.weight))
-    params = own_params(call.module).values()
-    other = sum(math.prod(shape_of(param)) for param in params) - math.prod(found)
-    layer = dataclasses.replace(layer, other=other)
-    return in_stack(layer, kind.weight, found)
+_RECORDED = {cls: _recorded_class(cls) for cls in KINDS}
 
 
 def _with_the_rest(

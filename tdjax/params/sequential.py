@@ -26,9 +26,9 @@ from tdjax.params.factorize import Dense, Step
 from tdjax.params.kernels import Weights, decompose_array, reconstruct_array
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.trace.call import call_arguments, split_arrays
-from tdjax.trace.marks import INPUT
-from tdjax.trace.programs import Mark, run
+from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace
+from tdjax.trace.visit import run
 
 # Added to S, relative to its mean diagonal; directions that no input has keep the kernel's own.
 RIDGE = 1e-6

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax.extend.core import Literal
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from tdjax.plan.layers import Layer
 from tdjax.trace.marks import INPUT, mark_p
-from tdjax.trace.programs import INLINED, programs
+from tdjax.trace.programs import How, calls_of, walk
 from tdjax.trace.trace import Trace
 
 # Layers whose kernel has one axis of inputs and one of outputs.
@@ -118,42 +119,34 @@ class _Walk:
 
     def whole(self) -> None:
         """Walk through all of the program."""
-        jaxpr = self.trace.jaxpr.jaxpr
+        program = self.trace.jaxpr
         arguments = [
             Value(0, None, frozenset([place])) if len(shape) == 1 else UNKNOWN
             for place, shape in enumerate(self.shapes)
         ]
-        arguments += [UNKNOWN] * (len(jaxpr.invars) - len(arguments))
-        for value in self.program(jaxpr, arguments):
+        arguments += [UNKNOWN] * (len(program.jaxpr.invars) - len(arguments))
+        for value in self.program(program, arguments):
             if value.source is not None:
                 self.block(value.source, "the model returns what it gives")
         for number, made in self.trace.calls.items():
             if made.call is not None and number not in self.met:
                 self.block(made.layer.path, "it is called where it cannot be followed")
 
-    def program(self, jaxpr: Any, arguments: Sequence[Value]) -> list[Value]:
+    def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Walk through a program; what is known of its results."""
-        known: dict[Any, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
+        return walk(program, arguments, self.equation, _constant)
 
-        def value(atom: Any) -> Value:
-            if isinstance(atom, Literal) or not atom.aval.shape:
-                return known.get(atom, UNIFORM) if not isinstance(atom, Literal) else UNIFORM
-            return known.get(atom, UNKNOWN)
+    def equation(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
+        """What is known of the results of an equation."""
+        if eqn.primitive is mark_p:
+            return [self.mark(eqn, reads[0])]
+        calls = calls_of(eqn)
+        if calls is not None and calls.how is How.IN_PLACE:
+            (called,) = calls.programs
+            return self.program(called.program, called.arguments(reads))
+        return self.computed(eqn, reads)
 
-        for eqn in jaxpr.eqns:
-            reads = [value(atom) for atom in eqn.invars]
-            name = eqn.primitive.name
-            if eqn.primitive is mark_p:
-                results = [self.mark(eqn, reads[0])]
-            elif name in INLINED:
-                (inner,) = programs(eqn.params.values()) if _one(eqn) else (None,)
-                results = self.lost(eqn, reads) if inner is None else self.program(inner, reads)
-            else:
-                results = self.equation(eqn, reads)
-            known.update(zip(eqn.outvars, results, strict=True))
-        return [value(atom) for atom in jaxpr.outvars]
-
-    def mark(self, eqn: Any, value: Value) -> Value:
+    def mark(self, eqn: JaxprEqn, value: Value) -> Value:
         """The end of a layer: neurons go in, or others come out."""
         number = eqn.params["number"]
         layer = self.trace.calls[number].layer
@@ -169,15 +162,15 @@ class _Walk:
             return UNKNOWN
         return Value(last, layer.path)
 
-    def lost(self, eqn: Any, reads: Sequence[Value]) -> list[Value]:
+    def lost(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
         """Neurons that go where they cannot be followed."""
         for value in reads:
             if value.source is not None:
                 self.block(value.source, f"it goes through {eqn.primitive.name}")
         return [UNKNOWN] * len(eqn.outvars)
 
-    def equation(self, eqn: Any, reads: Sequence[Value]) -> list[Value]:
-        """What is known of the results of an equation."""
+    def computed(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
+        """What is known of what an equation computes itself."""
         if not reads or all(value.uniform for value in reads):
             # Of numbers that are the same everywhere, whatever has no entries of its own.
             same = eqn.primitive.name in ELEMENTWISE or eqn.primitive.name == "broadcast_in_dim"
@@ -195,7 +188,7 @@ class _Walk:
             return self.lost(eqn, reads)
         return [together] * len(eqn.outvars)
 
-    def together(self, eqn: Any, reads: Sequence[Value]) -> Value | None:
+    def together(self, eqn: JaxprEqn, reads: Sequence[Value]) -> Value | None:
         """Values that meet entry by entry; None where neurons meet something else."""
         met = [value for value in reads if not value.uniform]
         axes = {value.axis for value in met}
@@ -217,10 +210,9 @@ class _Walk:
         return Value(axis, source)
 
 
-def _one(eqn: Any) -> bool:
-    """Whether an equation holds one program that takes just its operands."""
-    inner = list(programs(eqn.params.values()))
-    return len(inner) == 1 and len(inner[0].invars) == len(eqn.invars)
+def _constant(value: Any) -> Value:
+    """A number is the same for all neurons."""
+    return UNKNOWN if np.ndim(value) else UNIFORM
 
 
 def followed(layer: Layer) -> bool:
@@ -239,7 +231,7 @@ def _obstacle(layer: Layer) -> str | None:
     return "it is a stack of layers" if layer.storage.stack is not None else None
 
 
-def _axis_after(eqn: Any, axis: int) -> int | None:
+def _axis_after(eqn: JaxprEqn, axis: int) -> int | None:
     """Where the axis of the neurons is in the result; None where they are mixed or not all."""
     name, params = eqn.primitive.name, eqn.params
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape

@@ -1,10 +1,10 @@
-"""Calls of a model: its arguments from one batch, and pytrees without their arrays."""
+"""Calls: of a model, its arguments from one batch; of a layer, as a shape-only pass sees it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,9 +16,26 @@ def call_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(sample), {}) if isinstance(sample, tuple) else ((sample,), {})
 
 
+class Call(NamedTuple):
+    """A call of a layer as the shape-only pass sees it.
+
+    Arguments:
+        module: the layer.
+        method: name of its method that was called.
+        inputs, output: its first argument and its result, as shapes.
+        equation: the second argument, for einsum layers.
+    """
+
+    module: Any
+    method: str
+    inputs: Any
+    output: Any
+    equation: str | None
+
+
 @dataclasses.dataclass(frozen=True)
-class Frame:
-    """A pytree without its arrays; hashable where the leaves that are left are.
+class StaticPart:
+    """The static part of a pytree: all but its arrays. Hashable where the leaves left are.
 
     Arguments:
         structure: of the whole.
@@ -43,9 +60,9 @@ def batch_size(arrays: Sequence[Any]) -> int:
     return next((array.shape[0] for array in arrays if array.shape), 1)
 
 
-def split_arrays(tree: Any) -> tuple[list[Any], Frame]:
+def split_arrays(tree: Any) -> tuple[list[Any], StaticPart]:
     """The arrays (or shapes) of a pytree, and the rest: a flag `train=False` is not traced."""
     leaves, structure = jax.tree.flatten(tree)
     places = tuple(k for k, leaf in enumerate(leaves) if hasattr(leaf, "shape"))
     rest = tuple(None if k in places else leaf for k, leaf in enumerate(leaves))
-    return [leaves[place] for place in places], Frame(structure, rest, places)
+    return [leaves[place] for place in places], StaticPart(structure, rest, places)

@@ -7,24 +7,19 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from tdjax.trace.programs import bind
+from tdjax.trace.programs import How, bind, calls_of, walk
 
-# Called functions, which may hold both parts; by name, as it changed between versions of JAX.
-CALLS = ("jit", "pjit")
 # Done again rather than kept: what they make is larger than what they read, and costs nothing.
 REPEATED = ("broadcast_in_dim", "iota")
 
-# The value of a number, or a literal.
-Slot = Any
 
-
-class Step(NamedTuple):
+class NumberedEquation(NamedTuple):
     """One equation of a program whose values are numbered."""
 
     eqn: JaxprEqn
-    reads: tuple[Slot, ...]
+    reads: tuple[int, ...]
     writes: tuple[int, ...]
 
 
@@ -41,19 +36,19 @@ def split(
         varying, fixed: its arguments, as arrays or shapes. The two functions take arguments of
             these shapes only.
     """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(varying, fixed)
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(varying, fixed)
     structure = jax.tree.structure(shapes)
     numbers = count()
-    arguments = [next(numbers) for _ in closed.jaxpr.invars]
-    steps: list[Step] = []
+    arguments = [next(numbers) for _ in program.jaxpr.invars]
+    equations: list[NumberedEquation] = []
     constants: dict[int, Any] = {}
-    results = _flatten(closed.jaxpr, closed.consts, arguments, numbers, steps, constants)
+    results = _flatten(program, arguments, numbers, equations, constants)
 
-    early, late = _part(steps, {arguments[0]})
+    early, late = _part(equations, {arguments[0]})
     late = _needed(late, results)
     late = _repeated(early, late) + late
-    written = {number for step in late for number in step.writes}
-    read = _numbers(results).union(*(_numbers(step.reads) for step in late))
+    written = {number for equation in late for number in equation.writes}
+    read = set(results).union(*(equation.reads for equation in late))
     kept = sorted(read - written - {arguments[0]} - constants.keys())
     early = _needed(early, kept)
 
@@ -69,68 +64,74 @@ def split(
 
 
 def _flatten(
-    jaxpr: Jaxpr,
-    consts: Iterable[Any],
-    arguments: Iterable[Slot],
+    program: ClosedJaxpr,
+    arguments: Sequence[int],
     numbers: Iterator[int],
-    steps: list[Step],
+    equations: list[NumberedEquation],
     constants: dict[int, Any],
-) -> list[Slot]:
-    """Append the steps of a program, called functions written out; returns its results."""
-    slots: dict[Any, Slot] = dict(zip(jaxpr.invars, arguments, strict=True))
-    for var, value in zip(jaxpr.constvars, consts, strict=True):
-        slots[var] = next(numbers)
-        constants[slots[var]] = value
+) -> list[int]:
+    """Append the equations of a program, called functions written out; returns its results.
 
-    def slot(atom: Any) -> Slot:
-        return atom if isinstance(atom, Literal) else slots[atom]
+    Functions with a rule for derivatives stay whole, so that they keep it.
+    """
 
-    for eqn in jaxpr.eqns:
-        reads = tuple(map(slot, eqn.invars))
-        if eqn.primitive.name in CALLS:
-            inner = eqn.params["jaxpr"]
-            results = _flatten(inner.jaxpr, inner.consts, reads, numbers, steps, constants)
+    def constant(value: Any) -> int:
+        number = next(numbers)
+        constants[number] = value
+        return number
+
+    def equation(eqn: JaxprEqn, reads: list[int]) -> Sequence[int]:
+        calls = calls_of(eqn)
+        if calls is not None and calls.how is How.IN_PLACE and not calls.ruled:
+            (called,) = calls.programs
+            own = called.arguments(reads)
+            return _flatten(called.program, own, numbers, equations, constants)
+        writes = tuple(next(numbers) for _ in eqn.outvars)
+        equations.append(NumberedEquation(eqn, tuple(reads), writes))
+        return writes
+
+    return walk(program, arguments, equation, constant)
+
+
+def _part(
+    equations: Iterable[NumberedEquation], reached: set[int]
+) -> tuple[list[NumberedEquation], list[NumberedEquation]]:
+    """Those that read nothing that was `reached`, and those that do."""
+    early: list[NumberedEquation] = []
+    late: list[NumberedEquation] = []
+    for equation in equations:
+        if reached.isdisjoint(equation.reads):
+            early.append(equation)
         else:
-            results = [next(numbers) for _ in eqn.outvars]
-            steps.append(Step(eqn, reads, tuple(results)))
-        slots.update(zip(eqn.outvars, results, strict=True))
-    return [slot(atom) for atom in jaxpr.outvars]
-
-
-def _part(steps: Iterable[Step], reached: set[int]) -> tuple[list[Step], list[Step]]:
-    early: list[Step] = []
-    late: list[Step] = []
-    for step in steps:
-        if reached.isdisjoint(_numbers(step.reads)):
-            early.append(step)
-        else:
-            late.append(step)
-            reached = reached.union(step.writes)
+            late.append(equation)
+            reached = reached.union(equation.writes)
     return early, late
 
 
-def _needed(steps: Sequence[Step], results: Iterable[Slot]) -> list[Step]:
-    wanted, found = _numbers(results), []
-    for step in reversed(steps):
-        if not wanted.isdisjoint(step.writes):
-            found.append(step)
-            wanted |= _numbers(step.reads)
+def _needed(
+    equations: Sequence[NumberedEquation], results: Iterable[int]
+) -> list[NumberedEquation]:
+    """Those without which the results could not be computed."""
+    wanted, found = set(results), []
+    for equation in reversed(equations):
+        if not wanted.isdisjoint(equation.writes):
+            found.append(equation)
+            wanted |= set(equation.reads)
     return found[::-1]
 
 
-def _repeated(early: Sequence[Step], late: Sequence[Step]) -> list[Step]:
-    wanted: set[int] = set().union(*(_numbers(step.reads) for step in late))
-    return _needed([step for step in early if step.eqn.primitive.name in REPEATED], wanted)
+def _repeated(
+    early: Sequence[NumberedEquation], late: Sequence[NumberedEquation]
+) -> list[NumberedEquation]:
+    wanted: set[int] = set().union(*(equation.reads for equation in late))
+    cheap = [equation for equation in early if equation.eqn.primitive.name in REPEATED]
+    return _needed(cheap, wanted)
 
 
-def _numbers(slots: Iterable[Slot]) -> set[int]:
-    return {slot for slot in slots if not isinstance(slot, Literal)}
-
-
-def _run(steps: Sequence[Step], values: dict[int, Any], results: Sequence[Slot]) -> list[Any]:
-    def value(slot: Slot) -> Any:
-        return slot.val if isinstance(slot, Literal) else values[slot]
-
-    for eqn, reads, writes in steps:
-        values.update(zip(writes, bind(eqn, list(map(value, reads))), strict=True))
-    return [value(slot) for slot in results]
+def _run(
+    equations: Sequence[NumberedEquation], values: dict[int, Any], results: Sequence[int]
+) -> list[Any]:
+    for eqn, reads, writes in equations:
+        made = bind(eqn, [values[number] for number in reads])
+        values.update(zip(writes, made, strict=True))
+    return [values[number] for number in results]

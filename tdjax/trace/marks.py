@@ -6,9 +6,8 @@ new axes the kernel has too: those are layers of a stack, the others further exa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -17,6 +16,19 @@ from jaxtyping import Array
 INPUT, OUTPUT = "input", "output"
 
 mark_p = Primitive("tdjax_mark")
+
+
+class Mark(NamedTuple):
+    """A mark as a program holds it.
+
+    Arguments:
+        number, end: as given to `mark`.
+        stacked: of each axis that `vmap` put in front, whether the kernel has it too.
+    """
+
+    number: int
+    end: str
+    stacked: tuple[bool, ...]
 
 
 def mark(x: Array, kernel: Array, number: int, end: str) -> Array:
@@ -56,8 +68,3 @@ mark_p.def_abstract_eval(_identity)
 batching.primitive_batchers[mark_p] = _batched
 ad.primitive_jvps[mark_p] = _jvp
 mlir.register_lowering(mark_p, mlir.lower_fun(_identity, multiple_results=False))
-
-
-def is_array(leaf: Any) -> bool:
-    """Whether something can be marked."""
-    return isinstance(leaf, jax.Array)

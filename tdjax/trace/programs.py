@@ -1,223 +1,201 @@
-"""Programs with marks in them: how often each runs, and what passes through it.
+"""Programs as JAX traces them, and the programs that their equations call.
 
-Values inside a scan cannot leave it on their own. Here the program is run equation by equation,
-scans and conditions that hold marks are built anew, and carry out what was made at the marks.
+A traced function (a jaxpr) is a list of equations. Some hold programs of their own: `jax.jit`,
+`lax.scan`, `lax.cond`, functions with a rule for derivatives. How an equation holds them, and its
+name, differ from one to the next and between versions of JAX. What walks through programs asks
+`calls_of`, and knows no such equation by name:
+
+    def equation(eqn, reads):
+        calls = calls_of(eqn)
+        if calls is None:
+            ...  # it computes something itself
+        elif calls.how is How.IN_PLACE:
+            (called,) = calls.programs
+            return walk(called.program, called.arguments(reads), equation, constant)
+
+    results = walk(program, arguments, equation, constant)
+
+Of an equation that is not known here it says `How.UNKNOWN`: its programs can be looked into, but
+nothing is said of what they are called with, and it can only be run as it is (`bind`).
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
-from tdjax.trace.marks import INPUT, mark_p
+# By name, as primitives move between versions of JAX.
+JIT = ("jit", "pjit", "closed_call", "core_call")
+RULED = ("checkpoint", "remat", "remat2",
+         "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")  # fmt: skip
 
-# What a mark makes of the array that passes: the array to go on with, and what is to be kept.
-Visit = Callable[["Mark", Any, Any], tuple[Any, Any]]
-# Equations whose one program runs in their place. By name, as it changed between versions of JAX.
-INLINED = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2",
-           "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")  # fmt: skip
+# Pytrees of arrays by the name of what they belong to.
+Named = Mapping[Any, Any]
+# Runs a program: (program, arguments, given) -> (results, kept).
+RunProgram = Callable[[ClosedJaxpr, Sequence[Any], Named], tuple[list[Any], dict[Any, Any]]]
 
 
-class Mark(NamedTuple):
-    """A mark as a program holds it.
+class How(enum.Enum):
+    """How an equation calls its programs."""
+
+    # One program, once, on all operands.
+    IN_PLACE = "in place"
+    # One program in turns, whose number is known: carried values, then slices.
+    SCAN = "scan"
+    # A condition and a body in turns, whose number only the run tells.
+    WHILE = "while"
+    # One of several programs.
+    COND = "cond"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, eq=False)
+class Called:
+    """A program that an equation calls.
+
+    Its results are the equation's, in order; only the condition of a while loop (which gives
+    none) and programs of unknown equations are others.
 
     Arguments:
-        number, end: as given to `tdjax.trace.marks.mark`.
-        stacked: of each axis that `vmap` put in front, whether the kernel has it too.
+        program: closed.
+        operands: of each argument of the program, which operand of the equation it is, or starts
+            as, or is a slice of; None where that is not known.
+        carried: places of the arguments that are, after the first turn, results of the turn before.
+        sliced: places of the arguments that are slices, another in every turn.
     """
 
-    number: int
-    end: str
-    stacked: tuple[bool, ...]
+    program: ClosedJaxpr
+    operands: tuple[int, ...] | None
+    carried: range = range(0)
+    sliced: range = range(0)
 
-
-class Survey:
-    """What is known of the marks of a program before it runs.
-
-    Arguments:
-        jaxpr: a closed one.
-
-    Attributes:
-        runs: how often each marked call runs, by its number. The body of a while loop counts
-            once; of the branches of a condition, that with most runs.
-        stacks: pairs of a scan (the id of its equation) and a number where the scan runs over the
-            layers of a stack: each turn has a kernel of its own.
-        looped: numbers of the marks inside scans.
-        hidden: numbers of the marks in programs that cannot be looked into, and what those are.
-    """
-
-    def __init__(self, jaxpr: Any) -> None:
-        """Walk through the program."""
-        self.stacks: set[tuple[int, int]] = set()
-        self.hidden: dict[int, str] = {}
-        self.looped: set[int] = set()
-        self.runs = self._walk(jaxpr.jaxpr, [frozenset()] * len(jaxpr.jaxpr.invars))
-
-    def _walk(self, jaxpr: Any, origins: Sequence[frozenset[int]]) -> Counter[int]:
-        """Runs of all marks.
+    def arguments(self, reads: Sequence[Any], unknown: Any = None) -> list[Any]:
+        """What the program is called with, of what is read by the equation.
 
         Arguments:
-            origins: of each argument, the scans over whose slices it runs.
+            reads: one for each operand of the equation.
+            unknown: for each argument that is not known.
         """
-        known = dict(zip(jaxpr.invars, origins, strict=True))
-        runs: Counter[int] = Counter()
-
-        def origin(atom: Any) -> frozenset[int]:
-            return frozenset() if isinstance(atom, Literal) else known.get(atom, frozenset())
-
-        for eqn in jaxpr.eqns:
-            reads = [origin(atom) for atom in eqn.invars]
-            every = frozenset().union(*reads)
-            known.update(dict.fromkeys(eqn.outvars, every))
-            if eqn.primitive is mark_p:
-                number = eqn.params["number"]
-                added = eqn.invars[0].aval.shape[: len(eqn.params["stacked"])]
-                if eqn.params["end"] == INPUT:
-                    runs[number] += math.prod(added)
-                self.stacks |= {(scan, number) for scan in reads[1]}
-                continue
-            name, inner = eqn.primitive.name, list(programs(eqn.params.values()))
-            if name == "scan":
-                first = eqn.params["num_consts"] + eqn.params["num_carry"]
-                reads[first:] = [found | {id(eqn)} for found in reads[first:]]
-                body = self._walk(inner[0], reads)
-                self.looped |= body.keys()
-                runs += Counter({n: eqn.params["length"] * times for n, times in body.items()})
-                known.update(dict.fromkeys(eqn.outvars, every))
-            elif name == "cond":
-                most: Counter[int] = Counter()
-                for branch in inner:
-                    most |= self._walk(branch, reads[1:])
-                runs += most
-            elif name in INLINED:
-                inside = self._walk(inner[0], reads)
-                runs += inside
-            else:
-                for program in inner:
-                    found = self._walk(program, [frozenset()] * len(program.invars))
-                    self.hidden.update(dict.fromkeys(found, name))
-                    runs += found
-        return runs
+        if self.operands is None:
+            return [unknown] * len(self.program.jaxpr.invars)
+        return [reads[place] for place in self.operands]
 
 
-def run(
-    jaxpr: Any, survey: Survey, visit: Visit, arguments: Sequence[Any], given: Mapping[int, Any]
-) -> tuple[list[Any], dict[int, Any]]:
-    """Run a program, and gather what is made at its marks.
-
-    What was made at a mark in several places, or in the turns of a scan, is summed; in a scan over
-    the layers of a stack it gets an axis of them in front.
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """The programs that an equation calls, and how.
 
     Arguments:
-        jaxpr: closed.
-        survey: of it.
-        visit: (mark, array, given) -> (the array to go on with, a pytree of arrays or None).
-        arguments: flat, of the program.
-        given: for the number of a mark a pytree for `visit`, for the layers of a stack with an
-            axis of them in front.
-
-    Returns: the program's results, flat, and what was kept by number.
+        how: see `How`.
+        programs: of a while loop the condition, then the body.
+        times: how often they run, one after the other; None where only the run tells. One of the
+            programs of a condition runs, which counts as once.
+        ruled: whether JAX knows more of it than the program, a rule for derivatives or that it is
+            to be computed again for them, which is lost where the program is written out.
     """
-    return _Run(survey, visit).program(jaxpr.jaxpr, jaxpr.consts, arguments, given)
+
+    how: How
+    programs: tuple[Called, ...]
+    times: int | None = 1
+    ruled: bool = False
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether `run_calls` can run the equation."""
+        return self.how in (How.IN_PLACE, How.SCAN, How.COND)
 
 
-class _Run(NamedTuple):
-    survey: Survey
-    visit: Visit
-
-    def program(
-        self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], given: Mapping[int, Any]
-    ) -> tuple[list[Any], dict[int, Any]]:
-        values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        values.update(zip(jaxpr.invars, arguments, strict=True))
-        kept: dict[int, Any] = {}
-
-        def value(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom]
-
-        for eqn in jaxpr.eqns:
-            reads = [value(atom) for atom in eqn.invars]
-            name = eqn.primitive.name
-            if eqn.primitive is mark_p:
-                mark = Mark(*(eqn.params[key] for key in Mark._fields))
-                x, made = self.visit(mark, reads[0], given.get(mark.number))
-                results, found = [x], {} if made is None else {mark.number: made}
-            elif not any(marked(inner) for inner in programs(eqn.params.values())):
-                results, found = bind(eqn, reads), {}
-            elif name == "scan":
-                results, found = self.scan(eqn, reads, given)
-            elif name == "cond":
-                results, found = self.cond(eqn, reads, given)
-            elif name in INLINED:
-                (inner,) = (v for v in eqn.params.values() if is_program(v))
-                program, inner_consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-                results, found = self.program(program, inner_consts, reads, given)
-            else:
-                # Marks that cannot be reached; `Survey.hidden` names them.
-                results, found = bind(eqn, reads), {}
-            values.update(zip(eqn.outvars, results, strict=True))
-            kept = added(kept, found)
-        return [value(atom) for atom in jaxpr.outvars], kept
-
-    def scan(
-        self, eqn: Any, reads: Sequence[Any], given: Mapping[int, Any]
-    ) -> tuple[list[Any], dict[int, Any]]:
-        body = eqn.params["jaxpr"]
-        consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
-        fixed, start, slices = reads[:consts], reads[consts:][:carried], reads[consts + carried :]
-        own = {n: given[n] for n in given if (id(eqn), n) in self.survey.stacks}
-        shared = {n: given[n] for n in given if n not in own}
-
-        def turn(carry: Any, slices: Any) -> tuple[Any, Any]:
-            xs, own = slices
-            results, kept = self.program(
-                body.jaxpr, body.consts, [*fixed, *carry, *xs], {**shared, **own}
-            )
-            return results[:carried], (results[carried:], kept)
-
-        carry, (rest, kept) = jax.lax.scan(
-            turn, list(start), (list(slices), own), length=eqn.params["length"],
-            reverse=eqn.params["reverse"], unroll=eqn.params["unroll"],
-        )  # fmt: skip
-        found = {
-            number: made
-            if (id(eqn), number) in self.survey.stacks
-            else jax.tree.map(lambda leaf: leaf.sum(axis=0), made)
-            for number, made in kept.items()
-        }
-        return [*carry, *rest], found
-
-    def cond(
-        self, eqn: Any, reads: Sequence[Any], given: Mapping[int, Any]
-    ) -> tuple[list[Any], dict[int, Any]]:
-        def branch(program: Any) -> Callable[..., Any]:
-            return lambda given, *reads: self.program(program.jaxpr, program.consts, reads, given)
-
-        index, *operands = reads
-        branches = [branch(program) for program in eqn.params["branches"]]
-        shapes: dict[int, Any] = {}
-        for function in branches:
-            shapes |= jax.eval_shape(function, given, *operands)[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        def complete(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(given: Any, *operands: Any) -> Any:
-                results, kept = function(given, *operands)
-                return results, {**zeros, **kept}
-
-            return call
-
-        return jax.lax.switch(index, [complete(f) for f in branches], dict(given), *operands)
+def calls_of(eqn: JaxprEqn) -> Calls | None:
+    """The programs that an equation calls; None where it calls none."""
+    found = tuple(_programs(eqn.params.values()))
+    if not found:
+        return None
+    name, operands = eqn.primitive.name, tuple(range(len(eqn.invars)))
+    if name == "scan":
+        return _scan(eqn.params, operands)
+    if name == "while":
+        return _while(eqn.params, operands)
+    if name == "cond":
+        branches = tuple(Called(program, operands[1:]) for program in found)
+        return Calls(How.COND, branches)
+    alone = len(found) == 1 and len(found[0].jaxpr.invars) == len(operands)
+    if alone and name in (*JIT, *RULED):
+        return Calls(How.IN_PLACE, (Called(found[0], operands),), ruled=name in RULED)
+    return Calls(How.UNKNOWN, tuple(Called(program, None) for program in found), None)
 
 
-def bind(eqn: Any, reads: Sequence[Any]) -> list[Any]:
-    """Run one equation."""
+def _scan(params: Mapping[str, Any], operands: tuple[int, ...]) -> Calls:
+    first, carried = params["num_consts"], params["num_carry"]
+    body = Called(
+        params["jaxpr"],
+        operands,
+        carried=range(first, first + carried),
+        sliced=range(first + carried, len(operands)),
+    )
+    return Calls(How.SCAN, (body,), params["length"])
+
+
+def _while(params: Mapping[str, Any], operands: tuple[int, ...]) -> Calls:
+    # The constants of the condition come first, then those of the body, then what is carried.
+    first, second = params["cond_nconsts"], params["body_nconsts"]
+    carry = operands[first + second :]
+    numbers = (first, second)
+    constants = (operands[:first], operands[first : first + second])
+    programs = (params["cond_jaxpr"], params["body_jaxpr"])
+    called = (
+        Called(program, (*own, *carry), carried=range(number, number + len(carry)))
+        for program, own, number in zip(programs, constants, numbers, strict=True)
+    )
+    return Calls(How.WHILE, tuple(called), None)
+
+
+def _programs(values: Any) -> Iterator[ClosedJaxpr]:
+    """The programs among the parameters of an equation."""
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value
+        elif hasattr(value, "eqns"):
+            # The constants of an open program are not known; one that can be run has none.
+            yield ClosedJaxpr(value, [None] * len(value.constvars))
+        elif isinstance(value, (list, tuple)):
+            yield from _programs(value)
+
+
+def walk(
+    program: ClosedJaxpr,
+    arguments: Sequence[Any],
+    equation: Callable[[JaxprEqn, list[Any]], Sequence[Any]],
+    constant: Callable[[Any], Any],
+) -> list[Any]:
+    """Walk through a program equation by equation, and return something for each of its results.
+
+    Arguments:
+        program: closed.
+        arguments: something for each argument: its value, or what is known of it.
+        equation: (eqn, the same for each operand) -> the same for each of its results.
+        constant: the same for a constant array or number.
+    """
+    jaxpr = program.jaxpr
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(constant, program.consts), strict=True))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return constant(atom.val) if isinstance(atom, Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+        results = equation(eqn, [read(atom) for atom in eqn.invars])
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def bind(eqn: JaxprEqn, reads: Sequence[Any]) -> list[Any]:
+    """Run one equation as it is."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     # Until JAX 0.8 a pair, the functions that the equation calls in front.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
@@ -226,29 +204,75 @@ def bind(eqn: Any, reads: Sequence[Any]) -> list[Any]:
     return list(found) if eqn.primitive.multiple_results else [found]
 
 
-def added(one: dict[int, Any], other: dict[int, Any]) -> dict[int, Any]:
-    """Sums by number."""
-    both = {n: jax.tree.map(jnp.add, one[n], other[n]) for n in one.keys() & other.keys()}
-    return {**one, **other, **both}
+def run_calls(
+    eqn: JaxprEqn,
+    calls: Calls,
+    reads: Sequence[Any],
+    run: RunProgram,
+    given: Named,
+    sliced: Named,
+) -> tuple[list[Any], dict[Any, Any]]:
+    """Run an equation anew with programs of one's own, and keep what they keep.
+
+    Arguments:
+        calls: of the equation, one that `rebuilds`.
+        reads: its operands.
+        run: runs a program in place of one that the equation calls.
+        given: for all programs in all turns.
+        sliced: for the turns of a scan, with an axis of them in front; each gets its own slice.
+
+    Returns: the equation's results, and what was kept by name. Of a scan it has an axis of the
+    turns in front; of a condition it is zero where only other branches keep it.
+    """
+    if calls.how is How.SCAN:
+        return _run_scan(eqn, calls.programs[0], reads, run, given, sliced)
+    if calls.how is How.COND:
+        return _run_cond(calls, reads, run, given)
+    (called,) = calls.programs
+    return run(called.program, called.arguments(reads), given)
 
 
-def marked(jaxpr: Any) -> bool:
-    """Whether a program holds a mark."""
-    return any(
-        eqn.primitive is mark_p or any(map(marked, programs(eqn.params.values())))
-        for eqn in jaxpr.eqns
-    )
+def _run_scan(
+    eqn: JaxprEqn,
+    body: Called,
+    reads: Sequence[Any],
+    run: RunProgram,
+    given: Named,
+    sliced: Named,
+) -> tuple[list[Any], dict[Any, Any]]:
+    first, last = body.carried.start, body.carried.stop
+    constants, start, slices = reads[:first], reads[first:last], reads[last:]
+
+    def turn(carry: Any, own: Any) -> tuple[Any, Any]:
+        slices, of_turn = own
+        arguments = [*constants, *carry, *slices]
+        results, kept = run(body.program, arguments, {**given, **of_turn})
+        return results[: len(carry)], (results[len(carry) :], kept)
+
+    carry, (rest, kept) = jax.lax.scan(
+        turn, list(start), (list(slices), dict(sliced)), length=eqn.params["length"],
+        reverse=eqn.params["reverse"], unroll=eqn.params["unroll"],
+    )  # fmt: skip
+    return [*carry, *rest], kept
 
 
-def is_program(value: Any) -> bool:
-    """Whether a parameter of an equation is a program, closed or not."""
-    return hasattr(getattr(value, "jaxpr", value), "eqns")
+def _run_cond(
+    calls: Calls, reads: Sequence[Any], run: RunProgram, given: Named
+) -> tuple[list[Any], dict[Any, Any]]:
+    branches = [
+        lambda given, reads, called=called: run(called.program, called.arguments(reads), given)
+        for called in calls.programs
+    ]
+    shapes: dict[Any, Any] = {}
+    for branch in branches:
+        shapes |= jax.eval_shape(branch, dict(given), list(reads))[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
+    def complete(branch: Callable[..., Any]) -> Callable[..., Any]:
+        def call(given: Any, reads: Any) -> Any:
+            results, kept = branch(given, reads)
+            return results, {**zeros, **kept}
 
-def programs(values: Any) -> Iterator[Any]:
-    """The programs among the parameters of an equation."""
-    for value in values:
-        if is_program(value):
-            yield getattr(value, "jaxpr", value)
-        elif isinstance(value, (list, tuple)):
-            yield from programs(value)
+        return call
+
+    return jax.lax.switch(reads[0], [complete(b) for b in branches], dict(given), list(reads))

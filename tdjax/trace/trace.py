@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from tdjax.plan.layers import Layer, of_all_calls
-from tdjax.trace.geometry import Call
-from tdjax.trace.programs import Survey
+from tdjax.trace.call import Call
+from tdjax.trace.survey import Survey, survey_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Trace:
     @cached_property
     def survey(self) -> Survey:
         """How often the calls run."""
-        return Survey(self.jaxpr)
+        return survey_of(self.jaxpr)
 
     @cached_property
     def layers(self) -> dict[str, Layer]:

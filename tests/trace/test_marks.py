@@ -10,7 +10,7 @@ from plain_models import normal
 import tdjax
 from tdjax import Rule
 from tdjax.trace.marks import INPUT, mark
-from tdjax.trace.programs import Survey
+from tdjax.trace.survey import survey_of
 
 KERNEL = jnp.ones((3, 3))
 
@@ -23,7 +23,7 @@ def runs_of(function, *args):
         return mark(x, KERNEL, next(numbers), INPUT)
 
     jaxpr = jax.make_jaxpr(lambda *args: function(marked, *args))(*args)
-    runs = Survey(jaxpr).runs
+    runs = survey_of(jaxpr).runs
     return [runs[number] for number in range(next(numbers))]
 
 
