@@ -16,7 +16,7 @@ from absl import app, flags
 from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
 from experiments.models import ResNet18
 from tdjax.linen.table import plain, trace
-from tdjax.moments.sums import asked_of, step_of
+from tdjax.moments.sums import batch_sums, summed_calls
 from tdjax.trace.call import split_arrays
 
 BATCH = flags.DEFINE_integer("batch", 100, "Images at once.")
@@ -40,10 +40,10 @@ def main(_: list[str]) -> None:
         return loss_fn(model.apply(variables, x), (x, y)).sum()
 
     traced = trace(model, variables, x)
-    asked = asked_of(traced, set(traced.layers))
+    asked = summed_calls(traced, set(traced.layers))
     leaves = jax.tree.leaves(plain(variables))
     arrays, frame = split_arrays((x, y))
-    inputs, both = (step_of(traced, asked, frame, fn) for fn in (None, loss_fn))
+    inputs, both = (batch_sums(traced, asked, frame, fn) for fn in (None, loss_fn))
     forward, gradient = jax.jit(model.apply), jax.jit(jax.grad(loss))
     names = ("forward", "with input moments", "forward and backward", "with both moments")
     times = interleaved(

@@ -21,8 +21,7 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.formats import register
 from tdjax.moments.rows import Rows
-from tdjax.moments.sums import Asked, LossFn, asked_of, model_inputs, step_of
-from tdjax.plan.layers import Layer
+from tdjax.moments.sums import LossFn, SummedCall, Sums, batch_sums, model_inputs, summed_calls
 from tdjax.plan.rules import matches
 from tdjax.trace.call import batch_size, split_arrays
 from tdjax.trace.trace import Trace
@@ -74,11 +73,11 @@ def collect(
     """
     first, batches = _first(batches)
     trace = trace_of(model_inputs(first))
-    layers = {
-        path: layer
+    layers = [
+        path
         for path, layer in trace.layers.items()
         if layer.obstacle is None and matches(path, paths)
-    }
+    ]
     if not layers:
         raise ValueError(f"collect_moments: no layer that can be factorised matches {paths!r}")
     passes = _passes(trace, layers, memory)
@@ -94,6 +93,44 @@ def collect(
     return {path: found[path] for path in layers}
 
 
+@dataclass
+class _SumsOfShape:
+    """The sums over all batches of one shape: other shapes have other parts, and another program.
+
+    Arguments:
+        trace: of the model on such a batch.
+        calls: that are summed, by number.
+        program: (leaves, arrays of a batch) -> sums by number at either end of the calls.
+        inputs, gradients: those of all batches so far.
+    """
+
+    trace: Trace
+    calls: Mapping[int, SummedCall]
+    program: Callable[[Any, Any], Any]
+    inputs: dict[int, Sums]
+    gradients: dict[int, list[Array]]
+
+    def add(self, leaves: Any, arrays: Any) -> None:
+        """Add a batch."""
+        made = self.program(leaves, arrays)
+        so_far = (self.inputs, self.gradients)
+        self.inputs, self.gradients = _added(so_far, made) if self.inputs else made
+
+    def input_moment(self, number: int) -> Array:
+        """The sum of x x^T over what went into a call."""
+        return self._assembled(number, self.calls[number].rows, self.inputs[number].parts)
+
+    def gradient_moment(self, number: int) -> Array:
+        """The sum of g g^T over the gradients of what came out of a call."""
+        outputs = self.calls[number].outputs
+        assert outputs is not None
+        return self._assembled(number, outputs, self.gradients[number])
+
+    def _assembled(self, number: int, rows: Rows, parts: list[Array]) -> Array:
+        stacked = self.trace.calls[number].layer.storage.stack is not None
+        return jax.vmap(rows.assembled)(parts) if stacked else rows.assembled(parts)
+
+
 def _one_pass(
     trace_of: Callable[[Any], Trace],
     leaves: Sequence[Any],
@@ -101,25 +138,22 @@ def _one_pass(
     loss_fn: LossFn | None,
     paths: set[str],
 ) -> dict[str, LayerMoments]:
-    # Batches of other shapes have other pieces, and sums of their own.
-    sums: dict[Any, Any] = {}
-    steps: dict[Any, tuple[Trace, dict[int, Asked], Callable[..., Any]]] = {}
+    by_shape: dict[Any, _SumsOfShape] = {}
     examples = 0
     for batch in batches:
-        arrays, frame = split_arrays(batch)
-        key = (frame, tuple((array.shape, str(array.dtype)) for array in arrays))
-        if key not in steps:
+        arrays, static = split_arrays(batch)
+        key = (static, tuple((array.shape, str(array.dtype)) for array in arrays))
+        if key not in by_shape:
             trace = trace_of(model_inputs(batch))
-            asked = asked_of(trace, paths)
-            steps[key] = (trace, asked, step_of(trace, asked, frame, loss_fn))
-        _, _, step = steps[key]
-        made = step(leaves, arrays)
-        sums[key] = made if key not in sums else _added(sums[key], made)
+            calls = summed_calls(trace, paths)
+            program = batch_sums(trace, calls, static, loss_fn)
+            by_shape[key] = _SumsOfShape(trace, calls, program, {}, {})
+        by_shape[key].add(leaves, arrays)
         examples += batch_size(arrays)
-    if not sums:
+    if not by_shape:
         raise ValueError("collect_moments: no batches")
-    collected = [(*steps[key][:2], *made) for key, made in sums.items()]
-    return {path: _layer(path, collected, examples) for path in paths}
+    sums = list(by_shape.values())
+    return {path: _layer(path, sums, examples) for path in paths}
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -127,49 +161,43 @@ def _added(sums: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, sums, more)
 
 
-def _layer(path: str, collected: Sequence[tuple[Any, ...]], examples: int) -> LayerMoments:
+def _layer(path: str, collected: Sequence[_SumsOfShape], examples: int) -> LayerMoments:
     """The moments of one layer, from all batches and calls."""
-    inputs: list[Any] = []
-    means: list[Any] = []
-    outputs: list[Any] = []
-    counts: dict[bool, list[Any]] = {False: [], True: []}
-    for trace, asked, ends, gradients in collected:
-        for number, sums in ends.items():
-            call = asked[number]
-            if call.path != path:
-                continue
-            stack = trace.calls[number].layer.storage.stack is not None
-
-            def whole(rows: Rows, parts: list[Array], stack: bool = stack) -> Array:
-                return jax.vmap(rows.assembled)(parts) if stack else rows.assembled(parts)
-
-            counts[call.queries].append(sums.rows.reshape(-1)[0])
-            if call.queries:
-                outputs.append(whole(call.rows, sums.parts))
-                continue
-            inputs.append(whole(call.rows, sums.parts))
-            means.append(sums.total)
-            if number in gradients and call.outputs is not None:
-                outputs.append(whole(call.outputs, gradients[number]))
-    went_in, asked_for = (sum(counts[kind], jnp.zeros(())) for kind in (False, True))
-    rows = went_in if inputs else asked_for
-
-    def mean(parts: list[Any], number: Any) -> Any:
-        return sum(parts[1:], parts[0]) / number if parts else None
-
+    calls = [
+        (sums, number)
+        for sums in collected
+        for number in sums.inputs
+        if sums.calls[number].path == path
+    ]
+    # Queries to an embedding meet the columns of its table: they are moments of the other end.
+    queries = [(sums, n) for sums, n in calls if sums.calls[n].queries]
+    taken = [(sums, n) for sums, n in calls if not sums.calls[n].queries]
+    number_taken, number_of_queries = _number(taken), _number(queries)
+    outputs = [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients]
+    if queries:
+        outputs = [sums.input_moment(n) for sums, n in queries]
     return LayerMoments(
-        mean(inputs, went_in),
-        mean(means, went_in),
-        mean(outputs, asked_for if counts[True] else went_in),
-        rows,
+        _mean([sums.input_moment(n) for sums, n in taken], number_taken),
+        _mean([sums.inputs[n].total for sums, n in taken], number_taken),
+        _mean(outputs, number_of_queries if queries else number_taken),
+        number_taken if taken else number_of_queries,
         jnp.asarray(float(examples)),
     )
 
 
-def _passes(trace: Trace, layers: Mapping[str, Layer], memory: int) -> list[set[str]]:
+def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:
+    """Number of rows that went into some calls."""
+    return sum((sums.inputs[n].rows.reshape(-1)[0] for sums, n in calls), jnp.zeros(()))
+
+
+def _mean(sums: Sequence[Array], number: Float[Array, ""]) -> Array | None:
+    return sum(sums[1:], sums[0]) / number if sums else None
+
+
+def _passes(trace: Trace, layers: Sequence[str], memory: int) -> list[set[str]]:
     """Layers whose sums are held at once, so that they stay within `memory` bytes."""
     bytes_of = dict.fromkeys(layers, 0)
-    for number, call in asked_of(trace, set(layers)).items():
+    for number, call in summed_calls(trace, set(layers)).items():
         made = trace.calls[number]
         assert made.call is not None
         sums = jax.eval_shape(call.rows.sums, made.call.inputs)

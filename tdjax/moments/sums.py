@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from tdjax.moments.rows import Flow, Rows, flow_of
-from tdjax.trace.call import call_arguments, split_arrays
+from tdjax.trace.call import StaticPart, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
-from tdjax.trace.trace import Trace
+from tdjax.trace.trace import Trace, TracedCall
 from tdjax.trace.visit import run
 
 LossFn = Callable[[Any, Any], Any]
 
 
-class Asked(NamedTuple):
+class SummedCall(NamedTuple):
     """A call whose rows are summed.
 
     Arguments:
@@ -48,69 +48,95 @@ class Sums(NamedTuple):
     rows: Array
 
 
-def asked_of(trace: Trace, paths: set[str]) -> dict[int, Asked]:
+def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
     """The calls of some layers that run, by number.
 
     Raises ValueError for one inside a while loop.
     """
-    asked: dict[int, Asked] = {}
+    summed: dict[int, SummedCall] = {}
     for number, made in trace.calls.items():
         if made.layer.path not in paths or made.call is None or not trace.survey.runs[number]:
             continue
         if number in trace.survey.hidden:
             raise ValueError(
                 f"collect_moments: layer {made.layer.path!r} is called inside a "
-                f"{trace.survey.hidden[number]}, out of which nothing can be carried"
+                f"{trace.survey.hidden[number]}, from which no sums can be returned; choose other "
+                "layers with paths="
             )
         flow: Flow = flow_of(made.call, made.layer)
         rows = flow.inputs or flow.queries
         assert rows is not None
-        asked[number] = Asked(made.layer.path, rows, flow.outputs, flow.inputs is None)
-    return asked
+        summed[number] = SummedCall(made.layer.path, rows, flow.outputs, flow.inputs is None)
+    return summed
 
 
-def step_of(
-    trace: Trace, asked: Mapping[int, Asked], frame: Any, loss_fn: LossFn | None
-) -> Callable[..., Any]:
-    """(leaves, arrays of a batch) -> sums by number at the one end, and at the other."""
+def batch_sums(
+    trace: Trace, calls: Mapping[int, SummedCall], static: StaticPart, loss_fn: LossFn | None
+) -> Callable[[Any, Any], tuple[dict[int, Sums], dict[int, list[Array]]]]:
+    """(leaves, arrays of a batch) -> sums by number at the one end, and at the other.
 
-    def passed(leaves: Any, arrays: Any, slots: Any) -> Any:
-        def visit(mark: Mark, x: Any, slot: Any) -> tuple[Any, Any]:
-            wanted = asked.get(mark.number)
-            if wanted is None:
-                return x, None
-            if mark.end == INPUT:
-                return x, _spread(partial(_sums, wanted.rows), mark.stacked, x)
-            if slot is None:
-                return x, None
-            outputs = wanted.outputs
-            return _spread(partial(_tapped, outputs), mark.stacked, x, slot, through=True), None
-
-        inputs, _ = split_arrays(call_arguments(model_inputs(frame.join(arrays))))
-        return run(trace.jaxpr, trace.survey, visit, [*leaves, *inputs], slots)
+    Arguments:
+        calls: from `summed_calls`.
+        static: the static part of the batch.
+        loss_fn: see `tdjax.collect_moments`; without it there are no sums at the other end.
+    """
 
     @jax.jit
-    def step(leaves: Any, arrays: Any) -> Any:
+    def sums(leaves: Any, arrays: Any) -> Any:
+        batch = static.join(arrays)
         if loss_fn is None:
-            return passed(leaves, arrays, {})[1], {}
+            return _passed(trace, calls, leaves, batch, {})[1], {}
 
         def loss(slots: Any) -> tuple[Any, Any]:
-            results, kept = passed(leaves, arrays, slots)
+            results, kept = _passed(trace, calls, leaves, batch, slots)
             outputs = jax.tree.unflatten(jax.tree.structure(trace.outputs), results)
-            batch = frame.join(arrays)
             each = jnp.asarray(loss_fn(outputs, batch))
             # The gradient of one example's own loss: of a mean, too small by their number.
             return jnp.sum(each) if each.ndim else each * trace.batch, kept
 
-        slots = {
-            number: _zeros(trace, number, wanted)
-            for number, wanted in asked.items()
-            if wanted.outputs is not None
-        }
-        gradients, kept = jax.grad(loss, has_aux=True)(slots)
+        gradients, kept = jax.grad(loss, has_aux=True)(_slots(trace, calls))
         return kept, gradients
 
-    return step
+    return sums
+
+
+def _passed(
+    trace: Trace, calls: Mapping[int, SummedCall], leaves: Any, batch: Any, slots: Any
+) -> tuple[list[Any], dict[int, Sums]]:
+    """Results of the model, and the sums of what goes into its layers.
+
+    Arguments:
+        slots: by number; the "gradient" with respect to them are the sums at the other end.
+    """
+
+    def visit(mark: Mark, x: Any, slot: Any) -> tuple[Any, Any]:
+        call = calls.get(mark.number)
+        if call is None:
+            return x, None
+        if mark.end == INPUT:
+            return x, _spread(partial(_sums, call.rows), mark.stacked, x)
+        if slot is None:
+            return x, None
+        return _spread(partial(_tapped, call.outputs), mark.stacked, x, slot, through=True), None
+
+    inputs, _ = split_arrays(call_arguments(model_inputs(batch)))
+    return run(trace.jaxpr, trace.survey, visit, [*leaves, *inputs], slots)
+
+
+def _slots(trace: Trace, calls: Mapping[int, SummedCall]) -> dict[int, list[Array]]:
+    """Zeros of the shapes of the sums at the other end."""
+    return {
+        number: _zeros(trace.calls[number], call.outputs)
+        for number, call in calls.items()
+        if call.outputs is not None
+    }
+
+
+def _zeros(made: TracedCall, outputs: Rows) -> list[Array]:
+    assert made.call is not None
+    parts, _ = jax.eval_shape(outputs.sums, made.call.output)
+    front = () if made.layer.storage.stack is None else (made.layer.copies,)
+    return [jnp.zeros((*front, *part.shape), part.dtype) for part in parts]
 
 
 def _sums(rows: Rows, x: Array) -> Sums:
@@ -145,7 +171,7 @@ def _spread(
     """A function of what passes a mark, for each layer where `vmap` made a stack of them.
 
     Arguments:
-        stacked: see `tdjax.trace.programs.Mark`; other axes in front are examples.
+        stacked: see `tdjax.trace.marks.Mark`; other axes in front are examples.
         slots: further arguments, with the layers' axis in front.
         through: whether the result is to have the axes of x.
     """
@@ -155,16 +181,6 @@ def _spread(
     return jax.vmap(function, in_axes=(axis, *(0 for _ in slots)), out_axes=axis if through else 0)(
         x, *slots
     )
-
-
-def _zeros(trace: Trace, number: int, wanted: Asked) -> list[Array]:
-    made = trace.calls[number]
-    assert made.call is not None
-    assert wanted.outputs is not None
-    parts, _ = jax.eval_shape(wanted.outputs.sums, made.call.output)
-    copies = made.layer.copies
-    front = (copies,) if made.layer.storage.stack is not None else ()
-    return [jnp.zeros((*front, *part.shape), part.dtype) for part in parts]
 
 
 def model_inputs(batch: Any) -> Any:

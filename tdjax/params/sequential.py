@@ -20,7 +20,7 @@ from tdjax.decompose.formats import HIGHEST
 from tdjax.moments.collect import collect
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors
-from tdjax.moments.sums import Asked, asked_of, model_inputs
+from tdjax.moments.sums import SummedCall, model_inputs, summed_calls
 from tdjax.params.bias import covariance, mean_output
 from tdjax.params.factorize import Dense, Step
 from tdjax.params.kernels import Weights, decompose_array, reconstruct_array
@@ -182,7 +182,7 @@ def _collected(model: Model, present: Sequence[Any], batches: Iterable[Any], pat
         key = (frame, tuple((array.shape, str(array.dtype)) for array in arrays))
         if key not in programs:
             trace = model.trace_of(model_inputs(batch))
-            asked = asked_of(trace, {path})
+            asked = summed_calls(trace, {path})
             if not _side_by_side(trace, asked):
                 return _alone(model, present, batches, path)
             programs[key] = _program(trace, asked, frame)
@@ -192,7 +192,7 @@ def _collected(model: Model, present: Sequence[Any], batches: Iterable[Any], pat
     return jax.tree.map(lambda part: part / rows, sums)
 
 
-def _side_by_side(trace: Trace, asked: Mapping[int, Asked]) -> bool:
+def _side_by_side(trace: Trace, asked: Mapping[int, SummedCall]) -> bool:
     """Whether what goes into a layer can be had from two networks at once.
 
     Two runs of a loop cannot be laid side by side, and lookups do not differ between them.
@@ -214,7 +214,7 @@ def _alone(model: Model, present: Sequence[Any], batches: Iterable[Any], path: s
     return Both(found.inputs, None, found.mean, found.mean, found.outputs)
 
 
-def _program(trace: Trace, asked: Mapping[int, Asked], frame: Any) -> Callable[..., Any]:
+def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Callable[..., Any]:
     """(leaves as they were, as they are, arrays of a batch) -> (sums, number of rows)."""
 
     def passing(leaves: Any, arrays: Any) -> dict[int, Any]:

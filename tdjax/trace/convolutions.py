@@ -15,6 +15,9 @@ from tdjax.plan.layers import Layer, Storage
 from tdjax.plan.stage import Stage
 from tdjax.trace.call import Call
 
+# What lies beyond the input's edge, by the name of a padding; zeros with all others.
+BORDERS = {"CIRCULAR": "circular", "REFLECT": "reflect"}
+
 
 def convolution(call: Call, features: int) -> Layer:
     """The entry of a convolution with so many output features."""
@@ -81,39 +84,30 @@ def transposed_settings(module: Any, stage: Stage) -> dict[str, Any]:
 def window_settings(module: Any, layer: Layer) -> list[dict[str, Any]]:
     """How the window lies along each axis of a convolution, as `moments.patches.taps_of` asks."""
     window = window_of(module)
-    axes = len(window)
-    dilation = _on_window(module.kernel_dilation, axes)
-    strides = _on_window(module.strides, axes)
+    strides = _on_window(module.strides, len(window))
+    dilation = _on_window(module.kernel_dilation, len(window))
     if layer.kind == "conv_transpose":
-        return [
-            {
-                "low": _transposed_padding(module.padding, axis, width, stride, wide)[0],
-                "dilation": wide,
-                "input_dilation": stride,
-            }
-            for axis, (width, stride, wide) in enumerate(
-                zip(window, strides, dilation, strict=True)
-            )
+        pads = [
+            _transposed_padding(module.padding, axis, *sizes)
+            for axis, sizes in enumerate(zip(window, strides, dilation, strict=True))
         ]
-    dilated = _on_window(module.input_dilation, axes)
-    return [
-        {
-            "stride": strides[axis],
-            "low": _padding_in_front(
-                module.padding,
-                axis,
-                (window[axis] - 1) * dilation[axis],
-                layer.in_spatial[axis],
-                strides[axis],
-            ),
+        return [
+            {"low": low, "dilation": wide, "input_dilation": stride}
+            for (low, _), wide, stride in zip(pads, dilation, strides, strict=True)
+        ]
+    dilated = _on_window(module.input_dilation, len(window))
+    border = BORDERS.get(str(module.padding), "zeros")
+    settings = []
+    for axis, (width, size) in enumerate(zip(window, layer.in_spatial, strict=True)):
+        reach, stride = (width - 1) * dilation[axis], strides[axis]
+        settings.append({
+            "stride": stride,
+            "low": _padding_in_front(module.padding, axis, reach, size, stride),
             "dilation": dilation[axis],
             "input_dilation": dilated[axis],
-            "border": {"CIRCULAR": "circular", "REFLECT": "reflect"}.get(
-                str(module.padding), "zeros"
-            ),
-        }
-        for axis in range(axes)
-    ]
+            "border": border,
+        })  # fmt: skip
+    return settings
 
 
 def _padding_in_front(padding: Any, axis: int, reach: int, size: int, stride: int) -> int:
@@ -128,7 +122,7 @@ def _padding_in_front(padding: Any, axis: int, reach: int, size: int, stride: in
     if not isinstance(padding, str):
         pair = padding[axis]
         return pair if isinstance(pair, int) else pair[0]
-    if padding in ("CIRCULAR", "REFLECT"):
+    if padding in BORDERS:
         return reach // 2
     # `jax.lax` asks for an output of size / stride, whatever the dilation of the input.
     total = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
