@@ -4,8 +4,8 @@ Each neuron's output in the trained network, before its activation, is regressed
 that its layer has there, with an l_1 penalty on weights and bias. Below, only those neurons are
 refitted whose outputs were selected. As y = W^T x + b holds in the trained network, E x y^T =
 E[x x^T] W + E[x] b^T: second moments of the inputs are all that is needed of the data. Yang et
-al. 2022 (arXiv 2206.05604), whose body was not at hand: from its abstract, its authors' code and
-derivation.
+al. 2022 (arXiv 2206.05604), implemented without its full text, from its abstract, its authors'
+code and a derivation of our own.
 """
 
 from __future__ import annotations
@@ -80,10 +80,7 @@ def lasso_prune(
     other, that look rows up or are stacked, for numbers out of range, and as
     `tdjax.magnitude_prune`.
     """
-    penalty = check_range("penalty", penalty, 0, jnp.inf, low_too=True)
-    bias_penalty = penalty if bias_penalty is None else bias_penalty
-    bias_penalty = check_range("bias_penalty", bias_penalty, 0, jnp.inf, low_too=True)
-    tolerance = check_range("tol", tol, 0, jnp.inf)
+    settings = _settings(penalty, bias_penalty, tol)
     if max_iters < 1:
         raise ValueError(f"lasso_prune: max_iters must be at least 1, got {max_iters}")
     leaves, structure = jax.tree.flatten(params)
@@ -98,17 +95,13 @@ def lasso_prune(
     used: Array | None = None
     above = ordered[-1]
     for leaf in reversed(ordered):
-        features = leaf.kernel_shape[-1]
+        features, place = leaf.kernel_shape[-1], biases.get(leaf.path)
         here = jnp.ones(features, bool) if used is None else _neurons(used, features, leaf, above)
-        array, place = leaves[leaf.place], biases.get(leaf.path)
         bias = None if place is None else leaves[place]
-        moment = moments[leaf.path]
-        kernel = leaf.storage.to_kernel(array, leaf.kernel_shape)
-        refitted = _refit(
-            kernel, bias, moment.inputs, moment.mean, here, penalty, bias_penalty, max_iters,
-            tolerance,
-        )  # fmt: skip
-        leaves[leaf.place] = leaf.storage.from_kernel(refitted.kernel).astype(array.dtype)
+        kernel = leaf.storage.to_kernel(leaves[leaf.place], leaf.kernel_shape)
+        refitted = _refit(kernel, bias, moments[leaf.path], here, settings, max_iters)
+        kernel = leaf.storage.from_kernel(refitted.kernel)
+        leaves[leaf.place] = kernel.astype(leaves[leaf.place].dtype)
         masks[leaf.place] = leaves[leaf.place] != 0
         if place is not None and refitted.bias is not None:
             leaves[place] = refitted.bias.astype(leaves[place].dtype)
@@ -117,6 +110,21 @@ def lasso_prune(
     return Pruned(
         jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, masks), converged
     )
+
+
+class _Settings(NamedTuple):
+    """Of the LASSO of every layer; see `lasso_prune`."""
+
+    penalty: Float[Array, ""]
+    bias_penalty: Float[Array, ""]
+    tol: Float[Array, ""]
+
+
+def _settings(penalty: Any, bias_penalty: Any, tol: float) -> _Settings:
+    penalty = check_range("penalty", penalty, 0, jnp.inf, low_too=True)
+    bias_penalty = penalty if bias_penalty is None else bias_penalty
+    bias_penalty = check_range("bias_penalty", bias_penalty, 0, jnp.inf, low_too=True)
+    return _Settings(penalty, bias_penalty, check_range("tol", tol, 0, jnp.inf))
 
 
 class _Refitted(NamedTuple):
@@ -137,13 +145,10 @@ class _Refitted(NamedTuple):
 def _refit(
     kernel: Float[Array, "*_"],
     bias: Float[Array, "*_"] | None,
-    moment: Float[Array, "g d d"],
-    mean: Float[Array, "g d"],
+    moments: LayerMoments,
     here: Bool[Array, " t"],
-    penalty: Float[Array, ""],
-    bias_penalty: Float[Array, ""],
+    settings: _Settings,
     max_iters: int,
-    tol: Float[Array, ""],
 ) -> _Refitted:
     """A layer with weights selected for the neurons that are in use.
 
@@ -151,26 +156,27 @@ def _refit(
         kernel: (*window, channels / groups, T).
         here: the neurons in use.
     """
+    moment, mean = moments.inputs, moments.mean
+    assert moment is not None
+    assert mean is not None
     groups, rows = mean.shape
     columns = kernel.astype(moment.dtype).reshape(rows, groups, -1).swapaxes(0, 1)
     columns = jnp.where(here.reshape(groups, 1, -1), columns, 0)
-    penalties = jnp.full(rows, penalty)
+    penalties = jnp.full(rows, settings.penalty)
     if bias is not None:
         offsets = jnp.where(here, bias.astype(moment.dtype).reshape(-1), 0).reshape(groups, 1, -1)
         columns = jnp.concatenate([columns, offsets], axis=1)
-        edge = jnp.concatenate([mean, jnp.ones((groups, 1), mean.dtype)], axis=1)
-        moment = jnp.concatenate([moment, mean[:, None]], axis=1)
-        moment = jnp.concatenate([moment, edge[:, :, None]], axis=2)
-        penalties = jnp.append(penalties, bias_penalty)
+        moment = _with_one(moment, mean)
+        penalties = jnp.append(penalties, settings.bias_penalty)
     cross = jnp.matmul(moment, columns, precision=HIGHEST)
 
     def one(moment: Array, cross: Array, start: Array) -> Any:
-        return solve(moment, cross, penalties.astype(moment.dtype), start, max_iters, tol)
+        own = penalties.astype(moment.dtype)
+        return solve(moment, cross, own, start, max_iters, settings.tol)
 
     # The trained weights solve the problem without the penalty.
     columns, info = jax.vmap(one)(moment, cross, columns)
-    weights = columns[:, :rows]
-    channels = kernel.shape[-2]
+    weights, channels = columns[:, :rows], kernel.shape[-2]
     used = (weights.reshape(groups, -1, channels, weights.shape[-1]) != 0).any(axis=(1, 3))
     return _Refitted(
         weights.swapaxes(0, 1).reshape(kernel.shape),
@@ -180,12 +186,19 @@ def _refit(
     )
 
 
+def _with_one(moment: Float[Array, "g d d"], mean: Float[Array, "g d"]) -> Float[Array, "g e e"]:
+    """The second moment of inputs and, behind them, an input that is one: that of the bias."""
+    edge = jnp.concatenate([mean, jnp.ones((len(mean), 1), mean.dtype)], axis=1)
+    moment = jnp.concatenate([moment, mean[:, None]], axis=1)
+    return jnp.concatenate([moment, edge[:, :, None]], axis=2)
+
+
 def _neurons(used: Array, features: int, leaf: Leaf, above: Leaf) -> Bool[Array, " t"]:
     """The neurons of a layer that are in use, from the inputs in use of the layer above."""
     if used.size % features:
         raise ValueError(
-            f"layer {above.path!r} has {used.size} inputs, which layer {leaf.path!r} with "
-            f"{features} neurons cannot be all of: give the layers of a chain in forward order"
+            f"layer {above.path!r} has {used.size} inputs, which layer {leaf.path!r} with its "
+            f"{features} neurons cannot make: give the layers of a chain in forward order"
         )
     return used.reshape(-1, features).any(axis=0)
 
@@ -204,24 +217,32 @@ def _ordered(
     for path in paths:
         if path not in by_path:
             raise ValueError(
-                f"layer {path!r} is none that can be pruned; those are: {', '.join(by_path)}"
+                f"layer {path!r} cannot be pruned; layers that can are: {', '.join(by_path)}"
             )
         if path not in moments:
             raise KeyError(f"lasso_prune: no moments of layer {path!r}; collect them with its path")
-        leaf, found = by_path[path], moments[path]
-        if leaf.storage.stack is not None:
-            raise ValueError(f"layer {path!r} is a stack of layers, which is no part of a chain")
-        if found.inputs is None or found.mean is None or found.inputs.ndim != 3:
-            raise ValueError(f"layer {path!r} looks rows up, which no LASSO can select")
-        if not bool(jnp.isfinite(found.inputs).all() & jnp.isfinite(found.mean).all()):
-            raise ValueError(f"layer {path!r}: the moments hold NaN or Inf")
-        groups, rows = found.mean.shape
-        *front, features = leaf.kernel_shape
-        if math.prod(front) != rows or features % groups:
-            raise ValueError(
-                f"layer {path!r}: moments of {groups} x {rows} inputs do not fit its kernel of "
-                f"shape {leaf.kernel_shape}"
-            )
+        _check_link(by_path[path], moments[path])
     if len(set(paths)) < len(paths):
         raise ValueError(f"lasso_prune: a layer is in the chain twice: {', '.join(paths)}")
     return [by_path[path] for path in paths]
+
+
+def _check_link(leaf: Leaf, moments: LayerMoments) -> None:
+    """Raise ValueError for a layer that no chain may hold, or moments that do not fit it."""
+    path, inputs, mean = leaf.path, moments.inputs, moments.mean
+    if leaf.storage.stack is not None:
+        raise ValueError(f"layer {path!r} is a stack of layers, which a chain cannot hold")
+    if inputs is None or mean is None or inputs.ndim != 3:
+        raise ValueError(
+            f"layer {path!r} looks rows up, and has no inputs that a LASSO could select; leave it "
+            "out of the chain"
+        )
+    if not bool(jnp.isfinite(inputs).all() & jnp.isfinite(mean).all()):
+        raise ValueError(f"layer {path!r}: the moments hold NaN or Inf")
+    groups, rows = mean.shape
+    *front, features = leaf.kernel_shape
+    if math.prod(front) != rows or features % groups:
+        raise ValueError(
+            f"layer {path!r}: moments of {groups} x {rows} inputs do not fit its kernel of "
+            f"shape {leaf.kernel_shape}"
+        )

@@ -18,7 +18,7 @@ def pruning_error_bound(
 
     c_q = (q^q (1 - q)^(1 - q))^(1/q), the sharp constant of the tail of an l_q ball in l_1. It
     needs no sort and says how the error falls with m; `tail_size` is exact, and tighter. Yang et
-    al. 2022 (arXiv 2206.05604), whose body was not at hand.
+    al. 2022 (arXiv 2206.05604), derived without the full text.
 
     Arguments:
         w, outputs: see `tdjax.lq_norm`.

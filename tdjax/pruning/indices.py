@@ -45,8 +45,8 @@ def sparsity_index(w: Any, q: Any, *, outputs: int | None = None) -> Float[Array
     """The sparsity index of each neuron, norm_1(w) / norm_q(w) for 0 < q < 1.
 
     It lies in (0, 1]: d equal weights give d^(1 - 1/q), a single spike 1. Differentiable. For tiny
-    q it may underflow to 0. Yang et al. 2022, whose body was not at hand: from its abstract, its
-    authors' code and derivation.
+    q it may underflow to 0. Yang et al. 2022, implemented without its full text, from its
+    abstract, its authors' code and a derivation of our own.
 
     Arguments, result and errors as `lq_norm`, with q below 1.
     """

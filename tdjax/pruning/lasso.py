@@ -91,10 +91,42 @@ def lasso(
     return solve(gram, cross, penalty, start, max_iters, tolerance)
 
 
-class _State(NamedTuple):
-    """After some turns.
+class _Problem(NamedTuple):
+    """The moments, scaled so that all inputs are alike to the steps.
 
     Arguments:
+        gram, cross: in units of the root mean square of each x.
+        half: half the penalty of each weight, as the gradient is taken of half the squares.
+        present: where x is not always zero.
+        values, vectors: eigenvalues and eigenvectors of the moments.
+        turned: `cross` in the eigenvectors.
+        tol: of the optimality conditions.
+    """
+
+    gram: Float[Array, "d d"]
+    cross: Float[Array, "d t"]
+    half: Float[Array, "d 1"]
+    present: Bool[Array, "d 1"]
+    values: Float[Array, "d 1"]
+    vectors: Float[Array, "d d"]
+    turned: Float[Array, "d t"]
+    tol: Float[Array, ""]
+
+    @property
+    def eps(self) -> Any:
+        """Rounding of one."""
+        return jnp.finfo(self.gram.dtype).eps
+
+    def gradient(self, weights: Float[Array, "d t"]) -> Float[Array, "d t"]:
+        """Downhill, of half the squares."""
+        return self.cross - jnp.matmul(self.gram, weights, precision=HIGHEST)
+
+
+class _Solution(NamedTuple):
+    """The weights after some turns, and what the next turns go on with.
+
+    Arguments:
+        number: of turns.
         weights: the selected ones.
         multipliers: scaled by the steps.
         steps: of each column.
@@ -123,73 +155,94 @@ def solve(
     tol: Float[Array, ""],
 ) -> tuple[Float[Array, "d t"], LassoInfo]:
     """`lasso` without its checks, safe inside `vmap`."""
-    # In units of the root mean square of each x all inputs are alike to the steps.
     power = jnp.diagonal(gram)
     present = (power > 0)[:, None]
     unit = jnp.sqrt(jnp.where(power > 0, power, 1))[:, None]
     gram, cross = gram / unit / unit.T, jnp.where(present, cross / unit, 0)
-    # Half the penalty, as the gradient is taken of half the squares.
     half = jnp.broadcast_to(penalty, power.shape)[:, None] / unit / 2
-    eps = jnp.finfo(gram.dtype).eps
     values, vectors = jnp.linalg.eigh(gram)
     values = jnp.maximum(values, 0)[:, None]
     turned = jnp.matmul(vectors.T, cross, precision=HIGHEST)
+    problem = _Problem(gram, cross, half, present, values, vectors, turned, tol)
 
-    def gradient(weights: Float[Array, "d t"]) -> Float[Array, "d t"]:
-        return cross - jnp.matmul(gram, weights, precision=HIGHEST)
+    def going(found: _Solution) -> Bool[Array, ""]:
+        early = (found.number < max_iters) & (found.stalled < PATIENCE)
+        return (found.excess > 1) & early
 
-    def turn(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        weights, multipliers, steps, *_ = state
-        aim = jnp.matmul(vectors.T, weights - multipliers, precision=HIGHEST)
-        solved = (turned + steps * aim) / (values + steps)
-        fitted = jnp.matmul(vectors, solved, precision=HIGHEST)
-        ahead = RELAXATION * fitted + (1 - RELAXATION) * weights + multipliers
-        selected = jnp.sign(ahead) * jnp.maximum(jnp.abs(ahead) - half / steps, 0)
-        selected = jnp.where(present, selected, 0)
-        apart = _norms(fitted - selected) / (_norms(selected) + eps)
-        moved = _norms(selected - weights) / (_norms(ahead - selected) + eps)
-        return selected, ahead - selected, steps, apart, moved
+    first = _first(problem, jnp.where(present, start * unit, 0))
+    last = jax.lax.while_loop(going, partial(_some_turns, problem), first)
+    return last.weights / unit, LassoInfo(last.number, last.violation, last.excess <= 1)
 
-    def some_turns(state: _State) -> _State:
-        none = jnp.ones_like(state.steps)
-        weights, multipliers, steps, apart, moved = jax.lax.fori_loop(
-            0, TURNS, turn, (state.weights, state.multipliers, state.steps, none, none)
-        )
-        change = jnp.clip(jnp.sqrt((apart + eps) / (moved + eps)), 1 / FASTEST, FASTEST)
-        unbalanced = (change > BALANCED) | (change < 1 / BALANCED)
-        wanted = jnp.clip(steps * jnp.where(unbalanced, change, 1), *STEPS)
-        left = gradient(weights)
-        off = jnp.where(
-            weights != 0, jnp.abs(left - half * jnp.sign(weights)), jnp.abs(left) - half
-        )
-        off = jnp.where(present, jnp.maximum(off, 0), 0)
-        violation = (off / jnp.where(half > 0, half, 1)).max(axis=0)
-        # No entry of the moments is above one now.
-        rounding = ROUNDING * eps * (jnp.abs(cross).max(axis=0) + jnp.abs(weights).sum(axis=0))
-        excess = (off / (tol * half + rounding + jnp.finfo(gram.dtype).tiny)).max()
-        stalled = jnp.where(excess < state.best, 0, state.stalled + 1)
-        best = jnp.minimum(excess, state.best)
-        return _State(
-            state.number + TURNS, weights, multipliers * steps / wanted, wanted, violation, excess,
-            best, stalled,
-        )  # fmt: skip
 
-    def going(state: _State) -> Bool[Array, ""]:
-        early = (state.number < max_iters) & (state.stalled < PATIENCE)
-        return (state.excess > 1) & early
-
-    weights = jnp.where(present, start * unit, 0)
+def _first(problem: _Problem, weights: Float[Array, "d t"]) -> _Solution:
+    """Before the first turn."""
+    half = problem.half
     sizes = jnp.abs(weights).mean(axis=0)
     steps = jnp.where(sizes > 0, half.mean() / jnp.where(sizes > 0, sizes, 1), FIRST)
     steps = jnp.clip(steps, *STEPS)
-    multipliers = jnp.clip(gradient(weights), -half, half) / steps
-    endless = jnp.asarray(jnp.inf, gram.dtype)
-    first = _State(
-        jnp.asarray(0), weights, multipliers, steps, jnp.zeros_like(steps), endless, endless,
-        jnp.asarray(0),
-    )  # fmt: skip
-    last = jax.lax.while_loop(going, some_turns, first)
-    return last.weights / unit, LassoInfo(last.number, last.violation, last.excess <= 1)
+    multipliers = jnp.clip(problem.gradient(weights), -half, half) / steps
+    endless, none = jnp.asarray(jnp.inf, weights.dtype), jnp.asarray(0)
+    return _Solution(
+        none, weights, multipliers, steps, jnp.zeros_like(steps), endless, endless, none
+    )
+
+
+def _some_turns(problem: _Problem, found: _Solution) -> _Solution:
+    """`TURNS` turns, a look at the optimality conditions, and new steps."""
+    none, eps = jnp.ones_like(found.steps), problem.eps
+    weights, multipliers, steps, apart, moved = jax.lax.fori_loop(
+        0,
+        TURNS,
+        lambda _, state: _turn(problem, state),
+        (found.weights, found.multipliers, found.steps, none, none),
+    )
+    change = jnp.clip(jnp.sqrt((apart + eps) / (moved + eps)), 1 / FASTEST, FASTEST)
+    unbalanced = (change > BALANCED) | (change < 1 / BALANCED)
+    wanted = jnp.clip(steps * jnp.where(unbalanced, change, 1), *STEPS)
+    violation, excess = _violation(problem, weights)
+    return _Solution(
+        found.number + TURNS,
+        weights,
+        multipliers * steps / wanted,
+        wanted,
+        violation,
+        excess,
+        best=jnp.minimum(excess, found.best),
+        stalled=jnp.where(excess < found.best, 0, found.stalled + 1),
+    )
+
+
+def _turn(problem: _Problem, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    """One turn of the method of multipliers.
+
+    Arguments:
+        state: weights, multipliers, steps, and of each column how far the two sides are apart
+            and how far the weights moved.
+    """
+    weights, multipliers, steps, *_ = state
+    aim = jnp.matmul(problem.vectors.T, weights - multipliers, precision=HIGHEST)
+    solved = (problem.turned + steps * aim) / (problem.values + steps)
+    fitted = jnp.matmul(problem.vectors, solved, precision=HIGHEST)
+    ahead = RELAXATION * fitted + (1 - RELAXATION) * weights + multipliers
+    selected = jnp.sign(ahead) * jnp.maximum(jnp.abs(ahead) - problem.half / steps, 0)
+    selected = jnp.where(problem.present, selected, 0)
+    apart = _norms(fitted - selected) / (_norms(selected) + problem.eps)
+    moved = _norms(selected - weights) / (_norms(ahead - selected) + problem.eps)
+    return selected, ahead - selected, steps, apart, moved
+
+
+def _violation(
+    problem: _Problem, weights: Float[Array, "d t"]
+) -> tuple[Float[Array, " t"], Float[Array, ""]]:
+    """How far the optimality conditions are from met, by column, and in units of the allowed."""
+    half, left = problem.half, problem.gradient(weights)
+    off = jnp.where(weights != 0, jnp.abs(left - half * jnp.sign(weights)), jnp.abs(left) - half)
+    off = jnp.where(problem.present, jnp.maximum(off, 0), 0)
+    violation = (off / jnp.where(half > 0, half, 1)).max(axis=0)
+    # No entry of the moments is above one now.
+    entries = jnp.abs(problem.cross).max(axis=0) + jnp.abs(weights).sum(axis=0)
+    allowed = problem.tol * half + ROUNDING * problem.eps * entries
+    return violation, (off / (allowed + jnp.finfo(left.dtype).tiny)).max()
 
 
 def _norms(columns: Float[Array, "d t"]) -> Float[Array, " t"]:

@@ -83,8 +83,9 @@ def adaptive_prune(
 
     Adaptive magnitude pruning: m = ceil((1 + eta)^(-1 / (1 - q)) h_q(w)) of a neuron's weights,
     h_q their effective number (`tdjax.effective_number`). Fewer cannot do if the l_q mass that
-    goes is to be eta times that which stays at most. Yang et al. 2022 (arXiv 2206.05604), whose
-    body was not at hand: from its abstract, its authors' code and derivation.
+    goes is to be eta times that which stays at most. Yang et al. 2022 (arXiv 2206.05604),
+    implemented without its full text, from its abstract, its authors' code and a derivation of
+    our own.
 
     Arguments:
         params, layers, paths: see `tdjax.magnitude_prune`.

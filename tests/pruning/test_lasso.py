@@ -157,7 +157,7 @@ def test_what_a_chain_refuses():
         tdjax.lasso_prune(params, {"third": moments["third"]}, 0.1, chain=("first", "third"))
     with pytest.raises(ValueError, match="'third' has 8 inputs, which layer 'first'"):
         tdjax.lasso_prune(params, moments, 0.1, chain=("first", "third"))
-    with pytest.raises(ValueError, match="'fourth' is none that can be pruned"):
+    with pytest.raises(ValueError, match="'fourth' cannot be pruned; layers that can are: first"):
         tdjax.lasso_prune(params, moments, 0.1, chain=("fourth",))
     with pytest.raises(ValueError, match="penalty must lie in"):
         tdjax.lasso_prune(params, moments, -1.0)
