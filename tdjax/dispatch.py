@@ -27,7 +27,7 @@ from tdjax.moments.sums import LossFn
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
-from tdjax.pruning.dead import Smaller
+from tdjax.pruning.dead import SmallerModel
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -283,7 +283,7 @@ def reestimate_batch_stats(model: Any, *args: Any) -> Any:
     return run.reestimate_batch_stats(model, *args)
 
 
-def remove_dead(model: Any, *variables_and_sample: Any) -> Smaller:
+def remove_dead(model: Any, *variables_and_sample: Any) -> SmallerModel:
     """The same function with smaller arrays: neurons go that no layer takes any more.
 
     `remove_dead(model, variables, sample)` for Linen, `remove_dead(model, sample)` for NNX. A
@@ -301,7 +301,7 @@ def remove_dead(model: Any, *variables_and_sample: Any) -> Smaller:
     Arguments:
         model, variables, sample: as for `tdjax.make_plan`, with arrays in `variables`.
 
-    Returns: a `tdjax.pruning.dead.Smaller`: model, variables, the neurons kept, and the layers
+    Returns: a `tdjax.pruning.dead.SmallerModel`: model, variables, the neurons kept, and the layers
     left alone with the reason. What was given is not changed. A model that states the shapes it
     flattens to, in place of -1, cannot run narrower layers.
 

@@ -20,6 +20,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 OLDEST = (
     "test_batch_stats",
     "test_checkpoints",
+    "test_dead",
     "test_data_image_batches",
     "test_factorize",
     "test_hoist",
@@ -30,7 +31,8 @@ OLDEST = (
     "test_networks",
     "test_nnx",
     "test_optimizers",
-    "test_removal",
+    "test_programs",
+    "test_recorder",
     "test_saving",
     "test_svd",
     "test_training",

@@ -11,11 +11,11 @@ import jax
 
 from tdjax.linen.intercept import Interceptor, intercepted_class, rebuilt
 from tdjax.linen.table import plain, trace
-from tdjax.pruning.dead import Smaller, remove
+from tdjax.pruning.dead import SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
 
-def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Smaller:
+def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> SmallerModel:
     """See `tdjax.remove_dead`."""
     places = {
         ("/".join(names[1:-1]), names[-1]): place
@@ -26,7 +26,9 @@ def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
     found = remove(trace(model, variables, sample), leaves, places)
     widths = tuple((path, len(stay)) for path, stay in found.kept.items())
     small = rebuilt(model, _narrower_class(type(model), widths))  # type: ignore[arg-type]
-    return Smaller(small, jax.tree.unflatten(structure, found.leaves), found.kept, found.obstacles)
+    return SmallerModel(
+        small, jax.tree.unflatten(structure, found.leaves), found.kept, found.obstacles
+    )
 
 
 @functools.lru_cache(maxsize=512)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -23,69 +23,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.formats import HIGHEST
+from tdjax.moments.pieces import OUTSIDE, Piece, Taps, pieces_of
 
-# One axis: taps[k][p] is the pixel under offset k at position p, OUTSIDE where there is none.
-Taps = tuple[tuple[int, ...], ...]
-OUTSIDE = -1
 # More products than this cost more than patches of so small channels.
 MOST_PIECES = 64
 # Products of so few channels are slow, and made together.
 NARROW = 128
 # Elements that are held at once, of patches and of shifted inputs side by side.
 HELD, HELD_BESIDE = 2**24, 2**21
-
-
-def taps_of(
-    size: int,
-    out: int,
-    window: int,
-    *,
-    stride: int = 1,
-    low: int = 0,
-    dilation: int = 1,
-    input_dilation: int = 1,
-    border: str = "zeros",
-) -> Taps:
-    """The taps of one axis of a convolution.
-
-    Arguments:
-        size, out: of the input and the output along the axis.
-        window: of the kernel.
-        low: padding in front, of the dilated input.
-        dilation, input_dilation: of the kernel and of the input.
-        border: what padding holds, "zeros", or the input's own pixels: "circular", "reflect".
-    """
-    span = (size - 1) * input_dilation + 1
-
-    def tap(place: int) -> int:
-        if border == "circular":
-            place %= span
-        elif border == "reflect":
-            place = span - 1 - abs(span - 1 - abs(place))
-        inside = 0 <= place < span and place % input_dilation == 0
-        return place // input_dilation if inside else OUTSIDE
-
-    return tuple(
-        tuple(tap(p * stride + k * dilation - low) for p in range(out)) for k in range(window)
-    )
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Pairs of pixels along one axis, and which pairs of offsets meet them, how often."""
-
-    first: tuple[int, ...]
-    second: tuple[int, ...]
-    offsets: tuple[tuple[tuple[int, int], int], ...]
-
-    @property
-    def turned(self) -> Piece:
-        """The pairs in the other order."""
-        offsets = tuple(sorted(((b, a), times) for (a, b), times in self.offsets))
-        order = sorted(range(len(self.first)), key=self.second.__getitem__)
-        return Piece(
-            tuple(self.second[k] for k in order), tuple(self.first[k] for k in order), offsets
-        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +139,7 @@ class Patches:
 
         Empty where patches are made instead.
         """
-        by_axis = [_pieces(taps) for taps in self.taps]
+        by_axis = [pieces_of(taps) for taps in self.taps]
         if math.prod(map(len, by_axis)) > 2 * MOST_PIECES:
             return ()
         found: dict[tuple[Piece, ...], None] = {}
@@ -311,22 +256,6 @@ def moment(first: Float[Array, "*n g c"], second: Float[Array, "*n g c"]) -> Flo
     if groups == 1:
         return jnp.matmul(first[:, 0].T, second[:, 0], precision=HIGHEST)[None]
     return jnp.einsum("ngc,ngd->gcd", first, second, precision=HIGHEST)
-
-
-def _pieces(taps: Taps) -> list[Piece]:
-    met: dict[tuple[int, int], Counter[tuple[int, int]]] = defaultdict(Counter)
-    offsets = range(len(taps))
-    for k, m in itertools.product(offsets, offsets):
-        for i, j in zip(taps[k], taps[m], strict=True):
-            if OUTSIDE not in (i, j):
-                met[i, j][k, m] += 1
-    together: dict[tuple[int, tuple], list[tuple[int, int]]] = defaultdict(list)
-    for (i, j), by in sorted(met.items()):
-        together[j - i, tuple(sorted(by.items()))].append((i, j))
-    return [
-        Piece(tuple(i for i, _ in pairs), tuple(j for _, j in pairs), by)
-        for (_, by), pairs in together.items()
-    ]
 
 
 def _selected(x: Float[Array, "*_"], places: Sequence[Sequence[int]]) -> Float[Array, "*_"]:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.moments.patches import Patches, Taps, moment, taps_of
+from tdjax.moments.patches import Patches, moment
+from tdjax.moments.pieces import Taps, taps_of
 from tdjax.plan.layers import Layer
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call

@@ -9,11 +9,11 @@ from flax import nnx
 
 from tdjax.nnx.graph import array_of, modules_of, own_params
 from tdjax.nnx.table import trace
-from tdjax.pruning.dead import Smaller, remove
+from tdjax.pruning.dead import SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
 
-def remove_dead(model: nnx.Module, sample: Any) -> Smaller:
+def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel:
     """See `tdjax.remove_dead`."""
     copy = nnx.clone(model)
     state = nnx.state(copy)
@@ -27,7 +27,7 @@ def remove_dead(model: nnx.Module, sample: Any) -> Smaller:
     nnx.update(copy, jax.tree.unflatten(structure, found.leaves))
     for module in modules_of(copy).values():
         _fit(module)
-    return Smaller(copy, None, found.kept, found.obstacles)
+    return SmallerModel(copy, None, found.kept, found.obstacles)
 
 
 def _fit(module: Any) -> None:

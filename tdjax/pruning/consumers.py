@@ -91,7 +91,7 @@ def reach_of(trace: Trace, leaves: Sequence[Any]) -> dict[str, Reach]:
     for paths in shared.values():
         if len(paths) > 1:
             for path in paths:
-                walk.block(path, "it shares a parameter with another layer's neurons")
+                walk.block(path, "its neurons share a parameter with those of another layer")
     return walk.found
 
 
@@ -127,10 +127,10 @@ class _Walk:
         arguments += [UNKNOWN] * (len(program.jaxpr.invars) - len(arguments))
         for value in self.program(program, arguments):
             if value.source is not None:
-                self.block(value.source, "the model returns what it gives")
+                self.block(value.source, "the model returns its outputs")
         for number, made in self.trace.calls.items():
             if made.call is not None and number not in self.met:
-                self.block(made.layer.path, "it is called where it cannot be followed")
+                self.block(made.layer.path, "it has no call outside loops and conditions")
 
     def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Walk through a program; what is known of its results."""
@@ -157,7 +157,10 @@ class _Walk:
         if eqn.params["end"] == INPUT:
             if value.source is not None:
                 if value.axis != last or _obstacle(layer) is not None or eqn.params["stacked"]:
-                    self.block(value.source, f"layer {layer.path!r} takes it in another way")
+                    self.block(
+                        value.source,
+                        f"layer {layer.path!r} does not take in its neurons one by one",
+                    )
                 self.found[value.source].consumers.add(layer.path)
             return UNKNOWN
         return Value(last, layer.path)
@@ -166,7 +169,10 @@ class _Walk:
         """Neurons that go where they cannot be followed."""
         for value in reads:
             if value.source is not None:
-                self.block(value.source, f"it goes through {eqn.primitive.name}")
+                self.block(
+                    value.source,
+                    f"its outputs go through {eqn.primitive.name}, which may mix its neurons",
+                )
         return [UNKNOWN] * len(eqn.outvars)
 
     def computed(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:

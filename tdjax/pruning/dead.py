@@ -13,7 +13,7 @@ from tdjax.pruning.consumers import Reach, followed, reach_of
 from tdjax.trace.trace import Trace
 
 
-class Smaller(NamedTuple):
+class SmallerModel(NamedTuple):
     """A model without its dead neurons.
 
     Arguments:
@@ -29,15 +29,17 @@ class Smaller(NamedTuple):
     obstacles: dict[str, str]
 
 
-class Removal(NamedTuple):
-    """The leaves of a model without its dead neurons; see `Smaller`."""
+class SmallerLeaves(NamedTuple):
+    """The leaves of a model without its dead neurons; see `SmallerModel`."""
 
     leaves: list[Any]
     kept: dict[str, np.ndarray]
     obstacles: dict[str, str]
 
 
-def remove(trace: Trace, leaves: Sequence[Any], places: Mapping[tuple[str, str], int]) -> Removal:
+def remove(
+    trace: Trace, leaves: Sequence[Any], places: Mapping[tuple[str, str], int]
+) -> SmallerLeaves:
     """Take the dead neurons out of the leaves of a model.
 
     Arguments:
@@ -64,7 +66,7 @@ def remove(trace: Trace, leaves: Sequence[Any], places: Mapping[tuple[str, str],
             copies = arrays[consumer].shape[inputs] // len(found[path])
             _take(result, kernels[consumer], np.flatnonzero(np.tile(found[path], copies)), inputs)
     obstacles = {path: reach.obstacle for path, reach in reaches.items() if reach.obstacle}
-    return Removal(result, kept, obstacles)
+    return SmallerLeaves(result, kept, obstacles)
 
 
 def _take(leaves: list[Any], place: int, stay: np.ndarray, axis: int) -> None:

@@ -82,7 +82,7 @@ def transposed_settings(module: Any, stage: Stage) -> dict[str, Any]:
 
 
 def window_settings(module: Any, layer: Layer) -> list[dict[str, Any]]:
-    """How the window lies along each axis of a convolution, as `moments.patches.taps_of` asks."""
+    """How the window lies along each axis of a convolution, as `moments.pieces.taps_of` asks."""
     window = window_of(module)
     strides = _on_window(module.strides, len(window))
     dilation = _on_window(module.kernel_dilation, len(window))

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 from plain_models import normal
 
-from tdjax.moments.patches import Patches, taps_of
+from tdjax.moments.patches import Patches
+from tdjax.moments.pieces import taps_of
 
 # Window, stride, padding, dilation, input dilation, groups, input size.
 SETTINGS = {

@@ -51,7 +51,7 @@ def test_a_chain_of_linen_layers():
         "second": [0, 1, 3],
         "third": [1, 2, 4, 5, 6],
     }
-    assert found.obstacles == {"fourth": "the model returns what it gives"}
+    assert found.obstacles == {"fourth": "the model returns its outputs"}
     shapes = jax.tree.map(jnp.shape, found.variables)
     assert shapes["params"]["first"] == {"kernel": (3, 3, 2, 5), "bias": (5,)}
     assert shapes["params"]["norm"] == {"scale": (5,), "bias": (5,)}
@@ -114,7 +114,7 @@ def test_shortcuts_are_left_alone(model):
     if isinstance(model, ResidualNetwork):
         # Inside a block only the first convolution is alone with the second.
         assert set(found.kept) == {"ResidualBlock_0/Conv_0", "ResidualBlock_1/Conv_0"}
-        assert "goes through" in found.obstacles["stem_conv"]
+        assert "go through" in found.obstacles["stem_conv"]
 
 
 def test_what_is_no_chain():
@@ -133,7 +133,7 @@ def test_what_is_no_chain():
     variables["params"] = cut(variables["params"], "Dense_0", [0])
     found = tdjax.remove_dead(Softmax(), variables, x)
     assert found.kept == {}
-    assert "it goes through" in found.obstacles["Dense_1"]
+    assert "its outputs go through" in found.obstacles["Dense_1"]
 
 
 def test_a_layer_without_use_keeps_one_neuron():
