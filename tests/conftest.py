@@ -20,8 +20,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 OLDEST = (
     "test_batch_stats",
     "test_checkpoints",
-    "test_dead",
     "test_data_image_batches",
+    "test_dead",
     "test_factorize",
     "test_hoist",
     "test_linen",

@@ -146,7 +146,7 @@ class _Walk:
             return self.program(called.program, called.arguments(reads))
         return self.computed(eqn, reads)
 
-    def mark(self, eqn: JaxprEqn, value: Value) -> Value:
+    def mark(self, eqn: Any, value: Value) -> Value:
         """The end of a layer: neurons go in, or others come out."""
         number = eqn.params["number"]
         layer = self.trace.calls[number].layer
@@ -194,7 +194,7 @@ class _Walk:
             return self.lost(eqn, reads)
         return [together] * len(eqn.outvars)
 
-    def together(self, eqn: JaxprEqn, reads: Sequence[Value]) -> Value | None:
+    def together(self, eqn: Any, reads: Sequence[Value]) -> Value | None:
         """Values that meet entry by entry; None where neurons meet something else."""
         met = [value for value in reads if not value.uniform]
         axes = {value.axis for value in met}
@@ -237,7 +237,7 @@ def _obstacle(layer: Layer) -> str | None:
     return "it is a stack of layers" if layer.storage.stack is not None else None
 
 
-def _axis_after(eqn: JaxprEqn, axis: int) -> int | None:
+def _axis_after(eqn: Any, axis: int) -> int | None:
     """Where the axis of the neurons is in the result; None where they are mixed or not all."""
     name, params = eqn.primitive.name, eqn.params
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape

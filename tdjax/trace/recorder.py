@@ -90,10 +90,12 @@ class Recorder:
             answer: that method, called with `args` and `kwargs`.
         """
         number, args, kwargs = self.number(), list(args), dict(kwargs)
-        # By place or by name, in one container or the other.
         name = next((name for name in INPUT_NAMES if name in kwargs), None)
-        given, key = (args, 0) if name is None else (kwargs, name)
-        given[key] = inputs = mark(given[key], kernel, number, INPUT)
+        inputs = mark(args[0] if name is None else kwargs[name], kernel, number, INPUT)
+        if name is None:
+            args[0] = inputs
+        else:
+            kwargs[name] = inputs
         output = answer(*args, **kwargs)
         equation = args[1] if len(args) > 1 else kwargs.get("einsum_str")
         call = Call(layer.module, method, inputs, output, equation)

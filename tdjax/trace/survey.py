@@ -52,7 +52,7 @@ def _runs(survey: Survey, program: ClosedJaxpr, scans: Sequence[Scans]) -> Count
     """
     runs: Counter[int] = Counter()
 
-    def equation(eqn: JaxprEqn, reads: list[Scans]) -> list[Scans]:
+    def equation(eqn: Any, reads: list[Scans]) -> list[Scans]:
         calls = calls_of(eqn)
         if eqn.primitive is mark_p:
             number = eqn.params["number"]
