@@ -84,21 +84,14 @@ def lasso_prune(
     if max_iters < 1:
         raise ValueError(f"lasso_prune: max_iters must be at least 1, got {max_iters}")
     leaves, structure = jax.tree.flatten(params)
-    biases = {
-        "/".join(names[:-1]): place
-        for place, (path, _) in enumerate(jax.tree.leaves_with_path(params))
-        if (names := names_of(path))[-1:] == ("bias",)
-    }
-    ordered = _ordered(params, moments, chain, layers)
+    ordered, biases = _ordered(params, moments, chain, layers), _bias_places(params)
     masks = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     converged: dict[str, bool] = {}
-    used: Array | None = None
-    above = ordered[-1]
-    for leaf in reversed(ordered):
-        features, place = leaf.kernel_shape[-1], biases.get(leaf.path)
-        here = jnp.ones(features, bool) if used is None else _neurons(used, features, leaf, above)
-        bias = None if place is None else leaves[place]
+    here = jnp.ones(ordered[-1].kernel_shape[-1], bool)
+    for leaf, below in zip(ordered[::-1], [*ordered[-2::-1], None], strict=True):
+        place = biases.get(leaf.path)
         kernel = leaf.storage.to_kernel(leaves[leaf.place], leaf.kernel_shape)
+        bias = None if place is None else leaves[place]
         refitted = _refit(kernel, bias, moments[leaf.path], here, settings, max_iters)
         kernel = leaf.storage.from_kernel(refitted.kernel)
         leaves[leaf.place] = kernel.astype(leaves[leaf.place].dtype)
@@ -106,10 +99,20 @@ def lasso_prune(
         if place is not None and refitted.bias is not None:
             leaves[place] = refitted.bias.astype(leaves[place].dtype)
         converged[leaf.path] = bool(refitted.converged)
-        used, above = refitted.used, leaf
+        if below is not None:
+            here = _neurons(refitted.used, below, leaf)
     return Pruned(
         jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, masks), converged
     )
+
+
+def _bias_places(params: Any) -> dict[str, int]:
+    """Places of the biases among the leaves, by path of the layer."""
+    return {
+        "/".join(names[:-1]): place
+        for place, (path, _) in enumerate(jax.tree.leaves_with_path(params))
+        if (names := names_of(path))[-1:] == ("bias",)
+    }
 
 
 class _Settings(NamedTuple):
@@ -156,18 +159,7 @@ def _refit(
         kernel: (*window, channels / groups, T).
         here: the neurons in use.
     """
-    moment, mean = moments.inputs, moments.mean
-    assert moment is not None
-    assert mean is not None
-    groups, rows = mean.shape
-    columns = kernel.astype(moment.dtype).reshape(rows, groups, -1).swapaxes(0, 1)
-    columns = jnp.where(here.reshape(groups, 1, -1), columns, 0)
-    penalties = jnp.full(rows, settings.penalty)
-    if bias is not None:
-        offsets = jnp.where(here, bias.astype(moment.dtype).reshape(-1), 0).reshape(groups, 1, -1)
-        columns = jnp.concatenate([columns, offsets], axis=1)
-        moment = _with_one(moment, mean)
-        penalties = jnp.append(penalties, settings.bias_penalty)
+    moment, columns, penalties = _problem(kernel, bias, moments, here, settings)
     cross = jnp.matmul(moment, columns, precision=HIGHEST)
 
     def one(moment: Array, cross: Array, start: Array) -> Any:
@@ -176,7 +168,9 @@ def _refit(
 
     # The trained weights solve the problem without the penalty.
     columns, info = jax.vmap(one)(moment, cross, columns)
-    weights, channels = columns[:, :rows], kernel.shape[-2]
+    groups, channels = len(moment), kernel.shape[-2]
+    rows = kernel.size // kernel.shape[-1]
+    weights = columns[:, :rows]
     used = (weights.reshape(groups, -1, channels, weights.shape[-1]) != 0).any(axis=(1, 3))
     return _Refitted(
         weights.swapaxes(0, 1).reshape(kernel.shape),
@@ -186,6 +180,28 @@ def _refit(
     )
 
 
+def _problem(
+    kernel: Float[Array, "*_"],
+    bias: Float[Array, "*_"] | None,
+    moments: LayerMoments,
+    here: Bool[Array, " t"],
+    settings: _Settings,
+) -> tuple[Float[Array, "g e e"], Float[Array, "g e s"], Float[Array, " e"]]:
+    """Moments of a layer's inputs, trained weights, and penalties, those of the bias behind."""
+    moment, mean = moments.inputs, moments.mean
+    assert moment is not None
+    assert mean is not None
+    groups, rows = mean.shape
+    columns = kernel.astype(moment.dtype).reshape(rows, groups, -1).swapaxes(0, 1)
+    columns = jnp.where(here.reshape(groups, 1, -1), columns, 0)
+    penalties = jnp.full(rows, settings.penalty)
+    if bias is None:
+        return moment, columns, penalties
+    offsets = jnp.where(here, bias.astype(moment.dtype).reshape(-1), 0).reshape(groups, 1, -1)
+    columns = jnp.concatenate([columns, offsets], axis=1)
+    return _with_one(moment, mean), columns, jnp.append(penalties, settings.bias_penalty)
+
+
 def _with_one(moment: Float[Array, "g d d"], mean: Float[Array, "g d"]) -> Float[Array, "g e e"]:
     """The second moment of inputs and, behind them, an input that is one: that of the bias."""
     edge = jnp.concatenate([mean, jnp.ones((len(mean), 1), mean.dtype)], axis=1)
@@ -193,8 +209,9 @@ def _with_one(moment: Float[Array, "g d d"], mean: Float[Array, "g d"]) -> Float
     return jnp.concatenate([moment, edge[:, :, None]], axis=2)
 
 
-def _neurons(used: Array, features: int, leaf: Leaf, above: Leaf) -> Bool[Array, " t"]:
+def _neurons(used: Bool[Array, " c"], leaf: Leaf, above: Leaf) -> Bool[Array, " t"]:
     """The neurons of a layer that are in use, from the inputs in use of the layer above."""
+    features = leaf.kernel_shape[-1]
     if used.size % features:
         raise ValueError(
             f"layer {above.path!r} has {used.size} inputs, which layer {leaf.path!r} with its "
