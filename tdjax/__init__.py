@@ -17,8 +17,6 @@ from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tuc
 from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
-from tdjax.params.factorize import factorize_params, reconstruct_params
-from tdjax.params.saving import load_factorised, save_factorised
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
@@ -44,7 +42,9 @@ if TYPE_CHECKING:
     )
     from tdjax.evaluate.candidates import evaluate_candidates
     from tdjax.evaluate.errors import feature_errors, weight_errors
+    from tdjax.params.factorize import factorize_params, reconstruct_params
     from tdjax.params.optimizers import carry_optimizer_state
+    from tdjax.params.saving import load_factorised, save_factorised
 
 __all__ = [
     "CP",
@@ -105,21 +105,26 @@ __all__ = [
     "weight_errors",
 ]
 
-# What knows Flax or Optax is loaded when it is first asked for: those who have a model have loaded
-# them already, and those who decompose arrays need not wait for them. `dispatch` and `evaluate`
-# are among these, so an import hook that is to see them too stays installed while they load.
+# What knows Flax, Optax or Orbax is loaded when it is first asked for: those who have a model have
+# loaded Flax already, those who decompose arrays need not wait for it, and Orbax, which takes
+# longest, comes with the first checkpoint. An import hook that is to see these rooms too stays
+# installed until they are loaded.
 _LATER = {
     "allocate": "tdjax.dispatch",
     "carry_optimizer_state": "tdjax.params.optimizers",
     "collect_moments": "tdjax.dispatch",
     "evaluate_candidates": "tdjax.evaluate.candidates",
     "factorize": "tdjax.dispatch",
+    "factorize_params": "tdjax.params.factorize",
     "factorize_sequentially": "tdjax.dispatch",
     "feature_errors": "tdjax.evaluate.errors",
     "layer_table": "tdjax.dispatch",
+    "load_factorised": "tdjax.params.saving",
     "make_plan": "tdjax.dispatch",
+    "reconstruct_params": "tdjax.params.factorize",
     "reestimate_batch_stats": "tdjax.dispatch",
     "remove_dead": "tdjax.dispatch",
+    "save_factorised": "tdjax.params.saving",
     "weight_errors": "tdjax.evaluate.errors",
 }
 

@@ -114,10 +114,16 @@ def test_no_import_runs_in_a_circle():
             del below[name]
 
 
-def test_importing_the_library_imports_no_extra_and_no_checkpoints():
-    script = (
-        "import sys, tdjax\n"
-        f"print(*sorted({{name.split('.')[0] for name in sys.modules}} & set({LATE!r})))\n"
+@pytest.mark.parametrize(
+    ("script", "late"),
+    [
+        ("import tdjax", LATE),
+        ("import tdjax; tdjax.make_plan; tdjax.nnx", ("orbax", "tensorstore")),
+    ],
+)
+def test_loading_what_is_used_loads_no_more(script, late):
+    script += (
+        f"; import sys; print(*{{name.split('.')[0] for name in sys.modules}} & set({late!r}))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

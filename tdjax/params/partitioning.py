@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from flax.core.meta import AxisMetadata
+
 from tdjax.plan import tt_matrix
 from tdjax.plan.layers import Layer, Storage
 from tdjax.plan.plan import PlannedLayer
@@ -22,15 +24,12 @@ Names = list[Any]
 
 def is_boxed(leaf: Any) -> bool:
     """Whether a leaf carries metadata around its array."""
-    # Flax is loaded late here and in `saving`: those who work on arrays alone need not wait for it.
-    from flax.core.meta import AxisMetadata
-
     return isinstance(leaf, AxisMetadata)
 
 
 def unboxed(leaf: Any) -> Any:
     """The array itself; no sharding constraint is applied."""
-    return leaf.value if is_boxed(leaf) else leaf
+    return leaf.value if isinstance(leaf, AxisMetadata) else leaf  # type: ignore[attr-defined]
 
 
 def box_factor(
@@ -95,7 +94,7 @@ def box_whole(boxes: Sequence[Any], array: Any, entry: PlannedLayer) -> Any:
 
 
 def _names(box: Any) -> Names | None:
-    names = getattr(box, "names", None) if is_boxed(box) else None
+    names = getattr(box, "names", None) if isinstance(box, AxisMetadata) else None
     return None if names is None else list(names)
 
 

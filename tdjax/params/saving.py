@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from tdjax.params.check import check_params
 from tdjax.params.factorize import Params, layer_params
@@ -23,6 +25,8 @@ from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.plan.plan import Plan
 
 FORMAT_VERSION = 1
+# Metadata around an array that is saved with it: by name, as a checkpoint may name no class.
+BOXES = {"Partitioned": nn.Partitioned, "LogicallyPartitioned": nn.LogicallyPartitioned}
 
 Names = tuple[str, ...]
 
@@ -47,8 +51,6 @@ def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) 
     Raises ValueError for parameters that do not fit the plan, for a pytree of anything but
     mappings and arrays, and for a folder that holds something else, which is not touched.
     """
-    import orbax.checkpoint as ocp
-
     path = Path(folder).resolve()
     check_params(params, plan)
     boxes: list[dict[str, Any]] = []
@@ -101,8 +103,8 @@ def _arrays(tree: Any, path: Names, boxes: list[dict[str, Any]]) -> Any:
         return {name: _arrays(below, (*path, name), boxes) for name, below in tree.items()}
     if is_boxed(tree):
         kind = type(tree).__name__
-        if _box_types().get(kind) is not type(tree):
-            raise ValueError(f"{where}: {kind} is unknown; known are {', '.join(_box_types())}")
+        if BOXES.get(kind) is not type(tree):
+            raise ValueError(f"{where}: {kind} is unknown; known are {', '.join(BOXES)}")
         boxes.append({"path": path, "kind": kind, "names": tree.names})
         tree = unboxed(tree)
     if not isinstance(tree, (jax.Array, np.ndarray, np.generic)) or jnp.issubdtype(
@@ -114,17 +116,8 @@ def _arrays(tree: Any, path: Names, boxes: list[dict[str, Any]]) -> Any:
     return tree
 
 
-def _box_types() -> dict[str, Any]:
-    """Metadata that is saved with an array: by name, as a checkpoint may name no class."""
-    from flax.linen import LogicallyPartitioned, Partitioned
-
-    return {"Partitioned": Partitioned, "LogicallyPartitioned": LogicallyPartitioned}
-
-
-def _restored(manager: Any, step: int) -> tuple[dict[str, Any], Plan]:
+def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], Plan]:
     """Read one step; raises whatever a damaged one leads to."""
-    import orbax.checkpoint as ocp
-
     about = manager.restore(step, args=ocp.args.Composite(plan=ocp.args.JsonRestore())).plan
     if about["version"] != FORMAT_VERSION:
         raise ValueError(f"version {about['version']!r}, this library reads {FORMAT_VERSION}")
@@ -151,7 +144,7 @@ def _restored(manager: Any, step: int) -> tuple[dict[str, Any], Plan]:
     for box in about["boxes"]:
         *above, name = box["path"]
         own = layer_params(params, "/".join(above))
-        own[name] = _box_types()[box["kind"]](own[name], _tuples(box["names"]))  # type: ignore[index]
+        own[name] = BOXES[box["kind"]](own[name], _tuples(box["names"]))  # type: ignore[index]
     return params, plan
 
 
@@ -160,11 +153,7 @@ def _tuples(names: Any) -> Any:
     return tuple(map(_tuples, names)) if isinstance(names, list) else names
 
 
-def _manager(path: Path, *, create: bool) -> Any:
-    """An `orbax.checkpoint.CheckpointManager` that keeps one step."""
-    # Loaded with the first checkpoint: it takes longer than all of the library.
-    import orbax.checkpoint as ocp
-
+def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, create=create, enable_async_checkpointing=False
     )
