@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv on a machine that has python3 (3.11 or newer, with venv) or uv, then:
-#   bash launch.sh               the study on the embedded digits, with its report in runs/digits
+#   bash launch.sh               the error study on the embedded digits, with its report in runs/digits
 #   bash launch.sh test          format, lint, types and the whole test suite
 #   bash launch.sh test-oldest   the tests that meet most of JAX and Flax, with the oldest versions allowed
 #   bash launch.sh CONFIG DIR [--config.field=value ...]   another experiment, e.g. configs/garipov_mnist.py

@@ -3,7 +3,6 @@
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from tdjax.plan.timing import seconds_in_turns
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,9 @@ class Timing:
         return f"{self.median:.3g} [{min(self.seconds):.3g}, {max(self.seconds):.3g}]"
 
 
-def interleaved(functions: Sequence[Callable[[], Any]], rounds: int) -> list[Timing]:
-    """Time functions in turns, so that a slow moment of the machine hits all of them.
-
-    Each is called once before, untimed, for compilation and caches.
-    """
-    for function in functions:
-        jax.block_until_ready(function())
-    seconds: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds):
-        for own, function in zip(seconds, functions, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            own.append(time.perf_counter() - start)
-    return [Timing(tuple(own)) for own in seconds]
+def interleaved(calls: Sequence[Callable[[], Any]], rounds: int) -> list[Timing]:
+    """Time calls in turns, so that a slow moment of the machine hits all of them."""
+    return [Timing(seconds) for seconds in seconds_in_turns(calls, rounds)]
 
 
 def ratio(slow: Timing, fast: Timing) -> Timing:

@@ -1,5 +1,8 @@
 """Tensor decomposition of trained Flax networks."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from tdjax.decompose import (
     Info,
     cp_als,
@@ -12,23 +15,8 @@ from tdjax.decompose import (
 )
 from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
 from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
-from tdjax.dispatch import (
-    allocate,
-    collect_moments,
-    factorize,
-    factorize_sequentially,
-    layer_table,
-    make_plan,
-    reestimate_batch_stats,
-    remove_dead,
-)
-from tdjax.evaluate.candidates import evaluate_candidates
-from tdjax.evaluate.errors import feature_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
-from tdjax.params.factorize import factorize_params, reconstruct_params
-from tdjax.params.optimizers import carry_optimizer_state
-from tdjax.params.saving import load_factorised, save_factorised
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
@@ -38,6 +26,25 @@ from tdjax.pruning.indices import effective_number, lq_norm, pq_index, sparsity_
 from tdjax.pruning.lasso import lasso
 from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune, pq_prune, tail_prune
 from tdjax.pruning.masks import apply_mask, keep_zeros, pruned_share
+
+if TYPE_CHECKING:
+    from tdjax import linen as linen
+    from tdjax import nnx as nnx
+    from tdjax.dispatch import (
+        allocate,
+        collect_moments,
+        factorize,
+        factorize_sequentially,
+        layer_table,
+        make_plan,
+        reestimate_batch_stats,
+        remove_dead,
+    )
+    from tdjax.evaluate.candidates import evaluate_candidates
+    from tdjax.evaluate.errors import feature_errors, weight_errors
+    from tdjax.params.factorize import factorize_params, reconstruct_params
+    from tdjax.params.optimizers import carry_optimizer_state
+    from tdjax.params.saving import load_factorised, save_factorised
 
 __all__ = [
     "CP",
@@ -97,3 +104,40 @@ __all__ = [
     "tucker_als",
     "weight_errors",
 ]
+
+# What knows Flax, Optax or Orbax is loaded when it is first asked for: those who have a model have
+# loaded Flax already, those who decompose arrays need not wait for it, and Orbax, which takes
+# longest, comes with the first checkpoint. An import hook that is to see these rooms too stays
+# installed until they are loaded.
+_LATER = {
+    "allocate": "tdjax.dispatch",
+    "carry_optimizer_state": "tdjax.params.optimizers",
+    "collect_moments": "tdjax.dispatch",
+    "evaluate_candidates": "tdjax.evaluate.candidates",
+    "factorize": "tdjax.dispatch",
+    "factorize_params": "tdjax.params.factorize",
+    "factorize_sequentially": "tdjax.dispatch",
+    "feature_errors": "tdjax.evaluate.errors",
+    "layer_table": "tdjax.dispatch",
+    "load_factorised": "tdjax.params.saving",
+    "make_plan": "tdjax.dispatch",
+    "reconstruct_params": "tdjax.params.factorize",
+    "reestimate_batch_stats": "tdjax.dispatch",
+    "remove_dead": "tdjax.dispatch",
+    "save_factorised": "tdjax.params.saving",
+    "weight_errors": "tdjax.evaluate.errors",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in ("linen", "nnx"):
+            return import_module(f"tdjax.{name}")
+        if name not in _LATER:
+            raise AttributeError(f"module 'tdjax' has no attribute {name!r}")
+        globals()[name] = getattr(import_module(_LATER[name]), name)
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "linen", "nnx"})

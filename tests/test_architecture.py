@@ -3,15 +3,20 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
+import tdjax
+
 ROOT = Path(__file__).resolve().parents[1]
-# What a plain installation lacks.
-EXTRAS = (
-    "absl", "grain", "jinja2", "matplotlib", "ml_collections", "pandas", "PIL", "sklearn", "tqdm",
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+# What a plain installation may lack, and what takes long to load: absl comes with Flax and Optax.
+LATE = (
+    "absl", "flax", "grain", "jinja2", "matplotlib", "ml_collections", "optax", "orbax", "pandas",
+    "PIL", "sklearn", "tqdm",
 )  # fmt: skip
 # A room stands on those before it alone; rooms on one floor do not know each other.
 FLOORS = (
@@ -109,19 +114,77 @@ def test_no_import_runs_in_a_circle():
             del below[name]
 
 
-def test_importing_the_library_imports_no_extra():
-    script = (
-        "import sys, tdjax\n"
-        f"print(*sorted({{name.split('.')[0] for name in sys.modules}} & set({EXTRAS!r})))\n"
+@pytest.mark.parametrize(
+    ("script", "late"),
+    [
+        ("import tdjax", LATE),
+        ("import tdjax; tdjax.make_plan; tdjax.nnx", ("orbax", "tensorstore")),
+    ],
+)
+def test_loading_what_is_used_loads_no_more(script, late):
+    script += (
+        f"; import sys; print(*{{name.split('.')[0] for name in sys.modules}} & set({late!r}))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
+def test_all_names_of_the_face_are_there():
+    assert all(getattr(tdjax, name) for name in tdjax.__all__)
+    assert set(tdjax.__all__) <= set(dir(tdjax))
+    assert callable(tdjax.nnx.carry_optimizer)
+    assert callable(tdjax.linen.factorize)
+    with pytest.raises(AttributeError, match="no attribute 'factorise'"):
+        tdjax.factorise  # noqa: B018
+    # What type checkers see is what is loaded later.
+    (seen,) = (
+        node
+        for node in ast.parse(MODULES["tdjax"].read_text("utf-8")).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    names = {alias.name: node.module for node in seen.body for alias in node.names}
+    assert names == tdjax._LATER | {"linen": "tdjax", "nnx": "tdjax"}
+
+
+def packages(names):
+    """The packages that the modules of these files come from, without Python's own."""
+    found = set()
+    for file in names:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"tdjax", "experiments", "configs", "benchmarks"}
+
+
+def requirements(entries):
+    """The modules of the packages that are asked for."""
+    asked = {re.match(r"[\w-]+", entry)[0] for entry in entries}
+    return {
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if asked & {owner.lower().replace("_", "-") for owner in owners}
+    }
+
+
+def test_the_library_requires_what_it_imports():
+    named = requirements(PROJECT["dependencies"])
+    found = packages((ROOT / "tdjax").rglob("*.py"))
+    assert found <= named
+    assert len(found) == len(PROJECT["dependencies"])
+
+
+def test_the_extra_has_what_the_experiments_import():
+    extras = PROJECT["optional-dependencies"]
+    named = requirements([*PROJECT["dependencies"], *extras["experiments"], *extras["images"]])
+    folders = ("experiments", "configs", "benchmarks")
+    assert packages(file for name in folders for file in (ROOT / name).rglob("*.py")) <= named
+
+
 def test_the_oldest_versions_are_the_lower_bounds():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     bounds = dict(
-        re.fullmatch(r"([\w-]+)>=([\w.]+)", entry).groups() for entry in project["dependencies"]
+        re.fullmatch(r"([\w-]+)>=([\w.]+)", entry).groups() for entry in PROJECT["dependencies"]
     )
     lines = (ROOT / ".ci" / "oldest.txt").read_text("utf-8").splitlines()
     oldest = dict(line.split("==") for line in lines if line and not line.startswith("#"))
@@ -130,7 +193,7 @@ def test_the_oldest_versions_are_the_lower_bounds():
     known = {name: oldest.get(name) for name in bounds}
     assert known == bounds
     optional = {}
-    for entries in project["optional-dependencies"].values():
+    for entries in PROJECT["optional-dependencies"].values():
         optional |= dict(
             found.groups() for e in entries if (found := re.fullmatch(r"([\w-]+)>=([\w.]+)", e))
         )

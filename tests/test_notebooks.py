@@ -1,10 +1,15 @@
+import importlib.util
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def code_of(notebook):
@@ -25,7 +30,7 @@ def test_runs_and_shows_what_is_stored(path):
     assert counts == list(range(1, len(counts) + 1)), "not executed from top to bottom"
     again = nbformat.read(path, as_version=4)
     NotebookClient(
-        again, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parents[1]}}
+        again, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}
     ).execute()
     for before, after in zip(code_of(stored), code_of(again), strict=True):
         kinds = [[output.output_type for output in cell.outputs] for cell in (before, after)]
@@ -36,3 +41,28 @@ def test_runs_and_shows_what_is_stored(path):
 
 def test_there_are_notebooks():
     assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "any_model"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("here", ["installed", "clone", "alone"])
+def test_installs_from_the_clone_or_from_the_repository(path, here, tmp_path, monkeypatch):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (tmp_path / "notebooks").mkdir()
+    if here == "clone":
+        (tmp_path / "tdjax").mkdir()
+        (tmp_path / "tdjax" / "py.typed").touch()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    if here != "installed":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    asked = []
+    shell = SimpleNamespace(run_line_magic=lambda *magic: asked.append(magic))
+    names = {"get_ipython": lambda: shell}
+    first = code_of(nbformat.read(path, as_version=4))[0].source
+    exec(TransformerManager().transform_cell(first), names)
+    if here == "installed":
+        assert asked == []
+    else:
+        ((magic, line),) = asked
+        assert (magic, line.split()[:3]) == ("pip", ["install", "--quiet", "{source}"])
+        address = f"git+{project['urls']['Repository']}"
+        assert names["source"] == (".." if here == "clone" else address)

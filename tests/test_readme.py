@@ -1,21 +1,60 @@
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_examples_run_and_print_what_they_show(capsys):
-    text = README.read_text("utf-8")
-    blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
-    code = [body for language, body in blocks if language == "python"]
-    assert len(code) == 8
+def run(name):
+    """Run the Python blocks of a page as one program, against the text shown behind each."""
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     names: dict[str, object] = {}
-    for body in code:
-        exec(body, names)
-    printed = capsys.readouterr().out
-    (table,) = [body for language, body in blocks if language == "text"]
-    assert table.strip() in printed
+    shown = 0
+    for (language, body), (following, text) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
+        if language == "python":
+            printed = io.StringIO()
+            with redirect_stdout(printed):
+                exec(body, names)
+            assert printed.getvalue().strip() == (text.strip() if following == "text" else "")
+            shown += following == "text"
+    assert shown == sum(language == "text" for language, _ in blocks)
+    return names
+
+
+def test_readme():
+    names = run("README.md")
+    # Both sides of the loss: a plan of half the network, and factors that fit its model.
+    assert 0.495 <= names["half"].size / names["half"].size_before <= 0.5
+    logits = names["small"].apply({"params": names["params"]}, names["x"])
+    assert logits.shape == (8, 10)
+
+
+def test_guide():
+    names = run("docs/guide.md")
     # A quarter of the parameters, as the rank was chosen; candidates in the order of their ranks.
     assert abs(names["cp"].size / names["kernel"].size - 0.25) < 0.01
-    assert 0.495 <= names["plan"].size / names["plan"].size_before <= 0.5
+    assert 0.495 <= names["halved"].macs / names["halved"].macs_before <= 0.5
     assert names["change"][0] > names["change"][1] > names["change"][2]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/results.md"])
+def test_what_is_linked_and_named_is_there(name):
+    text = (ROOT / name).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("https://"):
+            assert (ROOT / name).parent.joinpath(target).exists(), target
+    for config in re.findall(r"configs/\w+\.py", text):
+        assert (ROOT / config).exists(), config
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+    for title in re.findall(r"\]\(#([^)]+)\)", text):
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+        assert title in anchors, title

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,19 +49,29 @@ def profile_calls(
 
     Raises ValueError for no rounds.
     """
+    before, after = seconds_in_turns((dense, factorised), rounds)
+    ratios = sorted(slow / fast for slow, fast in zip(before, after, strict=True))
+    return Profile(
+        statistics.median(before), statistics.median(after), statistics.median(ratios),
+        ratios[0], ratios[-1], rounds,
+    )  # fmt: skip
+
+
+def seconds_in_turns(
+    calls: Sequence[Callable[[], Any]], rounds: int
+) -> tuple[tuple[float, ...], ...]:
+    """Seconds that each call takes, round by round; each is made once before, untimed.
+
+    Raises ValueError for no rounds.
+    """
     if rounds < 1:
         raise ValueError(f"profile: rounds must be at least 1, got {rounds}")
-    calls = (dense, factorised)
     for call in calls:
         jax.block_until_ready(call())
-    seconds: list[tuple[float, ...]] = []
+    seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        took = []
-        for call in calls:
+        for own, call in zip(seconds, calls, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(call())
-            took.append(time.perf_counter() - start)
-        seconds.append(tuple(took))
-    before, after = (statistics.median(column) for column in zip(*seconds, strict=True))
-    ratios = sorted(slow / fast for slow, fast in seconds)
-    return Profile(before, after, statistics.median(ratios), ratios[0], ratios[-1], rounds)
+            own.append(time.perf_counter() - start)
+    return tuple(map(tuple, seconds))

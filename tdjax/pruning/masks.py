@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from tdjax.pruning.prunable import names_of, prunable
+
+if TYPE_CHECKING:
+    import optax
 
 
 def apply_mask(params: Any, mask: Any) -> Any:
@@ -60,6 +62,7 @@ def keep_zeros(mask: Any) -> optax.GradientTransformation:
 
     Raises ValueError in `init` for a mask that does not fit the parameters.
     """
+    import optax
 
     def init(params: Any) -> KeepZerosState:
         own = mask(params) if callable(mask) else mask
