@@ -29,6 +29,7 @@ from tdjax.moments.file import load_moments, save_moments
 from tdjax.params.factorize import factorize_params, reconstruct_params
 from tdjax.params.optimizers import carry_optimizer_state
 from tdjax.params.saving import load_factorised, save_factorised
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
@@ -43,6 +44,7 @@ __all__ = [
     "CP",
     "TT",
     "Covariance",
+    "Form",
     "Format",
     "Frobenius",
     "GroupedLowRank",

@@ -7,7 +7,8 @@ from plain_models import ConvNet
 
 import tdjax
 from tdjax import Layer, Plan, PlannedLayer, Rule
-from tdjax.params.factorize import layer_params, replace_kernel
+from tdjax.params.factorize import replace_kernel
+from tdjax.params.tree import layer_params
 from tdjax.plan.decide import plan_layer
 
 # A model's parameters without a model: names, shapes and a plan are enough.

@@ -292,7 +292,7 @@ def test_table_text():
     assert rows["embed"].split() == ["embed", "50x32", "dense", "1,600", "0"]
     assert f"{plan.size_before:,} -> {plan.size:,}" in lines[7]
     assert f"{plan.macs_before:,} -> {plan.macs:,}" in lines[7]
-    assert lines[-1] == "embed stays dense: Embed is not supported"
+    assert lines[-1] == "embed kept dense: Embed is not supported"
     assert len({len(line) for line in (lines[1], lines[6])}) == 1
 
 
