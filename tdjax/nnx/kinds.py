@@ -19,7 +19,7 @@ from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.plan.stage import CORRECTION, Chain, Stage
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import geometry
 from tdjax.trace.geometry import Call
@@ -128,7 +128,7 @@ class FactorisedEmbed(nnx.Embed):
             for factor in _kernels(self)
         ]
         taken = jnp.take(factors.pop(), inputs, axis=0) if _nonzeros(self) else 0
-        rows = self.planned.chain.take_rows(factors, jnp.asarray(inputs))
+        rows = _chain(self).take_rows(factors, jnp.asarray(inputs))
         return _placed(rows + taken, out_sharding)
 
     def attend(self, query: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
@@ -138,7 +138,7 @@ class FactorisedEmbed(nnx.Embed):
             query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
             factors.append(factor)
         products = jnp.dot(query, factors.pop().T) if _nonzeros(self) else 0
-        return _placed(self.planned.chain.attend(factors, query) + products, out_sharding)
+        return _placed(_chain(self).attend(factors, query) + products, out_sharding)
 
 
 def describe_linear_general(call: Call) -> Layer:
@@ -185,7 +185,7 @@ def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
 
 
 def _chain_product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    if not isinstance(module.planned.chain, TTMatrixChain):
+    if not isinstance(_chain(module), TTMatrixChain):
         for stage in _stages(module):
             x = getattr(module, stage.name)(low_rank.split_inputs(x, stage.groups))
         return x
@@ -203,8 +203,12 @@ def _layer(module: Any) -> Layer:
     return module.planned.layer
 
 
+def _chain(module: Any) -> Chain:
+    return module.planned.chain
+
+
 def _stages(module: Any) -> tuple[Stage, ...]:
-    return module.planned.stages
+    return _chain(module).stages
 
 
 def _nonzeros(module: Any) -> int:

@@ -136,7 +136,7 @@ def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any]
     for box in about["boxes"]:
         *above, name = box["path"]
         own = layer_params(params, join_path(*above))
-        boxed = BOXES[box["kind"]](own[name], _tuples(box["names"]))
+        boxed: Any = BOXES[box["kind"]](own[name], _tuples(box["names"]))
         put(params, join_path(*above), {name: boxed})
     return params, plan
 
