@@ -198,7 +198,7 @@ def allocate(
       steps are taken where they save most for what they lose.
 
     The rest of the budget is filled up with what gains most. Layers that cannot shrink, or are
-    better left alone, stay dense with the reason in the plan.
+    better left alone, are kept dense, with the reason in the plan.
 
     Arguments:
         model, variables, sample: as for `tdjax.make_plan`.

@@ -195,7 +195,7 @@ class Plan:
 
     def _notes(self) -> list[str]:
         reasons = [
-            f"{entry.layer.path or '(model)'} kept dense: {entry.reason}"
+            f"{entry.layer.path or '(model)'} is kept dense: {entry.reason}"
             for entry in self.layers
             if entry.reason
         ]

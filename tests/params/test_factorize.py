@@ -171,7 +171,7 @@ def test_kernel_that_is_not_finite_is_refused(value):
     params["block"]["conv"]["kernel"] = params["block"]["conv"]["kernel"].at[0, 0, 0, 0].set(value)
     with pytest.raises(ValueError, match="layer 'block/conv': the kernel holds NaN or Inf"):
         tdjax.factorize_params(params, make_plan())
-    # Of a layer that stays dense nothing is asked.
+    # Of a layer that is kept dense nothing is asked.
     tdjax.factorize_params(params, make_plan("svd", ("head",)))
 
 
