@@ -18,6 +18,7 @@ from benchmarks.timing import describe_machine, interleaved, ratio
 from experiments.models import ResNet18
 from experiments.network.training import example_scores
 from tdjax.params.factorize import replace_kernel
+from tdjax.params.tree import layer_params
 
 CANDIDATES = flags.DEFINE_integer("candidates", 75, "Kernels of the layer.")
 IMAGES = flags.DEFINE_integer("images", 100, "Images in the batch.")
@@ -39,9 +40,7 @@ def both_sides(
     x = jax.random.normal(keys[0], (images, 32, 32, 3))
     labels = jax.random.randint(keys[1], (images,), 0, 10)
     variables = jax.jit(model.init)(keys[2], x[:1])
-    kernel = variables["params"]
-    for name in (*path.split("/"), "kernel"):
-        kernel = kernel[name]
+    kernel = layer_params(variables["params"], path)["kernel"]
     noise = jax.random.normal(keys[3], (candidates, *kernel.shape))
     kernels = kernel + 0.1 * jnp.std(kernel) * noise
 

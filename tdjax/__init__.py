@@ -17,6 +17,7 @@ from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tuc
 from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
@@ -50,6 +51,7 @@ __all__ = [
     "CP",
     "TT",
     "Covariance",
+    "Form",
     "Format",
     "Frobenius",
     "GroupedLowRank",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import flax.linen as nn
 import jax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 import tdjax.linen.batch_stats
 import tdjax.linen.model
@@ -24,6 +24,7 @@ import tdjax.nnx.table
 from tdjax.allocation.allocate import allocate as allocate_budget
 from tdjax.moments.collect import LayerMoments, collect
 from tdjax.moments.sums import LossFn
+from tdjax.params.options import Options
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
@@ -96,9 +97,9 @@ def factorize(
     plan: Plan,
     *,
     key: Array | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float = 1e-8,
+    init: str = Options.init,
+    max_iters: int = Options.max_iters,
+    tol: float | Float[Array, ""] = Options.tol,
     moments: Mapping[str, LayerMoments] | None = None,
     norm: str | None = None,
     correct_bias: bool = False,
@@ -197,7 +198,7 @@ def allocate(
       steps are taken where they save most for what they lose.
 
     The rest of the budget is filled up with what gains most. Layers that cannot shrink, or are
-    better left alone, stay dense with the reason in the plan.
+    better left alone, are kept dense, with the reason in the plan.
 
     Arguments:
         model, variables, sample: as for `tdjax.make_plan`.
@@ -233,9 +234,9 @@ def factorize_sequentially(
     moments: Mapping[str, LayerMoments] | None = None,
     correct_bias: bool = False,
     key: Array | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float = 1e-8,
+    init: str = Options.init,
+    max_iters: int = Options.max_iters,
+    tol: float | Float[Array, ""] = Options.tol,
 ) -> Any:
     """Factors of all layers of a plan, each making up for what the layers before it lost.
 
@@ -257,10 +258,10 @@ def factorize_sequentially(
     Raises ValueError for no batches or an iterator, and as `tdjax.factorize_params`.
     """
     run = tdjax.nnx.sequential if _is_nnx(model) else tdjax.linen.sequential
-    return run.factorize_sequentially(
-        model, *args, moments=moments, correct_bias=correct_bias, key=key, init=init,
-        max_iters=max_iters, tol=tol,
-    )  # fmt: skip
+    options = Options(
+        key=key, init=init, max_iters=max_iters, tol=tol, moments=moments, correct_bias=correct_bias
+    )
+    return run.factorize_sequentially(model, *args, options)
 
 
 def reestimate_batch_stats(model: Any, *args: Any) -> Any:

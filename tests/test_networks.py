@@ -29,7 +29,7 @@ RULES = (
     Rule(path=".*(attention/.*|Dense_0)", method="tt", compression=0.4),
     Rule(path=".*", method="svd", compression=0.4),
 )
-# Model, input, layers that stay dense with a word of the reason.
+# Model, input, layers that are kept dense with a word of the reason.
 LINEN = {
     "classifier": (Classifier(), IMAGES, {}),
     "vision transformer": (VisionTransformer(), IMAGES, {"": "VisionTransformer is not"}),

@@ -19,7 +19,8 @@ from experiments.network.training import Model
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate, factorize_sequentially
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.params.factorize import factorize_params, reconstruct_params
+from tdjax.params.tree import layer_params
 from tdjax.plan.plan import Plan
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.network.settings import SubjectSettings
 from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
 from tdjax.allocation.allocate import COSTS
-from tdjax.plan.chain import METHODS
+from tdjax.plan.form import METHODS
 
 # Those of `tdjax.allocate`, and ALDS with the objective of its authors' code.
 STRATEGIES = ("uniform", "energy", "alds", "alds released", "loss")

@@ -17,7 +17,8 @@ from experiments.network.training import Model
 from tdjax.dispatch import factorize_sequentially
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.bias import can_correct, mean_output, shifted
-from tdjax.params.factorize import factorize_params, layer_params, reconstruct_params
+from tdjax.params.factorize import factorize_params, reconstruct_params
+from tdjax.params.tree import layer_params
 from tdjax.plan.plan import Plan
 
 Moments = Mapping[str, LayerMoments]

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.network.settings import ScoreSettings, SubjectSettings
 from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
-from tdjax.plan.chain import METHODS
+from tdjax.plan.form import METHODS
 
 FROBENIUS = "frobenius"
 # In front of a norm: layer after layer, each on what the ones before it have become.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,9 +16,13 @@ from experiments.error_study.records import Choice, Key
 from experiments.network.training import Apply
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP, Format
-from tdjax.params.factorize import layer_params, replace_kernel
+from tdjax.params.factorize import replace_kernel
 from tdjax.params.kernels import decompose_kernel
-from tdjax.plan import chain
+from tdjax.params.options import Options
+from tdjax.params.tree import layer_params
+from tdjax.plan.chain import chain_of
+from tdjax.plan.form import Form
+from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 
 Factors = list[Format]
@@ -35,26 +39,22 @@ class CompressedNetwork:
     """
 
     apply: Apply
-    path: str
-    kernel_shape: tuple[int, ...]
-    groups: int
-    method: str
+    layer: Layer
+    form: Form
+
+    @classmethod
+    def of(cls, apply: Apply, plan: PlannedLayer) -> CompressedNetwork:
+        """With a layer in the form of a plan, at whatever ranks."""
+        assert plan.form is not None
+        return cls(apply, plan.layer, replace(plan.form, ranks=()))
 
     def __call__(
         self, params: Any, state: Any, images: Array, key: Array | None
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
-        kernel = dense_kernel(params["factors"], self.kernel_shape, self.groups, self.method)
-        return self.apply(replace_kernel(params["dense"], self.path, kernel), state, images, key)
-
-
-def dense_kernel(
-    factors: Sequence[Format], kernel_shape: Sequence[int], groups: int, method: str
-) -> Float[Array, "*_"]:
-    """The kernel (*spatial, C / groups, T) that the factors of all groups stand for."""
-    shape = (*kernel_shape[:-1], kernel_shape[-1] // groups)
-    parts = [chain.kernel_view(part.to_tensor(), shape, method) for part in factors]
-    return parts[0] if groups == 1 else jnp.concatenate(parts, axis=-1)
+        kernel = chain_of(self.layer, self.form).dense(params["factors"])
+        params = replace_kernel(params["dense"], self.layer.path, kernel)
+        return self.apply(params, state, images, key)
 
 
 def decompose_runs(
@@ -82,9 +82,8 @@ def decompose_runs(
                 own = choice_key(key, choice, run)
                 found[choice, run] = _cp_factors(kernel, plan, widest, settings, own)
         else:
-            shared = decompose_kernel(
-                kernel, plan, max_iters=settings.tucker_iters, tol=settings.tol
-            )
+            options = Options(max_iters=settings.tucker_iters, tol=settings.tol)
+            shared = decompose_kernel(kernel, plan, options)
             found |= {(choice, run): shared for run in range(runs)}
     return found
 
@@ -110,9 +109,9 @@ def widened(factors: Factors, others: Sequence[Factors]) -> Factors:
 
 def without_kernel(params: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The parameters of a network less the kernel of one layer."""
-    copied = replace_kernel(params, path, jnp.zeros(()))
-    del layer_params(copied, path)["kernel"]  # type: ignore[attr-defined]
-    return copied
+    rest = replace_kernel(params, path, jnp.zeros(()))
+    del layer_params(rest, path)["kernel"]  # type: ignore[attr-defined]
+    return rest
 
 
 def _cp_factors(
@@ -125,8 +124,8 @@ def _cp_factors(
     draw = jax.random.uniform if settings.cp_init == "random" else jax.random.normal
     (rank,) = plan.ranks
     factors: Factors = []
-    for group, part in enumerate(chain.split_groups(kernel, plan.layer.groups)):
-        tensor = chain.tensor_view(part, "cp", plan.spatial)
+    for group, part in enumerate(plan.chain.split_groups(kernel)):
+        tensor = plan.chain.tensor_view(part)
         keys = jax.random.split(jax.random.fold_in(key, group), tensor.ndim)
         start = [draw(k, (n, rank)) for k, n in zip(keys, tensor.shape, strict=True)]
         cp, _ = cp_als(

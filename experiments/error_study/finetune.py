@@ -40,11 +40,8 @@ def finetune_records(
 ) -> dict[Key, dict[str, Any]]:
     """Train all runs of one choice on and measure them; shapes are those of all `alike`."""
     runs, settings = range(bench.protocol.runs), bench.protocol.finetune_fit
-    layer = plan.layer
-    network = CompressedNetwork(
-        bench.network, layer.path, layer.kernel_shape, layer.groups, str(plan.method)
-    )
-    dense = without_kernel(model.params, layer.path)
+    network = CompressedNetwork.of(bench.network, plan)
+    dense = without_kernel(model.params, plan.layer.path)
     models = [
         Model({"dense": dense, "factors": widened(factors[choice, run], alike)}, model.state)
         for run in runs

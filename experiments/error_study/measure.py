@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from experiments.data import Examples
 from experiments.error_study.bench import Bench, choice_fields, performance
-from experiments.error_study.candidates import Factors, dense_kernel
+from experiments.error_study.candidates import Factors
 from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
 from experiments.error_study.records import Choice, Key
 from experiments.network.training import Model, Scores, example_scores
@@ -23,7 +23,7 @@ from tdjax.dispatch import collect_moments
 from tdjax.evaluate.candidates import evaluate_candidates
 from tdjax.evaluate.errors import candidate_feature_errors, data_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.factorize import layer_params
+from tdjax.params.tree import layer_params
 from tdjax.plan.plan import PlannedLayer
 
 
@@ -66,7 +66,7 @@ def compressed_records(
     # Runs that share one decomposition are evaluated once.
     distinct = {id(own): (key, own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
-    kernels = jnp.stack([_dense(own, plans[key[0]]) for key, own in distinct.values()])
+    kernels = jnp.stack([plans[key[0]].chain.dense(own) for key, own in distinct.values()])
     variables = {**model.state, "params": model.params}
     size = settings.batch_size
     scores = {
@@ -146,8 +146,3 @@ def _batches(examples: Examples, size: int) -> Iterator[tuple[np.ndarray, np.nda
     for start in range(0, len(examples.labels), size):
         part = slice(start, start + size)
         yield examples.images[part], examples.labels[part]
-
-
-def _dense(factors: Factors, plan: PlannedLayer) -> jax.Array:
-    layer = plan.layer
-    return dense_kernel(factors, layer.kernel_shape, layer.groups, str(plan.method))

@@ -23,7 +23,7 @@ from experiments.workdir.journal import append_records, claim_workdir
 from experiments.workdir.progress import Progress
 from experiments.workdir.threads import Records, in_threads
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.factorize import layer_params
+from tdjax.params.tree import layer_params
 
 
 def run_study(protocol: Protocol, workdir: Path) -> Path:

@@ -23,7 +23,7 @@ from tdjax.allocation.search import (
     total,
 )
 from tdjax.moments.collect import LayerMoments
-from tdjax.plan.chain import METHODS
+from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 

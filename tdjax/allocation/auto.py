@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import relative_error
-from tdjax.params.kernels import decompose_array, reconstruct_array
-from tdjax.plan.chain import METHODS
+from tdjax.params.arrays import decompose_array, reconstruct_array
+from tdjax.params.options import Options
 from tdjax.plan.decide import plan_layer
+from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.rules import Rule
@@ -25,7 +26,7 @@ def best_format(
     """A function that plans a layer in the format with the least relative weight error.
 
     All methods are tried at the compression that the rule asks for; of equal errors the earlier
-    of `tdjax.plan.chain.METHODS` wins. Formats that would save nothing are left out where others
+    of `tdjax.plan.form.METHODS` wins. Formats that would save nothing are left out where others
     do.
 
     Arguments:
@@ -52,7 +53,7 @@ def best_format(
             return smaller[0]
 
         def error(entry: PlannedLayer) -> Float[Array, ""]:
-            factors = decompose_array(array, entry, key=key, max_iters=max_iters)
+            factors = decompose_array(array, entry, Options(key=key, max_iters=max_iters))
             return relative_error(array, reconstruct_array(factors, entry))
 
         errors = jnp.stack([error(entry) for entry in smaller])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from tdjax.plan.decide import plan_layer
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.rules import Rule
@@ -45,10 +46,9 @@ def low_rank_choices(layer: Layer, cost: str, splits: int = 1) -> Choices:
     Arguments:
         splits: k.
     """
-    own: dict[str, Any] = {} if splits == 1 else {"splits": splits}
 
     def entry(ranks: Sequence[int]) -> PlannedLayer:
-        return PlannedLayer(layer, "svd", tuple(ranks), **own)
+        return PlannedLayer(layer, Form("svd", tuple(ranks), splits=splits))
 
     *front, t = layer.group_shape
     ranks = np.arange(1, min(math.prod(front) // splits, t) + 1)[:, None]
@@ -60,7 +60,7 @@ def tucker_choices(layer: Layer, cost: str) -> Choices:
     """Tucker of the channels at pairs of ranks, (r_C, r_T) in the order of their grid."""
 
     def entry(ranks: Sequence[int]) -> PlannedLayer:
-        return PlannedLayer(layer, "tucker", tuple(ranks))
+        return PlannedLayer(layer, Form("tucker", tuple(ranks)))
 
     *_, c, t = layer.group_shape
     grid = np.array([(a, b) for a in rank_grid(c) for b in range(1, t + 1)])

@@ -22,8 +22,10 @@ from tdjax.allocation.choices import (
 )
 from tdjax.allocation.curves import low_rank_losses, singular_values, tucker_losses
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.kernels import Weights, decompose_array, reconstruct_array
-from tdjax.plan.layers import MATRICES, Layer
+from tdjax.params.arrays import decompose_array, reconstruct_array
+from tdjax.params.kernels import Weights
+from tdjax.params.options import Options
+from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 
 # Shares at which CP and TT are decomposed; between them their loss is interpolated.
@@ -37,7 +39,7 @@ class Asked(NamedTuple):
 
     Arguments:
         cost: "params" or "macs".
-        methods: of `tdjax.plan.chain.METHODS`.
+        methods: of `tdjax.plan.form.METHODS`.
         splits: groups of channels that low rank may have; None for all that divide them.
         objective: of ALDS, "bound", or "released" for that of its authors' code.
         key: for the random starts of CP.
@@ -86,15 +88,15 @@ def operator_bound(array: Any, entry: PlannedLayer) -> float:
     sqrt(k) times the greatest first dropped singular value of its k groups, over norm(W)_2, for
     factors from truncated SVDs (Liebenwein et al. 2021, Theorem 1).
     """
-    if entry.method is None:
+    if entry.form is None:
         return 0.0
+    splits, (rank,) = entry.form.splits, entry.form.ranks
     parts = parts_of(array, entry.layer)
     whole = jnp.maximum(singular_values(parts)[:, 0, 0], jnp.finfo(parts.dtype).tiny)
-    values = singular_values(parts, entry.splits)
-    (rank,) = entry.ranks
+    values = singular_values(parts, splits)
     if rank >= values.shape[-1]:
         return 0.0
-    return math.sqrt(entry.splits) * float(jnp.max(values[:, :, rank].max(axis=1) / whole))
+    return math.sqrt(splits) * float(jnp.max(values[:, :, rank].max(axis=1) / whole))
 
 
 def energy(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
@@ -135,7 +137,7 @@ def _losses(layer: Layer, array: Any, asked: Asked, weights: Weights | None) -> 
     """tr(G E^T S E) of every choice, all feature groups and layers of a stack together."""
     parts, found = parts_of(array, layer), []
     inputs, outputs = (None, None) if weights is None else (_flat(m, layer) for m in weights)
-    matrix = layer.kind in MATRICES or math.prod(layer.group_shape[:-2]) == 1
+    matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
     if "svd" in asked.methods:
         curve = jnp.sum(low_rank_losses(parts, inputs, outputs), axis=0)
         found.append((low_rank_choices(layer, asked.cost), np.asarray(curve, np.float64)[1:]))
@@ -161,7 +163,8 @@ def _sampled(
     logs = []
     for row in few.ranks:
         entry = few.entry(row.tolist())
-        factors = decompose_array(array, entry, key=asked.key, weights=weights, max_iters=SWEEPS)
+        options = Options(key=asked.key, max_iters=SWEEPS)
+        factors = decompose_array(array, entry, options, weights=weights)
         left = parts_of(array - reconstruct_array(factors, entry), layer)
         lost = float(jnp.sum(_weighed(left, layer, weights)))
         logs.append(math.log(max(lost, 1e-30)))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.params.factorize import layer_params, replace_kernel
+from tdjax.params.factorize import replace_kernel
+from tdjax.params.tree import layer_params
 from tdjax.trace.call import StaticPart, call_arguments, split_arrays
 from tdjax.trace.hoist import split
 

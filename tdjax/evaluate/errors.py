@@ -18,8 +18,10 @@ from tdjax.decompose.formats import HIGHEST
 from tdjax.decompose.norms import times
 from tdjax.evaluate.candidates import Network, candidate_means, examples
 from tdjax.linen import layer_outputs
-from tdjax.params.factorize import dense_tree, factor_tree, layer_params, weight_name
+from tdjax.params.factorize import dense_tree, factor_tree, weight_name
+from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
+from tdjax.params.tree import layer_params
 from tdjax.plan.plan import Plan
 from tdjax.trace.call import StaticPart, split_arrays
 
@@ -126,7 +128,7 @@ def feature_errors(
     params = variables["params"]
     if isinstance(plan_or_params, Plan):
         approximated = factor_tree(
-            params, plan_or_params, key=jax.random.key(0) if key is None else key
+            params, plan_or_params, Options(key=jax.random.key(0) if key is None else key)
         )
         paths = [entry.layer.path for entry in plan_or_params.factorised]
         dense: Mapping[str, Any] = dense_tree(approximated, plan_or_params)

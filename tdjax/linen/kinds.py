@@ -18,6 +18,7 @@ from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
 from tdjax.trace.matrices import as_tuple
@@ -37,7 +38,7 @@ class Kind(NamedTuple):
     methods: Mapping[str, Callable[..., Any]]
 
 
-class Factor(nn.Module):
+class FactorArray(nn.Module):
     """One array of a chain that is no thin layer."""
 
     shape: tuple[int, ...]
@@ -151,28 +152,24 @@ def run_embed(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """Rows of the table."""
     if not jnp.issubdtype(inputs.dtype, jnp.integer):
         raise ValueError("Input type must be an integer or unsigned integer.")
-    factors = [getattr(module, stage.name)() for stage in entry.stages]
-    if entry.nonzeros:
-        factors.append(getattr(module, CORRECTION)())
+    factors = _tables(module, entry)
     factors = module.promote_dtype(*factors, dtype=module.dtype, inexact=False)
     taken = jnp.take(factors.pop(), inputs, axis=0) if entry.nonzeros else 0
-    if tt_matrix.is_train(entry.stages):
-        return tt_matrix.take_rows(factors, inputs) + taken
-    rows, columns = factors
-    return jnp.dot(jnp.take(rows, inputs, axis=0), columns) + taken
+    return entry.chain.take_rows(factors, jnp.asarray(inputs)) + taken
 
 
 def run_attend(module: Any, entry: PlannedLayer, query: Array) -> Array:
     """Inner products of a query with all rows of the table."""
-    factors = [getattr(module, stage.name)() for stage in entry.stages]
-    if entry.nonzeros:
-        factors.append(getattr(module, CORRECTION)())
+    factors = _tables(module, entry)
     query, *factors = module.promote_dtype(query, *factors, dtype=module.dtype)
     products = jnp.dot(query, factors.pop().T) if entry.nonzeros else 0
-    if tt_matrix.is_train(entry.stages):
-        return tt_matrix.multiply(query, [core.swapaxes(1, 2) for core in factors]) + products
-    rows, columns = factors
-    return jnp.dot(jnp.dot(query, columns.T), rows.T) + products
+    return entry.chain.attend(factors, query) + products
+
+
+def _tables(module: Any, entry: PlannedLayer) -> list[Array]:
+    """The factors of a table, and behind them its sparse correction."""
+    tables = [getattr(module, stage.name)() for stage in entry.stages]
+    return [*tables, getattr(module, CORRECTION)()] if entry.nonzeros else tables
 
 
 def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
@@ -186,7 +183,7 @@ def _product(module: Any, entry: PlannedLayer, x: Array) -> Array:
 
 
 def _chain_product(module: Any, entry: PlannedLayer, x: Array) -> Array:
-    if tt_matrix.is_train(entry.stages):
+    if isinstance(entry.chain, TTMatrixChain):
         cores = [
             _factor(module, module.kernel_init, entry, stage, stage.name)()
             for stage in entry.stages
@@ -224,9 +221,11 @@ def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _factor(module: Any, init: Any, entry: PlannedLayer, stage: Stage, name: str | None) -> Factor:
+def _factor(
+    module: Any, init: Any, entry: PlannedLayer, stage: Stage, name: str | None
+) -> FactorArray:
     initial = _initial(init, entry, stage)
-    return Factor(stage.kernel_shape, initial, module.param_dtype, name=name)
+    return FactorArray(stage.kernel_shape, initial, module.param_dtype, name=name)
 
 
 def _initial(init: Callable[..., Any], entry: PlannedLayer, stage: Stage) -> Callable[..., Any]:

@@ -9,7 +9,8 @@ import flax.linen as nn
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
-from tdjax.params.factorize import layer_params, weight_name
+from tdjax.params.factorize import weight_name
+from tdjax.params.tree import layer_params
 from tdjax.trace.call import call_arguments
 
 # A variable collection that carries other kernels into a model and pairs of outputs out of it.

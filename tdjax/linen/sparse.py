@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array
 
 from tdjax.decompose.sparse import scattered
+from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.corrections import COLLECTION
-from tdjax.params.kernels import INDICES, VALUES
+from tdjax.params.tree import join_path
 
 
 class Sparse(nn.Module):
@@ -40,7 +41,7 @@ class Sparse(nn.Module):
             self.is_initializing() and self.is_mutable_collection(COLLECTION)
         ):
             raise ValueError(
-                f"layer {'/'.join(self.path[:-1])!r} has a sparse correction, but the collection "
+                f"layer {join_path(*self.path[:-1])!r} has a sparse correction, but the collection "
                 f"{COLLECTION!r} has no indices for it: apply the model to all variables that "
                 "factorize_params gave, and let every nn.scan, nn.vmap or nn.RNN around the layer "
                 f"carry {COLLECTION!r} as it does 'params'"

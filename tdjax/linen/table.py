@@ -13,8 +13,8 @@ import jax
 from tdjax.allocation.auto import best_format
 from tdjax.linen.intercept import Interceptor
 from tdjax.linen.kinds import KINDS
-from tdjax.params.factorize import layer_params
 from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.params.tree import layer_params
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import VECTORS, Inventory, Layer
 from tdjax.plan.plan import Plan

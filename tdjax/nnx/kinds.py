@@ -18,7 +18,9 @@ from jaxtyping import Array, Float
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
-from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.stage import CORRECTION, Chain, Stage
+from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
 
@@ -39,7 +41,7 @@ class Kind(NamedTuple):
     thin: Callable[[Any, Stage], nnx.Module]
 
 
-class Factor(nnx.Module):
+class FactorArray(nnx.Module):
     """One array of a chain that is no thin layer, its `kernel`."""
 
 
@@ -126,10 +128,8 @@ class FactorisedEmbed(nnx.Embed):
             for factor in _kernels(self)
         ]
         taken = jnp.take(factors.pop(), inputs, axis=0) if _nonzeros(self) else 0
-        if tt_matrix.is_train(_stages(self)):
-            return _placed(tt_matrix.take_rows(factors, inputs) + taken, out_sharding)
-        rows, columns = factors
-        return _placed(jnp.dot(jnp.take(rows, inputs, axis=0), columns) + taken, out_sharding)
+        rows = _chain(self).take_rows(factors, jnp.asarray(inputs))
+        return _placed(rows + taken, out_sharding)
 
     def attend(self, query: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
         """Inner products of a query with all rows of the table, see `nnx.Embed`."""
@@ -138,11 +138,7 @@ class FactorisedEmbed(nnx.Embed):
             query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
             factors.append(factor)
         products = jnp.dot(query, factors.pop().T) if _nonzeros(self) else 0
-        if tt_matrix.is_train(_stages(self)):
-            turned = [core.swapaxes(1, 2) for core in factors]
-            return _placed(tt_matrix.multiply(query, turned) + products, out_sharding)
-        rows, columns = factors
-        return _placed(jnp.dot(jnp.dot(query, columns.T), rows.T) + products, out_sharding)
+        return _placed(_chain(self).attend(factors, query) + products, out_sharding)
 
 
 def describe_linear_general(call: Call) -> Layer:
@@ -189,7 +185,7 @@ def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
 
 
 def _chain_product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    if not tt_matrix.is_train(_stages(module)):
+    if not isinstance(_chain(module), TTMatrixChain):
         for stage in _stages(module):
             x = getattr(module, stage.name)(low_rank.split_inputs(x, stage.groups))
         return x
@@ -207,19 +203,23 @@ def _layer(module: Any) -> Layer:
     return module.planned.layer
 
 
+def _chain(module: Any) -> Chain:
+    return module.planned.chain
+
+
 def _stages(module: Any) -> tuple[Stage, ...]:
-    return module.planned.stages
+    return _chain(module).stages
 
 
 def _nonzeros(module: Any) -> int:
     return module.planned.nonzeros
 
 
-def stage_of(module: Any, stage: Stage, stages: tuple[Stage, ...]) -> nnx.Module:
+def stage_of(module: Any, stage: Stage, entry: PlannedLayer) -> nnx.Module:
     """One stage of a layer's chain, its kernel still to be set."""
     # A core of a TT-matrix is no thin layer of any kind.
-    train = tt_matrix.is_train(stages)
-    return Factor() if train else KINDS[type(module)].thin(module, stage)
+    core = isinstance(entry.chain, TTMatrixChain)
+    return FactorArray() if core else KINDS[type(module)].thin(module, stage)
 
 
 def _through(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
@@ -309,6 +309,6 @@ KINDS: dict[type, Kind] = {
         thin_einsum,
     ),
     nnx.Embed: Kind(
-        "embedding", matrices.embedding, FactorisedEmbed, lambda module, stage: Factor()
+        "embedding", matrices.embedding, FactorisedEmbed, lambda module, stage: FactorArray()
     ),
 }

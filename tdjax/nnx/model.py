@@ -6,20 +6,22 @@ whatever refers to it keeps doing so, under several names, in tuples, and in cir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from tdjax.moments.collect import LayerMoments
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of
 from tdjax.nnx.kinds import KINDS, stage_of
 from tdjax.nnx.sparse import make_sparse
-from tdjax.params.factorize import dense_tree, factor_tree, layer_params
-from tdjax.params.kernels import INDICES, VALUES
+from tdjax.params.arrays import INDICES, VALUES
+from tdjax.params.factorize import dense_tree, factor_tree
+from tdjax.params.options import Options
+from tdjax.params.tree import layer_params, put
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -32,9 +34,9 @@ def factorize(
     plan: Plan,
     *,
     key: Array | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float = 1e-8,
+    init: str = Options.init,
+    max_iters: int = Options.max_iters,
+    tol: float | Float[Array, ""] = Options.tol,
     moments: Mapping[str, LayerMoments] | None = None,
     norm: str | None = None,
     correct_bias: bool = False,
@@ -59,11 +61,11 @@ def factorize(
     Inf in a kernel; both name the layer. TypeError for something that is not an NNX module.
     """
     params = own_arrays(model, plan, bias=correct_bias)
-    factors = factor_tree(
-        params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
+    options = Options(
+        key=key, init=init, max_iters=max_iters, tol=tol,
         moments=moments, norm=norm, correct_bias=correct_bias,
     )  # fmt: skip
-    return with_factors(model, plan, factors)
+    return with_chains(model, plan, factor_tree(params, plan, options))
 
 
 def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
@@ -76,11 +78,11 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
         present = getattr(module, "bias", None)
         if bias and present is not None:
             own["bias"] = array_of(present)
-        _put(params, entry.layer.path, own)
+        put(params, entry.layer.path, own)
     return params
 
 
-def with_factors(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
+def with_chains(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
     """A copy of a model with the layers of a plan factorised, from their factors by path."""
     copy = nnx.clone(model)
     modules = modules_of(copy)
@@ -106,7 +108,7 @@ def reconstruct(model: Model, plan: Plan) -> Model:
         if entry.nonzeros:
             sparse = getattr(module, CORRECTION)
             own[CORRECTION] = {VALUES: sparse.values[...], INDICES: sparse.indices[...]}
-        _put(params, entry.layer.path, own)
+        put(params, entry.layer.path, own)
     arrays = dense_tree(params, plan)
     copy = nnx.clone(model)
     modules = modules_of(copy)
@@ -120,7 +122,7 @@ def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
     weight = getattr(module, storage.name)
     delattr(module, storage.name)
     for stage in entry.stages:
-        thin: Any = stage_of(module, stage, entry.stages)
+        thin: Any = stage_of(module, stage, entry)
         thin.kernel = variable_like(weight, factors[stage.name]["kernel"], storage)
         setattr(module, stage.name, thin)
     if entry.correction is not None:
@@ -157,7 +159,7 @@ def _module_at(
     if factorised:
         if type(module) not in DENSE:
             raise ValueError(f"layer {layer.path!r} is not factorised, but an nnx.{name}")
-        if (module.planned.stages, module.planned.nonzeros) != (entry.stages, entry.nonzeros):
+        if (module.planned.stages, module.planned.form) != (entry.stages, entry.form):
             raise ValueError(f"layer {layer.path!r} was factorised by another plan")
         return module
     kind = KINDS.get(type(module))
@@ -172,11 +174,3 @@ def _module_at(
     if isinstance(array_of(getattr(module, kind.weight)), jax.ShapeDtypeStruct):
         raise ValueError(f"layer {layer.path!r} holds a shape and no array: use nnx.eval_shape")
     return module
-
-
-def _put(tree: dict[str, Any], path: str, values: dict[str, Any]) -> None:
-    """Put values into nested mappings at a '/'-joined path."""
-    names: Sequence[str] = path.split("/") if path else ()
-    for name in names:
-        tree = tree.setdefault(name, {})
-    tree.update(values)

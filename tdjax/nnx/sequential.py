@@ -8,41 +8,24 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
-from jaxtyping import Array
 
-from tdjax.moments.collect import LayerMoments
-from tdjax.nnx.graph import array_of, modules_of
-from tdjax.nnx.model import own_arrays, with_factors
+from tdjax.nnx.graph import modules_of
+from tdjax.nnx.model import own_arrays, with_chains
 from tdjax.nnx.table import trace
-from tdjax.params.bias import can_correct, shifted
-from tdjax.params.factorize import Dense, check_kernels, layer_params, with_steps
-from tdjax.params.sequential import Model, sequential
-from tdjax.params.weighing import output_weights
+from tdjax.params.bias import shifted
+from tdjax.params.factorize import DenseLayer, with_factors
+from tdjax.params.options import Options
+from tdjax.params.sequential import TracedModel, sequential
 from tdjax.plan.plan import Plan
 
 M = TypeVar("M", bound=nnx.Module)
 
 
-def factorize_sequentially(
-    model: M,
-    plan: Plan,
-    batches: Iterable[Any],
-    *,
-    moments: Mapping[str, LayerMoments] | None = None,
-    correct_bias: bool = False,
-    key: Array | None = None,
-    **options: Any,
-) -> M:
+def factorize_sequentially(model: M, plan: Plan, batches: Iterable[Any], options: Options) -> M:
     """See `tdjax.factorize_sequentially`."""
-    params = own_arrays(model, plan, bias=correct_bias)
-    check_kernels(params, plan, key)
-    modules = modules_of(model)
-    arrays = {
-        entry.layer.path: array_of(getattr(modules[entry.layer.path], entry.layer.storage.name))
-        for entry in plan.factorised
-    }
+    params = own_arrays(model, plan, bias=options.correct_bias)
 
-    def leaves_of(layers: Mapping[str, Dense]) -> list[Any]:
+    def leaves_of(layers: Mapping[str, DenseLayer]) -> list[Any]:
         copy = nnx.clone(model)
         found = modules_of(copy)
         for path, (array, shift) in layers.items():
@@ -52,17 +35,6 @@ def factorize_sequentially(
                 bias[...] = shifted(bias[...], shift)
         return jax.tree.leaves(nnx.state(copy))
 
-    steps = sequential(
-        Model(partial(trace, model), leaves_of, arrays),
-        plan,
-        batches,
-        outputs=output_weights(plan, moments),
-        corrected={
-            entry.layer.path: correct_bias
-            and can_correct(entry, layer_params(params, entry.layer.path))
-            for entry in plan.factorised
-        },
-        key=key,
-        options=options,
-    )
-    return with_factors(model, plan, with_steps(params, plan, steps))
+    traced = TracedModel(partial(trace, model), leaves_of, params)
+    layers = sequential(traced, plan, batches, options)
+    return with_chains(model, plan, with_factors(params, plan, layers))

@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from tdjax.params.corrections import given
+from tdjax.params.arrays import INDICES, VALUES, stack_axes
+from tdjax.params.corrections import unpacked
 from tdjax.params.factorize import Params
-from tdjax.params.kernels import INDICES, VALUES, stack_axes
 from tdjax.params.partitioning import unboxed
+from tdjax.params.tree import Tree, find, join_path, listed, mappings
+from tdjax.plan.layers import Storage
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
 # Of more layers that do not fit, the first say enough.
 SHOWN = 5
 
-Names = tuple[str, ...]
 Shape = tuple[int, ...]
 
 
@@ -39,15 +40,23 @@ def check_params(params: Params, plan: Plan) -> None:
     Raises ValueError that names each layer that does not fit, what the plan expects there and
     what was found.
     """
-    params = given(params, plan).params
-    found = [problem for entry in plan.layers for problem in _problems(params, entry)]
-    known = {tuple(filter(None, entry.layer.path.split("/"))) for entry in plan.layers}
-    for entry in plan.factorised:
-        # Whatever a factorised layer has below it was looked at with the layer.
-        known |= {(*_names(entry), name) for name in _factors(params, entry)}
-    for path in _weight_owners(params):
-        if path not in known:
-            found.append(f"layer {'/'.join(path)!r} is not in the plan")
+    params = unpacked(params, plan).params
+    found = [
+        f"layer {entry.layer.path!r}{problem}"
+        for entry in plan.layers
+        for problem in _problems(find(params, entry.layer.path), entry)
+    ]
+    # Whatever a layer has below it was looked at with the layer.
+    known = {entry.layer.path for entry in plan.layers} | {
+        join_path(entry.layer.path, name)
+        for entry in plan.factorised
+        for name in _factors(find(params, entry.layer.path))
+    }
+    found += [
+        f"layer {path!r} is not in the plan"
+        for path, own in mappings(params)
+        if path not in known and _holds_weight(own)
+    ]
     if found:
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise ValueError(
@@ -74,56 +83,60 @@ def factor_shapes(entry: PlannedLayer) -> dict[str, Shape]:
     }
 
 
-def _problems(params: Params, entry: PlannedLayer) -> Iterator[str]:
-    layer, name = entry.layer, f"layer {entry.layer.path!r}"
-    own = _own(params, entry)
+def _problems(own: Params | None, entry: PlannedLayer) -> Iterator[str]:
+    """What is wrong with the parameters of a layer, as it goes on behind the layer's name."""
     if own is None:
-        yield f"{name} is missing"
-        return
-    factors = _factors(params, entry)
-    if entry.method is None:
-        if layer.obstacle is not None:
-            # Of a module that no method takes the plan knows one array, not its name.
-            if layer.kernel_shape not in [_shape(leaf) for leaf in own.values()]:
-                yield f"{name} has no array of shape {layer.kernel_shape}"
-            return
-        weight, expected = layer.storage.name, layer.storage.whole_shape
-        if weight not in own:
-            there = f"factors {', '.join(factors)}" if factors else _listed(own)
-            yield f"{name} is dense in the plan: expected {weight} {expected}, found {there}"
-        elif _shape(own[weight]) != expected:
-            yield f"{name}: expected {weight} of shape {expected}, found {_shape(own[weight])}"
-        return
-    if layer.storage.name in own:
+        yield " is missing"
+    elif entry.layer.obstacle is not None:
+        # Of a module that no method takes the plan knows one array, not its name.
+        if entry.layer.kernel_shape not in [_shape(leaf) for leaf in own.values()]:
+            yield f" has no array of shape {entry.layer.kernel_shape}"
+    elif entry.form is None:
+        yield from _dense_problems(own, entry.layer.storage)
+    else:
+        yield from _factor_problems(own, entry)
+
+
+def _dense_problems(own: Params, storage: Storage) -> Iterator[str]:
+    name, expected = storage.name, storage.whole_shape
+    if name not in own:
+        factors = _factors(own)
+        there = f"factors {listed(factors)}" if factors else listed(own)
+        yield f" is dense in the plan: expected {name} {expected}, found {there}"
+    elif _shape(own[name]) != expected:
+        yield f": expected {name} of shape {expected}, found {_shape(own[name])}"
+
+
+def _factor_problems(own: Params, entry: PlannedLayer) -> Iterator[str]:
+    dense, factors, expected = entry.layer.storage.name, _factors(own), factor_shapes(entry)
+    if dense in own:
         yield (
-            f"{name} is factorised in the plan ({entry.method}), "
-            f"found a dense {layer.storage.name} of shape {_shape(own[layer.storage.name])}"
+            f" is factorised in the plan ({entry.method}), "
+            f"found a dense {dense} of shape {_shape(own[dense])}"
         )
-    stages = factor_shapes(entry)
-    for stage, expected in stages.items():
-        if stage not in factors:
-            there = ", ".join(factors) or "none"
-            yield f"{name}: expected factor {stage} of shape {expected}, found factors: {there}"
-        elif factors[stage] != expected:
-            yield f"{name}: expected factor {stage} of shape {expected}, found {factors[stage]}"
-    for extra in factors.keys() - stages.keys():
-        yield f"{name}: no factor {extra} expected, found one of shape {factors[extra]}"
-    if CORRECTION in stages and CORRECTION in factors:
-        yield from _index_problems(own[CORRECTION].get(INDICES), stages[CORRECTION], entry)
+    for name, shape in expected.items():
+        if name not in factors:
+            there = listed(factors, "none")
+            yield f": expected factor {name} of shape {shape}, found factors: {there}"
+        elif factors[name] != shape:
+            yield f": expected factor {name} of shape {shape}, found {factors[name]}"
+    for extra in factors.keys() - expected.keys():
+        yield f": no factor {extra} expected, found one of shape {factors[extra]}"
+    if CORRECTION in expected and CORRECTION in factors:
+        yield from _index_problems(own[CORRECTION].get(INDICES), expected[CORRECTION], entry)
 
 
 def _index_problems(indices: Any, expected: Shape, entry: PlannedLayer) -> Iterator[str]:
     """What is wrong with the indices of a sparse correction, as far as it can be seen."""
-    name = f"layer {entry.layer.path!r}"
     if indices is None:
         yield (
-            f"{name}: the indices of its sparse correction are missing: give all variables, not "
-            "the parameters alone"
+            ": the indices of its sparse correction are missing: give all variables, not the "
+            "parameters alone"
         )
         return
     if _shape(indices) != expected or not np.issubdtype(indices.dtype, np.integer):
         yield (
-            f"{name}: expected integer indices of shape {expected}, found {indices.dtype} of "
+            f": expected integer indices of shape {expected}, found {indices.dtype} of "
             f"shape {_shape(indices)}"
         )
         return
@@ -133,51 +146,25 @@ def _index_problems(indices: Any, expected: Shape, entry: PlannedLayer) -> Itera
     axis = 0 if storage.stack is None else 1 - stack_axes(entry)[INDICES]
     rising = np.asarray(indices)
     if not ((rising >= 0) & (rising < size)).all() or (np.diff(rising, axis=axis) <= 0).any():
-        yield f"{name}: the indices of its sparse correction do not rise from 0 to {size} at most"
+        yield f": the indices of its sparse correction do not rise from 0 to {size} at most"
 
 
-def _factors(params: Params, entry: PlannedLayer) -> dict[str, Shape | None]:
+def _factors(own: Params | None) -> dict[str, Shape | None]:
     """Shapes of the factors below a layer, by name; a layer of Flax has nothing else there."""
-    own = _own(params, entry)
-    if own is None or entry.layer.obstacle is not None:
-        return {}
     return {
         name: _shape(below[array])
-        for name, below in own.items()
+        for name, below in (own or {}).items()
         for array in ("kernel", VALUES)
         if isinstance(below, Mapping) and array in below
     }
 
 
-def _own(params: Params, entry: PlannedLayer) -> Params | None:
-    """The parameters of a layer; None where there are none at its path."""
-    own: Any = params
-    for name in _names(entry):
-        if not isinstance(own, Mapping) or name not in own:
-            return None
-        own = own[name]
-    return own if isinstance(own, Mapping) else None
-
-
-def _names(entry: PlannedLayer) -> Names:
-    return tuple(filter(None, entry.layer.path.split("/")))
+def _holds_weight(own: Tree) -> bool:
+    """Whether a mapping holds an array of two axes or more, which a plan lists."""
+    leaves = (leaf for leaf in own.values() if not isinstance(leaf, Mapping))
+    return any(len(_shape(leaf) or ()) > 1 for leaf in leaves)
 
 
 def _shape(leaf: Any) -> Shape | None:
     shape = getattr(unboxed(leaf), "shape", None)
     return None if shape is None else tuple(shape)
-
-
-def _listed(own: Params) -> str:
-    return ", ".join(own) or "nothing"
-
-
-def _weight_owners(params: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[Names]:
-    """Paths of the mappings that hold an array of two axes or more, which a plan lists."""
-    if any(
-        not isinstance(leaf, Mapping) and len(_shape(leaf) or ()) > 1 for leaf in params.values()
-    ):
-        yield path
-    for name, below in params.items():
-        if isinstance(below, Mapping):
-            yield from _weight_owners(below, (*path, name))

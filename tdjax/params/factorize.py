@@ -7,7 +7,7 @@ with a sparse correction has {"sparse": {"values"}} too, and the indices in anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.moments.collect import LayerMoments
+from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
-from tdjax.params.corrections import copied, given, with_params, without_indices
-from tdjax.params.kernels import INDICES, VALUES, Factors, decompose_array, reconstruct_array
+from tdjax.params.corrections import unpacked, with_params, without_indices
+from tdjax.params.kernels import Weights
+from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, unboxed
+from tdjax.params.tree import copied, join_path, layer_params, put, remove
 from tdjax.params.weighing import weights_of
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
@@ -31,9 +34,9 @@ def factorize_params(
     plan: Plan,
     *,
     key: Array | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float = 1e-8,
+    init: str = Options.init,
+    max_iters: int = Options.max_iters,
+    tol: float | Float[Array, ""] = Options.tol,
     moments: Mapping[str, LayerMoments] | None = None,
     norm: str | None = None,
     correct_bias: bool = False,
@@ -69,68 +72,45 @@ def factorize_params(
     for NaN or Inf in a kernel; both name the layer. ValueError for parameters alone where the plan
     has sparse corrections.
     """
-    params, variables = given(params, plan)
+    params, variables = unpacked(params, plan)
     sparse = [entry.layer.path for entry in plan.factorised if entry.nonzeros]
     if sparse and variables is None:
         raise ValueError(
             f"factorize_params: layer {sparse[0]!r} has a sparse correction, whose indices are no "
             'parameters: give all variables, as {"params": params}'
         )
-    tree = factor_tree(
-        params, plan, key=key, init=init, max_iters=max_iters, tol=tol,
+    options = Options(
+        key=key, init=init, max_iters=max_iters, tol=tol,
         moments=moments, norm=norm, correct_bias=correct_bias,
     )  # fmt: skip
+    tree = factor_tree(params, plan, options)
     return tree if variables is None else with_params(variables, tree, plan)
 
 
-def factor_tree(
-    params: Params,
-    plan: Plan,
-    *,
-    key: Array | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float = 1e-8,
-    moments: Mapping[str, LayerMoments] | None = None,
-    norm: str | None = None,
-    correct_bias: bool = False,
-) -> dict[str, Any]:
+def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict[str, Any]:
     """`factorize_params` of parameters alone, with the indices of corrections beside the values."""
-    check_kernels(params, plan, key)
-    weights = weights_of(plan, moments, norm)
-    if correct_bias and moments is None:
+    check_kernels(params, plan, options.key)
+    weights = weights_of(plan, options.moments, options.norm)
+    if options.correct_bias and options.moments is None:
         raise ValueError("factorize_params: correct_bias needs moments=")
-    steps: dict[str, Step] = {}
-    for index, entry in enumerate(plan.factorised):
-        path = entry.layer.path
-        own = _at(params, path)
-        array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
-        weighed, mean = weights.get(path), None
-        if correct_bias and moments is not None and can_correct(entry, own):
-            mean = moments[path].mean
-            weighed = around_mean(weights[path], mean)
-        factors = decompose_array(
-            array,
+    layers = {
+        entry.layer.path: _factorised(
+            layer_params(params, entry.layer.path),
             entry,
-            key=None if key is None else jax.random.fold_in(key, index),
-            weights=weighed,
-            init=init,
-            max_iters=max_iters,
-            tol=tol,
+            weights.get(entry.layer.path),
+            options.of_part(index),
         )
-        lost = None
-        if mean is not None:
-            lost = mean_output(array - reconstruct_array(factors, entry), entry, mean)
-        steps[path] = Step(factors, lost)
-    return with_steps(params, plan, steps)
+        for index, entry in enumerate(plan.factorised)
+    }
+    return with_factors(params, plan, layers)
 
 
-class Step(NamedTuple):
+class FactorisedLayer(NamedTuple):
     """What becomes of one layer.
 
     Arguments:
         factors: kernels of its stages, by name, and its sparse correction; see
-            `tdjax.params.kernels.Factors`.
+            `tdjax.params.arrays.Factors`.
         shift: what its bias takes on, (T,), or (copies, T) of a stack; None for nothing.
     """
 
@@ -138,21 +118,45 @@ class Step(NamedTuple):
     shift: Array | None
 
 
-def with_steps(params: Params, plan: Plan, steps: Mapping[str, Step]) -> dict[str, Any]:
+def _factorised(
+    own: Params, entry: PlannedLayer, weights: Weights | None, options: Options
+) -> FactorisedLayer:
+    """One layer, from its parameters."""
+    array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
+    mean = None
+    if options.correct_bias and options.moments is not None and can_correct(entry, own):
+        assert weights is not None
+        mean = options.moments[entry.layer.path].mean
+        weights = around_mean(weights, mean)
+    factors = decompose_array(array, entry, options, weights=weights)
+    if mean is None:
+        return FactorisedLayer(factors, None)
+    lost = array - reconstruct_array(factors, entry)
+    return FactorisedLayer(factors, mean_output(lost, entry, mean))
+
+
+def with_factors(
+    params: Params, plan: Plan, layers: Mapping[str, FactorisedLayer]
+) -> dict[str, Any]:
     """Parameters with the factors of all layers of a plan, by path, in place of their kernels."""
     result = copied(params)
     for entry in plan.factorised:
-        own, step = _at(result, entry.layer.path), steps[entry.layer.path]
-        stored = own.pop(entry.layer.storage.name)
+        path, storage = entry.layer.path, entry.layer.storage
+        factors, shift = layers[path]
+        stored = layer_params(params, path)[storage.name]
         dtype = jnp.asarray(unboxed(stored)).dtype
-        for stage in entry.stages:
-            factor = step.factors[stage.name].astype(dtype)
-            own[stage.name] = {"kernel": box_factor(stored, factor, entry, stage)}
+        own: dict[str, Any] = {
+            stage.name: {
+                "kernel": box_factor(stored, factors[stage.name].astype(dtype), entry, stage)
+            }
+            for stage in entry.stages
+        }
         if entry.nonzeros:
-            values = step.factors[VALUES].astype(dtype)
-            own[CORRECTION] = {VALUES: values, INDICES: step.factors[INDICES]}
-        if step.shift is not None:
-            own["bias"] = shifted(own["bias"], step.shift)
+            own[CORRECTION] = {VALUES: factors[VALUES].astype(dtype), INDICES: factors[INDICES]}
+        if shift is not None:
+            own["bias"] = shifted(layer_params(params, path)["bias"], shift)
+        put(result, path, own)
+        remove(result, join_path(path, storage.name))
     return result
 
 
@@ -167,7 +171,7 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
 
     Raises KeyError where factors are missing, or the indices of sparse corrections.
     """
-    params, variables = given(params, plan)
+    params, variables = unpacked(params, plan)
     tree = dense_tree(params, plan)
     if variables is None:
         return tree
@@ -178,17 +182,20 @@ def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
     """`reconstruct_params` of what `factor_tree` gave."""
     result = copied(params)
     for entry in plan.factorised:
-        own, storage = _at(result, entry.layer.path), entry.layer.storage
-        missing = [stage.name for stage in entry.stages if stage.name not in own]
+        path, own = entry.layer.path, layer_params(params, entry.layer.path)
+        names = [stage.name for stage in entry.stages]
+        missing = [name for name in names if name not in own]
         if missing:
-            raise KeyError(f"layer {entry.layer.path!r} has no factors {', '.join(missing)}")
-        stored = [own.pop(stage.name)["kernel"] for stage in entry.stages]
-        factors = {
-            stage.name: unboxed(factor) for stage, factor in zip(entry.stages, stored, strict=True)
-        }
+            raise KeyError(f"layer {path!r} has no factors {', '.join(missing)}")
+        stored = [own[name]["kernel"] for name in names]
+        factors = dict(zip(names, map(unboxed, stored), strict=True))
         if entry.nonzeros:
-            factors |= _correction(own.pop(CORRECTION, {}), entry.layer.path)
-        own[storage.name] = box_whole(stored, reconstruct_array(factors, entry), entry)
+            factors |= _correction(own.get(CORRECTION, {}), path)
+            names.append(CORRECTION)
+        array = box_whole(stored, reconstruct_array(factors, entry), entry)
+        put(result, path, {entry.layer.storage.name: array})
+        for name in names:
+            remove(result, join_path(path, name))
     return result
 
 
@@ -207,7 +214,8 @@ def _correction(own: Params, path: str) -> Factors:
 def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dict[str, Any]:
     """The same parameters with the kernel of one layer replaced."""
     result = copied(params)
-    _at(result, path)["kernel"] = kernel
+    layer_params(params, path)
+    put(result, path, {"kernel": kernel})
     return result
 
 
@@ -216,31 +224,26 @@ def weight_name(own: Params) -> str | None:
     return next((name for name in ("kernel", "embedding") if name in own), None)
 
 
-def layer_params(params: Params, path: str) -> Params:
-    """The parameters of one layer. Raises KeyError that names the path."""
-    return _at(params, path)
-
-
-class Dense(NamedTuple):
+class DenseLayer(NamedTuple):
     """A factorised layer multiplied out again.
 
     Arguments:
         array: in place of the one that held its kernel.
-        shift: see `Step`.
+        shift: see `FactorisedLayer`.
     """
 
     array: Array
     shift: Array | None
 
 
-def with_dense(params: Params, plan: Plan, layers: Mapping[str, Dense]) -> dict[str, Any]:
+def with_dense(params: Params, plan: Plan, layers: Mapping[str, DenseLayer]) -> dict[str, Any]:
     """Parameters with some layers of a plan, by path, as they became."""
     result = copied(params)
     for path, (array, shift) in layers.items():
-        own = _at(result, path)
-        own[plan[path].layer.storage.name] = array
+        own = {plan[path].layer.storage.name: array}
         if shift is not None:
-            own["bias"] = shifted(own["bias"], shift)
+            own["bias"] = shifted(layer_params(params, path)["bias"], shift)
+        put(result, path, own)
     return result
 
 
@@ -254,7 +257,7 @@ def check_kernels(params: Params, plan: Plan, key: Array | None) -> None:
 
 def _check_kernel(params: Params, entry: PlannedLayer) -> None:
     path, storage = entry.layer.path, entry.layer.storage
-    own = _at(params, path)
+    own = layer_params(params, path)
     if storage.name not in own:
         raise KeyError(f"layer {path!r} has no {storage.name}; it has {', '.join(own)}")
     array = unboxed(own[storage.name])
@@ -265,13 +268,3 @@ def _check_kernel(params: Params, entry: PlannedLayer) -> None:
         )
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
         raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")
-
-
-def _at(params: Any, path: str) -> Any:
-    """The mapping at a '/'-joined path; the whole for the empty path."""
-    names: Sequence[str] = path.split("/") if path else ()
-    for depth, name in enumerate(names):
-        if not isinstance(params, Mapping) or name not in params:
-            raise KeyError(f"no parameters at {'/'.join(names[: depth + 1])!r}")
-        params = params[name]
-    return params

@@ -1,16 +1,16 @@
-"""One layer's array: decomposed into the kernels of its stages, and multiplied out again."""
+"""One layer's kernel decomposed, group by group, in the form that a plan gives it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from tdjax.decompose import (
     cp_als,
@@ -24,17 +24,12 @@ from tdjax.decompose import (
 from tdjax.decompose.formats import CP, Format
 from tdjax.decompose.inputs import as_float
 from tdjax.decompose.norms import Covariance, Kronecker, Norm
-from tdjax.decompose.sparse import Corrected, Operator, alternate, diagonal_of, scattered
-from tdjax.plan import chain, tt_matrix
+from tdjax.decompose.sparse import Corrected, Operator, alternate, diagonal_of
+from tdjax.params.options import DEFAULTS, Options
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
-
-# Names among a layer's factors of its sparse correction; no stage has them.
-VALUES, INDICES = "values", "indices"
-
-# By name: the kernels of a layer's stages, floating, and the values and the places, int32, of the
-# nonzeros of its sparse correction.
-Factors = dict[str, Shaped[Array, "*_"]]
+from tdjax.plan.stage import Chain
 
 
 class Weights(NamedTuple):
@@ -59,124 +54,123 @@ class Weights(NamedTuple):
         return Kronecker(inputs, self.outputs[group])
 
 
-def decompose_array(
-    array: Float[Array, "*_"],
-    entry: PlannedLayer,
-    *,
-    key: Array | None = None,
-    weights: Weights | None = None,
-    **options: Any,
-) -> Factors:
-    """The kernels of a layer's stages from the array that holds its kernel.
-
-    With a sparse correction also the values of its nonzeros, and their places in the flattened
-    kernel, rising.
-
-    The layers of a stack are decomposed side by side, under `jax.vmap`; their factors are stacked
-    along the same axis.
-
-    Arguments:
-        array: as among the parameters, shape `entry.layer.storage.whole_shape`.
-        key, weights, options: see `decompose_kernel`.
-    """
-    layer, storage = entry.layer, entry.layer.storage
-
-    def one(array: Array, key: Array | None, weights: Weights | None) -> Factors:
-        kernel = storage.to_kernel(array, layer.kernel_shape)
-        if entry.nonzeros:
-            found = correct_kernel(kernel, entry, key=key, weights=weights, **options)
-            kernels = chain.to_kernels(found.part, entry.stages)
-            return {**kernels, VALUES: found.values, INDICES: found.indices}
-        parts = decompose_kernel(kernel, entry, key=key, weights=weights, **options)
-        return chain.to_kernels(parts, entry.stages)
-
-    if storage.stack is None:
-        return one(array, key, weights)
-    keys = None if key is None else jax.random.split(key, storage.copies)
-    stacked = (storage.stack, None if keys is None else 0, None if weights is None else 0)
-    return jax.vmap(one, in_axes=stacked, out_axes=stack_axes(entry))(array, keys, weights)
-
-
-def stack_axes(entry: PlannedLayer) -> dict[str, int]:
-    """By name, the axes of a stack's factors along which its layers lie."""
-    axis = entry.layer.storage.stack
-    assert axis is not None
-    axes = {stage.name: axis for stage in entry.stages}
-    # Vectors, like a bias: they have no further axis.
-    return {**axes, VALUES: min(axis, 1), INDICES: min(axis, 1)} if entry.nonzeros else axes
-
-
 def decompose_kernel(
     kernel: Float[Array, "*_"],
     entry: PlannedLayer,
+    options: Options = DEFAULTS,
     *,
-    key: Array | None = None,
     weights: Weights | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float | Float[Array, ""] = 1e-8,
     starts: Sequence[Format] | None = None,
 ) -> list[Format]:
     """The decompositions of one kernel, one for each feature group.
 
     Arguments:
-        kernel: (*spatial, C / groups, T) or (in, out); see `tdjax.plan.layers.Storage.to_kernel`.
-        entry: method and ranks; it must not stay dense.
+        kernel: (*window, C / groups, T) or (in, out); see `tdjax.plan.layers.Storage.to_kernel`.
+        entry: with the form; it must not be kept dense.
+        options: key, init, max_iters and tol.
         weights: for the norm of what comes out of the layer in place of the Frobenius norm.
-        key, init, max_iters, tol: see `tdjax.factorize_params`.
         starts: for each feature group where CP starts, in place of `init`.
     """
-    method, ranks = str(entry.method), entry.ranks
-    options: dict[str, Any] = {"max_iters": max_iters, "tol": tol}
-    # Inside another program, which is compiled for these ranks alone, padding shares nothing.
-    pad = not isinstance(kernel, jax.core.Tracer)
-
-    def decompose(
-        part: Float[Array, "*_"], key: Array | None, norm: Norm | None, start: str | Format
-    ) -> Format:
-        tensor = _view(part, entry)
-        mixed = tt_matrix.is_train(entry.stages) or entry.fold != "channel"
-        if norm is not None and mixed:
-            alone = decompose(part, key, None, start)
-            return _mixed_in(norm, tensor, alone, part.shape, entry, options)
-        if norm is not None:
-            norm = _in_view(norm, part.shape, entry)
-        if method == "svd" and entry.splits > 1:
-            return grouped_svd(tensor, ranks[0], entry.splits, norm=norm, **options)[0]
-        if method == "svd":
-            return truncated_svd(tensor, ranks[0], norm=norm, pad=pad)
-        if method == "tucker":
-            whole = (None,) * (tensor.ndim - 2)
-            return tucker_als(tensor, (*whole, *ranks), norm=norm, pad=pad, **options)[0]
-        if method == "tt":
-            if norm is None:
-                return tt_svd(tensor, ranks)
-            return tt_als(tensor, ranks, norm=norm, **options)[0]
-        assert method == "cp", method
-        assert isinstance(start, str | CP)
-        return cp_als(tensor, ranks[0], key=key, init=start, norm=norm, **options)[0]
-
-    size = math.prod(kernel.shape[:-1])
+    chain, size = entry.chain, math.prod(kernel.shape[:-1])
     return [
-        decompose(
+        _decompose_group(
             part,
-            None if key is None else jax.random.fold_in(key, group),
+            chain,
+            options.of_part(group),
             None if weights is None else weights.of_group(group, size),
-            init if starts is None else starts[group],
+            None if starts is None else starts[group],
         )
-        for group, part in enumerate(chain.split_groups(kernel, entry.layer.groups))
+        for group, part in enumerate(chain.split_groups(kernel))
     ]
+
+
+def _decompose_group(
+    kernel: Float[Array, "*_"],
+    chain: Chain,
+    options: Options,
+    norm: Covariance | Kronecker | None,
+    start: Format | None,
+) -> Format:
+    """The decomposition of the kernel of one feature group."""
+    tensor, decompose = chain.tensor_view(kernel), DECOMPOSE[chain.form.method]
+    if norm is None or not chain.mixes:
+        own = None if norm is None else _in_view(norm, chain)
+        return decompose(tensor, chain.form, options, own, start)
+
+    def weigh(tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
+        return chain.tensor_view(norm.weigh(chain.kernel_view(tensor)))
+
+    # The norm tells inputs and outputs apart, the modes do not.
+    first = decompose(tensor, chain.form, options, None, start)
+    return weighted_als(tensor, first, weigh, max_iters=options.max_iters, tol=options.tol)[0]
+
+
+def _in_view(norm: Covariance | Kronecker, chain: Chain) -> Norm:
+    """A norm of kernels as one of the array that `chain.tensor_view` makes of them."""
+    *window, channels, _ = chain.layer.kernel_shape
+    ahead = chain.channel_blocks
+    if ahead == 1 or not window:
+        return norm
+    rows = jnp.arange(math.prod(window) * channels)
+    order = jnp.moveaxis(rows.reshape(*window, ahead, channels // ahead), -2, 0).reshape(-1)
+    moment = jnp.asarray(norm.second_moment)
+    moved = moment[order] if moment.ndim == 1 else moment[order][:, order]
+    return replace(norm, second_moment=moved)
+
+
+def _svd(tensor: Array, form: Form, options: Options, norm: Norm | None, _: Any) -> Format:
+    (rank,) = form.ranks
+    if form.splits == 1:
+        return truncated_svd(tensor, rank, norm=norm, pad=_padded(tensor))
+    return grouped_svd(
+        tensor, rank, form.splits, norm=norm, max_iters=options.max_iters, tol=options.tol
+    )[0]
+
+
+def _tucker(tensor: Array, form: Form, options: Options, norm: Norm | None, _: Any) -> Format:
+    ranks = (*(None,) * (tensor.ndim - 2), *form.ranks)
+    return tucker_als(
+        tensor, ranks, norm=norm, pad=_padded(tensor), max_iters=options.max_iters, tol=options.tol
+    )[0]
+
+
+def _tt(tensor: Array, form: Form, options: Options, norm: Norm | None, _: Any) -> Format:
+    if norm is None:
+        return tt_svd(tensor, form.ranks)
+    return tt_als(tensor, form.ranks, norm=norm, max_iters=options.max_iters, tol=options.tol)[0]
+
+
+def _cp(
+    tensor: Array, form: Form, options: Options, norm: Norm | None, start: Format | None
+) -> Format:
+    (rank,) = form.ranks
+    assert start is None or isinstance(start, CP)
+    return cp_als(
+        tensor, rank, key=options.key, init=options.init if start is None else start, norm=norm,
+        max_iters=options.max_iters, tol=options.tol,
+    )[0]  # fmt: skip
+
+
+DECOMPOSE: dict[str, Callable[..., Format]] = {
+    "svd": _svd,
+    "tucker": _tucker,
+    "tt": _tt,
+    "cp": _cp,
+}
+
+
+def _padded(tensor: Array) -> bool:
+    """Whether ranks are padded, so that several share a compiled program."""
+    # Inside another program, which is compiled for these ranks alone, padding shares nothing.
+    return not isinstance(tensor, jax.core.Tracer)
 
 
 def correct_kernel(
     kernel: Float[Array, "*_"],
     entry: PlannedLayer,
+    options: Options = DEFAULTS,
     *,
-    key: Array | None = None,
     weights: Weights | None = None,
-    init: str = "normal",
-    max_iters: int = 100,
-    tol: float | Float[Array, ""] = 1e-8,
 ) -> Corrected:
     """The decompositions of one kernel, one for each feature group, and a sparse correction.
 
@@ -189,10 +183,11 @@ def correct_kernel(
         for group in range(layer.groups):
             weights.of_group(group, math.prod(kernel.shape[:-1]))
     # One program for all layers of this form, wherever they are in the model.
-    form = replace(entry, layer=Layer("", layer.kind, layer.kernel_shape, layer.groups))
+    alike = replace(entry, layer=Layer("", layer.kind, layer.kernel_shape, layer.groups))
     return _corrected(
-        as_float(kernel), key, weights, tol, entry=form, init=init, max_iters=max_iters
-    )
+        as_float(kernel), options.key, weights, options.tol,
+        entry=alike, init=options.init, max_iters=options.max_iters,
+    )  # fmt: skip
 
 
 @partial(jax.jit, static_argnames=("entry", "init", "max_iters"))
@@ -206,16 +201,13 @@ def _corrected(
     init: str,
     max_iters: int,
 ) -> Corrected:
+    own = Options(max_iters=max_iters, tol=tol)
+
     def decompose(rest: Array, before: list[Format]) -> list[Format]:
-        return decompose_kernel(
-            rest, entry, weights=weights, max_iters=max_iters, tol=tol, starts=before
-        )
+        return decompose_kernel(rest, entry, own, weights=weights, starts=before)
 
     def untouched() -> list[Format]:
-        return decompose_kernel(kernel, entry, key=key, init=init, max_iters=1)
-
-    def dense(parts: list[Format]) -> Array:
-        return reconstruct_kernel(chain.to_kernels(parts, entry.stages), replace(entry, nonzeros=0))
+        return decompose_kernel(kernel, entry, Options(key=key, init=init, max_iters=1))
 
     if entry.method == "cp":
         start = untouched()
@@ -223,94 +215,21 @@ def _corrected(
         # All others start by themselves, and need the shapes alone.
         shapes = jax.eval_shape(untouched)
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    operator = None if weights is None else _operator(kernel, weights, entry.layer.groups)
-    return alternate(kernel, entry.nonzeros, decompose, dense, start, operator=operator, tol=tol)
+    operator = None if weights is None else _operator(kernel, weights, entry.chain)
+    return alternate(
+        kernel, entry.nonzeros, decompose, entry.chain.dense, start, operator=operator, tol=tol
+    )
 
 
-def _operator(kernel: Float[Array, "*_"], weights: Weights, groups: int) -> Operator:
+def _operator(kernel: Float[Array, "*_"], weights: Weights, chain: Chain) -> Operator:
     """The norm of a whole kernel, whose feature groups do not meet."""
     size = math.prod(kernel.shape[:-1])
-    norms = [weights.of_group(group, size) for group in range(groups)]
+    norms = [weights.of_group(group, size) for group in range(chain.layer.groups)]
 
     def weigh(x: Array) -> Array:
-        parts = zip(norms, chain.split_groups(x, groups), strict=True)
+        parts = zip(norms, chain.split_groups(x), strict=True)
         return jnp.concatenate([norm.weigh(part) for norm, part in parts], axis=-1)
 
-    parts = zip(norms, chain.split_groups(kernel, groups), strict=True)
+    parts = zip(norms, chain.split_groups(kernel), strict=True)
     diagonal = jnp.concatenate([diagonal_of(norm, part) for norm, part in parts], axis=-1)
     return Operator(weigh, diagonal)
-
-
-def _view(part: Float[Array, "*_"], entry: PlannedLayer) -> Float[Array, "*_"]:
-    """One feature group's kernel as the array that is decomposed."""
-    return chain.tensor_view(part, str(entry.method), entry.spatial, entry.splits, entry.fold)
-
-
-def _in_view(norm: Norm, kernel_shape: tuple[int, ...], entry: PlannedLayer) -> Norm:
-    """A norm of kernels as one of the array that `_view` makes of them."""
-    *window, channels, _ = kernel_shape
-    # In front of the window a tensor train has the channels, low rank their splits.
-    ahead = channels if entry.method == "tt" else entry.splits
-    if ahead == 1 or not window:
-        return norm
-    rows = jnp.arange(math.prod(window) * channels)
-    order = jnp.moveaxis(rows.reshape(*window, ahead, channels // ahead), -2, 0).reshape(-1)
-
-    def moved(moment: Array) -> Array:
-        return moment[order] if moment.ndim == 1 else moment[order][:, order]
-
-    assert isinstance(norm, Covariance | Kronecker)
-    return replace(norm, second_moment=moved(jnp.asarray(norm.second_moment)))
-
-
-def _mixed_in(
-    norm: Norm,
-    tensor: Float[Array, "*_"],
-    start: Format,
-    kernel_shape: tuple[int, ...],
-    entry: PlannedLayer,
-    options: Any,
-) -> Format:
-    """A format whose modes mix the inputs and outputs of a kernel, in a norm that tells them apart.
-
-    Arguments:
-        tensor: what `_view` makes of a kernel of that shape.
-    """
-
-    def weigh(tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
-        kernel = chain.kernel_view(
-            tensor, kernel_shape, str(entry.method), entry.splits, entry.fold
-        )
-        return _view(norm.weigh(kernel), entry)
-
-    return weighted_als(tensor, start, weigh, **options)[0]
-
-
-def reconstruct_array(
-    factors: Mapping[str, Shaped[Array, "*_"]], entry: PlannedLayer
-) -> Float[Array, "*_"]:
-    """The inverse of `decompose_array`: the array that held the kernel."""
-    storage = entry.layer.storage
-
-    def one(factors: Mapping[str, Array]) -> Array:
-        return storage.from_kernel(reconstruct_kernel(factors, entry))
-
-    if storage.stack is None:
-        return one(factors)
-    axes = stack_axes(entry)
-    own = {name: factors[name] for name in axes}
-    return jax.vmap(one, in_axes=(axes,), out_axes=storage.stack)(own)
-
-
-def reconstruct_kernel(
-    factors: Mapping[str, Shaped[Array, "*_"]], entry: PlannedLayer
-) -> Float[Array, "*_"]:
-    """The dense kernel that a layer's factors stand for, shape `entry.layer.kernel_shape`."""
-    layer = entry.layer
-    kernels = {stage.name: factors[stage.name] for stage in entry.stages}
-    kernel = chain.reconstruct(
-        kernels, layer.kernel_shape, entry.stages, str(entry.method), layer.groups
-    )
-    if not entry.nonzeros:
-        return kernel
-    return kernel + scattered(factors[VALUES], factors[INDICES], layer.kernel_shape)

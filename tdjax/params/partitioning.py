@@ -14,10 +14,10 @@ from typing import Any
 
 from flax.core.meta import AxisMetadata
 
-from tdjax.plan import tt_matrix
 from tdjax.plan.layers import Layer, Storage
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import Stage
+from tdjax.plan.tt_matrix import TTMatrixChain
 
 Names = list[Any]
 
@@ -57,7 +57,7 @@ def factor_names(kernel: Names, entry: PlannedLayer, stage: Stage) -> Names:
         kernel: names of the axes of the stored array in the order of the kernel: window, inputs,
             outputs.
     """
-    if tt_matrix.is_train(entry.stages):
+    if isinstance(entry.chain, TTMatrixChain):
         return [None] * len(stage.kernel_shape)
     window = len(entry.layer.kernel_shape) - 2
     outputs = window + _number_of_inputs(entry.layer)
@@ -82,7 +82,7 @@ def box_whole(boxes: Sequence[Any], array: Any, entry: PlannedLayer) -> Any:
     window = len(entry.layer.kernel_shape) - 2
     found, stack = zip(*(_without_stack(box, storage) for box in boxes), strict=True)
     kernel: Names = [None] * len(storage.order)
-    if not tt_matrix.is_train(entry.stages):
+    if not isinstance(entry.chain, TTMatrixChain):
         for axis in range(window):
             kernel[axis] = next((names[axis] for names in found if names[axis]), None)
         kernel[window] = found[0][-2]

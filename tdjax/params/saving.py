@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tdjax.params.check import check_params
-from tdjax.params.factorize import Params, layer_params
+from tdjax.params.factorize import Params
 from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.params.tree import (
+    Tree,
+    join_path,
+    layer_params,
+    map_leaves,
+    mappings,
+    put,
+    split_path,
+)
 from tdjax.plan.plan import Plan
 
 FORMAT_VERSION = 1
 # Metadata around an array that is saved with it: by name, as a checkpoint may name no class.
 BOXES = {"Partitioned": nn.Partitioned, "LogicallyPartitioned": nn.LogicallyPartitioned}
-
-Names = tuple[str, ...]
 
 
 class CheckpointError(RuntimeError):
@@ -49,14 +55,17 @@ def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) 
         plan: the plan that the parameters were factorised by.
 
     Raises ValueError for parameters that do not fit the plan, for a pytree of anything but
-    mappings and arrays, and for a folder that holds something else, which is not touched.
+    mappings and arrays, and for a folder that holds anything else, which is not touched.
     """
     path = Path(folder).resolve()
     check_params(params, plan)
-    boxes: list[dict[str, Any]] = []
-    arrays = _arrays(params, (), boxes)
+    arrays = map_leaves(_bare, params)
     _check_free(path)
-    about = {"version": FORMAT_VERSION, "plan": json.loads(plan.to_json()), "boxes": boxes}
+    about = {
+        "version": FORMAT_VERSION,
+        "plan": json.loads(plan.to_json()),
+        "boxes": _boxes(params),
+    }
     with _manager(path, create=True) as manager:
         latest = manager.latest_step()
         manager.save(
@@ -93,27 +102,28 @@ def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
             ) from error
 
 
-def _arrays(tree: Any, path: Names, boxes: list[dict[str, Any]]) -> Any:
-    """The tree as dicts of bare arrays; what was around an array is noted in `boxes`."""
-    where = "/".join(path)
-    if isinstance(tree, Mapping):
-        wrong = [name for name in tree if not isinstance(name, str)]
-        if wrong:
-            raise ValueError(f"{where or 'params'}: the key {wrong[0]!r} is not a string")
-        return {name: _arrays(below, (*path, name), boxes) for name, below in tree.items()}
-    if is_boxed(tree):
-        kind = type(tree).__name__
-        if BOXES.get(kind) is not type(tree):
-            raise ValueError(f"{where}: {kind} is unknown; known are {', '.join(BOXES)}")
-        boxes.append({"path": path, "kind": kind, "names": tree.names})
-        tree = unboxed(tree)
-    if not isinstance(tree, (jax.Array, np.ndarray, np.generic)) or jnp.issubdtype(
-        tree.dtype, jax.dtypes.extended
+def _bare(path: str, leaf: Any) -> Any:
+    """The array of a leaf, without what is around it."""
+    kind, array = type(leaf).__name__, unboxed(leaf)
+    if is_boxed(leaf) and BOXES.get(kind) is not type(leaf):
+        raise ValueError(f"{path}: {kind} is unknown; known are {', '.join(BOXES)}")
+    if not isinstance(array, (jax.Array, np.ndarray, np.generic)) or jnp.issubdtype(
+        array.dtype, jax.dtypes.extended
     ):
         raise ValueError(
-            f"{where}: {type(tree).__name__} cannot be saved, only mappings and numeric arrays"
+            f"{path}: {type(array).__name__} cannot be saved, only mappings and numeric arrays"
         )
-    return tree
+    return array
+
+
+def _boxes(params: Tree) -> list[dict[str, Any]]:
+    """What is around the arrays, as JSON keeps it."""
+    return [
+        {"path": [*split_path(path), name], "kind": type(leaf).__name__, "names": leaf.names}
+        for path, own in mappings(params)
+        for name, leaf in own.items()
+        if is_boxed(leaf)
+    ]
 
 
 def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], Plan]:
@@ -122,6 +132,17 @@ def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any]
     if about["version"] != FORMAT_VERSION:
         raise ValueError(f"version {about['version']!r}, this library reads {FORMAT_VERSION}")
     plan = Plan.from_json(json.dumps(about["plan"]))
+    params = _read(manager, step, plan)
+    for box in about["boxes"]:
+        *above, name = box["path"]
+        own = layer_params(params, join_path(*above))
+        boxed: Any = BOXES[box["kind"]](own[name], _tuples(box["names"]))
+        put(params, join_path(*above), {name: boxed})
+    return params, plan
+
+
+def _read(manager: ocp.CheckpointManager, step: int, plan: Plan) -> dict[str, Any]:
+    """The arrays of one step, which are those of its plan."""
     # Shapes as they are on disk, not as a plan would have them.
     found = manager.item_metadata(step).params.tree
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -132,7 +153,7 @@ def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any]
     check_params(shapes, plan)
     arguments = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
     arrays = manager.restore(step, args=arguments).params
-    # Not tied to a device, as `experiments.network.checkpoints` gives them.
+    # Not tied to a device.
     params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), arrays)
     for (path, leaf), shape in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shapes), strict=True
@@ -141,11 +162,7 @@ def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any]
             where = jax.tree_util.keystr(path)
             raise ValueError(f"{where} is {shape.dtype}: enable jax_enable_x64 to read it exactly")
     check_params(params, plan)
-    for box in about["boxes"]:
-        *above, name = box["path"]
-        own = layer_params(params, "/".join(above))
-        own[name] = BOXES[box["kind"]](own[name], _tuples(box["names"]))  # type: ignore[index]
-    return params, plan
+    return params
 
 
 def _tuples(names: Any) -> Any:

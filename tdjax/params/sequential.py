@@ -21,9 +21,14 @@ from tdjax.moments.collect import collect
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors
 from tdjax.moments.sums import SummedCall, model_inputs, summed_calls
-from tdjax.params.bias import covariance, mean_output
-from tdjax.params.factorize import Dense, Step
-from tdjax.params.kernels import Weights, decompose_array, reconstruct_array
+from tdjax.params.arrays import decompose_array, reconstruct_array
+from tdjax.params.bias import can_correct, covariance, mean_output
+from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_kernels
+from tdjax.params.kernels import Weights
+from tdjax.params.options import Options
+from tdjax.params.partitioning import unboxed
+from tdjax.params.tree import layer_params
+from tdjax.params.weighing import output_weights
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.trace.call import call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
@@ -34,7 +39,7 @@ from tdjax.trace.visit import run
 RIDGE = 1e-6
 
 
-class Both(NamedTuple):
+class InputMeans(NamedTuple):
     """Means over the rows that go into a layer: x in the network as it was, x^ as it is by now.
 
     Arguments:
@@ -52,39 +57,54 @@ class Both(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Model:
+class TracedModel:
     """What the decomposition asks of a model, in whatever module system.
 
     Arguments:
         trace_of: traces the model on an input.
         leaves_of: the leaves that the traced program takes in front of the arrays of the input,
             with some layers, by path, as they became.
-        arrays: that hold the kernels of the plan's layers, by path.
+        params: the parameters of the plan's layers, in nested mappings.
     """
 
     trace_of: Callable[[Any], Trace]
-    leaves_of: Callable[[Mapping[str, Dense]], Sequence[Any]]
-    arrays: Mapping[str, Array]
+    leaves_of: Callable[[Mapping[str, DenseLayer]], Sequence[Any]]
+    params: Params
 
 
 def sequential(
-    model: Model,
-    plan: Plan,
-    batches: Iterable[Any],
-    *,
-    outputs: Mapping[str, Any],
-    corrected: Mapping[str, bool],
-    key: Array | None,
-    options: Mapping[str, Any],
-) -> dict[str, Step]:
+    model: TracedModel, plan: Plan, batches: Iterable[Any], options: Options
+) -> dict[str, FactorisedLayer]:
     """The factors of all layers of a plan, decomposed in the order in which they are called.
 
     Arguments:
         batches: read once for each layer.
-        outputs: by path the moments of the gradient at the layer's outputs, or None.
-        corrected: by path whether the layer's bias takes on what its mean output loses.
-        key, options: as for `tdjax.factorize_params`.
+        options: of the moments those of the gradients at the outputs.
     """
+    check_kernels(model.params, plan, options.key)
+    outputs = output_weights(plan, options.moments)
+    order = _order(model, plan, batches)
+    entries = sorted(plan.factorised, key=lambda entry: order.index(entry.layer.path))
+    dense: dict[str, DenseLayer] = {}
+    found: dict[str, FactorisedLayer] = {}
+    for number, entry in enumerate(entries):
+        path = entry.layer.path
+        own = layer_params(model.params, path)
+        means = _collected(model, model.leaves_of(dense), batches, path)
+        corrected = options.correct_bias and can_correct(entry, own)
+        if corrected:
+            means = around_means(means)
+        array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
+        found[path] = _factorised(
+            array, entry, means, outputs[path], corrected, options.of_part(number)
+        )
+        now = reconstruct_array(found[path].factors, entry).astype(array.dtype)
+        dense[path] = DenseLayer(now, found[path].shift)
+    return found
+
+
+def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> list[str]:
+    """The paths of the layers as the model calls them. Raises ValueError for a wrong call."""
     for entry in plan.factorised:
         if entry.nonzeros:
             raise ValueError(
@@ -96,54 +116,37 @@ def sequential(
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("factorize_sequentially: no batches")
-    order = list(model.trace_of(model_inputs(first)).layers)
-    entries = sorted(plan.factorised, key=lambda entry: order.index(entry.layer.path))
-    dense: dict[str, Dense] = {}
-    steps: dict[str, Step] = {}
-    for number, entry in enumerate(entries):
-        path = entry.layer.path
-        both = _collected(model, model.leaves_of(dense), batches, path)
-        own = None if key is None else jax.random.fold_in(key, number)
-        step = _step(model.arrays[path], entry, both, outputs[path], corrected[path], own, options)
-        steps[path] = step
-        array = reconstruct_array(step.factors, entry).astype(model.arrays[path].dtype)
-        dense[path] = Dense(array, step.shift)
-    return steps
+    return list(model.trace_of(model_inputs(first)).layers)
 
 
-def _step(
+def _factorised(
     array: Array,
     entry: PlannedLayer,
-    both: Both,
+    means: InputMeans,
     outputs: Any,
     corrected: bool,
-    key: Array | None,
-    options: Mapping[str, Any],
-) -> Step:
+    options: Options,
+) -> FactorisedLayer:
     stored, layer = entry.layer.storage, entry.layer
-    if corrected:
-        both = around_means(both)
 
-    def target(array: Array, both: Both) -> Array:
+    def target(array: Array, means: InputMeans) -> Array:
         kernel = stored.to_kernel(array, layer.kernel_shape).astype(jnp.float32)
-        return stored.from_kernel(_target(kernel, both, layer.groups))
+        return stored.from_kernel(_target(kernel, means, layer.groups))
 
-    wanted = array
-    if both.cross is not None:
-        wanted = target(array, both)
-    weights = Weights(both.now, outputs if both.outputs is None else both.outputs)
-    factors = decompose_array(wanted, entry, key=key, weights=weights, **options)
+    wanted = array if means.cross is None else target(array, means)
+    weights = Weights(means.now, outputs if means.outputs is None else means.outputs)
+    factors = decompose_array(wanted, entry, options, weights=weights)
     factors = {name: factor.astype(array.dtype) for name, factor in factors.items()}
     if not corrected:
-        return Step(factors, None)
+        return FactorisedLayer(factors, None)
     after = reconstruct_array(factors, entry)
-    shift = mean_output(array, entry, both.mean) - mean_output(after, entry, both.mean_now)
-    return Step(factors, shift)
+    shift = mean_output(array, entry, means.mean) - mean_output(after, entry, means.mean_now)
+    return FactorisedLayer(factors, shift)
 
 
-def _target(kernel: Float[Array, "*_"], both: Both, groups: int) -> Float[Array, "*_"]:
+def _target(kernel: Float[Array, "*_"], means: InputMeans, groups: int) -> Float[Array, "*_"]:
     """The kernel that makes most of x^, group by group."""
-    rows = both.now.shape[-1]
+    rows = means.now.shape[-1]
     columns = kernel.reshape(rows, groups, -1)
 
     def solve(
@@ -157,22 +160,23 @@ def _target(kernel: Float[Array, "*_"], both: Both, groups: int) -> Float[Array,
         # A factorisation that breaks down says nothing, and the kernel stays.
         return jnp.where(jnp.isfinite(solved).all(), solved, own)
 
-    solved = jax.vmap(solve, in_axes=(0, 0, 1), out_axes=1)(both.now, both.cross, columns)
+    solved = jax.vmap(solve, in_axes=(0, 0, 1), out_axes=1)(means.now, means.cross, columns)
     return solved.reshape(kernel.shape)
 
 
-def around_means(both: Both) -> Both:
+def around_means(means: InputMeans) -> InputMeans:
     """Covariances in place of second moments."""
-    if both.now is None or both.now.ndim == both.mean_now.ndim:
-        return both
-
-    return both._replace(
-        now=covariance(both.now, both.mean_now, both.mean_now),
-        cross=None if both.cross is None else covariance(both.cross, both.mean_now, both.mean),
+    if means.now is None or means.now.ndim == means.mean_now.ndim:
+        return means
+    return means._replace(
+        now=covariance(means.now, means.mean_now, means.mean_now),
+        cross=None if means.cross is None else covariance(means.cross, means.mean_now, means.mean),
     )
 
 
-def _collected(model: Model, present: Sequence[Any], batches: Iterable[Any], path: str) -> Both:
+def _collected(
+    model: TracedModel, present: Sequence[Any], batches: Iterable[Any], path: str
+) -> InputMeans:
     """The means for one layer, over all batches and calls."""
     programs: dict[Any, Callable[..., Any]] = {}
     original = model.leaves_of({})
@@ -206,12 +210,14 @@ def _side_by_side(trace: Trace, asked: Mapping[int, SummedCall]) -> bool:
     )
 
 
-def _alone(model: Model, present: Sequence[Any], batches: Iterable[Any], path: str) -> Both:
+def _alone(
+    model: TracedModel, present: Sequence[Any], batches: Iterable[Any], path: str
+) -> InputMeans:
     """The means of the network as it is by now, whose kernel stays the one to approximate."""
     found = collect(
         model.trace_of, present, batches, loss_fn=None, paths=re.escape(path), memory=2**40
     )[path]
-    return Both(found.inputs, None, found.mean, found.mean, found.outputs)
+    return InputMeans(found.inputs, None, found.mean, found.mean, found.outputs)
 
 
 def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Callable[..., Any]:
@@ -225,12 +231,12 @@ def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Calla
         return run(trace.jaxpr, trace.survey, visit, [*leaves, *own], {})[1]
 
     @jax.jit
-    def sums(original: Any, present: Any, arrays: Any) -> tuple[Both, Array]:
+    def sums(original: Any, present: Any, arrays: Any) -> tuple[InputMeans, Array]:
         now, was = passing(present, arrays), passing(original, arrays)
         total: Any = None
         for number, call in asked.items():
             assert isinstance(call.rows, Patches | Vectors)
-            made = Both(*call.rows.pair_sums(now[number], was[number]))
+            made = InputMeans(*call.rows.pair_sums(now[number], was[number]))
             rows = jnp.asarray(float(call.rows.count(now[number].shape)))
             total = (made, rows) if total is None else jax.tree.map(jnp.add, total, (made, rows))
         return total

@@ -9,7 +9,9 @@ from dataclasses import replace
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
 from tdjax.plan import ranks
-from tdjax.plan.layers import MATRICES, Layer
+from tdjax.plan.chain import chain_of
+from tdjax.plan.form import Form
+from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer, check_form, paths_text, ranks_text
 from tdjax.plan.rules import AUTO, Rule
 
@@ -21,8 +23,8 @@ def plan_layers(
 ) -> Plan:
     """Apply the rules to a layer table; the first that matches a layer decides.
 
-    A layer that the method cannot take, or that would not get smaller, stays dense with the
-    reason; so does one that no rule matches.
+    A layer that the method cannot take, or that would not get smaller, is kept dense, with the
+    reason; so is one that no rule matches.
 
     Arguments:
         table: the layers.
@@ -47,26 +49,20 @@ def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
     """
     if layer.obstacle is not None:
         raise ValueError(f"{rule}: layer {layer.path!r}: {layer.obstacle}")
-    method = rule.method
-    if layer.kind in MATRICES:
-        # Between two modes every format but a TT-matrix is a product of two matrices.
-        train = method == "tt" and len(ranks.tt_order(layer.kernel_shape)) > 1
-        method = "tt" if train else "svd"
-    fold = "channel" if layer.kind in MATRICES else rule.fold
+    form = _plain_form(layer, rule)
     try:
-        check_form(layer, method, rule.splits, fold)
+        check_form(layer, form)
     except ValueError as error:
         raise ValueError(f"{rule}: {error}") from None
-    spatial = rule.spatial if method == "cp" else "separate"
-    entry = PlannedLayer(layer, method, (), spatial, splits=rule.splits, fold=fold)
+    shape = chain_of(layer, form).rank_shape
     decomposed = 1 - (rule.sparse or 0.0)
     if rule.compression is not None:
         # What a rank keeps of one split it keeps of all.
         keep = decomposed * (1 - rule.compression)
-        found = ranks.ranks_for(method, entry.rank_shape, keep)
+        found = ranks.ranks_for(form.method, shape, keep)
     else:
-        found = _given_ranks(entry, method, rule)
-    entry = replace(entry, ranks=found)
+        found = _given_ranks(shape, form.method, rule, layer.path)
+    entry = PlannedLayer(layer, replace(form, ranks=found))
     if rule.sparse is None:
         return entry
     weights = layer.size // layer.copies
@@ -75,11 +71,23 @@ def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
         if rule.compression is None
         else (1 - rule.compression) * weights
     )
-    return replace(entry, nonzeros=min(weights, max(1, round(rule.sparse * kept))))
+    nonzeros = min(weights, max(1, round(rule.sparse * kept)))
+    return replace(entry, form=replace(form, ranks=found, nonzeros=nonzeros))
 
 
-def _given_ranks(entry: PlannedLayer, method: str, rule: Rule) -> tuple[int, ...]:
-    shape, where = entry.rank_shape, f"{rule}: layer {entry.layer.path!r}"
+def _plain_form(layer: Layer, rule: Rule) -> Form:
+    """The form that a rule gives a layer, before ranks and nonzeros."""
+    if not layer.is_matrix:
+        return Form(rule.method, spatial=rule.spatial, splits=rule.splits, fold=rule.fold)
+    # Between two modes every format but a TT-matrix is a product of two matrices.
+    if rule.method == "tt" and len(ranks.tt_order(layer.kernel_shape)) > 1:
+        return Form("tt")
+    return Form("svd", splits=rule.splits)
+
+
+def _given_ranks(shape: Sequence[int], method: str, rule: Rule, path: str) -> tuple[int, ...]:
+    """The ranks of a rule that states them, for what has such a shape."""
+    where = f"{rule}: layer {path!r}"
     full = ranks.full_ranks(method, shape)
     assert rule.rank is not None
     if isinstance(rule.rank, tuple):

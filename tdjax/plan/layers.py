@@ -101,6 +101,11 @@ class Layer:
         return self.stored or Storage("kernel", self.kernel_shape, axes)
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether the kernel is a matrix, without a window."""
+        return self.kind in MATRICES
+
+    @property
     def copies(self) -> int:
         """Number of layers that share the array, each with a kernel of its own."""
         return self.storage.copies

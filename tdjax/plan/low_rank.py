@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.formats import GroupedLowRank, LowRank
-from tdjax.plan.stage import Stage, spanned
-
-# Of a window (kh, kw): (kh kw C | T), (kh C | kw T), (kw C | kh T), (C | kh kw T).
-FOLDS = ("channel", "rows", "columns", "window")
+from tdjax.decompose.formats import Format, GroupedLowRank, LowRank
+from tdjax.plan.stage import Chain, Stage, spanned
 
 
 def obstacle(window: Sequence[int], channels: int, splits: int, fold: str) -> str | None:
@@ -40,81 +37,92 @@ def obstacle(window: Sequence[int], channels: int, splits: int, fold: str) -> st
     return None
 
 
-def matrix_shape(kernel_shape: Sequence[int], splits: int, fold: str) -> tuple[int, int]:
-    """(rows, columns) of what gets a rank: the folded kernel, or one split of it."""
-    *window, c, t = kernel_shape
-    rows = math.prod(window[axis] for axis in _input_axes(fold, len(window))) * c
-    return rows // splits, math.prod(window) * c * t // rows
+class LowRankChain(Chain):
+    """Two thin layers with the rank, or the ranks of all splits, between them."""
 
+    @property
+    def rank_shape(self) -> tuple[int, ...]:
+        """(rows, columns) of the folded kernel, or of one split of it."""
+        *window, c, t = self.layer.group_shape
+        rows = math.prod(window[axis] for axis in _input_axes(self.form.fold, len(window))) * c
+        return rows // self.form.splits, math.prod(window) * c * t // rows
 
-def stages(
-    kernel_shape: Sequence[int], groups: int, rank: int, splits: int, fold: str
-) -> tuple[Stage, ...]:
-    """The two thin layers.
+    @property
+    def channel_blocks(self) -> int:
+        """The splits lie in front of the window."""
+        return self.form.splits
 
-    Arguments:
-        kernel_shape: (*window, C / groups, T).
-        groups: feature groups of the layer; splits and rank hold for each of them.
-        rank: of each split.
-        splits: a divisor of C / groups.
-        fold: one of `FOLDS`.
-    """
-    *window, c, t = kernel_shape
-    first = _input_axes(fold, len(window))
-    second = tuple(axis for axis in range(len(window)) if axis not in first)
-    inner = groups * splits
-    return (
-        Stage("input", (*spanned(window, first), c // splits, inner * rank), inner, first),
-        Stage("output", (*spanned(window, second), splits * rank, t), groups, second),
-    )
+    @property
+    def mixes(self) -> bool:
+        """The window is folded with the outputs, all of it or an axis, but for one fold."""
+        return self.form.fold != "channel"
 
+    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "_ _"]:
+        """The folded kernel, whose rows are ordered by split, window, channel."""
+        sizes, order = self._axes
+        rows, _ = self.rank_shape
+        return kernel.reshape(sizes).transpose(order).reshape(self.form.splits * rows, -1)
 
-def form(chain: Sequence[Stage]) -> tuple[int, str]:
-    """Splits and fold of a chain that `stages` made."""
-    first, last = chain
-    axes = len(first.kernel_shape) - 2
-    fold = next(fold for fold in FOLDS if _input_axes(fold, axes) == first.axes)
-    return first.groups // last.groups, fold
+    def kernel_view(self, tensor: Float[Array, "_ _"]) -> Float[Array, "*_"]:
+        """The inverse of `tensor_view`."""
+        sizes, order = self._axes
+        back = sorted(range(len(order)), key=order.__getitem__)
+        ordered = tensor.reshape([sizes[axis] for axis in order])
+        return ordered.transpose(back).reshape(self.layer.group_shape)
 
+    def take_rows(
+        self, kernels: Sequence[Float[Array, "*_"]], index: Int[Array, "*b"]
+    ) -> Float[Array, "*b n"]:
+        """Rows of the product of the two matrices."""
+        rows, columns = kernels
+        return jnp.dot(jnp.take(rows, index, axis=0), columns)
 
-def to_matrix(kernel: Float[Array, "*_"], splits: int, fold: str) -> Float[Array, "_ _"]:
-    """A kernel (*window, C, T) as a matrix whose rows are ordered by split, window, channel."""
-    sizes, order = _axes(kernel.shape, splits, fold)
-    rows, _ = matrix_shape(kernel.shape, splits, fold)
-    return kernel.reshape(sizes).transpose(order).reshape(splits * rows, -1)
+    def attend(
+        self, kernels: Sequence[Float[Array, "*_"]], query: Float[Array, "*b n"]
+    ) -> Float[Array, "*b m"]:
+        """Queries times the transposed matrices."""
+        rows, columns = kernels
+        return jnp.dot(jnp.dot(query, columns.T), rows.T)
 
+    def _stages(self) -> tuple[Stage, ...]:
+        *window, c, t = self.layer.kernel_shape
+        (rank,), groups, splits = self.form.ranks, self.layer.groups, self.form.splits
+        first = _input_axes(self.form.fold, len(window))
+        second = tuple(axis for axis in range(len(window)) if axis not in first)
+        inner = groups * splits
+        return (
+            Stage("input", (*spanned(window, first), c // splits, inner * rank), inner, first),
+            Stage("output", (*spanned(window, second), splits * rank, t), groups, second),
+        )
 
-def to_kernel(
-    matrix: Float[Array, "_ _"], kernel_shape: Sequence[int], splits: int, fold: str
-) -> Float[Array, "*_"]:
-    """The inverse of `to_matrix`."""
-    sizes, order = _axes(kernel_shape, splits, fold)
-    back = sorted(range(len(order)), key=order.__getitem__)
-    ordered = matrix.reshape([sizes[axis] for axis in order])
-    return ordered.transpose(back).reshape(tuple(kernel_shape))
+    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+        assert isinstance(part, LowRank | GroupedLowRank)
+        left, right = part.left, part.right
+        if isinstance(part, GroupedLowRank):
+            # Outputs of the first layer are ordered by split, then rank.
+            left = jnp.moveaxis(left, 0, 1).reshape(left.shape[1], -1)
+            right = right.reshape(-1, right.shape[-1])
+        window = self.stages[1].kernel_shape[:-2]
+        return [left, jnp.moveaxis(right.reshape(len(right), *window, -1), 0, -2)]
 
+    def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> LowRank | GroupedLowRank:
+        first, last = kernels
+        left = first.reshape(-1, first.shape[-1])
+        right = jnp.moveaxis(last, -2, 0).reshape(last.shape[-2], -1)
+        splits = self.form.splits
+        if splits == 1:
+            return LowRank(left, right)
+        left = jnp.moveaxis(left.reshape(len(left), splits, -1), 1, 0)
+        return GroupedLowRank(left, right.reshape(splits, -1, right.shape[-1]))
 
-def to_kernels(part: LowRank | GroupedLowRank, chain: Sequence[Stage]) -> list[Float[Array, "*_"]]:
-    """Kernels of both layers, (*window, in, out) each, from the format of one feature group."""
-    left, right = part.left, part.right
-    if isinstance(part, GroupedLowRank):
-        # Outputs of the first layer are ordered by split, then rank.
-        left = jnp.moveaxis(left, 0, 1).reshape(left.shape[1], -1)
-        right = right.reshape(-1, right.shape[-1])
-    window = chain[1].kernel_shape[:-2]
-    return [left, jnp.moveaxis(right.reshape(len(right), *window, -1), 0, -2)]
-
-
-def from_kernels(
-    first: Float[Array, "*_"], last: Float[Array, "*_"], splits: int
-) -> LowRank | GroupedLowRank:
-    """The inverse of `to_kernels`."""
-    left = first.reshape(-1, first.shape[-1])
-    right = jnp.moveaxis(last, -2, 0).reshape(last.shape[-2], -1)
-    if splits == 1:
-        return LowRank(left, right)
-    left = jnp.moveaxis(left.reshape(len(left), splits, -1), 1, 0)
-    return GroupedLowRank(left, right.reshape(splits, -1, right.shape[-1]))
+    @property
+    def _axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shape of a kernel with its splits as an axis, and the order of the axes in the matrix."""
+        *window, c, t = self.layer.group_shape
+        splits, split = self.form.splits, len(window)
+        first = _input_axes(self.form.fold, split)
+        second = (axis for axis in range(split) if axis not in first)
+        return (*window, splits, c // splits, t), (split, *first, split + 1, *second, split + 2)
 
 
 def split_inputs(x: Float[Array, "*_"], splits: int) -> Float[Array, "*_"]:
@@ -154,14 +162,3 @@ def _input_axes(fold: str, axes: int) -> tuple[int, ...]:
     if fold == "channel":
         return tuple(range(axes))
     return {"rows": (0,), "columns": (1,), "window": ()}[fold]
-
-
-def _axes(
-    kernel_shape: Sequence[int], splits: int, fold: str
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of a kernel with its splits as an axis, and the order of the axes in the matrix."""
-    *window, c, t = kernel_shape
-    split = len(window)
-    first = _input_axes(fold, split)
-    second = (axis for axis in range(split) if axis not in first)
-    return (*window, splits, c // splits, t), (split, *first, split + 1, *second, split + 2)

@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from tdjax.decompose.inputs import check_ranks
-from tdjax.plan import chain, low_rank, ranks
+from tdjax.plan import low_rank, ranks
+from tdjax.plan.chain import chain_of
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer, Storage
 from tdjax.plan.printing import Table, as_html, as_text
-from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.plan.stage import CORRECTION, Chain, Stage
 from tdjax.plan.timing import Profile, profile_calls
 
 PLAN_VERSION = 1
@@ -26,59 +29,45 @@ class PlannedLayer:
 
     Arguments:
         layer: the entry of the layer table.
-        method: the format, or None where the layer stays dense.
-        ranks: as `tdjax.plan.ranks.ranks_for` orders them; () where it stays dense.
-        spatial: see `Rule`.
-        reason: why the layer stays dense.
-        splits, fold: see `Rule`.
-        nonzeros: of the sparse correction that is added to the kernel, for each layer of a stack;
-            0 for none.
+        form: how its kernel is decomposed, or None where the layer is kept dense.
+        reason: why the layer is kept dense.
     """
 
     layer: Layer
-    method: str | None = None
-    ranks: tuple[int, ...] = ()
-    spatial: str = "separate"
+    form: Form | None = None
     reason: str | None = None
-    splits: int = 1
-    fold: str = "channel"
-    nonzeros: int = 0
 
     @property
-    def rank_shape(self) -> tuple[int, ...]:
-        """The shape of what its ranks are those of, from one feature group's kernel."""
-        *window, c, t = shape = self.layer.group_shape
-        if self.method == "svd":
-            return low_rank.matrix_shape(shape, self.splits, self.fold)
-        return (math.prod(window), c, t) if self.spatial == "merged" and window else shape
+    def method(self) -> str | None:
+        """The method of its form; None where it is kept dense."""
+        return None if self.form is None else self.form.method
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of its form; () where it is kept dense."""
+        return () if self.form is None else self.form.ranks
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros of its sparse correction, for each layer of a stack; 0 for none."""
+        return 0 if self.form is None else self.form.nonzeros
 
     @property
     def format(self) -> str:
-        """The format in words: its method, and how it differs from the plain one."""
-        if self.method is None:
-            return "dense"
-        return (
-            self.method
-            + (" merged" if self.spatial == "merged" else "")
-            + (f" {self.fold}" if self.fold != "channel" else "")
-            + (f" /{self.splits}" if self.splits > 1 else "")
-            + (" + sparse" if self.nonzeros else "")
-        )
+        """The form in words: its method, and how it differs from the plain one."""
+        return "dense" if self.form is None else str(self.form)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """What computes it. Raises ValueError where it is kept dense."""
+        if self.form is None:
+            raise ValueError(f"layer {self.layer.path!r} is kept dense: it has no chain")
+        return chain_of(self.layer, self.form)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The chain of thin layers that replaces it; empty where it stays dense."""
-        if self.method is None:
-            return ()
-        return chain.stages(
-            self.layer.kernel_shape,
-            self.layer.groups,
-            self.method,
-            self.ranks,
-            self.spatial,
-            self.splits,
-            self.fold,
-        )
+        """The chain of thin layers that replaces it; empty where it is kept dense."""
+        return () if self.form is None else self.chain.stages
 
     @property
     def correction(self) -> Stage | None:
@@ -94,9 +83,9 @@ class PlannedLayer:
     @property
     def size(self) -> int:
         """Weight parameters afterwards, without the bias; of a sparse correction its nonzeros."""
-        if self.method is None:
+        if self.form is None:
             return self.layer.size
-        return self.layer.copies * (sum(stage.size for stage in self.stages) + self.nonzeros)
+        return self.layer.copies * (self.chain.size + self.nonzeros)
 
     @property
     def index_bits(self) -> int:
@@ -109,18 +98,11 @@ class PlannedLayer:
 
         Of a sparse correction those of its nonzeros, though a dense layer computes it.
         """
-        if self.method is None:
+        if self.form is None:
             return self.layer.macs
         layer = self.layer
         sparse = layer.macs * layer.copies * self.nonzeros // max(layer.size, 1)
-        return sparse + layer.copies * chain.macs(
-            self.stages,
-            layer.in_spatial,
-            layer.out_spatial,
-            layer.positions,
-            layer.lookups,
-            transposed=layer.kind in ("conv_transpose", "embed"),
-        )
+        return sparse + layer.copies * self.chain.macs
 
     @property
     def kept(self) -> float:
@@ -144,8 +126,8 @@ class Plan:
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
-        """The layers that do not stay dense."""
-        return tuple(entry for entry in self.layers if entry.method is not None)
+        """The layers that are not kept dense."""
+        return tuple(entry for entry in self.layers if entry.form is not None)
 
     @property
     def size_before(self) -> int:
@@ -213,7 +195,7 @@ class Plan:
 
     def _notes(self) -> list[str]:
         reasons = [
-            f"{entry.layer.path or '(model)'} stays dense: {entry.reason}"
+            f"{entry.layer.path or '(model)'} is kept dense: {entry.reason}"
             for entry in self.layers
             if entry.reason
         ]
@@ -227,7 +209,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
-        layers = [asdict(entry) for entry in self.layers]
+        layers = [_planned_to_dict(entry) for entry in self.layers]
         raw = {"version": PLAN_VERSION, "other": self.other, "layers": layers}
         if self.measured is not None:
             raw["measured"] = self.measured
@@ -249,17 +231,26 @@ class Plan:
             raise ValueError(f"not a plan: {error!r}") from error
 
 
-def check_form(layer: Layer, method: str, splits: int, fold: str) -> None:
+def check_form(layer: Layer, form: Form) -> None:
     """Refuse, with a ValueError that names a remedy, a form that a layer's factors cannot have."""
+    if form.method != "svd":
+        return
     *window, channels, _ = layer.group_shape
-    if method != "svd":
-        problem = None if (splits, fold) == (1, "channel") else f"{method} has no splits or folds"
-    elif splits > 1 and layer.kind == "embed":
+    problem = low_rank.obstacle(window, channels, form.splits, form.fold)
+    if form.splits > 1 and layer.kind == "embed":
         problem = "an embedding has no input channels to split; give it a rule without splits"
-    else:
-        problem = low_rank.obstacle(window, channels, splits, fold)
     if problem is not None:
         raise ValueError(f"layer {layer.path!r}: {problem}")
+
+
+def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:
+    """One entry, its form spread among its other fields."""
+    form = {"method": None, "ranks": (), "spatial": "separate"}
+    variant = {"splits": 1, "fold": "channel", "nonzeros": 0}
+    if entry.form is not None:
+        own = asdict(entry.form)
+        form, variant = ({name: own[name] for name in part} for part in (form, variant))
+    return {"layer": asdict(entry.layer), **form, "reason": entry.reason, **variant}
 
 
 def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
@@ -268,14 +259,16 @@ def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
     if fields.get("stored") is not None:
         fields["stored"] = Storage(**_tuples(fields["stored"]))
     layer = Layer(**fields)
-    entry = PlannedLayer(**{**raw, "layer": layer, "ranks": tuple(raw["ranks"])})
-    if entry.method is not None:
-        check_form(layer, entry.method, entry.splits, entry.fold)
-        full = ranks.full_ranks(entry.method, entry.rank_shape)
-        check_ranks(entry.ranks, full, f"layer {layer.path!r}")
-    most = math.prod(layer.kernel_shape) if entry.method is not None else 0
-    if not (type(entry.nonzeros) is int and 0 <= entry.nonzeros <= most):
-        raise ValueError(f"layer {layer.path!r}: nonzeros {entry.nonzeros!r} not in 0..{most}")
+    own = {name: raw[name] for name in raw.keys() - {"layer", "reason"}}
+    form = None if own.get("method") is None else Form(**{**own, "ranks": tuple(raw["ranks"])})
+    entry = PlannedLayer(layer, form, raw.get("reason"))
+    if form is not None:
+        check_form(layer, form)
+        full = ranks.full_ranks(form.method, entry.chain.rank_shape)
+        check_ranks(form.ranks, full, f"layer {layer.path!r}")
+    nonzeros, most = own.get("nonzeros", 0), math.prod(layer.kernel_shape) if form else 0
+    if not (type(nonzeros) is int and 0 <= nonzeros <= most):
+        raise ValueError(f"layer {layer.path!r}: nonzeros {nonzeros!r} not in 0..{most}")
     if not (entry.size >= 0 and entry.macs >= 0):
         raise ValueError(f"layer {layer.path!r} has a negative size")
     return entry

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tdjax.plan import chain, low_rank
+from tdjax.plan.form import METHODS, check_variant
 
 # In a rule: the method with the least error.
 AUTO = "auto"
@@ -63,19 +63,13 @@ class Rule:
             raise ValueError(
                 f"{self}: the path is not a valid regular expression: {error}"
             ) from None
-        if self.method not in (*chain.METHODS, AUTO):
-            known = ", ".join((*chain.METHODS, AUTO))
+        if self.method not in (*METHODS, AUTO):
+            known = ", ".join((*METHODS, AUTO))
             raise ValueError(f"{self}: unknown method; known are {known}")
-        if self.spatial not in chain.SPATIAL:
-            raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
-        if self.spatial == "merged" and self.method != "cp":
-            raise ValueError(f"{self}: only method 'cp' knows spatial='merged'")
-        if self.splits < 1:
-            raise ValueError(f"{self}: splits must be at least 1, got {self.splits}")
-        if self.fold not in low_rank.FOLDS:
-            raise ValueError(f"{self}: fold must be one of {', '.join(low_rank.FOLDS)}")
-        if (self.splits, self.fold) != (1, "channel") and self.method != "svd":
-            raise ValueError(f"{self}: only method 'svd' knows splits and fold")
+        try:
+            check_variant(self.method, self.spatial, self.splits, self.fold)
+        except ValueError as error:
+            raise ValueError(f"{self}: {error}") from None
         if (self.compression is None) == (self.rank is None):
             raise ValueError(f"{self}: give exactly one of compression and rank")
         if self.method == AUTO and self.compression is None:

@@ -1,13 +1,30 @@
-"""One thin layer of the chain that computes a factorised layer."""
+"""Chains of thin layers, by which factorised layers compute: what all of them have in common.
+
+A kernel (*window, C / groups, T) is split by feature group, each group is decomposed alone, and
+the factors become the kernels of the chain. A chain says what its thin layers look like from
+shapes alone, and carries arrays both ways. Stride, padding and dilation of a spatial axis belong
+to the thin layer whose kernel spans that axis.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tdjax.decompose.formats import Format
+from tdjax.plan.form import Form
+from tdjax.plan.layers import Layer
 
 # The name of a layer's sparse correction, beside the stages of its chain.
 CORRECTION = "sparse"
+
+Kernels = Mapping[str, Float[Array, "*_"]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,121 @@ class Stage:
         return math.prod(self.kernel_shape)
 
 
+@dataclass(frozen=True)
+class Chain(ABC):
+    """The thin layers that one layer becomes in one form; `tdjax.plan.chain.chain_of` makes it."""
+
+    layer: Layer
+    form: Form
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The thin layers, first one first."""
+        return self._stages()
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of the thin layers."""
+        return sum(stage.size for stage in self.stages)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the thin layers for one example, in one layer of a stack."""
+        layer, total = self.layer, 0
+        transposed = layer.kind == "conv_transpose"
+        sizes = tuple(layer.in_spatial)
+        for stage in self.stages:
+            after = tuple(
+                out if axis in stage.axes else size
+                for axis, (size, out) in enumerate(zip(sizes, layer.out_spatial, strict=True))
+            )
+            # A window is one of the input's in a transposed convolution.
+            total += math.prod(sizes if transposed else after) * stage.size
+            sizes = after
+        # The first factor of a taken row is taken, not computed.
+        taken = sum(stage.size for stage in self.stages[1:])
+        return layer.positions * total + layer.lookups * taken
+
+    @property
+    def rank_shape(self) -> tuple[int, ...]:
+        """The shape of what its ranks are those of, from one feature group's kernel."""
+        return self.layer.group_shape
+
+    @property
+    def channel_blocks(self) -> int:
+        """Number of blocks of input channels that lie in front of the window in `tensor_view`."""
+        return 1
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a mode of `tensor_view` mixes inputs and outputs of the kernel."""
+        return False
+
+    def split_groups(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
+        """The kernels (*window, C / groups, T / groups) of each feature group, in order."""
+        return jnp.split(kernel, self.layer.groups, axis=-1)
+
+    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+        """A kernel of one feature group as the array that is decomposed."""
+        return kernel
+
+    def kernel_view(self, tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
+        """The inverse of `tensor_view`."""
+        return tensor.reshape(self.layer.group_shape)
+
+    def to_kernels(self, formats: Sequence[Format]) -> dict[str, Float[Array, "*_"]]:
+        """Kernels of the stages, by name, from the decompositions of all feature groups."""
+        by_group = [self._to_kernels(part) for part in formats]
+        return {
+            stage.name: jnp.concatenate(
+                [_reshaped(kernels[k], stage, len(formats)) for kernels in by_group], axis=-1
+            )
+            for k, stage in enumerate(self.stages)
+        }
+
+    def from_kernels(self, kernels: Kernels) -> list[Format]:
+        """The decompositions of all feature groups from the kernels of the stages."""
+        split = [self.split_groups(kernels[stage.name]) for stage in self.stages]
+        return [self._from_kernels(own) for own in zip(*split, strict=True)]
+
+    def dense(self, formats: Sequence[Format]) -> Float[Array, "*_"]:
+        """The dense kernel that the decompositions of all feature groups stand for."""
+        parts = [self.kernel_view(part.to_tensor()) for part in formats]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    def reconstruct(self, kernels: Kernels) -> Float[Array, "*_"]:
+        """The dense kernel that the kernels of the stages stand for."""
+        return self.dense(self.from_kernels(kernels))
+
+    def take_rows(
+        self, kernels: Sequence[Float[Array, "*_"]], index: Int[Array, "*b"]
+    ) -> Float[Array, "*b n"]:
+        """Rows of the matrix that a chain between matrices stands for, which is never made."""
+        raise NotImplementedError
+
+    def attend(
+        self, kernels: Sequence[Float[Array, "*_"]], query: Float[Array, "*b n"]
+    ) -> Float[Array, "*b m"]:
+        """Inner products of queries with all rows of that matrix."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _stages(self) -> tuple[Stage, ...]: ...
+
+    @abstractmethod
+    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+        """Kernels of the stages of one feature group, (*spanned, in, out) each."""
+
+    @abstractmethod
+    def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> Format:
+        """The inverse of `_to_kernels`, of kernels as the stages have them."""
+
+
 def spanned(window: Sequence[int], axes: Collection[int]) -> tuple[int, ...]:
     """The window of a stage that spans only these axes of a layer's window."""
     return tuple(size if axis in axes else 1 for axis, size in enumerate(window))
+
+
+def _reshaped(kernel: Float[Array, "*_"], stage: Stage, groups: int) -> Float[Array, "*_"]:
+    *shape, out = stage.kernel_shape
+    return kernel.reshape(*shape, out // groups)

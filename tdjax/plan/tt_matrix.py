@@ -13,39 +13,71 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdjax.decompose.formats import TT, Format
 from tdjax.plan.ranks import matrix_modes
-from tdjax.plan.stage import Stage
+from tdjax.plan.stage import Chain, Stage
 
 
-def stages(rows: int, columns: int, ranks: Sequence[int]) -> tuple[Stage, ...]:
+class TTMatrixChain(Chain):
     """The cores (r, i, o, s) of a matrix, first one first."""
-    links = (1, *ranks, 1)
-    return tuple(
-        Stage(f"core_{k}", (links[k], *pair, links[k + 1]), 1, ())
-        for k, pair in enumerate(matrix_modes(rows, columns))
-    )
 
+    @property
+    def modes(self) -> tuple[tuple[int, int], ...]:
+        """For each core, its factors of the numbers of rows and columns."""
+        return matrix_modes(*self.layer.kernel_shape)
 
-def is_train(chain: Sequence[Stage]) -> bool:
-    """Whether the stages are the cores of a TT-matrix, and no thin layers."""
-    return chain[0].name == "core_0"
+    @property
+    def mixes(self) -> bool:
+        """Every mode stands for rows and columns."""
+        return True
 
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of `multiply` and `take_rows` for one example."""
+        # Of an embedding it is the transposed matrix that multiplies.
+        transposed = self.layer.kind == "embed"
+        products = self.layer.positions * product_macs(self.stages, transposed)
+        return products + self.layer.lookups * row_macs(self.stages)
 
-def to_tensor(matrix: Float[Array, "m n"]) -> Float[Array, "*_"]:
-    """The matrix with a mode for each pair of factors of its sizes."""
-    modes = matrix_modes(*matrix.shape)
-    rows, columns = zip(*modes, strict=True)
-    pairs = [axis for k in range(len(modes)) for axis in (k, len(modes) + k)]
-    split = matrix.reshape(*rows, *columns).transpose(pairs)
-    return split.reshape([i * o for i, o in modes])
+    def tensor_view(self, kernel: Float[Array, "m n"]) -> Float[Array, "*_"]:
+        """The matrix with a mode for each pair of factors of its sizes."""
+        rows, columns = zip(*self.modes, strict=True)
+        number = len(rows)
+        pairs = [axis for k in range(number) for axis in (k, number + k)]
+        split = kernel.reshape(*rows, *columns).transpose(pairs)
+        return split.reshape([i * o for i, o in self.modes])
 
+    def kernel_view(self, tensor: Float[Array, "*_"]) -> Float[Array, "m n"]:
+        """The inverse of `tensor_view`."""
+        pairs = tensor.reshape([size for pair in self.modes for size in pair])
+        axes = range(pairs.ndim)
+        return pairs.transpose(*axes[::2], *axes[1::2]).reshape(self.layer.kernel_shape)
 
-def to_matrix(tensor: Float[Array, "*_"], rows: int, columns: int) -> Float[Array, "_ _"]:
-    """The inverse of `to_tensor`."""
-    modes = matrix_modes(rows, columns)
-    pairs = tensor.reshape([size for pair in modes for size in pair])
-    axes = range(2 * len(modes))
-    return pairs.transpose(*axes[::2], *axes[1::2]).reshape(rows, columns)
+    def take_rows(
+        self, kernels: Sequence[Float[Array, "_ _ _ _"]], index: Int[Array, "*b"]
+    ) -> Float[Array, "*b n"]:
+        """See `take_rows`."""
+        return take_rows(kernels, index)
+
+    def attend(
+        self, kernels: Sequence[Float[Array, "_ _ _ _"]], query: Float[Array, "*b n"]
+    ) -> Float[Array, "*b m"]:
+        """Queries times the transposed matrix."""
+        return multiply(query, [core.swapaxes(1, 2) for core in kernels])
+
+    def _stages(self) -> tuple[Stage, ...]:
+        links = (1, *self.form.ranks, 1)
+        return tuple(
+            Stage(f"core_{k}", (links[k], *pair, links[k + 1]), 1, ())
+            for k, pair in enumerate(self.modes)
+        )
+
+    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+        assert isinstance(part, TT)
+        return list(part.cores)
+
+    def _from_kernels(self, kernels: Sequence[Float[Array, "_ _ _ _"]]) -> TT:
+        return TT(tuple(core.reshape(core.shape[0], -1, core.shape[-1]) for core in kernels))
 
 
 def multiply(

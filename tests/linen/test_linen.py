@@ -510,7 +510,7 @@ def test_modules_that_cannot_be_factorised_are_listed():
     }
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     assert plan.size_before == total
-    assert "masked stays dense: its kernel is masked" in str(plan)
+    assert "masked is kept dense: its kernel is masked" in str(plan)
 
 
 def test_layers_inside_transformed_modules():

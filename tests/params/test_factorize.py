@@ -7,7 +7,8 @@ from plain_models import ConvNet
 
 import tdjax
 from tdjax import Layer, Plan, PlannedLayer, Rule
-from tdjax.params.factorize import layer_params, replace_kernel
+from tdjax.params.factorize import replace_kernel
+from tdjax.params.tree import layer_params
 from tdjax.plan.decide import plan_layer
 
 # A model's parameters without a model: names, shapes and a plan are enough.
@@ -170,7 +171,7 @@ def test_kernel_that_is_not_finite_is_refused(value):
     params["block"]["conv"]["kernel"] = params["block"]["conv"]["kernel"].at[0, 0, 0, 0].set(value)
     with pytest.raises(ValueError, match="layer 'block/conv': the kernel holds NaN or Inf"):
         tdjax.factorize_params(params, make_plan())
-    # Of a layer that stays dense nothing is asked.
+    # Of a layer that is kept dense nothing is asked.
     tdjax.factorize_params(params, make_plan("svd", ("head",)))
 
 

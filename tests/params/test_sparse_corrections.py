@@ -18,9 +18,12 @@ from plain_models import MLP, normal, random_variables
 import tdjax
 from tdjax import Layer, Plan, PlannedLayer, Rule
 from tdjax.nnx import reconstruct
+from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.check import check_params
-from tdjax.params.kernels import Weights, decompose_array, reconstruct_array
+from tdjax.params.kernels import Weights
+from tdjax.params.options import Options
 from tdjax.plan.decide import plan_layer
+from tdjax.plan.form import Form
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 24, (2, 5)))
 SEQUENCE, IMAGE = normal(1, 2, 5, 12), normal(1, 2, 6, 5, 4)
@@ -108,6 +111,10 @@ NNX = {
     "conv_transpose": ("tt", lambda r: nnx.ConvTranspose(4, 6, (3, 2), **FLIPPED, rngs=r), IMAGE),
     "stack": ("svd", NnxStack, normal(2, 4, 8)),
 }
+
+
+def with_nonzeros(entry, nonzeros):
+    return PlannedLayer(entry.layer, dataclasses.replace(entry.form, nonzeros=nonzeros))
 
 
 def exact_plan(table, method):
@@ -266,7 +273,7 @@ def test_an_nnx_model_computes_with_the_reconstructed_kernel(name):
         return small(sample), reconstruct(small, plan)(sample)
 
     close(*both(small))
-    other = Plan(tuple(dataclasses.replace(entry, nonzeros=1) for entry in plan.layers))
+    other = Plan(tuple(with_nonzeros(entry, 1) for entry in plan.layers))
     with pytest.raises(ValueError, match="was factorised by another plan"):
         reconstruct(small, other)
 
@@ -344,11 +351,11 @@ def test_other_formats_leave_to_it_what_stands_out(method, weighed):
     kernel = jnp.asarray(kernel, jnp.float32)
     layer = Layer("a", "conv", kernel.shape, 2, (4, 4), (4, 4))
     rule = Rule(path="a", method=method, rank=1, sparse=0.6)
-    entry = dataclasses.replace(plan_layer(layer, rule), nonzeros=40)
+    entry = with_nonzeros(plan_layer(layer, rule), 40)
     moment = jnp.asarray(random.uniform(0.5, 2, (2, 36)), jnp.float32)
     weights = Weights(moment, None) if weighed else None
     key = jax.random.key(0)
-    factors = decompose_array(kernel, entry, key=key, weights=weights, max_iters=3)
+    factors = decompose_array(kernel, entry, Options(key=key, max_iters=3), weights=weights)
     assert set(np.asarray(factors["indices"])) == set(where)
     left = np.asarray(kernel - reconstruct_array(factors, entry))
     assert np.linalg.norm(left) < 0.1 * np.linalg.norm(kernel)
@@ -364,14 +371,11 @@ def test_half_precision_stays_and_a_stack_is_decomposed_side_by_side():
     small = tdjax.factorize(model, plan)
     dense = reconstruct(small, plan)
     for k in range(3):
-        alone = plan_layer(Layer("a", "dense", (8, 8)), Rule(path="a", method="svd", rank=1))
-        alone = dataclasses.replace(
-            alone, ranks=plan["blocks"].ranks, nonzeros=plan["blocks"].nonzeros
-        )
+        alone = PlannedLayer(Layer("a", "dense", (8, 8)), plan["blocks"].form)
         factors = decompose_array(model.blocks.kernel[k], alone)
         close(dense.blocks.kernel[k], reconstruct_array(factors, alone))
     params = {"dense0": {"kernel": random[0]}}
-    plan = Plan((PlannedLayer(Layer("dense0", "dense", (12, 16)), "svd", (1,), nonzeros=9),))
+    plan = Plan((PlannedLayer(Layer("dense0", "dense", (12, 16)), Form("svd", (1,), nonzeros=9)),))
     found = tdjax.factorize_params({"params": params}, plan)
     assert {leaf.dtype for leaf in jax.tree.leaves(found["params"])} == {jnp.dtype(jnp.bfloat16)}
 

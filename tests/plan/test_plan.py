@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from plain_models import ConvNet
 
 import tdjax
-from tdjax import Layer, Plan, PlannedLayer, Rule
+from tdjax import Form, Layer, Plan, PlannedLayer, Rule
 from tdjax.plan.decide import plan_layer, plan_layers
 
 CONV1 = Layer("conv1", "conv", (3, 3, 16, 32), in_spatial=(8, 8), out_spatial=(4, 4), other=32)
@@ -292,7 +293,7 @@ def test_table_text():
     assert rows["embed"].split() == ["embed", "50x32", "dense", "1,600", "0"]
     assert f"{plan.size_before:,} -> {plan.size:,}" in lines[7]
     assert f"{plan.macs_before:,} -> {plan.macs:,}" in lines[7]
-    assert lines[-1] == "embed stays dense: Embed is not supported"
+    assert lines[-1] == "embed is kept dense: Embed is not supported"
     assert len({len(line) for line in (lines[1], lines[6])}) == 1
 
 
@@ -338,3 +339,46 @@ def test_totals_are_counts_of_the_actual_parameters():
 def test_planned_layer_defaults_to_dense():
     entry = PlannedLayer(CONV1)
     assert (entry.size, entry.macs, entry.kept) == (CONV1.size, CONV1.macs, 1.0)
+
+
+OLD_LAYER = (
+    '{"path": "a", "kind": "conv", "kernel_shape": [3, 3, 16, 32], "groups": 1, '
+    '"in_spatial": [8, 8], "out_spatial": [4, 4], "positions": 1, "lookups": 0, "other": 32, '
+    '"obstacle": null, "stored": null}'
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (
+            PlannedLayer(replace(CONV1, path="a"), Form("cp", (4,), "merged", nonzeros=57)),
+            '"method": "cp", "ranks": [4], "spatial": "merged", "reason": null, "splits": 1, '
+            '"fold": "channel", "nonzeros": 57',
+        ),
+        (
+            PlannedLayer(replace(CONV1, path="a"), Form("svd", (2,), splits=4, fold="rows")),
+            '"method": "svd", "ranks": [2], "spatial": "separate", "reason": null, "splits": 4, '
+            '"fold": "rows", "nonzeros": 0',
+        ),
+        (
+            PlannedLayer(replace(CONV1, path="a"), reason="no rule matches it"),
+            '"method": null, "ranks": [], "spatial": "separate", "reason": "no rule matches it", '
+            '"splits": 1, "fold": "channel", "nonzeros": 0',
+        ),
+    ],
+)
+def test_json_is_the_text_of_earlier_plans(entry, text):
+    whole = f'{{"version": 1, "other": 9, "layers": [{{"layer": {OLD_LAYER}, {text}}}]}}'
+    assert Plan((entry,), 9).to_json() == whole
+    assert Plan.from_json(whole) == Plan((entry,), 9)
+
+
+def test_a_layer_that_is_kept_dense_has_no_chain():
+    with pytest.raises(ValueError, match="layer 'conv1' is kept dense: it has no chain"):
+        PlannedLayer(CONV1).chain  # noqa: B018
+
+
+def test_a_form_says_what_differs_from_the_plain_one():
+    assert [str(Form("tt", (2,))), str(Form("cp", (2,), "merged"))] == ["tt", "cp merged"]
+    assert str(Form("svd", (2,), splits=2, fold="rows", nonzeros=3)) == "svd rows /2 + sparse"

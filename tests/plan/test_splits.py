@@ -14,9 +14,10 @@ from plain_models import Scanned, normal, random_variables
 import tdjax
 from tdjax import GroupedLowRank, Layer, Plan, PlannedLayer, Rule
 from tdjax.nnx import reconstruct
-from tdjax.params.kernels import Weights, decompose_kernel, reconstruct_kernel
-from tdjax.plan import chain
+from tdjax.params.kernels import Weights, decompose_kernel
+from tdjax.plan.chain import chain_of
 from tdjax.plan.decide import plan_layer, plan_layers
+from tdjax.plan.form import Form
 
 pytestmark = pytest.mark.filterwarnings("ignore:too few rows")
 SEQUENCE, IMAGE = normal(1, 2, 5, 12), normal(1, 2, 7, 6, 8)
@@ -46,23 +47,24 @@ def rule(path=".*", rank=2, **form):
 )
 def test_kernels_stand_for_their_sum_over_splits(splits, fold, groups):
     shape = (3, 2, 6, 4 * groups)
-    stages = chain.stages(shape, groups, "svd", (2,), splits=splits, fold=fold)
+    chain = chain_of(Layer("", "conv", shape, groups), Form("svd", (2,), splits=splits, fold=fold))
+    stages = chain.stages
     kernels = {stage.name: normal(k, *stage.kernel_shape) for k, stage in enumerate(stages)}
     first = np.asarray(kernels["input"]).reshape(*stages[0].kernel_shape[:-1], groups, splits, 2)
     last = np.asarray(kernels["output"])
     last = last.reshape(*last.shape[:2], splits, 2, groups, 4)
     # Axes of size 1 are spread: an axis belongs to one of the two.
     expected = np.einsum("hwcgkr,HWkrgt->hHwWkcgt", first, last).reshape(shape)
-    found = chain.reconstruct(kernels, shape, stages, "svd", groups)
+    found = chain.reconstruct(kernels)
     close(found, expected, 1e-5)
-    formats = chain.from_kernels(kernels, stages, "svd", groups)
+    formats = chain.from_kernels(kernels)
     assert all(isinstance(part, GroupedLowRank) == (splits > 1) for part in formats)
     assert sum(part.size for part in formats) == sum(stage.size for stage in stages)
-    jax.tree.map(np.testing.assert_array_equal, chain.to_kernels(formats, stages), kernels)
-    (part, *_), (kernel, *_) = formats, chain.split_groups(found, groups)
-    view = chain.tensor_view(kernel, "svd", splits=splits, fold=fold)
+    jax.tree.map(np.testing.assert_array_equal, chain.to_kernels(formats), kernels)
+    (part, *_), (kernel, *_) = formats, chain.split_groups(found)
+    view = chain.tensor_view(kernel)
     close(view, part.to_tensor(), 1e-6)
-    close(chain.kernel_view(view, kernel.shape, "svd", splits, fold), kernel, 0)
+    close(chain.kernel_view(view), kernel, 0)
 
 
 # ---------------------------------------------------------------- plans
@@ -352,7 +354,7 @@ def test_rows_of_a_split_are_weighed_by_their_own_moments():
     layer = Layer("a", "conv", kernel.shape, in_spatial=(4, 4), out_spatial=(4, 4))
     entry = plan_layer(layer, rule(splits=3))
     parts = decompose_kernel(kernel, entry, weights=Weights(moment[None], None))
-    found = reconstruct_kernel(chain.to_kernels(parts, entry.stages), entry)
+    found = entry.chain.dense(parts)
     # Rows of the matrix are ordered by tap, then channel; those of a split have two channels.
     rows = np.array([tap * 6 + c for k in range(3) for tap in range(6) for c in (2 * k, 2 * k + 1)])
     norm = tdjax.Covariance(moment[rows][:, rows])
@@ -417,5 +419,6 @@ def test_layer_after_layer():
 
 
 def test_planned_layer_is_plain_by_default():
-    entry = PlannedLayer(CONV, "svd", (2,))
-    assert (entry.splits, entry.fold, entry.format) == (1, "channel", "svd")
+    form = Form("svd", (2,))
+    assert (form.splits, form.fold) == (1, "channel")
+    assert PlannedLayer(CONV, form).format == "svd"

@@ -6,11 +6,11 @@ import optax
 import pytest
 
 from experiments.error_study.bench import DECOMPOSE, set_up
-from experiments.error_study.candidates import decompose_runs, dense_kernel
+from experiments.error_study.candidates import decompose_runs
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.measure import compressed_records, moments_of_layers
 from experiments.error_study.protocol import protocol_from_dict
-from tdjax.params.factorize import layer_params
+from tdjax.params.tree import layer_params
 
 pytest.importorskip("sklearn")
 
@@ -49,9 +49,7 @@ def layer(bench, moments, request):
     protocol = bench.protocol
     factors = decompose_runs(kernel, plans, protocol.runs, protocol.decompose, bench.key(DECOMPOSE))
     records = compressed_records(bench, bench.start, path, plans, factors, moments[path])
-    kernels = {
-        key: dense_kernel(found, kernel.shape, 1, key[0].method) for key, found in factors.items()
-    }
+    kernels = {key: plans[key[0]].chain.dense(found) for key, found in factors.items()}
     bare = compressed_records(bench, bench.start, path, plans, factors, None)
     return path, np.asarray(kernel, np.float64), kernels, records, bare
 

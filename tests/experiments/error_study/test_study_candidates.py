@@ -11,7 +11,6 @@ from experiments.error_study.candidates import (
     CompressedNetwork,
     choice_key,
     decompose_runs,
-    dense_kernel,
     widened,
     without_kernel,
 )
@@ -22,7 +21,6 @@ from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP
 from tdjax.linen import factorize, make_plan
 from tdjax.params.factorize import factorize_params, reconstruct_params, replace_kernel
-from tdjax.plan import chain
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
@@ -67,9 +65,8 @@ class Setting:
         self.factors = decompose_runs(self.kernel, self.plans, RUNS, SETTINGS, self.key)
 
     def network(self, method):
-        return CompressedNetwork(
-            LinenNetwork(self.module), "conv", self.kernel.shape, self.layer.groups, method
-        )
+        plan = next(plan for choice, plan in self.plans.items() if choice.method == method)
+        return CompressedNetwork.of(LinenNetwork(self.module), plan)
 
     def alike(self, method):
         return [self.factors[choice, 0] for choice in self.plans if choice.method == method]
@@ -117,8 +114,7 @@ def test_the_dense_kernel_is_what_the_thin_layers_compute(case):
     images = jax.random.normal(jax.random.key(2), (3, 6, 6, 2))
     for choice, plan in case.plans.items():
         found = case.factors[choice, 1]
-        kernel = dense_kernel(found, case.kernel.shape, case.layer.groups, choice.method)
-        kernels = chain.to_kernels(found, plan.stages)
+        kernel, kernels = plan.chain.dense(found), plan.chain.to_kernels(found)
         whole = Plan(
             tuple(plan if e.layer.path == "conv" else e for e in case.dense.layers),
             case.dense.other,
@@ -144,7 +140,7 @@ def test_deterministic_methods_share_one_result_and_equal_the_library(plain):
         whole = Plan(tuple(plan if e.layer.path == "conv" else e for e in plain.dense.layers))
         params = factorize_params(plain.params, whole, max_iters=plain.settings.tucker_iters)
         np.testing.assert_allclose(
-            dense_kernel(first, plain.kernel.shape, 1, choice.method),
+            plan.chain.dense(first),
             reconstruct_params(params, whole)["conv"]["kernel"],
             rtol=1e-4,
             atol=1e-5,
@@ -157,7 +153,7 @@ def test_cp_against_the_library_from_a_start_drawn_by_hand(plain, cp_init):
     plan, settings = plain.plans[choice], dataclasses.replace(SETTINGS, cp_init=cp_init)
     alone = decompose_runs(plain.kernel, {choice: plan}, RUNS, settings, plain.key)
     draw = jax.random.uniform if cp_init == "random" else jax.random.normal
-    tensor = chain.tensor_view(plain.kernel, "cp", "separate")
+    tensor = plan.chain.tensor_view(plain.kernel)
     for run in range(RUNS):
         keys = jax.random.split(jax.random.fold_in(choice_key(plain.key, choice, run), 0), 4)
         start = CP(
@@ -199,12 +195,8 @@ def test_widened_fills_up_with_zeros(case):
             corner = tuple(slice(n) for n in old.shape)
             np.testing.assert_array_equal(leaf[corner], old)
             assert np.count_nonzero(leaf) == np.count_nonzero(old)
-        np.testing.assert_allclose(
-            dense_kernel(wide, case.kernel.shape, case.layer.groups, choice.method),
-            dense_kernel(found, case.kernel.shape, case.layer.groups, choice.method),
-            rtol=1e-5,
-            atol=1e-6,
-        )
+        chain = case.plans[choice].chain
+        np.testing.assert_allclose(chain.dense(wide), chain.dense(found), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
