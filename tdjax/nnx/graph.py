@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -54,6 +54,16 @@ def become(module: nnx.Module, cls: type[nnx.Module]) -> None:
     """Turn a module into one of a sub- or superclass, in place: all that refer to it see it."""
     # NNX would take a plain assignment for one of an attribute of the module.
     object.__setattr__(module, "__class__", cls)
+
+
+def with_calls(cls: type, wrap: Callable[[type, str], Callable[..., Any]]) -> type:
+    """A subclass of a kind of layer, the methods that call it being wrapped.
+
+    Arguments:
+        wrap: (class, name of the method) -> the method in its place.
+    """
+    methods = [name for name in ("__call__", "attend") if hasattr(cls, name)]
+    return type(cls.__name__, (cls,), {name: wrap(cls, name) for name in methods})
 
 
 def joined(path: Any) -> str:

@@ -13,7 +13,16 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.auto import best_format
-from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
+from tdjax.nnx.graph import (
+    array_of,
+    become,
+    joined,
+    modules_of,
+    own_params,
+    shape_of,
+    weights_of,
+    with_calls,
+)
 from tdjax.nnx.kinds import KINDS
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
@@ -112,7 +121,7 @@ class _RecordedAt:
     recording: _Recording
 
 
-def _recorded_method(cls: type, method: str) -> Callable[..., Any]:
+def _recorded(cls: type, method: str) -> Callable[..., Any]:
     """A method of a class whose calls are recorded."""
     answer = getattr(cls, method)
 
@@ -126,13 +135,7 @@ def _recorded_method(cls: type, method: str) -> Callable[..., Any]:
     return call
 
 
-def _recorded_class(cls: type) -> type:
-    """A subclass of a kind of layer whose calls are recorded."""
-    methods = [name for name in ("__call__", "attend") if hasattr(cls, name)]
-    return type(cls.__name__, (cls,), {name: _recorded_method(cls, name) for name in methods})
-
-
-_RECORDED = {cls: _recorded_class(cls) for cls in KINDS}
+_RECORDED = {cls: with_calls(cls, _recorded) for cls in KINDS}
 
 
 def _with_the_rest(

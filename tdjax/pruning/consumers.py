@@ -171,7 +171,7 @@ class _Walk:
             if value.source is not None:
                 self.block(
                     value.source,
-                    f"its outputs go through {eqn.primitive.name}, which may mix its neurons",
+                    f"its outputs go through {eqn.primitive.name}, where they may meet others",
                 )
         return [UNKNOWN] * len(eqn.outvars)
 
