@@ -1,8 +1,7 @@
 """What loading the library takes: `python -m benchmarks.importing`.
 
-A fresh Python each time, `import tdjax` in turns with `import jax, flax`, without which nobody who
-has a model gets by. The last row adds what stands on the adapters, which is loaded when it is
-first asked for.
+Each in a Python of its own: `import tdjax` in turns with `import jax, flax`, which a program with a
+model loads anyway. The last row adds the adapters, which are loaded when they are first needed.
 """
 
 import subprocess

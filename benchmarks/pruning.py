@@ -40,7 +40,7 @@ def images(count: int) -> np.ndarray:
 
 
 def objective(x: np.ndarray, y: np.ndarray, w: Any, penalty: float) -> float:
-    """What the LASSO makes least, mean over neurons."""
+    """The objective of the LASSO, mean over neurons."""
     w = np.asarray(w, np.float64)
     return float(np.mean(np.mean((y - x @ w) ** 2, axis=0) + penalty * np.abs(w).sum(axis=0)))
 
