@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.formats import CP, TT, Format, Tucker
+from tdjax.plan import low_rank
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import LowRankChain
@@ -24,17 +25,25 @@ from tdjax.plan.tt_matrix import TTMatrixChain
 def chain_of(layer: Layer, form: Form) -> Chain:
     """The chain that a layer becomes in a form.
 
-    Raises ValueError for a form that a matrix cannot have.
+    Raises ValueError, with a remedy, for a form that the layer cannot have.
     """
+    problem = _obstacle(layer, form)
+    if problem is not None:
+        raise ValueError(f"layer {layer.path!r}: {problem}")
     if form.method == "svd":
         return LowRankChain(layer, form)
-    if not layer.is_matrix:
-        return CONVOLUTIONS[form.method](layer, form)
-    if form.method == "tt":
-        return TTMatrixChain(layer, form)
-    raise ValueError(
-        f"layer {layer.path!r} is a matrix, of which {form.method!r} is a product of two: use 'svd'"
-    )
+    return TTMatrixChain(layer, form) if layer.is_matrix else CHAINS[form.method](layer, form)
+
+
+def _obstacle(layer: Layer, form: Form) -> str | None:
+    if form.method == "svd":
+        if form.splits > 1 and layer.kind == "embed":
+            return "an embedding has no input channels to split; give it a rule without splits"
+        *window, channels, _ = layer.group_shape
+        return low_rank.obstacle(window, channels, form.splits, form.fold)
+    if form.method != "tt" and layer.is_matrix:
+        return f"{form.method!r} of a matrix is a product of two: use 'svd'"
+    return None
 
 
 class ConvolutionChain(Chain):
@@ -161,4 +170,4 @@ def _matrix(kernel: Float[Array, "*_"]) -> Float[Array, "_ _"]:
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-CONVOLUTIONS: dict[str, type[Chain]] = {"cp": CPChain, "tucker": TuckerChain, "tt": TTChain}
+CHAINS: dict[str, type[Chain]] = {"cp": CPChain, "tucker": TuckerChain, "tt": TTChain}

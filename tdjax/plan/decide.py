@@ -12,7 +12,7 @@ from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
-from tdjax.plan.plan import Plan, PlannedLayer, check_form, paths_text, ranks_text
+from tdjax.plan.plan import Plan, PlannedLayer, paths_text, ranks_text
 from tdjax.plan.rules import AUTO, Rule
 
 Choose = Callable[[Layer, Rule], PlannedLayer]
@@ -51,10 +51,9 @@ def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
         raise ValueError(f"{rule}: layer {layer.path!r}: {layer.obstacle}")
     form = _plain_form(layer, rule)
     try:
-        check_form(layer, form)
+        shape = chain_of(layer, form).rank_shape
     except ValueError as error:
         raise ValueError(f"{rule}: {error}") from None
-    shape = chain_of(layer, form).rank_shape
     decomposed = 1 - (rule.sparse or 0.0)
     if rule.compression is not None:
         # What a rank keeps of one split it keeps of all.

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from tdjax.decompose.inputs import check_ranks
-from tdjax.plan import low_rank, ranks
+from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer, Storage
@@ -231,18 +231,6 @@ class Plan:
             raise ValueError(f"not a plan: {error!r}") from error
 
 
-def check_form(layer: Layer, form: Form) -> None:
-    """Refuse, with a ValueError that names a remedy, a form that a layer's factors cannot have."""
-    if form.method != "svd":
-        return
-    *window, channels, _ = layer.group_shape
-    problem = low_rank.obstacle(window, channels, form.splits, form.fold)
-    if form.splits > 1 and layer.kind == "embed":
-        problem = "an embedding has no input channels to split; give it a rule without splits"
-    if problem is not None:
-        raise ValueError(f"layer {layer.path!r}: {problem}")
-
-
 def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:
     """One entry, its form spread among its other fields."""
     form = {"method": None, "ranks": (), "spatial": "separate"}
@@ -263,7 +251,6 @@ def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
     form = None if own.get("method") is None else Form(**{**own, "ranks": tuple(raw["ranks"])})
     entry = PlannedLayer(layer, form, raw.get("reason"))
     if form is not None:
-        check_form(layer, form)
         full = ranks.full_ranks(form.method, entry.chain.rank_shape)
         check_ranks(form.ranks, full, f"layer {layer.path!r}")
     nonzeros, most = own.get("nonzeros", 0), math.prod(layer.kernel_shape) if form else 0

@@ -150,7 +150,7 @@ def test_dense_kernel_becomes_two_matrices(method):
     dense = chain.reconstruct(kernels)
     np.testing.assert_allclose(dense, kernels["input"] @ kernels["output"], rtol=1e-5, atol=1e-5)
     if method != "svd":
-        with pytest.raises(ValueError, match=f"'head' is a matrix.*'{method}'.*use 'svd'"):
+        with pytest.raises(ValueError, match=f"layer 'head': '{method}' of a matrix .* use 'svd'"):
             chain_of(layer, Form(method, (3,)))
 
 
