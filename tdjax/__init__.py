@@ -15,15 +15,16 @@ from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.dispatch import (
     allocate,
     collect_moments,
+    evaluate_candidates,
     factorize,
     factorize_sequentially,
+    feature_errors,
     layer_table,
     make_plan,
     reestimate_batch_stats,
     remove_dead,
 )
-from tdjax.evaluate.candidates import evaluate_candidates
-from tdjax.evaluate.errors import feature_errors, weight_errors
+from tdjax.evaluate.errors import weight_errors
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
 from tdjax.params.factorize import factorize_params, reconstruct_params

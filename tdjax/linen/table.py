@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 
 from tdjax.allocation.auto import best_format
+from tdjax.arguments.called import calling_the_model
 from tdjax.linen.kinds import KINDS, Call, Kind
 from tdjax.params.factorize import layer_params
 from tdjax.params.partitioning import is_boxed, unboxed
@@ -76,6 +77,11 @@ def plain(variables: Any) -> Any:
     return jax.tree.map(unboxed, variables, is_leaf=is_boxed)
 
 
+def leaves(model: nn.Module, variables: Mapping[str, Any]) -> list[Any]:
+    """What the program of `trace` takes in front of the arrays of the sample."""
+    return jax.tree.leaves(plain(variables))
+
+
 def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
     """The calls of all modules that hold a weight array, as they are in the traced program.
 
@@ -126,7 +132,8 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
         with nn.intercept_methods(record):
             return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)[0]
 
-    jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(shapes, arrays)
+    with calling_the_model(sample):
+        jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(shapes, arrays)
     return Trace(jaxpr, calls, outputs, batch_size(arrays))
 
 

@@ -76,7 +76,7 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
         present = getattr(module, "bias", None)
         if bias and present is not None:
             own["bias"] = array_of(present)
-        _put(params, entry.layer.path, own)
+        put(params, entry.layer.path, own)
     return params
 
 
@@ -106,7 +106,7 @@ def reconstruct(model: Model, plan: Plan) -> Model:
         if entry.nonzeros:
             sparse = getattr(module, CORRECTION)
             own[CORRECTION] = {VALUES: sparse.values[...], INDICES: sparse.indices[...]}
-        _put(params, entry.layer.path, own)
+        put(params, entry.layer.path, own)
     arrays = dense_tree(params, plan)
     copy = nnx.clone(model)
     modules = modules_of(copy)
@@ -174,7 +174,7 @@ def _module_at(
     return module
 
 
-def _put(tree: dict[str, Any], path: str, values: dict[str, Any]) -> None:
+def put(tree: dict[str, Any], path: str, values: dict[str, Any]) -> None:
     """Put values into nested mappings at a '/'-joined path."""
     names: Sequence[str] = path.split("/") if path else ()
     for name in names:

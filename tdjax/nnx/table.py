@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.auto import best_format
+from tdjax.arguments.called import calling_the_model
 from tdjax.nnx.graph import array_of, become, joined, modules_of, own_params, shape_of, weights_of
 from tdjax.nnx.kinds import KINDS, Kind
 from tdjax.plan.decide import plan_layers
@@ -65,6 +66,11 @@ def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:
     return tuple(_with_the_rest(model, modules_of(model), trace(model, sample).layers).values())
 
 
+def leaves(model: nnx.Module) -> list[Any]:
+    """What the program of `trace` takes in front of the arrays of the sample."""
+    return jax.tree.leaves(nnx.state(model))
+
+
 def trace(model: nnx.Module, sample: Any) -> Trace:
     """The calls of all layers that can be factorised, as they are in the traced program.
 
@@ -84,7 +90,8 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
         args, kwargs = frame.join(arrays)
         return copy(*args, **kwargs)
 
-    jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(state, arrays)
+    with calling_the_model(sample):
+        jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(state, arrays)
     return Trace(jaxpr, recorder.calls, outputs, batch_size(arrays))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
+from tdjax.hints import did_you_mean
 from tdjax.plan import ranks
 from tdjax.plan.layers import MATRICES, Layer
 from tdjax.plan.plan import Plan, PlannedLayer, check_form, paths_text, ranks_text
@@ -35,7 +36,8 @@ def plan_layers(
     """
     for rule in rules:
         if not any(re.fullmatch(rule.path, layer.path) for layer in table):
-            raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}")
+            near = did_you_mean(rule.path, (layer.path for layer in table))
+            raise ValueError(f"{rule}: matches no layer{near}; layers are: {paths_text(table)}")
     return Plan(tuple(_decide(layer, rules, choose) for layer in table), other)
 
 

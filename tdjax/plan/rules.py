@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdjax.hints import known_are
 from tdjax.plan import chain, low_rank
 
 # In a rule: the method with the least error.
@@ -43,7 +45,7 @@ class Rule:
             parameters, not time: the correction is computed as a dense layer.
 
     Raises ValueError for a pattern that does not compile, an unknown method, both or neither of
-    `compression` and `rank`, and values out of range.
+    `compression` and `rank`, and values out of range, TypeError for values of a wrong kind.
     """
 
     path: str
@@ -64,8 +66,8 @@ class Rule:
                 f"{self}: the path is not a valid regular expression: {error}"
             ) from None
         if self.method not in (*chain.METHODS, AUTO):
-            known = ", ".join((*chain.METHODS, AUTO))
-            raise ValueError(f"{self}: unknown method; known are {known}")
+            known = known_are(self.method, (*chain.METHODS, AUTO))
+            raise ValueError(f"{self}: unknown method; {known}")
         if self.spatial not in chain.SPATIAL:
             raise ValueError(f"{self}: spatial must be one of {', '.join(chain.SPATIAL)}")
         if self.spatial == "merged" and self.method != "cp":
@@ -80,8 +82,7 @@ class Rule:
             raise ValueError(f"{self}: give exactly one of compression and rank")
         if self.method == AUTO and self.compression is None:
             raise ValueError(f"{self}: methods are compared at equal size, give compression")
-        if self.compression is not None and not 0 < self.compression < 1:
-            raise ValueError(f"{self}: compression must lie between 0 and 1")
+        _check_sizes(self)
         if self.sparse is not None and not 0 < self.sparse < 1:
             raise ValueError(
                 f"{self}: sparse must lie between 0 and 1, got {self.sparse}; leave it out for none"
@@ -92,6 +93,22 @@ class Rule:
     def __str__(self) -> str:
         """The rule as messages name it."""
         return f"Rule {self.path!r} ({self.method})"
+
+
+def _check_sizes(rule: Rule) -> None:
+    """Refuse a share that is none, and ranks that are no whole numbers."""
+    share = rule.compression
+    if share is not None:
+        if isinstance(share, bool) or not isinstance(share, numbers.Real):
+            raise TypeError(f"{rule}: compression {share!r} is no number; pass a share, as 0.75")
+        if not 0 < share < 1:
+            percent = f"; for {share:g} % pass {share / 100:g}" if 1 < share < 100 else ""
+            raise ValueError(f"{rule}: compression must lie between 0 and 1, got {share}{percent}")
+    for rank in rule.rank if isinstance(rule.rank, (list, tuple)) else (rule.rank,):
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, numbers.Integral)):
+            whole = isinstance(rank, float) and rank.is_integer()
+            remedy = f"pass {int(rank)}" if whole else "pass a whole number, or a tuple of them"
+            raise TypeError(f"{rule}: rank {rank!r} is no whole number; {remedy}")
 
 
 def matches(path: str, patterns: str | Sequence[str]) -> bool:

@@ -1,0 +1,59 @@
+"""A Linen model as a static argument, its variables apart: what evaluations run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from tdjax.linen.outputs import layer_outputs
+from tdjax.params.factorize import layer_params, replace_kernel
+from tdjax.trace.call import call_arguments
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model that may hold lists, which have no hash; see `tdjax.evaluate.candidates.Network`."""
+
+    model: nn.Module
+
+    def __hash__(self) -> int:
+        """Equal models have equal classes."""
+        return hash(type(self.model))
+
+    def outputs(self, variables: Any, inputs: Any) -> Any:
+        """What the model returns for one batch."""
+        args, kwargs = call_arguments(inputs)
+        return self.model.apply(variables, *args, **kwargs)
+
+    def kernel(self, variables: Any, path: str) -> Any:
+        """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
+        return layer_params(variables["params"], path).get("kernel")
+
+    def with_kernel(self, variables: Any, path: str, kernel: Array) -> Any:
+        """The variables with another kernel in place of a layer's own."""
+        return {**variables, "params": replace_kernel(variables["params"], path, kernel)}
+
+    def layer_outputs(
+        self, variables: Any, kernels: Mapping[str, Array], inputs: Any
+    ) -> dict[str, list[tuple[Array, Array]]]:
+        """Outputs of some layers with their own kernel and with another, on the same input."""
+        return layer_outputs(self.model, variables, kernels, inputs)
+
+
+def network_of(model: nn.Module, variables: Mapping[str, Any]) -> tuple[Network, Any]:
+    """A model as a static argument, and its variables."""
+    return Network(model), variables
+
+
+def layer_weights(model: nn.Module, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of all layers, as `tdjax.factorize_params` takes them."""
+    return variables["params"]
+
+
+def approximated_weights(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Approximated dense parameters, as `layer_weights` gives those of a model."""
+    return params
