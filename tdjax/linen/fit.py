@@ -68,14 +68,18 @@ def check_params(plan: Plan, params: Mapping[str, Any], *, whole: bool) -> None:
             )
     known = any(_at(params, entry.layer.path) is not None for entry in plan.layers)
     if missing and (whole or (params and not known)):
-        owners = dict.fromkeys("/".join(names[:-1]) for names in flatten_dict(dict(params)))
         problems.append(
-            f"the model has no layer {', '.join(map(repr, missing[:SHOWN]))}"
-            f"{did_you_mean(missing[0], owners)}; {REMEDY}. One that only some calls reach has to "
-            "be among the parameters"
+            f"the model has no layer {', '.join(map(repr, missing[:SHOWN]))}: {REMEDY} (a layer "
+            "that only some calls reach has to be among the parameters)"
+            f"{did_you_mean(missing[0], paths_of(params))}"
         )
     if problems:
         raise ValueError(f"the plan does not fit: {'; '.join(problems[:SHOWN])}")
+
+
+def paths_of(params: Mapping[str, Any]) -> list[str]:
+    """The paths of what holds arrays of its own."""
+    return list(dict.fromkeys("/".join(names[:-1]) for names in flatten_dict(dict(params))))
 
 
 def _form(layer: Layer) -> tuple[Any, ...]:

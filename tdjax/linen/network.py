@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array
 
+from tdjax.hints import did_you_mean
+from tdjax.linen.fit import paths_of
 from tdjax.linen.outputs import layer_outputs
 from tdjax.params.factorize import layer_params, replace_kernel
 from tdjax.trace.call import call_arguments
@@ -31,7 +33,11 @@ class Network:
 
     def kernel(self, variables: Any, path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
-        return layer_params(variables["params"], path).get("kernel")
+        params = variables["params"]
+        try:
+            return layer_params(params, path).get("kernel")
+        except KeyError as error:
+            raise KeyError(f"{error.args[0]}{did_you_mean(path, paths_of(params))}") from None
 
     def with_kernel(self, variables: Any, path: str, kernel: Array) -> Any:
         """The variables with another kernel in place of a layer's own."""

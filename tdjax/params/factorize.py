@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.arguments.checks import checked
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
 from tdjax.params.corrections import copied, given, with_params, without_indices
@@ -26,6 +27,7 @@ from tdjax.plan.stage import CORRECTION
 Params = Mapping[str, Any]
 
 
+@checked
 def factorize_params(
     params: Params,
     plan: Plan,
@@ -156,6 +158,7 @@ def with_steps(params: Params, plan: Plan, steps: Mapping[str, Step]) -> dict[st
     return result
 
 
+@checked
 def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
     """Multiply the factors out to kernels of the original shapes; the inverse direction.
 

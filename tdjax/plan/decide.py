@@ -37,7 +37,7 @@ def plan_layers(
     for rule in rules:
         if not any(re.fullmatch(rule.path, layer.path) for layer in table):
             near = did_you_mean(rule.path, (layer.path for layer in table))
-            raise ValueError(f"{rule}: matches no layer{near}; layers are: {paths_text(table)}")
+            raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}{near}")
     return Plan(tuple(_decide(layer, rules, choose) for layer in table), other)
 
 

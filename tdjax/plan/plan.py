@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tdjax.decompose.inputs import check_ranks
+from tdjax.hints import did_you_mean
 from tdjax.plan import chain, low_rank, ranks
 from tdjax.plan.layers import Layer, Storage
 from tdjax.plan.printing import Table, as_html, as_text
@@ -190,7 +191,9 @@ class Plan:
         for entry in self.layers:
             if entry.layer.path == path:
                 return entry
-        raise KeyError(f"no layer {path!r}; layers are: {paths_text(e.layer for e in self.layers)}")
+        layers = [entry.layer for entry in self.layers]
+        near = did_you_mean(path, (layer.path for layer in layers))
+        raise KeyError(f"no layer {path!r}; layers are: {paths_text(layers)}{near}")
 
     def __str__(self) -> str:
         """A table: layer, format, ranks, parameters and MACs before and after."""

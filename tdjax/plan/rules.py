@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdjax.decompose.inputs import check_whole
 from tdjax.hints import known_are
 from tdjax.plan import chain, low_rank
 
@@ -104,11 +105,9 @@ def _check_sizes(rule: Rule) -> None:
         if not 0 < share < 1:
             percent = f"; for {share:g} % pass {share / 100:g}" if 1 < share < 100 else ""
             raise ValueError(f"{rule}: compression must lie between 0 and 1, got {share}{percent}")
-    for rank in rule.rank if isinstance(rule.rank, (list, tuple)) else (rule.rank,):
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, numbers.Integral)):
-            whole = isinstance(rank, float) and rank.is_integer()
-            remedy = f"pass {int(rank)}" if whole else "pass a whole number, or a tuple of them"
-            raise TypeError(f"{rule}: rank {rank!r} is no whole number; {remedy}")
+    if rule.rank is not None:
+        for rank in rule.rank if isinstance(rule.rank, (list, tuple)) else (rule.rank,):
+            check_whole(rank, f"{rule}: rank")
 
 
 def matches(path: str, patterns: str | Sequence[str]) -> bool:
