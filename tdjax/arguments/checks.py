@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -232,6 +233,13 @@ def _key(value: Any) -> Problem:
     return TypeError(f"is {described(value)}: pass jax.random.key({seed})")
 
 
+def _budget(value: Any) -> Problem:
+    if not isinstance(value, numbers.Real) or 0 < value < 1:
+        return None
+    share = f": for {value:g} % pass {value / 100:g}" if 2 <= value < 100 else ""
+    return ValueError(f"{value} is no share between 0 and 1{share}")
+
+
 def _path(value: Any) -> Problem:
     if isinstance(value, str):
         return None
@@ -251,6 +259,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "loss_fn": _loss_fn,
     "metric_fn": _metric_fn,
     "key": _key,
+    "budget": _budget,
     "path": _path,
 }
 

@@ -93,7 +93,7 @@ def on_models(function: Function) -> Function:
     where it takes `variables`, those are None for a model that holds its arrays.
     """
     name, whole = function.__name__, inspect.signature(function)
-    signatures = {kind.base: _signature(whole, kind) for kind in KINDS}
+    signatures = {kind.base: signature_of(whole, kind) for kind in KINDS}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -115,7 +115,7 @@ def on_models(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
-def _signature(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
+def signature_of(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
     """How a function on models is called for one kind of them; its overloads say the same.
 
     The arrays of a model come as the kind has them. A function that takes none makes a model: its

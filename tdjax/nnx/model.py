@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of
@@ -151,7 +152,8 @@ def _module_at(
     layer = entry.layer
     if layer.path not in modules:
         known = ", ".join(path or "(model)" for path in sorted(modules))
-        raise KeyError(f"the model has no layer {layer.path!r}; its modules are: {known}")
+        near = did_you_mean(layer.path, modules)
+        raise KeyError(f"the model has no layer {layer.path!r}; its modules are: {known}{near}")
     module = modules[layer.path]
     name = type(module).__name__
     if factorised:

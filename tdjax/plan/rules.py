@@ -103,7 +103,7 @@ def _check_sizes(rule: Rule) -> None:
         if isinstance(share, bool) or not isinstance(share, numbers.Real):
             raise TypeError(f"{rule}: compression {share!r} is no number; pass a share, as 0.75")
         if not 0 < share < 1:
-            percent = f"; for {share:g} % pass {share / 100:g}" if 1 < share < 100 else ""
+            percent = f"; for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
             raise ValueError(f"{rule}: compression must lie between 0 and 1, got {share}{percent}")
     if rule.rank is not None:
         for rank in rule.rank if isinstance(rule.rank, (list, tuple)) else (rule.rank,):
