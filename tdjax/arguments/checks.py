@@ -234,10 +234,11 @@ def _key(value: Any) -> Problem:
 
 
 def _budget(value: Any) -> Problem:
-    if not isinstance(value, numbers.Real) or 0 < value < 1:
+    if not isinstance(value, numbers.Real) or 0 < float(value) < 1:
         return None
+    value = float(value)
     share = f": for {value:g} % pass {value / 100:g}" if 2 <= value < 100 else ""
-    return ValueError(f"{value} is no share between 0 and 1{share}")
+    return ValueError(f"{value:g} is no share between 0 and 1{share}")
 
 
 def _path(value: Any) -> Problem:

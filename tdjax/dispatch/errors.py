@@ -83,8 +83,9 @@ def feature_errors(
     room, arrays = room_of(model), with_arrays(model, variables)
     is_plan = isinstance(plan_or_params, Plan)
     other = plan_or_params if is_plan else room.approximated_weights(plan_or_params)
+    network, state = room.network_of(*arrays)
     return tdjax.evaluate.errors.feature_errors(
-        *room.network_of(*arrays), room.layer_weights(*arrays), other, batches, key=key
+        network, state, room.layer_weights(*arrays), other, batches, key=key
     )
 
 

@@ -12,7 +12,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from flax import nnx
@@ -23,8 +23,6 @@ from tdjax.arguments.checks import call_text, check_arguments
 from tdjax.arguments.described import described
 from tdjax.hints import did_you_mean
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 
 class Kind(NamedTuple):
     """A kind of models.
@@ -33,15 +31,14 @@ class Kind(NamedTuple):
         base: the class of its models.
         room: the adapter: a package with the functions of this one, under the same names.
         held: name of the argument that its arrays come in; None where a model holds them.
-        note: what a wrong number of arguments is answered with.
-        decomposing: where options of a decomposition belong that a function does not take.
+        name, note: what messages say of them, and to a wrong number of arguments.
     """
 
     base: type
     room: types.ModuleType
     held: str | None
+    name: str
     note: str
-    decomposing: str
 
 
 KINDS = (
@@ -49,15 +46,15 @@ KINDS = (
         nn.Module,
         tdjax.linen,
         "variables",
+        "a flax.linen.Module",
         "a Linen model holds no arrays and comes with its variables",
-        "tdjax.factorize_params(params, plan, {}=...)",
     ),
     Kind(
         nnx.Module,
         tdjax.nnx,
         None,
+        "a flax.nnx.Module",
         "an NNX model holds its variables and comes alone",
-        "tdjax.factorize(model, plan, {}=...)",
     ),
 )
 
@@ -72,8 +69,8 @@ def kind_of(model: Any) -> Kind:
         remedy = f": make an instance, {model.__name__}(...)"
     elif isinstance(model, Mapping):
         remedy = ": the model comes first, then its variables"
-    expected = " or a ".join(f"flax.{kind.room.__name__.split('.')[-1]}.Module" for kind in KINDS)
-    raise TypeError(f"expected a {expected}, got {described(model)}{remedy}")
+    expected = " or ".join(kind.name for kind in KINDS)
+    raise TypeError(f"expected {expected}, got {described(model)}{remedy}")
 
 
 def room_of(model: Any) -> Any:
@@ -86,7 +83,7 @@ def with_arrays(model: Any, variables: Any) -> tuple[Any, ...]:
     return (model,) if kind_of(model).held is None else (model, variables)
 
 
-def on_models(function: Function) -> Function:
+def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function on models of all kinds, whose first argument is the model.
 
     The function is called with arguments by name, bound as the model's kind has them and checked;
@@ -112,7 +109,7 @@ def on_models(function: Function) -> Function:
             given["variables"] = None if kind.held is None else given.pop(kind.held)
         return function(**given)
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def signature_of(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
@@ -141,7 +138,7 @@ def _note(
     """What to do about arguments that do not fit a kind of models."""
     for name in kwargs.keys() - signature.parameters.keys():
         if name in whole.parameters and name != "variables":
-            return f"{name} belongs to {kind.decomposing.format(name)}"
+            return f"{name} belongs to tdjax.factorize_params(params, plan, {name}=...)"
         near = did_you_mean(name, signature.parameters)
         if near:
             return f"there is no {name}{near}"

@@ -57,6 +57,9 @@ class KernelFunction(Protocol):
     def path(self) -> str:
         """The layer."""
 
+    def __hash__(self) -> int:
+        """Equal functions have equal hashes."""
+
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """A pytree of sums over the examples."""
 
