@@ -152,7 +152,7 @@ def allocate(
         >>> import jax, jax.numpy as jnp, tdjax
         >>> from flax import nnx
         >>> model, x = nnx.Linear(400, 400, rngs=nnx.Rngs(0)), jnp.ones((8, 400))
-        >>> plan = tdjax.allocate(model, x, budget=0.5, strategy="uniform", methods=("svd",))
+        >>> plan = tdjax.allocate(model, x, budget=0.5, methods=("svd",))
         >>> round(plan.size / plan.size_before, 2)
         0.5
 
