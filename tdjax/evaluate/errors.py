@@ -190,8 +190,8 @@ def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> lis
     if name is not None and not isinstance(params[name], Mapping):
         if name not in dense:
             raise ValueError(
-                f"feature_errors: no {name} at {where!r}; pass the plan, or the parameters from "
-                "tdjax.reconstruct_params(params, plan)"
+                f"feature_errors: no {name} at {where!r}; pass the plan, or dense parameters, as "
+                "from tdjax.reconstruct_params(params, plan), or tdjax.nnx.reconstruct(model, plan)"
             )
         own, other = unboxed(params[name]), unboxed(dense[name])
         if jnp.shape(own) != jnp.shape(other):

@@ -93,8 +93,16 @@ def with_factors(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
 def reconstruct(model: Model, plan: Plan) -> Model:
     """A copy of a factorised model with dense layers again, kernels multiplied out.
 
-    The inverse of `factorize`, differentiable and safe inside `nnx.jit`. Raises KeyError or
-    ValueError where the model's layers are not those of the plan.
+    The inverse of `factorize`, differentiable and safe inside `nnx.jit`.
+
+        >>> import jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model, x = nnx.Linear(8, 8, rngs=nnx.Rngs(0)), jnp.ones((2, 8))
+        >>> plan = tdjax.make_plan(model, [tdjax.Rule(path="", method="svd", rank=2)], x)
+        >>> tdjax.nnx.reconstruct(tdjax.factorize(model, plan), plan).kernel.shape
+        (8, 8)
+
+    Raises KeyError or ValueError where the model's layers are not those of the plan.
     """
     modules = modules_of(model)
     params: dict[str, Any] = {}
