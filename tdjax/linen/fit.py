@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from tdjax.hints import did_you_mean
 from tdjax.linen.kinds import Call, Kind
+from tdjax.linen.removal import width_of
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
@@ -35,6 +36,9 @@ def check_call(
     # What is compared does not depend on the output, which is not there yet.
     call = Call(module, method, inputs, inputs, given[1] if len(given) > 1 else None)
     found, planned = kind.describe(call), entry.layer
+    width = width_of(module)
+    if width is not None:
+        found = _narrower(found, width)
     name = f"layer {planned.path!r}"
     if found.obstacle is not None:
         raise ValueError(f"{name}: {found.obstacle}")
@@ -85,6 +89,17 @@ def paths_of(params: Mapping[str, Any]) -> list[str]:
 def _form(layer: Layer) -> tuple[Any, ...]:
     stored = dataclasses.replace(layer.storage, stack=None, copies=1)
     return layer.kind, layer.kernel_shape, layer.groups, stored
+
+
+def _narrower(layer: Layer, width: int) -> Layer:
+    """A layer with so many output features, one axis of its array."""
+    stored, axis = layer.storage, layer.storage.order[-1]
+    shape = (*stored.shape[:axis], width, *stored.shape[axis + 1 :])
+    return dataclasses.replace(
+        layer,
+        kernel_shape=(*layer.kernel_shape[:-1], width),
+        stored=dataclasses.replace(stored, shape=shape),
+    )
 
 
 def _text(layer: Layer) -> str:

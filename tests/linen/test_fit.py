@@ -285,6 +285,31 @@ def test_tables_captures_and_bound_models():
     np.testing.assert_array_equal(small.bind(variables)(IMAGES), expected)
 
 
+def test_models_without_their_dead_neurons():
+    """Their layers are narrower than the model's own text says."""
+    model = MLP((8, 8, 8))
+    params = random_variables(model, X)["params"]
+    kernel = params["dense1"]["kernel"].at[:3].set(0)
+    params = {**params, "dense1": {**params["dense1"], "kernel": kernel}}
+    found = tdjax.remove_dead(model, {"params": params}, X)
+    assert len(found.kept["dense0"]) == 5
+    for narrow, variables in (
+        (found.model, found.variables),
+        (Classifier(found.model), random_variables(Classifier(found.model), X)),
+    ):
+        plan = tdjax.make_plan(narrow, variables, ALL, X)
+        params = tdjax.factorize_params(variables["params"], plan)
+        dense = {"params": tdjax.reconstruct_params(params, plan)}
+        small = tdjax.factorize(narrow, plan)
+        expected = narrow.apply(dense, X)
+        np.testing.assert_allclose(small.apply({"params": params}, X), expected, 1e-4, 1e-4)
+    wide = tdjax.make_plan(model, random_variables(model, X), ALL, X)
+    with pytest.raises(
+        ValueError, match=r"'dense0' of the model is dense of kernel shape \(8, 5\)"
+    ):
+        shapes_of(tdjax.factorize(found.model, wide), X)
+
+
 def test_module_that_is_shared():
     class Twice(nn.Module):
         model: nn.Module
