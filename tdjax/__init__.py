@@ -34,15 +34,16 @@ if TYPE_CHECKING:
     from tdjax.dispatch import (
         allocate,
         collect_moments,
+        evaluate_candidates,
         factorize,
         factorize_sequentially,
+        feature_errors,
         layer_table,
         make_plan,
         reestimate_batch_stats,
         remove_dead,
     )
-    from tdjax.evaluate.candidates import evaluate_candidates
-    from tdjax.evaluate.errors import feature_errors, weight_errors
+    from tdjax.evaluate.errors import weight_errors
     from tdjax.params.factorize import factorize_params, reconstruct_params
     from tdjax.params.optimizers import carry_optimizer_state
     from tdjax.params.saving import load_factorised, save_factorised
@@ -115,11 +116,11 @@ _LATER = {
     "allocate": "tdjax.dispatch",
     "carry_optimizer_state": "tdjax.params.optimizers",
     "collect_moments": "tdjax.dispatch",
-    "evaluate_candidates": "tdjax.evaluate.candidates",
+    "evaluate_candidates": "tdjax.dispatch",
     "factorize": "tdjax.dispatch",
     "factorize_params": "tdjax.params.factorize",
     "factorize_sequentially": "tdjax.dispatch",
-    "feature_errors": "tdjax.evaluate.errors",
+    "feature_errors": "tdjax.dispatch",
     "layer_table": "tdjax.dispatch",
     "load_factorised": "tdjax.params.saving",
     "make_plan": "tdjax.dispatch",

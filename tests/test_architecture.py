@@ -20,11 +20,12 @@ LATE = (
 )  # fmt: skip
 # A room stands on those before it alone; rooms on one floor do not know each other.
 FLOORS = (
-    ("files",),
+    ("files", "hints"),
     ("decompose",),
     ("plan",),
     ("trace",),
     ("moments",),
+    ("arguments",),
     ("params",),
     ("pruning",),
     ("allocation",),
@@ -32,7 +33,7 @@ FLOORS = (
     ("evaluate",),
     ("dispatch",),
 )
-KNOW_NO_FLAX = ("files", "decompose", "plan", "trace", "moments", "pruning", "allocation")
+KNOW_NO_FLAX = ("files", "hints", "decompose", "plan", "trace", "moments", "pruning", "allocation")
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 
 

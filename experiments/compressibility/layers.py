@@ -17,8 +17,9 @@ from experiments.compressibility.pruner import kernels
 from experiments.compressibility.settings import Compressibility
 from experiments.network.network import Subject
 from experiments.network.training import Model, example_scores
-from tdjax.evaluate.candidates import Network, evaluate_candidates
+from tdjax.dispatch import evaluate_candidates
 from tdjax.linen import layer_outputs
+from tdjax.linen.network import Network
 from tdjax.plan.layers import Layer
 from tdjax.pruning.bounds import pruning_error_bound
 from tdjax.pruning.indices import effective_number, pq_index, sparsity_index

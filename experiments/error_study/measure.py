@@ -19,9 +19,8 @@ from experiments.error_study.candidates import Factors
 from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
 from experiments.error_study.records import Choice, Key
 from experiments.network.training import Model, Scores, example_scores
-from tdjax.dispatch import collect_moments
-from tdjax.evaluate.candidates import evaluate_candidates
-from tdjax.evaluate.errors import candidate_feature_errors, data_errors, weight_errors
+from tdjax.dispatch import candidate_feature_errors, collect_moments, evaluate_candidates
+from tdjax.evaluate.errors import data_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import layer_params
 from tdjax.plan.plan import PlannedLayer

@@ -22,6 +22,7 @@ from tdjax.allocation.search import (
     least_sum,
     total,
 )
+from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory, Layer
@@ -170,6 +171,6 @@ def _check(budget: float, methods: Sequence[str], **named: str) -> None:
     for name, value in [*named.items(), *(("methods", method) for method in methods)]:
         values = known.get(name, METHODS)
         if value not in values:
-            raise ValueError(f"allocate: {name} {value!r}: known are {', '.join(values)}")
+            raise ValueError(f"allocate: {name} {value!r}: {known_are(value, values)}")
     if not methods:
         raise ValueError("allocate: methods must name at least one")

@@ -14,10 +14,13 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.formats import CP, HIGHEST, khatri_rao
-from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.norms import Norm, in_norm, moved
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_cp import weighted_cp
+from tdjax.hints import known_are
+
+INITS = ("random", "normal", "hosvd")
 
 Factor = Float[Array, "n r"]
 Gram = Float[Array, "r r"]
@@ -35,6 +38,7 @@ CG_STEPS = 5
 START_TOLERANCE = 1e-5
 
 
+@whole_ranks
 def cp_als(
     x: Any,
     rank: int,
@@ -82,8 +86,8 @@ def cp_als(
             )
         start, key = moved(norm, init), jax.random.key(0)
     else:
-        if init not in ("random", "normal", "hosvd"):
-            raise ValueError(f"cp_als: init {init!r}: known are random, normal, hosvd, or a CP")
+        if init not in INITS:
+            raise ValueError(f"cp_als: init {init!r}: {known_are(init, INITS)}, or give a CP")
         if key is None and (init != "hosvd" or rank > min(x.shape)):
             raise ValueError(f"cp_als: init {init!r} draws random numbers, pass key=")
         start, key = None, jax.random.key(0) if key is None else key

@@ -15,12 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, iterate, relative_error
 from tdjax.decompose.formats import HIGHEST, GroupedLowRank
-from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.norms import ModeWeighted, Norm, in_norm, times
 from tdjax.decompose.svd import best_by_root, truncated_svd
 from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_with
 
 
+@whole_ranks
 def grouped_svd(
     matrix: Any,
     rank: int,

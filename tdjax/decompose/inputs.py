@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import inspect
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def as_float(x: Any, *, ndim: int | None = None) -> Float[Array, "*_"]:
@@ -30,6 +35,38 @@ def as_float(x: Any, *, ndim: int | None = None) -> Float[Array, "*_"]:
     if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
         raise ValueError(f"the array of shape {x.shape} holds NaN or Inf")
     return x
+
+
+def whole_ranks(function: Function) -> Function:
+    """A decomposition whose `rank` or `ranks` are whole numbers: what cannot be one is refused.
+
+    Raises TypeError that says what to pass.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        ranks = given.get("ranks")
+        if isinstance(ranks, numbers.Number):
+            raise TypeError(
+                f"{function.__name__}: ranks is one number, {ranks!r}: pass one for each mode, as "
+                f"({ranks!r}, {ranks!r})"
+            )
+        for rank in (*(() if ranks is None else ranks), given.get("rank")):
+            if rank is not None:
+                check_whole(rank, f"{function.__name__}: rank")
+        return function(*args, **kwargs)
+
+    return answer  # type: ignore[return-value]
+
+
+def check_whole(value: Any, what: str) -> None:
+    """Refuse what is no whole number with a TypeError that says what to pass."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        exact = isinstance(value, float) and value.is_integer()
+        remedy = f"pass {int(value)}" if exact else "pass a whole number"
+        raise TypeError(f"{what} {value!r} is no whole number; {remedy}")
 
 
 def check_ranks(ranks: Sequence[int], highest: Sequence[int], what: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.formats import HIGHEST, LowRank
-from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.norms import Norm, check_known, in_norm
 from tdjax.decompose.padding import Kept, first, rounded_up
 from tdjax.decompose.weighted import robust_cholesky
@@ -22,6 +22,7 @@ from tdjax.decompose.weighted import robust_cholesky
 GRAM_TAIL = 1e-3
 
 
+@whole_ranks
 def truncated_svd(
     matrix: Any, rank: int, *, norm: Norm | None = None, pad: bool = False
 ) -> LowRank:

@@ -14,12 +14,13 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import Info
 from tdjax.decompose.formats import HIGHEST, TT
-from tdjax.decompose.inputs import as_float
+from tdjax.decompose.inputs import as_float, whole_ranks
 from tdjax.decompose.norms import Covariance, Kronecker, Norm, in_norm, moved
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tt import weighted_tt
 
 
+@whole_ranks
 def tt_svd(
     x: Any,
     ranks: Sequence[int] | None = None,
@@ -67,6 +68,7 @@ def tt_svd(
     )[0]
 
 
+@whole_ranks
 def tt_als(
     x: Any,
     ranks: Sequence[int],

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
 from tdjax.decompose.formats import Tucker, mode_products
-from tdjax.decompose.inputs import as_float, check_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.norms import Norm, check_known, in_norm
 from tdjax.decompose.padding import Kept, rounded_up
 from tdjax.decompose.svd import leading_subspace
@@ -23,6 +23,7 @@ Ranks = tuple[int | None, ...]
 Factors = tuple[Float[Array, "_ _"] | None, ...]
 
 
+@whole_ranks
 def tucker_als(
     x: Any,
     ranks: Sequence[int | None],
@@ -88,6 +89,7 @@ def _tucker(
     )
 
 
+@whole_ranks
 def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> Tucker:
     """Sequentially truncated higher-order SVD (Vannieuwenhoven et al. 2012).
 

@@ -5,33 +5,63 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.params.factorize import replace_kernel
-from tdjax.params.tree import layer_params
-from tdjax.trace.call import StaticPart, call_arguments, split_arrays
+from tdjax.arguments.called import calling_the_model, check_metrics, number_of
+from tdjax.moments.sums import model_inputs
+from tdjax.trace.call import StaticPart, split_arrays
 from tdjax.trace.hoist import split
 
 MetricFn = Callable[[Any, Any], Any]
-# (kernel, variables, batch) -> pytree of sums over the examples. Hashable: equal functions share
-# their compiled programs.
-KernelFunction = Callable[[Array, Any, Any], Any]
 
 
-@dataclass(frozen=True)
-class Network:
-    """A model as a static argument: models may hold lists, which have no hash."""
+@runtime_checkable
+class Network(Protocol):
+    """A model as a static argument, its variables apart: what an adapter makes of one.
 
-    model: Any
+    Equal networks share their compiled programs.
+    """
+
+    def outputs(self, variables: Any, inputs: Any) -> Any:
+        """What the model returns for one batch."""
+
+    def kernel(self, variables: Any, path: str) -> Any:
+        """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
+
+    def with_kernel(self, variables: Any, path: str, kernel: Array) -> Any:
+        """The variables with another kernel in place of a layer's own."""
+
+    def layer_outputs(
+        self, variables: Any, kernels: Mapping[str, Array], inputs: Any
+    ) -> dict[str, list[tuple[Array, Array]]]:
+        """Outputs of some layers with their own kernel and with another, on the same input."""
+
+
+@runtime_checkable
+class KernelFunction(Protocol):
+    """Sums over the examples of a batch, as a function of one layer's kernel.
+
+    Hashable: equal functions share their compiled programs.
+    """
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+
+    @property
+    def path(self) -> str:
+        """The layer."""
 
     def __hash__(self) -> int:
-        """Equal models have equal classes."""
-        return hash(type(self.model))
+        """Equal functions have equal hashes."""
+
+    def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
+        """A pytree of sums over the examples."""
 
 
 @dataclass(frozen=True)
@@ -44,59 +74,29 @@ class Performance:
 
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """Sums of `metric_fn` over the examples."""
-        params = replace_kernel(variables["params"], self.path, kernel)
-        args, kwargs = call_arguments(batch[0] if isinstance(batch, tuple) else batch)
-        outputs = self.network.model.apply({**variables, "params": params}, *args, **kwargs)
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0), self.metric_fn(outputs, batch))
-
-
-def evaluate_candidates(
-    model: Any,
-    variables: Mapping[str, Any],
-    path: str,
-    kernels: Float[Array, "n ..."],
-    batches: Iterable[Any],
-    metric_fn: MetricFn,
-    *,
-    chunk: int = 25,
-) -> Any:
-    """Performance of a network with each of many kernels in place of one layer's, side by side.
-
-    Everything that the layer's kernel does not reach runs once for a batch. Behind the layer, a
-    compiled program maps over the candidates, to which they are a larger batch.
-
-    Arguments:
-        model: a Linen module.
-        variables: its trained variables.
-        path: '/'-joined path of the layer.
-        kernels: (n, *kernel shape), the candidates.
-        batches: each batch is the model's input, or a tuple whose first entry that is and whose
-            rest `metric_fn` may use.
-        metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
-        chunk: candidates at once, which bounds memory; more candidates run in turns.
-
-    Returns: pytree as of `metric_fn` with float64 arrays (n,): the mean over all examples.
-
-    Raises ValueError for a kernel shape that does not fit, NaN or Inf, or no batches.
-    """
-    function = Performance(Network(model), path, metric_fn)
-    return candidate_means(function, variables, path, kernels, batches, chunk)
+        changed = self.network.with_kernel(variables, self.path, kernel)
+        inputs = model_inputs(batch)
+        with calling_the_model(inputs):
+            outputs = self.network.outputs(changed, inputs)
+        values = self.metric_fn(outputs, batch)
+        check_metrics(values, number_of(batch))
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
 
 
 def candidate_means(
     function: KernelFunction,
-    variables: Mapping[str, Any],
-    path: str,
+    variables: Any,
     kernels: Float[Array, "n ..."],
     batches: Iterable[Any],
     chunk: int,
 ) -> Any:
-    """Means over all examples of a function of each kernel; see `evaluate_candidates`.
+    """Means over all examples of a function of each kernel; see `tdjax.evaluate_candidates`.
 
     Arguments:
-        path: of the layer whose kernels these are.
+        function: of the network and the layer whose kernels these are.
+        variables: as the network takes them.
     """
-    own = layer_params(variables["params"], path).get("kernel")
+    path, own = function.path, function.network.kernel(variables, function.path)
     if own is None:
         raise KeyError(f"candidates: {path!r} has no kernel")
     if chunk < 1:
@@ -109,6 +109,17 @@ def candidate_means(
         )
     if not bool(jnp.isfinite(kernels).all()):
         raise ValueError(f"candidates: a kernel for layer {path!r} holds NaN or Inf")
+    return _means(function, variables, own, kernels, batches, chunk)
+
+
+def _means(
+    function: KernelFunction,
+    variables: Any,
+    own: Any,
+    kernels: Array,
+    batches: Iterable[Any],
+    chunk: int,
+) -> Any:
     n, totals, count = kernels.shape[0], None, 0
     size = min(chunk, n)
     # The last turn is filled up with kernels seen before, so that one program serves all turns.

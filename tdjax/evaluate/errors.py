@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.arguments.called import calling_the_model
 from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.formats import HIGHEST
 from tdjax.decompose.norms import times
-from tdjax.evaluate.candidates import Network, candidate_means, examples
-from tdjax.linen import layer_outputs
+from tdjax.evaluate.candidates import Network, examples
 from tdjax.params.factorize import dense_tree, factor_tree, weight_name
 from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
@@ -101,70 +100,40 @@ def data_errors(
 
 
 def feature_errors(
-    model: Any,
-    variables: Mapping[str, Any],
-    plan_or_params: Plan | Mapping[str, Any],
+    network: Network,
+    variables: Any,
+    weights: Mapping[str, Any],
+    plan_or_weights: Plan | Mapping[str, Any],
     batches: Iterable[Any],
     *,
     key: Array | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Errors of each layer's output features F, one norm for each example, then the mean.
-
-    "absolute" is E norm(F - F~), "relative" E norm(F - F~) / norm(F), "scaled"
-    E norm(F - F~) / n_F with n_F the number of features of one example (Schuurmans et al., ICLR
-    2023, batch size 1). Each layer sees the input that the original network gives it.
+    """Errors of each layer's output features; see `tdjax.feature_errors`.
 
     Arguments:
-        model: a Linen module.
-        variables: its trained variables.
-        plan_or_params: a plan, whose decomposition is made with `key`, or approximated dense
-            parameters as from `tdjax.reconstruct_params`; kernels that differ are compared.
-        batches: inputs of the model, see `tdjax.make_plan`; the first axis is the batch.
-
-    Returns: for each layer path the three errors.
-
-    Raises ValueError for no batches, or factors without their plan.
+        network, variables: the model as a static argument, and its arrays.
+        weights: the layers' arrays as nested mappings by path.
+        plan_or_weights: a plan, or approximated weights.
     """
-    params = variables["params"]
-    if isinstance(plan_or_params, Plan):
-        approximated = factor_tree(
-            params, plan_or_params, Options(key=jax.random.key(0) if key is None else key)
-        )
-        paths = [entry.layer.path for entry in plan_or_params.factorised]
-        dense: Mapping[str, Any] = dense_tree(approximated, plan_or_params)
+    if isinstance(plan_or_weights, Plan):
+        plan = plan_or_weights
+        options = Options(key=jax.random.key(0) if key is None else key)
+        paths = [entry.layer.path for entry in plan.factorised]
+        other: Mapping[str, Any] = dense_tree(factor_tree(weights, plan, options), plan)
     else:
-        dense = plan_or_params
-        paths = _changed_kernels(params, dense)
-    kernels = {path: _kernel(dense, path) for path in paths}
+        paths, other = _changed_kernels(weights, plan_or_weights), plan_or_weights
+    kernels = {path: _kernel(other, path) for path in paths}
     totals = {path: dict.fromkeys(ERRORS, 0.0) for path in paths}
     count = 0
     for batch in batches:
         count += examples(batch)
         arrays, frame = split_arrays(batch)
-        sums = _layer_errors(Network(model), frame, variables, kernels, arrays)
+        sums = _layer_errors(network, frame, variables, kernels, arrays)
         for path, name in itertools.product(paths, ERRORS):
             totals[path][name] += float(sums[path][name])
     if count == 0:
         raise ValueError("feature_errors: no batches")
     return {path: {name: x / count for name, x in found.items()} for path, found in totals.items()}
-
-
-def candidate_feature_errors(
-    model: Any,
-    variables: Mapping[str, Any],
-    path: str,
-    kernels: Float[Array, "n ..."],
-    batches: Iterable[Any],
-    *,
-    chunk: int = 25,
-) -> dict[str, Float[np.ndarray, " n"]]:
-    """The three feature errors of many kernels of one layer, side by side.
-
-    Arguments and errors as `tdjax.evaluate_candidates`, `batches` holding inputs alone. Returns a
-    float64 array over the candidates for each error.
-    """
-    function = FeatureErrors(Network(model), path)
-    return candidate_means(function, variables, path, kernels, batches, chunk)
 
 
 @dataclass(frozen=True)
@@ -176,7 +145,7 @@ class FeatureErrors:
 
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> dict[str, Array]:
         """Sums over the examples."""
-        return _error_sums(self.network.model, variables, {self.path: kernel}, batch)[self.path]
+        return _error_sums(self.network, variables, {self.path: kernel}, batch)[self.path]
 
 
 @partial(jax.jit, static_argnames=("network", "frame"))
@@ -187,13 +156,14 @@ def _layer_errors(
     kernels: dict[str, Array],
     arrays: list[Array],
 ) -> dict[str, dict[str, Array]]:
-    return _error_sums(network.model, variables, kernels, frame.join(arrays))
+    return _error_sums(network, variables, kernels, frame.join(arrays))
 
 
 def _error_sums(
-    model: Any, variables: Any, kernels: Mapping[str, Array], batch: Any
+    network: Network, variables: Any, kernels: Mapping[str, Array], batch: Any
 ) -> dict[str, dict[str, Array]]:
-    outputs = layer_outputs(model, variables, kernels, batch)
+    with calling_the_model(batch):
+        outputs = network.layer_outputs(variables, kernels, batch)
     number = examples(batch)
 
     def sums(path: str) -> dict[str, Array]:
@@ -227,8 +197,8 @@ def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> lis
     if name is not None and not isinstance(params[name], Mapping):
         if name not in dense:
             raise ValueError(
-                f"feature_errors: no {name} at {where!r}; pass the plan, or the parameters from "
-                "tdjax.reconstruct_params(params, plan)"
+                f"feature_errors: no {name} at {where!r}; pass the plan, or dense parameters, as "
+                "from tdjax.reconstruct_params(params, plan), or tdjax.nnx.reconstruct(model, plan)"
             )
         own, other = unboxed(params[name]), unboxed(dense[name])
         if jnp.shape(own) != jnp.shape(other):

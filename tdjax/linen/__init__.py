@@ -1,7 +1,25 @@
 """The adapter to flax.linen: layer table, plan, and the factorised model."""
 
+from tdjax.linen.batch_stats import reestimate_batch_stats
 from tdjax.linen.model import factorize
+from tdjax.linen.network import approximated_weights, layer_weights, network_of
 from tdjax.linen.outputs import layer_outputs
-from tdjax.linen.table import layer_table, make_plan
+from tdjax.linen.removal import remove_dead
+from tdjax.linen.sequential import factorize_sequentially
+from tdjax.linen.table import inventory, layer_table, leaves, make_plan, trace
 
-__all__ = ["factorize", "layer_outputs", "layer_table", "make_plan"]
+__all__ = [
+    "approximated_weights",
+    "factorize",
+    "factorize_sequentially",
+    "inventory",
+    "layer_outputs",
+    "layer_table",
+    "layer_weights",
+    "leaves",
+    "make_plan",
+    "network_of",
+    "reestimate_batch_stats",
+    "remove_dead",
+    "trace",
+]

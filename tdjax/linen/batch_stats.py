@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from tdjax.arguments.called import calling_the_model
 from tdjax.moments.pooled import Pooled
 from tdjax.moments.sums import model_inputs
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
@@ -29,10 +30,12 @@ def reestimate_batch_stats(
     steps: dict[Any, Callable[..., Any]] = {}
     shares: dict[Path, float] = {}
     for batch in batches:
-        arrays, frame = split_arrays(call_arguments(model_inputs(batch)))
+        inputs = model_inputs(batch)
+        arrays, frame = split_arrays(call_arguments(inputs))
         if frame not in steps:
             steps[frame] = _step(model, frame, shares)
-        found = flatten_dict(steps[frame](variables, arrays))
+        with calling_the_model(inputs):
+            found = flatten_dict(steps[frame](variables, arrays))
         own = {
             path: leaf / shares[path[:-1]] for path, leaf in found.items() if path[:-1] in shares
         }

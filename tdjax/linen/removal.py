@@ -34,7 +34,22 @@ def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
 @functools.lru_cache(maxsize=512)
 def _narrower_class(cls: type[nn.Module], widths: tuple[tuple[str, int], ...]) -> type[nn.Module]:
     """A subclass with other numbers of features; cached, so that jit caches hold."""
-    return intercepted_class(cls, functools.partial(_interceptor, dict(widths)))
+    made: Any = intercepted_class(cls, functools.partial(_interceptor, dict(widths)))
+    made._widths = {**getattr(cls, "_widths", {}), **dict(widths)}
+    return made
+
+
+def width_of(module: Any) -> int | None:
+    """The features of a layer of a narrower model that is running; None for those of its own."""
+    # Of those around it, the one that was made narrower.
+    around, path = module, module.path
+    while isinstance(around, nn.Module) and around.scope is not None:
+        widths = getattr(type(around), "_widths", {})
+        width = widths.get("/".join(path[len(around.path) :]))
+        if width is not None:
+            return width
+        around = around.parent
+    return None
 
 
 def _interceptor(widths: Mapping[str, int], prefix: tuple[str, ...]) -> Interceptor:

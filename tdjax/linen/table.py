@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 
 from tdjax.allocation.auto import best_format
+from tdjax.arguments.called import calling_the_model
 from tdjax.linen.intercept import Interceptor
 from tdjax.linen.kinds import KINDS
 from tdjax.params.partitioning import is_boxed, unboxed
@@ -75,6 +76,11 @@ def plain(variables: Any) -> Any:
     return jax.tree.map(unboxed, variables, is_leaf=is_boxed)
 
 
+def leaves(model: nn.Module, variables: Mapping[str, Any]) -> list[Any]:
+    """What the program of `trace` takes in front of the arrays of the sample."""
+    return jax.tree.leaves(plain(variables))
+
+
 def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
     """The calls of all modules that hold a weight array, as they are in the traced program.
 
@@ -96,7 +102,8 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
         with nn.intercept_methods(interceptor):
             return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)[0]
 
-    return trace_model(recorder, run, shapes, sample)
+    with calling_the_model(sample):
+        return trace_model(recorder, run, shapes, sample)
 
 
 def _recording(recorder: Recorder, params: Any) -> Interceptor:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.formats import register
+from tdjax.hints import did_you_mean
 from tdjax.moments.rows import Rows
 from tdjax.moments.sums import LossFn, SummedCall, Sums, batch_sums, model_inputs, summed_calls
 from tdjax.plan.rules import matches
@@ -79,7 +80,10 @@ def collect(
         if layer.obstacle is None and matches(path, paths)
     ]
     if not layers:
-        raise ValueError(f"collect_moments: no layer that can be factorised matches {paths!r}")
+        raise ValueError(
+            f"collect_moments: no layer that can be factorised matches {paths!r}"
+            f"{did_you_mean(paths, trace.layers)}"
+        )
     passes = _passes(trace, layers, memory)
     if len(passes) > 1 and iter(batches) is batches:
         raise ValueError(

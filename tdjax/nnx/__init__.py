@@ -1,7 +1,26 @@
 """The adapter to flax.nnx: layer table, plan, the factorised model and its optimiser."""
 
+from tdjax.nnx.batch_stats import reestimate_batch_stats
 from tdjax.nnx.model import factorize, reconstruct
+from tdjax.nnx.network import approximated_weights, layer_weights, network_of
 from tdjax.nnx.optimizer import carry_optimizer
-from tdjax.nnx.table import layer_table, make_plan
+from tdjax.nnx.removal import remove_dead
+from tdjax.nnx.sequential import factorize_sequentially
+from tdjax.nnx.table import inventory, layer_table, leaves, make_plan, trace
 
-__all__ = ["carry_optimizer", "factorize", "layer_table", "make_plan", "reconstruct"]
+__all__ = [
+    "approximated_weights",
+    "carry_optimizer",
+    "factorize",
+    "factorize_sequentially",
+    "inventory",
+    "layer_table",
+    "layer_weights",
+    "leaves",
+    "make_plan",
+    "network_of",
+    "reconstruct",
+    "reestimate_batch_stats",
+    "remove_dead",
+    "trace",
+]

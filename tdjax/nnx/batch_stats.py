@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tdjax.arguments.called import calling_the_model
 from tdjax.moments.pooled import Pooled
 from tdjax.moments.sums import model_inputs
 from tdjax.nnx.graph import modules_of
@@ -49,8 +50,10 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any]) -> M:
 
     pooled = Pooled()
     for batch in batches:
-        arrays, frame = split_arrays(call_arguments(model_inputs(batch)))
-        found, spread = step(state, arrays, frame)
+        inputs = model_inputs(batch)
+        arrays, frame = split_arrays(call_arguments(inputs))
+        with calling_the_model(inputs):
+            found, spread = step(state, arrays, frame)
         pooled.add(found, spread, batch_size(arrays))
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")

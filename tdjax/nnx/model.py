@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of
@@ -94,8 +95,16 @@ def with_chains(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
 def reconstruct(model: Model, plan: Plan) -> Model:
     """A copy of a factorised model with dense layers again, kernels multiplied out.
 
-    The inverse of `factorize`, differentiable and safe inside `nnx.jit`. Raises KeyError or
-    ValueError where the model's layers are not those of the plan.
+    The inverse of `factorize`, differentiable and safe inside `nnx.jit`.
+
+        >>> import jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model, x = nnx.Linear(8, 8, rngs=nnx.Rngs(0)), jnp.ones((2, 8))
+        >>> plan = tdjax.make_plan(model, [tdjax.Rule(path="", method="svd", rank=2)], x)
+        >>> tdjax.nnx.reconstruct(tdjax.factorize(model, plan), plan).kernel.shape
+        (8, 8)
+
+    Raises KeyError or ValueError where the model's layers are not those of the plan.
     """
     modules = modules_of(model)
     params: dict[str, Any] = {}
@@ -153,7 +162,8 @@ def _module_at(
     layer = entry.layer
     if layer.path not in modules:
         known = ", ".join(path or "(model)" for path in sorted(modules))
-        raise KeyError(f"the model has no layer {layer.path!r}; its modules are: {known}")
+        near = did_you_mean(layer.path, modules)
+        raise KeyError(f"the model has no layer {layer.path!r}; its modules are: {known}{near}")
     module = modules[layer.path]
     name = type(module).__name__
     if factorised:

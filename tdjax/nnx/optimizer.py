@@ -15,8 +15,15 @@ def carry_optimizer(
 ) -> nnx.Optimizer:
     """The optimiser of a model, for the model that took its place in mid-training.
 
-        small = tdjax.factorize(model, plan)
-        optimizer = tdjax.nnx.carry_optimizer(optimizer, model, small)
+        >>> import jax.numpy as jnp, optax, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+        >>> optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+        >>> rules = [tdjax.Rule(path="", method="svd", rank=2)]
+        >>> small = tdjax.factorize(model, tdjax.make_plan(model, rules, jnp.ones((2, 8))))
+        >>> optimizer = tdjax.nnx.carry_optimizer(optimizer, model, small)
+        >>> optimizer.opt_state[0].mu["input"]["kernel"].shape
+        (8, 2)
 
     What it knows of parameters that both models have, and its step, are kept; the state of the
     factors is fresh. Neither `optimizer` nor `model` is changed. Details as

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.auto import best_format
+from tdjax.arguments.called import calling_the_model
 from tdjax.nnx.graph import (
     array_of,
     become,
@@ -71,6 +72,11 @@ def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:
     return tuple(_with_the_rest(model, modules_of(model), trace(model, sample).layers).values())
 
 
+def leaves(model: nnx.Module) -> list[Any]:
+    """What the program of `trace` takes in front of the arrays of the sample."""
+    return jax.tree.leaves(nnx.state(model))
+
+
 def trace(model: nnx.Module, sample: Any) -> Trace:
     """The calls of all layers that can be factorised, as they are in the traced program.
 
@@ -88,7 +94,8 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
                 become(module, _RECORDED[type(module)])
         return copy(*args, **kwargs)
 
-    return trace_model(recording.recorder, run, state, sample)
+    with calling_the_model(sample):
+        return trace_model(recording.recorder, run, state, sample)
 
 
 class _Recording:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.arguments.checks import checked
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
@@ -29,6 +30,7 @@ from tdjax.plan.stage import CORRECTION
 Params = Mapping[str, Any]
 
 
+@checked
 def factorize_params(
     params: Params,
     plan: Plan,
@@ -160,6 +162,7 @@ def with_factors(
     return result
 
 
+@checked
 def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
     """Multiply the factors out to kernels of the original shapes; the inverse direction.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tdjax.arguments.checks import checked
 from tdjax.params.check import check_params
 from tdjax.params.factorize import Params
 from tdjax.params.partitioning import is_boxed, unboxed
@@ -41,6 +42,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is there but cannot be read; the message names it and the remedy."""
 
 
+@checked
 def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) -> None:
     """Write factorised parameters and their plan as one, in place of what was saved there before.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.kernels import Weights
 from tdjax.plan.plan import Plan, PlannedLayer
@@ -27,7 +28,7 @@ def weights_of(
     name the layer whose moments are missing, do not fit it, or lack the gradient.
     """
     if norm is not None and norm not in NORMS:
-        raise ValueError(f"norm {norm!r}: known are {', '.join(NORMS)}")
+        raise ValueError(f"norm {norm!r}: {known_are(norm, NORMS)}")
     if moments is None:
         if norm is not None:
             raise ValueError(f"norm {norm!r} needs moments=")

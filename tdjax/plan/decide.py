@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
+from tdjax.hints import did_you_mean
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
@@ -37,7 +38,8 @@ def plan_layers(
     """
     for rule in rules:
         if not any(re.fullmatch(rule.path, layer.path) for layer in table):
-            raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}")
+            near = did_you_mean(rule.path, (layer.path for layer in table))
+            raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}{near}")
     return Plan(tuple(_decide(layer, rules, choose) for layer in table), other)
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from tdjax.decompose.inputs import check_ranks
+from tdjax.hints import did_you_mean
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
@@ -172,7 +173,9 @@ class Plan:
         for entry in self.layers:
             if entry.layer.path == path:
                 return entry
-        raise KeyError(f"no layer {path!r}; layers are: {paths_text(e.layer for e in self.layers)}")
+        layers = [entry.layer for entry in self.layers]
+        near = did_you_mean(path, (layer.path for layer in layers))
+        raise KeyError(f"no layer {path!r}; layers are: {paths_text(layers)}{near}")
 
     def __str__(self) -> str:
         """A table: layer, format, ranks, parameters and MACs before and after."""

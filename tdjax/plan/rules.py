@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tdjax.decompose.inputs import check_whole
+from tdjax.hints import known_are
 from tdjax.plan.form import METHODS, check_variant
 
 # In a rule: the method with the least error.
@@ -43,7 +46,7 @@ class Rule:
             parameters, not time: the correction is computed as a dense layer.
 
     Raises ValueError for a pattern that does not compile, an unknown method, both or neither of
-    `compression` and `rank`, and values out of range.
+    `compression` and `rank`, and values out of range, TypeError for values of a wrong kind.
     """
 
     path: str
@@ -64,8 +67,8 @@ class Rule:
                 f"{self}: the path is not a valid regular expression: {error}"
             ) from None
         if self.method not in (*METHODS, AUTO):
-            known = ", ".join((*METHODS, AUTO))
-            raise ValueError(f"{self}: unknown method; known are {known}")
+            known = known_are(self.method, (*METHODS, AUTO))
+            raise ValueError(f"{self}: unknown method; {known}")
         try:
             check_variant(self.method, self.spatial, self.splits, self.fold)
         except ValueError as error:
@@ -74,8 +77,7 @@ class Rule:
             raise ValueError(f"{self}: give exactly one of compression and rank")
         if self.method == AUTO and self.compression is None:
             raise ValueError(f"{self}: methods are compared at equal size, give compression")
-        if self.compression is not None and not 0 < self.compression < 1:
-            raise ValueError(f"{self}: compression must lie between 0 and 1")
+        _check_sizes(self)
         if self.sparse is not None and not 0 < self.sparse < 1:
             raise ValueError(
                 f"{self}: sparse must lie between 0 and 1, got {self.sparse}; leave it out for none"
@@ -86,6 +88,20 @@ class Rule:
     def __str__(self) -> str:
         """The rule as messages name it."""
         return f"Rule {self.path!r} ({self.method})"
+
+
+def _check_sizes(rule: Rule) -> None:
+    """Refuse a share that is none, and ranks that are no whole numbers."""
+    share = rule.compression
+    if share is not None:
+        if isinstance(share, bool) or not isinstance(share, numbers.Real):
+            raise TypeError(f"{rule}: compression {share!r} is no number; pass a share, as 0.75")
+        if not 0 < share < 1:
+            percent = f"; for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
+            raise ValueError(f"{rule}: compression must lie between 0 and 1, got {share}{percent}")
+    if rule.rank is not None:
+        for rank in rule.rank if isinstance(rule.rank, (list, tuple)) else (rule.rank,):
+            check_whole(rank, f"{rule}: rank")
 
 
 def matches(path: str, patterns: str | Sequence[str]) -> bool:

@@ -5,8 +5,9 @@ import pytest
 from plain_models import MLP, TwoConvs, normal, random_variables
 
 import tdjax
-from tdjax.evaluate.candidates import Network, Performance
+from tdjax.evaluate.candidates import Performance
 from tdjax.evaluate.errors import FeatureErrors
+from tdjax.linen.network import Network
 from tdjax.params.factorize import replace_kernel
 from tdjax.trace.hoist import split
 

@@ -16,7 +16,7 @@ from plain_models import (
 )
 
 import tdjax
-from tdjax import Rule
+from tdjax import Rule, dispatch
 from tdjax.evaluate import errors
 from tdjax.params.factorize import replace_kernel
 
@@ -166,7 +166,7 @@ def test_key_decides_on_the_decomposition(network):
 def test_candidate_feature_errors_are_those_of_each(network):
     model, variables = network
     kernels = normal(5, 3, 3, 3, 6, 5)
-    found = errors.candidate_feature_errors(model, variables, "second", kernels, IMAGES)
+    found = dispatch.candidate_feature_errors(model, variables, "second", kernels, IMAGES)
     for k in range(3):
         params = replace_kernel(variables["params"], "second", kernels[k])
         alone = tdjax.feature_errors(model, variables, params, IMAGES)["second"]

@@ -1,0 +1,64 @@
+"""What is the user's own and called by the library: a model, a loss, a metric."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tdjax.arguments.described import described, is_array, shapes_text
+from tdjax.trace.call import batch_size, split_arrays
+
+
+@contextmanager
+def calling_the_model(*inputs: Any) -> Iterator[None]:
+    """Name the inputs where a model's own call fails on them: it says itself what it lacks."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"the model cannot be called with {shapes_text(inputs)}, of which the first axis is "
+            f"the batch: {type(error).__name__}: {error}"
+        ) from error
+
+
+def example_losses(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A loss whose result is checked: (batch,), or a mean.
+
+    Raises TypeError for a result that is no array of floats, ValueError for one of another shape.
+    """
+
+    @functools.wraps(loss_fn)
+    def losses(outputs: Any, batch: Any) -> Any:
+        found, number = loss_fn(outputs, batch), number_of(batch)
+        wanted = f"return the losses of the examples, floats of shape ({number},), or their mean"
+        if not (is_array(found) and jnp.issubdtype(found.dtype, jnp.floating)):
+            raise TypeError(f"loss_fn returned {described(found)}: {wanted}")
+        if found.shape not in ((), (number,)):
+            raise ValueError(f"loss_fn returned {described(found)}: {wanted}")
+        return found
+
+    return losses
+
+
+def check_metrics(found: Any, number: int) -> None:
+    """Check what a `metric_fn` returned for so many examples: one value of each, for each.
+
+    Raises TypeError for something that is no array, ValueError for an array of another shape.
+    """
+    wanted = f"return one value for each example, arrays of shape ({number},)"
+    leaves = jax.tree.leaves(found)
+    for leaf in leaves or [found]:
+        if not is_array(leaf):
+            raise TypeError(f"metric_fn returned {described(leaf)}: {wanted}")
+        if leaf.shape[:1] != (number,):
+            raise ValueError(f"metric_fn returned {described(leaf)}: {wanted}")
+
+
+def number_of(batch: Any) -> int:
+    """Number of examples of a batch."""
+    return batch_size(split_arrays(batch)[0])

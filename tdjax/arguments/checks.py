@@ -1,0 +1,284 @@
+"""What users hand to public functions, checked before any work and answered in their words.
+
+The name of an argument says what it has to be, in every function alike: `CHECKS` holds a check for
+each name. A check returns what is wrong, as an error that goes on from the argument's name: the
+thing, then the remedy.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import nnx
+
+from tdjax.arguments.described import described, is_array, is_shape
+from tdjax.moments.collect import LayerMoments
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import Plan
+from tdjax.plan.rules import Rule
+from tdjax.trace.call import split_arrays
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Problem = TypeError | ValueError | None
+
+
+def checked(function: Function) -> Function:
+    """A function whose arguments are checked by their names, see `CHECKS`."""
+    signature = inspect.signature(function)
+    call = call_text(function.__name__, signature)
+
+    @functools.wraps(function)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        check_arguments(function.__name__, call, signature.bind(*args, **kwargs).arguments)
+        return function(*args, **kwargs)
+
+    return answer  # type: ignore[return-value]
+
+
+def check_arguments(function: str, call: str, given: Mapping[str, Any]) -> None:
+    """Refuse arguments that cannot be meant.
+
+    Arguments:
+        function, call: its name, and how it is called, for messages.
+        given: the arguments by name.
+
+    Raises TypeError for an argument of a wrong kind, ValueError for one of a wrong value.
+    """
+    for name, value in given.items():
+        problem = CHECKS[name](value) if name in CHECKS else None
+        if problem is not None:
+            raise type(problem)(f"{function}: {name} {problem}; the call is {call}")
+
+
+def check_moments_fit(layers: Iterable[Layer], moments: Mapping[str, LayerMoments]) -> None:
+    """Refuse the moments of another network, with a ValueError that names the layer."""
+    known = [layer for layer in layers if layer.obstacle is None and layer.path in moments]
+    if moments and not known:
+        raise ValueError(
+            f"moments: those of {', '.join(moments)} are no layers of this network: "
+            "collect them with the model that you pass"
+        )
+    for layer in known:
+        found, (*rows, columns) = moments[layer.path], layer.group_shape
+        front = (*((layer.copies,) if layer.storage.stack is not None else ()), layer.groups)
+        for array, size in ((found.inputs, math.prod(rows)), (found.outputs, columns)):
+            if array is not None and array.shape not in ((*front, size, size), (*front, size)):
+                raise ValueError(
+                    f"moments: layer {layer.path!r} has one of shape {array.shape}, expected "
+                    f"{(*front, size, size)}: are these the moments of another network?"
+                )
+
+
+def call_text(function: str, signature: inspect.Signature) -> str:
+    """How a function is called: its arguments without default."""
+    given = [p.name for p in signature.parameters.values() if p.default is p.empty]
+    return f"{function}({', '.join(given)})"
+
+
+def _variables(value: Any) -> Problem:
+    if _is_train_state(value):
+        return TypeError(
+            "is a TrainState: pass {'params': state.params}, with 'batch_stats' where it has them"
+        )
+    if not isinstance(value, Mapping):
+        return TypeError(f"is {described(value)}: pass what model.init returned")
+    if "params" not in value:
+        return ValueError(
+            f"has no 'params', but {', '.join(map(str, value)) or 'nothing'}: "
+            "pass {'params': params}"
+        )
+    return None
+
+
+def _params(value: Any) -> Problem:
+    if _is_train_state(value):
+        return TypeError("is a TrainState: pass state.params")
+    if isinstance(value, nnx.Module):
+        return TypeError(
+            f"is {described(value)}, which holds its parameters: call "
+            "tdjax.factorize(model, plan, ...)"
+        )
+    if isinstance(value, nn.Module):
+        return TypeError(f"is {described(value)}, which holds no parameters: pass its variables")
+    if not isinstance(value, Mapping):
+        return TypeError(f"is {described(value)}: pass variables['params'], or the variables")
+    return None
+
+
+def _rules(value: Any) -> Problem:
+    if isinstance(value, Rule):
+        return TypeError("is one Rule: pass a sequence, (rule,)")
+    if isinstance(value, Plan):
+        return TypeError("is a Plan, which is made of rules already: pass it to tdjax.factorize")
+    if isinstance(value, Mapping) and value and all(isinstance(r, Rule) for r in value.values()):
+        return TypeError("is a dict of rules: pass tuple(rules.values())")
+    if is_array(value) or isinstance(value, str) or not isinstance(value, Sequence):
+        return TypeError(f"is {described(value)}: pass a list or tuple of tdjax.Rule")
+    for place, rule in enumerate(value):
+        if not isinstance(rule, Rule):
+            return TypeError(
+                f"holds {described(rule)} at {place}: every entry is a tdjax.Rule(path=..., "
+                "method=..., compression=...)"
+            )
+    return None
+
+
+def _plan(value: Any) -> Problem:
+    if isinstance(value, Plan):
+        return None
+    if _are_rules(value):
+        return TypeError("holds rules: pass the plan that tdjax.make_plan makes of them")
+    if isinstance(value, str):
+        return TypeError("is a str: pass tdjax.Plan.from_json(text)")
+    return TypeError(f"is {described(value)}: pass the plan that tdjax.make_plan makes")
+
+
+def _plan_or_params(value: Any) -> Problem:
+    if isinstance(value, (Plan, nnx.Module)):
+        return None
+    if _are_rules(value):
+        return _plan(value)
+    if _is_train_state(value):
+        return _params(value)
+    if not isinstance(value, Mapping):
+        return TypeError(f"is {described(value)}: pass a plan, or approximated dense parameters")
+    return None
+
+
+def _sample(value: Any) -> Problem:
+    if _are_rules(value) or isinstance(value, (Plan, nn.Module, nnx.Module)):
+        what = "rules" if _are_rules(value) else described(value)
+        return TypeError(f"is {what}: pass one batch as the model takes it")
+    if is_shape(value):
+        return TypeError(
+            f"is {described(value)}, and a shape is no sample: pass an array, or "
+            f"jax.ShapeDtypeStruct({tuple(value)}, jnp.float32)"
+        )
+    if not split_arrays(value)[0]:
+        return TypeError(f"holds no array, it is {described(value)}: pass one batch, or its shapes")
+    return None
+
+
+def _batches(value: Any) -> Problem:
+    if is_array(value):
+        return TypeError(f"is {described(value)}: pass a list of batches, [x]")
+    if isinstance(value, Mapping):
+        return TypeError(f"is {described(value)}, which is one batch: pass a list, [batch]")
+    if isinstance(value, (str, Rule, Plan, nn.Module, nnx.Module)) or not isinstance(
+        value, Iterable
+    ):
+        return TypeError(f"is {described(value)}: pass a list of batches")
+    if isinstance(value, tuple) and _is_one_batch(value):
+        return TypeError("is one batch, a tuple of different arrays: pass a list, [(x, y)]")
+    if isinstance(value, (list, tuple)) and value and not split_arrays(value[0])[0]:
+        return TypeError(f"holds {described(value[0])}: every batch holds an array")
+    return None
+
+
+def _moments(value: Any) -> Problem:
+    remedy = "pass what tdjax.collect_moments returned"
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        remedy = "pass tdjax.load_moments(path)" if isinstance(value, str) else remedy
+        return TypeError(f"is {described(value)}: {remedy}")
+    for path, found in value.items():
+        if not isinstance(found, LayerMoments):
+            return TypeError(f"holds {described(found)} at {path!r}: {remedy}")
+    return None
+
+
+def _methods(value: Any) -> Problem:
+    if isinstance(value, str):
+        return TypeError(f"is a str: pass a sequence, ({value!r},)")
+    if not isinstance(value, Sequence):
+        return TypeError(f"is {described(value)}: pass a sequence of names")
+    return None
+
+
+def _loss_fn(value: Any) -> Problem:
+    return None if value is None else _of_outputs_and_batch("loss_fn", value)
+
+
+def _metric_fn(value: Any) -> Problem:
+    return _of_outputs_and_batch("metric_fn", value)
+
+
+def _of_outputs_and_batch(name: str, value: Any) -> Problem:
+    if not callable(value):
+        return TypeError(f"is {described(value)}: pass a function of (outputs, batch)")
+    try:
+        signature = inspect.signature(value)
+    except ValueError:
+        # Of a builtin, nothing is known.
+        return None
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return TypeError(f"takes {signature}: it is called as {name}(outputs, batch)")
+    return None
+
+
+def _key(value: Any) -> Problem:
+    if value is None or is_array(value):
+        return None
+    seed = value if isinstance(value, int) else 0
+    return TypeError(f"is {described(value)}: pass jax.random.key({seed})")
+
+
+def _budget(value: Any) -> Problem:
+    if not isinstance(value, numbers.Real) or 0 < float(value) < 1:
+        return None
+    value = float(value)
+    share = f": for {value:g} % pass {value / 100:g}" if 2 <= value < 100 else ""
+    return ValueError(f"{value:g} is no share between 0 and 1{share}")
+
+
+def _path(value: Any) -> Problem:
+    if isinstance(value, str):
+        return None
+    return TypeError(f"is {described(value)}: pass the '/'-joined path of a layer")
+
+
+CHECKS: Mapping[str, Callable[[Any], Problem]] = {
+    "variables": _variables,
+    "params": _params,
+    "rules": _rules,
+    "plan": _plan,
+    "plan_or_params": _plan_or_params,
+    "sample": _sample,
+    "batches": _batches,
+    "moments": _moments,
+    "methods": _methods,
+    "loss_fn": _loss_fn,
+    "metric_fn": _metric_fn,
+    "key": _key,
+    "budget": _budget,
+    "path": _path,
+}
+
+
+def _is_train_state(value: Any) -> bool:
+    return hasattr(value, "params") and hasattr(value, "opt_state")
+
+
+def _are_rules(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if not isinstance(value, (list, tuple)):
+        return isinstance(value, Rule)
+    return bool(value) and all(isinstance(rule, Rule) for rule in value)
+
+
+def _is_one_batch(value: tuple[Any, ...]) -> bool:
+    """Whether the arrays of a tuple differ as those of one batch do, inputs and labels."""
+    if not all(is_array(array) for array in value):
+        return False
+    return len({(len(a.shape), jnp.issubdtype(a.dtype, jnp.floating)) for a in value}) > 1

@@ -1,0 +1,24 @@
+"""One name for all module systems: functions on models, whether of `flax.linen` or `flax.nnx`."""
+
+from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
+from tdjax.dispatch.errors import (
+    candidate_feature_errors,
+    evaluate_candidates,
+    feature_errors,
+)
+from tdjax.dispatch.factors import factorize, factorize_sequentially, remove_dead
+from tdjax.dispatch.planning import allocate, layer_table, make_plan
+
+__all__ = [
+    "allocate",
+    "candidate_feature_errors",
+    "collect_moments",
+    "evaluate_candidates",
+    "factorize",
+    "factorize_sequentially",
+    "feature_errors",
+    "layer_table",
+    "make_plan",
+    "reestimate_batch_stats",
+    "remove_dead",
+]

@@ -1,0 +1,130 @@
+"""What batches tell of a model: moments, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, overload
+
+import flax.linen as nn
+from flax import nnx
+
+from tdjax.arguments.called import example_losses
+from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.moments.collect import LayerMoments, collect
+from tdjax.moments.sums import LossFn
+
+Variables = Mapping[str, Any]
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+@overload
+def collect_moments(
+    model: nn.Module,
+    variables: Variables,
+    batches: Iterable[Any],
+    *,
+    loss_fn: LossFn | None = ...,
+    paths: str | Sequence[str] = ...,
+    memory: int = ...,
+) -> dict[str, LayerMoments]: ...
+
+
+@overload
+def collect_moments(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    *,
+    loss_fn: LossFn | None = ...,
+    paths: str | Sequence[str] = ...,
+    memory: int = ...,
+) -> dict[str, LayerMoments]: ...
+
+
+@on_models
+def collect_moments(
+    model: Any,
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    loss_fn: LossFn | None = None,
+    paths: str | Sequence[str] = ".*",
+    memory: int = 2**32,
+) -> dict[str, LayerMoments]:
+    """Second moments of what goes into each layer that can be factorised, and of what comes back.
+
+    `collect_moments(model, variables, batches)` for Linen, `collect_moments(model, batches)` for
+    NNX, in the mode that the model's arguments set: batches without `train=True`, `model.eval()`.
+    Exact for every stride, padding, dilation and group; rows of zero padding count. Where batches
+    are split over devices, each sums its part. The patches of a convolution are not held, and
+    most of them not even made.
+
+        >>> import jax, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+        >>> moments = tdjax.collect_moments(model, [x], loss_fn=lambda y, batch: (y**2).sum(axis=1))
+        >>> moments[""].inputs.shape, moments[""].outputs.shape
+        ((1, 4, 4), (1, 2, 2))
+
+    Arguments:
+        model: a Linen or NNX module.
+        variables: its trained variables, of Linen.
+        batches: each the model's input as in `tdjax.make_plan`, or a tuple whose first entry that
+            is, and whose rest `loss_fn` may use.
+        loss_fn: (outputs, batch) -> losses of the examples, (batch,), or their mean. With it the
+            moments of its gradient at the layers' outputs are collected too.
+        paths: the layers, by patterns for `re.fullmatch`.
+        memory: bytes that sums may take; layers that do not fit are left to further passes over
+            the batches, which must then be a list or the like.
+
+    Returns: for each path a `tdjax.moments.collect.LayerMoments`.
+
+    Warns (UserWarning) of layers with less than ten rows for each entry of a row.
+
+    Raises ValueError for no batches, no layer that matches, a layer inside a while loop, or an
+    iterator where several passes are needed; TypeError or ValueError for a loss of another form.
+    """
+    room, arrays = room_of(model), with_arrays(model, variables)
+    loss_fn = None if loss_fn is None else example_losses(loss_fn)
+    return collect(
+        partial(room.trace, *arrays), room.leaves(*arrays), batches, loss_fn=loss_fn, paths=paths,
+        memory=memory,
+    )  # fmt: skip
+
+
+@overload
+def reestimate_batch_stats(
+    model: nn.Module, variables: Variables, batches: Iterable[Any]
+) -> dict[str, Any]: ...
+
+
+@overload
+def reestimate_batch_stats(model: Model, batches: Iterable[Any]) -> Model: ...
+
+
+@on_models
+def reestimate_batch_stats(model: Any, variables: Any, batches: Iterable[Any]) -> Any:
+    """Means and variances of batch normalisation, estimated again on batches without labels.
+
+    `reestimate_batch_stats(model, variables, batches)` for Linen gives the variables with other
+    `batch_stats`, `reestimate_batch_stats(model, batches)` for NNX a new model. A factorised
+    network hands its normalisation layers other statistics than the network that was trained;
+    this puts them right without any training. Every batch is normalised by itself, as in
+    training; dropout stays as the model's arguments set it. The statistics are those of all
+    batches together.
+
+        >>> import jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.BatchNorm(2, use_running_average=True, rngs=nnx.Rngs(0))
+        >>> x = jnp.array([[1.0, 5.0], [3.0, 5.0]])
+        >>> tdjax.reestimate_batch_stats(model, [x]).mean[...].tolist()
+        [2.0, 5.0]
+
+    Arguments:
+        model, variables: factorised or not.
+        batches: as for `tdjax.collect_moments`; of the sizes that training had, or larger.
+
+    Raises ValueError for no batches or a model without batch normalisation.
+    """
+    return room_of(model).reestimate_batch_stats(*with_arrays(model, variables), batches)

@@ -1,0 +1,145 @@
+"""From a model to the adapter that knows it: one name for all module systems.
+
+A function on models is written once, with the arrays of a model as `variables`. `on_models` binds a
+call as the model's kind has it, with the arrays beside the model or without, and answers one that
+does not fit in terms of that kind. A further adapter is an entry of `KINDS`, and an overload of
+each function for type checkers.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from flax import nnx
+
+import tdjax.linen
+import tdjax.nnx
+from tdjax.arguments.checks import call_text, check_arguments
+from tdjax.arguments.described import described
+from tdjax.hints import did_you_mean
+
+
+class Kind(NamedTuple):
+    """A kind of models.
+
+    Arguments:
+        base: the class of its models.
+        room: the adapter: a package with the functions of this one, under the same names.
+        held: name of the argument that its arrays come in; None where a model holds them.
+        name, note: what messages say of them, and to a wrong number of arguments.
+    """
+
+    base: type
+    room: types.ModuleType
+    held: str | None
+    name: str
+    note: str
+
+
+KINDS = (
+    Kind(
+        nn.Module,
+        tdjax.linen,
+        "variables",
+        "a flax.linen.Module",
+        "a Linen model holds no arrays and comes with its variables",
+    ),
+    Kind(
+        nnx.Module,
+        tdjax.nnx,
+        None,
+        "a flax.nnx.Module",
+        "an NNX model holds its variables and comes alone",
+    ),
+)
+
+
+def kind_of(model: Any) -> Kind:
+    """The kind of a model. Raises TypeError for something that is none."""
+    for kind in KINDS:
+        if isinstance(model, kind.base):
+            return kind
+    remedy = ""
+    if isinstance(model, type) and issubclass(model, tuple(kind.base for kind in KINDS)):
+        remedy = f": make an instance, {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        remedy = ": the model comes first, then its variables"
+    expected = " or ".join(kind.name for kind in KINDS)
+    raise TypeError(f"expected {expected}, got {described(model)}{remedy}")
+
+
+def room_of(model: Any) -> Any:
+    """The adapter of a model."""
+    return kind_of(model).room
+
+
+def with_arrays(model: Any, variables: Any) -> tuple[Any, ...]:
+    """The arguments in front of an adapter's functions: the model, and its arrays if apart."""
+    return (model,) if kind_of(model).held is None else (model, variables)
+
+
+def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function on models of all kinds, whose first argument is the model.
+
+    The function is called with arguments by name, bound as the model's kind has them and checked;
+    where it takes `variables`, those are None for a model that holds its arrays.
+    """
+    name, whole = function.__name__, inspect.signature(function)
+    signatures = {kind.base: signature_of(whole, kind) for kind in KINDS}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not args and "model" not in kwargs:
+            raise TypeError(f"{name}: the model is missing; the call is {call_text(name, whole)}")
+        kind = kind_of(args[0] if args else kwargs["model"])
+        signature = signatures[kind.base]
+        text = call_text(name, signature)
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            note = _note(kind, signature, whole, kwargs)
+            raise TypeError(f"{name}: {error}: {note}; the call is {text}") from None
+        check_arguments(name, text, given)
+        if "variables" in whole.parameters:
+            given["variables"] = None if kind.held is None else given.pop(kind.held)
+        return function(**given)
+
+    return call
+
+
+def signature_of(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
+    """How a function on models is called for one kind of them; its overloads say the same.
+
+    The arrays of a model come as the kind has them. A function that takes none makes a model: its
+    options are for models that hold their arrays.
+    """
+    found = []
+    for parameter in whole.parameters.values():
+        if parameter.name == "variables":
+            if kind.held is not None:
+                found.append(parameter.replace(name=kind.held))
+        elif (
+            kind.held is None
+            or "variables" in whole.parameters
+            or parameter.kind is not parameter.KEYWORD_ONLY
+        ):
+            found.append(parameter)
+    return whole.replace(parameters=found)
+
+
+def _note(
+    kind: Kind, signature: inspect.Signature, whole: inspect.Signature, kwargs: Mapping[str, Any]
+) -> str:
+    """What to do about arguments that do not fit a kind of models."""
+    for name in kwargs.keys() - signature.parameters.keys():
+        if name in whole.parameters and name != "variables":
+            return f"{name} belongs to tdjax.factorize_params(params, plan, {name}=...)"
+        near = did_you_mean(name, signature.parameters)
+        if near:
+            return f"there is no {name}{near}"
+    return kind.note

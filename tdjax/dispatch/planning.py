@@ -1,0 +1,186 @@
+"""Plans of a model: by rules, or under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import flax.linen as nn
+from flax import nnx
+
+from tdjax.allocation.allocate import allocate as allocate_budget
+from tdjax.arguments.checks import check_moments_fit
+from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.moments.collect import LayerMoments
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import Plan
+from tdjax.plan.rules import Rule
+
+Variables = Mapping[str, Any]
+
+
+@overload
+def make_plan(
+    model: nn.Module, variables: Variables, rules: Sequence[Rule], sample: Any
+) -> Plan: ...
+
+
+@overload
+def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan: ...
+
+
+@on_models
+def make_plan(model: Any, variables: Any, rules: Sequence[Rule], sample: Any) -> Plan:
+    """Decide for every layer of a model which format it gets.
+
+    `make_plan(model, variables, rules, sample)` for Linen, `make_plan(model, rules, sample)` for
+    NNX.
+
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, tdjax
+        >>> model, x = nn.Dense(64), jnp.ones((8, 32))
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> rules = [tdjax.Rule(path=".*", method="svd", compression=0.5)]
+        >>> plan = tdjax.make_plan(model, variables, rules, x)
+        >>> plan.factorised[0].ranks
+        (11,)
+
+    Arguments:
+        model: any Linen or NNX module; nothing in it needs to know of this library.
+        variables: of a Linen model, as `model.init` returns them; arrays or shapes. Method "auto"
+            needs arrays.
+        rules: the first whose path matches a layer decides; see `tdjax.Rule`.
+        sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
+            positional or a dict of keyword arguments. The first axis is the batch.
+
+    Raises ValueError for a rule that matches no layer or asks for ranks out of range, and for a
+    sample that the model cannot be called with; TypeError for something that is no module.
+    """
+    return room_of(model).make_plan(*with_arrays(model, variables), rules, sample)
+
+
+@overload
+def layer_table(model: nn.Module, variables: Variables, sample: Any) -> tuple[Layer, ...]: ...
+
+
+@overload
+def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]: ...
+
+
+@on_models
+def layer_table(model: Any, variables: Any, sample: Any) -> tuple[Layer, ...]:
+    """All modules of a model that hold a weight array, in the order in which they are called.
+
+    `layer_table(model, variables, sample)` for Linen, `layer_table(model, sample)` for NNX. No
+    arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
+    Modules that cannot be factorised are listed with the obstacle.
+
+        >>> import jax, jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(32, 16, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> [(layer.path, layer.macs) for layer in tdjax.layer_table(model, jnp.ones((8, 32)))]
+        [('layers/0', 512)]
+    """
+    return room_of(model).layer_table(*with_arrays(model, variables), sample)
+
+
+@overload
+def allocate(
+    model: nn.Module,
+    variables: Variables,
+    sample: Any,
+    *,
+    budget: float,
+    cost: str = ...,
+    strategy: str = ...,
+    methods: Sequence[str] = ...,
+    moments: Mapping[str, LayerMoments] | None = ...,
+    splits: Sequence[int] | None = ...,
+    objective: str = ...,
+    seed: int = ...,
+) -> Plan: ...
+
+
+@overload
+def allocate(
+    model: nnx.Module,
+    sample: Any,
+    *,
+    budget: float,
+    cost: str = ...,
+    strategy: str = ...,
+    methods: Sequence[str] = ...,
+    moments: Mapping[str, LayerMoments] | None = ...,
+    splits: Sequence[int] | None = ...,
+    objective: str = ...,
+    seed: int = ...,
+) -> Plan: ...
+
+
+@on_models
+def allocate(
+    model: Any,
+    variables: Any,
+    sample: Any,
+    *,
+    budget: float,
+    cost: str = "params",
+    strategy: str = "energy",
+    methods: Sequence[str] = ("svd", "tucker", "cp", "tt"),
+    moments: Mapping[str, LayerMoments] | None = None,
+    splits: Sequence[int] | None = None,
+    objective: str = "bound",
+    seed: int = 0,
+) -> Plan:
+    """A plan that keeps a share of the whole network, formats and ranks chosen together.
+
+    `allocate(model, variables, sample, budget=0.5)` for Linen, `allocate(model, sample,
+    budget=0.5)` for NNX. Strategies, by what they make least:
+
+    - "uniform": every layer keeps the same share, in the first of `methods` that makes it
+      smaller; weights may be shapes alone.
+    - "energy": the greatest relative weight error of any layer.
+    - "alds": the greatest relative error of any layer in the operator norm, over low rank with
+      the channels in groups (Liebenwein et al., NeurIPS 2021). Where the paper alternates between
+      ranks and groups from random starts, this finds the optimum: of all k the cheapest within an
+      error is known for every layer and error.
+    - "loss": the sum of the rises of the loss that the moments predict, all formats compared;
+      steps are taken where they save most for what they lose.
+
+    The rest of the budget is filled up with what gains most. Layers that cannot shrink, or are
+    better left alone, are kept dense, with the reason in the plan.
+
+        >>> import jax, jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model, x = nnx.Linear(400, 400, rngs=nnx.Rngs(0)), jnp.ones((8, 400))
+        >>> plan = tdjax.allocate(model, x, budget=0.5, methods=("svd",))
+        >>> round(plan.size / plan.size_before, 2)
+        0.5
+
+    Arguments:
+        model, variables, sample: as for `tdjax.make_plan`.
+        budget: share of the whole network kept, in (0, 1): of all its parameters, biases and
+            normalisation included, or of its multiply-accumulates.
+        cost: "params" or "macs".
+        strategy: see above.
+        methods: formats to choose from; "alds" knows "svd" alone. "cp" and "tt" are decomposed at
+            some ranks to know what they lose, which takes far longer than "svd" and "tucker",
+            whose loss is known for all ranks at once.
+        moments: for "loss", from `tdjax.collect_moments` with a `loss_fn`.
+        splits: for "alds", the numbers of groups to choose from; None for all divisors.
+        objective: for "alds", "bound" for the paper's, sqrt(k) included, or "released" for that
+            of its authors' code, without.
+        seed: of the random starts of CP.
+
+    Returns: a plan whose count is within half a percent of the network of the budget, and not
+    above it.
+
+    Raises ValueError for a budget that cannot be met, with what is within reach, for an unknown
+    name, for moments that are missing or another network's, and for NaN or Inf in the weights.
+    """
+    inventory = room_of(model).inventory(*with_arrays(model, variables), sample)
+    if moments is not None:
+        check_moments_fit(inventory.layers, moments)
+    return allocate_budget(
+        inventory, budget=budget, cost=cost, strategy=strategy, methods=methods, moments=moments,
+        splits=splits, objective=objective, seed=seed,
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""An NNX model as a static argument, its arrays apart: what evaluations run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+from tdjax.hints import did_you_mean
+from tdjax.nnx.graph import array_of, become, modules_of, shape_of
+from tdjax.nnx.kinds import KINDS
+from tdjax.params.tree import put
+from tdjax.trace.call import call_arguments
+
+# Under these names, and a number, a layer keeps its outputs: variables leave transformations.
+OWN, OTHER = "tdjax_own_", "tdjax_other_"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model without its arrays; see `tdjax.evaluate.candidates.Network`.
+
+    Arguments:
+        graph, structure: what is left of `nnx.split(model)`, its state without the leaves. Those
+            are the variables.
+    """
+
+    graph: Any
+    structure: Any
+
+    def __hash__(self) -> int:
+        """The metadata of variables may have no hash."""
+        return hash(self.graph)
+
+    def outputs(self, variables: Sequence[Any], inputs: Any) -> Any:
+        """What the model returns for one batch."""
+        args, kwargs = call_arguments(inputs)
+        return self._merged(variables)(*args, **kwargs)
+
+    def kernel(self, variables: Sequence[Any], path: str) -> Any:
+        """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
+        kernel = getattr(self._module(self._merged(variables), path), "kernel", None)
+        return array_of(kernel) if isinstance(kernel, nnx.Variable) else None
+
+    def with_kernel(self, variables: Sequence[Any], path: str, kernel: Array) -> list[Any]:
+        """The variables with another kernel in place of a layer's own."""
+        model = self._merged(variables)
+        self._module(model, path).kernel[...] = kernel
+        return jax.tree.leaves(nnx.state(model))
+
+    def layer_outputs(
+        self, variables: Sequence[Any], kernels: Mapping[str, Array], inputs: Any
+    ) -> dict[str, list[tuple[Array, Array]]]:
+        """Outputs of some layers with their own kernel and with another, on the same input.
+
+        The model itself runs unchanged, so each layer is judged alone. A layer called several
+        times gives several pairs. Raises ValueError for a layer that is one of a stack.
+        """
+        model = self._merged(variables)
+        layers = {path: self._module(model, path) for path in kernels}
+        for path, layer in layers.items():
+            if type(layer) not in KINDS:
+                raise ValueError(
+                    f"feature errors: {path!r} is no layer, but {type(layer).__name__}"
+                )
+            layer.tdjax_compared = _Compared(path, kernels[path])
+            become(layer, _COMPARING[type(layer)])
+        args, kwargs = call_arguments(inputs)
+        model(*args, **kwargs)
+        return {path: _pairs(layer) for path, layer in layers.items()}
+
+    def _merged(self, variables: Sequence[Any]) -> nnx.Module:
+        return nnx.merge(self.graph, jax.tree.unflatten(self.structure, variables))
+
+    def _module(self, model: nnx.Module, path: str) -> Any:
+        modules = modules_of(model)
+        if path not in modules:
+            raise KeyError(f"the model has no layer {path!r}{did_you_mean(path, modules)}")
+        return modules[path]
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """The other kernel of a layer.
+
+    A static attribute, equal to itself alone: transformations of NNX in the model carry it along,
+    and trace again.
+    """
+
+    path: str
+    kernel: Array
+
+
+def _comparing(cls: type) -> type:
+    """A subclass of a kind of layer that keeps its outputs, and those with the other kernel."""
+    methods = [name for name in ("__call__", "attend") if hasattr(cls, name)]
+    return type(cls.__name__, (cls,), {name: _kept(cls, name) for name in methods})
+
+
+def _kept(cls: type, method: str) -> Callable[..., Any]:
+    """A method of a class that also keeps what it returns."""
+    answer = getattr(cls, method)
+
+    @functools.wraps(answer)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        compared, weight, number = self.tdjax_compared, KINDS[cls].weight, len(_pairs(self))
+        if shape_of(getattr(self, weight)) != compared.kernel.shape:
+            raise ValueError(
+                f"feature errors: the model never calls layer {compared.path!r} alone, which is a "
+                "stack of layers"
+            )
+        other = nnx.clone(self)
+        getattr(other, weight)[...] = compared.kernel
+        output = answer(self, *args, **kwargs)
+        setattr(self, f"{OWN}{number}", nnx.Intermediate(output))
+        setattr(self, f"{OTHER}{number}", nnx.Intermediate(answer(other, *args, **kwargs)))
+        return output
+
+    return call
+
+
+def _pairs(layer: Any) -> list[tuple[Array, Array]]:
+    """The outputs that a layer kept."""
+    kept = [name.removeprefix(OWN) for name in vars(layer) if name.startswith(OWN)]
+    return [
+        (array_of(getattr(layer, OWN + k)), array_of(getattr(layer, OTHER + k)))
+        for k in sorted(kept, key=int)
+    ]
+
+
+_COMPARING = {cls: _comparing(cls) for cls in KINDS}
+
+
+def network_of(model: nnx.Module) -> tuple[Network, list[Any]]:
+    """A model as a static argument, and its arrays."""
+    graph, state = nnx.split(model)
+    leaves, structure = jax.tree.flatten(state)
+    return Network(graph, structure), leaves
+
+
+def layer_weights(model: nnx.Module) -> dict[str, Any]:
+    """The weights of all layers of a model, as nested mappings by path like those of Linen."""
+    tree: dict[str, Any] = {}
+    for path, module in modules_of(model).items():
+        if type(module) in KINDS:
+            name = KINDS[type(module)].weight
+            put(tree, path, {name: array_of(getattr(module, name))})
+    return tree
+
+
+def approximated_weights(approximation: Any) -> dict[str, Any]:
+    """The weights of an approximated model, or of its state as a nested mapping."""
+    if isinstance(approximation, nnx.Module):
+        return layer_weights(approximation)
+    return _named(
+        nnx.to_pure_dict(approximation) if isinstance(approximation, nnx.State) else approximation
+    )
+
+
+def _named(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """A nested mapping with names for keys: those of lists are numbers."""
+    return {str(k): _named(v) if isinstance(v, Mapping) else v for k, v in tree.items()}

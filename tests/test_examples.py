@@ -1,0 +1,30 @@
+"""The examples in the docstrings of public functions run, and print what they show."""
+
+import doctest
+import inspect
+
+import pytest
+
+import tdjax
+import tdjax.nnx
+from tdjax import dispatch
+
+PUBLIC = {name: getattr(tdjax, name) for name in tdjax.__all__}
+PUBLIC |= {name: getattr(tdjax.nnx, name) for name in ("carry_optimizer", "reconstruct")}
+EXAMPLES = {name for name, public in PUBLIC.items() if ">>>" in (public.__doc__ or "")}
+
+
+def test_every_function_on_models_has_an_example():
+    # The errors of many candidates are those of `feature_errors`, which has one.
+    assert set(dispatch.__all__) - {"candidate_feature_errors"} <= EXAMPLES
+
+
+@pytest.mark.filterwarnings("ignore:too few rows")
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_example(name):
+    text = inspect.getdoc(PUBLIC[name])
+    test = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    printed = []
+    runner.run(test, out=printed.append)
+    assert runner.failures == 0, "".join(printed)
