@@ -10,6 +10,7 @@ from tdjax.decompose import (
     tt_svd,
     tucker_als,
 )
+from tdjax.decompose.coordinates import Coordinates, Norm
 from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
 from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.dispatch import (
@@ -42,6 +43,7 @@ from tdjax.pruning.masks import apply_mask, keep_zeros, pruned_share
 __all__ = [
     "CP",
     "TT",
+    "Coordinates",
     "Covariance",
     "Format",
     "Frobenius",
@@ -52,6 +54,7 @@ __all__ = [
     "LayerMoments",
     "LowRank",
     "ModeWeighted",
+    "Norm",
     "Plan",
     "PlannedLayer",
     "Rule",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.formats import HIGHEST
-from tdjax.decompose.norms import times
+from tdjax.decompose.second_moment import times
 from tdjax.evaluate.candidates import Network, candidate_means, examples
 from tdjax.linen import layer_outputs
 from tdjax.params.factorize import dense_tree, factor_tree, layer_params, weight_name
