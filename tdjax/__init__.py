@@ -13,6 +13,7 @@ from tdjax.decompose import (
     tt_svd,
     tucker_als,
 )
+from tdjax.decompose.coordinates import Coordinates, Norm
 from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
 from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
 from tdjax.moments.collect import LayerMoments
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CP",
     "TT",
+    "Coordinates",
     "Covariance",
     "Form",
     "Format",
@@ -62,6 +64,7 @@ __all__ = [
     "LayerMoments",
     "LowRank",
     "ModeWeighted",
+    "Norm",
     "Plan",
     "PlannedLayer",
     "Rule",

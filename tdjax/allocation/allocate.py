@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ import numpy as np
 
 from tdjax.allocation import measures
 from tdjax.allocation.choices import cost_of
-from tdjax.allocation.measures import Asked, Measured
+from tdjax.allocation.measures import MeasureOptions, RatedChoices
 from tdjax.allocation.search import (
     Errors,
-    Options,
+    Frontier,
     exchanged,
     frontier,
     least_maximum,
@@ -35,16 +35,22 @@ OBJECTIVES = ("bound", "released")
 TOLERANCE = 0.005
 
 
-class Table(NamedTuple):
-    """What may become of a layer, dense included."""
+class LayerTable(NamedTuple):
+    """What may become of a layer.
 
-    options: Options
-    measured: Sequence[Measured]
+    Arguments:
+        frontier: the choices that no other one beats, the dense layer included.
+        measured: all choices, by format.
+        dense: the layer as it is.
+    """
+
+    frontier: Frontier
+    measured: Sequence[RatedChoices]
     dense: PlannedLayer
 
     def entry(self, place: int) -> PlannedLayer:
-        """What a plan says of the layer at one of the options."""
-        number = int(self.options.which[place])
+        """What a plan says of the layer at a place of its frontier."""
+        number = int(self.frontier.which[place])
         for choices, _ in self.measured:
             if number < len(choices.cost):
                 return choices.entry(choices.ranks[number].tolist())
@@ -67,9 +73,9 @@ def allocate(
     """See `tdjax.allocate`."""
     _check(budget, methods, strategy=strategy, cost=cost, objective=objective)
     kept = None if splits is None else tuple(splits)
-    asked = Asked(cost, tuple(methods), kept, objective, jax.random.key(seed))
+    options = MeasureOptions(cost, tuple(methods), kept, objective, jax.random.key(seed))
     tables = {
-        layer.path: _table(layer, _measured(layer, model, strategy, asked, moments), cost)
+        layer.path: _table(layer, _measured(layer, model, strategy, options, moments), cost)
         for layer in model.layers
         if layer.obstacle is None
     }
@@ -87,18 +93,30 @@ def _measured(
     layer: Layer,
     model: Inventory,
     strategy: str,
-    asked: Asked,
+    options: MeasureOptions,
     moments: Mapping[str, LayerMoments] | None,
-) -> list[Measured]:
+) -> list[RatedChoices]:
     if strategy == "uniform":
-        return measures.uniform(layer, asked)
+        return measures.uniform(layer, options)
+    array = _weights_of(layer, model, strategy)
+    if strategy != "loss":
+        return getattr(measures, strategy)(layer, array, options)
+    found = _moments_of(layer, moments)
+    # As of an embedding at positions that no example decides on: it stays as it is.
+    return [] if found is None else measures.loss(layer, array, options, found)
+
+
+def _weights_of(layer: Layer, model: Inventory, strategy: str) -> Any:
     array = model.array_of(layer)
     if isinstance(array, jax.ShapeDtypeStruct):
         raise ValueError(f"allocate: layer {layer.path!r}: strategy {strategy!r} needs its weights")
     if not bool(jnp.isfinite(array).all()):
         raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
-    if strategy != "loss":
-        return getattr(measures, strategy)(layer, array, asked)
+    return array
+
+
+def _moments_of(layer: Layer, moments: Mapping[str, LayerMoments] | None) -> LayerMoments | None:
+    """A layer's moments with the gradient at its outputs, or None where it has no gradient."""
     if moments is None or all(found.outputs is None for found in moments.values()):
         raise ValueError(
             "allocate: strategy 'loss' needs moments of the gradient; collect_moments gives them "
@@ -108,46 +126,47 @@ def _measured(
         raise ValueError(f"allocate: strategy 'loss' needs the moments of layer {layer.path!r}")
     found = moments[layer.path]
     if found.outputs is None:
-        # As of an embedding at positions that no example decides on: it stays as it is.
-        return []
+        return None
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
         raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
-    return measures.loss(layer, array, asked, found)
+    return found
 
 
-def _table(layer: Layer, measured: Sequence[Measured], cost: str) -> Table:
+def _table(layer: Layer, measured: Sequence[RatedChoices], cost: str) -> LayerTable:
     reason = (
-        "the rest is better spared elsewhere" if measured else "nothing smaller is known for it"
+        "the budget is met at less error in other layers"
+        if measured
+        else "no smaller form of it is known"
     )
     dense = PlannedLayer(layer, reason=reason)
     costs = [choices.cost for choices, _ in measured] + [np.array([cost_of(dense, cost)])]
     errors = [own for _, own in measured] + [np.zeros(1)]
-    return Table(frontier(np.concatenate(costs), np.concatenate(errors)), measured, dense)
+    return LayerTable(frontier(np.concatenate(costs), np.concatenate(errors)), measured, dense)
 
 
 def _search(
-    model: Inventory, tables: Mapping[str, Table], budget: float, cost: str, strategy: str
+    model: Inventory, tables: Mapping[str, LayerTable], budget: float, cost: str, strategy: str
 ) -> dict[str, int]:
     """The place of each layer in its table. Raises ValueError for a budget out of reach."""
     dense = {layer.path: cost_of(PlannedLayer(layer), cost) for layer in model.layers}
     whole = sum(dense.values()) + (model.other if cost == "params" else 0)
-    options = [table.options for table in tables.values()]
+    frontiers = [table.frontier for table in tables.values()]
     fixed = whole - sum(dense[path] for path in tables)
-    least = fixed + total(options, [0] * len(options))
+    least = fixed + total(frontiers, [0] * len(frontiers))
     aim, slack = budget * whole, TOLERANCE * whole
     text = f"allocate: budget {budget:g} of the {cost}"
-    if not options or least > aim + slack:
+    if not frontiers or least > aim + slack:
         raise ValueError(
             f"{text} is out of reach: strategy {strategy!r} reaches {least / whole:.4g} to 1"
         )
     search, lost = (least_sum, _sum) if strategy == "loss" else (least_maximum, _greatest)
     most = max(int(aim), least) - fixed
-    places = search(options, most)
-    if fixed + total(options, places) < aim - slack:
+    places = search(frontiers, most)
+    if fixed + total(frontiers, places) < aim - slack:
         lower = math.ceil(aim - slack) - fixed
-        nearer = exchanged(options, places, lower, most, lost)
+        nearer = exchanged(frontiers, places, lower, most, lost)
         if nearer is None:
-            reached = (fixed + total(options, places)) / whole
+            reached = (fixed + total(frontiers, places)) / whole
             raise ValueError(
                 f"{text} cannot be met within {TOLERANCE:.1%}: the steps between ranks are too "
                 f"large; {reached:.4g} is within reach"

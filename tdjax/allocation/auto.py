@@ -51,12 +51,14 @@ def best_format(
         smaller = [entry for entry in planned if entry.size < layer.size] or list(planned)
         if len(smaller) == 1:
             return smaller[0]
-
-        def error(entry: PlannedLayer) -> Float[Array, ""]:
-            factors = decompose_array(array, entry, Options(key=key, max_iters=max_iters))
-            return relative_error(array, reconstruct_array(factors, entry))
-
-        errors = jnp.stack([error(entry) for entry in smaller])
-        return smaller[int(jnp.argmin(errors))]
+        errors = [_weight_error(array, entry, key, max_iters) for entry in smaller]
+        return smaller[int(jnp.argmin(jnp.stack(errors)))]
 
     return choose
+
+
+def _weight_error(
+    array: Array, entry: PlannedLayer, key: Array, max_iters: int
+) -> Float[Array, ""]:
+    factors = decompose_array(array, entry, Options(key=key, max_iters=max_iters))
+    return relative_error(array, reconstruct_array(factors, entry))

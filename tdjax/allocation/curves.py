@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import HIGHEST
 from tdjax.decompose.moment import lay_out
-from tdjax.decompose.norms import regularised, roots
+from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.second_moment import in_full, regularised, roots
 from tdjax.decompose.weighted import robust_cholesky
 
 # Added to both moments, relative to their mean diagonal, as the norms do.
@@ -81,32 +81,32 @@ def tucker_losses(
     kernels = parts.reshape(p, -1, c, t)
     if inputs is None:
         inputs = jnp.ones((p, kernels.shape[1] * c))
+    return jax.vmap(partial(_tucker_losses_of, ranks))(kernels, inputs, outputs)
 
-    def one(
-        kernel: Float[Array, "k c t"], moment: Array, output: Array | None
-    ) -> Float[Array, "n r"]:
-        k = len(kernel)
-        full = regularised(jnp.diag(moment) if moment.ndim == 1 else moment, RIDGE)
-        right = kernel if output is None else jnp.matmul(kernel, _root(output), precision=HIGHEST)
-        # From (k, c; l, d) to (c, k, l, d), and the kernel with its channels first.
-        spread = full.reshape(k, c, k, c).transpose(1, 0, 2, 3)
-        channels_first = right.transpose(1, 0, 2)
-        basis = _channel_basis(spread, channels_first)
-        image = jnp.einsum("ckld,ca,db->akbl", spread, basis, basis, precision=HIGHEST)
-        factor = robust_cholesky(image.reshape(c * k, c * k))
-        turned = jnp.einsum("ca,ckt->akt", basis, channels_first, precision=HIGHEST)
-        rows = jnp.matmul(factor.T, turned.reshape(c * k, t), precision=HIGHEST)
-        added = [
-            jnp.matmul(rows[k * a : k * b].T, rows[k * a : k * b], precision=HIGHEST)
-            for a, b in pairwise((0, *ranks))
-        ]
-        kept = jnp.cumsum(jnp.stack(added), axis=0)
-        energies = jnp.maximum(jnp.linalg.eigvalsh(kept)[:, ::-1], 0.0)
-        whole = jnp.sum(rows**2)
-        gone = whole - jnp.sum(energies, axis=1)
-        return jnp.maximum(gone, 0.0)[:, None] + _tails(energies)
 
-    return jax.vmap(one)(kernels, inputs, outputs)
+def _tucker_losses_of(
+    ranks: tuple[int, ...], kernel: Float[Array, "k c t"], moment: Array, output: Array | None
+) -> Float[Array, "n r"]:
+    """The losses of one kernel, at r_T = 0, 1, ..., T for each r_C."""
+    k, c, t = kernel.shape
+    full = regularised(in_full(moment), RIDGE)
+    right = kernel if output is None else jnp.matmul(kernel, _root(output), precision=HIGHEST)
+    # From (k, c; l, d) to (c, k, l, d), and the kernel with its channels first.
+    spread = full.reshape(k, c, k, c).transpose(1, 0, 2, 3)
+    channels_first = right.transpose(1, 0, 2)
+    basis = _channel_basis(spread, channels_first)
+    image = jnp.einsum("ckld,ca,db->akbl", spread, basis, basis, precision=HIGHEST)
+    factor = robust_cholesky(image.reshape(c * k, c * k))
+    turned = jnp.einsum("ca,ckt->akt", basis, channels_first, precision=HIGHEST)
+    rows = jnp.matmul(factor.T, turned.reshape(c * k, t), precision=HIGHEST)
+    added = [
+        jnp.matmul(rows[k * a : k * b].T, rows[k * a : k * b], precision=HIGHEST)
+        for a, b in pairwise((0, *ranks))
+    ]
+    kept = jnp.cumsum(jnp.stack(added), axis=0)
+    energies = jnp.maximum(jnp.linalg.eigvalsh(kept)[:, ::-1], 0.0)
+    gone = jnp.sum(rows**2) - jnp.sum(energies, axis=1)
+    return jnp.maximum(gone, 0.0)[:, None] + _tails(energies)
 
 
 def _channel_basis(

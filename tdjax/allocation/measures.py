@@ -31,11 +31,22 @@ from tdjax.plan.plan import PlannedLayer
 # Shares at which CP and TT are decomposed; between them their loss is interpolated.
 SAMPLED = (0.05, 0.15, 0.35, 0.6, 0.9)
 SWEEPS = 25
-Measured = tuple[Choices, Float[np.ndarray, " _"]]
 
 
-class Asked(NamedTuple):
-    """What is to be measured.
+class RatedChoices(NamedTuple):
+    """Entries for one layer in one format, and what each of them loses.
+
+    Arguments:
+        choices: n of them.
+        errors: (n,), float64, in the measure of the strategy.
+    """
+
+    choices: Choices
+    errors: Float[np.ndarray, " _"]
+
+
+class MeasureOptions(NamedTuple):
+    """Which choices of a layer are measured, and how.
 
     Arguments:
         cost: "params" or "macs".
@@ -52,17 +63,17 @@ class Asked(NamedTuple):
     key: Array
 
 
-def uniform(layer: Layer, asked: Asked) -> list[Measured]:
+def uniform(layer: Layer, options: MeasureOptions) -> list[RatedChoices]:
     """The share that goes away, in the first format that makes the layer smaller."""
-    dense = cost_of(PlannedLayer(layer), asked.cost)
-    for method in asked.methods:
-        choices = share_choices(layer, asked.cost, method, SHARES)
+    dense = cost_of(PlannedLayer(layer), options.cost)
+    for method in options.methods:
+        choices = share_choices(layer, options.cost, method, SHARES)
         if (choices.cost < dense).any():
-            return [(choices, 1 - choices.cost / dense)]
+            return [RatedChoices(choices, 1 - choices.cost / dense)]
     return []
 
 
-def alds(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
+def alds(layer: Layer, array: Any, options: MeasureOptions) -> list[RatedChoices]:
     """sqrt(k) times the greatest first dropped singular value of k groups, over norm(W)_2.
 
     An upper bound of the relative error in the operator norm (Theorem 1). Without the root, as
@@ -72,13 +83,13 @@ def alds(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
     # A kernel of zeros loses nothing.
     largest = jnp.maximum(singular_values(parts)[:, 0, 0], jnp.finfo(parts.dtype).tiny)
     found = []
-    for k in _splits(layer, asked):
+    for k in _splits(layer, options):
         values = singular_values(parts, k)
         dropped = jnp.max(values / largest[:, None, None], axis=(0, 1))
         errors = np.append(np.asarray(dropped, np.float64)[1:], 0.0)
-        scale = math.sqrt(k) if asked.objective == "bound" else 1.0
-        choices = low_rank_choices(layer, asked.cost, k)
-        found.append((choices, scale * errors[: len(choices.cost)]))
+        scale = math.sqrt(k) if options.objective == "bound" else 1.0
+        choices = low_rank_choices(layer, options.cost, k)
+        found.append(RatedChoices(choices, scale * errors[: len(choices.cost)]))
     return found
 
 
@@ -99,15 +110,18 @@ def operator_bound(array: Any, entry: PlannedLayer) -> float:
     return math.sqrt(splits) * float(jnp.max(values[:, :, rank].max(axis=1) / whole))
 
 
-def energy(layer: Layer, array: Any, asked: Asked) -> list[Measured]:
+def energy(layer: Layer, array: Any, options: MeasureOptions) -> list[RatedChoices]:
     """The relative error of the weights."""
     whole = float(jnp.linalg.norm(jnp.asarray(array, jnp.float32))) or 1.0
     return [
-        (choices, np.sqrt(losses) / whole) for choices, losses in _losses(layer, array, asked, None)
+        RatedChoices(choices, np.sqrt(losses) / whole)
+        for choices, losses in _losses(layer, array, options, None)
     ]
 
 
-def loss(layer: Layer, array: Any, asked: Asked, moments: LayerMoments) -> list[Measured]:
+def loss(
+    layer: Layer, array: Any, options: MeasureOptions, moments: LayerMoments
+) -> list[RatedChoices]:
     """How much the loss of an example rises, by its second-order expansion.
 
     Half of tr(G E^T S E) for each row that an example sends through the layer, rows and gradients
@@ -115,7 +129,10 @@ def loss(layer: Layer, array: Any, asked: Asked, moments: LayerMoments) -> list[
     """
     scale = 0.5 * float(moments.rows / moments.examples)
     weights = Weights(moments.inputs, moments.outputs)
-    return [(choices, scale * losses) for choices, losses in _losses(layer, array, asked, weights)]
+    return [
+        RatedChoices(choices, scale * losses)
+        for choices, losses in _losses(layer, array, options, weights)
+    ]
 
 
 def parts_of(array: Any, layer: Layer) -> Float[Array, "*_"]:
@@ -133,62 +150,68 @@ def parts_of(array: Any, layer: Layer) -> Float[Array, "*_"]:
     return found.reshape(-1, *found.shape[2:])
 
 
-def _losses(layer: Layer, array: Any, asked: Asked, weights: Weights | None) -> list[Measured]:
+def _losses(
+    layer: Layer, array: Any, options: MeasureOptions, weights: Weights | None
+) -> list[RatedChoices]:
     """tr(G E^T S E) of every choice, all feature groups and layers of a stack together."""
     parts, found = parts_of(array, layer), []
-    inputs, outputs = (None, None) if weights is None else (_flat(m, layer) for m in weights)
+    inputs, outputs = _flat_moments(weights, layer)
     matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
-    if "svd" in asked.methods:
+    if "svd" in options.methods:
         curve = jnp.sum(low_rank_losses(parts, inputs, outputs), axis=0)
-        found.append((low_rank_choices(layer, asked.cost), np.asarray(curve, np.float64)[1:]))
-    if "tucker" in asked.methods and not matrix:
+        errors = np.asarray(curve, np.float64)[1:]
+        found.append(RatedChoices(low_rank_choices(layer, options.cost), errors))
+    if "tucker" in options.methods and not matrix:
         grid = rank_grid(layer.group_shape[-2])
         surface = jnp.sum(tucker_losses(parts, grid, inputs, outputs), axis=0)[:, 1:]
-        found.append((tucker_choices(layer, asked.cost), np.asarray(surface, np.float64).ravel()))
+        errors = np.asarray(surface, np.float64).ravel()
+        found.append(RatedChoices(tucker_choices(layer, options.cost), errors))
     for method in ("cp", "tt"):
-        if method in asked.methods and not matrix:
-            found.append(_sampled(layer, array, asked, method, weights))
-    return [own for own in found if len(own[0].cost)]
+        if method in options.methods and not matrix:
+            found.append(_sampled(layer, array, options, method, weights))
+    return [rated for rated in found if len(rated.choices.cost)]
 
 
 def _sampled(
-    layer: Layer, array: Any, asked: Asked, method: str, weights: Weights | None
-) -> Measured:
+    layer: Layer, array: Any, options: MeasureOptions, method: str, weights: Weights | None
+) -> RatedChoices:
     """A format decomposed at some shares, the logarithm of its loss interpolated between them."""
-    few = share_choices(layer, asked.cost, method, SAMPLED)
-    many = share_choices(layer, asked.cost, method, SHARES)
+    few = share_choices(layer, options.cost, method, SAMPLED)
+    many = share_choices(layer, options.cost, method, SHARES)
     if len(few.cost) == 0:
-        return few, np.zeros(0)
+        return RatedChoices(few, np.zeros(0))
     array = jnp.asarray(array, jnp.float32)
     logs = []
     for row in few.ranks:
         entry = few.entry(row.tolist())
-        options = Options(key=asked.key, max_iters=SWEEPS)
-        factors = decompose_array(array, entry, options, weights=weights)
+        solver = Options(key=options.key, max_iters=SWEEPS)
+        factors = decompose_array(array, entry, solver, weights=weights)
         left = parts_of(array - reconstruct_array(factors, entry), layer)
-        lost = float(jnp.sum(_weighed(left, layer, weights)))
-        logs.append(math.log(max(lost, 1e-30)))
+        # What rank 0 loses is all there is.
+        lost = jnp.sum(low_rank_losses(left, *_flat_moments(weights, layer))[:, 0])
+        logs.append(math.log(max(float(lost), 1e-30)))
     between = np.exp(np.interp(many.cost, few.cost, logs))
     inside = (many.cost >= few.cost[0]) & (many.cost <= few.cost[-1])
-    return Choices(many.ranks[inside], many.cost[inside], many.entry), between[inside]
+    choices = Choices(many.ranks[inside], many.cost[inside], many.entry)
+    return RatedChoices(choices, between[inside])
 
 
-def _weighed(parts: Array, layer: Layer, weights: Weights | None) -> Float[Array, " p"]:
-    """tr(G E^T S E) of each part: what rank 0 loses."""
-    inputs, outputs = (None, None) if weights is None else (_flat(m, layer) for m in weights)
-    return low_rank_losses(parts, inputs, outputs)[:, 0]
+def _flat_moments(weights: Weights | None, layer: Layer) -> tuple[Array | None, Array | None]:
+    """The moments of inputs and outputs, the layers of a stack and their groups on one axis."""
+    if weights is None:
+        return None, None
+    inputs, outputs = (
+        moment
+        if moment is None or layer.storage.stack is None
+        else moment.reshape(-1, *moment.shape[2:])
+        for moment in weights
+    )
+    return inputs, outputs
 
 
-def _flat(moment: Array | None, layer: Layer) -> Array | None:
-    """A moment with the layers of a stack and their groups on one axis."""
-    if moment is None or layer.storage.stack is None:
-        return moment
-    return moment.reshape(-1, *moment.shape[2:])
-
-
-def _splits(layer: Layer, asked: Asked) -> Sequence[int]:
+def _splits(layer: Layer, options: MeasureOptions) -> Sequence[int]:
     if layer.groups > 1 or layer.kind == "embed":
         return (1,)
     channels = layer.kernel_shape[-2]
-    wanted = range(1, channels + 1) if asked.splits is None else asked.splits
+    wanted = range(1, channels + 1) if options.splits is None else options.splits
     return [k for k in wanted if channels % k == 0]

@@ -19,7 +19,7 @@ Errors = Float[np.ndarray, "*_"]
 REACH = 12
 
 
-class Options(NamedTuple):
+class Frontier(NamedTuple):
     """What may become of one layer: the cheapest first, every other one better than all before it.
 
     Arguments:
@@ -33,15 +33,15 @@ class Options(NamedTuple):
     which: Int[np.ndarray, " n"]
 
 
-def frontier(cost: Costs, error: Errors) -> Options:
+def frontier(cost: Costs, error: Errors) -> Frontier:
     """The entries of a table that no other one beats in both; of equal ones the first."""
     order = np.lexsort((error, cost))
     before = np.concatenate([[np.inf], np.minimum.accumulate(error[order])[:-1]])
     kept = order[error[order] < before]
-    return Options(cost[kept], error[kept], kept)
+    return Frontier(cost[kept], error[kept], kept)
 
 
-def least_maximum(tables: Sequence[Options], budget: int) -> list[int]:
+def least_maximum(tables: Sequence[Frontier], budget: int) -> list[int]:
     """The choices whose greatest error is the least, within a total cost.
 
     Exact: for every error that some choice has, each layer's cheapest choice within it is known,
@@ -54,20 +54,27 @@ def least_maximum(tables: Sequence[Options], budget: int) -> list[int]:
     Returns: a place in each table.
     """
     levels = np.unique(np.concatenate([table.error for table in tables]))
-
-    def chosen(level: float) -> list[int]:
-        return [int(np.searchsorted(-table.error, -level)) for table in tables]
-
-    def fits(level: float) -> bool:
-        places = chosen(level)
-        inside = all(place < len(table.cost) for place, table in zip(places, tables, strict=True))
-        return inside and total(tables, places) <= budget
-
     low, high = 0, len(levels) - 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(levels[middle]) else (middle + 1, high)
-    places = chosen(levels[low])
+        places = _cheapest_within(tables, levels[middle])
+        fits = places is not None and total(tables, places) <= budget
+        low, high = (low, middle) if fits else (middle + 1, high)
+    places = _cheapest_within(tables, levels[low])
+    assert places is not None, "the highest level is within reach of every table"
+    return _worst_lowered(tables, places, budget)
+
+
+def _cheapest_within(tables: Sequence[Frontier], level: float) -> list[int] | None:
+    """Each layer's cheapest choice of at most this error; None where a layer has none."""
+    places = [int(np.searchsorted(-table.error, -level)) for table in tables]
+    inside = all(place < len(table.cost) for place, table in zip(places, tables, strict=True))
+    return places if inside else None
+
+
+def _worst_lowered(tables: Sequence[Frontier], places: Sequence[int], budget: int) -> list[int]:
+    """The choices once the worst layer that can still be bettered has been, as long as one can."""
+    places = list(places)
     left = budget - total(tables, places)
     while True:
         steps = [
@@ -83,7 +90,7 @@ def least_maximum(tables: Sequence[Options], budget: int) -> list[int]:
         places[worst] += 1
 
 
-def least_sum(tables: Sequence[Options], budget: int) -> list[int]:
+def least_sum(tables: Sequence[Frontier], budget: int) -> list[int]:
     """The choices whose errors add up to little, within a total cost.
 
     On the lower convex hulls of the tables the steps that gain most for their cost are taken
@@ -93,20 +100,26 @@ def least_sum(tables: Sequence[Options], budget: int) -> list[int]:
 
     Arguments and result as `least_maximum`.
     """
+    return _best_steps_taken(tables, _along_hulls(tables, budget), budget)
+
+
+def _along_hulls(tables: Sequence[Frontier], budget: int) -> list[int]:
+    """The choices after the steps along the lower convex hulls that gain most for their cost."""
     hulls = [_lower_hull(table) for table in tables]
+    pairs = list(zip(tables, hulls, strict=True))
     layer = np.repeat(np.arange(len(tables)), [len(hull) - 1 for hull in hulls])
-    price, gain = (
-        np.concatenate([sign * np.diff(values(table)[hull]) for table, hull in pairs])
-        for sign, values, pairs in (
-            (1, lambda table: table.cost, list(zip(tables, hulls, strict=True))),
-            (-1, lambda table: table.error, list(zip(tables, hulls, strict=True))),
-        )
-    )
+    price = np.concatenate([np.diff(table.cost[hull]) for table, hull in pairs])
+    gain = np.concatenate([-np.diff(table.error[hull]) for table, hull in pairs])
     order = np.argsort(-gain / price, kind="stable")
     room = budget - total(tables, [0] * len(tables))
     taken = order[: np.searchsorted(np.cumsum(price[order]), room, side="right")]
     steps = np.bincount(layer[taken], minlength=len(tables))
-    places = [int(hull[step]) for hull, step in zip(hulls, steps, strict=True)]
+    return [int(hull[step]) for hull, step in zip(hulls, steps, strict=True)]
+
+
+def _best_steps_taken(tables: Sequence[Frontier], places: Sequence[int], budget: int) -> list[int]:
+    """The choices once no change of one layer that gains still fits, the best ones made first."""
+    places = list(places)
     left = budget - total(tables, places)
     while True:
         best = (0.0, -1, -1)
@@ -125,7 +138,7 @@ def least_sum(tables: Sequence[Options], budget: int) -> list[int]:
 
 
 def exchanged(
-    tables: Sequence[Options],
+    tables: Sequence[Frontier],
     places: Sequence[int],
     least: int,
     budget: int,
@@ -162,12 +175,12 @@ def exchanged(
     return found
 
 
-def total(tables: Sequence[Options], places: Sequence[int]) -> int:
+def total(tables: Sequence[Frontier], places: Sequence[int]) -> int:
     """The cost of a choice for every layer."""
     return int(sum(table.cost[place] for table, place in zip(tables, places, strict=True)))
 
 
-def _lower_hull(table: Options) -> Int[np.ndarray, " m"]:
+def _lower_hull(table: Frontier) -> Int[np.ndarray, " m"]:
     """The places of a table that lie on its lower convex hull, from the first to the last."""
     hull: list[int] = []
     for place in range(len(table.cost)):
@@ -177,6 +190,6 @@ def _lower_hull(table: Options) -> Int[np.ndarray, " m"]:
     return np.array(hull)
 
 
-def _slope(table: Options, start: int, end: int) -> float:
+def _slope(table: Frontier, start: int, end: int) -> float:
     change = table.error[end] - table.error[start]
     return float(change / (table.cost[end] - table.cost[start]))

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
-from tdjax.decompose.formats import CP, HIGHEST, khatri_rao
+from tdjax.decompose.coordinates import Norm, coordinates_of
+from tdjax.decompose.formats import CP
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
-from tdjax.decompose.norms import Norm, in_norm, moved
+from tdjax.decompose.products import HIGHEST, khatri_rao
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_cp import weighted_cp
 from tdjax.hints import known_are
@@ -57,6 +58,14 @@ def cp_als(
     two, x is contracted with one half's factors, and the halves are cut again on the small array
     that is left (Phan et al. 2013).
 
+    >>> import jax, tdjax
+    >>> keys = jax.random.split(jax.random.key(0), 4)
+    >>> factors = [jax.random.normal(key, (n, 2)) for key, n in zip(keys, (5, 6, 7))]
+    >>> x = tdjax.CP(tuple(factors)).to_tensor()
+    >>> cp, info = tdjax.cp_als(x, 2, key=keys[3], init="normal")
+    >>> cp.shape, cp.ranks, bool(info.error < 1e-2)
+    ((5, 6, 7), (2,), True)
+
     Arguments:
         x: (n_1, ..., n_N), float; half precision is raised to float32.
         rank: number of terms R, static.
@@ -65,7 +74,7 @@ def cp_als(
             unfolding, filled up with normal columns), or a CP of the same shape and rank.
         max_iters: sweeps at most, static, at least 1.
         tol: stop once a sweep changes the relative error by less.
-        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`. In the norm of a second
+        norm: None for Frobenius, or a `tdjax.Norm`. In the norm of a second
             moment the Frobenius solution from `init` comes first, then sweeps as in
             `weighted_cp`; a CP is started from as it is.
 
@@ -78,30 +87,34 @@ def cp_als(
     (rank,) = check_ranks((rank,), (x.size // max(x.shape),), "cp_als")
     if max_iters < 1:
         raise ValueError(f"cp_als: max_iters must be at least 1, got {max_iters}")
+    _check_init(init, key, x.shape, rank)
+    space = coordinates_of(norm, x)
+    y, weight = space.of_array(x), space.row_weight
+    start = space.of_format(init) if isinstance(init, CP) else None
+    key = jax.random.key(0) if start is not None or key is None else key
+    kind = init if isinstance(init, str) else "given"
+    frobenius = partial(_cp_als, y, key, rank=rank, init=kind, max_iters=max_iters)
+    if weight is None:
+        found, info = frobenius(start, tol)
+    else:
+        if start is None:
+            # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
+            start, _ = frobenius(None, jnp.maximum(tol, START_TOLERANCE))
+        found, info = weighted_cp(y, weight, start, tol, max_iters=max_iters)
+    return space.back(found), info
+
+
+def _check_init(init: str | CP, key: Array | None, shape: tuple[int, ...], rank: int) -> None:
     if isinstance(init, CP):
-        if init.shape != x.shape or init.ranks != (rank,):
+        if init.shape != shape or init.ranks != (rank,):
             raise ValueError(
                 f"cp_als: init has shape {init.shape} and rank {init.ranks[0]}, "
-                f"expected {x.shape} and {rank}"
+                f"expected {shape} and {rank}"
             )
-        start, key = moved(norm, init), jax.random.key(0)
-    else:
-        if init not in INITS:
-            raise ValueError(f"cp_als: init {init!r}: {known_are(init, INITS)}, or give a CP")
-        if key is None and (init != "hosvd" or rank > min(x.shape)):
-            raise ValueError(f"cp_als: init {init!r} draws random numbers, pass key=")
-        start, key = None, jax.random.key(0) if key is None else key
-    kind = init if isinstance(init, str) else "given"
-    frobenius = partial(_cp_als, key=key, rank=rank, init=kind, max_iters=max_iters)
-
-    def weighted(y: Array, weight: Array) -> tuple[CP, Info]:
-        first = start
-        if first is None:
-            # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
-            first, _ = frobenius(y, start=None, tol=jnp.maximum(tol, START_TOLERANCE))
-        return weighted_cp(y, weight, first, tol, max_iters=max_iters)
-
-    return in_norm(norm, lambda y: frobenius(y, start=start, tol=tol), x, weighted)
+    elif init not in INITS:
+        raise ValueError(f"cp_als: init {init!r}: {known_are(init, INITS)}, or give a CP")
+    elif key is None and (init != "hosvd" or rank > min(shape)):
+        raise ValueError(f"cp_als: init {init!r} draws random numbers, pass key=")
 
 
 @partial(jax.jit, static_argnames=("rank", "init", "max_iters"))

@@ -7,19 +7,24 @@ its ranks are the shapes of its arrays. Formats know nothing of networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Matrices = Sequence[Float[Array, "_ _"] | None]
-F = TypeVar("F", bound="Format")
-T = TypeVar("T")
+from tdjax.decompose.products import (
+    HIGHEST,
+    Matrices,
+    even_scales,
+    khatri_rao,
+    mode_products,
+    one_per_mode,
+)
+from tdjax.decompose.pytree import register
 
-HIGHEST = jax.lax.Precision.HIGHEST
+F = TypeVar("F", bound="Format")
 
 
 class Format:
@@ -60,34 +65,15 @@ class Format:
         raise TypeError(f"{type(self).__name__} is abstract")
 
 
-def register(cls: type[T]) -> type[T]:
-    """Make a dataclass of arrays a pytree, its fields children.
-
-    Unlike `jax.tree_util.register_dataclass`, it does not call the constructor to rebuild one:
-    JAX puts batched arrays, shapes and placeholders into trees, which no annotation foresees. A
-    field with `metadata={"static": True}` is hashed with the structure instead.
-    """
-    static = tuple(f.name for f in fields(cls) if f.metadata.get("static"))  # type: ignore[arg-type]
-    names = tuple(f.name for f in fields(cls) if f.name not in static)  # type: ignore[arg-type]
-
-    def children(tree: T) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Any]], tuple[Any, ...]]:
-        leaves = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in names]
-        return leaves, tuple(getattr(tree, name) for name in static)
-
-    def rebuild(constants: tuple[Any, ...], values: Iterable[Any]) -> T:
-        tree = object.__new__(cls)
-        for name, value in (*zip(names, values, strict=True), *zip(static, constants, strict=True)):
-            object.__setattr__(tree, name, value)
-        return tree
-
-    jax.tree_util.register_pytree_with_keys(cls, children, rebuild)
-    return cls
-
-
 @register
 @dataclass(frozen=True)
 class LowRank(Format):
     """A matrix `left @ right`.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> lowrank = tdjax.LowRank(jnp.ones((4, 1)), jnp.ones((1, 3)))
+    >>> lowrank.shape, lowrank.ranks, lowrank.size
+    ((4, 3), (1,), 7)
 
     Arguments:
         left: (rows, r).
@@ -113,7 +99,7 @@ class LowRank(Format):
 
     def mode_products(self, matrices: Matrices) -> LowRank:
         """See `Format.mode_products`; two modes, rows and columns."""
-        rows, columns = _one_per_mode(matrices, 2)
+        rows, columns = one_per_mode(matrices, 2)
         left = self.left if rows is None else jnp.matmul(rows, self.left, precision=HIGHEST)
         right = (
             self.right if columns is None else jnp.matmul(self.right, columns.T, precision=HIGHEST)
@@ -129,6 +115,11 @@ class LowRank(Format):
 @dataclass(frozen=True)
 class GroupedLowRank(Format):
     """A matrix whose blocks of consecutive rows are of low rank each: block i is `left @ right`.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> grouped = tdjax.GroupedLowRank(jnp.ones((2, 4, 1)), jnp.ones((2, 1, 3)))
+    >>> grouped.shape, grouped.ranks, grouped.size
+    ((8, 3), (1,), 14)
 
     Arguments:
         left: (k, rows / k, r).
@@ -154,7 +145,7 @@ class GroupedLowRank(Format):
 
     def mode_products(self, matrices: Matrices) -> GroupedLowRank:
         """See `Format.mode_products`; raises ValueError for the rows, whose blocks it would mix."""
-        rows, columns = _one_per_mode(matrices, 2)
+        rows, columns = one_per_mode(matrices, 2)
         if rows is not None:
             raise ValueError("a product along the rows mixes blocks, which are factorised alone")
         if columns is None:
@@ -172,6 +163,11 @@ class CP(Format):
     """Canonical polyadic: a sum of R outer products, one column of each factor to a term.
 
     Column norms are spread evenly over the factors; there are no separate weights.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> cp = tdjax.CP((jnp.ones((3, 2)), jnp.ones((4, 2)), jnp.ones((5, 2))))
+    >>> cp.shape, cp.ranks, cp.size, float(cp.to_tensor()[0, 0, 0])
+    ((3, 4, 5), (2,), 24, 2.0)
 
     Arguments:
         factors: one (n_k, R) matrix for each mode.
@@ -204,7 +200,7 @@ class CP(Format):
 
     def mode_products(self, matrices: Matrices) -> CP:
         """See `Format.mode_products`."""
-        matrices = _one_per_mode(matrices, len(self.factors))
+        matrices = one_per_mode(matrices, len(self.factors))
         return CP(
             tuple(
                 factor if matrix is None else jnp.matmul(matrix, factor, precision=HIGHEST)
@@ -222,6 +218,11 @@ class CP(Format):
 @dataclass(frozen=True)
 class Tucker(Format):
     """A core multiplied by one factor matrix along each compressed mode.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> tucker = tdjax.Tucker(jnp.ones((3, 2, 2)), (None, jnp.ones((4, 2)), jnp.ones((5, 2))))
+    >>> tucker.shape, tucker.ranks, tucker.size
+    ((3, 4, 5), (2, 2), 30)
 
     Arguments:
         core: (r_1, ..., r_N); r_k = n_k for a mode that is not compressed.
@@ -250,7 +251,7 @@ class Tucker(Format):
 
     def mode_products(self, matrices: Matrices) -> Tucker:
         """See `Format.mode_products`; a whole mode's matrix goes into the core."""
-        matrices = _one_per_mode(matrices, len(self.factors))
+        matrices = one_per_mode(matrices, len(self.factors))
         pairs = list(zip(self.factors, matrices, strict=True))
         core = mode_products(self.core, [m if f is None else None for f, m in pairs])
         factors = tuple(
@@ -269,6 +270,11 @@ class Tucker(Format):
 @dataclass(frozen=True)
 class TT(Format):
     """Tensor train: a chain of three-way cores, contracted over neighbouring ranks.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> tt = tdjax.TT((jnp.ones((1, 3, 2)), jnp.ones((2, 4, 2)), jnp.ones((2, 5, 1))))
+    >>> tt.shape, tt.ranks, tt.size
+    ((3, 4, 5), (2, 2), 32)
 
     Arguments:
         cores: (r_{k-1}, n_k, r_k) for each mode, with r_0 = r_N = 1.
@@ -296,7 +302,7 @@ class TT(Format):
 
     def mode_products(self, matrices: Matrices) -> TT:
         """See `Format.mode_products`."""
-        matrices = _one_per_mode(matrices, len(self.cores))
+        matrices = one_per_mode(matrices, len(self.cores))
         return TT(
             tuple(
                 core
@@ -316,39 +322,6 @@ class TT(Format):
         return TT((*cores, before, basis.T[:, :, None]))
 
 
-def khatri_rao(factors: Sequence[Float[Array, "_ r"]]) -> Float[Array, "_ r"]:
-    """Column-wise Kronecker product; rows run over the first factor slowest.
-
-    Arguments:
-        factors: matrices (n_k, R), at least one.
-
-    Returns: (n_1 * ... * n_N, R).
-    """
-    product = factors[0]
-    for factor in factors[1:]:
-        product = (product[:, None, :] * factor[None, :, :]).reshape(-1, factor.shape[1])
-    return product
-
-
-def even_scales(factors: Sequence[Float[Array, "_ r"]]) -> list[Float[Array, " r"]]:
-    """For each factor of a CP what multiplies its columns so that all have the same norms."""
-    norms = [jnp.linalg.norm(factor, axis=0) for factor in factors]
-    # By logarithms, since the product of many norms may leave the range of the dtype.
-    dead = sum(jnp.where(norm > 0, 0, 1) for norm in norms) > 0
-    logs = [jnp.log(jnp.where(norm > 0, norm, 1.0)) for norm in norms]
-    mean = sum(logs) / len(logs)
-    return [jnp.where(dead, 0.0, jnp.exp(mean - log)) for log in logs]
-
-
-def mode_products(x: Float[Array, "*_"], matrices: Matrices) -> Float[Array, "*_"]:
-    """Multiply mode n of a dense array by `matrices[n]` of shape (new, old); None: leave it."""
-    for mode, matrix in enumerate(_one_per_mode(matrices, x.ndim)):
-        if matrix is not None:
-            product = jnp.tensordot(matrix, x, axes=(1, mode), precision=HIGHEST)
-            x = jnp.moveaxis(product, 0, mode)
-    return x
-
-
 def _split_evenly(
     left: Float[Array, "m r"], right: Float[Array, "r n"]
 ) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
@@ -361,9 +334,3 @@ def _split_evenly(
         jnp.matmul(rows, u * root, precision=HIGHEST),
         jnp.matmul(root[:, None] * vt, columns.T, precision=HIGHEST),
     )
-
-
-def _one_per_mode(matrices: Matrices, modes: int) -> Matrices:
-    if len(matrices) != modes:
-        raise ValueError(f"{len(matrices)} matrices for an array of {modes} modes")
-    return matrices

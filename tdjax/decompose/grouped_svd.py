@@ -6,6 +6,7 @@ decomposition" (ALDS), NeurIPS 2021, in the Frobenius norm.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, iterate, relative_error
-from tdjax.decompose.formats import HIGHEST, GroupedLowRank
+from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of
+from tdjax.decompose.formats import GroupedLowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
-from tdjax.decompose.norms import ModeWeighted, Norm, in_norm, times
+from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.second_moment import times
 from tdjax.decompose.svd import best_by_root, truncated_svd
 from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_with
 
@@ -37,11 +40,17 @@ def grouped_svd(
     couples them: starting from what is best for its diagonal blocks alone, sweeps renew one block
     after the other, each the best with the others fixed. No sweep raises the error.
 
+    >>> import jax, tdjax
+    >>> matrix = jax.random.normal(jax.random.key(0), (12, 8))
+    >>> grouped, info = tdjax.grouped_svd(matrix, rank=2, splits=3)
+    >>> grouped.left.shape, grouped.right.shape
+    ((3, 4, 2), (3, 2, 8))
+
     Arguments:
         matrix: (m, n), float; half precision is raised to float32.
         rank: r of every block, static, 1 <= r <= min(m / k, n).
         splits: k, static; it divides m.
-        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.Norm`.
         max_iters: sweeps at most, static; 0 leaves the blocks uncoupled.
         tol: stop once a sweep changes the relative error by less.
 
@@ -57,29 +66,58 @@ def grouped_svd(
         raise ValueError(f"grouped_svd: {splits} splits do not divide {rows} rows")
     (rank,) = check_ranks((rank,), (min(rows // splits, columns),), "grouped_svd")
 
-    def coupled(y: Array, weight: Array) -> tuple[GroupedLowRank, Info]:
-        return _weighted(y, weight, tol, rank=rank, splits=splits, max_iters=max_iters)
+    space = _with_rows_weighed(coordinates_of(norm, x))
+    y, weight = space.of_array(x), space.row_weight
+    found, info = (
+        _uncoupled(y, rank=rank, splits=splits, max_iters=max_iters)
+        if weight is None
+        else _coupled(y, weight, tol, rank=rank, splits=splits, max_iters=max_iters)
+    )
+    return space.back(found), info
 
-    def alone(y: Array) -> tuple[GroupedLowRank, Info]:
-        return _blockwise(y, rank=rank, splits=splits, max_iters=max_iters)
 
-    if isinstance(norm, ModeWeighted) and (root := norm.roots[0]) is not None:
-        # Unlike one of the columns, a root of the rows mixes blocks: its square is a weight.
-        weight = jnp.matmul(root.T, root, precision=HIGHEST)
-        return in_norm(ModeWeighted((None, *norm.roots[1:])), lambda y: coupled(y, weight), x)
-    return in_norm(norm, alone, x, coupled)
+def _with_rows_weighed(space: Coordinates) -> Coordinates:
+    """The coordinates with a root of the rows, which mixes blocks, made part of their weight."""
+    if space.roots is None or (root := space.roots[0]) is None:
+        return space
+    weighed = root if space.row_weight is None else times(space.row_weight, root)
+    return replace(
+        space,
+        roots=(None, *space.roots[1:]),
+        inverses=space.inverses and (None, *space.inverses[1:]),
+        row_weight=jnp.matmul(root.T, weighed, precision=HIGHEST),
+    )
 
 
 @partial(jax.jit, static_argnames=("rank", "splits", "max_iters"))
-def _blockwise(
+def _uncoupled(
     x: Float[Array, "m n"], *, rank: int, splits: int, max_iters: int
 ) -> tuple[GroupedLowRank, Info]:
+    """A truncated SVD of each block."""
     parts = jax.vmap(lambda block: truncated_svd(block, rank))(x.reshape(splits, -1, x.shape[1]))
     result = GroupedLowRank(parts.left, parts.right)
     return result, _without_sweeps(relative_error(x, result.to_tensor()), max_iters)
 
 
-class _State(NamedTuple):
+class _CoupledBlocks(NamedTuple):
+    """A matrix of k blocks of rows in the norm tr(E^T S E).
+
+    Arguments:
+        blocks: (k, m / k, n).
+        weight: S, (m, m) or its diagonal, (m,).
+        squared: the squared norm of the matrix.
+        diagonal: S_ii, (k, m / k, m / k), the blocks on the diagonal of S; None for a diagonal S.
+        roots: L_i with S_ii = L_i L_i^T, of that shape; for a diagonal S (k, m / k).
+    """
+
+    blocks: Float[Array, "k m n"]
+    weight: Array
+    squared: Float[Array, ""]
+    diagonal: Float[Array, "k m m"] | None
+    roots: Array
+
+
+class _ApproximatedBlocks(NamedTuple):
     """What the blocks are, and the matrix less their products, (k, m / k, n)."""
 
     result: GroupedLowRank
@@ -87,7 +125,7 @@ class _State(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("rank", "splits", "max_iters"))
-def _weighted(
+def _coupled(
     x: Float[Array, "m n"],
     weight: Array,
     tol: float | Float[Array, ""],
@@ -96,57 +134,77 @@ def _weighted(
     splits: int,
     max_iters: int,
 ) -> tuple[GroupedLowRank, Info]:
-    """Block coordinate descent on tr(E^T S E), E the matrix less its approximation.
-
-    With the other blocks fixed this is, up to a constant, the S_ii norm of what is left when the
-    new block i is taken from W~_i + S_ii^-1 (S E)_i: a Newton step from the present one.
-    """
-    rows = x.shape[0] // splits
-    blocks, squared = x.reshape(splits, rows, -1), dot(x, times(weight, x))
-
-    def error(rest: Float[Array, "k r n"]) -> Float[Array, ""]:
-        flat = rest.reshape(x.shape)
-        return root_ratio(dot(flat, times(weight, flat)), squared)
-
-    strips = weight.reshape(splits, rows, -1)
-    if weight.ndim == 1:
-        roots = jnp.sqrt(weight).reshape(splits, rows)
-    else:
-        # (k, rows, k, rows) at equal k, which the diagonal moves to the end.
-        pairs = weight.reshape(splits, rows, splits, rows)
-        diagonal = jnp.moveaxis(jnp.diagonal(pairs, axis1=0, axis2=2), -1, 0)
-        roots = jax.vmap(robust_cholesky)(diagonal)
-    parts = jax.vmap(lambda block, root: best_by_root(block, root, rank))(blocks, roots)
-    result = GroupedLowRank(parts.left, parts.right)
-    rest = blocks - result.to_tensor().reshape(blocks.shape)
-    if weight.ndim == 1 or splits == 1:
+    """Block coordinate descent on tr(E^T S E), E the matrix less its approximation."""
+    problem = _in_blocks(x, weight, splits)
+    start = _best_alone(problem, rank)
+    if problem.diagonal is None or splits == 1:
         # Nothing couples the blocks.
-        return result, _without_sweeps(error(rest), max_iters)
-
-    def renewed(i: Int[Array, ""], state: _State) -> _State:
-        (left, right), rest = (state.result.left, state.result.right), state.rest
-        slope = jnp.matmul(strips[i], rest.reshape(x.shape), precision=HIGHEST)
-        target = blocks[i] - rest[i] + solve_with(roots[i], slope, diagonal[i])
-        best = best_by_root(target, roots[i], rank)
-        return _State(
-            GroupedLowRank(left.at[i].set(best.left), right.at[i].set(best.right)),
-            rest.at[i].set(blocks[i] - best.to_tensor()),
-        )
-
-    def sweep(state: _State) -> tuple[_State, Float[Array, ""]]:
-        state = jax.lax.fori_loop(0, splits, renewed, state)
-        return state, error(state.rest)
-
+        return start.result, _without_sweeps(_error(problem, start.rest), max_iters)
     state, progress = iterate(
-        sweep,
-        _State(result, rest),
-        error(rest),
+        partial(_sweep, problem, rank=rank),
+        start,
+        _error(problem, start.rest),
         max_iters=max_iters,
         tol=tol,
         stop_when_worse=True,
     )
-    info = Info(error(state.rest), progress.iterations, progress.errors, progress.converged)
-    return state.result, info
+    error = _error(problem, state.rest)
+    return state.result, Info(error, progress.iterations, progress.errors, progress.converged)
+
+
+def _in_blocks(x: Float[Array, "m n"], weight: Array, splits: int) -> _CoupledBlocks:
+    rows = x.shape[0] // splits
+    blocks, squared = x.reshape(splits, rows, -1), dot(x, times(weight, x))
+    if weight.ndim == 1:
+        return _CoupledBlocks(blocks, weight, squared, None, jnp.sqrt(weight).reshape(splits, rows))
+    # (k, rows, k, rows) at equal k, which the diagonal moves to the end.
+    pairs = weight.reshape(splits, rows, splits, rows)
+    diagonal = jnp.moveaxis(jnp.diagonal(pairs, axis1=0, axis2=2), -1, 0)
+    return _CoupledBlocks(blocks, weight, squared, diagonal, jax.vmap(robust_cholesky)(diagonal))
+
+
+def _best_alone(problem: _CoupledBlocks, rank: int) -> _ApproximatedBlocks:
+    """Each block the best as if the others did not count."""
+    blocks = problem.blocks
+    parts = jax.vmap(lambda block, root: best_by_root(block, root, rank))(blocks, problem.roots)
+    result = GroupedLowRank(parts.left, parts.right)
+    return _ApproximatedBlocks(result, blocks - result.to_tensor().reshape(blocks.shape))
+
+
+def _error(problem: _CoupledBlocks, rest: Float[Array, "k m n"]) -> Float[Array, ""]:
+    flat = rest.reshape(-1, rest.shape[2])
+    return root_ratio(dot(flat, times(problem.weight, flat)), problem.squared)
+
+
+def _sweep(
+    problem: _CoupledBlocks, state: _ApproximatedBlocks, rank: int
+) -> tuple[_ApproximatedBlocks, Float[Array, ""]]:
+    """Renew one block after the other."""
+    state = jax.lax.fori_loop(
+        0, len(problem.blocks), lambda i, state: _renewed(problem, i, state, rank), state
+    )
+    return state, _error(problem, state.rest)
+
+
+def _renewed(
+    problem: _CoupledBlocks, i: Int[Array, ""], state: _ApproximatedBlocks, rank: int
+) -> _ApproximatedBlocks:
+    """Block i renewed, the best with the others fixed.
+
+    Up to a constant, the error is then the S_ii norm of what is left when the new block i is taken
+    from W~_i + S_ii^-1 (S E)_i: a Newton step from the present one.
+    """
+    (left, right), rest = (state.result.left, state.result.right), state.rest
+    assert problem.diagonal is not None
+    strips = problem.weight.reshape(*rest.shape[:2], -1)
+    slope = jnp.matmul(strips[i], rest.reshape(-1, rest.shape[2]), precision=HIGHEST)
+    root = problem.roots[i]
+    target = problem.blocks[i] - rest[i] + solve_with(root, slope, problem.diagonal[i])
+    best = best_by_root(target, root, rank)
+    return _ApproximatedBlocks(
+        GroupedLowRank(left.at[i].set(best.left), right.at[i].set(best.right)),
+        rest.at[i].set(problem.blocks[i] - best.to_tensor()),
+    )
 
 
 def _without_sweeps(error: Float[Array, ""], max_iters: int) -> Info:

@@ -8,14 +8,15 @@ product of two matrices, and everything else is small beside it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import HIGHEST
 from tdjax.decompose.padding import Kept, first
+from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted import conjugate_gradients, robust_cholesky, solve_with
 
@@ -25,7 +26,7 @@ PRECONDITIONER_RIDGE = 1e-4
 Image = Float[Array, "c k k r"]
 
 
-class Moment(NamedTuple):
+class ModeMoment(NamedTuple):
     """S laid out for one mode, and its approximation by a Kronecker product, window x channels.
 
     Arguments:
@@ -39,7 +40,7 @@ class Moment(NamedTuple):
     window: Float[Array, "k k"]
 
 
-def lay_out(array: Float[Array, "c k k c"]) -> Moment:
+def lay_out(array: Float[Array, "c k k c"]) -> ModeMoment:
     """The moment with its approximation, from S[c, k, l, d]."""
     size, positions = array.shape[:2]
     mean = jnp.einsum("ckkd->cd", array) / positions
@@ -47,10 +48,10 @@ def lay_out(array: Float[Array, "c k k c"]) -> Moment:
     factor = robust_cholesky(mean + ridge * jnp.eye(size, dtype=array.dtype))
     inverse = solve_with(factor, jnp.eye(size, dtype=array.dtype))
     window = jnp.einsum("ckld,cd->kl", array, inverse, precision=HIGHEST) / size
-    return Moment(array, factor, window)
+    return ModeMoment(array, factor, window)
 
 
-def image_of(moment: Moment, factor: Float[Array, "c r"]) -> Image:
+def image_of(moment: ModeMoment, factor: Float[Array, "c r"]) -> Image:
     """S (U x I): [c, k, l, a]."""
     c, k = moment.array.shape[:2]
     product = jnp.matmul(moment.array.reshape(c * k * k, c), factor, precision=HIGHEST)
@@ -71,7 +72,7 @@ def project(factor: Float[Array, "c r"], x: Float[Array, "c k t"]) -> Float[Arra
 
 
 def leading_factor(
-    moment: Moment, x: Float[Array, "c k t"], rank: int, kept: Kept = None
+    moment: ModeMoment, x: Float[Array, "c k t"], rank: int, kept: Kept = None
 ) -> Float[Array, "c r"]:
     """The best orthonormal U if S were its Kronecker approximation and only this mode compressed.
 
@@ -98,7 +99,7 @@ def orthonormal(
 
 
 def improve_factor(
-    moment: Moment,
+    moment: ModeMoment,
     factor: Float[Array, "c r"],
     rest: Float[Array, "r k m"],
     residual: Float[Array, "c k m"],
@@ -129,13 +130,18 @@ def improve_factor(
         image = image_of(moment, array).reshape(len(array), -1)
         return jnp.matmul(image, weights, precision=HIGHEST)
 
-    def precondition(array: Float[Array, "c r"]) -> Float[Array, "c r"]:
-        return solve_with(inner, solve_with(moment.channels, array).T).T
-
     gradient = jnp.matmul(
         residual.reshape(len(factor), -1), rest.reshape(r, -1).T, precision=HIGHEST
     )
+    precondition = partial(kronecker_solve, moment.channels, inner)
     return factor + conjugate_gradients(normal, gradient, precondition, steps)
+
+
+def kronecker_solve(
+    channels: Float[Array, "c c"], inner: Float[Array, "r r"], right: Float[Array, "c r"]
+) -> Float[Array, "c r"]:
+    """A z B = right solved for z, given the Cholesky factors of A and B."""
+    return solve_with(inner, solve_with(channels, right).T).T
 
 
 def fit_rest(

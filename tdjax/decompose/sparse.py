@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -19,12 +20,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import iterate, safe_ratio
-from tdjax.decompose.norms import Covariance, Kronecker
 from tdjax.decompose.weighted import conjugate_gradients, dot, root_ratio
 
 P = TypeVar("P")
 Indices = Int[Array, " k"]
-State = tuple[P, Float[Array, " k"], Int[Array, " k"]]
+# L, the values of S and where they lie.
+PartAndSparse = tuple[P, Float[Array, " k"], Int[Array, " k"]]
 
 # Rounds at most; matrices of low rank with well separated outliers are exact before that.
 ROUNDS = 20
@@ -96,6 +97,15 @@ def alternate(
     places. In the Frobenius norm u is E, and no steps are needed; with a truncated SVD neither
     half raises the error. A round that does is dropped and ends the alternation.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> x = jnp.ones((6, 5)).at[2, 3].set(9.0)
+    >>> def decompose(rest, before):
+    ...     return tdjax.truncated_svd(rest, 1)
+    >>> start = tdjax.LowRank(jnp.zeros((6, 1)), jnp.zeros((1, 5)))
+    >>> found = alternate(x, 1, decompose, tdjax.LowRank.to_tensor, start)
+    >>> found.indices.tolist(), [round(value, 3) for value in found.values.tolist()]
+    ([13], [8.0])
+
     Arguments:
         x: (n_1, ..., n_N), float32 or float64.
         nonzeros: k, static, from 1 to the size of x.
@@ -112,35 +122,44 @@ def alternate(
         raise ValueError(f"{nonzeros} nonzeros are not between 1 and {x.size}, the size of x")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    squared = dot(x, x if operator is None else operator.weigh(x))
-
-    def error(rest: Array) -> Float[Array, ""]:
-        return root_ratio(dot(rest, rest if operator is None else operator.weigh(rest)), squared)
-
-    def renewed(state: State[P]) -> tuple[State[P], Float[Array, ""]]:
-        part, values, indices = state
-        sparse = scattered(values, indices, x.shape)
-        part = decompose(x - sparse, part)
-        rest = x - dense(part)
-        wanted = rest if operator is None else _descended(rest, sparse, operator)
-        values, indices = _chosen(rest, wanted, nonzeros, operator)
-        left = error(rest - scattered(values, indices, x.shape))
-        return (part, values, indices), left
-
+    problem = SparseProblem(x, nonzeros, decompose, dense, operator, _squared(x, operator))
     first = (start, *_chosen(x, x, nonzeros, operator))
     unknown = jnp.asarray(jnp.inf, x.dtype)
     (part, values, indices), progress = iterate(
-        renewed, first, unknown, max_iters=rounds, tol=tol, stop_when_worse=True
+        partial(_round, problem), first, unknown, max_iters=rounds, tol=tol, stop_when_worse=True
     )
     return Corrected(part, values, indices, progress.errors)
 
 
-def diagonal_of(norm: Covariance | Kronecker, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The diagonal of a norm's operator on arrays of x's shape."""
-    rows = _diagonal(norm.input_weight(x)).reshape(*x.shape[:-1], 1)
-    if isinstance(norm, Covariance):
-        return jnp.broadcast_to(rows, x.shape)
-    return rows * _diagonal(norm.output_weight(x))
+class SparseProblem(NamedTuple):
+    """What stays through all rounds; see `alternate`, and the squared norm of x."""
+
+    x: Float[Array, "*n"]
+    nonzeros: int
+    decompose: Callable[[Array, Any], Any]
+    dense: Callable[[Any], Array]
+    operator: Operator | None
+    squared: Float[Array, ""]
+
+
+def _round(
+    problem: SparseProblem, state: PartAndSparse[P]
+) -> tuple[PartAndSparse[P], Float[Array, ""]]:
+    """First the decomposition renewed, then the sparse array."""
+    x, operator = problem.x, problem.operator
+    part, values, indices = state
+    sparse = scattered(values, indices, x.shape)
+    part = problem.decompose(x - sparse, part)
+    rest = x - problem.dense(part)
+    wanted = rest if operator is None else _descended(rest, sparse, operator)
+    values, indices = _chosen(rest, wanted, problem.nonzeros, operator)
+    left = _squared(rest - scattered(values, indices, x.shape), operator)
+    return (part, values, indices), root_ratio(left, problem.squared)
+
+
+def _squared(x: Float[Array, "*n"], operator: Operator | None) -> Float[Array, ""]:
+    """<x, H x>."""
+    return dot(x, x if operator is None else operator.weigh(x))
 
 
 def _descended(rest: Array, sparse: Array, operator: Operator) -> Array:
@@ -176,7 +195,3 @@ def _chosen(
         STEPS,
     )
     return values + change, indices
-
-
-def _diagonal(moment: Array) -> Array:
-    return moment if moment.ndim == 1 else jnp.diagonal(moment)

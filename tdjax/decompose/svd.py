@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
-from tdjax.decompose.formats import HIGHEST, LowRank
+from tdjax.decompose.coordinates import Norm, check_known, coordinates_of
+from tdjax.decompose.formats import LowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
-from tdjax.decompose.norms import Norm, check_known, in_norm
 from tdjax.decompose.padding import Kept, first, rounded_up
+from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.weighted import robust_cholesky
 
 # The Gram matrix squares the singular values: what it says of a subspace is uncertain by about
@@ -31,10 +32,18 @@ def truncated_svd(
     The singular values are split evenly between the two factors, which keeps gradients with
     respect to both of one size.
 
+    >>> import jax, jax.numpy as jnp, tdjax
+    >>> matrix = jax.random.normal(jax.random.key(0), (9, 6))
+    >>> lowrank = tdjax.truncated_svd(matrix, 2)
+    >>> dropped = jnp.linalg.svd(matrix, compute_uv=False)[2:]
+    >>> error = jnp.linalg.norm(matrix - lowrank.to_tensor())
+    >>> bool(jnp.allclose(error, jnp.linalg.norm(dropped), rtol=1e-4))
+    True
+
     Arguments:
         matrix: (m, n), float; half precision is raised to float32.
         rank: r, static, 1 <= r <= min(m, n).
-        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.Norm`.
         pad: compile one program for many ranks, see `tdjax.decompose.padding`.
 
     Returns: LowRank with left (m, r) and right (r, n).
@@ -52,12 +61,12 @@ def truncated_svd(
 
 @partial(jax.jit, static_argnames=("rank",))
 def _low_rank(x: Float[Array, "m n"], norm: Norm | None, kept: Kept, *, rank: int) -> LowRank:
-    return in_norm(
-        norm,
-        lambda y: (_truncated_svd(y, rank, kept), None),
-        x,
-        lambda y, weight: (_weighted_svd(y, weight, rank, kept), None),
-    )[0]
+    space = coordinates_of(norm, x)
+    y, weight = space.of_array(x), space.row_weight
+    if weight is None:
+        return space.back(_truncated_svd(y, rank, kept))
+    root = jnp.sqrt(weight) if weight.ndim == 1 else robust_cholesky(weight)
+    return space.back(best_by_root(y, root, rank, kept))
 
 
 def _truncated_svd(x: Float[Array, "m n"], rank: int, kept: Kept) -> LowRank:
@@ -65,12 +74,6 @@ def _truncated_svd(x: Float[Array, "m n"], rank: int, kept: Kept) -> LowRank:
         flipped = _truncated_svd(x.T, rank, kept)
         return LowRank(flipped.right.T, flipped.left.T)
     return _projected(x, leading_subspace(x.T, rank, kept=kept))
-
-
-def _weighted_svd(x: Float[Array, "m n"], weight: Array, rank: int, kept: Kept) -> LowRank:
-    """The best in tr(E^T S E)."""
-    root = jnp.sqrt(weight) if weight.ndim == 1 else robust_cholesky(weight)
-    return best_by_root(x, root, rank, kept)
 
 
 def best_by_root(x: Float[Array, "m n"], root: Array, rank: int, kept: Kept = None) -> LowRank:

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import Info
-from tdjax.decompose.formats import HIGHEST, TT
+from tdjax.decompose.coordinates import Norm, coordinates_of
+from tdjax.decompose.formats import TT
 from tdjax.decompose.inputs import as_float, whole_ranks
-from tdjax.decompose.norms import Covariance, Kronecker, Norm, in_norm, moved
+from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tt import weighted_tt
 
@@ -33,13 +34,21 @@ def tt_svd(
     The error is at most the root of the sum of the squared truncation tails, hence at most
     sqrt(N - 1) times the best possible.
 
+    >>> import jax, jax.numpy as jnp, tdjax
+    >>> x = jax.random.normal(jax.random.key(0), (6, 3, 3, 8))
+    >>> [core.shape for core in tdjax.tt_svd(x, (4, 6, 8)).cores]
+    [(1, 6, 4), (4, 3, 6), (6, 3, 8), (8, 8, 1)]
+    >>> near = tdjax.tt_svd(x, eps=0.1)
+    >>> bool(jnp.linalg.norm(x - near.to_tensor()) <= 0.1 * jnp.linalg.norm(x))
+    True
+
     Arguments:
         x: (n_1, ..., n_N), float; half precision is raised to float32.
         ranks: the N - 1 interior ranks, static. A rank above what its unfolding can have is
             clipped; the achieved ranks are those of the result.
         eps: in place of ranks, the relative error to stay within. The ranks then depend on the
             values, so it cannot be used inside `jit` or `vmap`.
-        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`. With a second moment each
+        norm: None for Frobenius, or a `tdjax.Norm`. With a second moment each
             core is the best when the moment, compressed by the cores before, is taken for the
             nearest product of one for this core's modes and one for those behind; the last two
             are best together.
@@ -53,19 +62,18 @@ def tt_svd(
     x = as_float(x)
     if (ranks is None) == (eps is None):
         raise ValueError("tt_svd: give exactly one of ranks and eps")
+    if eps is not None and not eps >= 0:
+        raise ValueError(f"tt_svd: eps must not be negative, got {eps}")
+    space = coordinates_of(norm, x)
+    y, weight = space.of_array(x), space.row_weight
     if eps is not None:
-        if not eps >= 0:
-            raise ValueError(f"tt_svd: eps must not be negative, got {eps}")
-        if isinstance(norm, Covariance | Kronecker):
+        if weight is not None:
             raise ValueError("tt_svd: eps needs a norm of the modes; give ranks with a moment")
-        return in_norm(norm, lambda y: (_within(y, eps), None), x)[0]
+        return space.back(_within(y, eps))
     clipped = clip_ranks(x.shape, ranks or ())
-    return in_norm(
-        norm,
-        lambda y: (_tt_svd(y, clipped), None),
-        x,
-        lambda y, weight: weighted_tt(y, weight, None, 0.0, ranks=clipped, max_iters=0),
-    )[0]
+    if weight is None:
+        return space.back(_tt_svd(y, clipped))
+    return space.back(weighted_tt(y, weight, None, 0.0, ranks=clipped, max_iters=0)[0])
 
 
 @whole_ranks
@@ -84,10 +92,17 @@ def tt_als(
     orthonormal; the last two are renewed together, by a truncated SVD. Starts from `tt_svd` in the
     same norm, so that the result is never worse.
 
+    >>> import jax, jax.numpy as jnp, tdjax
+    >>> x = jax.random.normal(jax.random.key(0), (6, 3, 3, 8))
+    >>> tt, info = tdjax.tt_als(x, (4, 6, 4))
+    >>> start = jnp.linalg.norm(x - tdjax.tt_svd(x, (4, 6, 4)).to_tensor()) / jnp.linalg.norm(x)
+    >>> bool(info.error <= start)
+    True
+
     Arguments:
         x: (n_1, ..., n_N), float; half precision is raised to float32.
         ranks: the N - 1 interior ranks, static, clipped as `tt_svd` does.
-        norm: None for Frobenius, or one of `tdjax.decompose.norms`.
+        norm: None for Frobenius, or a `tdjax.Norm`.
         init: a TT of x's shape and the clipped ranks to start from, in place of `tt_svd`.
         max_iters: sweeps at most, static.
         tol: stop once a sweep changes the relative error by less.
@@ -103,13 +118,12 @@ def tt_als(
             f"tt_als: init has shape {init.shape} and ranks {init.ranks}, "
             f"expected {x.shape} and {clipped}"
         )
-
-    def run(y: Array, weight: Array | None, start: TT | None) -> tuple[TT, Info]:
-        return weighted_tt(y, weight, start, tol, ranks=clipped, max_iters=max_iters)
-
-    # A given start has to follow x into the coordinates in which the problem is solved.
-    start = None if init is None else moved(norm, init)
-    return in_norm(norm, lambda y: run(y, None, start), x, lambda y, weight: run(y, weight, start))
+    space = coordinates_of(norm, x)
+    start = None if init is None else space.of_format(init)
+    found, info = weighted_tt(
+        space.of_array(x), space.row_weight, start, tol, ranks=clipped, max_iters=max_iters
+    )
+    return space.back(found), info
 
 
 def clip_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
-from tdjax.decompose.formats import Tucker, mode_products
+from tdjax.decompose.coordinates import Norm, check_known, coordinates_of
+from tdjax.decompose.formats import Tucker
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
-from tdjax.decompose.norms import Norm, check_known, in_norm
 from tdjax.decompose.padding import Kept, rounded_up
+from tdjax.decompose.products import mode_products
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tucker import weighted_tucker
 
@@ -39,12 +40,18 @@ def tucker_als(
     leading singular vectors of x projected on the others, so the error only falls. In the norm of
     a second moment other steps do the same: see `weighted_tucker`.
 
+    >>> import jax, tdjax
+    >>> kernel = jax.random.normal(jax.random.key(0), (3, 3, 16, 32))
+    >>> tucker, info = tdjax.tucker_als(kernel, (None, None, 8, 12))
+    >>> tucker.core.shape, [None if f is None else f.shape for f in tucker.factors]
+    ((3, 3, 8, 12), [None, None, (16, 8), (32, 12)])
+
     Arguments:
         x: (n_1, ..., n_N), float; half precision is raised to float32.
         ranks: for each mode its rank, or None where the mode is not compressed; static.
         max_iters: sweeps at most, static; 0 gives the HOSVD itself.
         tol: stop once a sweep changes the relative error by less.
-        norm: None for Frobenius, or a `tdjax.decompose.norms.Norm`.
+        norm: None for Frobenius, or a `tdjax.Norm`.
         pad: compile one program for many ranks, see `tdjax.decompose.padding`.
 
     Returns: Tucker with orthonormal factor columns, and `Info`.
@@ -79,19 +86,24 @@ def _tucker(
     ranks: Ranks,
     max_iters: int,
 ) -> tuple[Tucker, Info]:
-    return in_norm(
-        norm,
-        lambda y: _hooi(y, tol, kept, ranks=ranks, max_iters=max_iters),
-        x,
-        lambda y, weight: weighted_tucker(
-            y, weight, tol, ranks=ranks, max_iters=max_iters, kept=kept
-        ),
+    space = coordinates_of(norm, x)
+    y, weight = space.of_array(x), space.row_weight
+    found, info = (
+        _hooi(y, tol, kept, ranks=ranks, max_iters=max_iters)
+        if weight is None
+        else weighted_tucker(y, weight, tol, ranks=ranks, max_iters=max_iters, kept=kept)
     )
+    return space.back(found), info
 
 
 @whole_ranks
 def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> Tucker:
     """Sequentially truncated higher-order SVD (Vannieuwenhoven et al. 2012).
+
+    >>> import jax, tdjax
+    >>> kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 8))
+    >>> tdjax.hosvd(kernel, (None, None, 4, 4)).ranks
+    (4, 4)
 
     Its error is at most sqrt(N) times the best possible. Arguments and errors as `tucker_als`.
     """
@@ -108,37 +120,37 @@ def _hooi(
 ) -> tuple[Tucker, Info]:
     total = jnp.linalg.norm(x)
     start = Tucker(*_st_hosvd(x, ranks, kept))
-
-    def sweep(state: Tucker) -> tuple[Tucker, Float[Array, ""]]:
-        factors = list(state.factors)
-        core = state.core
-        for mode in _compressed(ranks):
-            others = [f if k != mode else None for k, f in enumerate(factors)]
-            projected = mode_products(x, _transposed(others))
-            factor = leading_subspace(
-                _unfold(projected, mode), _rank(ranks, mode), accurate=False, kept=kept[mode]
-            )
-            factors[mode] = factor
-            core = mode_products(
-                projected, [factor.T if k == mode else None for k in range(x.ndim)]
-            )
-        tucker = Tucker(core, tuple(factors))
-        return tucker, _projection_error(x, total, tucker)
-
     tucker, progress = iterate(
-        sweep,
+        partial(_hooi_sweep, x, total, ranks, kept),
         start,
         _projection_error(x, total, start),
         max_iters=max_iters,
         tol=tol,
         stop_when_worse=True,
     )
-    return tucker, Info(
-        relative_error(x, tucker.to_tensor()),
-        progress.iterations,
-        progress.errors,
-        progress.converged,
-    )
+    error = relative_error(x, tucker.to_tensor())
+    return tucker, Info(error, progress.iterations, progress.errors, progress.converged)
+
+
+def _hooi_sweep(
+    x: Float[Array, "*_"],
+    total: Float[Array, ""],
+    ranks: Ranks,
+    kept: tuple[Kept, ...],
+    tucker: Tucker,
+) -> tuple[Tucker, Float[Array, ""]]:
+    """Every factor renewed, the leading singular vectors of x projected on the others."""
+    factors, core = list(tucker.factors), tucker.core
+    for mode in _compressed(ranks):
+        others = [f if k != mode else None for k, f in enumerate(factors)]
+        projected = mode_products(x, _transposed(others))
+        factor = leading_subspace(
+            _unfold(projected, mode), _rank(ranks, mode), accurate=False, kept=kept[mode]
+        )
+        factors[mode] = factor
+        core = mode_products(projected, [factor.T if k == mode else None for k in range(x.ndim)])
+    renewed = Tucker(core, tuple(factors))
+    return renewed, _projection_error(x, total, renewed)
 
 
 def _st_hosvd(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.als import Info, iterate, safe_ratio
-from tdjax.decompose.formats import HIGHEST, Format
+from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, safe_ratio
+from tdjax.decompose.formats import Format
+from tdjax.decompose.products import HIGHEST
 
 F = TypeVar("F", bound=Format)
 Weigh = Callable[[Array], Array]
@@ -32,6 +34,15 @@ def weighted_als(
     lower the error whether or not they reach the solution. The methods that know their format
     need far fewer operations; this one serves every other case, and checks them.
 
+    >>> import jax, jax.numpy as jnp, tdjax
+    >>> from tdjax.decompose import weighted_als
+    >>> known = jnp.ones((4, 5)).at[0, 0].set(0.0)
+    >>> x = jnp.outer(jnp.arange(1.0, 5.0), jnp.ones(5)).at[0, 0].set(99.0)
+    >>> start = tdjax.LowRank(jnp.ones((4, 1)), jnp.ones((1, 5)))
+    >>> found, info = weighted_als(x, start, lambda e: known * e)
+    >>> bool(jnp.allclose(found.to_tensor()[0, 0], 1.0, atol=1e-3))
+    True
+
     Arguments:
         x: (n_1, ..., n_N), float.
         start: a format of that shape, of x's dtype; its ranks are kept.
@@ -47,40 +58,109 @@ def weighted_als(
     if start.shape != x.shape:
         raise ValueError(f"weighted_als: start has shape {start.shape}, expected {x.shape}")
     arrays, structure = jax.tree.flatten(start)
-    squared = dot(x, weigh(x))
-
-    def dense(arrays: list[Array]) -> Array:
-        return jax.tree.unflatten(structure, arrays).to_tensor()
-
-    def error(arrays: list[Array]) -> Float[Array, ""]:
-        difference = x - dense(arrays)
-        return root_ratio(dot(difference, weigh(difference)), squared)
-
-    def sweep(arrays: list[Array]) -> tuple[list[Array], Float[Array, ""]]:
-        arrays = list(arrays)
-        for k in range(len(arrays)):
-
-            def image(array: Array, k: int = k) -> Array:
-                return dense([*arrays[:k], array, *arrays[k + 1 :]])
-
-            present, forward = jax.linearize(image, arrays[k])
-            transposed = jax.linear_transpose(forward, arrays[k])
-
-            def normal(
-                array: Array, forward: Weigh = forward, back: Callable = transposed
-            ) -> Array:
-                return back(weigh(forward(array)))[0]
-
-            (residual,) = transposed(weigh(x - present))
-            change = conjugate_gradients(normal, residual, lambda y: y, steps)
-            arrays[k] = arrays[k] + change
-        return arrays, error(arrays)
-
+    problem = _GenericProblem(x, structure, weigh, dot(x, weigh(x)), steps)
     arrays, progress = iterate(
-        sweep, arrays, error(arrays), max_iters=max_iters, tol=tol, stop_when_worse=True
+        partial(_improved_in_turn, problem),
+        arrays,
+        _generic_error(problem, arrays),
+        max_iters=max_iters,
+        tol=tol,
+        stop_when_worse=True,
     )
-    info = Info(error(arrays), progress.iterations, progress.errors, progress.converged)
+    error = _generic_error(problem, arrays)
+    info = Info(error, progress.iterations, progress.errors, progress.converged)
     return jax.tree.unflatten(structure, arrays), info
+
+
+class _GenericProblem(NamedTuple):
+    """An array to be approximated by a format, and how.
+
+    Arguments:
+        x: (n_1, ..., n_N).
+        structure: of the format as a pytree.
+        weigh: H.
+        squared: <x, H x>.
+        steps: conjugate gradient steps for each array of the format.
+    """
+
+    x: Float[Array, "*n"]
+    structure: Any
+    weigh: Weigh
+    squared: Float[Array, ""]
+    steps: int
+
+    def dense(self, arrays: Sequence[Array]) -> Float[Array, "*n"]:
+        """What the format of these arrays stands for."""
+        return jax.tree.unflatten(self.structure, arrays).to_tensor()
+
+
+def _generic_error(problem: _GenericProblem, arrays: list[Array]) -> Float[Array, ""]:
+    difference = problem.x - problem.dense(arrays)
+    return root_ratio(dot(difference, problem.weigh(difference)), problem.squared)
+
+
+def _improved_in_turn(
+    problem: _GenericProblem, arrays: list[Array]
+) -> tuple[list[Array], Float[Array, ""]]:
+    arrays = list(arrays)
+    for k, array in enumerate(arrays):
+        arrays[k] = array + _improvement(problem, arrays, k)
+    return arrays, _generic_error(problem, arrays)
+
+
+def _improvement(problem: _GenericProblem, arrays: list[Array], k: int) -> Array:
+    """Conjugate gradient steps on the normal equations of array k, the others fixed."""
+
+    def image(array: Array) -> Array:
+        return problem.dense([*arrays[:k], array, *arrays[k + 1 :]])
+
+    present, forward = jax.linearize(image, arrays[k])
+    back = jax.linear_transpose(forward, arrays[k])
+
+    def normal(array: Array) -> Array:
+        return back(problem.weigh(forward(array)))[0]
+
+    (residual,) = back(problem.weigh(problem.x - present))
+    return conjugate_gradients(normal, residual, lambda y: y, problem.steps)
+
+
+class WeightedTarget(NamedTuple):
+    """What is approximated in the norm tr(E^T S E), as a matrix.
+
+    Arguments:
+        matrix: x, (D, T).
+        weight: S, (D, D); None for the identity.
+        product: S x.
+        squared: tr(x^T S x).
+    """
+
+    matrix: Float[Array, "d t"]
+    weight: Float[Array, "d d"] | None
+    product: Float[Array, "d t"]
+    squared: Float[Array, ""]
+
+    def weighed(self, matrix: Float[Array, "d m"]) -> Float[Array, "d m"]:
+        """S times a matrix."""
+        if self.weight is None:
+            return matrix
+        return jnp.matmul(self.weight, matrix, precision=HIGHEST)
+
+    def error_of(self, found: Format) -> Float[Array, ""]:
+        """Relative error of an approximation, from the difference itself."""
+        difference = self.matrix - found.to_tensor().reshape(self.matrix.shape)
+        return root_ratio(dot(difference, self.weighed(difference)), self.squared)
+
+    def error_by(self, squared: Float[Array, ""], found: Format) -> Float[Array, ""]:
+        """Relative error by a squared error that may cancel, measured where it does."""
+        error = root_ratio(squared, self.squared)
+        return jax.lax.cond(error < CANCELS_BELOW, lambda: self.error_of(found), lambda: error)
+
+
+def weighted_target(x: Float[Array, "*n"], weight: Float[Array, "d d"] | None) -> WeightedTarget:
+    """The target of an array (n_1, ..., n_N), with D = n_1 * ... * n_{N-1}."""
+    matrix = x.reshape(-1, x.shape[-1])
+    product = matrix if weight is None else jnp.matmul(weight, matrix, precision=HIGHEST)
+    return WeightedTarget(matrix, weight, product, dot(matrix, product))
 
 
 def conjugate_gradients(

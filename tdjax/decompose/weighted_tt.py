@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import CANCELS_BELOW, Info, iterate
-from tdjax.decompose.formats import HIGHEST, TT
+from tdjax.decompose.als import Info, iterate
+from tdjax.decompose.formats import TT
 from tdjax.decompose.moment import (
-    Moment,
+    Image,
+    ModeMoment,
     compress,
     fit_rest,
     image_of,
@@ -22,8 +23,16 @@ from tdjax.decompose.moment import (
     leading_factor,
     project,
 )
+from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.second_moment import in_full
 from tdjax.decompose.svd import leading_subspace
-from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_with
+from tdjax.decompose.weighted import (
+    WeightedTarget,
+    dot,
+    robust_cholesky,
+    solve_with,
+    weighted_target,
+)
 
 # Conjugate gradient steps on a core in each sweep.
 STEPS = 2
@@ -31,24 +40,58 @@ STEPS = 2
 RIDGE = 10
 
 
-class State(NamedTuple):
+TTCores = tuple[Float[Array, "_ _ _"], ...]
+
+
+class TTProblem(NamedTuple):
+    """What stays through all sweeps.
+
+    Arguments:
+        target: x and S.
+        first: S seen from the first mode; None without it or with two modes only.
+        sizes: of the modes but the last.
+        ranks: interior ranks.
+        steps: conjugate gradient steps for a core.
+    """
+
+    target: WeightedTarget
+    first: ModeMoment | None
+    sizes: tuple[int, ...]
+    ranks: tuple[int, ...]
+    steps: int
+
+
+class TTState(NamedTuple):
     """The cores but the last, the last one transposed, and S applied to the first.
 
     All but the last of `cores` have orthonormal columns, as `output` has. There is no `image`
     without a moment or with two modes only.
     """
 
-    cores: tuple[Float[Array, "_ _ _"], ...]
+    cores: TTCores
     output: Float[Array, "t m"]
-    image: Float[Array, "c k k r"] | None
+    image: Image | None
+
+    def to_tt(self) -> TT:
+        """The cores as a format."""
+        return TT((*self.cores, self.output.T[:, :, None]))
 
 
-class Part(NamedTuple):
-    """S and S x, compressed by the cores to the left: what a core has to choose from."""
+class TTPart(NamedTuple):
+    """S and S x, compressed by the cores to the left: what a core has to choose from.
+
+    Arguments:
+        matrix: S; None for the identity.
+        moment: it seen from this core.
+        product: S x, (rows of this core, the modes behind it but the last, T).
+    """
 
     matrix: Float[Array, "n n"] | None
-    moment: Moment | None
-    target: Float[Array, "c k t"]
+    moment: ModeMoment | None
+    product: Float[Array, "c k t"]
+
+
+Choose = Callable[[int, TTPart, TTCores], tuple[Array, TTCores]]
 
 
 @partial(jax.jit, static_argnames=("ranks", "max_iters", "steps"))
@@ -80,115 +123,143 @@ def weighted_tt(
     Returns: TT whose cores are orthonormal but for the last but one, and `Info`, whose errors are
     in the norm of S.
     """
-    *sizes, outputs = x.shape
-    dense = jnp.diag(weight) if weight is not None and weight.ndim == 1 else weight
-    matrix = x.reshape(-1, outputs)
-    product = matrix if dense is None else jnp.matmul(dense, matrix, precision=HIGHEST)
-    squared = dot(matrix, product)
-
-    first = None
-    if dense is not None and len(sizes) > 1:
-        first = _laid_out(dense, sizes[0])
-
-    def walk(choose: Callable[[int, Part], Array]) -> tuple[State, Float[Array, ""]]:
-        """Cores from left to right, each chosen given S and S x compressed by those before it."""
-        small: Array | None = dense
-        target = product
-        cores: list[Array] = []
-        image: Array | None = None
-        previous = 1
-        for k, (size, rank) in enumerate(zip(sizes[:-1], ranks, strict=False)):
-            rows = previous * size
-            moment = small if small is None else first if k == 0 else _laid_out(small, rows)
-            shaped = target.reshape(rows, -1, outputs)
-            factor = choose(k, Part(small, moment, shaped))
-            target = project(factor, shaped).reshape(-1, outputs)
-            if moment is not None:
-                passed = image_of(moment, factor)
-                small = compress(factor, passed).transpose(0, 1, 3, 2)
-                small = small.reshape(len(target), len(target))
-                image = passed if k == 0 else image
-            cores.append(factor.reshape(previous, size, rank))
-            previous = rank
-        if small is None:
-            basis = leading_subspace(target.T, ranks[-1], accurate=False)
-            core = jnp.matmul(target, basis, precision=HIGHEST)
-            own = dot(core, core)
-        else:
-            core, output = fit_rest(small, target, ranks[-1])
-            assert output is not None
-            basis = output
-            own = dot(core, jnp.matmul(small, core, precision=HIGHEST))
-        crossed = dot(core, jnp.matmul(target, basis, precision=HIGHEST))
-        cores.append(core.reshape(previous, sizes[-1], ranks[-1]))
-        state = State(tuple(cores), basis, image)
-        found = root_ratio(squared - 2 * crossed + own, squared)
-        return state, jax.lax.cond(
-            found < CANCELS_BELOW, lambda: measured(tt_of(state)), lambda: found
-        )
-
-    def measured(tt: TT) -> Float[Array, ""]:
-        difference = matrix - tt.to_tensor().reshape(-1, outputs)
-        weighed = difference if dense is None else jnp.matmul(dense, difference, precision=HIGHEST)
-        return root_ratio(dot(difference, weighed), squared)
-
-    def tt_of(state: State) -> TT:
-        return TT((*state.cores, state.output.T[:, :, None]))
-
-    def leading(k: int, part: Part) -> Float[Array, "c r"]:
-        """The best core for the Kronecker approximation of what is compressed so far."""
-        if part.moment is None:
-            return leading_subspace(part.target.reshape(len(part.target), -1), ranks[k])
-        left = matrix
-        if k > 0 and part.matrix is not None:
-            factor = robust_cholesky(part.matrix)
-            left = solve_with(factor, part.target.reshape(-1, outputs))
-        return leading_factor(part.moment, left.reshape(part.target.shape), ranks[k])
-
-    def given(k: int, _: Part) -> Float[Array, "c r"]:
-        """The cores of `start`, made orthonormal."""
-        assert start is not None
-        core = start.cores[k].astype(x.dtype)
-        if k > 0:
-            core = jnp.einsum("ab,bnr->anr", triangles[k - 1], core, precision=HIGHEST)
-        factor, triangle = jnp.linalg.qr(core.reshape(-1, core.shape[2]))
-        triangles.append(triangle)
-        return factor
-
-    triangles: list[Array] = []
-
-    def sweep(state: State) -> tuple[State, Float[Array, ""]]:
-        cores = list(state.cores)
-
-        def improved(k: int, part: Part) -> Float[Array, "c r"]:
-            present = cores[k].reshape(-1, ranks[k])
-            rest = _multiplied(cores[k + 1 :])
-            target = jnp.matmul(part.target, state.output, precision=HIGHEST)
-            if part.moment is None:
-                better = _solved(target, rest)
-            else:
-                known = state.image if k == 0 else None
-                image = image_of(part.moment, present) if known is None else known
-                flat = rest.transpose(1, 0, 2).reshape(-1, rest.shape[2])
-                weighed = jnp.matmul(image.reshape(-1, len(flat)), flat, precision=HIGHEST)
-                residual = target - weighed.reshape(target.shape)
-                better = improve_factor(part.moment, present, rest, residual, steps)
-            factor, triangle = jnp.linalg.qr(better)
-            # What leaves this core goes into the next, which starts from it.
-            cores[k + 1] = jnp.einsum("ab,bnr->anr", triangle, cores[k + 1], precision=HIGHEST)
-            return factor
-
-        return walk(improved)
-
-    first_state, first_error = walk(leading if start is None else given)
+    *sizes, _ = x.shape
+    dense = None if weight is None else in_full(weight)
+    first = None if dense is None or len(sizes) < 2 else _laid_out(dense, sizes[0])
+    problem = TTProblem(weighted_target(x, dense), first, tuple(sizes), ranks, steps)
+    if start is None:
+        state, error = _walked(problem, partial(_leading, problem), ())
+    else:
+        cores = tuple(core.astype(x.dtype) for core in start.cores[:-1])
+        state, error = _walked(problem, _orthonormalised, cores)
     state, progress = iterate(
-        sweep, first_state, first_error, max_iters=max_iters, tol=tol, stop_when_worse=True
+        partial(_sweep, problem), state, error, max_iters=max_iters, tol=tol, stop_when_worse=True
     )
-    tt = tt_of(state)
-    return tt, Info(measured(tt), progress.iterations, progress.errors, progress.converged)
+    tt = state.to_tt()
+    error = problem.target.error_of(tt)
+    return tt, Info(error, progress.iterations, progress.errors, progress.converged)
 
 
-def _laid_out(matrix: Float[Array, "n n"], rows: int) -> Moment:
+def _sweep(problem: TTProblem, state: TTState) -> tuple[TTState, Float[Array, ""]]:
+    return _walked(problem, partial(_improved, problem, state), state.cores)
+
+
+def _walked(
+    problem: TTProblem, choose: Choose, present: TTCores
+) -> tuple[TTState, Float[Array, ""]]:
+    """Cores from left to right, each chosen given S and S x compressed by those before it.
+
+    Arguments:
+        choose: (k, what core k has to choose from, the present cores from k on) -> core k as an
+            orthonormal matrix (r_{k-1} n_k, r_k), and the present cores behind it.
+        present: the cores but the last, or none.
+    """
+    matrix, product = problem.target.weight, problem.target.product
+    cores: list[Array] = []
+    first_image = None
+    for k, (size, rank) in enumerate(zip(problem.sizes[:-1], problem.ranks, strict=False)):
+        part = _part_of(problem, matrix, product, size * (problem.ranks[k - 1] if k else 1), k)
+        factor, present = choose(k, part, present)
+        matrix, product, image = _compressed(part, factor)
+        first_image = image if k == 0 else first_image
+        cores.append(factor.reshape(-1, size, rank))
+    return _with_last_two(problem, matrix, product, tuple(cores), first_image)
+
+
+def _part_of(
+    problem: TTProblem,
+    matrix: Float[Array, "n n"] | None,
+    product: Float[Array, "n t"],
+    rows: int,
+    k: int,
+) -> TTPart:
+    """What core k, of so many rows, has to choose from."""
+    moment = problem.first
+    if matrix is not None and k > 0:
+        moment = _laid_out(matrix, rows)
+    return TTPart(matrix, moment, product.reshape(rows, -1, product.shape[1]))
+
+
+def _compressed(
+    part: TTPart, factor: Float[Array, "c r"]
+) -> tuple[Float[Array, "n n"] | None, Float[Array, "n t"], Image | None]:
+    """S and S x compressed by one core more, and S applied to it."""
+    product = project(factor, part.product).reshape(-1, part.product.shape[2])
+    if part.moment is None:
+        return None, product, None
+    image = image_of(part.moment, factor)
+    matrix = compress(factor, image).transpose(0, 1, 3, 2)
+    return matrix.reshape(len(product), len(product)), product, image
+
+
+def _with_last_two(
+    problem: TTProblem,
+    matrix: Float[Array, "n n"] | None,
+    product: Float[Array, "n t"],
+    cores: TTCores,
+    image: Image | None,
+) -> tuple[TTState, Float[Array, ""]]:
+    """The state with the last two cores, which are best together, and its error."""
+    size, rank, target = problem.sizes[-1], problem.ranks[-1], problem.target
+    if matrix is None:
+        output = leading_subspace(product.T, rank, accurate=False)
+        core = jnp.matmul(product, output, precision=HIGHEST)
+        own = dot(core, core)
+    else:
+        core, best = fit_rest(matrix, product, rank)
+        assert best is not None
+        output = best
+        own = dot(core, jnp.matmul(matrix, core, precision=HIGHEST))
+    crossed = dot(core, jnp.matmul(product, output, precision=HIGHEST))
+    state = TTState((*cores, core.reshape(-1, size, rank)), output, image)
+    return state, target.error_by(target.squared - 2 * crossed + own, state.to_tt())
+
+
+def _leading(
+    problem: TTProblem, k: int, part: TTPart, present: TTCores
+) -> tuple[Float[Array, "c r"], TTCores]:
+    """The best core for the Kronecker approximation of what is compressed so far."""
+    rank, shape = problem.ranks[k], part.product.shape
+    if part.moment is None:
+        return leading_subspace(part.product.reshape(len(part.product), -1), rank), present
+    left = problem.target.matrix
+    if k > 0 and part.matrix is not None:
+        factor = robust_cholesky(part.matrix)
+        left = solve_with(factor, part.product.reshape(-1, shape[2]))
+    return leading_factor(part.moment, left.reshape(shape), rank), present
+
+
+def _orthonormalised(k: int, part: TTPart, present: TTCores) -> tuple[Float[Array, "c r"], TTCores]:
+    """The present core, made orthonormal."""
+    return _passed_on(present[0].reshape(-1, present[0].shape[2]), present)
+
+
+def _improved(
+    problem: TTProblem, state: TTState, k: int, part: TTPart, present: TTCores
+) -> tuple[Float[Array, "c r"], TTCores]:
+    """The present core after a few conjugate gradient steps; without a moment, solved for."""
+    core, rest = present[0].reshape(-1, problem.ranks[k]), _multiplied(present[1:])
+    wanted = jnp.matmul(part.product, state.output, precision=HIGHEST)
+    if part.moment is None:
+        return _passed_on(_solved(wanted, rest), present)
+    image = state.image if k == 0 else image_of(part.moment, core)
+    assert image is not None
+    flat = rest.transpose(1, 0, 2).reshape(-1, rest.shape[2])
+    weighed = jnp.matmul(image.reshape(-1, len(flat)), flat, precision=HIGHEST)
+    residual = wanted - weighed.reshape(wanted.shape)
+    better = improve_factor(part.moment, core, rest, residual, problem.steps)
+    return _passed_on(better, present)
+
+
+def _passed_on(core: Float[Array, "c r"], present: TTCores) -> tuple[Float[Array, "c r"], TTCores]:
+    """The core made orthonormal; what leaves it goes into the next, which starts from it."""
+    factor, triangle = jnp.linalg.qr(core)
+    _, following, *others = present
+    following = jnp.einsum("ab,bnr->anr", triangle, following, precision=HIGHEST)
+    return factor, (following, *others)
+
+
+def _laid_out(matrix: Float[Array, "n n"], rows: int) -> ModeMoment:
     """The moment of (rows, window) seen from its first mode."""
     window = len(matrix) // rows
     return lay_out(matrix.reshape(rows, window, rows, window).transpose(0, 1, 3, 2))

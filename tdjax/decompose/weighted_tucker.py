@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import CANCELS_BELOW, Info, iterate
-from tdjax.decompose.formats import HIGHEST, Tucker, mode_products
+from tdjax.decompose.als import Info, iterate
+from tdjax.decompose.formats import Tucker
 from tdjax.decompose.moment import (
-    Moment,
+    Image,
+    ModeMoment,
     compress,
     fit_rest,
     image_of,
@@ -24,22 +25,51 @@ from tdjax.decompose.moment import (
     orthonormal,
 )
 from tdjax.decompose.padding import Kept, first
-from tdjax.decompose.weighted import dot, root_ratio
+from tdjax.decompose.products import HIGHEST, mode_products
+from tdjax.decompose.second_moment import in_full
+from tdjax.decompose.weighted import WeightedTarget, dot
 
 Ranks = tuple[int | None, ...]
+TuckerFactors = tuple[Float[Array, "_ _"], ...]
 
 # Conjugate gradient steps on an input factor in each sweep. They start from the present factor,
 # and the core is renewed after them, so that solving to the end would be wasted.
 STEPS = 2
 
 
-class State(NamedTuple):
+class TuckerProblem(NamedTuple):
+    """What stays through all sweeps.
+
+    Arguments:
+        x: (n_1, ..., n_N).
+        target: x and S.
+        energy: x^T S x, (T, T).
+        tensor: S, (n_1, ..., n_{N-1}, n_1, ..., n_{N-1}).
+        only: S seen from the compressed input mode, where there is but one.
+        ranks: for each mode its rank or None.
+        modes: the compressed input modes.
+        kept: for each mode how many columns of its factor count.
+        steps: conjugate gradient steps for an input factor.
+    """
+
+    x: Float[Array, "*_"]
+    target: WeightedTarget
+    energy: Float[Array, "t t"]
+    tensor: Float[Array, "*_"]
+    only: ModeMoment | None
+    ranks: Ranks
+    modes: tuple[int, ...]
+    kept: tuple[Kept, ...]
+    steps: int
+
+
+class TuckerState(NamedTuple):
     """What a sweep renews: the compressed input modes' factors, core, output factor, S x remainder.
 
     The remainder E = x A - Z A^T A, projected on the output factor A, enters as S E.
     """
 
-    factors: tuple[Float[Array, "_ _"], ...]
+    factors: TuckerFactors
     core: Float[Array, "*_"]
     output: Float[Array, "t m"] | None
     residual: Float[Array, "*_"]
@@ -75,119 +105,184 @@ def weighted_tucker(
 
     Returns: Tucker with orthonormal factors and `Info`, whose errors are in the norm of S.
     """
+    problem = _posed(x, in_full(weight), ranks, steps, kept)
+    if not problem.modes:
+        return _output_alone(problem, max_iters)
+    start = _started(problem)
+    state, progress = iterate(
+        partial(_sweep, problem),
+        start,
+        _error(problem, start),
+        max_iters=max_iters,
+        tol=tol,
+        stop_when_worse=True,
+    )
+    tucker = _tucker_of(problem, state)
+    error = problem.target.error_of(tucker)
+    return tucker, Info(error, progress.iterations, progress.errors, progress.converged)
+
+
+def _posed(
+    x: Float[Array, "*n"],
+    dense: Float[Array, "d d"],
+    ranks: Ranks,
+    steps: int,
+    kept: Sequence[Kept] | None,
+) -> TuckerProblem:
     *inputs, outputs = x.shape
-    kept = kept or (None,) * x.ndim
-    dense = jnp.diag(weight) if weight.ndim == 1 else weight
     matrix = x.reshape(-1, outputs)
     product = jnp.matmul(dense, matrix, precision=HIGHEST)
     energy = jnp.matmul(matrix.T, product, precision=HIGHEST)
-    squared = jnp.trace(energy)
-    modes = [mode for mode, rank in enumerate(ranks[:-1]) if rank is not None]
-
-    def measured(tucker: Tucker) -> Float[Array, ""]:
-        difference = matrix - tucker.to_tensor().reshape(-1, outputs)
-        return root_ratio(
-            dot(difference, jnp.matmul(dense, difference, precision=HIGHEST)), squared
-        )
-
-    if not modes:
-        rank = _rank(ranks, -1)
-        _, vectors = jnp.linalg.eigh(energy)
-        output = vectors[:, ::-1][:, :rank]
-        if kept[-1] is not None:
-            output = jnp.where(first(kept[-1], rank), output, 0.0)
-        core = jnp.matmul(matrix, output, precision=HIGHEST).reshape(*inputs, -1)
-        tucker = Tucker(core, (*(None for _ in inputs), output))
-        nothing = jnp.full((max_iters,), jnp.nan, x.dtype)
-        return tucker, Info(measured(tucker), jnp.asarray(0), nothing, jnp.asarray(True))
-
+    modes = tuple(mode for mode, rank in enumerate(ranks[:-1]) if rank is not None)
     tensor = dense.reshape(*inputs, *inputs)
-    whole = product.reshape(x.shape)
-    only = _seen_from(tensor, modes[0]) if len(modes) == 1 else None
-
-    def spread(factors: Sequence[Array], skip: int | None = None) -> list[Array | None]:
-        """The factors by input mode, None where a mode is whole or skipped."""
-        by_mode = dict(zip(modes, factors, strict=True))
-        return [None if k == skip else by_mode.get(k) for k in range(len(inputs))]
-
-    def seen_from(mode: int, factors: Sequence[Array]) -> Moment:
-        """S, compressed along the other compressed modes."""
-        transposed = _transposed(spread(factors, mode))
-        return only or _seen_from(mode_products(tensor, [*transposed, *transposed]), mode)
-
-    def rotated(y: Float[Array, "*_"], output: Array | None) -> Float[Array, "*_"]:
-        return y if output is None else jnp.matmul(y, output, precision=HIGHEST)
-
-    def fit(mode: int, moment: Moment, factors: Sequence[Array]) -> State:
-        """Core and output factor, given the moment seen from the factor renewed last."""
-        factor = factors[modes.index(mode)]
-        image = image_of(moment, factor)
-        target = mode_products(whole, [*_transposed(spread(factors)), None])
-        right = _first(target, mode)
-        n = right.shape[0] * right.shape[1]
-        small = compress(factor, image).transpose(0, 1, 3, 2).reshape(n, n)
-        flat, output = fit_rest(small, right.reshape(n, outputs), ranks[-1], kept[-1])
-        moved = jnp.moveaxis(target, mode, 0).shape[:-1]
-        core = jnp.moveaxis(flat.reshape(*moved, -1), 0, mode)
-        if only is None:
-            approximation = mode_products(core, [*spread(factors), None])
-            left = jnp.matmul(dense, approximation.reshape(len(dense), -1), precision=HIGHEST)
-            weighted = left.reshape(*inputs, -1)
-        else:
-            rest = _first(core, mode).transpose(1, 0, 2).reshape(n, -1)
-            left = jnp.matmul(image.reshape(-1, n), rest, precision=HIGHEST)
-            weighted = _unfirst(left, inputs, mode)
-        return State(tuple(factors), core, output, rotated(whole, output) - weighted)
-
-    def error(state: State) -> Float[Array, ""]:
-        """Of the part within the output factor, measured, and of that beyond it."""
-        within = rotated(x, state.output) - mode_products(
-            state.core, [*spread(state.factors), None]
-        )
-        beyond = jnp.zeros((), x.dtype)
-        if state.output is not None:
-            beyond = squared - dot(
-                state.output, jnp.matmul(energy, state.output, precision=HIGHEST)
-            )
-        found = root_ratio(dot(within, state.residual) + beyond, squared)
-        return jax.lax.cond(
-            found < CANCELS_BELOW, lambda: measured(tucker_of(state)), lambda: found
-        )
-
-    def tucker_of(state: State) -> Tucker:
-        return Tucker(state.core, (*spread(state.factors), state.output))
-
-    def sweep(state: State) -> tuple[State, Float[Array, ""]]:
-        factors, core, residual = list(state.factors), state.core, state.residual
-        for i, mode in enumerate(modes):
-            moment = seen_from(mode, factors)
-            if i > 0:
-                parts = [*spread(factors), None]
-                difference = rotated(x, state.output) - mode_products(core, parts)
-                flat = difference.reshape(len(dense), -1)
-                residual = jnp.matmul(dense, flat, precision=HIGHEST).reshape(difference.shape)
-            seen = mode_products(residual, [*_transposed(spread(factors, mode)), None])
-            better = improve_factor(
-                moment, factors[i], _first(core, mode), _first(seen, mode), steps
-            )
-            factors[i], triangle = orthonormal(better, kept[mode])
-            core = mode_products(core, [triangle if k == mode else None for k in range(x.ndim)])
-        state = fit(modes[-1], moment, factors)
-        return state, error(state)
-
-    factors = [
-        leading_factor(_seen_from(tensor, mode), _first(x, mode), _rank(ranks, mode), kept[mode])
-        for mode in modes
-    ]
-    start = fit(modes[-1], seen_from(modes[-1], factors), factors)
-    state, progress = iterate(
-        sweep, start, error(start), max_iters=max_iters, tol=tol, stop_when_worse=True
+    return TuckerProblem(
+        x,
+        WeightedTarget(matrix, dense, product, jnp.trace(energy)),
+        energy,
+        tensor,
+        _seen_from(tensor, modes[0]) if len(modes) == 1 else None,
+        ranks,
+        modes,
+        tuple(kept or (None,) * x.ndim),
+        steps,
     )
-    tucker = tucker_of(state)
-    return tucker, Info(measured(tucker), progress.iterations, progress.errors, progress.converged)
 
 
-def _seen_from(tensor: Float[Array, "*_"], mode: int) -> Moment:
+def _output_alone(problem: TuckerProblem, max_iters: int) -> tuple[Tucker, Info]:
+    """Where no input mode is compressed: the closed form, after no sweep."""
+    rank, kept = _rank(problem.ranks, -1), problem.kept[-1]
+    _, vectors = jnp.linalg.eigh(problem.energy)
+    output = vectors[:, ::-1][:, :rank]
+    if kept is not None:
+        output = jnp.where(first(kept, rank), output, 0.0)
+    *inputs, _ = problem.x.shape
+    core = jnp.matmul(problem.target.matrix, output, precision=HIGHEST)
+    tucker = Tucker(core.reshape(*inputs, -1), (*(None for _ in inputs), output))
+    error, nothing = problem.target.error_of(tucker), jnp.full((max_iters,), jnp.nan, core.dtype)
+    return tucker, Info(error, jnp.asarray(0), nothing, jnp.asarray(True))
+
+
+def _started(problem: TuckerProblem) -> TuckerState:
+    """The factors that are best for the Kronecker approximation of S."""
+    x, ranks, kept, modes = problem.x, problem.ranks, problem.kept, problem.modes
+    factors = tuple(
+        leading_factor(
+            _seen_from(problem.tensor, mode), _first(x, mode), _rank(ranks, mode), kept[mode]
+        )
+        for mode in modes
+    )
+    return _fitted(problem, modes[-1], _moment_of(problem, modes[-1], factors), factors)
+
+
+def _sweep(problem: TuckerProblem, state: TuckerState) -> tuple[TuckerState, Float[Array, ""]]:
+    """Improve each input factor, then renew core and output factor together."""
+    factors, core, residual = state.factors, state.core, state.residual
+    for i, mode in enumerate(problem.modes):
+        moment = _moment_of(problem, mode, factors)
+        if i > 0:
+            residual = _residual(problem, factors, core, state.output)
+        others = _transposed(_by_mode(problem, factors, skip=mode))
+        seen = mode_products(residual, [*others, None])
+        better = improve_factor(
+            moment, factors[i], _first(core, mode), _first(seen, mode), problem.steps
+        )
+        factor, triangle = orthonormal(better, problem.kept[mode])
+        factors = (*factors[:i], factor, *factors[i + 1 :])
+        core = mode_products(core, [triangle if k == mode else None for k in range(core.ndim)])
+    state = _fitted(problem, problem.modes[-1], moment, factors)
+    return state, _error(problem, state)
+
+
+def _residual(
+    problem: TuckerProblem, factors: TuckerFactors, core: Float[Array, "*_"], output: Array | None
+) -> Float[Array, "*_"]:
+    """S E, from the remainder itself."""
+    difference = _remainder(problem, factors, core, output)
+    flat = difference.reshape(len(problem.target.matrix), -1)
+    return problem.target.weighed(flat).reshape(difference.shape)
+
+
+def _remainder(
+    problem: TuckerProblem, factors: TuckerFactors, core: Float[Array, "*_"], output: Array | None
+) -> Float[Array, "*_"]:
+    """E: x projected on the output factor, less what the other factors make of the core."""
+    approximation = mode_products(core, [*_by_mode(problem, factors), None])
+    return _projected(problem.x, output) - approximation
+
+
+def _fitted(
+    problem: TuckerProblem, mode: int, moment: ModeMoment, factors: TuckerFactors
+) -> TuckerState:
+    """Core and output factor, given the moment seen from the factor renewed last."""
+    product = problem.target.product.reshape(problem.x.shape)
+    factor = factors[problem.modes.index(mode)]
+    image = image_of(moment, factor)
+    target = mode_products(product, [*_transposed(_by_mode(problem, factors)), None])
+    right = _first(target, mode)
+    n = right.shape[0] * right.shape[1]
+    small = compress(factor, image).transpose(0, 1, 3, 2).reshape(n, n)
+    flat, output = fit_rest(small, right.reshape(n, -1), problem.ranks[-1], problem.kept[-1])
+    moved = jnp.moveaxis(target, mode, 0).shape[:-1]
+    core = jnp.moveaxis(flat.reshape(*moved, -1), 0, mode)
+    weighed = _weighed(problem, mode, image, factors, core)
+    return TuckerState(factors, core, output, _projected(product, output) - weighed)
+
+
+def _weighed(
+    problem: TuckerProblem,
+    mode: int,
+    image: Image,
+    factors: TuckerFactors,
+    core: Float[Array, "*_"],
+) -> Float[Array, "*_"]:
+    """S applied to the approximation, but for its output factor."""
+    *inputs, _ = problem.x.shape
+    if problem.only is None:
+        approximation = mode_products(core, [*_by_mode(problem, factors), None])
+        left = problem.target.weighed(approximation.reshape(len(problem.target.matrix), -1))
+        return left.reshape(*inputs, -1)
+    rest = _first(core, mode).transpose(1, 0, 2)
+    rest = rest.reshape(-1, rest.shape[2])
+    left = jnp.matmul(image.reshape(-1, len(rest)), rest, precision=HIGHEST)
+    return _unfirst(left, inputs, mode)
+
+
+def _error(problem: TuckerProblem, state: TuckerState) -> Float[Array, ""]:
+    """Of the part within the output factor, measured, and of that beyond it."""
+    within = _remainder(problem, state.factors, state.core, state.output)
+    beyond = jnp.zeros((), within.dtype)
+    if state.output is not None:
+        kept = dot(state.output, jnp.matmul(problem.energy, state.output, precision=HIGHEST))
+        beyond = problem.target.squared - kept
+    squared = dot(within, state.residual) + beyond
+    return problem.target.error_by(squared, _tucker_of(problem, state))
+
+
+def _tucker_of(problem: TuckerProblem, state: TuckerState) -> Tucker:
+    return Tucker(state.core, (*_by_mode(problem, state.factors), state.output))
+
+
+def _by_mode(
+    problem: TuckerProblem, factors: TuckerFactors, skip: int | None = None
+) -> list[Array | None]:
+    """The factors by input mode, None where a mode is whole or skipped."""
+    known = dict(zip(problem.modes, factors, strict=True))
+    return [None if k == skip else known.get(k) for k in range(problem.x.ndim - 1)]
+
+
+def _moment_of(problem: TuckerProblem, mode: int, factors: TuckerFactors) -> ModeMoment:
+    """S seen from a mode, compressed along the other compressed modes."""
+    if problem.only is not None:
+        return problem.only
+    others = _transposed(_by_mode(problem, factors, skip=mode))
+    return _seen_from(mode_products(problem.tensor, [*others, *others]), mode)
+
+
+def _projected(y: Float[Array, "*_"], output: Array | None) -> Float[Array, "*_"]:
+    return y if output is None else jnp.matmul(y, output, precision=HIGHEST)
+
+
+def _seen_from(tensor: Float[Array, "*_"], mode: int) -> ModeMoment:
     """The moment (n_1, ..., n_M, n_1, ..., n_M) laid out for one mode."""
     half = tensor.ndim // 2
     size = tensor.shape[mode]

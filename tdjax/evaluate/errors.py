@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from tdjax.arguments.called import calling_the_model
 from tdjax.decompose.als import safe_ratio
-from tdjax.decompose.formats import HIGHEST
-from tdjax.decompose.norms import times
+from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.second_moment import times
 from tdjax.evaluate.candidates import Network, examples
 from tdjax.params.factorize import dense_tree, factor_tree, weight_name
 from tdjax.params.options import Options

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import HIGHEST
+from tdjax.decompose.products import HIGHEST
 from tdjax.moments.pieces import OUTSIDE, Piece, Taps, pieces_of
 
 # More products than this cost more than patches of so small channels.

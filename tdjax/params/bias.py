@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import HIGHEST
+from tdjax.decompose.products import HIGHEST
 from tdjax.params.kernels import Weights
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.plan.plan import PlannedLayer

@@ -24,7 +24,7 @@ from tdjax.decompose import (
 from tdjax.decompose.formats import CP, Format
 from tdjax.decompose.inputs import as_float
 from tdjax.decompose.norms import Covariance, Kronecker, Norm
-from tdjax.decompose.sparse import Corrected, Operator, alternate, diagonal_of
+from tdjax.decompose.sparse import Corrected, Operator, alternate
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
@@ -231,5 +231,5 @@ def _operator(kernel: Float[Array, "*_"], weights: Weights, chain: Chain) -> Ope
         return jnp.concatenate([norm.weigh(part) for norm, part in parts], axis=-1)
 
     parts = zip(norms, chain.split_groups(kernel), strict=True)
-    diagonal = jnp.concatenate([diagonal_of(norm, part) for norm, part in parts], axis=-1)
+    diagonal = jnp.concatenate([norm.diagonal(part) for norm, part in parts], axis=-1)
     return Operator(weigh, diagonal)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import HIGHEST
+from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import collect
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors

@@ -49,20 +49,20 @@ def _weights(entry: PlannedLayer, moments: Mapping[str, LayerMoments], norm: str
         raise KeyError(f"no moments of layer {layer.path!r}; there are: {', '.join(moments)}")
     found = moments[layer.path]
     # An embedding that is only attended to has nothing but its queries.
-    own = norm == "covariance" and found.inputs is not None
-    outputs = None if own else found.outputs
+    inputs_alone = norm == "covariance" and found.inputs is not None
+    outputs = None if inputs_alone else found.outputs
     if norm == "kronecker" and outputs is None:
         raise ValueError(
             f"layer {layer.path!r}: norm 'kronecker' needs moments of the gradient; give "
             "collect_moments a loss_fn"
         )
     *front, columns = layer.group_shape
-    _check(found.inputs, math.prod(front), entry)
-    _check(outputs, columns, entry)
+    _check_shape(found.inputs, math.prod(front), entry)
+    _check_shape(outputs, columns, entry)
     return Weights(found.inputs, outputs)
 
 
-def _check(moment: Float[Array, "*_"] | None, size: int, entry: PlannedLayer) -> None:
+def _check_shape(moment: Float[Array, "*_"] | None, size: int, entry: PlannedLayer) -> None:
     layer = entry.layer
     front = (*((layer.copies,) if layer.storage.stack is not None else ()), layer.groups)
     if moment is not None and moment.shape not in ((*front, size, size), (*front, size)):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tdjax.decompose.formats import HIGHEST
+from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
 from tdjax.pruning.checks import check_range

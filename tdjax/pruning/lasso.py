@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from tdjax.decompose.formats import HIGHEST
 from tdjax.decompose.inputs import as_float
+from tdjax.decompose.products import HIGHEST
 from tdjax.pruning.checks import check_range
 
 # Turns between two looks at the optimality conditions and at the step.

@@ -7,7 +7,7 @@ import pytest
 
 from tdjax import Covariance, Kronecker, truncated_svd
 from tdjax.decompose.formats import LowRank
-from tdjax.decompose.sparse import Operator, alternate, diagonal_of, scattered
+from tdjax.decompose.sparse import Operator, alternate, scattered
 
 RANK, NONZEROS = 3, 60
 ROWS, COLUMNS = 40, 30
@@ -42,7 +42,7 @@ def run(matrix, norm=None, **options):
 
     @jax.jit
     def found(x):
-        operator = None if norm is None else Operator(norm.weigh, diagonal_of(norm, x))
+        operator = None if norm is None else Operator(norm.weigh, norm.diagonal(x))
         return alternate(
             x,
             NONZEROS,

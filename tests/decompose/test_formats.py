@@ -8,8 +8,8 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdjax.decompose import formats
 from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
+from tdjax.decompose.products import khatri_rao, mode_products
 
 SHAPE = (3, 4, 5, 2)
 
@@ -131,7 +131,7 @@ def test_mode_products_act_on_the_dense_array(make):
         assert type(moved) is type(array)
         assert moved.ranks == array.ranks
         close(moved.to_tensor(), expected)
-        close(formats.mode_products(array.to_tensor(), matrices), expected)
+        close(mode_products(array.to_tensor(), matrices), expected)
 
 
 def test_groups_of_rows_admit_products_along_the_columns_alone():
@@ -192,8 +192,8 @@ def test_gradient_by_multilinearity(make):
 
 def test_khatri_rao_is_the_column_wise_kronecker_product():
     a, b, c = draw(0, 2, 3), draw(1, 4, 3), draw(2, 3, 3)
-    close(formats.khatri_rao([a, b, c]), scipy.linalg.khatri_rao(scipy.linalg.khatri_rao(a, b), c))
-    close(formats.khatri_rao([a]), a)
+    close(khatri_rao([a, b, c]), scipy.linalg.khatri_rao(scipy.linalg.khatri_rao(a, b), c))
+    close(khatri_rao([a]), a)
 
 
 def test_the_base_class_stands_for_nothing():

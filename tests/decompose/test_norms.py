@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdjax.decompose import cp_als, hosvd, truncated_svd, tt_svd, tucker_als
-from tdjax.decompose.norms import (
-    Covariance,
-    Frobenius,
-    Kronecker,
-    ModeWeighted,
-    Norm,
-    in_norm,
-    regularised,
-    roots,
-)
+from tdjax.decompose.coordinates import Norm, check_known, coordinates_of
+from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
+from tdjax.decompose.second_moment import regularised, roots
 
 SHAPE = (6, 5, 4)
 
@@ -122,12 +115,15 @@ def test_no_roots_is_frobenius():
 
 
 def test_coordinates_round_trip():
-    x = tensor(*SHAPE)
+    x = jnp.asarray(tensor(*SHAPE))
     norm = weighted(*ROOTS)
-    moved = norm.to_frobenius(jnp.asarray(x))
+    space = norm.coordinates(x)
+    moved = space.of_array(x)
     np.testing.assert_allclose(moved, multiply(x, ROOTS), rtol=0, atol=1e-5)
     exact = tt_svd(moved, (6, 4))
-    np.testing.assert_allclose(norm.from_frobenius(exact).to_tensor(), x, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(space.back(exact).to_tensor(), x, rtol=0, atol=1e-4)
+    again = space.of_format(space.back(exact)).to_tensor()
+    np.testing.assert_allclose(again, moved, rtol=0, atol=1e-4)
 
 
 def test_norm_passes_through_jit_and_vmap():
@@ -144,19 +140,15 @@ def test_norm_passes_through_jit_and_vmap():
         np.testing.assert_allclose(batched, run(norm), rtol=0, atol=1e-4)
 
 
-def test_in_norm_hands_the_information_on():
+def test_coordinates_with_and_without_a_norm():
     x = jnp.asarray(tensor(4, 3))
-    seen = []
-
-    def decompose(y):
-        seen.append(np.asarray(y))
-        return truncated_svd(y, 3), "information"
-
     roots = (2 * np.eye(4), None)
     for norm, expected in ((None, x), (weighted(*roots), 2 * x)):
-        result, information = in_norm(norm, decompose, x)
-        assert information == "information"
-        np.testing.assert_allclose(seen.pop(), expected, rtol=1e-6)
+        space = coordinates_of(norm, x)
+        assert space.row_weight is None
+        moved = space.of_array(x)
+        np.testing.assert_allclose(moved, expected, rtol=1e-6)
+        result = space.back(truncated_svd(moved, 3))
         np.testing.assert_allclose(result.to_tensor(), x, rtol=0, atol=1e-5)
 
 
@@ -194,6 +186,16 @@ NORMS = {
     "arrays of numpy": (Kronecker(S, G), full(S), full(G)),
     "zeros": (Covariance(jnp.zeros((D, D))), np.eye(D), np.eye(T)),
 }
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_diagonals_are_those_of_the_operator(name):
+    norm, s, g = NORMS[name]
+    x = jnp.zeros((6, 5, T))
+    expected = np.outer(np.diag(s), np.diag(g)).reshape(x.shape)
+    np.testing.assert_allclose(norm.diagonal(x), expected, rtol=1e-4)
+    # Whatever shorter way a norm has, it follows from the coordinates too.
+    np.testing.assert_allclose(Norm.diagonal(norm, x), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -324,10 +326,9 @@ def test_norms_that_a_decomposition_does_not_know():
     class Unknown(Norm):
         pass
 
-    x = jnp.ones((4, 3))
-    with pytest.raises(TypeError, match="knows no norm Unknown"):
-        truncated_svd(x, 1, norm=Unknown())
-    with pytest.raises(TypeError, match="Unknown is abstract"):
-        Unknown().weigh(x)
-    with pytest.raises(TypeError, match="knows no norm Covariance"):
-        in_norm(Covariance(jnp.eye(4)), lambda y: (truncated_svd(y, 1), None), x)
+    with pytest.raises(TypeError, match="abstract class Unknown"):
+        Unknown()
+    with pytest.raises(TypeError, match=r"a tdjax\.Norm is needed, got 'frobenius'"):
+        check_known("frobenius")
+    with pytest.raises(ValueError, match="eps needs a norm of the modes"):
+        tt_svd(tensor(*SHAPE), eps=0.1, norm=Covariance(jnp.eye(30)))

@@ -1,0 +1,117 @@
+"""Second moments, in full or by their diagonals: checks, ridge, products, roots."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tdjax.decompose.products import HIGHEST
+
+SecondMoment = Float[Array, "d d"] | Float[Array, " d"]
+
+# How far, relative to its diagonal, a second moment may be from symmetric and semi-definite:
+# more than rounding in half precision does over a sum of many samples.
+SLACK = 1e-3
+
+
+@partial(jax.jit, static_argnames=("ridge",))
+def regularised(moment: SecondMoment, ridge: float) -> SecondMoment:
+    """The moment plus `ridge` times its mean diagonal; the identity in place of zeros."""
+    mean = jnp.mean(diagonal_of(moment))
+    identity = (
+        jnp.ones_like(moment) if moment.ndim == 1 else jnp.eye(len(moment), dtype=moment.dtype)
+    )
+    symmetric = moment if moment.ndim == 1 else (moment + moment.T) / 2
+    return jnp.where(mean > 0, symmetric + ridge * mean * identity, identity)
+
+
+def times(moment: SecondMoment, matrix: Float[Array, "d t"]) -> Float[Array, "d t"]:
+    """S @ matrix, S given in full or by its diagonal."""
+    if moment.ndim == 1:
+        return moment[:, None] * matrix
+    return jnp.matmul(moment, matrix, precision=HIGHEST)
+
+
+def diagonal_of(moment: SecondMoment) -> Float[Array, " d"]:
+    """The diagonal of S, given in full or by it."""
+    return moment if moment.ndim == 1 else jnp.diagonal(moment)
+
+
+def in_full(moment: SecondMoment) -> Float[Array, "d d"]:
+    """S as a matrix, given in full or by its diagonal."""
+    return jnp.diag(moment) if moment.ndim == 1 else moment
+
+
+@jax.jit
+def roots(moment: SecondMoment) -> tuple[Float[Array, "t t"], Float[Array, "t t"]]:
+    """The symmetric root of a moment and its inverse, both (T, T).
+
+    Eigenvalues below the rounding of the largest are raised to it, so that both are finite.
+    """
+    values, vectors = (
+        (moment, jnp.eye(len(moment), dtype=moment.dtype))
+        if moment.ndim == 1
+        else jnp.linalg.eigh(moment)
+    )
+    root = jnp.sqrt(jnp.maximum(values, jnp.finfo(moment.dtype).eps * jnp.max(values)))
+    return (
+        jnp.matmul(vectors * root, vectors.T, precision=HIGHEST),
+        jnp.matmul(vectors / root, vectors.T, precision=HIGHEST),
+    )
+
+
+def check_moment(moment: Array | np.ndarray, name: str) -> None:
+    """Refuse, with a ValueError, what cannot be a second moment, as far as it can be seen."""
+    if moment.ndim not in (1, 2) or moment.size == 0 or len(set(moment.shape)) > 1:
+        raise ValueError(
+            f"{name}: a square matrix or the vector of its diagonal is needed, "
+            f"got shape {moment.shape}"
+        )
+    if isinstance(moment, jax.core.Tracer):
+        return
+    values = np.asarray(moment)
+    values = values.astype(np.promote_types(values.dtype, np.float32))
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} of shape {values.shape} holds NaN or Inf")
+    slack = SLACK * abs(values).max()
+    if slack == 0:
+        return
+    if values.ndim == 2:
+        distance = abs(values - values.T).max()
+        if distance > slack:
+            raise ValueError(
+                f"{name} is not symmetric: it differs from its transpose by {distance:.3g}"
+            )
+    if not _is_semidefinite(values, slack):
+        raise ValueError(f"{name} is not positive semi-definite, as a second moment is")
+
+
+def check_size(
+    moment: Array | np.ndarray, size: int, name: str, modes: str, shape: tuple[int, ...]
+) -> None:
+    """Refuse, with a ValueError, a moment that does not fit these modes of an array."""
+    if set(moment.shape) != {size}:
+        raise ValueError(
+            f"{name} of shape {moment.shape} does not fit {modes} of an array of shape {shape}: "
+            f"{size} rows are needed"
+        )
+
+
+def _is_semidefinite(values: np.ndarray, slack: np.floating) -> bool:
+    """Whether no eigenvalue is below -slack."""
+    diagonal = values if values.ndim == 1 else np.diagonal(values)
+    if diagonal.min() < -slack:
+        return False
+    if values.ndim == 1:
+        return True
+    shifted = values / slack
+    shifted[np.diag_indices(len(values))] += 1
+    try:
+        np.linalg.cholesky(shifted)
+    except np.linalg.LinAlgError:
+        return False
+    return True
