@@ -11,9 +11,8 @@ import jax.numpy as jnp
 
 from experiments.compress.settings import Compress
 from experiments.compress.trials import Trial
-from experiments.error_study.bench import DECOMPOSE
 from experiments.network.calibrate import Batch, moments_for
-from experiments.network.network import Subject
+from experiments.network.network import DECOMPOSE, Subject
 from experiments.network.train_on import named_key, tuned
 from experiments.network.training import Model
 from tdjax.allocation.measures import operator_bound

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.error_study.settings import optional, required
+from experiments.workdir.journal import optional, required
 
 # What tells a trial from others, and whether it may be null.
 TRIAL = {"method": (str, False), "q": (float, True), "share": (float, True), "value": (float, True)}

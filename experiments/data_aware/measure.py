@@ -10,8 +10,8 @@ from typing import Any
 from experiments.data_aware.bench import AwareBench
 from experiments.data_aware.settings import FROBENIUS
 from experiments.data_aware.trials import Trial, is_sequential
-from experiments.error_study.bench import DECOMPOSE
 from experiments.network.calibrate import Batch
+from experiments.network.network import DECOMPOSE
 from experiments.network.train_on import named_key, reestimated, scored, tuned
 from experiments.network.training import Model
 from tdjax.dispatch import factorize_sequentially

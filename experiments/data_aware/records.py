@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.error_study.settings import required
+from experiments.workdir.journal import required
 
 KINDS = ("network", "reestimated", "tuned", "layer")
 FIELDS: dict[str, type] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,43 +12,12 @@ import jax.numpy as jnp
 
 from experiments.data import DataSplits, load, prepare
 from experiments.error_study.choices import enumerate_choices
-from experiments.error_study.protocol import ModelSettings, Protocol
+from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import Choice, Key
-from experiments.models import (
-    MLP,
-    VGG16,
-    WRN16_8,
-    DenseNet22,
-    GaripovNet,
-    GoogLeNet,
-    ImageNetResNet18,
-    ResNet18,
-    ResNet20,
-    ResNet50,
-    ResNet56,
-    ResNet110,
-)
-from experiments.network.training import LinenNetwork, Model, Scores, steps_per_epoch
+from experiments.network.network import INIT, build_network
+from experiments.network.training import LinenNetwork, Model, steps_per_epoch
 from tdjax.linen import make_plan
 from tdjax.plan.plan import Plan, PlannedLayer
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLP,
-    "garipovnet": GaripovNet,
-    "resnet18": ResNet18,
-    "resnet20": ResNet20,
-    "resnet56": ResNet56,
-    "resnet110": ResNet110,
-    "vgg16": VGG16,
-    "densenet22": DenseNet22,
-    "wrn16_8": WRN16_8,
-    "resnet18_imagenet": ImageNetResNet18,
-    "resnet50": ResNet50,
-    "googlenet": GoogLeNet,
-}
-
-# Random streams of a study.
-INIT, TRAIN, DECOMPOSE, FINETUNE = range(4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,18 +79,6 @@ def set_up(protocol: Protocol) -> Bench:
     return Bench(protocol, splits, module, Model(variables["params"], state), dense, plans)
 
 
-def build_network(settings: ModelSettings, classes: int) -> nn.Module:
-    """The network of a configuration. Raises ValueError for a name or argument it lacks."""
-    if settings.name not in NETWORKS:
-        raise ValueError(
-            f"config field 'model.name' is {settings.name!r}: known are {', '.join(NETWORKS)}"
-        )
-    try:
-        return NETWORKS[settings.name](classes=classes, **settings.arguments)
-    except TypeError as error:
-        raise ValueError(f"config field 'model.arguments': {error}") from error
-
-
 def choice_fields(key: Key) -> dict[str, Any]:
     """The fields of a record that say what was measured."""
     choice, run = key
@@ -130,13 +87,4 @@ def choice_fields(key: Key) -> dict[str, Any]:
         "method": choice.method,
         "compression": choice.compression,
         "run": run,
-    }
-
-
-def performance(scores: Scores, index: int, count: int) -> dict[str, Any]:
-    """The fields of a record that say how run or candidate `index` did on `count` examples."""
-    return {
-        "accuracy": float(scores.accuracy[index]),
-        "cross_entropy": float(scores.cross_entropy[index]),
-        "count": count,
     }

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import DataSplits
-from experiments.error_study.bench import FINETUNE, Bench, choice_fields, performance
+from experiments.error_study.bench import Bench, choice_fields
 from experiments.error_study.candidates import (
     CompressedNetwork,
     Factors,
@@ -18,12 +18,14 @@ from experiments.error_study.candidates import (
     without_kernel,
 )
 from experiments.error_study.records import Choice, Key
+from experiments.network.network import FINETUNE
 from experiments.network.training import (
     Fit,
     FitSettings,
     Model,
     evaluate,
     fit_epochs,
+    performance,
     start_fit,
     steps_per_epoch,
 )

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.data import Examples
-from experiments.error_study.bench import Bench, choice_fields, performance
+from experiments.error_study.bench import Bench, choice_fields
 from experiments.error_study.candidates import Factors, dense_kernel
 from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
 from experiments.error_study.records import Choice, Key
-from experiments.network.training import Model, Scores, example_scores
+from experiments.network.training import Model, Scores, example_scores, performance
 from tdjax.dispatch import collect_moments
 from tdjax.evaluate.candidates import evaluate_candidates
 from tdjax.evaluate.errors import candidate_feature_errors, data_errors, weight_errors

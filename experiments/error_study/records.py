@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
-from experiments.error_study.settings import (
-    StudyConfig,
-    optional,
-    read_config,
-    required,
-    share_removed,
-)
+from experiments.error_study.settings import StudyConfig, read_config, share_removed
+from experiments.workdir.journal import optional, required
 
 SUBSETS = ("test", "validation")
 

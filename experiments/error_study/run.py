@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.error_study.bench import DECOMPOSE, TRAIN, Bench, set_up
+from experiments.error_study.bench import Bench, set_up
 from experiments.error_study.candidates import decompose_runs
 from experiments.error_study.finetune import finetune_records
 from experiments.error_study.measure import compressed_records, moments_of_layers
@@ -18,6 +18,7 @@ from experiments.error_study.protocol import Protocol, protocol_to_dict
 from experiments.error_study.records import Measurements, read_measurements
 from experiments.error_study.report import write_report
 from experiments.network.baseline import Training, baseline_record, train_baseline
+from experiments.network.network import DECOMPOSE, TRAIN
 from experiments.network.training import Model
 from experiments.workdir.journal import append_records, claim_workdir
 from experiments.workdir.progress import Progress

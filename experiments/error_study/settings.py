@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.workdir.journal import optional, required
+
 PHASES = ("before", "after")
 
 
@@ -53,23 +55,6 @@ def read_config(path: Path) -> StudyConfig:
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def required(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The field of a JSON object; raises `ValueError` if it is missing or not of that type."""
-    if name not in record:
-        raise ValueError(f"field '{name}' is missing")
-    value = record[name]
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"field '{name}' is {value!r}, not of type {kind.__name__}")
-    return value
-
-
-def optional(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The field of a JSON object, or None where it is missing or null."""
-    return None if record.get(name) is None else required(record, name, kind)
 
 
 def _filled_list(record: Mapping[str, Any], name: str) -> list[Any]:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import DataSplits, Examples
-from experiments.error_study.bench import performance
 from experiments.network import checkpoints
 from experiments.network.training import (
     Fit,
@@ -20,6 +19,7 @@ from experiments.network.training import (
     Model,
     evaluate,
     fit_epochs,
+    performance,
     start_fit,
     steps_per_epoch,
 )

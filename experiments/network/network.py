@@ -12,13 +12,45 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import TABLES, DataSplits, Examples, load, load_table, prepare, prepare_table
-from experiments.error_study.bench import INIT, TRAIN, build_network
+from experiments.models import (
+    MLP,
+    VGG16,
+    WRN16_8,
+    DenseNet22,
+    GaripovNet,
+    GoogLeNet,
+    ImageNetResNet18,
+    ResNet18,
+    ResNet20,
+    ResNet50,
+    ResNet56,
+    ResNet110,
+)
 from experiments.network.baseline import Training, train_baseline
 from experiments.network.calibrate import Batch, Calibration, altered, batches_of, source_examples
-from experiments.network.settings import SubjectSettings
+from experiments.network.settings import ModelSettings, SubjectSettings
 from experiments.network.training import LinenNetwork, Model, steps_per_epoch
 from tdjax.linen import make_plan
 from tdjax.plan.plan import Plan
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "garipovnet": GaripovNet,
+    "resnet18": ResNet18,
+    "resnet20": ResNet20,
+    "resnet56": ResNet56,
+    "resnet110": ResNet110,
+    "vgg16": VGG16,
+    "densenet22": DenseNet22,
+    "wrn16_8": WRN16_8,
+    "resnet18_imagenet": ImageNetResNet18,
+    "resnet50": ResNet50,
+    "googlenet": GoogLeNet,
+}
+
+# Random streams of an experiment.
+INIT, TRAIN, DECOMPOSE, FINETUNE = range(4)
+
 
 # (path, shapes of the variables) -> variables
 ReadWeights = Callable[[str, Any], Any]
@@ -127,6 +159,18 @@ def set_up(
         make_plan(module, variables, (), sample),
         _sources(settings, splits) if images else {},
     )
+
+
+def build_network(settings: ModelSettings, classes: int) -> nn.Module:
+    """The network of a configuration. Raises ValueError for a name or argument it lacks."""
+    if settings.name not in NETWORKS:
+        raise ValueError(
+            f"config field 'model.name' is {settings.name!r}: known are {', '.join(NETWORKS)}"
+        )
+    try:
+        return NETWORKS[settings.name](classes=classes, **settings.arguments)
+    except TypeError as error:
+        raise ValueError(f"config field 'model.arguments': {error}") from error
 
 
 def _sources(settings: SubjectSettings, splits: DataSplits) -> dict[str, Examples]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from experiments.error_study.protocol import DataSettings, FinetuneSettings, ModelSettings
 from experiments.network.training import FitSettings
 from experiments.workdir.fields import check_choices, check_least
 
@@ -21,6 +23,35 @@ OTHERS = (
     "fgvc_aircraft",
 )
 LABELS = ("sampled", "true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which data set, and how much of it.
+
+    See `experiments.data.load` and `experiments.data.prepare`; for tables,
+    `experiments.data.load_table` and `experiments.data.prepare_table`.
+    """
+
+    name: str
+    folder: str | None = None
+    validation_share: float = 0.1
+    train_size: int | None = None
+    validation_size: int | None = None
+    test_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which network, and with it the arguments of its class.
+
+    For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
+    CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
+    "resnet18_imagenet", "resnet50", "googlenet".
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +122,42 @@ class ScoreSettings:
 
     batch_size: int = 500
     change: str = "same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """Fine-tuning after compression; its learning rate is the last of the training schedule.
+
+    Arguments:
+        epochs: at most; 0 leaves it out.
+        patience: see `FitSettings`.
+        learning_rate: another learning rate.
+        repeat: train by the schedule of the training from its start, warm-up, first learning rate
+            and boundaries, in place of a learning rate that stays.
+    """
+
+    epochs: int = 10
+    patience: int | None = None
+    learning_rate: float | None = None
+    repeat: bool = False
+
+    def fit_after(self, train: FitSettings) -> FitSettings:
+        """How a network trained by `train` is trained on.
+
+        Raises ValueError that names the field for what no training takes.
+        """
+        before = train.learning_rate if self.repeat else train.last_learning_rate
+        try:
+            return dataclasses.replace(
+                train,
+                epochs=self.epochs,
+                patience=self.patience,
+                learning_rate=before if self.learning_rate is None else self.learning_rate,
+                boundaries=train.boundaries if self.repeat else (),
+                warmup=train.warmup if self.repeat else 0,
+            )
+        except ValueError as error:
+            raise ValueError(f"config field 'finetune': {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from experiments.data import Examples
-from experiments.error_study.bench import FINETUNE, performance
 from experiments.network.calibrate import Batch
-from experiments.network.network import Subject
+from experiments.network.network import FINETUNE, Subject
 from experiments.network.training import (
     Apply,
     FitSettings,
     Model,
     evaluate,
     fit_epochs,
+    performance,
     start_fit,
     steps_per_epoch,
 )

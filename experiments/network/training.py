@@ -259,6 +259,15 @@ def example_scores(
     return right.astype(jnp.float32), loss
 
 
+def performance(scores: Scores, index: int, count: int) -> dict[str, Any]:
+    """The fields of a record that say how run or candidate `index` did on `count` examples."""
+    return {
+        "accuracy": float(scores.accuracy[index]),
+        "cross_entropy": float(scores.cross_entropy[index]),
+        "count": count,
+    }
+
+
 @partial(jax.jit, static_argnames=("count",))
 def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
     return jax.vmap(lambda key: jax.random.permutation(key, count))(keys)

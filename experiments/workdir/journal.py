@@ -62,6 +62,23 @@ def append_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+def required(record: Mapping[str, Any], name: str, kind: type) -> Any:
+    """The field of a JSON object; raises `ValueError` if it is missing or not of that type."""
+    if name not in record:
+        raise ValueError(f"field '{name}' is missing")
+    value = record[name]
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"field '{name}' is {value!r}, not of type {kind.__name__}")
+    return value
+
+
+def optional(record: Mapping[str, Any], name: str, kind: type) -> Any:
+    """The field of a JSON object, or None where it is missing or null."""
+    return None if record.get(name) is None else required(record, name, kind)
+
+
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         return [

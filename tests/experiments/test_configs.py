@@ -12,10 +12,10 @@ from experiments.compress import settings as compress_settings
 from experiments.compressibility import settings as compressibility_settings
 from experiments.compressibility.paper import published_pruning
 from experiments.data_aware import settings as aware_settings
-from experiments.error_study.bench import build_network
 from experiments.error_study.choices import enumerate_choices
 from experiments.error_study.paper import published_study
 from experiments.error_study.protocol import protocol_from_dict, protocol_to_dict
+from experiments.network.network import build_network
 from tdjax.allocation.allocate import allocate
 from tdjax.linen import layer_table
 from tdjax.linen.table import inventory

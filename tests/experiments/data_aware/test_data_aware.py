@@ -144,8 +144,8 @@ def test_records_report_and_figures(unbroken, bench):
 def test_a_network_is_measured_as_its_factors_say(unbroken, bench):
     # The whole way again, without the experiment's own parts: a factorised model on the test set.
     import tdjax
-    from experiments.error_study.bench import TRAIN
     from experiments.network.baseline import Training, train_baseline
+    from experiments.network.network import TRAIN
 
     subject = bench.subject
     training = Training(

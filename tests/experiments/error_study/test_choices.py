@@ -8,10 +8,10 @@ import pytest
 
 import experiments.error_study
 from configs import garipov_cifar10, resnet18_cifar10
-from experiments.error_study.bench import build_network
 from experiments.error_study.choices import enumerate_choices
 from experiments.error_study.protocol import protocol_from_dict
 from experiments.error_study.records import Choice
+from experiments.network.network import build_network
 from tdjax.linen import layer_table
 
 PUBLISHED = json.loads(

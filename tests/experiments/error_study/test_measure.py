@@ -5,11 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.error_study.bench import DECOMPOSE, set_up
+from experiments.error_study.bench import set_up
 from experiments.error_study.candidates import decompose_runs, dense_kernel
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.measure import compressed_records, moments_of_layers
 from experiments.error_study.protocol import protocol_from_dict
+from experiments.network.network import DECOMPOSE
 from tdjax.params.factorize import layer_params
 
 pytest.importorskip("sklearn")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from experiments.data import load
-from experiments.error_study.protocol import DataSettings, ModelSettings
 from experiments.network.calibrate import (
     Batch,
     Calibration,
@@ -15,7 +14,12 @@ from experiments.network.calibrate import (
     true_loss,
 )
 from experiments.network.network import set_up
-from experiments.network.settings import CalibrationSettings, SubjectSettings
+from experiments.network.settings import (
+    CalibrationSettings,
+    DataSettings,
+    ModelSettings,
+    SubjectSettings,
+)
 from experiments.network.training import FitSettings
 
 pytest.importorskip("sklearn")
