@@ -8,6 +8,8 @@ from typing import Any
 
 from experiments.compress.settings import Compress
 from experiments.network.calibrate import Calibration
+from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
+from tdjax.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,26 @@ def enumerate_trials(settings: Compress) -> list[Trial]:
         else:
             trials += [Trial(own, strategy, budget, norm) for own in drawn]
     return trials
+
+
+def _plan(name: str, value: Any) -> str:
+    text: str = required({name: value}, name, str)
+    Plan.from_json(text)
+    return text
+
+
+_TRIAL: Fields = {
+    "strategy": str,
+    "budget": float,
+    "norm": str,
+    "source": str,
+    "images": int,
+    "subset": int,
+}
+SCHEMA: Schema = {
+    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES}),
+    "network": Kind(_TRIAL, {"plan": _plan, "test": SCORES}),
+    "reestimated": Kind(_TRIAL, {"test": SCORES}),
+    "tuned": Kind(_TRIAL, {"test": SCORES}),
+    "timed": Kind(_TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),
+}

@@ -8,6 +8,25 @@ from typing import Any
 
 from experiments.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
 from experiments.network.calibrate import Calibration
+from experiments.workdir.journal import SCORES, Fields, Kind, Schema
+
+_TRIAL: Fields = {
+    "method": str,
+    "keep": float,
+    "norm": str,
+    "correct_bias": bool,
+    "source": str,
+    "images": int,
+    "subset": int,
+}
+_SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
+SCHEMA: Schema = {
+    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
+    "network": Kind(_TRIAL, {"test": SCORES}),
+    "reestimated": Kind(_TRIAL, {"test": SCORES}),
+    "tuned": Kind(_TRIAL, {"test": SCORES}),
+    "layer": Kind({**_TRIAL, "layer": str}, {"test": SCORES}),
+}
 
 
 @dataclass(frozen=True)

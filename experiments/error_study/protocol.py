@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from experiments.network.settings import DataSettings, FinetuneSettings, ModelSettings
+from experiments.network.settings import (
+    DataSettings,
+    FinetuneSettings,
+    ModelSettings,
+    NetworkSettings,
+)
 from experiments.network.training import FitSettings
-from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
+from experiments.workdir.fields import check_choices, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +100,18 @@ class Protocol:
         self.finetune.fit_after(self.train)
 
     @property
-    def finetune_fit(self) -> FitSettings:
-        """How a compressed network is trained on."""
-        return self.finetune.fit_after(self.train)
+    def network(self) -> NetworkSettings:
+        """What the network is made from."""
+        return NetworkSettings(
+            seed=self.seed,
+            data=self.data,
+            model=self.model,
+            train=self.train,
+            finetune=self.finetune,
+            checkpoint_every=self.checkpoint_every,
+        )
 
-
-def protocol_from_dict(raw: Mapping[str, Any]) -> Protocol:
-    """The protocol of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
-
-    Raises ValueError that names the field for one that is unknown, missing or of a wrong type.
-    """
-    return read_fields(Protocol, raw)
-
-
-def protocol_to_dict(protocol: Protocol) -> dict[str, Any]:
-    """The protocol as plain JSON values, all defaults written out."""
-    return plain_fields(protocol)
+    @property
+    def needs_images(self) -> bool:
+        """Of its training images alone the study takes `measure.feature_images`."""
+        return False

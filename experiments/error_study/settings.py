@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.workdir.journal import optional, required
+from experiments.workdir.journal import required
 
 PHASES = ("before", "after")
 
@@ -46,11 +46,13 @@ def read_config(path: Path) -> StudyConfig:
             data=required(required(raw, "data", dict), "name", str),
             layers=tuple(str(layer) for layer in _filled_list(raw, "layers")),
             methods=tuple(str(method) for method in _filled_list(raw, "methods")),
-            compressions=tuple(share_removed(value) for value in _filled_list(raw, "compressions")),
+            compressions=tuple(
+                share_removed("compression", value) for value in _filled_list(raw, "compressions")
+            ),
             runs=raw["runs"],
             seed=required(raw, "seed", int),
             finetune_epochs=required(finetune, "epochs", int),
-            published=optional(raw, "published", str),
+            published=required(raw, "published", str) if raw.get("published") is not None else None,
             raw=raw,
         )
     except ValueError as error:
@@ -64,9 +66,9 @@ def _filled_list(record: Mapping[str, Any], name: str) -> list[Any]:
     return values
 
 
-def share_removed(value: Any) -> float:
+def share_removed(name: str, value: Any) -> float:
     """A compression from JSON: a number in [0, 1), to six decimals."""
     if type(value) not in (int, float) or not 0 <= value < 1:
-        raise ValueError(f"compression {value!r} is not a number in [0, 1)")
+        raise ValueError(f"{name} {value!r} is not a number in [0, 1)")
     # 1 - 0.9 and 0.1 must be the same choice.
     return round(float(value), 6)

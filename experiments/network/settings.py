@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.network.training import FitSettings
 from experiments.workdir.fields import check_choices, check_least
@@ -99,7 +99,7 @@ class CalibrationSettings:
     subsets: int = 3
     batch_size: int = 250
     labels: str = "sampled"
-    temperature: float = 1.0
+    temperature: float = 4.0
     brightness: float = 0.2
 
 
@@ -161,7 +161,7 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectSettings:
+class NetworkSettings:
     """A network with its data, and how it is looked at.
 
     Arguments:
@@ -172,6 +172,9 @@ class SubjectSettings:
             estimated anew, too: on its calibration images, or the first of them if it saw none.
         finetune: of compressed networks; no epochs leave it out.
         checkpoint_every: epochs between checkpoints of the training.
+
+    `takes_tables` says whether the experiment knows networks that predict numbers from rows of a
+    table.
     """
 
     note: str = ""
@@ -187,6 +190,8 @@ class SubjectSettings:
     test: ScoreSettings = ScoreSettings()
     finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(epochs=0))
     checkpoint_every: int = 1
+
+    takes_tables: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse values that would end an experiment half way."""
@@ -213,3 +218,13 @@ class SubjectSettings:
     def finetune_fit(self) -> FitSettings:
         """How a compressed network is trained on."""
         return self.finetune.fit_after(self.train)
+
+    @property
+    def network(self) -> NetworkSettings:
+        """What the network is made from."""
+        return self
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether anything is measured that looks at calibration images."""
+        return True

@@ -127,11 +127,16 @@ class LinenNetwork:
         return cast(tuple[Array, Any], result)
 
 
-class Model(NamedTuple):
+class Variables(NamedTuple):
     """What is trained: parameters and the collections that training updates beside them."""
 
     params: Any
     state: Any
+
+    @property
+    def collections(self) -> dict[str, Any]:
+        """All collections, as `apply` of a Linen module takes them."""
+        return {**self.state, "params": self.params}
 
 
 class Scores(NamedTuple):
@@ -152,15 +157,15 @@ class Fit(NamedTuple):
     A pytree of arrays, so a checkpoint of it continues the training exactly.
     """
 
-    model: Model
+    model: Variables
     optimizer: Any
-    best: Model
+    best: Variables
     best_loss: Float[Array, " runs"]
     best_epoch: Int[Array, " runs"]
     epoch: Int[Array, " runs"]
 
 
-def start_fit(models: Model, settings: FitSettings, steps: int) -> Fit:
+def start_fit(models: Variables, settings: FitSettings, steps: int) -> Fit:
     """The state before the first epoch. Every leaf of `models` has the runs as its first axis."""
     optimizer = jax.vmap(settings.optimiser(steps).init)(models.params)
     runs = jax.tree.leaves(models.params)[0].shape[0]
@@ -231,7 +236,7 @@ def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
     return steps
 
 
-def evaluate(models: Model, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
+def evaluate(models: Variables, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
     """Accuracy and mean loss of every run's model, in inference mode."""
     totals: Any = 0
     for start in range(0, len(examples.labels), batch_size):
@@ -274,8 +279,10 @@ def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
 
 
 @partial(jax.jit, static_argnames=("apply",))
-def _evaluate_batch(models: Model, apply: Apply, images: Array, labels: Array) -> tuple[Any, Any]:
-    def one(model: Model) -> tuple[Array, Array]:
+def _evaluate_batch(
+    models: Variables, apply: Apply, images: Array, labels: Array
+) -> tuple[Any, Any]:
+    def one(model: Variables) -> tuple[Array, Array]:
         logits, _ = apply(model.params, model.state, images, None)
         right, loss = example_scores(logits, labels)
         return jnp.sum(right), jnp.sum(loss)
@@ -285,7 +292,7 @@ def _evaluate_batch(models: Model, apply: Apply, images: Array, labels: Array) -
 
 @partial(jax.jit, static_argnames=("apply", "settings", "steps"))
 def _step(
-    models: Model,
+    models: Variables,
     optimizers: Any,
     images: Array,
     labels: Array,
@@ -297,12 +304,12 @@ def _step(
     apply: Apply,
     settings: FitSettings,
     steps: int,
-) -> tuple[Model, Any]:
+) -> tuple[Variables, Any]:
     """One optimisation step of all runs; compiled once for equal arguments and shapes."""
     optimiser = settings.optimiser(steps)
     size = settings.batch_size
 
-    def one(model: Model, optimizer: Any, order: Array, key: Array) -> tuple[Model, Any]:
+    def one(model: Variables, optimizer: Any, order: Array, key: Array) -> tuple[Variables, Any]:
         chosen = jax.lax.dynamic_slice(order, (index * size,), (size,))
         batch, targets = images[chosen], labels[chosen]
         if settings.augment:
@@ -317,13 +324,15 @@ def _step(
 
         gradient, state = jax.grad(loss, has_aux=True)(model.params)
         updates, optimizer = optimiser.update(gradient, optimizer, model.params)
-        return Model(optax.apply_updates(model.params, updates), state), optimizer
+        return Variables(optax.apply_updates(model.params, updates), state), optimizer
 
     return jax.vmap(one)(models, optimizers, order, keys)
 
 
 @partial(jax.jit, static_argnames=("patience",))
-def _keep_best(fit: Fit, model: Model, optimizer: Any, loss: Array, patience: int | None) -> Fit:
+def _keep_best(
+    fit: Fit, model: Variables, optimizer: Any, loss: Array, patience: int | None
+) -> Fit:
     # A run that is out of patience has ended, even where others beside it go on.
     running = jnp.asarray(True) if patience is None else fit.epoch - fit.best_epoch < patience
     better = (loss < fit.best_loss) & running
