@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from configs.common import configuration
 from experiments.compress.settings import Compress
 from experiments.compressibility.paper import published_pruning
 from experiments.compressibility.settings import Compressibility
@@ -46,7 +47,7 @@ def get_config(file, arg):
     return module.get_config(arg)
 
 
-CONFIGS = [file for file in FILES if file.stem != "common"]
+CONFIGS = [file for file in FILES if file.stem not in ("alds", "common")]
 AWARE = [file for file in CONFIGS if file.stem.startswith("data_aware")]
 COMPRESS = [file for file in CONFIGS if file.stem.startswith("compress_")]
 PRUNE = [file for file in CONFIGS if file.stem.startswith("compressibility")]
@@ -161,6 +162,43 @@ def test_placeholders_are_set_one_by_one(file):
     assert after["train"].pop("patience") == 3
     del before["data"]["folder"], before["train"]["patience"]
     assert after == before
+
+
+LEAST = {"data": {"name": "digits"}, "model": {"name": "mlp"}, "train": {"epochs": 3}}
+
+
+@pytest.mark.parametrize("cls", [Protocol, DataAware, Compress, Compressibility])
+def test_a_configuration_is_made_from_the_dataclass_that_reads_it(cls):
+    values = LEAST | ({"layers": ("hidden1",)} if cls is Protocol else {})
+    config = configuration(cls, **values)
+    assert read_fields(cls, config.to_dict()) == read_fields(cls, values)
+    with pytest.raises(ValueError, match="no fields trian"):
+        configuration(cls, **values, trian={"epochs": 2})
+    with pytest.raises(ValueError, match="'epochs' of FitSettings has no default"):
+        configuration(cls, **{**values, "train": {}})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wrong"),
+    [
+        ("inputs.mean", (0.5,), 0.5),
+        ("weights", "file.npz", 1),
+        ("data.train_size", 10, "ten"),
+        ("finetune.learning_rate", 0.1, "fast"),
+        ("test.layer_images", 0, "none"),
+    ],
+)
+def test_what_may_be_none_takes_its_type(field, value, wrong):
+    config = configuration(DataAware, **LEAST)
+    *folders, name = field.split(".")
+    place = config
+    for folder in folders:
+        place = place[folder]
+    assert place[name] is None
+    with pytest.raises(TypeError):
+        place[name] = wrong
+    place[name] = value
+    assert place[name] == value
 
 
 def test_the_paper_s_training():
