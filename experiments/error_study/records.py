@@ -187,7 +187,7 @@ def _key(record: Record) -> Key:
 
 
 def _of(cls: type[T], record: Record) -> T:
-    return cls(**{f.name: record[f.name] for f in fields(cls)})  # type: ignore[arg-type]
+    return cls(**{f.name: record.get(f.name) for f in fields(cls)})  # type: ignore[arg-type]
 
 
 def _errors(name: str, value: Any) -> dict[str, float]:

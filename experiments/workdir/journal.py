@@ -107,7 +107,7 @@ class Journal:
 
     def identity(self, kind: str, fields: Record) -> Identity:
         """What tells a record of such fields from all others."""
-        return (kind, *(fields[name] for name in self.schema[kind].names))
+        return (kind, *(fields.get(name) for name in self.schema[kind].names))
 
     def get(self, kind: str, **fields: Any) -> Record | None:
         """The record of such fields, or None where it is missing."""
@@ -166,7 +166,11 @@ def checked(record: Any, fields: Fields) -> dict[str, Any]:
     """
     if not isinstance(record, dict):
         raise ValueError("a record must be a JSON object")
-    return record | {name: _field(record, name, kind) for name, kind in fields.items()}
+    return record | {
+        name: _field(record, name, kind)
+        for name, kind in fields.items()
+        if not (isinstance(kind, tuple) and record.get(name) is None)
+    }
 
 
 def required(record: Record, name: str, kind: type) -> Any:
@@ -218,7 +222,7 @@ def _read(line: bytes, schema: Schema) -> dict[str, Any]:
 
 def _field(record: Record, name: str, kind: Any) -> Any:
     if isinstance(kind, tuple):
-        return None if record.get(name) is None else _field(record, name, kind[0])
+        return _field(record, name, kind[0])
     if isinstance(kind, type):
         return required(record, name, kind)
     if isinstance(kind, Mapping):
