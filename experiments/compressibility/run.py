@@ -36,6 +36,10 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
         network: of the first run; those of others differ from it in all that is random.
     """
     published_pruning(settings.published)
+    if network.is_given and settings.runs > 1:
+        raise ValueError(
+            f"config field 'runs' is {settings.runs}: a network that was given has one"
+        )
     if "abp-l" in settings.methods:
         check_chain(network)
     journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)

@@ -75,6 +75,11 @@ class Network:
         return jax.random.fold_in(jax.random.key(self.settings.seed), stream)
 
     @property
+    def is_given(self) -> bool:
+        """Whether it is none of ours, so that it cannot be made again."""
+        return self.is_trained and self.settings.weights is None
+
+    @property
     def apply(self) -> LinenNetwork:
         """The uncompressed network's forward function."""
         return LinenNetwork(self.module)
@@ -148,12 +153,7 @@ def given(
 
 
 def reseeded(network: Network, seed: int) -> Network:
-    """One of our networks again, with all that is random from another seed.
-
-    Raises ValueError for a network that was given.
-    """
-    if network.is_trained and network.settings.weights is None:
-        raise ValueError("a network that was given has one run; set config field 'runs' to 1")
+    """One of our networks again, with all that is random from another seed."""
     return configured(replace(network.settings, seed=seed), images=bool(network.sources))
 
 

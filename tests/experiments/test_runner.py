@@ -87,7 +87,7 @@ def test_what_a_given_network_lacks_is_told(splits, variables, tmp_path):
     with pytest.raises(ValueError, match="asks for 250, but source 'same' has 240 images"):
         given(settings, Mine(), variables, splits)
     settings = read_fields(Compressibility, {**RAW, "runs": 2, "methods": ["magnitude layer"]})
-    with pytest.raises(ValueError, match="has one run; set config field 'runs' to 1"):
+    with pytest.raises(ValueError, match="'runs' is 2: a network that was given has one"):
         run_compressibility(given(settings, Mine(), variables, splits), settings, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
