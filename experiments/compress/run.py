@@ -14,7 +14,7 @@ from experiments.compress.networks import Compressed, greatest_bound, planned, p
 from experiments.compress.report import write_report
 from experiments.compress.settings import Compress
 from experiments.compress.trials import SCHEMA, Trial, enumerate_trials
-from experiments.network.calibrate import Calibration
+from experiments.network.calibrate import Batch, Calibration
 from experiments.network.network import Network
 from experiments.network.train_on import reestimated, scored, tuned
 from experiments.network.training import Variables
@@ -81,31 +81,39 @@ def _measure(
             images = Calibration(first.sources[0], first.images[0], 0)
         batches = network.batches(images) if images.images else []
         made = press(settings, network, model, trial, batches, workdir / "moments")
-        kept, test = made, network.splits.test
-        records: list[dict[str, Any]] = [
-            {
-                "kind": "network",
-                **trial.fields,
-                "plan": made.plan.to_json(),
-                "test": scored(network, made.dense, test),
-            }
-        ]
+        records, kept = _looked_at(network, settings, trial, made, batches)
         if trial.strategy.startswith("alds") and settings.rounds == 1:
             records[0]["bound"] = greatest_bound(model, made.plan)
-        if settings.reestimate:
-            again = reestimated(network, made.dense, batches)
-            kept = Compressed(made.plan, made.factors, again.state)
-            found = scored(network, again, test)
-            records.append({"kind": "reestimated", **trial.fields, "test": found})
-        if settings.finetune.epochs:
-            name = f"{trial.name}, last"
-            epoch, best = tuned(network, made.factors, made.state, made.plan, name)
-            kept = Compressed(made.plan, best.params, best.state)
-            found = scored(network, kept.dense, test)
-            records.append({"kind": "tuned", **trial.fields, "epoch": epoch, "test": found})
-        variables = {**kept.state, "params": dict(kept.factors)}
+        variables = Variables(dict(kept.factors), kept.state).collections
         save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
         yield records
+
+
+def _looked_at(
+    network: Network, settings: Compress, trial: Trial, made: Compressed, batches: Sequence[Batch]
+) -> tuple[Records, Compressed]:
+    """The records of a compressed network, and what is kept of it, trained on if asked."""
+    kept, test = made, network.splits.test
+    records: Records = [
+        {
+            "kind": "network",
+            **trial.fields,
+            "plan": made.plan.to_json(),
+            "test": scored(network, made.dense, test),
+        }
+    ]
+    if settings.reestimate:
+        again = reestimated(network, made.dense, batches)
+        kept = Compressed(made.plan, made.factors, again.state)
+        found = scored(network, again, test)
+        records.append({"kind": "reestimated", **trial.fields, "test": found})
+    if settings.finetune.epochs:
+        name = f"{trial.name}, last"
+        epoch, best = tuned(network, made.factors, made.state, made.plan, name)
+        kept = Compressed(made.plan, best.params, best.state)
+        found = scored(network, kept.dense, test)
+        records.append({"kind": "tuned", **trial.fields, "epoch": epoch, "test": found})
+    return records, kept
 
 
 def _time(

@@ -35,6 +35,9 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.params.factorize import layer_params
 from tdjax.plan.plan import PlannedLayer
 
+# The sets of examples that compressed networks are measured on.
+MEASURED = ("validation", "test")
+
 
 def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerMoments]:
     """What the norms of the data are made of, for every layer that the study compresses.
@@ -44,8 +47,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
     gives the same numbers however often a study is interrupted.
     """
     settings, train = study.protocol.measure, study.network.splits.train
-    count = settings.feature_images
-    known = Examples(train.images[:count], train.labels[:count])
+    known = _first(train, settings.feature_images)
     with warnings.catch_warnings():
         # Few images say little about others, but here as for the feature errors the norm is meant
         # over just these; no factor is fitted to them.
@@ -71,62 +73,24 @@ def compressed_records(
 
     Without `moments` the errors in the norms of the data are left out.
     """
-    settings, splits = study.protocol.measure, study.network.splits
     # Runs that share one decomposition are evaluated once.
     distinct = {id(own): (key, own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
     kernels = jnp.stack([_dense(own, plans[key[0]]) for key, own in distinct.values()])
-    variables = model.collections
-    size = settings.batch_size
-    scores = {
-        name: evaluate_candidates(
-            study.network.module,
-            variables,
-            path,
-            kernels,
-            list(_batches(examples, size)),
-            _metrics,
-            chunk=settings.chunk,
-        )
-        for name, examples in (("validation", splits.validation), ("test", splits.test))
-    }
-    images = splits.train.images[: settings.feature_images]
-    inputs = [images[start : start + size] for start in range(0, len(images), size)]
-    original = layer_params(model.params, path)["kernel"]
-    found: dict[Family, Mapping[str, Any]] = {
-        WEIGHTS: jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
-        FEATURES: candidate_feature_errors(
-            study.network.module, variables, path, kernels, inputs, chunk=settings.chunk
-        ),
-    }
-    if moments is not None:
-        chunk = min(settings.chunk, len(kernels))
-        for family, outputs in ((COVARIANCE, None), (KRONECKER, moments.outputs)):
-            found[family] = _data_errors(original, kernels, moments.inputs, outputs, chunk=chunk)
-    errors = {
-        name: np.asarray(found[family][kind])
-        for family in found
-        for name, kind in zip(family.errors, family.kinds, strict=True)
-    }
-
-    records: dict[Key, dict[str, Any]] = {}
-    for key, own in factors.items():
-        k, plan = place[id(own)], plans[key[0]]
-        records[key] = {
+    scores = _candidate_scores(study, model, path, kernels)
+    errors = _candidate_errors(study, model, path, kernels, moments)
+    return {
+        key: {
             "kind": "compressed",
             **choice_fields(key),
-            "ranks": list(plan.ranks),
-            "kept": plan.kept,
-            "saves": plan.size < plan.layer.size,
-            "errors": {name: float(values[k]) for name, values in errors.items()},
-            **{
-                name: performance(Scores(*found_scores), k, len(examples.labels))
-                for (name, found_scores), examples in zip(
-                    scores.items(), (splits.validation, splits.test), strict=True
-                )
-            },
+            "ranks": list(plans[key[0]].ranks),
+            "kept": plans[key[0]].kept,
+            "saves": plans[key[0]].size < plans[key[0]].layer.size,
+            "errors": {name: float(values[place[id(own)]]) for name, values in errors.items()},
+            **_performances(study, scores, place[id(own)]),
         }
-    return records
+        for key, own in factors.items()
+    }
 
 
 def finetune_records(
@@ -138,9 +102,7 @@ def finetune_records(
     alike: Sequence[Factors],
 ) -> dict[Key, dict[str, Any]]:
     """Train all runs of one choice on and measure them; shapes are those of all `alike`."""
-    network, runs = study.network, range(study.protocol.runs)
-    settings = network.settings.finetune_fit
-    layer = plan.layer
+    network, layer, runs = study.network, plan.layer, range(study.protocol.runs)
     compressed = CompressedNetwork(
         network.apply, layer.path, layer.kernel_shape, layer.groups, str(plan.method)
     )
@@ -150,26 +112,21 @@ def finetune_records(
         for run in runs
     ]
     keys = [choice_key(network.key(FINETUNE), choice, run) for run in runs]
-    splits = network.splits
     records: dict[Key, dict[str, Any]] = {}
     for group in side_by_side(runs):
-        fit = fitted(
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *[models[run] for run in group]),
-            compressed,
-            settings,
-            splits,
-            jnp.stack([keys[run] for run in group]),
-        )
+        own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[models[run] for run in group])
+        group_keys = jnp.stack([keys[run] for run in group])
+        settings = network.settings.finetune_fit
+        fit = fitted(own, compressed, settings, network.splits, group_keys)
         scores = {
-            name: (evaluate(fit.best, compressed, examples), len(examples.labels))
-            for name, examples in (("validation", splits.validation), ("test", splits.test))
+            name: evaluate(fit.best, compressed, getattr(network.splits, name)) for name in MEASURED
         }
         for k, run in enumerate(group):
             records[choice, run] = {
                 "kind": "finetuned",
                 **choice_fields((choice, run)),
                 "epoch": int(fit.best_epoch[k]),
-                **{name: performance(s, k, count) for name, (s, count) in scores.items()},
+                **_performances(study, scores, k),
             }
     return records
 
@@ -184,6 +141,71 @@ def side_by_side(runs: Sequence[int]) -> list[Sequence[int]]:
     if jax.default_backend() == "cpu":
         return [[run] for run in runs]
     return [runs]
+
+
+def _candidate_scores(
+    study: PlannedStudy, model: Variables, path: str, kernels: Float[Array, "n ..."]
+) -> dict[str, Scores]:
+    """Performance with each of the kernels in one layer's place, by set of examples."""
+    settings = study.protocol.measure
+    return {
+        name: Scores(
+            *evaluate_candidates(
+                study.network.module,
+                model.collections,
+                path,
+                kernels,
+                list(_batches(getattr(study.network.splits, name), settings.batch_size)),
+                _metrics,
+                chunk=settings.chunk,
+            )
+        )
+        for name in MEASURED
+    }
+
+
+def _candidate_errors(
+    study: PlannedStudy,
+    model: Variables,
+    path: str,
+    kernels: Float[Array, "n ..."],
+    moments: LayerMoments | None,
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Errors of each of the kernels in one layer's place, by name."""
+    settings, network = study.protocol.measure, study.network
+    known = _first(network.splits.train, settings.feature_images)
+    inputs = [images for images, _ in _batches(known, settings.batch_size)]
+    original = layer_params(model.params, path)["kernel"]
+    found: dict[Family, Mapping[str, Any]] = {
+        WEIGHTS: jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
+        FEATURES: candidate_feature_errors(
+            network.module, model.collections, path, kernels, inputs, chunk=settings.chunk
+        ),
+    }
+    if moments is not None:
+        chunk = min(settings.chunk, len(kernels))
+        for family, outputs in ((COVARIANCE, None), (KRONECKER, moments.outputs)):
+            found[family] = _data_errors(original, kernels, moments.inputs, outputs, chunk=chunk)
+    return {
+        name: np.asarray(found[family][kind])
+        for family in found
+        for name, kind in zip(family.errors, family.kinds, strict=True)
+    }
+
+
+def _performances(
+    study: PlannedStudy, scores: Mapping[str, Scores], index: int
+) -> dict[str, dict[str, Any]]:
+    """The fields of a record that say how run or candidate `index` did."""
+    splits = study.network.splits
+    return {
+        name: performance(found, index, len(getattr(splits, name).labels))
+        for name, found in scores.items()
+    }
+
+
+def _first(examples: Examples, count: int) -> Examples:
+    return Examples(examples.images[:count], examples.labels[:count])
 
 
 @partial(jax.jit, static_argnames=("chunk",))
