@@ -26,8 +26,7 @@ class Experiment:
 
     Arguments:
         name: the field "experiment" of its configurations.
-        settings: the dataclass that they are read to. It has `network`, the `NetworkSettings`, and
-            `needs_images`, whether calibration images are needed.
+        settings: the dataclass that they are read to, an `ExperimentSettings`.
         run: (network, settings, workdir) -> the report's page; measures what is asked for and not
             measured yet, then reports.
         report: workdir -> the report's page, of whatever was measured.
@@ -77,8 +76,7 @@ def carry_out(raw: Mapping[str, Any], workdir: Path) -> Path:
         return report(workdir)
     experiment = experiment_named(name)
     settings = read_fields(experiment.settings, raw)
-    network = configured(settings.network, images=settings.needs_images)
-    return experiment.run(network, settings, workdir)
+    return experiment.run(configured(settings), settings, workdir)
 
 
 def report(workdir: Path) -> Path:

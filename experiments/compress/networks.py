@@ -43,8 +43,8 @@ class Compressed:
 
 
 def press(
-    settings: Compress,
     network: Network,
+    settings: Compress,
     model: Variables,
     trial: Trial,
     batches: Sequence[Batch],
@@ -68,17 +68,17 @@ def press(
             # Only the uncompressed network's moments are shared between trials.
             own = folder if number == 1 else folder / f"{trial.name}-{number}"
             moments = moments_for(network, model, batches, trial.calibration, own, gradients=True)
-        plan = planned(settings, network, model, trial, number, moments)
+        plan = planned(network, settings, model, trial, number, moments)
         made = Compressed(
-            plan, _decomposed(settings, network, model, trial, plan, batches, moments), model.state
+            plan, _decomposed(network, settings, model, trial, plan, batches, moments), model.state
         )
     assert made is not None
     return made
 
 
 def planned(
-    settings: Compress,
     network: Network,
+    settings: Compress,
     model: Variables,
     trial: Trial,
     number: int = 1,
@@ -115,8 +115,8 @@ def greatest_bound(model: Variables, plan: Plan) -> float:
 
 
 def _decomposed(
-    settings: Compress,
     network: Network,
+    settings: Compress,
     model: Variables,
     trial: Trial,
     plan: Plan,

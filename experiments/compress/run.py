@@ -14,7 +14,7 @@ from experiments.compress.networks import Compressed, greatest_bound, planned, p
 from experiments.compress.report import write_report
 from experiments.compress.settings import Compress
 from experiments.compress.trials import SCHEMA, Trial, enumerate_trials
-from experiments.network.calibrate import Batch, Calibration
+from experiments.network.calibrate import Batch, seen
 from experiments.network.network import Network
 from experiments.network.train_on import reestimated, scored, tuned
 from experiments.network.training import Variables
@@ -37,7 +37,7 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
     for trial in trials:
         if trial.strategy == "uniform":
             # Needs no weights, and tells at once whether the budget is within reach.
-            planned(settings, network, network.start, trial)
+            planned(network, settings, network.start, trial)
     journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
     model = baseline(network, journal, workdir, ("test",))
     measure(
@@ -75,12 +75,10 @@ def _measure(
     for trial in trials:
         if all(name in journal.found for name in _names(journal, settings, trial)):
             continue
-        images = trial.calibration
-        if not images.images and settings.reestimate:
-            first = settings.calibration
-            images = Calibration(first.sources[0], first.images[0], 0)
-        batches = network.batches(images) if images.images else []
-        made = press(settings, network, model, trial, batches, workdir / "moments")
+        batches: list[Batch] = []
+        if trial.calibration.images or settings.reestimate:
+            batches = network.batches(seen(settings.calibration, trial.calibration))
+        made = press(network, settings, model, trial, batches, workdir / "moments")
         records, kept = _looked_at(network, settings, trial, made, batches)
         if trial.strategy.startswith("alds") and settings.rounds == 1:
             records[0]["bound"] = greatest_bound(model, made.plan)

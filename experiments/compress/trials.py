@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from experiments.compress.settings import Compress
-from experiments.network.calibrate import Calibration
+from experiments.network.calibrate import Calibration, drawn
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from tdjax.plan.plan import Plan
 
@@ -37,20 +37,13 @@ class Trial:
 
 def enumerate_trials(settings: Compress) -> list[Trial]:
     """Every trial, in the order of the report; what sees no data is measured once."""
-    calibration = settings.calibration
-    drawn = [
-        Calibration(source, images, subset)
-        for source, images, subset in product(
-            calibration.sources, calibration.images, range(calibration.subsets)
-        )
-    ]
     trials = []
     for strategy, budget, norm in product(settings.strategies, settings.budgets, settings.norms):
         if norm == "frobenius":
             if strategy != "loss":
                 trials.append(Trial(Calibration(), strategy, budget, norm))
         else:
-            trials += [Trial(own, strategy, budget, norm) for own in drawn]
+            trials += [Trial(own, strategy, budget, norm) for own in drawn(settings.calibration)]
     return trials
 
 

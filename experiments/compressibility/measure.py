@@ -16,8 +16,9 @@ from experiments.compressibility.pruner import Cut, Pruner, kernels
 from experiments.compressibility.settings import SEARCHED
 from experiments.compressibility.trials import Trial
 from experiments.network.network import Network
+from experiments.network.schedule import FitSettings
 from experiments.network.train_on import scored, trained_on
-from experiments.network.training import FitSettings, Variables
+from experiments.network.training import Variables
 from tdjax.linen.removal import remove_dead
 from tdjax.pruning.masks import keep_zeros
 from tdjax.pruning.prunable import SCOPES, WEIGHTS, names_of

@@ -16,8 +16,8 @@ from experiments.data_aware.measure import (
 )
 from experiments.data_aware.report import write_report
 from experiments.data_aware.settings import DataAware
-from experiments.data_aware.trials import SCHEMA, Trial, enumerate_trials, images_of, is_tuned
-from experiments.network.calibrate import Calibration
+from experiments.data_aware.trials import SCHEMA, Trial, enumerate_trials, is_tuned
+from experiments.network.calibrate import Calibration, seen
 from experiments.network.network import Network
 from experiments.network.train_on import moments_for
 from experiments.network.training import Variables
@@ -80,7 +80,7 @@ def _measure(
     if not wanted:
         return
     if calibration.images or settings.reestimate:
-        batches = network.batches(images_of(settings, next(iter(wanted))))
+        batches = network.batches(seen(settings.calibration, calibration))
     if calibration.images:
         gradients = settings.needs_gradients
         moments = moments_for(network, model, batches, calibration, folder, gradients=gradients)

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.data import Examples
-from experiments.error_study.bench import PlannedStudy
 from experiments.error_study.candidates import (
     CompressedNetwork,
     Factors,
@@ -23,6 +22,7 @@ from experiments.error_study.candidates import (
     widened,
     without_kernel,
 )
+from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
 from experiments.error_study.records import Choice, Key, choice_fields
 from experiments.network.network import FINETUNE

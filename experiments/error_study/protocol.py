@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from experiments.network.schedule import FitSettings
 from experiments.network.settings import (
     DataSettings,
     FinetuneSettings,
     ModelSettings,
     NetworkSettings,
 )
-from experiments.network.training import FitSettings
 from experiments.workdir.fields import check_choices, check_least
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from experiments.error_study.bench import PlannedStudy, plan_study
 from experiments.error_study.candidates import decompose_runs
+from experiments.error_study.choices import PlannedStudy, plan_study
 from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import (

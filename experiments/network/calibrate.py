@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from experiments.data import DataSplits, Examples, load
-from experiments.network.settings import OWN, NetworkSettings
+from experiments.network.settings import OWN, CalibrationSettings, NetworkSettings
 from experiments.network.training import example_scores
 
 # The brightest pixel of a data set; scikit-learn's digits have 17 grey levels.
@@ -31,6 +32,19 @@ class Calibration:
     source: str = ""
     images: int = 0
     subset: int = 0
+
+
+def drawn(settings: CalibrationSettings) -> list[Calibration]:
+    """Every subset of every number of images of every source."""
+    subsets = range(settings.subsets)
+    return [Calibration(*own) for own in product(settings.sources, settings.images, subsets)]
+
+
+def seen(settings: CalibrationSettings, calibration: Calibration) -> Calibration:
+    """The images that a network may look at: its own, or the first if it saw none."""
+    if calibration.images:
+        return calibration
+    return Calibration(settings.sources[0], settings.images[0], calibration.subset)
 
 
 class Batch(NamedTuple):

@@ -27,7 +27,7 @@ from experiments.models import (
     ResNet110,
 )
 from experiments.network.calibrate import Batch, Calibration, altered, batches_of, source_examples
-from experiments.network.settings import ModelSettings, NetworkSettings
+from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
 from experiments.network.torch_weights import load_torch_npz
 from experiments.network.training import LinenNetwork, Variables, steps_per_epoch
 from tdjax.linen import make_plan
@@ -95,22 +95,20 @@ class Network:
         return batches_of(self.settings, source, calibration, self.splits.num_classes)
 
 
-def configured(settings: NetworkSettings, *, images: bool = True) -> Network:
+def configured(asked: ExperimentSettings) -> Network:
     """One of our networks on one of our data sets; its weights are read where settings name them.
-
-    Arguments:
-        images: whether calibration images are needed.
 
     Raises ValueError or `experiments.data.DataError` for whatever in configuration, data or weights
     would stop an experiment later.
     """
+    settings = asked.network
     if settings.data.name in TABLES and not settings.takes_tables:
         raise ValueError(
             f"config field 'data.name': {settings.data.name!r} is a table, which only the "
             "experiment 'compressibility' takes"
         )
     splits = _splits(settings)
-    if settings.weights is None or settings.finetune.epochs:
+    if settings.weights is None:
         steps_per_epoch(splits.train, settings.train)
     module = build_network(settings.model, splits.num_classes)
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
@@ -121,17 +119,11 @@ def configured(settings: NetworkSettings, *, images: bool = True) -> Network:
         variables = load_torch_npz(settings.weights, shapes)
     else:
         raise ValueError(f"config field 'weights': no file {settings.weights}")
-    is_trained = settings.weights is not None
-    return _network(settings, module, variables, splits, images=images, is_trained=is_trained)
+    return _network(asked, module, variables, splits, is_trained=settings.weights is not None)
 
 
 def given(
-    settings: NetworkSettings,
-    module: nn.Module,
-    variables: Mapping[str, Any],
-    splits: DataSplits,
-    *,
-    images: bool = True,
+    asked: ExperimentSettings, module: nn.Module, variables: Mapping[str, Any], splits: DataSplits
 ) -> Network:
     """A network of your own, trained already, with its data.
 
@@ -139,22 +131,19 @@ def given(
         page = experiments.compress.run.run(network, settings, Path("runs/mine"))
 
     Arguments:
-        settings: those of the experiment; "model" and "data" hold names for the report.
+        asked: the settings of the experiment; "model" and "data" hold names for the report.
         module: a Linen module whose call takes images, and `train` if it is to be trained on.
         variables: its collections, "params" among them.
         splits: examples as the network expects them, see `DataSplits`.
-        images: whether calibration images are needed.
 
     Raises ValueError where the settings ask for what the network or its data do not have.
     """
-    if settings.finetune.epochs:
-        steps_per_epoch(splits.train, settings.train)
-    return _network(settings, module, variables, splits, images=images, is_trained=True)
+    return _network(asked, module, variables, splits, is_trained=True)
 
 
 def reseeded(network: Network, seed: int) -> Network:
     """One of our networks again, with all that is random from another seed."""
-    return configured(replace(network.settings, seed=seed), images=bool(network.sources))
+    return configured(replace(network.settings, seed=seed))
 
 
 def build_network(settings: ModelSettings, classes: int) -> nn.Module:
@@ -170,14 +159,16 @@ def build_network(settings: ModelSettings, classes: int) -> nn.Module:
 
 
 def _network(
-    settings: NetworkSettings,
+    asked: ExperimentSettings,
     module: nn.Module,
     variables: Mapping[str, Any],
     splits: DataSplits,
     *,
-    images: bool,
     is_trained: bool,
 ) -> Network:
+    settings = asked.network
+    if settings.finetune.epochs:
+        steps_per_epoch(splits.train, settings.train)
     state = {name: value for name, value in variables.items() if name != "params"}
     if settings.reestimate and "batch_stats" not in state:
         raise ValueError(
@@ -190,7 +181,7 @@ def _network(
         is_trained,
         splits,
         make_plan(module, variables, (), _sample(splits)),
-        _sources(settings, splits) if images else {},
+        _sources(settings, splits) if asked.needs_images else {},
     )
 
 

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from experiments.network.training import FitSettings
+from experiments.network.schedule import FitSettings
 from experiments.workdir.fields import check_choices, check_least
 
 # The network's own training images, as they are or changed.
@@ -158,6 +158,18 @@ class FinetuneSettings:
             )
         except ValueError as error:
             raise ValueError(f"config field 'finetune': {error}") from error
+
+
+class ExperimentSettings(Protocol):
+    """What every experiment is asked."""
+
+    @property
+    def network(self) -> NetworkSettings:
+        """What its network is made from."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether anything is measured that looks at calibration images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ from jaxtyping import Array
 from experiments.data import DataSplits, Examples
 from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
 from experiments.network.network import FINETUNE, Network
+from experiments.network.schedule import FitSettings
 from experiments.network.training import (
     Apply,
     Fit,
-    FitSettings,
     Variables,
     evaluate,
     fit_epochs,

@@ -24,7 +24,8 @@ from experiments.data_aware.settings import DataAware
 from experiments.models import MLP
 from experiments.network.calibrate import Calibration
 from experiments.network.network import configured
-from experiments.network.training import FitSettings, Variables
+from experiments.network.schedule import FitSettings
+from experiments.network.training import Variables
 from experiments.runner import carry_out
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import read_journal

@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.error_study.bench import plan_study
 from experiments.error_study.candidates import decompose_runs, dense_kernel
+from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.measure import compressed_records, moments_of_layers
 from experiments.error_study.protocol import Protocol
@@ -35,7 +35,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def study():
     protocol = read_fields(Protocol, CONFIG)
-    return plan_study(configured(protocol.network, images=False), protocol)
+    return plan_study(configured(protocol), protocol)
 
 
 @pytest.fixture(scope="module")

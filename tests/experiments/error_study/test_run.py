@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from experiments.error_study.bench import plan_study
+from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import read_study
@@ -344,7 +344,7 @@ def test_a_damaged_journal_is_named_and_left(unbroken, tmp_path):
 
 def planned(raw):
     protocol = read_fields(Protocol, raw)
-    return plan_study(configured(protocol.network, images=False), protocol)
+    return plan_study(configured(protocol), protocol)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,13 @@ from experiments.error_study.candidates import (
 )
 from experiments.error_study.protocol import DecomposeSettings
 from experiments.error_study.records import Choice
-from experiments.network.training import FitSettings, LinenNetwork, Variables, fit_epochs, start_fit
+from experiments.network.schedule import FitSettings
+from experiments.network.training import (
+    LinenNetwork,
+    Variables,
+    fit_epochs,
+    start_fit,
+)
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP
 from tdjax.linen import factorize, make_plan

@@ -14,13 +14,13 @@ from experiments.network.calibrate import (
     true_loss,
 )
 from experiments.network.network import configured
+from experiments.network.schedule import FitSettings
 from experiments.network.settings import (
     CalibrationSettings,
     DataSettings,
     ModelSettings,
     NetworkSettings,
 )
-from experiments.network.training import FitSettings
 
 pytest.importorskip("sklearn")
 

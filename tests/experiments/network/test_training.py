@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from experiments.data.splits import Examples
 from experiments.data.tables import TableExamples
 from experiments.models import MLP
+from experiments.network.schedule import FitSettings
 from experiments.network.training import (
-    FitSettings,
     LinenNetwork,
     Variables,
     evaluate,
