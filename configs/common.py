@@ -1,9 +1,16 @@
-"""What the configurations of the study share."""
+"""What the configurations share: each is made from the dataclass that reads it."""
 
+import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+
+from experiments.compress.settings import Compress
+from experiments.compressibility.settings import Compressibility
+from experiments.data_aware.settings import DataAware
+from experiments.error_study.protocol import Protocol
 
 GARIPOV_LAYERS = ("conv2", "conv3", "conv4", "conv5", "conv6")
 RESNET18_LAYERS = (
@@ -17,122 +24,41 @@ RESNET18_LAYERS = (
     "layer4.1/conv2",
 )
 
-# How ALDS trains networks and, from their factors, trains them again (Liebenwein et al., NeurIPS
-# 2021, arXiv 2107.11442).
-ALDS_TRAINING: dict[str, dict[str, Any]] = {
-    "resnet": {
-        "epochs": 182,
-        "batch_size": 128,
-        "learning_rate": 0.1,
-        "boundaries": (91, 136),
-        "warmup": 5,
-        "weight_decay": 1e-4,
-    },
-    "vgg16": {
-        "epochs": 300,
-        "batch_size": 256,
-        "learning_rate": 0.05,
-        "boundaries": tuple(range(30, 300, 30)),
-        "factor": 0.5,
-        "warmup": 5,
-        "weight_decay": 5e-4,
-    },
-    "densenet22": {
-        "epochs": 300,
-        "batch_size": 64,
-        "learning_rate": 0.1,
-        "boundaries": (150, 225),
-        "warmup": 5,
-        "nesterov": True,
-        "weight_decay": 1e-4,
-    },
-    "wrn16_8": {
-        "epochs": 200,
-        "batch_size": 128,
-        "learning_rate": 0.1,
-        "boundaries": (60, 120, 160),
-        "factor": 0.2,
-        "warmup": 5,
-        "nesterov": True,
-        "weight_decay": 5e-4,
-    },
-    "resnet_imagenet": {
-        "epochs": 90,
-        "batch_size": 256,
-        "learning_rate": 0.1,
-        "boundaries": (30, 60, 80),
-        "weight_decay": 1e-4,
-    },
-}
 # What networks that were trained on ImageNet by PyTorch expect of a pixel.
 IMAGENET_INPUTS = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
-
-
-def geometric_shares(count: int, most: float, least: float) -> tuple[float, ...]:
-    """Shares in geometric progression, to four decimals, the largest first."""
-    return tuple(round(most * (least / most) ** (k / (count - 1)), 4) for k in range(count))
-
-
+# How ResNet-18 is trained on ImageNet by ALDS (Liebenwein et al., NeurIPS 2021).
+IMAGENET_TRAINING: dict[str, Any] = {
+    "epochs": 90,
+    "batch_size": 256,
+    "learning_rate": 0.1,
+    "boundaries": (30, 60, 80),
+    "weight_decay": 1e-4,
+}
 # Examples in a variant of a minute: at least one of each class where there are a thousand.
 LITTLE_DATA = {"train_size": 400, "validation_size": 100, "test_size": 100}
 LITTLE_TABLE = {"train_size": 200, "validation_size": 40, "test_size": 80}
 LITTLE_IMAGENET = {"train_size": 2000, "validation_size": 2000, "test_size": 1000}
-# The shares of the parameters kept at which ALDS is compared.
-CIFAR_SHARES = geometric_shares(20, 0.85, 0.03)
-IMAGENET_SHARES = geometric_shares(10, 0.9, 0.15)
+# Until a configuration says otherwise.
+TRAINING: dict[str, Any] = {"epochs": 100, "boundaries": (30, 60, 90)}
+
+
+def configuration(settings: type, **values: Any) -> ConfigDict:
+    """A configuration of all fields of a dataclass of settings, to be set on the command line.
+
+    Arguments:
+        settings: fields that may be None take what their type says.
+        values: in place of the defaults; mappings for fields that are dataclasses themselves.
+
+    Raises ValueError for a value that no field takes, and for a field without one.
+    """
+    return _fields(settings, None, values)
 
 
 def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
     """Protocol of Schuurmans et al. (ICLR 2023) for one data set and network."""
-    # Each placeholder is a reference of its own: one shared would set all its fields together.
-    return ConfigDict(
-        {
-            "experiment": "study",
-            "seed": 0,
-            "data": {
-                "name": data,
-                "folder": config_dict.placeholder(str),
-                "validation_share": 0.1,
-                "train_size": config_dict.placeholder(int),
-                "validation_size": config_dict.placeholder(int),
-                "test_size": config_dict.placeholder(int),
-            },
-            "model": {"name": model, "arguments": {}},
-            "train": {
-                "epochs": 100,
-                "batch_size": 128,
-                "optimizer": "sgd",
-                "learning_rate": 0.1,
-                "boundaries": (30, 60, 90),
-                "factor": 0.1,
-                "warmup": 0,
-                "momentum": 0.9,
-                "nesterov": False,
-                "weight_decay": 0.0,
-                "patience": config_dict.placeholder(int),
-                "augment": True,
-            },
-            "layers": layers,
-            "methods": ("cp", "tucker", "tt"),
-            "compressions": (0.1, 0.25, 0.5, 0.75, 0.9),
-            "runs": 5,
-            "decompose": {
-                "cp_init": "random",
-                "max_iters": 100,
-                "tucker_iters": 100,
-                "tol": 1e-8,
-                "ranks": "rule",
-            },
-            "measure": {"feature_images": 1000, "batch_size": 500, "chunk": 25},
-            "finetune": {
-                "epochs": 10,
-                "patience": config_dict.placeholder(int),
-                "learning_rate": config_dict.placeholder(float),
-                "repeat": False,
-            },
-            "published": config_dict.placeholder(str),
-            "checkpoint_every": 1,
-        }
+    train = {**TRAINING, "augment": True}
+    return configuration(
+        Protocol, data={"name": data}, model={"name": model}, train=train, layers=layers
     )
 
 
@@ -159,106 +85,28 @@ def shortened(config: ConfigDict, arg: str) -> ConfigDict:
     return config
 
 
-def subject(data: str, model: str) -> dict:
-    """A trained network, its data and how it is looked at, as experiments on it share them."""
-    whole = study(data, model, ())
-    whole.train.augment = False
-    return {
-        "note": "",
-        "seed": 0,
-        "data": whole.data,
-        "inputs": {
-            "mean": config_dict.placeholder(tuple),
-            "deviation": config_dict.placeholder(tuple),
-        },
-        "model": whole.model,
-        "weights": config_dict.placeholder(str),
-        "train": whole.train,
-        "reestimate": False,
-        "calibration": {
-            "sources": ("same",),
-            "folder": config_dict.placeholder(str),
-            "images": (2000,),
-            "subsets": 3,
-            "batch_size": 250,
-            "labels": "sampled",
-            "temperature": 4.0,
-            "brightness": 0.2,
-        },
-        "solver": {"max_iters": 100, "tol": 1e-6},
-        "test": {"batch_size": 500, "change": "same"},
-        "finetune": {
-            "epochs": 0,
-            "patience": config_dict.placeholder(int),
-            "learning_rate": config_dict.placeholder(float),
-            "repeat": False,
-        },
-        "checkpoint_every": 1,
-    }
-
-
 def data_aware(data: str, model: str) -> ConfigDict:
     """The experiment on decompositions that see the data, for one data set and network."""
-    config = ConfigDict(
-        {
-            "experiment": "data_aware",
-            **subject(data, model),
-            "methods": ("svd", "cp", "tucker", "tt"),
-            "norms": ("frobenius", "covariance", "kronecker"),
-            "layers": (".*",),
-            "keeps": (0.75, 0.5, 0.25),
-            "correct_bias": (False,),
-            "finetune_subsets": 1,
-        }
-    )
-    config.test.layer_images = config_dict.placeholder(int)
-    return config
+    return _on(DataAware, data, model)
 
 
 def compress(data: str, model: str) -> ConfigDict:
     """The experiment on budgets of whole networks, for one data set and network."""
-    return ConfigDict(
-        {
-            "experiment": "compress",
-            **subject(data, model),
-            "budgets": (0.5,),
-            "cost": "params",
-            "strategies": ("uniform", "energy", "alds released", "loss"),
-            "methods": ("svd", "tucker"),
-            "norms": ("frobenius", "kronecker"),
-            "sequential": False,
-            "rounds": 1,
-            "timed_images": 0,
-        }
-    )
+    return _on(Compress, data, model)
 
 
 def compressibility(data: str, model: str) -> ConfigDict:
     """The experiment on l_q compressibility, for one data set and network."""
-    return ConfigDict(
-        {
-            "experiment": "compressibility",
-            **subject(data, model),
-            "runs": 3,
-            "methods": (
-                "magnitude global",
-                "magnitude layer",
-                "magnitude neuron",
-                "abp-m",
-                "sap",
-                "tail",
-                "abp-l",
-            ),
-            "shares": (0.3, 0.5, 0.7, 0.8, 0.9),
-            "qs": (0.3, 0.5, 0.7),
-            "etas": (0.1, 0.2, 0.3),
-            "eta_q": 0.5,
-            "penalties": (1e-3, 1e-4, 1e-5),
-            "layer_steps": 49,
-            "tolerance": 0.01,
-            "published": config_dict.placeholder(str),
-        }
-    )
+    return _on(Compressibility, data, model)
+
+
+def on_embedded_digits(config: ConfigDict) -> ConfigDict:
+    """A configuration for the GaripovNet of 35,450 parameters that fits 8x8 images."""
+    config.model.arguments = {"widths": (16, 16, 32, 32, 32, 32), "pools": (2, 0), "average": 4}
+    config.data.update({"validation_share": 0.25, "validation_size": 350})
+    config.train.update({"epochs": 30, "batch_size": 64, "learning_rate": 0.05})
+    config.train.boundaries = (15, 25)
+    return config
 
 
 def shortened_compressibility(config: ConfigDict) -> ConfigDict:
@@ -302,57 +150,11 @@ def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
     return config
 
 
-def compress_alds(data: str, model: str, training: Mapping[str, Any]) -> ConfigDict:
-    """The comparison of ALDS on CIFAR: a network trained as there, strategies at many budgets."""
-    config = compress(data, model)
-    config.train.update(training)
-    config.train.augment = True
-    config.budgets = (0.85, 0.75, 0.65, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
-    config.strategies = ("uniform", "energy", "alds", "alds released", "loss")
-    config.reestimate = True
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
-    config.timed_images = 100
-    return config
-
-
-def alds_variant(config: ConfigDict, arg: str) -> ConfigDict:
-    """The same comparison for `arg` "", for "smoke" one of a minute, for "retrain" with training.
-
-    "retrain" has ALDS's twenty budgets, and trains each compressed network by the whole schedule.
-    Raises ValueError for another `arg`.
-    """
-    check_argument(arg, ("retrain", "smoke"))
-    if arg == "retrain":
-        config.budgets = CIFAR_SHARES
-        config.reestimate = False
-        config.calibration.subsets = 1
-        config.finetune.update({"epochs": config.train.epochs, "repeat": True})
-        return config
-    return shortened_compress(config, arg)
-
-
-def compress_imagenet(model: str) -> ConfigDict:
-    """One budget for the whole network, of one for ImageNet, from PyTorch's weights."""
-    config = compress("imagenet", model)
-    config.inputs.update(IMAGENET_INPUTS)
-    config.train.update(ALDS_TRAINING["resnet_imagenet"])
-    # Of the training images only those are held in memory that the calibration draws from.
-    config.data.update({"train_size": 6000, "validation_size": 2000})
-    config.budgets = IMAGENET_SHARES
-    config.strategies = ("energy", "alds released", "loss")
-    config.reestimate = True
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
-    config.calibration.update({"images": (6000,), "subsets": 1, "batch_size": 50})
-    config.test.batch_size = 100
-    config.timed_images = 32
-    return config
-
-
 def data_aware_photographs(data: str, model: str) -> ConfigDict:
     """Norms that see the data, on a network for photographs, from PyTorch's weights."""
     config = data_aware(data, model)
     config.inputs.update(IMAGENET_INPUTS)
-    config.train.update(ALDS_TRAINING["resnet_imagenet"])
+    config.train.update(IMAGENET_TRAINING)
     config.keeps = (0.75, 0.5, 0.25)
     config.reestimate = True
     config.solver.update({"max_iters": 50, "tol": 1e-5})
@@ -376,3 +178,42 @@ def _little_work(config: ConfigDict) -> None:
     config.solver.max_iters = 5
     config.test.batch_size = 100
     config.finetune.epochs = 0
+
+
+def _on(settings: type, data: str, model: str) -> ConfigDict:
+    return configuration(settings, data={"name": data}, model={"name": model}, train=TRAINING)
+
+
+def _fields(settings: type, default: Any, values: Mapping[str, Any]) -> ConfigDict:
+    """The fields of a dataclass, from `values`, an object with its defaults, or its own."""
+    config, hints = ConfigDict(), typing.get_type_hints(settings)
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    if unknown := values.keys() - fields.keys():
+        raise ValueError(f"{settings.__name__} has no fields {', '.join(sorted(unknown))}")
+    for name, field in fields.items():
+        own = _default(field) if default is None else getattr(default, name)
+        if dataclasses.is_dataclass(hints[name]):
+            own = None if own is dataclasses.MISSING else own
+            inner = typing.cast(type, hints[name])
+            config[name] = _fields(inner, own, values.get(name, {}))
+            continue
+        value = values.get(name, own)
+        if value is dataclasses.MISSING:
+            raise ValueError(f"field {name!r} of {settings.__name__} has no default")
+        if value is None:
+            # A reference of its own: one that is shared would set all its fields together.
+            value = config_dict.placeholder(_type_of(hints[name]))
+        config[name] = dict(value) if isinstance(value, Mapping) else value
+    return config
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _type_of(hint: Any) -> type:
+    """The type of a field that may be None."""
+    kind = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return typing.get_origin(kind) or kind

@@ -46,7 +46,8 @@ Without WEIGHTS the network is trained first, which wants an accelerator.
 
 from ml_collections import ConfigDict
 
-from configs.common import ALDS_TRAINING, IMAGENET_INPUTS, alds_variant, compress_alds
+from configs.alds import ALDS_TRAINING, alds_variant, compress_alds
+from configs.common import IMAGENET_INPUTS
 
 
 def get_config(arg: str = "") -> ConfigDict:

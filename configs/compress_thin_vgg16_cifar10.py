@@ -24,7 +24,8 @@ from these, of 40 minutes on two shared cores with the training:
 
 from ml_collections import ConfigDict
 
-from configs.common import ALDS_TRAINING, compress_alds, shortened_compress
+from configs.alds import ALDS_TRAINING, compress_alds
+from configs.common import shortened_compress
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -1,27 +1,8 @@
 """One budget for the whole network, WRN-16-8 on CIFAR-10.
 
-PATH is the folder with the published files of the data set.
-
-    python -m experiments.main --config=configs/compress_wrn16_8_cifar10.py \
-        --workdir=runs/compress_wrn16_8_cifar10 --config.data.folder=PATH
-
-The network is trained first, for 200 epochs, unless --config.weights=WEIGHTS names an npz file of
-its arrays under their PyTorch names; then --config.inputs.mean and --config.inputs.deviation say
-how its pixels were standardised.
-
-The comparison of ALDS with retraining: twenty budgets, each followed by the whole schedule of the
-training (Liebenwein et al., NeurIPS 2021):
-
-    ... --config=configs/compress_wrn16_8_cifar10.py:retrain
-
-Made for an accelerator; not timed.
+The commands, and what they do, are in configs/alds.py.
 """
 
-from ml_collections import ConfigDict
+from configs.alds import on_cifar
 
-from configs.common import ALDS_TRAINING, alds_variant, compress_alds
-
-
-def get_config(arg: str = "") -> ConfigDict:
-    """The experiment, with `arg` "smoke" a variant of a minute, with "retrain" that of ALDS."""
-    return alds_variant(compress_alds("cifar10", "wrn16_8", ALDS_TRAINING["wrn16_8"]), arg)
+get_config = on_cifar("cifar10", "wrn16_8", "wrn16_8")

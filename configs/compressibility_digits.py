@@ -29,7 +29,12 @@ points (21.5 to 27.0) over magnitude by neuron and 5.2 (-7.7 to 18.1) over that 
 
 from ml_collections import ConfigDict
 
-from configs.common import check_argument, compressibility, shortened_compressibility
+from configs.common import (
+    check_argument,
+    compressibility,
+    on_embedded_digits,
+    shortened_compressibility,
+)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -38,20 +43,10 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises ValueError for another `arg`.
     """
     check_argument(arg, ("mlp", "smoke"))
-    config = compressibility("digits", "garipovnet")
-    config.model.arguments = {
-        "widths": (16, 16, 32, 32, 32, 32),
-        "pools": (2, 0),
-        "average": 4,
-    }
+    config = on_embedded_digits(compressibility("digits", "garipovnet"))
     if arg == "mlp":
         config.model.name = "mlp"
         config.model.arguments = {"widths": (64, 32)}
-    config.data.validation_share = 0.25
-    config.data.validation_size = 350
-    config.train.update(
-        {"epochs": 30, "batch_size": 64, "learning_rate": 0.05, "boundaries": (15, 25)}
-    )
     config.penalties = (0.03, 0.01, 0.003)
     config.calibration.update({"images": (800,), "batch_size": 400})
     config.test.batch_size = 360

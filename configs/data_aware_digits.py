@@ -27,22 +27,12 @@ kept, and Kronecker 8.6 (8.5 to 8.8) over the covariance, little as its images l
 
 from ml_collections import ConfigDict
 
-from configs.common import data_aware, shortened_data_aware
+from configs.common import data_aware, on_embedded_digits, shortened_data_aware
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or with `arg` "smoke" a variant of a minute."""
-    config = data_aware("digits", "garipovnet")
-    config.model.arguments = {
-        "widths": (16, 16, 32, 32, 32, 32),
-        "pools": (2, 0),
-        "average": 4,
-    }
-    config.data.validation_share = 0.25
-    config.data.validation_size = 350
-    config.train.update(
-        {"epochs": 30, "batch_size": 64, "learning_rate": 0.05, "boundaries": (15, 25)}
-    )
+    config = on_embedded_digits(data_aware("digits", "garipovnet"))
     config.keeps = (0.5, 0.25)
     config.calibration.images = (800,)
     config.solver.update({"max_iters": 50, "tol": 1e-5})

@@ -10,22 +10,12 @@ more.
 
 from ml_collections import ConfigDict
 
-from configs.common import garipov_study, shortened
+from configs.common import garipov_study, on_embedded_digits, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The study, or with `arg` "smoke" a variant of a minute."""
-    config = garipov_study("digits")
-    config.model.arguments = {
-        "widths": (16, 16, 32, 32, 32, 32),
-        "pools": (2, 0),
-        "average": 4,
-    }
-    config.data.validation_share = 0.25
-    config.data.validation_size = 350
-    config.train.update(
-        {"epochs": 30, "batch_size": 64, "learning_rate": 0.05, "boundaries": (15, 25)}
-    )
+    config = on_embedded_digits(garipov_study("digits"))
     config.train.augment = False
     config.measure.update({"feature_images": 360, "batch_size": 360})
     config.finetune.epochs = 5

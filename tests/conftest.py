@@ -20,7 +20,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 OLDEST = (
     "test_batch_stats",
     "test_checkpoints",
-    "test_data_image_batches",
     "test_dead",
     "test_factorize",
     "test_hoist",

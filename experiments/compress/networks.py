@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from experiments.compress.settings import Compress
 from experiments.compress.trials import Trial
-from experiments.error_study.bench import DECOMPOSE
-from experiments.network.calibrate import Batch, moments_for
-from experiments.network.network import Subject
-from experiments.network.train_on import named_key, tuned
-from experiments.network.training import Model
+from experiments.network.calibrate import Batch
+from experiments.network.network import DECOMPOSE, Network
+from experiments.network.train_on import moments_for, named_key, tuned
+from experiments.network.training import Variables
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate, factorize_sequentially
 from tdjax.moments.collect import LayerMoments
@@ -39,15 +38,15 @@ class Compressed:
     state: Any
 
     @property
-    def dense(self) -> Model:
+    def dense(self) -> Variables:
         """With its kernels multiplied out."""
-        return Model(reconstruct_params(self.factors, self.plan), self.state)
+        return Variables(reconstruct_params(self.factors, self.plan), self.state)
 
 
 def press(
+    network: Network,
     settings: Compress,
-    subject: Subject,
-    model: Model,
+    model: Variables,
     trial: Trial,
     batches: Sequence[Batch],
     folder: Path,
@@ -63,27 +62,25 @@ def press(
     for number in range(1, settings.rounds + 1):
         if made is not None:
             name = f"{trial.name}, {number}"
-            _, best = tuned(subject, made.factors, made.state, made.plan, name)
-            model = Model(reconstruct_params(best.params, made.plan), best.state)
+            _, best = tuned(network, made.factors, made.state, made.plan, name)
+            model = Variables(reconstruct_params(best.params, made.plan), best.state)
         moments = None
         if trial.calibration.images:
             # Only the uncompressed network's moments are shared between trials.
             own = folder if number == 1 else folder / f"{trial.name}-{number}"
-            moments = moments_for(
-                settings, subject.module, model, batches, trial.calibration, own, gradients=True
-            )
-        plan = planned(settings, subject, model, trial, number, moments)
+            moments = moments_for(network, model, batches, trial.calibration, own, gradients=True)
+        plan = planned(network, settings, model, trial, number, moments)
         made = Compressed(
-            plan, _decomposed(settings, subject, model, trial, plan, batches, moments), model.state
+            plan, _decomposed(network, settings, model, trial, plan, batches, moments), model.state
         )
     assert made is not None
     return made
 
 
 def planned(
+    network: Network,
     settings: Compress,
-    subject: Subject,
-    model: Model,
+    model: Variables,
     trial: Trial,
     number: int = 1,
     moments: Mapping[str, LayerMoments] | None = None,
@@ -94,9 +91,9 @@ def planned(
     """
     strategy, _, released = trial.strategy.partition(" ")
     return allocate(
-        subject.module,
-        {**model.state, "params": model.params},
-        subject.sample,
+        network.module,
+        model.collections,
+        network.sample,
         budget=trial.budget ** (number / settings.rounds),
         cost=settings.cost,
         strategy=strategy,
@@ -107,7 +104,7 @@ def planned(
     )
 
 
-def greatest_bound(model: Model, plan: Plan) -> float:
+def greatest_bound(model: Variables, plan: Plan) -> float:
     """The bound that ALDS makes least: of the relative operator-norm error of any layer."""
     return max(
         operator_bound(
@@ -119,15 +116,15 @@ def greatest_bound(model: Model, plan: Plan) -> float:
 
 
 def _decomposed(
+    network: Network,
     settings: Compress,
-    subject: Subject,
-    model: Model,
+    model: Variables,
     trial: Trial,
     plan: Plan,
     batches: Sequence[Batch],
     moments: Mapping[str, LayerMoments] | None,
 ) -> dict[str, Any]:
-    key = named_key(subject.key(DECOMPOSE), trial.name)
+    key = named_key(network.key(DECOMPOSE), trial.name)
     options: dict[str, Any] = {"max_iters": settings.solver.max_iters, "tol": settings.solver.tol}
     if trial.norm == "frobenius":
         return factorize_params(model.params, plan, key=key, **options)
@@ -136,8 +133,8 @@ def _decomposed(
             model.params, plan, key=key, moments=moments, norm=trial.norm, **options
         )
     return factorize_sequentially(
-        subject.module,
-        {**model.state, "params": model.params},
+        network.module,
+        model.collections,
         plan,
         [jnp.asarray(batch.images) for batch in batches],
         moments=moments if trial.norm == "kronecker" else None,

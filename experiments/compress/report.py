@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compress.plots import plot_curves
-from experiments.compress.records import read_records
-from experiments.compress.settings import Compress, settings_from_dict
+from experiments.compress.settings import Compress
 from experiments.compress.tables import (
     PHASES,
     averaged_rows,
@@ -20,12 +19,14 @@ from experiments.compress.tables import (
     text_tables,
     time_rows,
 )
+from experiments.compress.trials import SCHEMA
 from experiments.error_study.export import to_csv
 from experiments.report.html import Frame, Picture, document, picture, section, table
 from experiments.report.publish import publish
 from experiments.report.rows import Row, where
 from experiments.report.text import number, percent, to_markdown
 from experiments.report.versions import versions
+from experiments.workdir.journal import read_workdir
 
 TITLE = "One budget for the whole network"
 TABLES_NOTE = (
@@ -45,9 +46,8 @@ def write_report(workdir: Path) -> Path:
     cannot be understood, ImportError where matplotlib is not installed.
     """
     raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    settings = settings_from_dict(raw)
-    measured = read_records(workdir / "metrics.jsonl")
-    baseline = dict(measured.baseline or {})
+    settings, measured = read_workdir(workdir, Compress, SCHEMA)
+    baseline = dict(measured.get("baseline") or {})
     rows = measurement_rows(settings, measured)
     averaged, times = averaged_rows(rows), time_rows(settings, measured)
     shown = text_tables(settings, averaged, times, baseline) if baseline else []
@@ -66,7 +66,7 @@ def write_report(workdir: Path) -> Path:
         lead=settings.note,
         before="Before any compression",
         facts=_facts(baseline),
-        provenance=_provenance(settings, len(measured.found)),
+        provenance=_provenance(settings, len(measured.found) - bool(baseline)),
         config=json.dumps(raw, indent=2),
         files=list(files),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,159 +11,128 @@ import jax
 import jax.numpy as jnp
 
 from experiments.compress.networks import Compressed, greatest_bound, planned, press
-from experiments.compress.records import Measured, identity, read_records
 from experiments.compress.report import write_report
-from experiments.compress.settings import Compress, settings_to_dict
-from experiments.compress.trials import Trial, enumerate_trials
-from experiments.network.baseline import baseline_record
-from experiments.network.calibrate import Calibration
-from experiments.network.network import ReadWeights, Subject, set_up
+from experiments.compress.settings import Compress
+from experiments.compress.trials import SCHEMA, Trial, enumerate_trials
+from experiments.network.calibrate import Batch, seen
+from experiments.network.network import Network
 from experiments.network.train_on import reestimated, scored, tuned
-from experiments.network.training import Model
-from experiments.workdir.journal import append_records, claim_workdir
-from experiments.workdir.progress import Progress
+from experiments.network.training import Variables
+from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.journal import Identity, Journal, read_journal
 from experiments.workdir.threads import Records
 from tdjax.linen import factorize
 from tdjax.params.saving import load_factorised, save_factorised
 from tdjax.plan.timing import profile_calls
 
 
-def run_compress(
-    settings: Compress, workdir: Path, read_weights: ReadWeights | None = None
-) -> Path:
+def run(network: Network, settings: Compress, workdir: Path) -> Path:
     """Compress and measure everything that is asked for and not measured yet, then report.
 
-    Work directory: `config.json`, `metrics.jsonl` (one line a measurement), `checkpoints/`,
-    `moments/`, `compressed/` (one folder a network, for `tdjax.load_factorised`), `report/`.
-    Whatever is wrong with configuration, data or weights is found before any work; a run killed
-    at any moment continues when started again, and ends with the same tables but for the times.
-
-    Arguments:
-        read_weights: reads the file that `settings.weights` names, see `subject.bench.set_up`.
-
-    Returns the path of the report's page.
-
-    Raises ValueError or `experiments.data.DataError` that names what is wrong.
+    The work directory also holds `moments/` and `compressed/`, one folder a network, for
+    `tdjax.load_factorised`; the times are not those of an unbroken run. Returns the path of the
+    report's page; see `experiments.runner.carry_out`.
     """
-    images = settings.reestimate or settings.norms != ("frobenius",)
-    subject = set_up(settings, read_weights, images=images)
     trials = enumerate_trials(settings)
     for trial in trials:
         if trial.strategy == "uniform":
             # Needs no weights, and tells at once whether the budget is within reach.
-            planned(settings, subject, subject.start, trial)
-    claim_workdir(workdir, settings_to_dict(dataclasses.replace(settings, experiment="compress")))
-    journal = workdir / "metrics.jsonl"
-    measured = read_records(journal)
-    models, epoch = subject.trained(workdir / "checkpoints" / "baseline")
-    if measured.baseline is None:
-        record_of = baseline_record(
-            subject.network, subject.splits, subject.dense, models, epoch, ("test",)
-        )
-        append_records(journal, [record_of])
-    model = jax.tree.map(lambda leaf: leaf[0], models)
-    expected = [name for trial in trials for name in _names(settings, trial)]
-    done = sum(name in measured.found for name in expected)
-    with Progress("measurements", len(expected), done) as progress:
-
-        def record(records: Records) -> None:
-            append_records(journal, records)
-            progress.advance(len(records))
-
-        for records in _measure(settings, subject, model, trials, measured, workdir):
-            record(records)
+            planned(network, settings, network.start, trial)
+    journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
+    model = baseline(network, journal, workdir, ("test",))
+    measure(
+        journal,
+        [name for trial in trials for name in _names(journal, settings, trial)],
+        [partial(_measure, network, settings, model, trials, journal, workdir)],
+    )
     if settings.timed_images:
-        _time(settings, subject, model, trials, workdir)
+        _time(network, settings, model, trials, workdir)
     return write_report(workdir)
 
 
-def _names(settings: Compress, trial: Trial) -> list[tuple]:
+EXPERIMENT = Experiment("compress", Compress, run, write_report)
+
+
+def _names(journal: Journal, settings: Compress, trial: Trial) -> list[Identity]:
     """What identifies each record of a trial, the times apart."""
     kinds = ["network"]
     if settings.reestimate:
         kinds.append("reestimated")
     if settings.finetune.epochs:
         kinds.append("tuned")
-    return [identity({"kind": kind, **trial.fields}) for kind in kinds]
+    return [journal.identity(kind, trial.fields) for kind in kinds]
 
 
 def _measure(
+    network: Network,
     settings: Compress,
-    subject: Subject,
-    model: Model,
+    model: Variables,
     trials: Sequence[Trial],
-    measured: Measured,
+    journal: Journal,
     workdir: Path,
 ) -> Iterator[Records]:
     """Yield the records that are missing, a trial at a time, its checkpoint written before."""
     for trial in trials:
-        if all(name in measured.found for name in _names(settings, trial)):
+        if all(name in journal.found for name in _names(journal, settings, trial)):
             continue
-        images = trial.calibration
-        if not images.images and settings.reestimate:
-            first = settings.calibration
-            images = Calibration(first.sources[0], first.images[0], 0)
-        batches = subject.batches(images) if images.images else []
-        made = press(settings, subject, model, trial, batches, workdir / "moments")
-        kept, test = made, subject.splits.test
-        records: list[dict[str, Any]] = [
-            {
-                "kind": "network",
-                **trial.fields,
-                "plan": made.plan.to_json(),
-                "test": scored(subject, made.dense, test),
-            }
-        ]
+        batches: list[Batch] = []
+        if trial.calibration.images or settings.reestimate:
+            batches = network.batches(seen(settings.calibration, trial.calibration))
+        made = press(network, settings, model, trial, batches, workdir / "moments")
+        records, kept = _looked_at(network, settings, trial, made, batches)
         if trial.strategy.startswith("alds") and settings.rounds == 1:
             records[0]["bound"] = greatest_bound(model, made.plan)
-        if settings.reestimate:
-            again = reestimated(subject, made.dense, batches)
-            kept = Compressed(made.plan, made.factors, again.state)
-            found = scored(subject, again, test)
-            records.append({"kind": "reestimated", **trial.fields, "test": found})
-        if settings.finetune.epochs:
-            name = f"{trial.name}, last"
-            epoch, best = tuned(subject, made.factors, made.state, made.plan, name)
-            kept = Compressed(made.plan, best.params, best.state)
-            found = scored(subject, kept.dense, test)
-            records.append({"kind": "tuned", **trial.fields, "epoch": epoch, "test": found})
-        variables = {**kept.state, "params": dict(kept.factors)}
+        variables = Variables(dict(kept.factors), kept.state).collections
         save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
-        yield [record for record in records if identity(record) not in measured.found]
+        yield records
+
+
+def _looked_at(
+    network: Network, settings: Compress, trial: Trial, made: Compressed, batches: Sequence[Batch]
+) -> tuple[Records, Compressed]:
+    """The records of a compressed network, and what is kept of it, trained on if asked."""
+    kept, test = made, network.splits.test
+    records: Records = [
+        {
+            "kind": "network",
+            **trial.fields,
+            "plan": made.plan.to_json(),
+            "test": scored(network, made.dense, test),
+        }
+    ]
+    if settings.reestimate:
+        again = reestimated(network, made.dense, batches)
+        kept = Compressed(made.plan, made.factors, again.state)
+        found = scored(network, again, test)
+        records.append({"kind": "reestimated", **trial.fields, "test": found})
+    if settings.finetune.epochs:
+        name = f"{trial.name}, last"
+        epoch, best = tuned(network, made.factors, made.state, made.plan, name)
+        kept = Compressed(made.plan, best.params, best.state)
+        found = scored(network, kept.dense, test)
+        records.append({"kind": "tuned", **trial.fields, "epoch": epoch, "test": found})
+    return records, kept
 
 
 def _time(
-    settings: Compress, subject: Subject, model: Model, trials: Sequence[Trial], workdir: Path
+    network: Network, settings: Compress, model: Variables, trials: Sequence[Trial], workdir: Path
 ) -> None:
     """Inference of each network against that of the original, in turns, nothing beside it."""
-    journal = workdir / "metrics.jsonl"
-    measured = read_records(journal)
-    images = jnp.asarray(subject.splits.test.images[: settings.timed_images])
-    whole = {**model.state, "params": model.params}
-    before = jax.jit(lambda variables: subject.module.apply(variables, images))
+    journal = read_journal(workdir / "metrics.jsonl", SCHEMA)
+    images = jnp.asarray(network.splits.test.images[: settings.timed_images])
+    whole = model.collections
+    before = jax.jit(lambda variables: network.module.apply(variables, images))
     for trial in trials:
-        name = identity({"kind": "timed", **trial.fields})
-        if name in measured.found:
+        if journal.get("timed", **trial.fields):
             continue
-        small, variables = _loaded(subject, workdir / "compressed" / trial.name)
+        small, variables = _loaded(network, workdir / "compressed" / trial.name)
         after = jax.jit(lambda variables, small=small: small.apply(variables, images))
         profile = profile_calls(partial(before, whole), partial(after, variables))
-        append_records(
-            journal,
-            [
-                {
-                    "kind": "timed",
-                    **trial.fields,
-                    "before": profile.before,
-                    "after": profile.after,
-                    "speedup": profile.speedup,
-                    "least": profile.least,
-                    "most": profile.most,
-                }
-            ],
-        )
+        times = ("before", "after", "speedup", "least", "most")
+        measured = {name: getattr(profile, name) for name in times}
+        journal.append([{"kind": "timed", **trial.fields, **measured}])
 
 
-def _loaded(subject: Subject, folder: Path) -> tuple[Any, Any]:
+def _loaded(network: Network, folder: Path) -> tuple[Any, Any]:
     variables, plan = load_factorised(folder)
-    return factorize(subject.module, plan), variables
+    return factorize(network.module, plan), variables

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from experiments.network.settings import SubjectSettings
-from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
+from experiments.network.settings import NetworkSettings
+from experiments.workdir.fields import check_choices, check_least
 from tdjax.allocation.allocate import COSTS
 from tdjax.plan.form import METHODS
 
@@ -17,7 +15,7 @@ NORMS = ("frobenius", "covariance", "kronecker")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compress(SubjectSettings):
+class Compress(NetworkSettings):
     """The whole experiment: strategies x budgets x norms, on a trained network.
 
     Arguments:
@@ -62,16 +60,7 @@ class Compress(SubjectSettings):
         if self.rounds > 1 and not self.finetune.epochs:
             raise ValueError("config field 'rounds': more than one needs finetune.epochs")
 
-
-def settings_from_dict(raw: Mapping[str, Any]) -> Compress:
-    """The experiment of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
-
-    Raises ValueError that names the field for one that is unknown, missing, of a wrong type or
-    out of range.
-    """
-    return read_fields(Compress, raw)
-
-
-def settings_to_dict(settings: Compress) -> dict[str, Any]:
-    """The experiment as plain JSON values, all defaults written out."""
-    return plain_fields(settings)
+    @property
+    def needs_images(self) -> bool:
+        """Whether anything is measured that looks at calibration images."""
+        return self.reestimate or self.norms != ("frobenius",)

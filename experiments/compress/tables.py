@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.compress.records import FIELDS, Measured
 from experiments.compress.settings import Compress
 from experiments.compress.trials import Trial, enumerate_trials
 from experiments.report.rows import Row, spread, where
 from experiments.report.text import DASH, TextTable, number, percent
+from experiments.workdir.journal import Journal
 from tdjax.plan.plan import Plan
 
 PHASES = {
@@ -20,7 +20,7 @@ PHASES = {
 }
 
 
-def measurement_rows(settings: Compress, measured: Measured) -> list[Row]:
+def measurement_rows(settings: Compress, measured: Journal) -> list[Row]:
     """One row for each measured network and phase, in the configuration's order."""
     rows = []
     for trial, plan in _planned(settings, measured):
@@ -58,7 +58,7 @@ def averaged_rows(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def layer_rows(settings: Compress, measured: Measured) -> list[Row]:
+def layer_rows(settings: Compress, measured: Journal) -> list[Row]:
     """What became of every layer of every network."""
     return [
         {
@@ -77,7 +77,7 @@ def layer_rows(settings: Compress, measured: Measured) -> list[Row]:
     ]
 
 
-def time_rows(settings: Compress, measured: Measured) -> list[Row]:
+def time_rows(settings: Compress, measured: Journal) -> list[Row]:
     """How long a batch takes, the original network's and each compressed one's, in turns."""
     return [
         {
@@ -183,7 +183,7 @@ def _accuracy(row: Row | None) -> str:
     return f"{text} [{', '.join(ends)}]"
 
 
-def _planned(settings: Compress, measured: Measured) -> list[tuple[Trial, Plan]]:
+def _planned(settings: Compress, measured: Journal) -> list[tuple[Trial, Plan]]:
     found = []
     for trial in enumerate_trials(settings):
         record = _found(measured, "network", trial)
@@ -192,5 +192,5 @@ def _planned(settings: Compress, measured: Measured) -> list[tuple[Trial, Plan]]
     return found
 
 
-def _found(measured: Measured, kind: str, trial: Trial) -> Mapping[str, Any] | None:
-    return measured.found.get((kind, *(trial.fields[name] for name in FIELDS)))
+def _found(measured: Journal, kind: str, trial: Trial) -> Mapping[str, Any] | None:
+    return measured.get(kind, **trial.fields)

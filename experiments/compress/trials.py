@@ -7,7 +7,9 @@ from itertools import product
 from typing import Any
 
 from experiments.compress.settings import Compress
-from experiments.network.calibrate import Calibration
+from experiments.network.calibrate import Calibration, drawn
+from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
+from tdjax.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,34 @@ class Trial:
 
 def enumerate_trials(settings: Compress) -> list[Trial]:
     """Every trial, in the order of the report; what sees no data is measured once."""
-    calibration = settings.calibration
-    drawn = [
-        Calibration(source, images, subset)
-        for source, images, subset in product(
-            calibration.sources, calibration.images, range(calibration.subsets)
-        )
-    ]
     trials = []
     for strategy, budget, norm in product(settings.strategies, settings.budgets, settings.norms):
         if norm == "frobenius":
             if strategy != "loss":
                 trials.append(Trial(Calibration(), strategy, budget, norm))
         else:
-            trials += [Trial(own, strategy, budget, norm) for own in drawn]
+            trials += [Trial(own, strategy, budget, norm) for own in drawn(settings.calibration)]
     return trials
+
+
+def _plan(name: str, value: Any) -> str:
+    text: str = required({name: value}, name, str)
+    Plan.from_json(text)
+    return text
+
+
+_TRIAL: Fields = {
+    "strategy": str,
+    "budget": float,
+    "norm": str,
+    "source": str,
+    "images": int,
+    "subset": int,
+}
+SCHEMA: Schema = {
+    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES}),
+    "network": Kind(_TRIAL, {"plan": _plan, "test": SCORES}),
+    "reestimated": Kind(_TRIAL, {"test": SCORES}),
+    "tuned": Kind(_TRIAL, {"test": SCORES}),
+    "timed": Kind(_TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),
+}

@@ -15,11 +15,10 @@ from jaxtyping import Array, Float, Shaped
 
 from experiments.compressibility.pruner import kernels
 from experiments.compressibility.settings import Compressibility
-from experiments.network.network import Subject
-from experiments.network.training import Model, example_scores
+from experiments.network.network import Network
+from experiments.network.training import LinenNetwork, Variables, example_scores
 from tdjax.dispatch import evaluate_candidates
 from tdjax.linen import layer_outputs
-from tdjax.linen.network import Network
 from tdjax.plan.layers import Layer
 from tdjax.pruning.bounds import pruning_error_bound
 from tdjax.pruning.indices import effective_number, pq_index, sparsity_index
@@ -42,8 +41,8 @@ class Layers:
         scales: by path, the root mean square of its outputs.
     """
 
-    subject: Subject
-    model: Model
+    network: Network
+    model: Variables
     table: Sequence[Layer]
     leaves: Sequence[Leaf]
     images: Sequence[np.ndarray]
@@ -59,7 +58,7 @@ class Layers:
     @property
     def variables(self) -> dict[str, Any]:
         """The network's variables."""
-        return {**self.model.state, "params": self.model.params}
+        return self.model.collections
 
     def units(self, params: Any, leaf: Leaf) -> Shaped[Array, "d n"]:
         """The weights of a layer, or its mask, one neuron in each column."""
@@ -67,19 +66,19 @@ class Layers:
 
 
 def layers_of(
-    subject: Subject, model: Model, table: Sequence[Layer], images: Sequence[np.ndarray]
+    network: Network, model: Variables, table: Sequence[Layer], images: Sequence[np.ndarray]
 ) -> Layers:
     """A network's layers, with the ranges of their inputs and outputs."""
     leaves = prunable(model.params, table, ".*")
     paths = tuple(leaf.path for leaf in leaves)
-    variables = {**model.state, "params": model.params}
-    batches = [_ranges(Network(subject.module), paths, variables, one) for one in images]
+    variables = model.collections
+    batches = [_ranges(network.apply, paths, variables, one) for one in images]
     bounds, scales = {}, {}
     for path in paths:
         limits, squares, counts = zip(*(batch[path] for batch in batches), strict=True)
         bounds[path] = float(max(limits))
         scales[path] = float(np.sqrt(sum(squares) / sum(counts)))
-    return Layers(subject, model, table, leaves, images, bounds, scales)
+    return Layers(network, model, table, leaves, images, bounds, scales)
 
 
 def layer_records(
@@ -128,7 +127,7 @@ def _reached_shares(
 
     The largest of the shares tried up to which no share costs more; 0 where the first does.
     """
-    params, test = layers.model.params, layers.subject.splits.test
+    params, test = layers.model.params, layers.network.splits.test
     steps = np.arange(1, settings.layer_steps + 1) / (settings.layer_steps + 1)
     masks = [magnitude_prune(params, float(share), layers=layers.table) for share in steps]
     tried = [kernels(apply_mask(params, mask), layers.table) for mask in masks]
@@ -140,7 +139,7 @@ def _reached_shares(
     reached = {}
     for leaf in layers.leaves:
         found = evaluate_candidates(
-            layers.subject.module,
+            layers.network.module,
             layers.variables,
             leaf.path,
             jnp.stack([one[leaf.path] for one in tried]),
@@ -169,7 +168,7 @@ def _looseness(
     Beside it the sum of the absolute weights that went, times the inputs' bound, over the same.
     Neurons without an error are left out.
     """
-    params, network = layers.model.params, Network(layers.subject.module)
+    params, apply = layers.model.params, layers.network.apply
     found = {}
     for q in settings.qs:
         mask = adaptive_prune(params, q, layers=layers.table)
@@ -177,7 +176,7 @@ def _looseness(
             path: jnp.asarray(array)
             for path, array in kernels(apply_mask(params, mask), layers.table).items()
         }
-        batches = [_worst_errors(network, layers.variables, others, one) for one in layers.images]
+        batches = [_worst_errors(apply, layers.variables, others, one) for one in layers.images]
         for leaf in layers.leaves:
             worst = np.max([batch[leaf.path] for batch in batches], axis=0)
             whole, kept = layers.units(params, leaf), layers.units(mask, leaf)
@@ -200,12 +199,12 @@ def _range(values: np.ndarray) -> list[float] | None:
     return [float(f(values)) for f in (np.median, np.min, np.max)] if len(values) else None
 
 
-@partial(jax.jit, static_argnames="network")
+@partial(jax.jit, static_argnames="apply")
 def _worst_errors(
-    network: Network, variables: Any, others: dict[str, Array], images: Array
+    apply: LinenNetwork, variables: Any, others: dict[str, Array], images: Array
 ) -> dict[str, Float[Array, " n"]]:
     """The largest change of each neuron's output when its layer has another kernel."""
-    pairs = layer_outputs(network.model, variables, others, images)
+    pairs = layer_outputs(apply.module, variables, others, images)
     return {
         path: jnp.stack([jnp.abs(a - b).reshape(-1, a.shape[-1]).max(axis=0) for a, b in own]).max(
             axis=0
@@ -214,9 +213,9 @@ def _worst_errors(
     }
 
 
-@partial(jax.jit, static_argnames=("network", "paths"))
+@partial(jax.jit, static_argnames=("apply", "paths"))
 def _ranges(
-    network: Network, paths: tuple[str, ...], variables: Any, images: Array
+    apply: LinenNetwork, paths: tuple[str, ...], variables: Any, images: Array
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
     """Of each layer the largest absolute input, the sum of the outputs' squares, their number."""
     found = dict.fromkeys(paths, (jnp.zeros(()),) * 3)
@@ -235,5 +234,5 @@ def _ranges(
 
     args, kwargs = call_arguments(images)
     with nn.intercept_methods(look):
-        network.model.apply(variables, *args, **kwargs)
+        apply.module.apply(variables, *args, **kwargs)
     return found

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compressibility.plots import plot_curves, plot_index
-from experiments.compressibility.records import Measured, read_records
-from experiments.compressibility.settings import Compressibility, settings_from_dict
+from experiments.compressibility.settings import Compressibility
 from experiments.compressibility.tables import (
     INDICES,
     PHASES,
@@ -23,13 +22,14 @@ from experiments.compressibility.tables import (
     tau_rows,
 )
 from experiments.compressibility.text_tables import text_tables
-from experiments.compressibility.trials import Trial, enumerate_trials
+from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
 from experiments.error_study.export import to_csv
 from experiments.report.html import Frame, Picture, document, picture, section, table
 from experiments.report.publish import publish
 from experiments.report.rows import Row, where
 from experiments.report.text import number, percent, to_markdown
 from experiments.report.versions import versions
+from experiments.workdir.journal import Journal, read_workdir
 
 TITLE = "How far can a network be pruned?"
 INDEX_LABELS = {
@@ -56,8 +56,7 @@ def write_report(workdir: Path) -> Path:
     cannot be understood, ImportError where matplotlib is not installed.
     """
     raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    settings = settings_from_dict(raw)
-    measured = read_records(workdir / "metrics.jsonl")
+    settings, measured = read_workdir(workdir, Compressibility, SCHEMA)
     rows = measurement_rows(settings, measured)
     averaged, gains = averaged_rows(settings, rows), gain_rows(settings, measured, rows)
     layers = layer_rows(settings, measured)
@@ -71,7 +70,9 @@ def write_report(workdir: Path) -> Path:
         "tau.csv": to_csv(taus, decimals=4),
         "tables.md": "\n".join([*_remark(settings), *map(to_markdown, shown)]),
     }
-    baselines = [found for run in range(settings.runs) if (found := measured.baseline(run))]
+    baselines = [
+        found for run in range(settings.runs) if (found := measured.get("baseline", run=run))
+    ]
     pictures = _pictures(settings, averaged, layers, baselines)
     frame = Frame(
         title=TITLE,
@@ -159,7 +160,7 @@ def _facts(baselines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _provenance(settings: Compressibility, measured: Measured) -> dict[str, str]:
+def _provenance(settings: Compressibility, measured: Journal) -> dict[str, str]:
     return {
         "measurements": f"{len(measured.found):,}",
         "calibration examples": str(settings.calibration.images[0]),

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from experiments.data import TABLES
-from experiments.network.settings import SubjectSettings
-from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
+from experiments.network.settings import NetworkSettings
+from experiments.workdir.fields import check_choices, check_least
 from tdjax.pruning.prunable import SCOPES
 
-MAGNITUDE = tuple(f"magnitude {scope}" for scope in SCOPES)
+MAGNITUDE = tuple(f"magnitude {scope}" for scope in reversed(SCOPES))
 # Whose share is searched for, and met as nearly as it can be.
 SEARCHED = ("tail", "abp-l")
 METHODS = (*MAGNITUDE, "abp-m", "sap", *SEARCHED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compressibility(SubjectSettings):
+class Compressibility(NetworkSettings):
     """The whole experiment: methods x shares pruned, on networks trained from several seeds.
 
     Arguments:
@@ -52,6 +51,8 @@ class Compressibility(SubjectSettings):
     tolerance: float = 0.01
     published: str | None = None
 
+    takes_tables: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Refuse values that would make the experiment empty or end it half way."""
         super().__post_init__()
@@ -74,17 +75,3 @@ class Compressibility(SubjectSettings):
     def predicts_numbers(self) -> bool:
         """Whether the network predicts numbers, and has no accuracy."""
         return self.data.name in TABLES
-
-
-def settings_from_dict(raw: Mapping[str, Any]) -> Compressibility:
-    """The experiment of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
-
-    Raises ValueError that names the field for one that is unknown, missing, of a wrong type or
-    out of range.
-    """
-    return read_fields(Compressibility, raw)
-
-
-def settings_to_dict(settings: Compressibility) -> dict[str, Any]:
-    """The experiment as plain JSON values, all defaults written out."""
-    return plain_fields(settings)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.compressibility.records import TRIAL, Measured
 from experiments.compressibility.settings import MAGNITUDE, Compressibility
-from experiments.compressibility.trials import Trial, enumerate_trials, own_trials
+from experiments.compressibility.trials import TRIAL, Trial, enumerate_trials, own_trials
 from experiments.report.correlate import estimate_tau
 from experiments.report.rows import Row, spread, where
+from experiments.workdir.journal import Journal
 from tdjax.pruning.prunable import SCOPES
 
 PHASES = {"pruned": "without fine-tuning", "tuned": "after fine-tuning"}
@@ -20,11 +20,11 @@ SIZES = ("pruned", "gone", "ratio", "size")
 INDICES = ("sparsity_index", "pq_index", "effective_share")
 
 
-def measurement_rows(settings: Compressibility, measured: Measured) -> list[Row]:
+def measurement_rows(settings: Compressibility, measured: Journal) -> list[Row]:
     """One row for each pruned network and phase, in the configuration's order."""
     rows = []
     for run in range(settings.runs):
-        whole = measured.baseline(run)
+        whole = measured.get("baseline", run=run)
         if whole is None:
             continue
         for trial in enumerate_trials(settings):
@@ -65,7 +65,7 @@ def averaged_rows(settings: Compressibility, rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def gain_rows(settings: Compressibility, measured: Measured, rows: Sequence[Row]) -> list[Row]:
+def gain_rows(settings: Compressibility, measured: Journal, rows: Sequence[Row]) -> list[Row]:
     """By how much each method loses less than plain magnitude pruning at the same share.
 
     Differences in pairs, one for each run: of the relative rise of the loss (what magnitude
@@ -101,7 +101,7 @@ def gain_rows(settings: Compressibility, measured: Measured, rows: Sequence[Row]
     return found
 
 
-def layer_rows(settings: Compressibility, measured: Measured) -> list[Row]:
+def layer_rows(settings: Compressibility, measured: Journal) -> list[Row]:
     """One row for each run, layer and q."""
     return [
         {
@@ -117,7 +117,8 @@ def layer_rows(settings: Compressibility, measured: Measured) -> list[Row]:
             **_ratios("tail", own["looseness"]["tail"]),
         }
         for run in range(settings.runs)
-        for record in measured.layers(run)
+        for record in measured.of_kind("layer")
+        if record["run"] == run
         for own in record["by_q"]
     ]
 
@@ -207,10 +208,13 @@ def _performance(test: Mapping[str, Any], whole: Mapping[str, Any]) -> Row:
     return row | ({"accuracy": float(test["accuracy"])} if "accuracy" in test else {})
 
 
-def _rival(measured: Measured, row: Row, trial: Trial, scope: str) -> Row | None:
+def _rival(measured: Journal, row: Row, trial: Trial, scope: str) -> Row | None:
     if row["phase"] != "pruned":
         return None
-    record, whole = _found(measured, "pruned", row["run"], trial), measured.baseline(row["run"])
+    record, whole = (
+        _found(measured, "pruned", row["run"], trial),
+        measured.get("baseline", run=row["run"]),
+    )
     if record is None or whole is None or "rivals" not in record:
         return None
     return _performance(record["rivals"][scope], whole["test"])
@@ -229,5 +233,5 @@ def _over_runs(name: str, rows: Sequence[Row]) -> list[float]:
     ]
 
 
-def _found(measured: Measured, kind: str, run: int, trial: Trial) -> Mapping[str, Any] | None:
-    return measured.found.get((kind, run, *(trial.fields[name] for name in TRIAL)))
+def _found(measured: Journal, kind: str, run: int, trial: Trial) -> Mapping[str, Any] | None:
+    return measured.get(kind, run=run, **trial.fields)

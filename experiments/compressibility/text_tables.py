@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from experiments.compressibility.paper import published_pruning
-from experiments.compressibility.records import TRIAL
 from experiments.compressibility.settings import MAGNITUDE, Compressibility
 from experiments.compressibility.tables import PHASES, own_rows
-from experiments.compressibility.trials import Trial, enumerate_trials
+from experiments.compressibility.trials import TRIAL, Trial, enumerate_trials
 from experiments.report.rows import Row, where
 from experiments.report.text import DASH, TextTable, number, percent, tau_text
 from tdjax.pruning.prunable import SCOPES

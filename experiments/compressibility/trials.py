@@ -6,6 +6,28 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.compressibility.settings import Compressibility
+from experiments.workdir.journal import Fields, Kind, Schema, share
+
+TRIAL: Fields = {
+    "method": str,
+    "q": (float, None),
+    "share": (float, None),
+    "value": (float, None),
+}
+_OF_A_RUN: Fields = {"run": int, **TRIAL}
+_TEST: Fields = {"loss": float, "accuracy": (share, None)}
+_INDICES: Fields = dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float)
+SCHEMA: Schema = {
+    "baseline": Kind({"run": int}, {"params": int, "test": _TEST}),
+    "layer": Kind(
+        {"run": int, "layer": str},
+        {"inputs": int, "neurons": int, "reached": float, "by_q": [_INDICES]},
+    ),
+    "pruned": Kind(
+        _OF_A_RUN, {"pruned": float, "gone": float, "size": int, "left": int, "test": _TEST}
+    ),
+    "tuned": Kind(_OF_A_RUN, {"test": _TEST}),
+}
 
 NAMES = {
     "magnitude global": "magnitude, global",

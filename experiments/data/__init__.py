@@ -4,12 +4,11 @@ from experiments.data.augment import random_crop_flip
 from experiments.data.datasets import RawDataset, load
 from experiments.data.errors import DataError
 from experiments.data.image_arrays import DecodedWhenTaken, ImageArray
-from experiments.data.image_batches import image_batches
 from experiments.data.image_folder import ImageFiles, aircraft_files, imagenet_files
 from experiments.data.splits import DataSplits, Examples, check_finite, prepare, standardise
 from experiments.data.stratify import stratified_split, stratified_subset
 from experiments.data.tables import TABLES, RawTable, TableExamples, load_table, prepare_table
-from experiments.data.views import evaluation_view, training_view
+from experiments.data.views import evaluation_view
 
 __all__ = [
     "TABLES",
@@ -25,7 +24,6 @@ __all__ = [
     "aircraft_files",
     "check_finite",
     "evaluation_view",
-    "image_batches",
     "imagenet_files",
     "load",
     "load_table",
@@ -35,5 +33,4 @@ __all__ = [
     "standardise",
     "stratified_split",
     "stratified_subset",
-    "training_view",
 ]

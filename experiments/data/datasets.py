@@ -119,7 +119,7 @@ def _digits() -> RawDataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        message = "the data set digits comes with scikit-learn: install tdjax[study]"
+        message = "the data set digits comes with scikit-learn: install the extra 'experiments'"
         raise ImportError(message) from error
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[..., None]

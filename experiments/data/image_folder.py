@@ -25,7 +25,7 @@ _BANNER = 20
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageFiles:
-    """Photographs that are decoded one at a time, with their labels; a data source for grain.
+    """Photographs that are decoded one at a time, with their labels.
 
     Element `i` is {"image": uint8 (h, w, 3), "label": int32 ()}; its pixels are not writable.
 
@@ -61,7 +61,7 @@ class ImageFiles:
         return {"image": self.image(place), "label": np.asarray(self.labels[place])}
 
     def __repr__(self) -> str:
-        """The name and the number of photographs: grain compares sources by it."""
+        """The name and the number of photographs."""
         return f"ImageFiles({self.name}, {len(self)} images)"
 
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -80,5 +80,5 @@ def _pillow(module: str) -> ModuleType:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError("photographs are read with Pillow: install tdjax[images]") from error
+        raise ImportError("photographs are read with Pillow: install the extra 'images'") from error
     return {"Image": Image, "ImageOps": ImageOps}[module]

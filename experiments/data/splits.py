@@ -126,13 +126,7 @@ def prepare(
     if statistics is None:
         mean, std = _channel_statistics(train_images)
     else:
-        mean, std = (np.asarray(values, np.float64) for values in statistics)
-        channels = train_images.shape[-1]
-        if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
-            raise ValueError(
-                f"mean {mean} and deviation {std}: one of each for each of {channels} channels is "
-                "needed, deviations above 0"
-            )
+        mean, std = _given_statistics(statistics, train_images.shape[-1])
     return DataSplits(
         train=Examples(standardise(train_images, mean, std), raw.train_labels[train]),
         validation=Examples(
@@ -199,6 +193,18 @@ def _take(
             "the class has too few examples, or the split is too small"
         )
     return indices
+
+
+def _given_statistics(
+    statistics: tuple[Sequence[float], Sequence[float]], channels: int
+) -> tuple[Float64[np.ndarray, "c"], Float64[np.ndarray, "c"]]:
+    mean, std = (np.asarray(values, np.float64) for values in statistics)
+    if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+        raise ValueError(
+            f"mean {mean} and deviation {std}: one of each for each of {channels} channels is "
+            "needed, deviations above 0"
+        )
+    return mean, std
 
 
 def _channel_statistics(

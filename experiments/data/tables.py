@@ -154,7 +154,7 @@ def _diabetes() -> RawTable:
     try:
         from sklearn.datasets import load_diabetes
     except ImportError as error:
-        message = "the data set diabetes comes with scikit-learn: install tdjax[study]"
+        message = "the data set diabetes is in scikit-learn: install the extra 'experiments'"
         raise ImportError(message) from error
     rows, targets = load_diabetes(return_X_y=True, scaled=False)
     return RawTable("diabetes", np.asarray(rows, np.float64), np.asarray(targets, np.float64))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data_aware.plots import plot_against, plot_layers
-from experiments.data_aware.records import Measured, read_records
-from experiments.data_aware.settings import DataAware, settings_from_dict
+from experiments.data_aware.settings import DataAware
 from experiments.data_aware.tables import (
     PHASES,
     averaged_rows,
@@ -18,12 +17,14 @@ from experiments.data_aware.tables import (
     measurement_rows,
 )
 from experiments.data_aware.text_tables import WHEN, condition_text, text_tables
+from experiments.data_aware.trials import SCHEMA
 from experiments.error_study.export import to_csv
 from experiments.report.html import Frame, Picture, document, picture, section, table
 from experiments.report.publish import publish
 from experiments.report.rows import Row, where
 from experiments.report.text import number, percent, to_markdown
 from experiments.report.versions import versions
+from experiments.workdir.journal import Journal, read_workdir
 
 TITLE = "Do decompositions that see the data keep more of the accuracy?"
 TABLES_NOTE = (
@@ -43,9 +44,8 @@ def write_report(workdir: Path) -> Path:
     cannot be understood, ImportError where matplotlib is not installed.
     """
     raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    settings = settings_from_dict(raw)
-    measured = read_records(workdir / "metrics.jsonl")
-    baseline = measured.baseline or {}
+    settings, measured = read_workdir(workdir, DataAware, SCHEMA)
+    baseline = measured.get("baseline") or {}
     sizes = {(size["method"], size["keep"]): size for size in baseline.get("sizes", [])}
     rows = measurement_rows(settings, measured)
     averaged = averaged_rows(rows, sizes)
@@ -151,10 +151,10 @@ def _facts(baseline: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _provenance(settings: DataAware, measured: Measured) -> dict[str, str]:
+def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
     calibration = settings.calibration
     return {
-        "measurements": f"{len(measured.tests):,}",
+        "measurements": f"{len(measured.of_kind(*PHASES)):,}",
         "calibration": ", ".join(calibration.sources),
         "calibration images": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),

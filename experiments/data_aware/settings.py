@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from experiments.network.settings import ScoreSettings, SubjectSettings
-from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
+from experiments.network.settings import NetworkSettings, ScoreSettings
+from experiments.workdir.fields import check_choices, check_least
 from tdjax.plan.form import METHODS
 
 FROBENIUS = "frobenius"
@@ -35,7 +33,7 @@ class AwareScoreSettings(ScoreSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataAware(SubjectSettings):
+class DataAware(NetworkSettings):
     """The whole experiment: methods x shares kept x norms, on a trained network.
 
     Arguments:
@@ -87,17 +85,3 @@ class DataAware(SubjectSettings):
             or any(self.correct_bias)
             or any(norm != FROBENIUS for norm in self.norms)
         )
-
-
-def settings_from_dict(raw: Mapping[str, Any]) -> DataAware:
-    """The experiment of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
-
-    Raises ValueError that names the field for one that is unknown, missing, of a wrong type or
-    out of range.
-    """
-    return read_fields(DataAware, raw)
-
-
-def settings_to_dict(settings: DataAware) -> dict[str, Any]:
-    """The experiment as plain JSON values, all defaults written out."""
-    return plain_fields(settings)

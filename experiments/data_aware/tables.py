@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data_aware.records import KINDS, Measured
 from experiments.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
 from experiments.data_aware.trials import sees_data
 from experiments.report.rows import Row, spread
+from experiments.workdir.journal import Journal
 
 PHASES = {
     "network": "before",
@@ -30,7 +30,7 @@ PAIRS = (
 FIGURES = ("accuracy", "cross_entropy")
 
 
-def measurement_rows(settings: DataAware, measured: Measured) -> list[Row]:
+def measurement_rows(settings: DataAware, measured: Journal) -> list[Row]:
     """One row for each record, in the configuration's order, whatever order they came in."""
     columns = (
         settings.methods,
@@ -43,7 +43,7 @@ def measurement_rows(settings: DataAware, measured: Measured) -> list[Row]:
     def place(record: Mapping[str, Any]) -> tuple[Any, ...]:
         names = ("method", "keep", "norm", "correct_bias", "source")
         at = tuple(values.index(record[name]) for values, name in zip(columns, names, strict=True))
-        kind, layer = KINDS.index(record["kind"]), record.get("layer", "")
+        kind, layer = tuple(PHASES).index(record["kind"]), record.get("layer", "")
         return (kind, *at, record["images"], record["subset"], layer)
 
     return [
@@ -55,7 +55,7 @@ def measurement_rows(settings: DataAware, measured: Measured) -> list[Row]:
             **{name: float(record["test"][name]) for name in FIGURES},
             "count": record["test"]["count"],
         }
-        for record in sorted(measured.tests.values(), key=place)
+        for record in sorted(measured.of_kind(*PHASES), key=place)
     ]
 
 

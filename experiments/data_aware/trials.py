@@ -7,7 +7,26 @@ from itertools import product
 from typing import Any
 
 from experiments.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
-from experiments.network.calibrate import Calibration
+from experiments.network.calibrate import Calibration, drawn
+from experiments.workdir.journal import SCORES, Fields, Kind, Schema
+
+_TRIAL: Fields = {
+    "method": str,
+    "keep": float,
+    "norm": str,
+    "correct_bias": bool,
+    "source": str,
+    "images": int,
+    "subset": int,
+}
+_SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
+SCHEMA: Schema = {
+    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
+    "network": Kind(_TRIAL, {"test": SCORES}),
+    "reestimated": Kind(_TRIAL, {"test": SCORES}),
+    "tuned": Kind(_TRIAL, {"test": SCORES}),
+    "layer": Kind({**_TRIAL, "layer": str}, {"test": SCORES}),
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +60,7 @@ def enumerate_trials(settings: DataAware) -> dict[Calibration, list[Trial]]:
         for method, keep, norm, correct in choices:
             if not sees_data(norm, correct) and (subset == 0 or method == "cp"):
                 trials.setdefault(blind, []).append(Trial(blind, method, keep, norm, correct))
-    for source, images, subset in product(
-        calibration.sources, calibration.images, range(calibration.subsets)
-    ):
-        own = Calibration(source, images, subset)
+    for own in drawn(calibration):
         for method, keep, norm, correct in choices:
             if sees_data(norm, correct):
                 trials.setdefault(own, []).append(Trial(own, method, keep, norm, correct))
@@ -59,14 +75,6 @@ def sees_data(norm: str, correct_bias: bool) -> bool:
 def is_sequential(trial: Trial) -> bool:
     """Whether its layers depend on one another, so that none can be tried alone."""
     return trial.norm.startswith(SEQUENTIAL)
-
-
-def images_of(settings: DataAware, trial: Trial) -> Calibration:
-    """The images that batch statistics are estimated on: its own, or the first if it saw none."""
-    if trial.calibration.images:
-        return trial.calibration
-    calibration = settings.calibration
-    return Calibration(calibration.sources[0], calibration.images[0], trial.calibration.subset)
 
 
 def is_tuned(settings: DataAware, trial: Trial) -> bool:

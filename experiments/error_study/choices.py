@@ -1,20 +1,50 @@
-"""What a study compresses: every layer x method x compression, with its ranks."""
+"""What a study compresses: every layer x method x compression, planned before any work."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from itertools import product
 
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import Choice
+from experiments.network.network import Network
 from tdjax.decompose.tt import clip_ranks
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ranks import tt_order
 from tdjax.plan.rules import Rule
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedStudy:
+    """A study's network and the choices to measure.
+
+    Arguments:
+        plans: every choice with the decomposition that it stands for.
+    """
+
+    network: Network
+    protocol: Protocol
+    plans: Mapping[Choice, PlannedLayer]
+
+
+def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:
+    """Plan every choice.
+
+    Raises ValueError for whatever in the protocol or its ranks would stop the study later.
+    """
+    images = len(network.splits.train.labels)
+    if not 1 <= protocol.measure.feature_images <= images:
+        raise ValueError(
+            f"config field 'measure.feature_images' is {protocol.measure.feature_images}, but "
+            f"there are {images} training images"
+        )
+    table = [entry.layer for entry in network.dense.layers]
+    return PlannedStudy(network, protocol, enumerate_choices(protocol, table))
 
 
 def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice, PlannedLayer]:

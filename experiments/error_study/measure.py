@@ -1,10 +1,10 @@
-"""Errors and performance of all decompositions of one layer, before any training."""
+"""Errors and performance of all decompositions of one layer, before and after training on."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,44 +14,54 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.data import Examples
-from experiments.error_study.bench import Bench, choice_fields, performance
-from experiments.error_study.candidates import Factors
+from experiments.error_study.candidates import (
+    CompressedNetwork,
+    Factors,
+    choice_key,
+    widened,
+    without_kernel,
+)
+from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
-from experiments.error_study.records import Choice, Key
-from experiments.network.training import Model, Scores, example_scores
+from experiments.error_study.records import Choice, Key, choice_fields
+from experiments.network.network import FINETUNE
+from experiments.network.train_on import fitted
+from experiments.network.training import Scores, Variables, evaluate, example_scores, performance
 from tdjax.dispatch import candidate_feature_errors, collect_moments, evaluate_candidates
 from tdjax.evaluate.errors import data_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import layer_params
 from tdjax.plan.plan import PlannedLayer
 
+# The sets of examples that compressed networks are measured on.
+MEASURED = ("validation", "test")
 
-def moments_of_layers(bench: Bench, model: Model) -> dict[str, LayerMoments]:
+
+def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerMoments]:
     """What the norms of the data are made of, for every layer that the study compresses.
 
     From the same training images as the feature errors; the loss is the cross-entropy of the
     uncompressed network. All layers at once, whichever are still to be measured: the same program
     gives the same numbers however often a study is interrupted.
     """
-    settings, train = bench.protocol.measure, bench.splits.train
-    count = settings.feature_images
-    known = Examples(train.images[:count], train.labels[:count])
+    settings, train = study.protocol.measure, study.network.splits.train
+    known = _first(train, settings.feature_images)
     with warnings.catch_warnings():
         # Few images say little about others, but here as for the feature errors the norm is meant
         # over just these; no factor is fitted to them.
         warnings.filterwarnings("ignore", "too few rows for second moments")
         return collect_moments(
-            bench.module,
-            {**model.state, "params": model.params},
+            study.network.module,
+            model.collections,
             list(_batches(known, settings.batch_size)),
             loss_fn=_losses,
-            paths=[re.escape(path) for path in bench.protocol.layers],
+            paths=[re.escape(path) for path in study.protocol.layers],
         )
 
 
 def compressed_records(
-    bench: Bench,
-    model: Model,
+    study: PlannedStudy,
+    model: Variables,
     path: str,
     plans: Mapping[Choice, PlannedLayer],
     factors: Mapping[Key, Factors],
@@ -61,62 +71,137 @@ def compressed_records(
 
     Without `moments` the errors in the norms of the data are left out.
     """
-    settings, splits = bench.protocol.measure, bench.splits
     # Runs that share one decomposition are evaluated once.
     distinct = {id(own): (key, own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
     kernels = jnp.stack([plans[key[0]].chain.dense(own) for key, own in distinct.values()])
-    variables = {**model.state, "params": model.params}
-    size = settings.batch_size
-    scores = {
-        name: evaluate_candidates(
-            bench.module,
-            variables,
-            path,
-            kernels,
-            list(_batches(examples, size)),
-            _metrics,
-            chunk=settings.chunk,
-        )
-        for name, examples in (("validation", splits.validation), ("test", splits.test))
+    scores = _candidate_scores(study, model, path, kernels)
+    errors = _candidate_errors(study, model, path, kernels, moments)
+    return {
+        key: {
+            "kind": "compressed",
+            **choice_fields(key),
+            "ranks": list(plans[key[0]].ranks),
+            "kept": plans[key[0]].kept,
+            "saves": plans[key[0]].size < plans[key[0]].layer.size,
+            "errors": {name: float(values[place[id(own)]]) for name, values in errors.items()},
+            **_performances(study, scores, place[id(own)]),
+        }
+        for key, own in factors.items()
     }
-    images = splits.train.images[: settings.feature_images]
-    inputs = [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def finetune_records(
+    study: PlannedStudy,
+    model: Variables,
+    choice: Choice,
+    plan: PlannedLayer,
+    factors: Mapping[Key, Factors],
+    alike: Sequence[Factors],
+) -> dict[Key, dict[str, Any]]:
+    """Train all runs of one choice on and measure them; shapes are those of all `alike`."""
+    network, runs = study.network, range(study.protocol.runs)
+    compressed = CompressedNetwork.of(network.apply, plan)
+    dense = without_kernel(model.params, plan.layer.path)
+    models = [
+        Variables({"dense": dense, "factors": widened(factors[choice, run], alike)}, model.state)
+        for run in runs
+    ]
+    keys = [choice_key(network.key(FINETUNE), choice, run) for run in runs]
+    records: dict[Key, dict[str, Any]] = {}
+    for group in side_by_side(runs):
+        own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[models[run] for run in group])
+        group_keys = jnp.stack([keys[run] for run in group])
+        settings = network.settings.finetune_fit
+        fit = fitted(own, compressed, settings, network.splits, group_keys)
+        scores = {
+            name: evaluate(fit.best, compressed, getattr(network.splits, name)) for name in MEASURED
+        }
+        for k, run in enumerate(group):
+            records[choice, run] = {
+                "kind": "finetuned",
+                **choice_fields((choice, run)),
+                "epoch": int(fit.best_epoch[k]),
+                **_performances(study, scores, k),
+            }
+    return records
+
+
+def side_by_side(runs: Sequence[int]) -> list[Sequence[int]]:
+    """Which runs share one program: all on an accelerator, each alone on CPU.
+
+    Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
+    no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
+    are the same either way.
+    """
+    if jax.default_backend() == "cpu":
+        return [[run] for run in runs]
+    return [runs]
+
+
+def _candidate_scores(
+    study: PlannedStudy, model: Variables, path: str, kernels: Float[Array, "n ..."]
+) -> dict[str, Scores]:
+    """Performance with each of the kernels in one layer's place, by set of examples."""
+    settings = study.protocol.measure
+    return {
+        name: Scores(
+            *evaluate_candidates(
+                study.network.module,
+                model.collections,
+                path,
+                kernels,
+                list(_batches(getattr(study.network.splits, name), settings.batch_size)),
+                _metrics,
+                chunk=settings.chunk,
+            )
+        )
+        for name in MEASURED
+    }
+
+
+def _candidate_errors(
+    study: PlannedStudy,
+    model: Variables,
+    path: str,
+    kernels: Float[Array, "n ..."],
+    moments: LayerMoments | None,
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Errors of each of the kernels in one layer's place, by name."""
+    settings, network = study.protocol.measure, study.network
+    known = _first(network.splits.train, settings.feature_images)
+    inputs = [images for images, _ in _batches(known, settings.batch_size)]
     original = layer_params(model.params, path)["kernel"]
     found: dict[Family, Mapping[str, Any]] = {
         WEIGHTS: jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
         FEATURES: candidate_feature_errors(
-            bench.module, variables, path, kernels, inputs, chunk=settings.chunk
+            network.module, model.collections, path, kernels, inputs, chunk=settings.chunk
         ),
     }
     if moments is not None:
         chunk = min(settings.chunk, len(kernels))
         for family, outputs in ((COVARIANCE, None), (KRONECKER, moments.outputs)):
             found[family] = _data_errors(original, kernels, moments.inputs, outputs, chunk=chunk)
-    errors = {
+    return {
         name: np.asarray(found[family][kind])
         for family in found
         for name, kind in zip(family.errors, family.kinds, strict=True)
     }
 
-    records: dict[Key, dict[str, Any]] = {}
-    for key, own in factors.items():
-        k, plan = place[id(own)], plans[key[0]]
-        records[key] = {
-            "kind": "compressed",
-            **choice_fields(key),
-            "ranks": list(plan.ranks),
-            "kept": plan.kept,
-            "saves": plan.size < plan.layer.size,
-            "errors": {name: float(values[k]) for name, values in errors.items()},
-            **{
-                name: performance(Scores(*found_scores), k, len(examples.labels))
-                for (name, found_scores), examples in zip(
-                    scores.items(), (splits.validation, splits.test), strict=True
-                )
-            },
-        }
-    return records
+
+def _performances(
+    study: PlannedStudy, scores: Mapping[str, Scores], index: int
+) -> dict[str, dict[str, Any]]:
+    """The fields of a record that say how run or candidate `index` did."""
+    splits = study.network.splits
+    return {
+        name: performance(found, index, len(getattr(splits, name).labels))
+        for name, found in scores.items()
+    }
+
+
+def _first(examples: Examples, count: int) -> Examples:
+    return Examples(examples.images[:count], examples.labels[:count])
 
 
 @partial(jax.jit, static_argnames=("chunk",))

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from experiments.network.training import FitSettings
-from experiments.workdir.fields import check_choices, check_least, plain_fields, read_fields
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Which data set, and how much of it.
-
-    See `experiments.data.load` and `experiments.data.prepare`; for tables,
-    `experiments.data.load_table` and `experiments.data.prepare_table`.
-    """
-
-    name: str
-    folder: str | None = None
-    validation_share: float = 0.1
-    train_size: int | None = None
-    validation_size: int | None = None
-    test_size: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Which network, and with it the arguments of its class.
-
-    For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
-    CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
-    "resnet18_imagenet", "resnet50", "googlenet".
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+from experiments.network.schedule import FitSettings
+from experiments.network.settings import (
+    DataSettings,
+    FinetuneSettings,
+    ModelSettings,
+    NetworkSettings,
+)
+from experiments.workdir.fields import check_choices, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,42 +50,6 @@ class MeasureSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
-    """Fine-tuning after compression; its learning rate is the last of the training schedule.
-
-    Arguments:
-        epochs: at most; 0 leaves it out.
-        patience: see `FitSettings`.
-        learning_rate: another learning rate.
-        repeat: train by the schedule of the training from its start, warm-up, first learning rate
-            and boundaries, in place of a learning rate that stays.
-    """
-
-    epochs: int = 10
-    patience: int | None = None
-    learning_rate: float | None = None
-    repeat: bool = False
-
-    def fit_after(self, train: FitSettings) -> FitSettings:
-        """How a network trained by `train` is trained on.
-
-        Raises ValueError that names the field for what no training takes.
-        """
-        before = train.learning_rate if self.repeat else train.last_learning_rate
-        try:
-            return dataclasses.replace(
-                train,
-                epochs=self.epochs,
-                patience=self.patience,
-                learning_rate=before if self.learning_rate is None else self.learning_rate,
-                boundaries=train.boundaries if self.repeat else (),
-                warmup=train.warmup if self.repeat else 0,
-            )
-        except ValueError as error:
-            raise ValueError(f"config field 'finetune': {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """A whole study: every layer x method x compression x run.
 
@@ -137,7 +75,7 @@ class Protocol:
     runs: int = 5
     decompose: DecomposeSettings = DecomposeSettings()
     measure: MeasureSettings = MeasureSettings()
-    finetune: FinetuneSettings = FinetuneSettings()
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     published: str | None = None
     checkpoint_every: int = 1
 
@@ -162,19 +100,18 @@ class Protocol:
         self.finetune.fit_after(self.train)
 
     @property
-    def finetune_fit(self) -> FitSettings:
-        """How a compressed network is trained on."""
-        return self.finetune.fit_after(self.train)
+    def network(self) -> NetworkSettings:
+        """What the network is made from."""
+        return NetworkSettings(
+            seed=self.seed,
+            data=self.data,
+            model=self.model,
+            train=self.train,
+            finetune=self.finetune,
+            checkpoint_every=self.checkpoint_every,
+        )
 
-
-def protocol_from_dict(raw: Mapping[str, Any]) -> Protocol:
-    """The protocol of a configuration as nested mappings, such as `ConfigDict.to_dict()`.
-
-    Raises ValueError that names the field for one that is unknown, missing or of a wrong type.
-    """
-    return read_fields(Protocol, raw)
-
-
-def protocol_to_dict(protocol: Protocol) -> dict[str, Any]:
-    """The protocol as plain JSON values, all defaults written out."""
-    return plain_fields(protocol)
+    @property
+    def needs_images(self) -> bool:
+        """Of its training images alone the study takes `measure.feature_images`."""
+        return False

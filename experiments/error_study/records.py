@@ -1,21 +1,24 @@
 """What a study asked for and what it measured, read back from its work directory."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
-from experiments.error_study.settings import (
-    StudyConfig,
-    optional,
-    read_config,
+from experiments.error_study.settings import StudyConfig, read_config, share_removed
+from experiments.workdir.journal import (
+    Journal,
+    Kind,
+    Record,
+    Schema,
+    checked,
+    read_journal,
     required,
-    share_removed,
 )
 
+T = TypeVar("T")
 SUBSETS = ("test", "validation")
 
 
@@ -149,110 +152,80 @@ def read_study(workdir: Path) -> Study:
 
 
 def read_measurements(path: Path) -> Measurements:
-    """The records of a JSON-lines file, validated.
+    """The records of a JSON-lines file, validated; see `experiments.workdir.journal.read_journal`.
 
-    The last line is left out where it lacks its newline: a writer that was killed leaves such a
-    line, and measures that record again.
-
-    Raises `ValueError` that names file and line for a line that is not JSON, an unknown kind, a
-    field that is missing or of the wrong kind, and a second record of the same thing.
+    Raises `ValueError` also for a fine-tuned network that was never compressed.
     """
-    baselines: dict[str, Baseline] = {}
-    compressed: dict[Key, Compressed] = {}
-    finetuned: dict[Key, Finetuned] = {}
-    for number, line in _terminated_lines(path):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("a record must be a JSON object")
-            match record.get("kind"):
-                case "baseline":
-                    _add(baselines, "the baseline", _baseline(record))
-                case "compressed":
-                    _add(compressed, _key(record), _compressed(record))
-                case "finetuned":
-                    _add(finetuned, _key(record), _finetuned(record))
-                case kind:
-                    raise ValueError(
-                        f"kind {kind!r} is unknown; kinds are: baseline, compressed, finetuned"
-                    )
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+    return measurements(read_journal(path, SCHEMA))
+
+
+def measurements(journal: Journal) -> Measurements:
+    """The records of a journal by choice and run.
+
+    Raises `ValueError` for a fine-tuned network that was never compressed.
+    """
+    baseline = journal.get("baseline")
+    compressed = {_key(record): _of(Compressed, record) for record in journal.of_kind("compressed")}
+    finetuned = {_key(record): _of(Finetuned, record) for record in journal.of_kind("finetuned")}
     for choice, run in finetuned:
         if (choice, run) not in compressed:
-            raise ValueError(f"{path}: ({choice}, run {run}) is fine-tuned but never compressed")
-    return Measurements(baselines.get("the baseline"), compressed, finetuned)
+            raise ValueError(
+                f"{journal.path}: ({choice}, run {run}) is fine-tuned but never compressed"
+            )
+    whole = None if baseline is None else _of(Baseline, baseline)
+    return Measurements(whole, compressed, finetuned)
 
 
-def _terminated_lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        if line.strip():
-            yield number, line.decode("utf-8")
+def choice_fields(key: Key) -> dict[str, Any]:
+    """The fields of a record that say what was measured."""
+    choice, run = key
+    return {**asdict(choice), "run": run}
 
 
-def _add(records: dict[Any, Any], key: Any, record: Any) -> None:
-    if key in records:
-        named = f"({key[0]}, run {key[1]})" if isinstance(key, tuple) else key
-        raise ValueError(f"{named} is recorded a second time")
-    records[key] = record
+def _key(record: Record) -> Key:
+    return _of(Choice, record), record["run"]
 
 
-def _key(record: dict[str, Any]) -> Key:
-    choice = Choice(
-        required(record, "layer", str),
-        required(record, "method", str),
-        share_removed(required(record, "compression", float)),
-    )
-    return choice, required(record, "run", int)
+def _of(cls: type[T], record: Record) -> T:
+    return cls(**{f.name: record.get(f.name) for f in fields(cls)})  # type: ignore[arg-type]
 
 
-def _baseline(record: dict[str, Any]) -> Baseline:
-    return Baseline(
-        params=required(record, "params", int),
-        macs=optional(record, "macs", int),
-        epoch=optional(record, "epoch", int),
-        train=_performance(record, "train") if record.get("train") is not None else None,
-        validation=_performance(record, "validation"),
-        test=_performance(record, "test"),
-    )
+def _errors(name: str, value: Any) -> dict[str, float]:
+    found = required({name: value}, name, dict)
+    names = ERRORS + (DATA_ERRORS if any(error in found for error in DATA_ERRORS) else ())
+    errors = checked(found, dict.fromkeys(names, float))
+    for error in names:
+        if not (math.isfinite(errors[error]) and errors[error] >= 0):
+            raise ValueError(
+                f"error '{error}' is {errors[error]}, not a finite number of at least 0"
+            )
+    return {error: errors[error] for error in names}
 
 
-def _compressed(record: dict[str, Any]) -> Compressed:
-    found = required(record, "errors", dict)
-    names = ERRORS + (DATA_ERRORS if any(name in found for name in DATA_ERRORS) else ())
-    errors = {name: required(found, name, float) for name in names}
-    for name, value in errors.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"error '{name}' is {value}, not a finite number of at least 0")
-    return Compressed(
-        ranks=tuple(int(rank) for rank in required(record, "ranks", list)),
-        kept=required(record, "kept", float),
-        saves=required(record, "saves", bool),
-        errors=errors,
-        validation=_performance(record, "validation"),
-        test=_performance(record, "test"),
-    )
+def _ranks(name: str, value: Any) -> tuple[int, ...]:
+    return tuple(int(rank) for rank in required({name: value}, name, list))
 
 
-def _finetuned(record: dict[str, Any]) -> Finetuned:
-    return Finetuned(
-        epoch=required(record, "epoch", int),
-        validation=_performance(record, "validation"),
-        test=_performance(record, "test"),
-    )
+def _performance(name: str, value: Any) -> Performance:
+    # A network that a low rank broke may have an infinite cross-entropy; only accuracy is
+    # ranked, so that is no reason to refuse the record.
+    kinds = {"accuracy": float, "cross_entropy": float, "count": int}
+    found = _of(Performance, checked(required({name: value}, name, dict), kinds))
+    if not 0 <= found.accuracy <= 1 or found.count < 1:
+        raise ValueError(f"'{name}' has accuracy {found.accuracy} of {found.count} images")
+    return found
 
 
-def _performance(record: dict[str, Any], subset: str) -> Performance:
-    fields = required(record, subset, dict)
-    performance = Performance(
-        accuracy=required(fields, "accuracy", float),
-        # A network that a low rank broke may have an infinite cross-entropy; only accuracy is
-        # ranked, so that is no reason to refuse the record.
-        cross_entropy=required(fields, "cross_entropy", float),
-        count=required(fields, "count", int),
-    )
-    if not 0 <= performance.accuracy <= 1 or performance.count < 1:
-        raise ValueError(
-            f"'{subset}' has accuracy {performance.accuracy} of {performance.count} images"
-        )
-    return performance
+_CHOICE = {"layer": str, "method": str, "compression": share_removed, "run": int}
+_SUBSETS = {"validation": _performance, "test": _performance}
+SCHEMA: Schema = {
+    "baseline": Kind(
+        {},
+        {"params": int, "macs": (int, None), "epoch": (int, None)}
+        | {"train": (_performance, None), **_SUBSETS},
+    ),
+    "compressed": Kind(
+        _CHOICE, {"ranks": _ranks, "kept": float, "saves": bool, "errors": _errors, **_SUBSETS}
+    ),
+    "finetuned": Kind(_CHOICE, {"epoch": int, **_SUBSETS}),
+}

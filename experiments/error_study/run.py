@@ -2,86 +2,65 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import jax
-
-from experiments.error_study.bench import DECOMPOSE, TRAIN, Bench, set_up
 from experiments.error_study.candidates import decompose_runs
-from experiments.error_study.finetune import finetune_records
-from experiments.error_study.measure import compressed_records, moments_of_layers
-from experiments.error_study.protocol import Protocol, protocol_to_dict
-from experiments.error_study.records import Measurements, read_measurements
+from experiments.error_study.choices import PlannedStudy, plan_study
+from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
+from experiments.error_study.protocol import Protocol
+from experiments.error_study.records import (
+    SCHEMA,
+    Key,
+    Measurements,
+    choice_fields,
+    measurements,
+)
 from experiments.error_study.report import write_report
-from experiments.network.baseline import Training, baseline_record, train_baseline
-from experiments.network.training import Model
-from experiments.workdir.journal import append_records, claim_workdir
-from experiments.workdir.progress import Progress
-from experiments.workdir.threads import Records, in_threads
+from experiments.network.network import DECOMPOSE, Network
+from experiments.network.training import Variables
+from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.threads import Records
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import layer_params
 
 
-def run_study(protocol: Protocol, workdir: Path) -> Path:
+def run(network: Network, settings: Protocol, workdir: Path) -> Path:
     """Measure everything that the protocol asks for and is not measured yet, then report.
 
-    Work directory: `config.json`, `metrics.jsonl` (one line a measurement), `checkpoints/`,
-    `report/`. Whatever is wrong with configuration, data or ranks is found before any work; a
-    run killed at any moment continues when started again, and ends with the same tables.
-
-    Returns the path of the report's page.
-
-    Raises ValueError or `experiments.data.DataError` that names what is wrong.
+    Returns the path of the report's page; see `experiments.runner.carry_out`.
     """
-    bench = set_up(protocol)
-    claim_workdir(workdir, protocol_to_dict(dataclasses.replace(protocol, experiment="study")))
-    journal = workdir / "metrics.jsonl"
-    measured = read_measurements(journal) if journal.exists() else Measurements(None, {}, {})
-
-    training = Training(
-        bench.network,
-        bench.start,
-        bench.splits,
-        protocol.train,
-        bench.key(TRAIN),
-        protocol.checkpoint_every,
+    study = plan_study(network, settings)
+    journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
+    measured = measurements(journal)
+    model = baseline(network, journal, workdir, ("train", "validation", "test"))
+    moments = _moments_for(study, model, measured, workdir)
+    kinds = ("compressed", "finetuned") if settings.finetune.epochs else ("compressed",)
+    measure(
+        journal,
+        [journal.identity(kind, choice_fields(key)) for kind in kinds for key in _keys(study)],
+        [
+            partial(_measure_layer, study, model, path, measured, moments.get(path))
+            for path in settings.layers
+        ],
     )
-    fit = train_baseline(training, workdir / "checkpoints" / "baseline")
-    if measured.baseline is None:
-        epoch = int(fit.best_epoch[0])
-        record_of = baseline_record(bench.network, bench.splits, bench.dense, fit.best, epoch)
-        append_records(journal, [record_of])
-    model = jax.tree.map(lambda leaf: leaf[0], fit.best)
-    moments = _moments_for(bench, model, measured, workdir)
-
-    phases = 2 if protocol.finetune.epochs else 1
-    total = phases * protocol.runs * len(bench.plans)
-    done = len(measured.compressed) + len(measured.finetuned)
-    with Progress("measurements", total, done) as progress:
-
-        def record(records: Records) -> None:
-            append_records(journal, records)
-            progress.advance(len(records))
-
-        in_threads(
-            [
-                partial(_measure_layer, bench, model, path, measured, moments.get(path))
-                for path in protocol.layers
-            ],
-            record,
-        )
     return write_report(workdir)
 
 
+EXPERIMENT = Experiment("study", Protocol, run, write_report)
+
+
+def _keys(study: PlannedStudy) -> list[Key]:
+    return [(choice, number) for choice in study.plans for number in range(study.protocol.runs)]
+
+
 def _moments_for(
-    bench: Bench, model: Model, measured: Measurements, workdir: Path
+    study: PlannedStudy, model: Variables, measured: Measurements, workdir: Path
 ) -> Mapping[str, LayerMoments]:
     """Moments of all layers, or none where no error in their norms is to be measured."""
-    if len(measured.compressed) == bench.protocol.runs * len(bench.plans):
+    if len(measured.compressed) == len(_keys(study)):
         return {}
     if measured.lacking_data_errors:
         # A column that only some choices have orders nothing.
@@ -91,36 +70,33 @@ def _moments_for(
             stacklevel=3,
         )
         return {}
-    return moments_of_layers(bench, model)
+    return moments_of_layers(study, model)
 
 
 def _measure_layer(
-    bench: Bench,
-    model: Model,
+    study: PlannedStudy,
+    model: Variables,
     path: str,
     measured: Measurements,
     moments: LayerMoments | None,
 ) -> Iterator[Records]:
     """Yield the records of one layer that are missing, as soon as each group is there."""
-    protocol = bench.protocol
-    plans = {choice: plan for choice, plan in bench.plans.items() if choice.layer == path}
-    keys = [(choice, run) for choice in plans for run in range(protocol.runs)]
-    uncompressed = [key for key in keys if key not in measured.compressed]
-    untuned = [key for key in keys if key not in measured.finetuned]
-    if not protocol.finetune.epochs:
-        untuned = []
-    if not uncompressed and not untuned:
+    settings, key = study.protocol, study.network.key(DECOMPOSE)
+    plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
+    keys = [own for own in _keys(study) if own[0] in plans]
+    is_compressed = all(own in measured.compressed for own in keys)
+    untuned = [own[0] for own in keys if own not in measured.finetuned]
+    if is_compressed and not (untuned and settings.finetune.epochs):
         return
     kernel = layer_params(model.params, path)["kernel"]
-    factors = decompose_runs(kernel, plans, protocol.runs, protocol.decompose, bench.key(DECOMPOSE))
-    if uncompressed:
+    factors = decompose_runs(kernel, plans, settings.runs, settings.decompose, key)
+    if not is_compressed:
         # All of them, also those that are there: a layer's candidates are one computation, whose
         # numbers must not depend on where an earlier run was killed.
-        records = compressed_records(bench, model, path, plans, factors, moments)
-        yield [records[key] for key in uncompressed]
-    for choice, plan in plans.items():
-        missing = [run for run in range(protocol.runs) if (choice, run) in untuned]
-        if missing:
+        records = compressed_records(study, model, path, plans, factors, moments)
+        yield [records[own] for own in keys]
+    if settings.finetune.epochs:
+        for choice in dict.fromkeys(untuned):
             alike = [factors[other, 0] for other in plans if other.method == choice.method]
-            records = finetune_records(bench, model, choice, plan, factors, alike)
-            yield [records[choice, run] for run in missing]
+            tuned = finetune_records(study, model, choice, plans[choice], factors, alike)
+            yield list(tuned.values())

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.workdir.journal import required
+
 PHASES = ("before", "after")
 
 
@@ -44,32 +46,17 @@ def read_config(path: Path) -> StudyConfig:
             data=required(required(raw, "data", dict), "name", str),
             layers=tuple(str(layer) for layer in _filled_list(raw, "layers")),
             methods=tuple(str(method) for method in _filled_list(raw, "methods")),
-            compressions=tuple(share_removed(value) for value in _filled_list(raw, "compressions")),
+            compressions=tuple(
+                share_removed("compression", value) for value in _filled_list(raw, "compressions")
+            ),
             runs=raw["runs"],
             seed=required(raw, "seed", int),
             finetune_epochs=required(finetune, "epochs", int),
-            published=optional(raw, "published", str),
+            published=required(raw, "published", str) if raw.get("published") is not None else None,
             raw=raw,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def required(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The field of a JSON object; raises `ValueError` if it is missing or not of that type."""
-    if name not in record:
-        raise ValueError(f"field '{name}' is missing")
-    value = record[name]
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"field '{name}' is {value!r}, not of type {kind.__name__}")
-    return value
-
-
-def optional(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The field of a JSON object, or None where it is missing or null."""
-    return None if record.get(name) is None else required(record, name, kind)
 
 
 def _filled_list(record: Mapping[str, Any], name: str) -> list[Any]:
@@ -79,9 +66,9 @@ def _filled_list(record: Mapping[str, Any], name: str) -> list[Any]:
     return values
 
 
-def share_removed(value: Any) -> float:
+def share_removed(name: str, value: Any) -> float:
     """A compression from JSON: a number in [0, 1), to six decimals."""
     if type(value) not in (int, float) or not 0 <= value < 1:
-        raise ValueError(f"compression {value!r} is not a number in [0, 1)")
+        raise ValueError(f"{name} {value!r} is not a number in [0, 1)")
     # 1 - 0.9 and 0.1 must be the same choice.
     return round(float(value), 6)

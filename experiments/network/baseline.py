@@ -3,108 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.data import DataSplits, Examples
-from experiments.error_study.bench import performance
+from experiments.data import Examples
 from experiments.network import checkpoints
+from experiments.network.network import TRAIN, Network
 from experiments.network.training import (
     Fit,
-    FitSettings,
-    LinenNetwork,
-    Model,
+    Variables,
     evaluate,
     fit_epochs,
+    performance,
     start_fit,
     steps_per_epoch,
 )
 from experiments.workdir.progress import Progress
-from tdjax.plan.plan import Plan
 
 
-@dataclass(frozen=True, eq=False)
-class Training:
-    """What a baseline is trained from.
+def trained(network: Network, folder: Path) -> tuple[Variables, int]:
+    """The network before compression, with a first axis of one run, and its epoch.
 
-    Arguments:
-        start: the network's initial parameters.
-        key: of the order of the data and of its augmentation.
-        checkpoint_every: epochs between checkpoints.
+    As it is where it is trained already; else trained, with checkpoints in `folder`.
+
+    Raises as `train_baseline` does.
     """
-
-    network: LinenNetwork
-    start: Model
-    splits: DataSplits
-    settings: FitSettings
-    key: jax.Array
-    checkpoint_every: int = 1
+    if network.is_trained:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], network.start), 0
+    fit = train_baseline(network, folder)
+    return fit.best, int(fit.best_epoch[0])
 
 
-def train_baseline(training: Training, folder: Path) -> Fit:
+def train_baseline(network: Network, folder: Path) -> Fit:
     """Train, or train on from the newest checkpoint in `folder`; one run.
 
     Raises `experiments.network.checkpoints.CheckpointError` for a checkpoint that cannot be read,
     FloatingPointError where the loss is not finite after the first epoch.
     """
-    settings, splits = training.settings, training.splits
-    models = jax.tree.map(lambda leaf: leaf[None], training.start)
+    settings, splits = network.settings.train, network.splits
+    models = jax.tree.map(lambda leaf: leaf[None], network.start)
     fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
     restored = checkpoints.restore_latest(folder, fit)
     if restored is not None:
         fit = restored[1]
     epoch = int(fit.epoch.max())
     with Progress("training epochs", settings.epochs, epoch) as progress:
-        for trained in fit_epochs(
+        for after in fit_epochs(
             fit,
-            training.network,
+            network.apply,
             settings,
             splits.train,
             splits.validation,
-            jax.random.split(training.key, 1),
+            jax.random.split(network.key(TRAIN), 1),
             jnp.asarray(splits.black),
         ):
-            fit, epoch = trained, epoch + 1
+            fit, epoch = after, epoch + 1
             if int(fit.best_epoch[0]) == 0:
                 raise FloatingPointError(
                     "the validation loss is not finite after the first epoch; "
                     "a lower learning_rate may help"
                 )
-            if epoch % training.checkpoint_every == 0 or epoch == settings.epochs:
+            if epoch % network.settings.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(folder, epoch, fit)
             progress.advance(1)
     return fit
 
 
 def baseline_record(
-    network: LinenNetwork,
-    splits: DataSplits,
-    dense: Plan,
-    models: Model,
+    network: Network,
+    models: Variables,
     epoch: int,
     subsets: Sequence[str] = ("train", "validation", "test"),
 ) -> dict[str, Any]:
     """The line of `metrics.jsonl` about the uncompressed network.
 
     Arguments:
-        dense: the plan that leaves every layer as it is, for counting.
-        models: the network's parameters and state, with a first axis of one run.
+        models: the network's variables, with a first axis of one run.
         epoch: the one that they are from.
         subsets: the sets of examples to measure on.
     """
 
     def measured(examples: Examples) -> dict[str, Any]:
-        scores = evaluate(models, network, examples)
+        scores = evaluate(models, network.apply, examples)
         return performance(scores, 0, len(examples.labels))
 
     return {
         "kind": "baseline",
-        "params": dense.size,
-        "macs": dense.macs,
+        "params": network.dense.size,
+        "macs": network.dense.macs,
         "epoch": epoch,
-        **{name: measured(getattr(splits, name)) for name in subsets},
+        **{name: measured(getattr(network.splits, name)) for name in subsets},
     }

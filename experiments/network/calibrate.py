@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from experiments.data import DataSplits, Examples, load
-from experiments.network.settings import OWN, SubjectSettings
-from experiments.network.training import Model, example_scores
-from tdjax.dispatch import collect_moments
-from tdjax.moments.collect import LayerMoments
-from tdjax.moments.file import load_moments, save_moments
+from experiments.network.settings import OWN, CalibrationSettings, NetworkSettings
+from experiments.network.training import example_scores
 
 # The brightest pixel of a data set; scikit-learn's digits have 17 grey levels.
 HIGHEST_PIXEL = {"digits": 16}
@@ -40,6 +34,19 @@ class Calibration:
     subset: int = 0
 
 
+def drawn(settings: CalibrationSettings) -> list[Calibration]:
+    """Every subset of every number of images of every source."""
+    subsets = range(settings.subsets)
+    return [Calibration(*own) for own in product(settings.sources, settings.images, subsets)]
+
+
+def seen(settings: CalibrationSettings, calibration: Calibration) -> Calibration:
+    """The images that a network may look at: its own, or the first if it saw none."""
+    if calibration.images:
+        return calibration
+    return Calibration(settings.sources[0], settings.images[0], calibration.subset)
+
+
 class Batch(NamedTuple):
     """Calibration images (b, h, w, c), their labels (b,), and Gumbel noise (b, classes)."""
 
@@ -53,7 +60,7 @@ def highest_pixel(name: str) -> int:
     return HIGHEST_PIXEL.get(name, 255)
 
 
-def source_examples(settings: SubjectSettings, name: str, splits: DataSplits) -> Examples:
+def source_examples(settings: NetworkSettings, name: str, splits: DataSplits) -> Examples:
     """The images to draw from: the network's own training images, or others made to fit it.
 
     Other data sets are resized, their pixels brought to the range of the network's data set, and
@@ -88,7 +95,7 @@ def source_examples(settings: SubjectSettings, name: str, splits: DataSplits) ->
 def altered(
     images: Float32[np.ndarray, "n ..."],
     change: str,
-    settings: SubjectSettings,
+    settings: NetworkSettings,
     splits: DataSplits,
 ) -> Float32[np.ndarray, "n ..."]:
     """Standardised images as they are ("same"), "flipped" left to right, or "brighter".
@@ -114,7 +121,7 @@ def draw(examples: Examples, calibration: Calibration, seed: int) -> Examples:
 
 
 def batches_of(
-    settings: SubjectSettings, source: Examples, calibration: Calibration, classes: int
+    settings: NetworkSettings, source: Examples, calibration: Calibration, classes: int
 ) -> list[Batch]:
     """The images of a calibration in batches, with what their losses need."""
     examples = draw(source, calibration, settings.seed)
@@ -126,40 +133,6 @@ def batches_of(
         gumbel = noise.gumbel(size=(len(labels), classes)).astype(np.float32)
         batches.append(Batch(examples.images[part], labels, gumbel))
     return batches
-
-
-def moments_for(
-    settings: SubjectSettings,
-    module: nn.Module,
-    model: Model,
-    batches: Sequence[Batch],
-    calibration: Calibration,
-    folder: Path,
-    *,
-    gradients: bool,
-) -> dict[str, LayerMoments]:
-    """The moments of a network's layers on a calibration, read from `folder` if they are there.
-
-    Arguments:
-        gradients: whether those of the gradient are needed too.
-    """
-    path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
-    if path.exists():
-        return load_moments(path)
-    loss = partial(
-        {"true": true_loss, "sampled": sampled_loss}[settings.calibration.labels],
-        temperature=settings.calibration.temperature,
-    )
-    moments = collect_moments(
-        module,
-        {**model.state, "params": model.params},
-        batches,
-        loss_fn=loss if gradients else None,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_moments(path, moments)
-    # As a continued run would read them.
-    return load_moments(path)
 
 
 def true_loss(

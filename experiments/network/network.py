@@ -1,4 +1,4 @@
-"""A network with all that its experiments share, found and checked before any work."""
+"""The network under study, with all that experiments share, checked before any work."""
 
 from __future__ import annotations
 
@@ -12,32 +12,61 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import TABLES, DataSplits, Examples, load, load_table, prepare, prepare_table
-from experiments.error_study.bench import INIT, TRAIN, build_network
-from experiments.network.baseline import Training, train_baseline
+from experiments.models import (
+    MLP,
+    VGG16,
+    WRN16_8,
+    DenseNet22,
+    GaripovNet,
+    GoogLeNet,
+    ImageNetResNet18,
+    ResNet18,
+    ResNet20,
+    ResNet50,
+    ResNet56,
+    ResNet110,
+)
 from experiments.network.calibrate import Batch, Calibration, altered, batches_of, source_examples
-from experiments.network.settings import SubjectSettings
-from experiments.network.training import LinenNetwork, Model, steps_per_epoch
+from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
+from experiments.network.torch_weights import load_torch_npz
+from experiments.network.training import LinenNetwork, Variables, steps_per_epoch
 from tdjax.linen import make_plan
 from tdjax.plan.plan import Plan
 
-# (path, shapes of the variables) -> variables
-ReadWeights = Callable[[str, Any], Any]
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "garipovnet": GaripovNet,
+    "resnet18": ResNet18,
+    "resnet20": ResNet20,
+    "resnet56": ResNet56,
+    "resnet110": ResNet110,
+    "vgg16": VGG16,
+    "densenet22": DenseNet22,
+    "wrn16_8": WRN16_8,
+    "resnet18_imagenet": ImageNetResNet18,
+    "resnet50": ResNet50,
+    "googlenet": GoogLeNet,
+}
+
+# Random streams of an experiment.
+INIT, TRAIN, DECOMPOSE, FINETUNE = range(4)
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """A network and its data.
+class Network:
+    """A network, its data, and how it is trained and looked at.
 
     Arguments:
-        start: the network's variables, trained where `settings.weights` names them.
+        start: the network's variables, before training unless `is_trained`.
         dense: the plan that leaves every layer as it is, for counting.
-        sources: the calibration images to draw from.
+        sources: the calibration images to draw from, by name.
     """
 
-    settings: SubjectSettings
-    splits: DataSplits
+    settings: NetworkSettings
     module: nn.Module
-    start: Model
+    start: Variables
+    is_trained: bool
+    splits: DataSplits
     dense: Plan
     sources: Mapping[str, Examples]
 
@@ -46,90 +75,121 @@ class Subject:
         return jax.random.fold_in(jax.random.key(self.settings.seed), stream)
 
     @property
-    def network(self) -> LinenNetwork:
+    def is_given(self) -> bool:
+        """Whether it is none of ours, so that it cannot be made again."""
+        return self.is_trained and self.settings.weights is None
+
+    @property
+    def apply(self) -> LinenNetwork:
         """The uncompressed network's forward function."""
         return LinenNetwork(self.module)
 
     @property
     def sample(self) -> jax.Array:
         """An input of the network, of zeros."""
-        return jnp.zeros((1, *self.splits.train.images.shape[1:]))
+        return _sample(self.splits)
 
     def batches(self, calibration: Calibration) -> list[Batch]:
         """The images of a calibration."""
         source = self.sources[calibration.source]
         return batches_of(self.settings, source, calibration, self.splits.num_classes)
 
-    def trained(self, folder: Path) -> tuple[Model, int]:
-        """The network before compression, with a first axis of one run, and its epoch.
 
-        Read, or trained with checkpoints in `folder`.
-        """
-        settings = self.settings
-        if settings.weights is not None:
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self.start), 0
-        training = Training(
-            self.network,
-            self.start,
-            self.splits,
-            settings.train,
-            self.key(TRAIN),
-            settings.checkpoint_every,
-        )
-        fit = train_baseline(training, folder)
-        return fit.best, int(fit.best_epoch[0])
-
-
-def set_up(
-    settings: SubjectSettings,
-    read_weights: ReadWeights | None = None,
-    *,
-    images: bool = True,
-    tables: bool = False,
-) -> Subject:
-    """Load the data, build the network, read its weights.
-
-    Arguments:
-        read_weights: reads the file that `settings.weights` names.
-        images: whether calibration images are needed.
-        tables: whether the experiment knows networks that predict numbers from rows of a table.
+def configured(asked: ExperimentSettings) -> Network:
+    """One of our networks on one of our data sets; its weights are read where settings name them.
 
     Raises ValueError or `experiments.data.DataError` for whatever in configuration, data or weights
     would stop an experiment later.
     """
-    if settings.data.name in TABLES and not tables:
+    settings = asked.network
+    if settings.data.name in TABLES and not settings.takes_tables:
         raise ValueError(
             f"config field 'data.name': {settings.data.name!r} is a table, which only the "
             "experiment 'compressibility' takes"
         )
     splits = _splits(settings)
-    if settings.weights is None or settings.finetune.epochs:
+    if settings.weights is None:
         steps_per_epoch(splits.train, settings.train)
     module = build_network(settings.model, splits.num_classes)
-    sample = jnp.zeros((1, *splits.train.images.shape[1:]))
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
     if settings.weights is None:
-        variables = jax.jit(module.init)(key, sample)
+        variables = jax.jit(module.init)(key, _sample(splits))
+    elif Path(settings.weights).is_file():
+        shapes = jax.eval_shape(module.init, key, _sample(splits))
+        variables = load_torch_npz(settings.weights, shapes)
     else:
-        if read_weights is None or not Path(settings.weights).is_file():
-            raise ValueError(f"config field 'weights': no file {settings.weights}")
-        variables = read_weights(settings.weights, jax.eval_shape(module.init, key, sample))
+        raise ValueError(f"config field 'weights': no file {settings.weights}")
+    return _network(asked, module, variables, splits, is_trained=settings.weights is not None)
+
+
+def given(
+    asked: ExperimentSettings, module: nn.Module, variables: Mapping[str, Any], splits: DataSplits
+) -> Network:
+    """A network of your own, trained already, with its data.
+
+        network = given(settings, module, variables, splits)
+        page = experiments.compress.run.run(network, settings, Path("runs/mine"))
+
+    Arguments:
+        asked: the settings of the experiment; "model" and "data" hold names for the report.
+        module: a Linen module whose call takes images, and `train` if it is to be trained on.
+        variables: its collections, "params" among them.
+        splits: examples as the network expects them, see `DataSplits`.
+
+    Raises ValueError where the settings ask for what the network or its data do not have.
+    """
+    return _network(asked, module, variables, splits, is_trained=True)
+
+
+def reseeded(network: Network, seed: int) -> Network:
+    """One of our networks again, with all that is random from another seed."""
+    return configured(replace(network.settings, seed=seed))
+
+
+def build_network(settings: ModelSettings, classes: int) -> nn.Module:
+    """The network of a configuration. Raises ValueError for a name or argument it lacks."""
+    if settings.name not in NETWORKS:
+        raise ValueError(
+            f"config field 'model.name' is {settings.name!r}: known are {', '.join(NETWORKS)}"
+        )
+    try:
+        return NETWORKS[settings.name](classes=classes, **settings.arguments)
+    except TypeError as error:
+        raise ValueError(f"config field 'model.arguments': {error}") from error
+
+
+def _network(
+    asked: ExperimentSettings,
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    splits: DataSplits,
+    *,
+    is_trained: bool,
+) -> Network:
+    settings = asked.network
+    if settings.finetune.epochs:
+        steps_per_epoch(splits.train, settings.train)
     state = {name: value for name, value in variables.items() if name != "params"}
     if settings.reestimate and "batch_stats" not in state:
         raise ValueError(
             f"config field 'reestimate': {settings.model.name} has no batch statistics"
         )
-    return Subject(
+    return Network(
         settings,
-        splits,
         module,
-        Model(variables["params"], state),
-        make_plan(module, variables, (), sample),
-        _sources(settings, splits) if images else {},
+        Variables(variables["params"], state),
+        is_trained,
+        splits,
+        make_plan(module, variables, (), _sample(splits)),
+        _sources(settings, splits) if asked.needs_images else {},
     )
 
 
-def _sources(settings: SubjectSettings, splits: DataSplits) -> dict[str, Examples]:
+def _sample(splits: DataSplits) -> jax.Array:
+    return jnp.zeros((1, *splits.train.images.shape[1:]))
+
+
+def _sources(settings: NetworkSettings, splits: DataSplits) -> dict[str, Examples]:
     most = max(settings.calibration.images)
     sources = {
         name: source_examples(settings, name, splits) for name in settings.calibration.sources
@@ -143,7 +203,7 @@ def _sources(settings: SubjectSettings, splits: DataSplits) -> dict[str, Example
     return sources
 
 
-def _splits(settings: SubjectSettings) -> DataSplits:
+def _splits(settings: NetworkSettings) -> DataSplits:
     data, inputs = settings.data, settings.inputs
     sizes = (data.train_size, data.validation_size, data.test_size)
     if data.name in TABLES:
@@ -167,7 +227,7 @@ def _splits(settings: SubjectSettings) -> DataSplits:
     return replace(splits, test=Examples(images, splits.test.labels))
 
 
-def _check_table(settings: SubjectSettings) -> None:
+def _check_table(settings: NetworkSettings) -> None:
     """Refuse what rows of a table do not have. Raises ValueError that names the field."""
     what = f"no such thing for {settings.data.name!r}, which is a table"
     if settings.model.name != "mlp":

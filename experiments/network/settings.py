@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
-from experiments.error_study.protocol import DataSettings, FinetuneSettings, ModelSettings
-from experiments.network.training import FitSettings
+from experiments.network.schedule import FitSettings
 from experiments.workdir.fields import check_choices, check_least
 
 # The network's own training images, as they are or changed.
@@ -21,6 +23,35 @@ OTHERS = (
     "fgvc_aircraft",
 )
 LABELS = ("sampled", "true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which data set, and how much of it.
+
+    See `experiments.data.load` and `experiments.data.prepare`; for tables,
+    `experiments.data.load_table` and `experiments.data.prepare_table`.
+    """
+
+    name: str
+    folder: str | None = None
+    validation_share: float = 0.1
+    train_size: int | None = None
+    validation_size: int | None = None
+    test_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which network, and with it the arguments of its class.
+
+    For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
+    CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
+    "resnet18_imagenet", "resnet50", "googlenet".
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +99,7 @@ class CalibrationSettings:
     subsets: int = 3
     batch_size: int = 250
     labels: str = "sampled"
-    temperature: float = 1.0
+    temperature: float = 4.0
     brightness: float = 0.2
 
 
@@ -94,7 +125,55 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectSettings:
+class FinetuneSettings:
+    """Fine-tuning after compression; its learning rate is the last of the training schedule.
+
+    Arguments:
+        epochs: at most; 0 leaves it out.
+        patience: see `FitSettings`.
+        learning_rate: another learning rate.
+        repeat: train by the schedule of the training from its start, warm-up, first learning rate
+            and boundaries, in place of a learning rate that stays.
+    """
+
+    epochs: int = 10
+    patience: int | None = None
+    learning_rate: float | None = None
+    repeat: bool = False
+
+    def fit_after(self, train: FitSettings) -> FitSettings:
+        """How a network trained by `train` is trained on.
+
+        Raises ValueError that names the field for what no training takes.
+        """
+        before = train.learning_rate if self.repeat else train.last_learning_rate
+        try:
+            return dataclasses.replace(
+                train,
+                epochs=self.epochs,
+                patience=self.patience,
+                learning_rate=before if self.learning_rate is None else self.learning_rate,
+                boundaries=train.boundaries if self.repeat else (),
+                warmup=train.warmup if self.repeat else 0,
+            )
+        except ValueError as error:
+            raise ValueError(f"config field 'finetune': {error}") from error
+
+
+class ExperimentSettings(Protocol):
+    """What every experiment is asked."""
+
+    @property
+    def network(self) -> NetworkSettings:
+        """What its network is made from."""
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether anything is measured that looks at calibration images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
     """A network with its data, and how it is looked at.
 
     Arguments:
@@ -105,6 +184,9 @@ class SubjectSettings:
             estimated anew, too: on its calibration images, or the first of them if it saw none.
         finetune: of compressed networks; no epochs leave it out.
         checkpoint_every: epochs between checkpoints of the training.
+
+    `takes_tables` says whether the experiment knows networks that predict numbers from rows of a
+    table.
     """
 
     note: str = ""
@@ -120,6 +202,8 @@ class SubjectSettings:
     test: ScoreSettings = ScoreSettings()
     finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(epochs=0))
     checkpoint_every: int = 1
+
+    takes_tables: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse values that would end an experiment half way."""
@@ -146,3 +230,13 @@ class SubjectSettings:
     def finetune_fit(self) -> FitSettings:
         """How a compressed network is trained on."""
         return self.finetune.fit_after(self.train)
+
+    @property
+    def network(self) -> NetworkSettings:
+        """What the network is made from."""
+        return self
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether anything is measured that looks at calibration images."""
+        return True

@@ -1,30 +1,35 @@
-"""Compressed networks: measured, their batch normalisation estimated anew, trained on."""
+"""Networks looked at: measured, their moments collected, their batch normalisation, trained on."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from experiments.data import Examples
-from experiments.error_study.bench import FINETUNE, performance
-from experiments.network.calibrate import Batch
-from experiments.network.network import Subject
+from experiments.data import DataSplits, Examples
+from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
+from experiments.network.network import FINETUNE, Network
+from experiments.network.schedule import FitSettings
 from experiments.network.training import (
     Apply,
-    FitSettings,
-    Model,
+    Fit,
+    Variables,
     evaluate,
     fit_epochs,
+    performance,
     start_fit,
     steps_per_epoch,
 )
-from tdjax.dispatch import reestimate_batch_stats
+from tdjax.dispatch import collect_moments, reestimate_batch_stats
+from tdjax.moments.collect import LayerMoments
+from tdjax.moments.file import load_moments, save_moments
 from tdjax.params.factorize import reconstruct_params
 from tdjax.plan.plan import Plan
 
@@ -47,53 +52,91 @@ class FactorisedNetwork:
         return self.apply(reconstruct_params(params, self.plan), state, images, key)
 
 
-def scored(subject: Subject, model: Model, examples: Examples) -> dict[str, Any]:
+def scored(network: Network, model: Variables, examples: Examples) -> dict[str, Any]:
     """Performance of a network whose kernels are multiplied out.
 
     Parameters of equal shapes share one compiled program, whatever was compressed.
     """
     one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
-    scores = evaluate(one, subject.network, examples, subject.settings.test.batch_size)
+    scores = evaluate(one, network.apply, examples, network.settings.test.batch_size)
     return performance(scores, 0, len(examples.labels))
 
 
-def reestimated(subject: Subject, model: Model, batches: Sequence[Batch]) -> Model:
+def moments_for(
+    network: Network,
+    model: Variables,
+    batches: Sequence[Batch],
+    calibration: Calibration,
+    folder: Path,
+    *,
+    gradients: bool,
+) -> dict[str, LayerMoments]:
+    """The moments of a network's layers on a calibration, read from `folder` if they are there.
+
+    Arguments:
+        gradients: whether those of the gradient are needed too.
+    """
+    path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
+    if path.exists():
+        return load_moments(path)
+    settings = network.settings.calibration
+    loss = partial(
+        {"true": true_loss, "sampled": sampled_loss}[settings.labels],
+        temperature=settings.temperature,
+    )
+    moments = collect_moments(
+        network.module, model.collections, batches, loss_fn=loss if gradients else None
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_moments(path, moments)
+    # As a continued run would read them.
+    return load_moments(path)
+
+
+def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
     """The network with its batch normalisation estimated anew; labels are not looked at."""
-    variables = {**model.state, "params": model.params}
-    state = dict(reestimate_batch_stats(subject.module, variables, batches))
-    return Model(state.pop("params"), state)
+    state = dict(reestimate_batch_stats(network.module, model.collections, batches))
+    return Variables(state.pop("params"), state)
 
 
 def tuned(
-    subject: Subject, factors: Mapping[str, Any], state: Any, plan: Plan, name: str
-) -> tuple[int, Model]:
+    network: Network, factors: Mapping[str, Any], state: Any, plan: Plan, name: str
+) -> tuple[int, Variables]:
     """Train the factors of a compressed network on; the best epoch, and the factors there.
 
     Arguments:
         name: of the random stream of the order of the data.
     """
-    network = FactorisedNetwork(subject.network, plan)
-    settings = subject.settings.finetune_fit
-    return trained_on(subject, Model(factors, state), network, settings, name)
+    apply = FactorisedNetwork(network.apply, plan)
+    settings = network.settings.finetune_fit
+    return trained_on(network, Variables(factors, state), apply, settings, name)
 
 
 def trained_on(
-    subject: Subject, model: Model, network: Apply, settings: FitSettings, name: str
-) -> tuple[int, Model]:
-    """Train any network on the subject's data; the best epoch, and the model there.
+    network: Network, model: Variables, apply: Apply, settings: FitSettings, name: str
+) -> tuple[int, Variables]:
+    """Train any network on the data of one; the best epoch, and the variables there.
 
     Arguments:
         model: what the training starts from.
-        network: its forward function.
+        apply: its forward function.
         name: of the random stream of the order of the data.
     """
-    splits = subject.splits
     models = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
-    fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
-    keys, black = named_key(subject.key(FINETUNE), name)[None], jnp.asarray(splits.black)
-    for trained in fit_epochs(fit, network, settings, splits.train, splits.validation, keys, black):
-        fit = trained
+    keys = named_key(network.key(FINETUNE), name)[None]
+    fit = fitted(models, apply, settings, network.splits, keys)
     return int(fit.best_epoch[0]), jax.tree.map(lambda leaf: leaf[0], fit.best)
+
+
+def fitted(
+    models: Variables, apply: Apply, settings: FitSettings, splits: DataSplits, keys: Array
+) -> Fit:
+    """Train runs side by side to their end, see `fit_epochs`."""
+    fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
+    black = jnp.asarray(splits.black)
+    for after in fit_epochs(fit, apply, settings, splits.train, splits.validation, keys, black):
+        fit = after
+    return fit
 
 
 def named_key(key: Array, name: str) -> Array:

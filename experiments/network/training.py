@@ -16,96 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
 from experiments.data.splits import Examples
+from experiments.network.schedule import FitSettings
 
 # (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
 # what is random in training, None for inference. Hashable by value, so that equal networks share
 # compiled programs.
 Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """How a network is trained.
-
-    Arguments:
-        epochs: at most; 0 trains nothing.
-        batch_size: images a step; an incomplete last batch of an epoch is left out.
-        optimizer: "sgd" (with momentum) or "adam".
-        learning_rate: of the first epoch.
-        boundaries: epochs at whose end the learning rate is multiplied by `factor`, ascending.
-        factor: see `boundaries`.
-        warmup: epochs at the start in which the learning rate rises from 0, linearly in steps.
-        momentum: of "sgd".
-        nesterov: whether the momentum of "sgd" is Nesterov's.
-        weight_decay: added to the gradient, times the weight.
-        patience: epochs without a lower validation loss after which a run ends.
-        augment: random crops and flips.
-
-    Raises ValueError for values out of range.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    boundaries: tuple[int, ...] = ()
-    factor: float = 0.1
-    warmup: int = 0
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    patience: int | None = None
-    augment: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values that no training could use."""
-        if self.optimizer not in ("sgd", "adam"):
-            raise ValueError(f"optimizer {self.optimizer!r}: known are sgd, adam")
-        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate > 0:
-            raise ValueError(
-                f"epochs {self.epochs}, batch_size {self.batch_size}, learning_rate "
-                f"{self.learning_rate}: at least 0, at least 1 and above 0 are needed"
-            )
-        if self.boundaries != tuple(sorted({max(1, epoch) for epoch in self.boundaries})):
-            raise ValueError(f"boundaries {self.boundaries}: ascending epochs from 1 are needed")
-        if self.warmup < 0 or any(epoch <= self.warmup for epoch in self.boundaries):
-            raise ValueError(
-                f"warmup {self.warmup}, boundaries {self.boundaries}: at least 0, and boundaries "
-                "after it, are needed"
-            )
-        if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
-            raise ValueError(
-                f"nesterov with optimizer {self.optimizer!r}, momentum {self.momentum}: it needs "
-                "sgd and a momentum above 0"
-            )
-        if not self.factor > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ValueError(
-                f"factor {self.factor}, momentum {self.momentum}, weight_decay "
-                f"{self.weight_decay}: above 0, in [0, 1) and at least 0 are needed"
-            )
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience {self.patience}: at least 1, or None for no early stop")
-
-    @property
-    def last_learning_rate(self) -> float:
-        """The learning rate of the last epoch."""
-        return self.learning_rate * self.factor ** sum(b < self.epochs for b in self.boundaries)
-
-    def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
-        """The optax transformation, its schedule counted in steps."""
-        schedule = optax.piecewise_constant_schedule(
-            self.learning_rate,
-            {(epoch - self.warmup) * steps_per_epoch: self.factor for epoch in self.boundaries},
-        )
-        if self.warmup:
-            rising = self.warmup * steps_per_epoch
-            start = optax.linear_schedule(0.0, self.learning_rate, rising)
-            schedule = optax.join_schedules([start, schedule], [rising])
-        if self.optimizer == "adam":
-            update = optax.adam(schedule)
-        else:
-            update = optax.sgd(schedule, self.momentum or None, self.nesterov)
-        return optax.chain(optax.add_decayed_weights(self.weight_decay), update)
 
 
 @dataclass(frozen=True)
@@ -127,11 +43,16 @@ class LinenNetwork:
         return cast(tuple[Array, Any], result)
 
 
-class Model(NamedTuple):
+class Variables(NamedTuple):
     """What is trained: parameters and the collections that training updates beside them."""
 
     params: Any
     state: Any
+
+    @property
+    def collections(self) -> dict[str, Any]:
+        """All collections, as `apply` of a Linen module takes them."""
+        return {**self.state, "params": self.params}
 
 
 class Scores(NamedTuple):
@@ -152,15 +73,15 @@ class Fit(NamedTuple):
     A pytree of arrays, so a checkpoint of it continues the training exactly.
     """
 
-    model: Model
+    model: Variables
     optimizer: Any
-    best: Model
+    best: Variables
     best_loss: Float[Array, " runs"]
     best_epoch: Int[Array, " runs"]
     epoch: Int[Array, " runs"]
 
 
-def start_fit(models: Model, settings: FitSettings, steps: int) -> Fit:
+def start_fit(models: Variables, settings: FitSettings, steps: int) -> Fit:
     """The state before the first epoch. Every leaf of `models` has the runs as its first axis."""
     optimizer = jax.vmap(settings.optimiser(steps).init)(models.params)
     runs = jax.tree.leaves(models.params)[0].shape[0]
@@ -231,7 +152,7 @@ def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
     return steps
 
 
-def evaluate(models: Model, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
+def evaluate(models: Variables, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
     """Accuracy and mean loss of every run's model, in inference mode."""
     totals: Any = 0
     for start in range(0, len(examples.labels), batch_size):
@@ -259,14 +180,25 @@ def example_scores(
     return right.astype(jnp.float32), loss
 
 
+def performance(scores: Scores, index: int, count: int) -> dict[str, Any]:
+    """The fields of a record that say how run or candidate `index` did on `count` examples."""
+    return {
+        "accuracy": float(scores.accuracy[index]),
+        "cross_entropy": float(scores.cross_entropy[index]),
+        "count": count,
+    }
+
+
 @partial(jax.jit, static_argnames=("count",))
 def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
     return jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
 
 
 @partial(jax.jit, static_argnames=("apply",))
-def _evaluate_batch(models: Model, apply: Apply, images: Array, labels: Array) -> tuple[Any, Any]:
-    def one(model: Model) -> tuple[Array, Array]:
+def _evaluate_batch(
+    models: Variables, apply: Apply, images: Array, labels: Array
+) -> tuple[Any, Any]:
+    def one(model: Variables) -> tuple[Array, Array]:
         logits, _ = apply(model.params, model.state, images, None)
         right, loss = example_scores(logits, labels)
         return jnp.sum(right), jnp.sum(loss)
@@ -276,7 +208,7 @@ def _evaluate_batch(models: Model, apply: Apply, images: Array, labels: Array) -
 
 @partial(jax.jit, static_argnames=("apply", "settings", "steps"))
 def _step(
-    models: Model,
+    models: Variables,
     optimizers: Any,
     images: Array,
     labels: Array,
@@ -288,12 +220,12 @@ def _step(
     apply: Apply,
     settings: FitSettings,
     steps: int,
-) -> tuple[Model, Any]:
+) -> tuple[Variables, Any]:
     """One optimisation step of all runs; compiled once for equal arguments and shapes."""
     optimiser = settings.optimiser(steps)
     size = settings.batch_size
 
-    def one(model: Model, optimizer: Any, order: Array, key: Array) -> tuple[Model, Any]:
+    def one(model: Variables, optimizer: Any, order: Array, key: Array) -> tuple[Variables, Any]:
         chosen = jax.lax.dynamic_slice(order, (index * size,), (size,))
         batch, targets = images[chosen], labels[chosen]
         if settings.augment:
@@ -308,13 +240,15 @@ def _step(
 
         gradient, state = jax.grad(loss, has_aux=True)(model.params)
         updates, optimizer = optimiser.update(gradient, optimizer, model.params)
-        return Model(optax.apply_updates(model.params, updates), state), optimizer
+        return Variables(optax.apply_updates(model.params, updates), state), optimizer
 
     return jax.vmap(one)(models, optimizers, order, keys)
 
 
 @partial(jax.jit, static_argnames=("patience",))
-def _keep_best(fit: Fit, model: Model, optimizer: Any, loss: Array, patience: int | None) -> Fit:
+def _keep_best(
+    fit: Fit, model: Variables, optimizer: Any, loss: Array, patience: int | None
+) -> Fit:
     # A run that is out of patience has ended, even where others beside it go on.
     running = jnp.asarray(True) if patience is None else fit.epoch - fit.best_epoch < patience
     better = (loss < fit.best_loss) & running

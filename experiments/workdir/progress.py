@@ -19,7 +19,8 @@ class Progress:
         try:
             from tqdm import tqdm
         except ImportError as error:
-            raise ImportError("a study shows progress with tqdm: install tdjax[study]") from error
+            message = "experiments show progress with tqdm: install the extra 'experiments'"
+            raise ImportError(message) from error
         self._bar: Any = tqdm(
             desc=what,
             total=total,

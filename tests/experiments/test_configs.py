@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.compress import settings as compress_settings
-from experiments.compressibility import settings as compressibility_settings
+from configs.common import configuration
+from experiments.compress.settings import Compress
 from experiments.compressibility.paper import published_pruning
-from experiments.data_aware import settings as aware_settings
-from experiments.error_study.bench import build_network
+from experiments.compressibility.settings import Compressibility
+from experiments.data_aware.settings import DataAware
 from experiments.error_study.choices import enumerate_choices
 from experiments.error_study.paper import published_study
-from experiments.error_study.protocol import protocol_from_dict, protocol_to_dict
+from experiments.error_study.protocol import Protocol
+from experiments.network.network import build_network
+from experiments.workdir.fields import plain_fields, read_fields
 from tdjax.allocation.allocate import allocate
 from tdjax.linen import layer_table
 from tdjax.linen.table import inventory
@@ -45,7 +47,7 @@ def get_config(file, arg):
     return module.get_config(arg)
 
 
-CONFIGS = [file for file in FILES if file.stem != "common"]
+CONFIGS = [file for file in FILES if file.stem not in ("alds", "common")]
 AWARE = [file for file in CONFIGS if file.stem.startswith("data_aware")]
 COMPRESS = [file for file in CONFIGS if file.stem.startswith("compress_")]
 PRUNE = [file for file in CONFIGS if file.stem.startswith("compressibility")]
@@ -58,11 +60,11 @@ STUDIES = [file for file in CONFIGS if file not in (*AWARE, *COMPRESS, *PRUNE)]
 def test_every_configuration_is_a_study_that_can_be_planned(file, arg):
     config = get_config(file, arg)
     assert isinstance(config, ConfigDict)
-    protocol = protocol_from_dict(config.to_dict())
+    protocol = read_fields(Protocol, config.to_dict())
     assert protocol.experiment == "study"
-    assert protocol_from_dict(protocol_to_dict(protocol)) == protocol
+    assert read_fields(Protocol, plain_fields(protocol)) == protocol
     # Every field is there to be set on the command line.
-    assert protocol_to_dict(protocol).keys() == config.to_dict().keys()
+    assert plain_fields(protocol).keys() == config.to_dict().keys()
     module = build_network(protocol.model, 10)
     sample = jnp.zeros((1, *SHAPES[protocol.data.name]))
     variables = jax.eval_shape(module.init, jax.random.key(0), sample)
@@ -74,11 +76,11 @@ def test_every_configuration_is_a_study_that_can_be_planned(file, arg):
     assert bool(published_study(protocol.published).values) == (protocol.published is not None)
 
 
-def read(config, module):
+def read(config, cls):
     """The settings of a configuration, every field of which can be set on the command line."""
-    settings = module.settings_from_dict(config.to_dict())
-    plain = module.settings_to_dict(settings)
-    assert module.settings_from_dict(plain) == settings
+    settings = read_fields(cls, config.to_dict())
+    plain = plain_fields(settings)
+    assert read_fields(cls, plain) == settings
     assert plain.keys() == config.to_dict().keys()
     for name, value in config.to_dict().items():
         if isinstance(value, dict) and name != "model":
@@ -99,7 +101,7 @@ def layers_of(model, data):
 def test_budgets_are_within_reach(file):
     budgets = set()
     for arg in ("", "smoke", "retrain") if file in RETRAINED else ("", "smoke"):
-        settings = read(get_config(file, arg), compress_settings)
+        settings = read(get_config(file, arg), Compress)
         assert settings.experiment == "compress"
         budgets |= set(settings.budgets)
     model = layers_of(settings.model, settings.data.name)
@@ -112,7 +114,7 @@ def test_budgets_are_within_reach(file):
 @pytest.mark.parametrize("arg", ["", "smoke"])
 @pytest.mark.parametrize("file", AWARE, ids=lambda file: file.stem)
 def test_layers_can_be_decomposed_at_every_share(file, arg):
-    settings = read(get_config(file, arg), aware_settings)
+    settings = read(get_config(file, arg), DataAware)
     assert settings.experiment == "data_aware"
     model = layers_of(settings.model, settings.data.name)
     for method in settings.methods:
@@ -126,7 +128,7 @@ def test_layers_can_be_decomposed_at_every_share(file, arg):
 def test_pruned_networks_are_chains(file):
     tables = file.stem.endswith("diabetes")
     for arg in ("", "smoke", "california" if tables else "mlp"):
-        settings = read(get_config(file, arg), compressibility_settings)
+        settings = read(get_config(file, arg), Compressibility)
         assert settings.experiment == "compressibility"
         assert settings.predicts_numbers == tables
         # The published settings of plain magnitude pruning are among the shares.
@@ -162,19 +164,57 @@ def test_placeholders_are_set_one_by_one(file):
     assert after == before
 
 
+LEAST = {"data": {"name": "digits"}, "model": {"name": "mlp"}, "train": {"epochs": 3}}
+
+
+@pytest.mark.parametrize("cls", [Protocol, DataAware, Compress, Compressibility])
+def test_a_configuration_is_made_from_the_dataclass_that_reads_it(cls):
+    values = LEAST | ({"layers": ("hidden1",)} if cls is Protocol else {})
+    config = configuration(cls, **values)
+    assert read_fields(cls, config.to_dict()) == read_fields(cls, values)
+    with pytest.raises(ValueError, match="no fields trian"):
+        configuration(cls, **values, trian={"epochs": 2})
+    with pytest.raises(ValueError, match="'epochs' of FitSettings has no default"):
+        configuration(cls, **{**values, "train": {}})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wrong"),
+    [
+        ("inputs.mean", (0.5,), 0.5),
+        ("weights", "file.npz", 1),
+        ("data.train_size", 10, "ten"),
+        ("finetune.learning_rate", 0.1, "fast"),
+        ("test.layer_images", 0, "none"),
+    ],
+)
+def test_what_may_be_none_takes_its_type(field, value, wrong):
+    config = configuration(DataAware, **LEAST)
+    *folders, name = field.split(".")
+    place = config
+    for folder in folders:
+        place = place[folder]
+    assert place[name] is None
+    with pytest.raises(TypeError):
+        place[name] = wrong
+    place[name] = value
+    assert place[name] == value
+
+
 def test_the_paper_s_training():
-    garipov = protocol_from_dict(get_config(FOLDER / "garipov_cifar10.py", "").to_dict())
-    resnet = protocol_from_dict(get_config(FOLDER / "resnet18_cifar10.py", "").to_dict())
-    assert garipov.finetune_fit.learning_rate == pytest.approx(1e-4)
-    assert resnet.finetune_fit.learning_rate == pytest.approx(1e-5)
-    assert (garipov.finetune_fit.epochs, resnet.finetune_fit.epochs) == (10, 25)
-    assert (garipov.finetune_fit.optimizer, resnet.finetune_fit.optimizer) == ("sgd", "adam")
-    assert garipov.finetune_fit.boundaries == resnet.finetune_fit.boundaries == ()
+    garipov = read_fields(Protocol, get_config(FOLDER / "garipov_cifar10.py", "").to_dict())
+    resnet = read_fields(Protocol, get_config(FOLDER / "resnet18_cifar10.py", "").to_dict())
+    first, second = garipov.network.finetune_fit, resnet.network.finetune_fit
+    assert first.learning_rate == pytest.approx(1e-4)
+    assert second.learning_rate == pytest.approx(1e-5)
+    assert (first.epochs, second.epochs) == (10, 25)
+    assert (first.optimizer, second.optimizer) == ("sgd", "adam")
+    assert first.boundaries == second.boundaries == ()
 
 
 @pytest.mark.parametrize("file", RETRAINED, ids=lambda file: file.stem)
 def test_retraining_repeats_the_training(file):
-    settings = compress_settings.settings_from_dict(get_config(file, "retrain").to_dict())
+    settings = read_fields(Compress, get_config(file, "retrain").to_dict())
     fit = settings.finetune_fit
     assert fit == settings.train
     assert (fit.warmup, fit.optimizer, fit.momentum, fit.augment) == (5, "sgd", 0.9, True)
@@ -198,9 +238,7 @@ def test_retraining_repeats_the_training(file):
 )
 def test_the_training_of_alds(name, epochs, batch_size, rates):
     arg = "retrain" if name == "compress_cifar10" else ""
-    fit = compress_settings.settings_from_dict(
-        get_config(FOLDER / f"{name}.py", arg).to_dict()
-    ).train
+    fit = read_fields(Compress, get_config(FOLDER / f"{name}.py", arg).to_dict()).train
     assert (fit.epochs, fit.batch_size) == (epochs, batch_size)
     assert fit.boundaries == tuple(rates)[1:]
     for k, rate in enumerate(rates.values()):

@@ -7,11 +7,12 @@ import pytest
 
 import tdjax
 from experiments.compress.report import write_report
-from experiments.compress.run import run_compress
-from experiments.compress.settings import settings_from_dict
+from experiments.compress.settings import Compress
 from experiments.compress.trials import enumerate_trials
-from experiments.network.network import set_up
-from experiments.network.training import LinenNetwork, Model, evaluate
+from experiments.network.network import configured
+from experiments.network.training import LinenNetwork, Variables, evaluate
+from experiments.runner import carry_out
+from experiments.workdir.fields import read_fields
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -19,6 +20,7 @@ pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.usefixtures("cache")
 
 CONFIG = {
+    "experiment": "compress",
     "data": {
         "name": "digits",
         "validation_share": 0.25,
@@ -44,7 +46,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def unbroken(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compress") / "unbroken"
-    assert run_compress(settings_from_dict(CONFIG), workdir) == workdir / "report/index.html"
+    assert carry_out(CONFIG, workdir) == workdir / "report/index.html"
     return workdir
 
 
@@ -60,7 +62,7 @@ def tables(workdir):
 
 
 def test_every_trial_once():
-    trials = enumerate_trials(settings_from_dict(CONFIG))
+    trials = enumerate_trials(read_fields(Compress, CONFIG))
     assert len(set(trials)) == len(trials)
     blind = [trial.strategy for trial in trials if not trial.calibration.images]
     assert blind == ["uniform", "alds released"]
@@ -98,13 +100,13 @@ def test_records_and_report(unbroken):
 
 
 def test_a_checkpoint_is_the_network_that_was_measured(unbroken):
-    subject = set_up(settings_from_dict(CONFIG))
-    for trial in enumerate_trials(settings_from_dict(CONFIG))[-2:]:
+    network = configured(read_fields(Compress, CONFIG))
+    for trial in enumerate_trials(read_fields(Compress, CONFIG))[-2:]:
         variables, plan = tdjax.load_factorised(unbroken / "compressed" / trial.name)
         params = variables.pop("params")
-        one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], Model(params, variables))
-        network = LinenNetwork(tdjax.factorize(subject.module, plan))
-        scores = evaluate(one, network, subject.splits.test)
+        one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], Variables(params, variables))
+        small = LinenNetwork(tdjax.factorize(network.module, plan))
+        scores = evaluate(one, small, network.splits.test)
         (record,) = (
             found
             for found in map(json.loads, lines(unbroken))
@@ -122,7 +124,7 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     whole = lines(unbroken)
     half = whole[kept][: len(whole[kept]) // 2]
     (workdir / "metrics.jsonl").write_bytes(b"".join(whole[:kept]) + half)
-    run_compress(settings_from_dict(CONFIG), workdir)
+    carry_out(CONFIG, workdir)
     assert tables(workdir) == tables(unbroken)
 
 
@@ -130,7 +132,7 @@ def test_rounds_of_compression_and_training(tmp_path):
     raw = {**CONFIG, "rounds": 2, "strategies": ["loss"], "norms": ["kronecker"], "timed_images": 0}
     raw |= {"reestimate": False, "sequential": True}
     raw["calibration"] = {**CONFIG["calibration"], "subsets": 1}
-    run_compress(settings_from_dict(raw), tmp_path / "run")
+    carry_out(raw, tmp_path / "run")
     first, network, tuned = map(json.loads, lines(tmp_path / "run"))
     plan = tdjax.Plan.from_json(network["plan"])
     assert 0.595 <= plan.size / first["params"] <= 0.6
@@ -160,5 +162,5 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
 )
 def test_what_is_wrong_is_found_before_any_work(tmp_path, field, value, message):
     with pytest.raises(ValueError, match=message):
-        run_compress(settings_from_dict({**CONFIG, "rounds": 2, field: value}), tmp_path / "none")
+        carry_out({**CONFIG, "rounds": 2, field: value}, tmp_path / "none")
     assert not (tmp_path / "none").exists()

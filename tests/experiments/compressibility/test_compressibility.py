@@ -12,21 +12,23 @@ from flax import linen as nn
 
 import tdjax
 from experiments.compressibility.layers import layer_records, layers_of
-from experiments.compressibility.measure import measured
+from experiments.compressibility.measure import MaskedFit, measured, present, tuned
 from experiments.compressibility.paper import published_pruning
 from experiments.compressibility.pruner import Pruner, kernels
-from experiments.compressibility.records import read_records
 from experiments.compressibility.report import write_report
-from experiments.compressibility.run import check_chain, run_compressibility
-from experiments.compressibility.settings import settings_from_dict
+from experiments.compressibility.run import check_chain
+from experiments.compressibility.settings import Compressibility
 from experiments.compressibility.tables import averaged_layers, layer_rows
-from experiments.compressibility.trials import Trial, enumerate_trials
-from experiments.compressibility.tune import MaskedFit, present, tuned
-from experiments.data_aware.settings import settings_from_dict as data_aware_settings
+from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
+from experiments.data_aware.settings import DataAware
 from experiments.models import MLP
 from experiments.network.calibrate import Calibration
-from experiments.network.network import set_up
-from experiments.network.training import FitSettings, Model
+from experiments.network.network import configured
+from experiments.network.schedule import FitSettings
+from experiments.network.training import Variables
+from experiments.runner import carry_out
+from experiments.workdir.fields import read_fields
+from experiments.workdir.journal import read_journal
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -34,6 +36,7 @@ pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.usefixtures("cache")
 
 CONFIG = {
+    "experiment": "compressibility",
     "data": {
         "name": "diabetes",
         "validation_share": 0.2,
@@ -69,23 +72,22 @@ DIGITS = {
 @pytest.fixture(scope="module")
 def unbroken(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compressibility") / "unbroken"
-    settings = settings_from_dict(CONFIG)
-    assert run_compressibility(settings, workdir) == workdir / "report/index.html"
+    assert carry_out(CONFIG, workdir) == workdir / "report/index.html"
     return workdir
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return set_up(settings_from_dict(CONFIG), tables=True)
+def network():
+    return configured(read_fields(Compressibility, CONFIG))
 
 
 @pytest.fixture(scope="module")
-def pruner(subject):
-    params = subject.start.params
-    batches = [batch.images for batch in subject.batches(Calibration("same", 100, 0))]
-    table = [entry.layer for entry in subject.dense.layers]
-    moments = tdjax.collect_moments(subject.module, {"params": params}, batches)
-    bounds = layers_of(subject, subject.start, table, batches).relative_bounds
+def pruner(network):
+    params = network.start.params
+    batches = [batch.images for batch in network.batches(Calibration("same", 100, 0))]
+    table = [entry.layer for entry in network.dense.layers]
+    moments = tdjax.collect_moments(network.module, {"params": params}, batches)
+    bounds = layers_of(network, network.start, table, batches).relative_bounds
     return Pruner(params, table, moments, bounds)
 
 
@@ -109,7 +111,7 @@ def rows_of(workdir, name, **fields):
 
 
 def test_every_trial_once():
-    trials = enumerate_trials(settings_from_dict(CONFIG))
+    trials = enumerate_trials(read_fields(Compressibility, CONFIG))
     assert len(set(trials)) == len(trials) == 7 + 1 + 2 + 1
     names = [trial.name for trial in trials]
     assert len(set(names)) == len(names)
@@ -192,7 +194,7 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     whole = lines(unbroken)
     half = whole[kept][: len(whole[kept]) // 2]
     (workdir / "metrics.jsonl").write_bytes(b"".join(whole[:kept]) + half)
-    run_compressibility(settings_from_dict(CONFIG), workdir)
+    carry_out(CONFIG, workdir)
     assert tables(workdir) == tables(unbroken)
 
 
@@ -209,10 +211,9 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
 
 
 def test_classes_have_an_accuracy(tmp_path):
-    settings = settings_from_dict(DIGITS)
-    run_compressibility(settings, tmp_path / "run")
-    found = read_records(tmp_path / "run" / "metrics.jsonl")
-    whole = found.baseline(0)["test"]
+    carry_out(DIGITS, tmp_path / "run")
+    found = read_journal(tmp_path / "run" / "metrics.jsonl", SCHEMA)
+    whole = found.get("baseline", run=0)["test"]
     rows = rows_of(tmp_path / "run", "measurements")
     assert {row["phase"] for row in rows} == {"pruned"}
     for row in rows:
@@ -230,7 +231,7 @@ def test_classes_have_an_accuracy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "trial", enumerate_trials(settings_from_dict(CONFIG)), ids=lambda t: t.name
+    "trial", enumerate_trials(read_fields(Compressibility, CONFIG)), ids=lambda t: t.name
 )
 def test_a_cut_has_the_share_that_was_asked_for(pruner, trial):
     cut = pruner.cut(trial)
@@ -246,9 +247,9 @@ def test_a_cut_has_the_share_that_was_asked_for(pruner, trial):
             np.testing.assert_array_equal(arrays[path], np.where(arrays[path] != 0, own, 0))
 
 
-def test_zeros_stay_in_training_and_others_learn(subject, pruner):
+def test_zeros_stay_in_training_and_others_learn(network, pruner):
     cut = pruner.cut(Trial("magnitude layer", None, 0.5))
-    _, best = tuned(subject, Model(cut.params, {}), "some")
+    _, best = tuned(network, Variables(cut.params, {}), "some")
     for path, before in kernels(cut.params).items():
         after = kernels(best.params)[path]
         np.testing.assert_array_equal(after[before == 0], 0)
@@ -283,14 +284,14 @@ def plain_layers(params, x):
     return found
 
 
-def test_records_of_layers_against_numpy(subject):
-    model = subject.start
-    settings = subject.settings
-    images = np.asarray(subject.splits.train.images[:30], np.float64)
-    table = [entry.layer for entry in subject.dense.layers]
-    layers = layers_of(subject, model, table, [images[:15].astype("f4"), images[15:].astype("f4")])
-    whole = measured(subject, model)
-    test, labels = subject.splits.test.images, subject.splits.test.labels
+def test_records_of_layers_against_numpy(network):
+    model = network.start
+    settings = network.settings
+    images = np.asarray(network.splits.train.images[:30], np.float64)
+    table = [entry.layer for entry in network.dense.layers]
+    layers = layers_of(network, model, table, [images[:15].astype("f4"), images[15:].astype("f4")])
+    whole = measured(network, model)
+    test, labels = network.splits.test.images, network.splits.test.labels
     outputs = plain_layers(model.params, test)["output"][1][:, 0]
     assert whole["loss"] == pytest.approx(np.mean((outputs - labels) ** 2), rel=1e-5)
     assert "accuracy" not in whole
@@ -340,8 +341,8 @@ def test_records_of_layers_against_numpy(subject):
 
 
 def test_means_over_layers_weigh_neurons(unbroken):
-    settings = settings_from_dict(json.loads((unbroken / "config.json").read_text()))
-    rows = layer_rows(settings, read_records(unbroken / "metrics.jsonl"))
+    settings = read_fields(Compressibility, json.loads((unbroken / "config.json").read_text()))
+    rows = layer_rows(settings, read_journal(unbroken / "metrics.jsonl", SCHEMA))
     averaged = averaged_layers(rows)
     (network,) = (row for row in averaged if not row["layer"])
     assert (network["neurons"], network["weights"]) == (9, 10 * 8 + 8)
@@ -383,7 +384,7 @@ def test_published_figures():
 )
 def test_what_is_wrong_is_found_before_any_work(tmp_path, field, value, message):
     with pytest.raises(ValueError, match=message):
-        run_compressibility(settings_from_dict({**CONFIG, field: value}), tmp_path / "none")
+        carry_out({**CONFIG, field: value}, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -394,13 +395,13 @@ class Shortcut(nn.Module):
         return nn.Dense(1, name="last")(x + nn.relu(nn.Dense(4, name="middle")(x)))
 
 
-def test_only_chains_are_refitted_backwards(subject):
-    check_chain(subject)
-    module, sample = Shortcut(), subject.sample
+def test_only_chains_are_refitted_backwards(network):
+    check_chain(network)
+    module, sample = Shortcut(), network.sample
     variables = module.init(jax.random.key(0), sample)
     plan = tdjax.make_plan(module, variables, (), sample)
-    start = Model(variables["params"], {})
-    other = dataclasses.replace(subject, module=module, start=start, dense=plan)
+    start = Variables(variables["params"], {})
+    other = dataclasses.replace(network, module=module, start=start, dense=plan)
     with pytest.raises(ValueError, match=r"'methods': 'abp-l' needs layers that follow.* 'first'"):
         check_chain(other)
 
@@ -411,11 +412,9 @@ def test_magnitude_pruning_of_all_weights(pruner):
 
 
 def test_other_experiments_refuse_tables():
-    settings = data_aware_settings(
-        {name: CONFIG[name] for name in ("data", "model", "train", "calibration")}
-    )
+    raw = {name: CONFIG[name] for name in ("data", "model", "train", "calibration")}
     with pytest.raises(ValueError, match="'diabetes' is a table, which only the experiment"):
-        set_up(settings)
+        configured(read_fields(DataAware, raw))
 
 
 def test_an_mlp_is_a_chain_whose_dead_neurons_go():

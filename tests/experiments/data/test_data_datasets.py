@@ -35,7 +35,7 @@ def test_digits_split_is_stratified_and_fixed():
 
 def test_digits_without_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"tdjax\[study\]"):
+    with pytest.raises(ImportError, match="extra 'experiments'"):
         load("digits")
 
 

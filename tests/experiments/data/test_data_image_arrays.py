@@ -14,7 +14,8 @@ from experiments.data import (
     stratified_split,
     stratified_subset,
 )
-from experiments.network.training import FitSettings, steps_per_epoch
+from experiments.network.schedule import FitSettings
+from experiments.network.training import steps_per_epoch
 
 pytest.importorskip("PIL")
 

@@ -10,15 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data_aware.bench import set_up
-from experiments.data_aware.measure import Press
+from experiments.data_aware.measure import Press, plan_networks
 from experiments.data_aware.report import write_report
-from experiments.data_aware.run import run_data_aware
-from experiments.data_aware.settings import settings_from_dict, settings_to_dict
+from experiments.data_aware.settings import DataAware
 from experiments.data_aware.trials import Trial, enumerate_trials
-from experiments.network.calibrate import Calibration, moments_for
-from experiments.network.training import LinenNetwork, Model, evaluate
+from experiments.network.calibrate import Calibration
+from experiments.network.network import configured
+from experiments.network.train_on import moments_for
+from experiments.network.training import LinenNetwork, Variables, evaluate
 from experiments.report.rows import spread
+from experiments.runner import carry_out
+from experiments.workdir.fields import plain_fields, read_fields
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {
+    "experiment": "data_aware",
     "data": {
         "name": "digits",
         "validation_share": 0.25,
@@ -74,13 +77,14 @@ def changed(path, value, base=CONFIG):
 @pytest.fixture(scope="module")
 def unbroken(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("aware") / "unbroken"
-    assert run_data_aware(settings_from_dict(CONFIG), workdir) == workdir / "report/index.html"
+    assert carry_out(CONFIG, workdir) == workdir / "report/index.html"
     return workdir
 
 
 @pytest.fixture(scope="module")
-def bench(cache):
-    return set_up(settings_from_dict(CONFIG))
+def planned(cache):
+    settings = read_fields(DataAware, CONFIG)
+    return plan_networks(configured(settings), settings)
 
 
 def tables(workdir):
@@ -94,7 +98,7 @@ def lines(workdir):
 
 
 def test_every_trial_once_and_what_sees_no_data_not_again():
-    trials = enumerate_trials(settings_from_dict(CONFIG))
+    trials = enumerate_trials(read_fields(DataAware, CONFIG))
     every = [trial for found in trials.values() for trial in found]
     assert len(every) == len(set(every))
     blind = [trial for trial in every if trial.calibration.source == ""]
@@ -105,17 +109,19 @@ def test_every_trial_once_and_what_sees_no_data_not_again():
     assert all(t.calibration == calibration for calibration in trials for t in trials[calibration])
 
 
-def test_records_report_and_figures(unbroken, bench):
+def test_records_report_and_figures(unbroken, planned):
     records = [json.loads(line) for line in lines(unbroken)]
     kinds = [record["kind"] for record in records]
     assert kinds[0] == "baseline"
     trials = [
-        trial for found in enumerate_trials(settings_from_dict(CONFIG)).values() for trial in found
+        trial
+        for found in enumerate_trials(read_fields(DataAware, CONFIG)).values()
+        for trial in found
     ]
     assert kinds.count("network") == len(trials)
     # Fine-tuning of the first subset: without data one of each method, with data five.
     assert kinds.count("tuned") == 2 + 2 * 5
-    layers = [len(bench.plans[trial.method, trial.keep].factorised) for trial in trials]
+    layers = [len(planned.plans[trial.method, trial.keep].factorised) for trial in trials]
     assert kinds.count("layer") == sum(layers) > len(trials)
     assert all(r["test"]["count"] == (20 if r["kind"] == "layer" else 50) for r in records)
     found = {file.name for file in (unbroken / "report").iterdir()}
@@ -141,26 +147,22 @@ def test_records_report_and_figures(unbroken, bench):
         assert 0 < size["macs"] < records[0]["macs"]
 
 
-def test_a_network_is_measured_as_its_factors_say(unbroken, bench):
+def test_a_network_is_measured_as_its_factors_say(unbroken, planned):
     # The whole way again, without the experiment's own parts: a factorised model on the test set.
     import tdjax
-    from experiments.error_study.bench import TRAIN
-    from experiments.network.baseline import Training, train_baseline
+    from experiments.network.baseline import train_baseline
 
-    subject = bench.subject
-    training = Training(
-        subject.network, subject.start, subject.splits, subject.settings.train, subject.key(TRAIN)
-    )
-    fit = train_baseline(training, unbroken / "checkpoints" / "baseline")
+    network = planned.network
+    fit = train_baseline(network, unbroken / "checkpoints" / "baseline")
     model = jax.tree.map(lambda leaf: leaf[0], fit.best)
-    plan = bench.plans["svd", 0.5]
+    plan = planned.plans["svd", 0.5]
     moments = tdjax.load_moments(unbroken / "moments" / "same-60-1.npz")
     params = tdjax.factorize_params(
         model.params, plan, moments=moments, norm="kronecker", correct_bias=True
     )
-    small = tdjax.factorize(subject.module, plan)
-    one = jax.tree.map(lambda leaf: leaf[None], Model(params, model.state))
-    scores = evaluate(one, LinenNetwork(small), subject.splits.test)
+    small = tdjax.factorize(network.module, plan)
+    one = jax.tree.map(lambda leaf: leaf[None], Variables(params, model.state))
+    scores = evaluate(one, LinenNetwork(small), network.splits.test)
     (record,) = (
         r
         for r in map(json.loads, lines(unbroken))
@@ -182,7 +184,7 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     (workdir / "metrics.jsonl").write_bytes(b"".join(whole[:kept]) + half)
     if kept == 1:
         shutil.rmtree(workdir / "moments")
-    run_data_aware(settings_from_dict(CONFIG), workdir)
+    carry_out(CONFIG, workdir)
     assert sorted(lines(workdir)) == sorted(whole)
     assert tables(workdir) == tables(unbroken)
 
@@ -192,7 +194,7 @@ def test_again_nothing_is_redone_and_the_order_of_lines_does_not_matter(unbroken
     shutil.copytree(unbroken, workdir)
     first, *rest = lines(workdir)
     (workdir / "metrics.jsonl").write_bytes(b"".join([first, *reversed(rest)]))
-    run_data_aware(settings_from_dict(CONFIG), workdir)
+    carry_out(CONFIG, workdir)
     assert lines(workdir) == [first, *reversed(rest)]
     assert tables(workdir) == tables(unbroken)
 
@@ -244,29 +246,21 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
         write_report(workdir)
 
 
-def test_one_start_and_one_decomposition_for_all_that_see_no_data(bench, tmp_path):
-    press = Press(bench, bench.subject.start)
+def test_one_start_and_one_decomposition_for_all_that_see_no_data(planned, tmp_path):
+    press = Press(planned, planned.network.start)
     plain = Trial(Calibration(), "cp", 0.5, "frobenius", False)
     first, dense = press.factors(plain, None, [])
     assert press.factors(plain, None, [])[0] is first
     calibration = Calibration("same", 60, 0)
-    subject, batches = bench.subject, bench.subject.batches(calibration)
-    moments = moments_for(
-        bench.settings,
-        subject.module,
-        subject.start,
-        batches,
-        calibration,
-        tmp_path,
-        gradients=True,
-    )
+    network, batches = planned.network, planned.network.batches(calibration)
+    moments = moments_for(network, network.start, batches, calibration, tmp_path, gradients=True)
     corrected, shifted = press.factors(
         Trial(calibration, "cp", 0.5, "frobenius", True), moments, batches
     )
     assert corrected["conv2"].keys() == first["conv2"].keys()
     np.testing.assert_array_equal(dense["conv2"]["kernel"], shifted["conv2"]["kernel"])
     # The mean output is kept: W^T m + b of the layer before and after.
-    before, after = subject.start.params["conv2"], shifted["conv2"]
+    before, after = network.start.params["conv2"], shifted["conv2"]
     mean = np.asarray(moments["conv2"].mean[0])
 
     def output(own):
@@ -286,7 +280,7 @@ def test_intervals_are_student_s():
 
 def test_transfer_without_tuning_and_layers(unbroken, tmp_path):
     workdir = tmp_path / "transfer"
-    run_data_aware(settings_from_dict(TRANSFER), workdir)
+    carry_out(TRANSFER, workdir)
     baseline, *records = map(json.loads, lines(workdir))
     assert {r["kind"] for r in records} == {"network"}
     assert sorted(r["source"] for r in records) == ["brighter", "digits", "same"]
@@ -333,24 +327,24 @@ def test_transfer_without_tuning_and_layers(unbroken, tmp_path):
 )
 def test_what_is_wrong_is_found_before_any_work(tmp_path, path, value, message):
     with pytest.raises(ValueError, match=message) as caught:
-        run_data_aware(settings_from_dict(changed(path, value)), tmp_path / "none")
+        carry_out(changed(path, value), tmp_path / "none")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "none").exists()
 
 
 def test_settings_are_plain_and_come_back():
-    settings = settings_from_dict(CONFIG)
-    plain = settings_to_dict(settings)
-    assert settings_from_dict(json.loads(json.dumps(plain))) == settings
+    settings = read_fields(DataAware, CONFIG)
+    plain = plain_fields(settings)
+    assert read_fields(DataAware, json.loads(json.dumps(plain))) == settings
     assert settings.finetune_fit.learning_rate == pytest.approx(0.005)
 
 
 def measured_again(raw, workdir):
     """The records of an experiment, whose last ones are the same when made alone."""
-    run_data_aware(settings_from_dict(raw), workdir)
+    carry_out(raw, workdir)
     whole = lines(workdir)
     (workdir / "metrics.jsonl").write_bytes(b"".join(whole[:-1]))
-    run_data_aware(settings_from_dict(raw), workdir)
+    carry_out(raw, workdir)
     assert lines(workdir) == whole
     return [json.loads(line) for line in whole[1:]]
 

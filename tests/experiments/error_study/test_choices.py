@@ -8,10 +8,11 @@ import pytest
 
 import experiments.error_study
 from configs import garipov_cifar10, resnet18_cifar10
-from experiments.error_study.bench import build_network
 from experiments.error_study.choices import enumerate_choices
-from experiments.error_study.protocol import protocol_from_dict
+from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import Choice
+from experiments.network.network import build_network
+from experiments.workdir.fields import read_fields
 from tdjax.linen import layer_table
 
 PUBLISHED = json.loads(
@@ -24,7 +25,7 @@ CONFIGS = {"garipovnet": garipov_cifar10, "resnet18": resnet18_cifar10}
 def tables():
     def table(name):
         config = CONFIGS[name].get_config()
-        module = build_network(protocol_from_dict(config.to_dict()).model, 10)
+        module = build_network(read_fields(Protocol, config.to_dict()).model, 10)
         sample = jnp.zeros((1, 32, 32, 3))
         variables = jax.eval_shape(module.init, jax.random.key(0), sample)
         return layer_table(module, variables, sample)
@@ -35,7 +36,7 @@ def tables():
 def study(name="garipovnet", **changes):
     raw = CONFIGS[name].get_config().to_dict()
     decompose = raw["decompose"] | changes.pop("decompose", {})
-    return protocol_from_dict({**raw, **changes, "decompose": decompose})
+    return read_fields(Protocol, {**raw, **changes, "decompose": decompose})
 
 
 @pytest.mark.parametrize("name", CONFIGS)

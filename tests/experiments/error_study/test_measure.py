@@ -5,11 +5,13 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.error_study.bench import DECOMPOSE, set_up
 from experiments.error_study.candidates import decompose_runs
+from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.measure import compressed_records, moments_of_layers
-from experiments.error_study.protocol import protocol_from_dict
+from experiments.error_study.protocol import Protocol
+from experiments.network.network import DECOMPOSE, configured
+from experiments.workdir.fields import read_fields
 from tdjax.params.tree import layer_params
 
 pytest.importorskip("sklearn")
@@ -31,34 +33,37 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def bench():
-    return set_up(protocol_from_dict(CONFIG))
+def study():
+    protocol = read_fields(Protocol, CONFIG)
+    return plan_study(configured(protocol), protocol)
 
 
 @pytest.fixture(scope="module")
-def moments(bench):
-    return moments_of_layers(bench, bench.start)
+def moments(study):
+    return moments_of_layers(study, study.network.start)
 
 
 @pytest.fixture(scope="module", params=CONFIG["layers"])
-def layer(bench, moments, request):
+def layer(study, moments, request):
     """A layer's path, its candidates' kernels, and their records."""
     path = request.param
-    plans = {choice: plan for choice, plan in bench.plans.items() if choice.layer == path}
-    kernel = layer_params(bench.start.params, path)["kernel"]
-    protocol = bench.protocol
-    factors = decompose_runs(kernel, plans, protocol.runs, protocol.decompose, bench.key(DECOMPOSE))
-    records = compressed_records(bench, bench.start, path, plans, factors, moments[path])
+    plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
+    kernel = layer_params(study.network.start.params, path)["kernel"]
+    protocol = study.protocol
+    factors = decompose_runs(
+        kernel, plans, protocol.runs, protocol.decompose, study.network.key(DECOMPOSE)
+    )
+    records = compressed_records(study, study.network.start, path, plans, factors, moments[path])
     kernels = {key: plans[key[0]].chain.dense(found) for key, found in factors.items()}
-    bare = compressed_records(bench, bench.start, path, plans, factors, None)
+    bare = compressed_records(study, study.network.start, path, plans, factors, None)
     return path, np.asarray(kernel, np.float64), kernels, records, bare
 
 
-def ends_of(bench, path):
+def ends_of(study, path):
     """What goes into a layer, and the gradient of each image's loss at what comes out."""
-    train = bench.splits.train
+    train = study.network.splits.train
     images, labels = jnp.asarray(train.images[:IMAGES]), jnp.asarray(train.labels[:IMAGES])
-    variables = {**bench.start.state, "params": bench.start.params}
+    variables = study.network.start.collections
     seen = {}
 
     def loss(shift):
@@ -70,7 +75,7 @@ def ends_of(bench, path):
             return out if shift is None else out + shift
 
         with nn.intercept_methods(shifted):
-            logits = bench.module.apply(variables, images)
+            logits = study.network.module.apply(variables, images)
         chosen = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
         return chosen.sum()
 
@@ -93,9 +98,9 @@ def patches(inputs):
     )
 
 
-def test_errors_in_the_norms_of_the_data_are_those_of_explicit_rows(bench, layer):
+def test_errors_in_the_norms_of_the_data_are_those_of_explicit_rows(study, layer):
     path, kernel, kernels, records, _ = layer
-    inputs, gradients = ends_of(bench, path)
+    inputs, gradients = ends_of(study, path)
     rows, slopes = patches(inputs), gradients.reshape(-1, kernel.shape[-1])
     assert len(rows) == len(slopes) == IMAGES * inputs.shape[1] * inputs.shape[2]
     g = slopes.T @ slopes / len(slopes)
@@ -125,9 +130,9 @@ def test_the_six_do_not_depend_on_the_moments(layer):
         assert bare[key] == {**record, "errors": six}
 
 
-def test_moments_are_of_the_listed_layers_and_the_same_each_time(bench, moments):
+def test_moments_are_of_the_listed_layers_and_the_same_each_time(study, moments):
     assert tuple(moments) == tuple(CONFIG["layers"])
-    again = moments_of_layers(bench, bench.start)
+    again = moments_of_layers(study, study.network.start)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(moments), strict=True):
         np.testing.assert_array_equal(a, b)
     assert {int(found.examples) for found in moments.values()} == {IMAGES}

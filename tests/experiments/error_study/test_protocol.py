@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from experiments.error_study.protocol import protocol_from_dict, protocol_to_dict
+from experiments.error_study.protocol import Protocol
+from experiments.workdir.fields import plain_fields, read_fields
 
 LEAST = {
     "data": {"name": "digits"},
@@ -25,7 +26,7 @@ def changed(path, value):
 
 
 def test_defaults_are_those_of_the_paper():
-    protocol = protocol_from_dict(LEAST)
+    protocol = read_fields(Protocol, LEAST)
     assert protocol.methods == ("cp", "tucker", "tt")
     assert protocol.compressions == (0.1, 0.25, 0.5, 0.75, 0.9)
     assert protocol.runs == 5
@@ -37,19 +38,19 @@ def test_round_trip_through_json():
     raw = changed("model.arguments", {"widths": [4, 4], "average": 2})
     raw["train"] |= {"boundaries": [1, 2], "patience": 4, "learning_rate": 1}
     raw["finetune"] = {"learning_rate": None, "epochs": 2}
-    protocol = protocol_from_dict(raw)
+    protocol = read_fields(Protocol, raw)
     assert protocol.model.arguments == {"widths": (4, 4), "average": 2}
     assert protocol.train.boundaries == (1, 2)
     assert protocol.train.learning_rate == 1.0
     assert type(protocol.train.learning_rate) is float
-    written = json.loads(json.dumps(protocol_to_dict(protocol)))
-    assert protocol_from_dict(written) == protocol
-    assert protocol_to_dict(protocol_from_dict(written)) == protocol_to_dict(protocol)
+    written = json.loads(json.dumps(plain_fields(protocol)))
+    assert read_fields(Protocol, written) == protocol
+    assert plain_fields(read_fields(Protocol, written)) == plain_fields(protocol)
     assert written["measure"] == {"feature_images": 1000, "batch_size": 500, "chunk": 25}
 
 
 def test_a_protocol_is_hashable():
-    assert hash(protocol_from_dict(LEAST)) == hash(protocol_from_dict(LEAST))
+    assert hash(read_fields(Protocol, LEAST)) == hash(read_fields(Protocol, LEAST))
 
 
 @pytest.mark.parametrize(
@@ -90,31 +91,31 @@ def test_a_protocol_is_hashable():
 )
 def test_a_wrong_field_is_named(path, value, message):
     with pytest.raises(ValueError, match=message):
-        protocol_from_dict(changed(path, value))
+        read_fields(Protocol, changed(path, value))
 
 
 @pytest.mark.parametrize("name", LEAST)
 def test_a_missing_field_is_named(name):
     raw = {key: value for key, value in LEAST.items() if key != name}
     with pytest.raises(ValueError, match=f"missing config fields: {name}"):
-        protocol_from_dict(raw)
+        read_fields(Protocol, raw)
 
 
 def test_a_missing_inner_field_is_named():
     with pytest.raises(ValueError, match=r"missing config fields: train\.epochs"):
-        protocol_from_dict({**LEAST, "train": {"batch_size": 4}})
+        read_fields(Protocol, {**LEAST, "train": {"batch_size": 4}})
 
 
 def test_finetuning_goes_on_where_the_schedule_ended():
     raw = changed("train.boundaries", [1, 2])
     raw["train"] |= {"learning_rate": 0.4, "factor": 0.5, "patience": 9, "weight_decay": 0.1}
     raw["finetune"] = {"epochs": 7}
-    fit = protocol_from_dict(raw).finetune_fit
+    fit = read_fields(Protocol, raw).network.finetune_fit
     assert fit.learning_rate == pytest.approx(0.1)
     assert (fit.epochs, fit.boundaries, fit.patience, fit.weight_decay) == (7, (), None, 0.1)
     assert fit.last_learning_rate == fit.learning_rate
     raw["finetune"] |= {"learning_rate": 0.3, "patience": 2}
-    fit = protocol_from_dict(raw).finetune_fit
+    fit = read_fields(Protocol, raw).network.finetune_fit
     assert (fit.learning_rate, fit.patience) == (0.3, 2)
 
 
@@ -122,9 +123,9 @@ def test_finetuning_repeats_the_schedule():
     raw = changed("train.boundaries", [2, 3])
     raw["train"] |= {"learning_rate": 0.4, "factor": 0.5, "patience": 9, "warmup": 1}
     raw["finetune"] = {"epochs": 7, "repeat": True}
-    protocol = protocol_from_dict(raw)
-    fit = protocol.finetune_fit
+    protocol = read_fields(Protocol, raw)
+    fit = protocol.network.finetune_fit
     assert fit == dataclasses.replace(protocol.train, epochs=7, patience=None)
     raw["finetune"]["repeat"] = False
-    fit = protocol_from_dict(raw).finetune_fit
+    fit = read_fields(Protocol, raw).network.finetune_fit
     assert (fit.learning_rate, fit.boundaries, fit.warmup) == (pytest.approx(0.2), (), 0)

@@ -10,14 +10,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from experiments.error_study.bench import set_up
+from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
-from experiments.error_study.protocol import protocol_from_dict
+from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import read_study
 from experiments.error_study.report import write_report
-from experiments.error_study.run import run_study
 from experiments.network import checkpoints
 from experiments.network.checkpoints import CheckpointError
+from experiments.network.network import configured
+from experiments.runner import carry_out
+from experiments.workdir.fields import read_fields
 from experiments.workdir.threads import in_threads
 
 pytest.importorskip("sklearn")
@@ -51,7 +53,7 @@ COUNT = 2 * 2 * 2 * 2
 @pytest.fixture(scope="module")
 def unbroken(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("study") / "unbroken"
-    page = run_study(protocol_from_dict(CONFIG), workdir)
+    page = carry_out(CONFIG, workdir)
     assert page == workdir / "report" / "index.html"
     return workdir
 
@@ -115,7 +117,7 @@ def test_again_nothing_is_redone(unbroken):
     before, report = journal(unbroken), tables(unbroken)
     checkpoint = everything(unbroken / "checkpoints")
     written = (unbroken / "metrics.jsonl").stat().st_mtime_ns
-    run_study(protocol_from_dict(CONFIG), unbroken)
+    carry_out(CONFIG, unbroken)
     assert journal(unbroken) == before
     assert (unbroken / "metrics.jsonl").stat().st_mtime_ns == written
     assert tables(unbroken) == report
@@ -130,7 +132,7 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, lost):
     lines = journal(unbroken).splitlines(keepends=True)
     half = lines[-lost][: len(lines[-lost]) // 2]
     (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-lost]) + half)
-    run_study(protocol_from_dict(CONFIG), workdir)
+    carry_out(CONFIG, workdir)
     assert journal(workdir).startswith(b"".join(lines[:-lost]))
     assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
     assert tables(workdir) == tables(unbroken)
@@ -172,7 +174,7 @@ def test_a_study_of_an_earlier_version_is_finished_as_it_was_begun(unbroken, old
     lines = journal(older).splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-25]))
     with pytest.warns(UserWarning, match=f"{re.escape(str(workdir))} lack .*use another workdir"):
-        run_study(protocol_from_dict(CONFIG), workdir)
+        carry_out(CONFIG, workdir)
     assert sorted(journal(workdir).splitlines()) == sorted(journal(older).splitlines())
     assert tables(workdir) == tables(older)
     page = (workdir / "report" / "index.html").read_text()
@@ -190,7 +192,7 @@ def test_a_study_of_an_earlier_version_is_finished_as_it_was_begun(unbroken, old
 def test_a_finished_study_of_an_earlier_version_is_left_as_it_is(older, tmp_path):
     workdir = tmp_path / "finished"
     shutil.copytree(older, workdir)
-    run_study(protocol_from_dict(CONFIG), workdir)
+    carry_out(CONFIG, workdir)
     assert journal(workdir) == journal(older)
     assert tables(workdir) == tables(older)
 
@@ -202,7 +204,7 @@ def test_a_study_that_an_earlier_version_had_only_trained_for_has_all_errors(
     shutil.copytree(older, workdir)
     shutil.rmtree(workdir / "report")
     (workdir / "metrics.jsonl").write_bytes(journal(older).splitlines(keepends=True)[0])
-    run_study(protocol_from_dict(CONFIG), workdir)
+    carry_out(CONFIG, workdir)
     assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
 
 
@@ -265,13 +267,13 @@ def test_another_configuration_is_refused_and_nothing_changed(unbroken):
     before = everything(unbroken)
     other = {**CONFIG, "seed": 1, "finetune": {"epochs": 2}}
     with pytest.raises(ValueError, match=r"fields that differ: finetune\.epochs, seed;"):
-        run_study(protocol_from_dict(other), unbroken)
+        carry_out(other, unbroken)
     assert everything(unbroken) == before
 
 
 def test_without_finetuning(tmp_path):
     config = {**SMALLER, "finetune": {"epochs": 0}}
-    run_study(protocol_from_dict(config), tmp_path / "study")
+    carry_out(config, tmp_path / "study")
     kinds = [json.loads(line)["kind"] for line in journal(tmp_path / "study").splitlines()]
     assert kinds == ["baseline", "compressed", "compressed"]
     header, *rows = tables(tmp_path / "study")["measurements.csv"].decode().splitlines()
@@ -282,7 +284,7 @@ def test_without_finetuning(tmp_path):
 def test_finetuning_that_diverges_leaves_the_compressed_network(tmp_path):
     # No network bears such a learning rate.
     config = {**SMALLER, "finetune": {"epochs": 1, "learning_rate": 1e30}}
-    run_study(protocol_from_dict(config), tmp_path / "study")
+    carry_out(config, tmp_path / "study")
     lines = [json.loads(line) for line in journal(tmp_path / "study").splitlines()]
     by_kind = {
         kind: [x for x in lines if x["kind"] == kind] for kind in ("compressed", "finetuned")
@@ -318,20 +320,14 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
     folder = workdir / "checkpoints" / "baseline"
     checkpoints.save(folder, 1, {"kernel": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"holds no config\.json"):
-        run_study(protocol_from_dict(SMALLER), workdir)
+        carry_out(SMALLER, workdir)
     shutil.move(workdir / "checkpoints", tmp_path / "aside")
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        run_study(
-            protocol_from_dict({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}),
-            workdir,
-        )
+        carry_out({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}, workdir)
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     shutil.move(tmp_path / "aside", workdir / "checkpoints")
     with pytest.raises(CheckpointError, match="belongs to another network"):
-        run_study(
-            protocol_from_dict({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}),
-            workdir,
-        )
+        carry_out({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}, workdir)
     assert not (workdir / "metrics.jsonl").exists()
 
 
@@ -342,8 +338,13 @@ def test_a_damaged_journal_is_named_and_left(unbroken, tmp_path):
     (workdir / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b"{damaged}\n", *lines[4:]]))
     before = everything(workdir)
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 4"):
-        run_study(protocol_from_dict(CONFIG), workdir)
+        carry_out(CONFIG, workdir)
     assert everything(workdir) == before
+
+
+def planned(raw):
+    protocol = read_fields(Protocol, raw)
+    return plan_study(configured(protocol), protocol)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +367,7 @@ def test_a_damaged_journal_is_named_and_left(unbroken, tmp_path):
 )
 def test_what_is_wrong_is_found_before_any_work(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        set_up(protocol_from_dict({**CONFIG, **changes}))
+        planned({**CONFIG, **changes})
     with pytest.raises(ValueError, match=message):
-        run_study(protocol_from_dict({**CONFIG, **changes}), tmp_path / "study")
+        carry_out({**CONFIG, **changes}, tmp_path / "study")
     assert not (tmp_path / "study").exists()

@@ -16,7 +16,13 @@ from experiments.error_study.candidates import (
 )
 from experiments.error_study.protocol import DecomposeSettings
 from experiments.error_study.records import Choice
-from experiments.network.training import FitSettings, LinenNetwork, Model, fit_epochs, start_fit
+from experiments.network.schedule import FitSettings
+from experiments.network.training import (
+    LinenNetwork,
+    Variables,
+    fit_epochs,
+    start_fit,
+)
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP
 from tdjax.linen import factorize, make_plan
@@ -95,7 +101,7 @@ def train(network, params, optimizer):
     settings = FitSettings(
         epochs=1, batch_size=6, optimizer=optimizer, learning_rate=0.01, weight_decay=0.01
     )
-    fit = start_fit(jax.tree.map(lambda leaf: leaf[None], Model(params, {})), settings, 3)
+    fit = start_fit(jax.tree.map(lambda leaf: leaf[None], Variables(params, {})), settings, 3)
     keys = jax.random.split(jax.random.key(1), 1)
     (fit,) = fit_epochs(fit, network, settings, data, data, keys, jnp.zeros(2))
     return jax.tree.map(lambda leaf: leaf[0], fit.model.params)

@@ -6,7 +6,6 @@ import pytest
 from plain_layers import CIFAR, convolve, images, normalise, random_like, shapes_of, size
 
 import tdjax
-from experiments.error_study.bench import NETWORKS, build_network
 from experiments.error_study.protocol import ModelSettings
 from experiments.models import (
     VGG16,
@@ -24,6 +23,7 @@ from experiments.models.densenet import DenseLayer, Transition
 from experiments.models.googlenet import Inception, _max_pool, _means
 from experiments.models.resnet import BasicBlock, Bottleneck
 from experiments.models.wide_resnet import WideBlock
+from experiments.network.network import NETWORKS, build_network
 from experiments.network.training import LinenNetwork
 
 IMAGENET = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)

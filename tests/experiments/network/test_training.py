@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from experiments.data.splits import Examples
 from experiments.data.tables import TableExamples
 from experiments.models import MLP
+from experiments.network.schedule import FitSettings
 from experiments.network.training import (
-    FitSettings,
     LinenNetwork,
-    Model,
+    Variables,
     evaluate,
     example_scores,
     fit_epochs,
@@ -49,7 +49,7 @@ def examples(count, seed=0):
 
 def start(seed):
     variables = jax.jit(TinyNet().init)(jax.random.key(seed), jnp.zeros((1, 5, 5, 1)))
-    return Model(variables["params"], {"batch_stats": variables["batch_stats"]})
+    return Variables(variables["params"], {"batch_stats": variables["batch_stats"]})
 
 
 def stacked(models):
@@ -107,7 +107,7 @@ def test_dropout_draws_anew_in_each_step_and_run():
         data = (examples(8, 1), examples(8, 2))
         plain = FitSettings(epochs=epochs, batch_size=8, learning_rate=0.1, momentum=0.0)
         keys = jnp.stack([jax.random.key(seed) for seed in (1, 1, 2)])
-        models = stacked([Model(params, {})] * 3)
+        models = stacked([Variables(params, {})] * 3)
         fit = trained(models, keys, plain, apply=LinenNetwork(DropNet()), data=data)[-1]
         kernels.append(np.asarray(fit.model.params["Dense_0"]["kernel"]))
     first, second = kernels
@@ -143,7 +143,7 @@ def scripted(params, state, images, key):
 
 def scripted_fits(scripts, patience):
     count = len(scripts)
-    models = Model(
+    models = Variables(
         jnp.zeros(count),
         {"script": jnp.asarray(scripts, jnp.float32), "steps": jnp.zeros(count, jnp.int32)},
     )
@@ -224,7 +224,7 @@ def test_sgd_against_numpy(momentum, decay):
     w, b = rng.normal(size=(25, CLASSES)) / 5, rng.normal(size=CLASSES)
     params = {"w": jnp.asarray(w, jnp.float32)[None], "b": jnp.asarray(b, jnp.float32)[None]}
     keys = jax.random.split(jax.random.key(0), 1)
-    fits = trained(Model(params, {}), keys, fit_settings, apply=linear, data=(data, data))
+    fits = trained(Variables(params, {}), keys, fit_settings, apply=linear, data=(data, data))
 
     x = data.images.reshape(12, -1).astype(np.float64)
     speed_w, speed_b = np.zeros_like(w), np.zeros_like(b)
@@ -243,7 +243,7 @@ def test_first_step_of_adam_against_numpy():
     w, b = np.zeros((25, CLASSES)), np.zeros(CLASSES)
     params = {"w": jnp.zeros((1, 25, CLASSES)), "b": jnp.zeros((1, CLASSES))}
     keys = jax.random.split(jax.random.key(0), 1)
-    (fit,) = trained(Model(params, {}), keys, fit_settings, apply=linear, data=(data, data))
+    (fit,) = trained(Variables(params, {}), keys, fit_settings, apply=linear, data=(data, data))
     slope, _ = softmax_gradient(w, b, data.images.reshape(12, -1), data.labels)
     # Both moments, corrected for their start, are those of one gradient.
     expected = -0.01 * slope / (np.abs(slope) + 1e-8)
@@ -312,7 +312,7 @@ def test_every_image_is_seen_at_most_once_an_epoch():
     params = {"w": jnp.zeros((2, count, CLASSES)), "b": jnp.zeros((2, CLASSES))}
     fit_settings = FitSettings(epochs=2, batch_size=size, learning_rate=1.0, momentum=0.0)
     keys = jax.random.split(jax.random.key(3), 2)
-    fits = trained(Model(params, {}), keys, fit_settings, apply=linear, data=(data, data))
+    fits = trained(Variables(params, {}), keys, fit_settings, apply=linear, data=(data, data))
     moved = np.asarray(fits[0].model.params["w"])[:, :, 0] > 0
     np.testing.assert_array_equal(moved.sum(axis=1), [9, 9])
     assert (moved[0] != moved[1]).any()
@@ -323,7 +323,7 @@ def test_evaluate_against_numpy(batch_size):
     data = examples(7)
     rng = np.random.default_rng(1)
     w, b = rng.normal(size=(2, 25, CLASSES)), rng.normal(size=(2, CLASSES))
-    models = Model({"w": jnp.asarray(w, jnp.float32), "b": jnp.asarray(b, jnp.float32)}, {})
+    models = Variables({"w": jnp.asarray(w, jnp.float32), "b": jnp.asarray(b, jnp.float32)}, {})
     scores = evaluate(models, linear, data, batch_size)
     for run in range(2):
         logits = data.images.reshape(7, -1).astype(np.float64) @ w[run] + b[run]
@@ -406,7 +406,7 @@ def test_numbers_are_predicted_by_least_squares():
     validation = TableExamples(rows[32:], rows[32:] @ slope + 1)
     network = LinenNetwork(MLP(1, ()))
     variables = network.module.init(jax.random.key(0), jnp.zeros((1, 3)))
-    model = stacked([Model(variables["params"], {})])
+    model = stacked([Variables(variables["params"], {})])
     before = evaluate(model, network, validation)
     outputs = np.asarray(network.module.apply(variables, jnp.asarray(rows[32:])))[:, 0]
     assert before.cross_entropy[0] == pytest.approx(

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.workdir.journal import append_records, claim_workdir
+from experiments.workdir.journal import (
+    SCORES,
+    Kind,
+    append_records,
+    claim_workdir,
+    read_journal,
+)
 from tdjax.files import write_atomically
 
 CONFIG = {"seed": 0, "train": {"epochs": 3, "rates": (1, 2)}, "folder": None}
@@ -106,3 +112,70 @@ def test_a_damaged_configuration_is_refused_and_left(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         claim_workdir(tmp_path, CONFIG)
     assert (tmp_path / "config.json").read_text() == "{"
+
+
+def even(name, value):
+    if value % 2:
+        raise ValueError(f"{name} {value} is odd")
+    return value // 2
+
+
+PART = {"size": int}
+SCHEMA = {
+    "whole": Kind({}, {"test": SCORES, "parts": [PART]}),
+    "run": Kind({"name": str, "number": even}, {"loss": float, "note": (str, None)}),
+}
+WHOLE = {"kind": "whole", "test": {"accuracy": 1, "cross_entropy": 2}, "parts": [{"size": 3}]}
+RUN = {"kind": "run", "name": "a", "number": 4, "loss": 1, "more": [1]}
+
+
+def test_a_journal_is_read_as_its_schema_says(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_journal(path, SCHEMA).found == {}
+    append_records(path, [WHOLE, RUN])
+    with open(path, "a") as file:
+        file.write('\n{"kind": "ru')
+    journal = read_journal(path, SCHEMA)
+    assert list(journal.found) == [("whole",), ("run", "a", 2)]
+    run = journal.get("run", name="a", number=2)
+    assert run == {**RUN, "number": 2, "loss": 1.0}
+    assert type(run["loss"]) is type(journal.get("whole")["test"]["accuracy"]) is float
+    assert journal.get("run", name="a", number=4) is None
+    assert journal.of_kind("run", "whole") == [journal.get("whole"), run]
+
+
+def test_what_was_found_is_not_appended_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_records(path, [WHOLE])
+    other = {"kind": "run", "name": "b", "number": 4, "loss": 0.5}
+    assert read_journal(path, SCHEMA).append([WHOLE, other]) == [other]
+    assert lines(path) == [WHOLE, other]
+    assert read_journal(path, SCHEMA).append([WHOLE]) == []
+    assert lines(path) == [WHOLE, other]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "a record must be a JSON object"),
+        ({}, "field 'kind' is missing"),
+        ({"kind": "runs"}, "kind 'runs' is unknown; kinds are: whole, run"),
+        ({"kind": "run"}, "field 'name' is missing"),
+        ({**RUN, "number": 3}, "number 3 is odd"),
+        ({**RUN, "loss": "much"}, "field 'loss' is 'much', not of type float"),
+        ({**RUN, "note": 3}, "field 'note' is 3, not of type str"),
+        (RUN, "the run a, 2 is recorded a second time"),
+        ({**WHOLE, "test": 3}, "field 'test' is 3, not of type dict"),
+        ({**WHOLE, "test": {"accuracy": 1.5, "cross_entropy": 1}}, r"accuracy 1\.5 is not in"),
+        ({**WHOLE, "test": {"accuracy": math.nan, "cross_entropy": 1}}, "accuracy nan is not in"),
+        ({**WHOLE, "test": {"accuracy": 1.0}}, "field 'cross_entropy' is missing"),
+        ({**WHOLE, "parts": {}}, "field 'parts' is {}, not of type list"),
+        ({**WHOLE, "parts": [3]}, "a record must be a JSON object"),
+        ({**WHOLE, "parts": [{"size": 1.5}]}, r"field 'size' is 1\.5, not of type int"),
+    ],
+)
+def test_a_record_of_another_form_is_named_with_its_line(tmp_path, record, message):
+    path = tmp_path / "metrics.jsonl"
+    append_records(path, [RUN, record])
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: {message}"):
+        read_journal(path, SCHEMA)

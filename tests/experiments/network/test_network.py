@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from experiments.data import load
-from experiments.error_study.protocol import DataSettings, ModelSettings
 from experiments.network.calibrate import (
     Batch,
     Calibration,
@@ -14,17 +13,22 @@ from experiments.network.calibrate import (
     source_examples,
     true_loss,
 )
-from experiments.network.network import set_up
-from experiments.network.settings import CalibrationSettings, SubjectSettings
-from experiments.network.training import FitSettings
+from experiments.network.network import configured
+from experiments.network.schedule import FitSettings
+from experiments.network.settings import (
+    CalibrationSettings,
+    DataSettings,
+    ModelSettings,
+    NetworkSettings,
+)
 
 pytest.importorskip("sklearn")
 
 
 @pytest.fixture(scope="module")
-def subject():
-    return set_up(
-        SubjectSettings(
+def network():
+    return configured(
+        NetworkSettings(
             data=DataSettings(
                 name="digits",
                 validation_share=0.25,
@@ -39,18 +43,18 @@ def subject():
     )
 
 
-def test_batches_hold_the_images_that_were_drawn(subject):
+def test_batches_hold_the_images_that_were_drawn(network):
     calibration = Calibration("same", 60, 1)
-    batches = subject.batches(calibration)
-    drawn = draw(subject.sources["same"], calibration, 0)
+    batches = network.batches(calibration)
+    drawn = draw(network.sources["same"], calibration, 0)
     assert [len(batch.labels) for batch in batches] == [30, 30]
     np.testing.assert_array_equal(np.concatenate([b.images for b in batches]), drawn.images)
     np.testing.assert_array_equal(np.concatenate([b.labels for b in batches]), drawn.labels)
     assert batches[0].noise.shape == (30, 10)
 
 
-def test_calibration_images(subject):
-    settings, splits = subject.settings, subject.splits
+def test_calibration_images(network):
+    settings, splits = network.settings, network.splits
     images = splits.train.images
     np.testing.assert_array_equal(
         altered(images, "flipped", settings, splits)[:, :, 0], images[:, :, -1]
@@ -59,9 +63,9 @@ def test_calibration_images(subject):
     expected = np.minimum(images * splits.std + splits.mean + 0.2 * 16, 16)
     np.testing.assert_allclose(brighter, expected, atol=1e-4)
     assert altered(images, "same", settings, splits) is images
-    few = draw(subject.sources["same"], Calibration("same", 20, 1), 0)
-    more = draw(subject.sources["same"], Calibration("same", 60, 1), 0)
-    other = draw(subject.sources["same"], Calibration("same", 60, 0), 0)
+    few = draw(network.sources["same"], Calibration("same", 20, 1), 0)
+    more = draw(network.sources["same"], Calibration("same", 60, 1), 0)
+    other = draw(network.sources["same"], Calibration("same", 60, 0), 0)
     assert len(few.labels) == 20
     rows = {image.tobytes() for image in more.images}
     assert {image.tobytes() for image in few.images} <= rows
@@ -84,10 +88,10 @@ def test_labels_are_drawn_from_what_the_network_predicts(temperature):
     np.testing.assert_allclose(loss, -np.log(share[:1]), rtol=1e-5)
 
 
-def test_another_data_set_is_made_to_fit(subject):
+def test_another_data_set_is_made_to_fit(network):
     # Digits as the calibration of digits: resized to what they are, they are what they were.
-    found = source_examples(subject.settings, "digits", subject.splits)
+    found = source_examples(network.settings, "digits", network.splits)
     raw = load("digits").train_images
-    restored = np.rint(found.images * subject.splits.std + subject.splits.mean)
+    restored = np.rint(found.images * network.splits.std + network.splits.mean)
     known = {image.tobytes() for image in raw.astype(np.float64)}
     assert {image.tobytes() for image in restored.astype(np.float64)} <= known

@@ -1,0 +1,131 @@
+"""The experiments by name, and the course that every one of them takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.network.baseline import baseline_record, trained
+from experiments.network.network import Network, configured
+from experiments.network.training import Variables
+from experiments.workdir.fields import plain_fields, read_fields
+from experiments.workdir.journal import Identity, Journal, Schema, claim_workdir, read_journal
+from experiments.workdir.progress import Progress
+from experiments.workdir.threads import Records, in_threads
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One of the experiments.
+
+    Arguments:
+        name: the field "experiment" of its configurations.
+        settings: the dataclass that they are read to, an `ExperimentSettings`.
+        run: (network, settings, workdir) -> the report's page; measures what is asked for and not
+            measured yet, then reports.
+        report: workdir -> the report's page, of whatever was measured.
+    """
+
+    name: str
+    settings: type[Any]
+    run: Callable[[Network, Any, Path], Path]
+    report: Callable[[Path], Path]
+
+
+# The modules that define them, each imported where it is wanted.
+EXPERIMENTS = {
+    "study": "experiments.error_study.run",
+    "data_aware": "experiments.data_aware.run",
+    "compress": "experiments.compress.run",
+    "compressibility": "experiments.compressibility.run",
+}
+REPORT = "report"
+
+
+def experiment_named(name: str) -> Experiment:
+    """One of the experiments. Raises ValueError for a name that none has."""
+    if name not in EXPERIMENTS:
+        known = ", ".join((*EXPERIMENTS, REPORT))
+        raise ValueError(f"config field 'experiment' is {name!r}: known are {known}")
+    found: Experiment = import_module(EXPERIMENTS[name]).EXPERIMENT
+    return found
+
+
+def carry_out(raw: Mapping[str, Any], workdir: Path) -> Path:
+    """Do what a configuration asks for; the path of the report's page.
+
+    `raw` is nested mappings, such as `ConfigDict.to_dict()`. Its field "experiment" is the name of
+    one, or "report" for the report of whatever was measured in a work directory.
+
+    Whatever is wrong with configuration, data, weights or ranks is found before any work. A run
+    that was killed at any moment continues when started again, and ends with the same tables.
+
+    Work directory: `config.json`, `metrics.jsonl` (one line a measurement), `checkpoints/`,
+    `report/`, and what else an experiment keeps.
+
+    Raises ValueError or `experiments.data.DataError` that names what is wrong.
+    """
+    name = raw.get("experiment", "study")
+    if name == REPORT:
+        return report(workdir)
+    experiment = experiment_named(name)
+    settings = read_fields(experiment.settings, raw)
+    return experiment.run(configured(settings), settings, workdir)
+
+
+def report(workdir: Path) -> Path:
+    """The report of whatever was measured in a work directory; the path of its page."""
+    path = workdir / "config.json"
+    name = json.loads(path.read_text("utf-8")).get("experiment") if path.exists() else "study"
+    return experiment_named(name if name in EXPERIMENTS else "study").report(workdir)
+
+
+def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Journal:
+    """Make a work directory an experiment's; what is recorded there already.
+
+    Raises ValueError where it holds another configuration or a damaged journal.
+    """
+    claim_workdir(workdir, {**plain_fields(settings), "experiment": name})
+    return read_journal(workdir / "metrics.jsonl", schema)
+
+
+def baseline(
+    network: Network, journal: Journal, workdir: Path, subsets: Sequence[str], **fields: Any
+) -> Variables:
+    """The network before compression, read or trained, and recorded.
+
+    Arguments:
+        subsets: the sets of examples that it is measured on.
+        fields: further fields of its record.
+    """
+    models, epoch = trained(network, workdir / "checkpoints" / "baseline")
+    if journal.get("baseline") is None:
+        journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])
+    return jax.tree.map(lambda leaf: leaf[0], models)
+
+
+def measure(
+    journal: Journal,
+    expected: Collection[Identity],
+    works: Sequence[Callable[[], Iterator[Records]]],
+) -> None:
+    """Record what is missing, several works at once.
+
+    Arguments:
+        expected: the records that progress is counted by.
+        works: each yields records, as soon as some are there; those found before are passed over.
+    """
+    counted = set(expected)
+    with Progress("measurements", len(counted), len(counted & journal.found.keys())) as progress:
+
+        def take(records: Records) -> None:
+            new = journal.append(records)
+            progress.advance(sum(journal.identity(r["kind"], r) in counted for r in new))
+
+        in_threads(works, take)
