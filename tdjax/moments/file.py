@@ -46,11 +46,13 @@ def load_moments(path: str | Path) -> dict[str, LayerMoments]:
                 layer, _, name = key.rpartition(":")
                 found.setdefault(layer, {})[name] = file[key]
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of moments, or damaged: {error}") from error
+        raise ValueError(f"{path} is not a file of moments, or it is damaged: {error}") from error
     for layer, arrays in found.items():
-        wrong = sorted(arrays.keys() - set(NAMES)) or sorted({"rows", "examples"} - arrays.keys())
-        if wrong:
-            raise ValueError(f"{path} is no file of moments: layer {layer!r}, {', '.join(wrong)}")
+        unknown = sorted(arrays.keys() - set(NAMES))
+        lacking = sorted({"rows", "examples"} - arrays.keys())
+        if unknown or lacking:
+            what = f"holds {', '.join(unknown)}" if unknown else f"lacks {', '.join(lacking)}"
+            raise ValueError(f"{path} is not a file of moments: layer {layer!r} {what}")
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError(f"{path}: layer {layer!r} holds NaN or Inf")
     return {

@@ -51,7 +51,7 @@ class Sums(NamedTuple):
 def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
     """The calls of some layers that run, by number.
 
-    Raises ValueError for one inside a while loop.
+    Raises ValueError for one inside a while loop, or another function that nothing comes out of.
     """
     summed: dict[int, SummedCall] = {}
     for number, made in trace.calls.items():
@@ -59,9 +59,9 @@ def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
             continue
         if number in trace.survey.hidden:
             raise ValueError(
-                f"collect_moments: layer {made.layer.path!r} is called inside a "
-                f"{trace.survey.hidden[number]}, from which no sums can be returned; choose other "
-                "layers with paths="
+                f"collect_moments: layer {made.layer.path!r} is called inside "
+                f"`{trace.survey.hidden[number]}`, from which no sums can be returned; choose "
+                "other layers with paths="
             )
         flow: Flow = flow_of(made.call, made.layer)
         rows = flow.inputs or flow.queries

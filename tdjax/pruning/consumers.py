@@ -1,9 +1,9 @@
 """Where the outputs of a layer's neurons go, read off a traced model.
 
-A neuron's output can be followed for as long as the program treats all neurons alike and apart:
-through elementwise functions, with vectors of one entry a neuron, pools, pads and sums over other
-axes, and where axes in front are flattened into that of the neurons. Whatever else it meets, it
-may matter there, and the neurons stay.
+A neuron's output can be followed for as long as the program treats every neuron in the same way,
+by itself: through elementwise functions, with vectors of one entry a neuron, pools, pads and sums
+over other axes, and where axes in front are flattened into that of the neurons. Whatever else it
+meets, it may matter there, and the neurons stay.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Reach:
     """Where the outputs of one layer's neurons go.
 
     Arguments:
-        consumers: paths of the layers that they go into, in turn with others or not.
+        consumers: paths of the layers that they go into.
         leaves: places of the parameters that hold one entry for each neuron.
         obstacle: why its neurons cannot be taken away; None where they can.
     """
@@ -159,7 +159,7 @@ class _Walk:
                 if value.axis != last or _obstacle(layer) is not None or eqn.params["stacked"]:
                     self.block(
                         value.source,
-                        f"layer {layer.path!r} does not take in its neurons one by one",
+                        f"layer {layer.path!r} does not read its neurons channel by channel",
                     )
                 self.found[value.source].consumers.add(layer.path)
             return UNKNOWN

@@ -51,8 +51,8 @@ def magnitude_prune(
     False where a weight goes; see `tdjax.apply_mask` and `tdjax.keep_zeros`. Arrays that are not
     pruned are True throughout.
 
-    Raises ValueError for a share or scope that is none, for patterns that match no layer, for
-    parameters that are not those of `layers`, and for NaN or Inf in a kernel.
+    Raises ValueError for a share out of range or an unknown scope, for patterns that match no
+    layer, for parameters that are not those of `layers`, and for NaN or Inf in a kernel.
     """
     check_range("share", share, 0, 1, low_too=True)
 

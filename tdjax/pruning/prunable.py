@@ -130,7 +130,7 @@ def _listed(params: Any, layers: Sequence[Layer]) -> list[Leaf]:
         stored = layer.storage
         names = (*filter(None, layer.path.split("/")), stored.name)
         if names not in places:
-            raise ValueError(f"layer {layer.path!r}: the parameters hold no {stored.name} of it")
+            raise ValueError(f"layer {layer.path!r}: the parameters have no {stored.name} there")
         place, shape = places[names]
         if shape != stored.whole_shape:
             raise ValueError(

@@ -267,10 +267,10 @@ def test_files(network, moments, tmp_path):
     content = path.read_bytes()
     for damaged in (content[:-200], content[:100], b"", b"nothing of the kind"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"moments\.npz is no file of moments, or damaged"):
+        with pytest.raises(ValueError, match=r"npz is not a file of moments, or it is damaged"):
             tdjax.load_moments(path)
     np.savez(path, other=np.zeros(3))
-    with pytest.raises(ValueError, match=r"moments\.npz is no file of moments: layer"):
+    with pytest.raises(ValueError, match=r"moments\.npz is not a file of moments: layer"):
         tdjax.load_moments(path)
     with pytest.raises(FileNotFoundError):
         tdjax.load_moments(tmp_path / "none.npz")
