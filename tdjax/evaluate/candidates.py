@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.arguments.called import calling_the_model, check_metrics, number_of
+from tdjax.arguments.called import check_metrics, number_of
 from tdjax.moments.sums import model_inputs
 from tdjax.trace.call import StaticPart, split_arrays
 from tdjax.trace.hoist import split
@@ -75,10 +75,7 @@ class Performance:
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """Sums of `metric_fn` over the examples."""
         changed = self.network.with_kernel(variables, self.path, kernel)
-        inputs = model_inputs(batch)
-        with calling_the_model(inputs):
-            outputs = self.network.outputs(changed, inputs)
-        values = self.metric_fn(outputs, batch)
+        values = self.metric_fn(self.network.outputs(changed, model_inputs(batch)), batch)
         check_metrics(values, number_of(batch))
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
 

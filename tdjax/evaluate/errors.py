@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.arguments.called import calling_the_model
 from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import times
@@ -34,6 +33,11 @@ def weight_errors(
 
     "absolute" is norm(W - W~), "relative" norm(W - W~) / norm(W) (0 for two zero kernels),
     "scaled" norm(W - W~) / n with n the number of weights (Schuurmans et al., ICLR 2023).
+
+        >>> import jax.numpy as jnp, tdjax
+        >>> errors = tdjax.weight_errors(jnp.ones((2, 2)), jnp.zeros((2, 2)))
+        >>> {name: float(value) for name, value in errors.items()}
+        {'absolute': 2.0, 'relative': 1.0, 'scaled': 0.5}
 
     Arguments:
         kernel, approx: arrays of one shape. Raises ValueError for different shapes.
@@ -162,13 +166,14 @@ def _layer_errors(
 def _error_sums(
     network: Network, variables: Any, kernels: Mapping[str, Array], batch: Any
 ) -> dict[str, dict[str, Array]]:
-    with calling_the_model(batch):
-        outputs = network.layer_outputs(variables, kernels, batch)
+    outputs = network.layer_outputs(variables, kernels, batch)
     number = examples(batch)
 
     def sums(path: str) -> dict[str, Array]:
         if not outputs[path]:
-            raise ValueError(f"feature errors: the model never calls layer {path!r}")
+            raise ValueError(
+                f"feature errors: the model never calls layer {path!r}, or only as one of a stack"
+            )
         pairs = [(_at_least_single(a), _at_least_single(b)) for a, b in outputs[path]]
         # The calls of a shared layer together make up its features.
         change = [(a - b).reshape(number, -1) for a, b in pairs]

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array
 
+from tdjax.arguments.called import calling_the_model
 from tdjax.hints import did_you_mean
 from tdjax.linen.fit import paths_of
 from tdjax.linen.outputs import layer_outputs
@@ -30,7 +31,8 @@ class Network:
     def outputs(self, variables: Any, inputs: Any) -> Any:
         """What the model returns for one batch."""
         args, kwargs = call_arguments(inputs)
-        return self.model.apply(variables, *args, **kwargs)
+        with calling_the_model(inputs):
+            return self.model.apply(variables, *args, **kwargs)
 
     def kernel(self, variables: Any, path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
@@ -48,7 +50,8 @@ class Network:
         self, variables: Any, kernels: Mapping[str, Array], inputs: Any
     ) -> dict[str, list[tuple[Array, Array]]]:
         """Outputs of some layers with their own kernel and with another, on the same input."""
-        return layer_outputs(self.model, variables, kernels, inputs)
+        with calling_the_model(inputs):
+            return layer_outputs(self.model, variables, kernels, inputs)
 
 
 def network_of(model: nn.Module, variables: Mapping[str, Any]) -> tuple[Network, Any]:

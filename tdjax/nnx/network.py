@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from tdjax.arguments.called import calling_the_model
 from tdjax.hints import did_you_mean
 from tdjax.nnx.graph import array_of, become, modules_of, shape_of
 from tdjax.nnx.kinds import KINDS
@@ -39,18 +40,17 @@ class Network:
 
     def outputs(self, variables: Sequence[Any], inputs: Any) -> Any:
         """What the model returns for one batch."""
-        args, kwargs = call_arguments(inputs)
-        return self._merged(variables)(*args, **kwargs)
+        return _called(self._merged(variables), inputs)
 
     def kernel(self, variables: Sequence[Any], path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
-        kernel = getattr(self._module(self._merged(variables), path), "kernel", None)
+        kernel = getattr(_module_at(self._merged(variables), path), "kernel", None)
         return array_of(kernel) if isinstance(kernel, nnx.Variable) else None
 
     def with_kernel(self, variables: Sequence[Any], path: str, kernel: Array) -> list[Any]:
         """The variables with another kernel in place of a layer's own."""
         model = self._merged(variables)
-        self._module(model, path).kernel[...] = kernel
+        _module_at(model, path).kernel[...] = kernel
         return jax.tree.leaves(nnx.state(model))
 
     def layer_outputs(
@@ -59,29 +59,35 @@ class Network:
         """Outputs of some layers with their own kernel and with another, on the same input.
 
         The model itself runs unchanged, so each layer is judged alone. A layer called several
-        times gives several pairs. Raises ValueError for a layer that is one of a stack.
+        times gives several pairs, one of a stack none. Raises ValueError for what is no layer.
         """
         model = self._merged(variables)
-        layers = {path: self._module(model, path) for path in kernels}
+        layers = {path: _module_at(model, path) for path in kernels}
         for path, layer in layers.items():
             if type(layer) not in KINDS:
                 raise ValueError(
                     f"feature errors: {path!r} is no layer, but {type(layer).__name__}"
                 )
-            layer.tdjax_compared = _Compared(path, kernels[path])
+            layer.tdjax_compared = _Compared(kernels[path])
             become(layer, _COMPARING[type(layer)])
-        args, kwargs = call_arguments(inputs)
-        model(*args, **kwargs)
+        _called(model, inputs)
         return {path: _pairs(layer) for path, layer in layers.items()}
 
     def _merged(self, variables: Sequence[Any]) -> nnx.Module:
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, variables))
 
-    def _module(self, model: nnx.Module, path: str) -> Any:
-        modules = modules_of(model)
-        if path not in modules:
-            raise KeyError(f"the model has no layer {path!r}{did_you_mean(path, modules)}")
-        return modules[path]
+
+def _module_at(model: nnx.Module, path: str) -> Any:
+    modules = modules_of(model)
+    if path not in modules:
+        raise KeyError(f"the model has no layer {path!r}{did_you_mean(path, modules)}")
+    return modules[path]
+
+
+def _called(model: Any, inputs: Any) -> Any:
+    args, kwargs = call_arguments(inputs)
+    with calling_the_model(inputs):
+        return model(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +98,6 @@ class _Compared:
     and trace again.
     """
 
-    path: str
     kernel: Array
 
 
@@ -108,15 +113,13 @@ def _kept(cls: type, method: str) -> Callable[..., Any]:
 
     @functools.wraps(answer)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        compared, weight, number = self.tdjax_compared, KINDS[cls].weight, len(_pairs(self))
-        if shape_of(getattr(self, weight)) != compared.kernel.shape:
-            raise ValueError(
-                f"feature errors: the model never calls layer {compared.path!r} alone, which is a "
-                "stack of layers"
-            )
-        other = nnx.clone(self)
-        getattr(other, weight)[...] = compared.kernel
         output = answer(self, *args, **kwargs)
+        kernel, weight, number = self.tdjax_compared.kernel, KINDS[cls].weight, len(_pairs(self))
+        if shape_of(getattr(self, weight)) != kernel.shape:
+            # One of a stack of layers.
+            return output
+        other = nnx.clone(self)
+        getattr(other, weight)[...] = kernel
         setattr(self, f"{OWN}{number}", nnx.Intermediate(output))
         setattr(self, f"{OTHER}{number}", nnx.Intermediate(answer(other, *args, **kwargs)))
         return output
