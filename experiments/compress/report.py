@@ -45,8 +45,7 @@ def write_report(workdir: Path) -> Path:
     Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
     cannot be understood, ImportError where matplotlib is not installed.
     """
-    raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    settings, measured = read_workdir(workdir, Compress, SCHEMA)
+    raw, settings, measured = read_workdir(workdir, Compress, SCHEMA)
     baseline = dict(measured.get("baseline") or {})
     rows = measurement_rows(settings, measured)
     averaged, times = averaged_rows(rows), time_rows(settings, measured)

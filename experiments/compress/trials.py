@@ -53,7 +53,7 @@ def _plan(name: str, value: Any) -> str:
     return text
 
 
-_TRIAL: Fields = {
+TRIAL: Fields = {
     "strategy": str,
     "budget": float,
     "norm": str,
@@ -63,8 +63,8 @@ _TRIAL: Fields = {
 }
 SCHEMA: Schema = {
     "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES}),
-    "network": Kind(_TRIAL, {"plan": _plan, "test": SCORES}),
-    "reestimated": Kind(_TRIAL, {"test": SCORES}),
-    "tuned": Kind(_TRIAL, {"test": SCORES}),
-    "timed": Kind(_TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),
+    "network": Kind(TRIAL, {"plan": _plan, "test": SCORES}),
+    "reestimated": Kind(TRIAL, {"test": SCORES}),
+    "tuned": Kind(TRIAL, {"test": SCORES}),
+    "timed": Kind(TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),
 }

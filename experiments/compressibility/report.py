@@ -55,8 +55,7 @@ def write_report(workdir: Path) -> Path:
     Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
     cannot be understood, ImportError where matplotlib is not installed.
     """
-    raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    settings, measured = read_workdir(workdir, Compressibility, SCHEMA)
+    raw, settings, measured = read_workdir(workdir, Compressibility, SCHEMA)
     rows = measurement_rows(settings, measured)
     averaged, gains = averaged_rows(settings, rows), gain_rows(settings, measured, rows)
     layers = layer_rows(settings, measured)

@@ -43,8 +43,7 @@ def write_report(workdir: Path) -> Path:
     Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
     cannot be understood, ImportError where matplotlib is not installed.
     """
-    raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    settings, measured = read_workdir(workdir, DataAware, SCHEMA)
+    raw, settings, measured = read_workdir(workdir, DataAware, SCHEMA)
     baseline = measured.get("baseline") or {}
     sizes = {(size["method"], size["keep"]): size for size in baseline.get("sizes", [])}
     rows = measurement_rows(settings, measured)

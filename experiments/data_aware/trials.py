@@ -10,7 +10,7 @@ from experiments.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
 from experiments.network.calibrate import Calibration, drawn
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
 
-_TRIAL: Fields = {
+TRIAL: Fields = {
     "method": str,
     "keep": float,
     "norm": str,
@@ -22,10 +22,10 @@ _TRIAL: Fields = {
 _SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
 SCHEMA: Schema = {
     "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
-    "network": Kind(_TRIAL, {"test": SCORES}),
-    "reestimated": Kind(_TRIAL, {"test": SCORES}),
-    "tuned": Kind(_TRIAL, {"test": SCORES}),
-    "layer": Kind({**_TRIAL, "layer": str}, {"test": SCORES}),
+    "network": Kind(TRIAL, {"test": SCORES}),
+    "reestimated": Kind(TRIAL, {"test": SCORES}),
+    "tuned": Kind(TRIAL, {"test": SCORES}),
+    "layer": Kind({**TRIAL, "layer": str}, {"test": SCORES}),
 }
 
 

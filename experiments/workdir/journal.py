@@ -149,14 +149,16 @@ def read_journal(path: Path, schema: Schema) -> Journal:
     return Journal(path, schema, found)
 
 
-def read_workdir(workdir: Path, settings: type[T], schema: Schema) -> tuple[T, Journal]:
-    """What an experiment was asked, and what it has measured.
+def read_workdir(
+    workdir: Path, settings: type[T], schema: Schema
+) -> tuple[dict[str, Any], T, Journal]:
+    """What an experiment was asked, as it is written and as settings, and what it has measured.
 
     Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
     cannot be understood.
     """
     raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    return read_fields(settings, raw), read_journal(workdir / "metrics.jsonl", schema)
+    return raw, read_fields(settings, raw), read_journal(workdir / "metrics.jsonl", schema)
 
 
 def checked(record: Any, fields: Fields) -> dict[str, Any]:
