@@ -1,4 +1,8 @@
-"""The rules that decide the published findings, each for one phase.
+"""Do the four findings of the published study hold in this one?
+
+A finding about both phases, before and after fine-tuning, is judged in each phase that the study
+measures: it does not hold where it does not in one of them, holds where it does in all, and is not
+decidable otherwise.
 
 The docstring of a rule is its full text: the report prints it. All rules judge tau on the test set,
 of the six errors of the published study alone, whatever others are measured beside.
@@ -7,8 +11,9 @@ their difference, taken on the same resamples, covers 0. Fewer than six complete
 nothing: resampling so few says little.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +35,7 @@ from experiments.report.correlate import (
     kendall_tau_a,
     percentile_interval,
 )
-from experiments.report.text import number
+from experiments.report.tables import number
 
 HOLDS = "holds"
 FAILS = "does not hold"
@@ -65,6 +70,40 @@ class Part:
     evidence: tuple[Evidence, ...] = ()
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A finding, the rule that decides it, and what this study says."""
+
+    number: int
+    claim: str
+    rule: str
+    verdict: str
+    reasons: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
+
+
+def judge_findings(
+    tables: TauTables, paper: PublishedStudy, config: StudyConfig
+) -> tuple[Finding, ...]:
+    """The four findings, judged on the test set."""
+    findings = []
+    rules = (positive_and_growing, relative_weights_best, features_no_better)
+    for place, rule in enumerate((*rules, layers_harder_than_methods), start=1):
+        phases = config.phases if rule in rules else ("before",)
+        parts = [rule(tables, paper, config, phase) for phase in phases]
+        claim, _, text = (inspect.getdoc(rule) or "").partition("\n\n")
+        finding = Finding(
+            number=place,
+            claim=claim,
+            rule=" ".join(text.split()),
+            verdict=all_hold(part.verdict for part in parts),
+            reasons=tuple(part.reason for part in parts),
+            evidence=tuple(evidence for part in parts for evidence in part.evidence),
+        )
+        findings.append(finding)
+    return tuple(findings)
+
+
 def positive_and_growing(
     tables: TauTables, paper: PublishedStudy, config: StudyConfig, phase: str
 ) -> Part:
@@ -77,58 +116,38 @@ def positive_and_growing(
     means that eight of the ten pairs of levels are in order. It does not grow where the interval
     of the trend lies below 0.6, and is not decidable otherwise.
     """
-    tau = _enough(tables.by_error, phase, RELATIVE_WEIGHTS)
+    known = _known(tables.by_error, phase, (RELATIVE_WEIGHTS,))
     levels = {
         compression: tables.by_compression["test", phase, compression]
         for compression in sorted(config.compressions)
         if ("test", phase, compression) in tables.by_compression
     }
-    if tau is None or len(levels) < LEAST_LEVELS:
+    if known is None or len(levels) < LEAST_LEVELS:
         return _unmeasured(phase)
-    trend = kendall_tau_a(list(levels), [level.mean for level in levels.values()])
-    trend_lower, trend_upper = _trend_interval(list(levels.values()))
+    (tau,) = known.values()
     published = {c: paper.by_compression("test", phase, c) for c in levels}
-    published_means = [value.mean for value in published.values() if value]
-    published_trend = (
-        kendall_tau_a(list(levels), published_means)
-        if len(published_means) == len(levels)
-        else math.nan
-    )
-
-    if tau.lower > 0:
-        positive, sign = HOLDS, "is positive"
-    elif tau.upper <= 0:
-        positive, sign = FAILS, "is not positive"
-    else:
-        positive, sign = UNDECIDED, "cannot be told from 0"
-    if trend >= LEAST_TREND:
-        growing, grows = HOLDS, "grows with compression"
-    elif trend_upper < LEAST_TREND:
-        growing, grows = FAILS, "does not grow with compression"
-    else:
-        growing, grows = UNDECIDED, "may or may not grow with compression"
-    evidence = [
-        _evidence(
-            "all choices \N{GREATER-THAN OR EQUAL TO} 50 %",
-            phase,
-            tau,
-            paper.by_error("test", phase, RELATIVE_WEIGHTS),
-        ),
+    whole = "all choices \N{GREATER-THAN OR EQUAL TO} 50 %"
+    trend = _trend(levels, published, phase)
+    evidence = (
+        _evidence(whole, phase, tau, paper.by_error("test", phase, RELATIVE_WEIGHTS)),
         *(
             _evidence(f"compression {100 * c:g} %", phase, level, published[c])
             for c, level in levels.items()
         ),
-        Evidence(
-            "trend over levels",
-            phase,
-            trend,
-            lower=trend_lower,
-            upper=trend_upper,
-            published_mean=published_trend,
-        ),
-    ]
-    reason = f"{_when(phase)}, tau {sign} and {grows} (trend {number(trend)})."
-    return Part(all_hold((positive, growing)), reason, tuple(evidence))
+        trend,
+    )
+    positive, sign = _choose(
+        (tau.lower > 0, "is positive"),
+        (tau.upper <= 0, "is not positive"),
+        "cannot be told from 0",
+    )
+    growing, grows = _choose(
+        (trend.mean >= LEAST_TREND, "grows with compression"),
+        (trend.upper < LEAST_TREND, "does not grow with compression"),
+        "may or may not grow with compression",
+    )
+    reason = f"{_when(phase)}, tau {sign} and {grows} (trend {number(trend.mean)})."
+    return Part(all_hold((positive, growing)), reason, evidence)
 
 
 def relative_weights_best(
@@ -141,34 +160,32 @@ def relative_weights_best(
     is higher and distinguishable from it; not decidable where another is higher but not
     distinguishable.
     """
-    taus = {error: _enough(tables.by_error, phase, error) for error in ERRORS}
-    known = {error: tau for error, tau in taus.items() if tau is not None}
-    if len(known) < len(ERRORS):
+    taus = _known(tables.by_error, phase, ERRORS)
+    if taus is None:
         return _unmeasured(phase)
-    ours = known.pop(RELATIVE_WEIGHTS)
-    gaps = {error: difference(ours, tau) for error, tau in known.items()}
-    close = [error_name(error) for error, gap in gaps.items() if not _distinguishable(gap)]
-    higher = [error_name(error) for error, tau in known.items() if tau.mean > ours.mean]
-    beaten_by = [error_name(error) for error, gap in gaps.items() if gap.upper < 0]
+    ours = taus[RELATIVE_WEIGHTS]
+    gaps = {
+        error_name(error): difference(ours, tau)
+        for error, tau in taus.items()
+        if error != RELATIVE_WEIGHTS
+    }
+    close = [name for name, gap in gaps.items() if not _distinguishable(gap)]
+    higher = [error_name(error) for error, tau in taus.items() if tau.mean > ours.mean]
+    beaten_by = [name for name, gap in gaps.items() if gap.upper < 0]
+    others = "every other error is distinguishably lower"
+    if close:
+        others = f"not distinguishable from it: {_listed(close)}"
+    verdict, reason = HOLDS, f"Relative Weights is highest; {others}."
     if beaten_by:
         verdict, reason = FAILS, f"{_listed(beaten_by)} predicts better than Relative Weights."
     elif higher:
         verdict = UNDECIDED
         reason = f"{_listed(higher)} has a higher tau, not distinguishable from Relative Weights."
-    else:
-        verdict = HOLDS
-        others = (
-            f"not distinguishable from it: {_listed(close)}"
-            if close
-            else "every other error is distinguishably lower"
-        )
-        reason = f"Relative Weights is highest; {others}."
-    evidence = tuple(
+    evidence = (
         _evidence(error_name(error), phase, tau, paper.by_error("test", phase, error))
         for error, tau in taus.items()
-        if tau is not None
     )
-    return Part(verdict, f"{_when(phase)}: {reason}", evidence)
+    return Part(verdict, f"{_when(phase)}: {reason}", tuple(evidence))
 
 
 def features_no_better(
@@ -181,28 +198,23 @@ def features_no_better(
     weights'; does not hold where it is higher and distinguishable; not decidable where it is
     higher but not distinguishable.
     """
-    best, evidence = {}, []
+    names, evidence = [], []
     for label, errors in (("best of weights", WEIGHT_ERRORS), ("best of features", FEATURE_ERRORS)):
-        taus = {error: _enough(tables.by_error, phase, error) for error in errors}
-        known = {error: tau for error, tau in taus.items() if tau is not None}
-        if len(known) < len(errors):
+        known = _known(tables.by_error, phase, errors)
+        if known is None:
             return _unmeasured(phase)
-        name = max(known, key=lambda error: known[error].mean)
-        best[label] = (error_name(name), known[name])
+        names.append(max(known, key=lambda error: known[error].mean))
         published = [p for e in errors if (p := paper.by_error("test", phase, e)) is not None]
         highest = max(published, key=lambda value: value.mean, default=None)
-        evidence.append(_evidence(label, phase, known[name], highest))
-    (weights_name, weights), (features_name, features) = best.values()
+        evidence.append(_evidence(label, phase, known[names[-1]], highest))
+    weights, features = (tables.by_error["test", phase, name] for name in names)
     gap = difference(weights, features)
     evidence.append(_gap_evidence("weights \N{MINUS SIGN} features", phase, gap, *evidence))
-
-    distinguishable = _distinguishable(gap)
-    if gap.mean >= 0:
-        verdict, order = HOLDS, "no better than"
-    else:
-        verdict, order = (FAILS if distinguishable else UNDECIDED), "better than"
-    suffix = "" if distinguishable else ", though the two are not distinguishable"
-    reason = f"{_when(phase)}: {features_name} predicts {order} {weights_name}{suffix}."
+    verdict = _unless_higher(gap, holds=gap.mean >= 0)
+    order = "no better than" if verdict == HOLDS else "better than"
+    suffix = "" if _distinguishable(gap) else ", though the two are not distinguishable"
+    first, second = map(error_name, names)
+    reason = f"{_when(phase)}: {second} predicts {order} {first}{suffix}."
     return Part(verdict, reason, tuple(evidence))
 
 
@@ -217,28 +229,26 @@ def layers_harder_than_methods(
     decidable where it is higher but not distinguishable. Methods: holds where their mean tau lies
     within 0.1 of that over all choices, or within its interval; else does not hold.
     """
-    layers, methods, everything = (_enough(tables.by_scope, phase, scope) for scope in SCOPES)
-    if layers is None or methods is None or everything is None:
+    known = _known(tables.by_scope, phase, SCOPES)
+    if known is None:
         return _unmeasured(phase)
+    layers, methods, everything = known.values()
     gap = difference(everything, layers)
-    if gap.mean > 0:
-        below, order = HOLDS, "below"
-    else:
-        below, order = (FAILS if _distinguishable(gap) else UNDECIDED), "not below"
+    below = _unless_higher(gap, holds=gap.mean > 0)
+    order = "below" if below == HOLDS else "not below"
     suffix = "" if _distinguishable(gap) else " (not distinguishable)"
     distance = abs(methods.mean - everything.mean)
     is_near = distance <= NEAR or everything.lower <= methods.mean <= everything.upper
-    nearness = "near it" if is_near else "not near it"
     evidence = [
         _evidence(SCOPE_NAMES[scope], phase, tau, paper.by_scope("test", phase, scope))
-        for scope, tau in zip(SCOPES, (layers, methods, everything), strict=True)
+        for scope, tau in known.items()
     ]
     evidence.append(
         _gap_evidence("all \N{MINUS SIGN} layers", phase, gap, evidence[2], evidence[0])
     )
     reason = (
         f"Tau over layers is {order} tau over all choices{suffix}; "
-        f"tau over methods is {nearness}, {distance:.2f} away."
+        f"tau over methods is {'near it' if is_near else 'not near it'}, {distance:.2f} away."
     )
     return Part(all_hold((below, HOLDS if is_near else FAILS)), reason, tuple(evidence))
 
@@ -251,18 +261,44 @@ def all_hold(verdicts: Iterable[str]) -> str:
     return UNDECIDED if UNDECIDED in verdicts else HOLDS
 
 
-def _enough(table: TauTable, phase: str, column: str) -> TauEstimate | None:
-    tau = table.get(("test", phase, column))
-    return tau if tau is not None and tau.choices >= LEAST_CHOICES else None
+def _known(table: TauTable, phase: str, columns: Sequence[str]) -> dict[str, TauEstimate] | None:
+    """The taus of these columns; None unless each rests on enough choices."""
+    taus = {column: table.get(("test", phase, column)) for column in columns}
+    known = {c: tau for c, tau in taus.items() if tau and tau.choices >= LEAST_CHOICES}
+    return known if len(known) == len(columns) else None
 
 
-def _trend_interval(levels: Sequence[TauEstimate]) -> tuple[float, float]:
-    """The interval of tau-a between the order of the levels and their taus, over the resamples."""
-    resampled = np.stack([level.resampled for level in levels])
+def _choose(holds: tuple[bool, str], fails: tuple[bool, str], otherwise: str) -> tuple[str, str]:
+    if holds[0]:
+        return HOLDS, holds[1]
+    return (FAILS, fails[1]) if fails[0] else (UNDECIDED, otherwise)
+
+
+def _unless_higher(gap: TauEstimate, *, holds: bool) -> str:
+    if holds:
+        return HOLDS
+    return FAILS if _distinguishable(gap) else UNDECIDED
+
+
+def _trend(
+    levels: Mapping[float, TauEstimate], published: Mapping[float, PublishedTau | None], phase: str
+) -> Evidence:
+    """Tau-a between compression and tau at that compression; its interval is over the resamples."""
+    resampled = np.stack([level.resampled for level in levels.values()])
     defined = resampled[:, ~np.isnan(resampled).any(axis=0)].T
     order = np.broadcast_to(np.arange(len(levels), dtype=float), defined.shape)
     trends = concordance(order, defined).sum(axis=(1, 2)) / (len(levels) * (len(levels) - 1))
-    return percentile_interval(trends)
+    lower, upper = percentile_interval(trends)
+    means = [value.mean for value in published.values() if value]
+    beside = kendall_tau_a(list(levels), means) if len(means) == len(levels) else math.nan
+    return Evidence(
+        "trend over levels",
+        phase,
+        kendall_tau_a(list(levels), [level.mean for level in levels.values()]),
+        lower=lower,
+        upper=upper,
+        published_mean=beside,
+    )
 
 
 def _distinguishable(gap: TauEstimate) -> bool:
