@@ -79,7 +79,7 @@ def test_the_folder_holds_what_the_page_refers_to(folder):
         "tables.md",
     }
     page = WellFormed((folder / "index.html").read_text())
-    assert page.files == ["plot.png", "rows.csv", "tables.md"]
+    assert page.files == ["plot.png", "plot.png", "rows.csv", "tables.md"]
     assert page.ids == ["first", "one", "second", "third", "provenance"]
 
 
@@ -102,7 +102,7 @@ def test_every_part_is_shown(folder):
     # A section's only table takes its title; one without rows says so.
     assert html.count("Third") == 1
     assert "None." in html
-    assert "<caption>A table</caption>" in html
+    assert '<h3 class="table">A table</h3>' in html
     assert "± 0.10" in html
     for package in ("tdjax", "jax", "numpy"):
         assert f"<dt>{package}</dt>" in html
