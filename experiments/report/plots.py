@@ -78,15 +78,11 @@ def draw_curve(
     """
     own = rows.sort_values(x)
     # A figure that was measured once has no interval.
-    ends = (
-        [(100 * (own[f"{y}_{end}"] - own[y])).abs().fillna(0.0) for end in ("lower", "upper")]
-        if bars
-        else None
-    )
+    ends = own[[f"{y}_lower", f"{y}_upper"]].sub(own[y], axis=0).abs().fillna(0.0)
     axes.errorbar(
         own[x].astype(float),
         100 * own[y],
-        yerr=ends,
+        yerr=100 * ends.to_numpy(float).T if bars else None,
         color=colors[place % len(colors)],
         marker=MARKERS[place % len(MARKERS)],
         **{"markersize": 5, "linewidth": 1.4, **style},
