@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.compress.plots import plot_curves
+import pandas as pd
+
 from experiments.compress.settings import Compress
-from experiments.compress.tables import (
-    PHASES,
-    averaged_rows,
-    curve_of,
-    curve_text,
-    layer_rows,
-    measurement_rows,
-    text_tables,
-    time_rows,
+from experiments.compress.trials import SCHEMA, TRIAL, enumerate_trials
+from experiments.report.page import Picture, Report, Section, baseline_facts, publish
+from experiments.report.plots import ACCURACY, plot_curves
+from experiments.report.tables import (
+    Table,
+    averages,
+    crossed,
+    framed,
+    interval_texts,
+    number,
+    percent,
+    to_csv,
 )
-from experiments.compress.trials import SCHEMA
-from experiments.error_study.export import to_csv
-from experiments.report.html import Frame, Picture, document, picture, section, table
-from experiments.report.publish import publish
-from experiments.report.rows import Row, where
-from experiments.report.text import number, percent, to_markdown
-from experiments.report.versions import versions
-from experiments.workdir.journal import read_workdir
+from experiments.workdir.journal import Journal, read_workdir
+from tdjax.plan.plan import Plan, PlannedLayer
+
+Row = Mapping[str, Any]
+Trials = Sequence[tuple[Row, Plan, Mapping[str, Row]]]
 
 TITLE = "One budget for the whole network"
 TABLES_NOTE = (
@@ -34,6 +35,29 @@ TABLES_NOTE = (
     "Student's t in brackets where there are several. Shares count all parameters and all "
     "multiply-adds of the network. Times are medians [least, most] of turns with the original."
 )
+PHASES = {
+    "network": "without fine-tuning",
+    "reestimated": "without fine-tuning, batch statistics re-estimated",
+    "tuned": "after fine-tuning",
+}
+COSTS = {"params": "parameters", "macs": "multiply-adds"}
+FIGURES = ("accuracy", "cross_entropy")
+NETWORK = ("phase", "strategy", "budget", "norm", "source", "images")
+# The columns of the files with their types.
+SIZES = {"params": int, "macs": int}
+MEASURED = {
+    **{"phase": str, **TRIAL, **SIZES},
+    **dict.fromkeys((*FIGURES, "bound"), float),
+}
+LAYERS = {
+    **{**TRIAL, "layer": str, "format": str, "ranks": str},
+    **dict.fromkeys(("params_before", "params", "macs_before", "macs"), int),
+    "reason": str,
+}
+TIMES = {
+    **{**TRIAL, **SIZES},
+    **dict.fromkeys(("milliseconds_before", "milliseconds", "speedup", "least", "most"), float),
+}
 
 
 def write_report(workdir: Path) -> Path:
@@ -46,99 +70,159 @@ def write_report(workdir: Path) -> Path:
     cannot be understood, ImportError where matplotlib is not installed.
     """
     raw, settings, measured = read_workdir(workdir, Compress, SCHEMA)
-    baseline = dict(measured.get("baseline") or {})
-    rows = measurement_rows(settings, measured)
-    averaged, times = averaged_rows(rows), time_rows(settings, measured)
-    shown = text_tables(settings, averaged, times, baseline) if baseline else []
-    files: dict[str, str | bytes] = {
+    baseline, trials = measured.get("baseline"), _trials(settings, measured)
+    rows, times = framed(_measured(trials), MEASURED), framed(_times(trials), TIMES)
+    networks = averages(rows, NETWORK, FIGURES, count="subsets", means=(*COSTS, "bound"))
+    curves = _with_curves(settings, networks)
+    timed = _with_curves(settings, times)[times["subset"] == 0]
+    tables = _tables(settings, curves, timed, baseline) if baseline else []
+    files = {
         "measurements.csv": to_csv(rows),
-        "networks.csv": to_csv(averaged, decimals=6),
-        "layers.csv": to_csv(layer_rows(settings, measured)),
-        "tables.md": "\n".join([*_remark(settings), *map(to_markdown, shown)]),
+        "networks.csv": to_csv(networks, decimals=6),
+        "layers.csv": to_csv(framed(_layers(trials), LAYERS)),
     }
-    if times:
+    if len(times):
         files["times.csv"] = to_csv(times, decimals=3)
-    pictures = _pictures(settings, averaged, times, baseline)
-    frame = Frame(
+    accuracy = baseline["test"]["accuracy"] if baseline else None
+    pictures = _pictures(settings, curves, timed, accuracy)
+    report = Report(
         title=TITLE,
         subtitle=f"{settings.model.name} on {settings.data.name}",
-        lead=settings.note,
+        note=settings.note,
         before="Before any compression",
-        facts=_facts(baseline),
-        provenance=_provenance(settings, len(measured.found) - bool(baseline)),
-        config=json.dumps(raw, indent=2),
-        files=list(files),
-    )
-    tables = (table(found, caption=True) for found in shown)
-    page = document(
-        frame,
-        [
-            section("figures", "Figures", *(picture(one) for one, _ in pictures)),
-            section("tables", "Tables", *tables, note=TABLES_NOTE),
+        facts=baseline_facts(baseline),
+        sections=[
+            Section("figures", "Figures", pictures=pictures),
+            Section("tables", "Tables", TABLES_NOTE, tables=tables),
         ],
+        provenance=_provenance(settings, len(measured.found) - bool(baseline)),
+        config=raw,
+        files=files,
     )
-    return publish(workdir, files, pictures, page)
+    return publish(workdir, report)
 
 
-def _remark(settings: Compress) -> list[str]:
-    return [settings.note, ""] if settings.note else []
+def _trials(settings: Compress, measured: Journal) -> Trials:
+    """Each trial whose network was measured: its fields, its plan, its records by kind."""
+    trials: list[tuple[Row, Plan, Mapping[str, Row]]] = []
+    for trial in enumerate_trials(settings):
+        records = {kind: measured.get(kind, **trial.fields) for kind in SCHEMA}
+        found = {kind: record for kind, record in records.items() if record is not None}
+        if "network" in found:
+            trials.append((trial.fields, Plan.from_json(found["network"]["plan"]), found))
+    return trials
+
+
+def _measured(trials: Trials) -> list[Row]:
+    return [
+        {
+            "phase": phase,
+            **fields,
+            **_sizes(plan),
+            **{name: found[phase]["test"][name] for name in FIGURES},
+            "bound": found[phase].get("bound", math.nan),
+        }
+        for fields, plan, found in trials
+        for phase in PHASES
+        if phase in found
+    ]
+
+
+def _layers(trials: Trials) -> list[Row]:
+    return [
+        {
+            **fields,
+            "layer": entry.layer.path,
+            "format": entry.format,
+            "ranks": " ".join(map(str, entry.ranks)),
+            "params_before": entry.layer.size,
+            "macs_before": entry.layer.macs,
+            "reason": entry.reason or "",
+            **_sizes(entry),
+        }
+        for fields, plan, _ in trials
+        for entry in plan.layers
+    ]
+
+
+def _times(trials: Trials) -> list[Row]:
+    return [
+        {
+            **fields,
+            **_sizes(plan),
+            **found["timed"],
+            "milliseconds_before": 1e3 * found["timed"]["before"],
+            "milliseconds": 1e3 * found["timed"]["after"],
+        }
+        for fields, plan, found in trials
+        if "timed" in found
+    ]
+
+
+def _sizes(planned: Plan | PlannedLayer) -> Row:
+    return {"params": planned.size, "macs": planned.macs}
+
+
+def _with_curves(settings: Compress, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their curve's name; it tells the calibration where there are several."""
+    several = len(settings.calibration.sources) * len(settings.calibration.images) > 1
+    seen = rows["source"] + " " + rows["images"].astype(str)
+    curve = rows["strategy"] + ", " + rows["norm"]
+    return rows.assign(
+        curve=curve.where((rows["images"] == 0) | (not several), curve + ", " + seen)
+    )
+
+
+def _tables(
+    settings: Compress, networks: pd.DataFrame, times: pd.DataFrame, baseline: Row
+) -> list[Table]:
+    """Accuracy of each phase, then what the networks cost; whatever was measured."""
+    what = "parameters" if settings.cost == "params" else "MACs"
+    heads = {budget: f"{percent(budget)} of {what}" for budget in settings.budgets}
+    tables = []
+
+    def add(title: str, rows: pd.DataFrame, texts: list[str], like: pd.DataFrame) -> None:
+        if len(rows):
+            own, lines = rows.assign(text=texts), {"curve": "strategy, norm"}
+            tables.append(Table(title, crossed(own, lines, "budget", heads, like)))
+
+    for phase, words in PHASES.items():
+        own = networks[networks["phase"] == phase]
+        add(f"Accuracy {words}, %", own, interval_texts(own, "accuracy", 100), networks)
+    whole = networks[networks["phase"] == "network"]
+    for cost, words in COSTS.items():
+        shares = [percent(size / baseline[cost], 1) for size in whole[cost]]
+        add(f"Share of the {words}", whole, shares, networks)
+    bounded = whole[whole["bound"].notna() & (whole["norm"] == "frobenius")]
+    bounds = [number(bound, 3) for bound in bounded["bound"]]
+    add("Bound of any layer's relative error in the operator norm", bounded, bounds, bounded)
+    speeds = interval_texts(times, "speedup", ends=("least", "most"))
+    add("Speed of inference, times the original's", times, speeds, networks)
+    return tables
 
 
 def _pictures(
-    settings: Compress, averaged: Sequence[Row], times: Sequence[Row], baseline: Mapping[str, Any]
-) -> list[tuple[Picture, bytes]]:
-    accuracy = baseline["test"]["accuracy"] if baseline else None
+    settings: Compress, networks: pd.DataFrame, timed: pd.DataFrame, accuracy: float | None
+) -> list[Picture]:
+    labels = {**COSTS, "time": f"milliseconds for {settings.timed_images} images"}
+    times = timed.set_index(["curve", "budget"])["milliseconds"]
     pictures = []
     for phase, words in PHASES.items():
-        own = where(averaged, phase=phase)
-        if not own:
-            continue
-        for cost, label in (("params", "parameters"), ("macs", "multiply-adds")):
-            curves: dict[str, list[tuple[float, float]]] = {}
-            for row in own:
-                name = curve_text(settings, curve_of(row))
-                curves.setdefault(name, []).append((row[cost], row["accuracy"]))
-            pictures.append(_picture(curves, f"accuracy_{cost}_{phase}", label, words, accuracy))
-        timed = {(curve_of(row), row["budget"]): row for row in where(times, subset=0)}
-        curves = {}
-        for row in own:
-            found = timed.get((curve_of(row), row["budget"]))
-            if found is not None:
-                name = curve_text(settings, curve_of(row))
-                point = (found["milliseconds"], row["accuracy"])
-                curves.setdefault(name, []).append(point)
-        if curves:
-            label = f"milliseconds for {settings.timed_images} images"
-            pictures.append(_picture(curves, f"accuracy_time_{phase}", label, words, accuracy))
+        own = networks[networks["phase"] == phase].join(times.rename("time"), ["curve", "budget"])
+        for cost, label in labels.items():
+            points = own.dropna(subset=[cost])
+            if len(points):
+                picture = Picture(
+                    f"accuracy_{cost}_{phase}.png",
+                    f"Accuracy against {label}, {words}.",
+                    "A curve for each strategy and norm, a point for each budget. "
+                    "Dashed: before compression.",
+                    plot_curves(
+                        points, (cost, label), ("accuracy", ACCURACY), accuracy, bars=False
+                    ),
+                )
+                pictures.append(picture)
     return pictures
-
-
-def _picture(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    name: str,
-    label: str,
-    words: str,
-    accuracy: float | None,
-) -> tuple[Picture, bytes]:
-    shown = Picture(
-        f"{name}.png",
-        f"Accuracy against {label}, {words}.",
-        "A curve for each strategy and norm, a point for each budget. Dashed: before compression.",
-    )
-    return shown, plot_curves(curves, label, accuracy)
-
-
-def _facts(baseline: Mapping[str, Any]) -> dict[str, str]:
-    if not baseline:
-        return {"network": "not trained yet"}
-    test = baseline["test"]
-    return {
-        "test accuracy": percent(test["accuracy"], 2),
-        "test cross-entropy": number(test["cross_entropy"], 3),
-        "test images": f"{test['count']:,}",
-        "parameters": f"{baseline['params']:,}",
-        "multiply-adds": f"{baseline['macs'] / 1e6:,.1f} M",
-    }
 
 
 def _provenance(settings: Compress, count: int) -> dict[str, str]:
@@ -152,5 +236,4 @@ def _provenance(settings: Compress, count: int) -> dict[str, str]:
         "subsets": str(calibration.subsets),
         "labels of the gradient": f"{calibration.labels}, temperature {calibration.temperature:g}",
         "seed": str(settings.seed),
-        **versions(),
     }

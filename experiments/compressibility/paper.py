@@ -29,7 +29,7 @@ def published_pruning(
     """
     if name is None:
         return {}
-    path = resources.files("experiments.error_study") / "published" / "pruning.json"
+    path = resources.files("experiments.compressibility") / "published" / "pruning.json"
     known = json.loads(path.read_text(encoding="utf-8"))
     known.pop("note")
     if name not in known:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiments.compressibility.plots import plot_curves, plot_index
-from experiments.compressibility.settings import Compressibility
-from experiments.compressibility.tables import (
+from experiments.compressibility.plots import COLORS, plot_index
+from experiments.compressibility.rows import (
     INDICES,
     PHASES,
     averaged_layers,
@@ -21,21 +20,26 @@ from experiments.compressibility.tables import (
     measurement_rows,
     tau_rows,
 )
-from experiments.compressibility.text_tables import text_tables
-from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
-from experiments.error_study.export import to_csv
-from experiments.report.html import Frame, Picture, document, picture, section, table
-from experiments.report.publish import publish
-from experiments.report.rows import Row, where
-from experiments.report.text import number, percent, to_markdown
-from experiments.report.versions import versions
-from experiments.workdir.journal import Journal, read_workdir
+from experiments.compressibility.settings import Compressibility
+from experiments.compressibility.tables import text_tables, with_names
+from experiments.compressibility.trials import SCHEMA
+from experiments.report.page import Picture, Report, Section, publish
+from experiments.report.plots import ACCURACY, plot_curves
+from experiments.report.tables import number, percent, to_csv
+from experiments.workdir.journal import read_workdir
 
 TITLE = "How far can a network be pruned?"
 INDEX_LABELS = {
     "sparsity_index": "sparsity index",
     "pq_index": "PQ index",
     "effective_share": "effective share of the weights",
+}
+CURVES: Any = {
+    "colors": COLORS,
+    "side": 0.35,
+    "linewidth": 1.2,
+    "elinewidth": 0.7,
+    "capsize": 2,
 }
 TABLES_NOTE = (
     "On the test set: mean over networks trained from several seeds, with the 95 % interval by "
@@ -56,84 +60,75 @@ def write_report(workdir: Path) -> Path:
     cannot be understood, ImportError where matplotlib is not installed.
     """
     raw, settings, measured = read_workdir(workdir, Compressibility, SCHEMA)
-    rows = measurement_rows(settings, measured)
-    averaged, gains = averaged_rows(settings, rows), gain_rows(settings, measured, rows)
+    rows, rivals = measurement_rows(settings, measured)
+    averaged, gains = averaged_rows(rows), gain_rows(rows, rivals)
     layers = layer_rows(settings, measured)
-    over_runs, taus = averaged_layers(layers), tau_rows(settings, layers)
-    shown = text_tables(settings, averaged, gains, over_runs, taus)
-    files: dict[str, str | bytes] = {
-        "measurements.csv": to_csv(rows),
-        "networks.csv": to_csv(averaged, decimals=6),
-        "gains.csv": to_csv(gains, decimals=6),
-        "layers.csv": to_csv(layers, decimals=6),
-        "tau.csv": to_csv(taus, decimals=4),
-        "tables.md": "\n".join([*_remark(settings), *map(to_markdown, shown)]),
-    }
+    taus = tau_rows(settings, layers)
+    named = with_names(settings, averaged)
+    tables = text_tables(
+        settings, named, with_names(settings, gains), averaged_layers(layers), taus
+    )
     baselines = [
         found for run in range(settings.runs) if (found := measured.get("baseline", run=run))
     ]
-    pictures = _pictures(settings, averaged, layers, baselines)
-    frame = Frame(
+    report = Report(
         title=TITLE,
         subtitle=f"{settings.model.name} on {settings.data.name}",
-        lead=settings.note,
+        note=settings.note,
         before="Before any pruning, means over the runs",
         facts=_facts(baselines),
-        provenance=_provenance(settings, measured),
-        config=json.dumps(raw, indent=2),
-        files=list(files),
-    )
-    tables = (table(each, caption=True) for each in shown)
-    page = document(
-        frame,
-        [
-            section("figures", "Figures", *(picture(one) for one, _ in pictures)),
-            section("tables", "Tables", *tables, note=TABLES_NOTE),
+        sections=[
+            Section("figures", "Figures", pictures=_pictures(settings, named, layers, baselines)),
+            Section("tables", "Tables", TABLES_NOTE, tables=tables),
         ],
+        provenance=_provenance(settings, len(measured.found)),
+        config=raw,
+        files={
+            "measurements.csv": to_csv(rows),
+            "networks.csv": to_csv(averaged, decimals=6),
+            "gains.csv": to_csv(gains, decimals=6),
+            "layers.csv": to_csv(layers, decimals=6),
+            "tau.csv": to_csv(taus, decimals=4),
+        },
     )
-    return publish(workdir, files, pictures, page)
-
-
-def _remark(settings: Compressibility) -> list[str]:
-    return [settings.note, ""] if settings.note else []
+    return publish(workdir, report)
 
 
 def _pictures(
     settings: Compressibility,
-    averaged: Sequence[Row],
-    layers: Sequence[Row],
+    averaged: pd.DataFrame,
+    layers: pd.DataFrame,
     baselines: Sequence[Mapping[str, Any]],
-) -> list[tuple[Picture, bytes]]:
-    name, label, whole = "rise", "relative rise of the mean squared error, %", 0.0
+) -> list[Picture]:
+    figure, whole = ("rise", "relative rise of the mean squared error, %"), 0.0
     if not settings.predicts_numbers:
-        name, label = "accuracy", "accuracy on the test set, %"
-        whole = _mean(baselines, "accuracy")
+        figure, whole = ("accuracy", ACCURACY), _mean(baselines, "accuracy")
+    label = figure[1][0].upper() + figure[1][1:]
+    shares = averaged[averaged["share"].notna()].assign(percent=100 * averaged["pruned"])
+    weights, symlog = ("percent", "weights pruned, %"), settings.predicts_numbers
     pictures = []
-    order = dict.fromkeys(trial.curve for trial in enumerate_trials(settings))
     for phase, words in PHASES.items():
-        curves: dict[str, list[Row]] = {curve: [] for curve in order}
-        for row in where(averaged, phase=phase, share=lambda share: share is not None):
-            curves[Trial(row["method"], row["q"], row["share"]).curve].append(row)
-        known = {curve: own for curve, own in curves.items() if own}
-        if known:
-            shown = Picture(
+        own = shares[shares["phase"] == phase]
+        if len(own):
+            picture = Picture(
                 f"curves_{phase}.png",
-                f"{label[0].upper()}{label[1:]} against the share pruned, {words}.",
+                f"{label} against the share pruned, {words}.",
                 "Means over the runs with 95 % intervals, methods side by side. Dashed: before "
                 "pruning.",
+                plot_curves(own, weights, figure, whole, **CURVES, symlog=symlog),
             )
-            pictures.append((shown, plot_curves(known, name, label, whole)))
+            pictures.append(picture)
     for q in settings.qs:
-        own = where(layers, q=q)
-        if own:
-            shown = Picture(
+        own = layers[layers["q"] == q]
+        if len(own):
+            picture = Picture(
                 f"layers_{q:g}.png",
                 f"What can go from a layer alone against its indices, q {q:g}.",
                 "A point for each layer and run. All indices but the effective share ought to rise "
                 "with what can go.",
+                plot_index(own, {index: INDEX_LABELS[index] for index in INDICES}),
             )
-            texts = {index: INDEX_LABELS[index] for index in INDICES}
-            pictures.append((shown, plot_index(own, texts)))
+            pictures.append(picture)
     return pictures
 
 
@@ -159,9 +154,9 @@ def _facts(baselines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _provenance(settings: Compressibility, measured: Journal) -> dict[str, str]:
+def _provenance(settings: Compressibility, count: int) -> dict[str, str]:
     return {
-        "measurements": f"{len(measured.found):,}",
+        "measurements": f"{count:,}",
         "calibration examples": str(settings.calibration.images[0]),
         "fine-tuning": f"{settings.finetune.epochs} epochs",
         "seeds": f"{settings.seed} to {settings.seed + settings.runs - 1}",
@@ -171,5 +166,4 @@ def _provenance(settings: Compressibility, measured: Journal) -> dict[str, str]:
             else f"{number(100 * settings.tolerance, 1)} points of accuracy"
         ),
         "published figures": settings.published or "none",
-        **versions(),
     }

@@ -1,237 +1,208 @@
-"""Measurements as rows: whole networks, gains over plain magnitude, layers, what predicts them."""
+"""The experiment's tables as a reader sees them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
+from experiments.compressibility.paper import PublishedPruning, published_pruning
+from experiments.compressibility.rows import PHASES, TRIAL
 from experiments.compressibility.settings import MAGNITUDE, Compressibility
-from experiments.compressibility.trials import TRIAL, Trial, enumerate_trials, own_trials
-from experiments.report.correlate import estimate_tau
-from experiments.report.rows import Row, spread, where
-from experiments.workdir.journal import Journal
+from experiments.compressibility.trials import enumerate_trials
+from experiments.report.tables import (
+    DASH,
+    Table,
+    crossed,
+    framed,
+    interval_texts,
+    number,
+    percent,
+    tau_text,
+)
 from tdjax.pruning.prunable import SCOPES
 
-PHASES = {"pruned": "without fine-tuning", "tuned": "after fine-tuning"}
-SIZES = ("pruned", "gone", "ratio", "size")
-INDICES = ("sparsity_index", "pq_index", "effective_share")
+INDEX_TEXT = {
+    "sparsity_index": "sparsity index",
+    "pq_index": "PQ index",
+    "effective_share": "1 \N{MINUS SIGN} effective share",
+    "weights": "number of weights",
+}
 
 
-def measurement_rows(settings: Compressibility, measured: Journal) -> list[Row]:
-    """One row for each pruned network and phase, in the configuration's order."""
-    rows = []
-    for run in range(settings.runs):
-        whole = measured.get("baseline", run=run)
-        if whole is None:
-            continue
-        for trial in enumerate_trials(settings):
-            pruned = _found(measured, "pruned", run, trial)
-            for phase in PHASES:
-                record = _found(measured, phase, run, trial)
-                if pruned is not None and record is not None:
-                    rows.append(
-                        {
-                            "phase": phase,
-                            "run": run,
-                            **trial.fields,
-                            **_sizes(pruned, whole),
-                            **_performance(record["test"], whole["test"]),
-                        }
-                    )
-    return rows
-
-
-def figures_of(settings: Compressibility) -> tuple[str, ...]:
-    """The figures of performance that the task has."""
-    return ("rise", "loss") if settings.predicts_numbers else ("rise", "loss", "accuracy")
-
-
-def averaged_rows(settings: Compressibility, rows: Sequence[Row]) -> list[Row]:
-    """Means over the runs, with 95 % intervals by Student's t."""
-    groups: dict[tuple, list[Row]] = {}
-    names = ("phase", *TRIAL)
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    found = []
-    for key, own in groups.items():
-        row = dict(zip(names, key, strict=True)) | {"runs": len(own)}
-        row |= {name: float(np.mean([one[name] for one in own])) for name in SIZES}
-        for name in figures_of(settings):
-            row |= spread(name, [one[name] for one in own])
-        found.append(row)
-    return found
-
-
-def gain_rows(settings: Compressibility, measured: Journal, rows: Sequence[Row]) -> list[Row]:
-    """By how much each method loses less than plain magnitude pruning at the same share.
-
-    Differences in pairs, one for each run: of the relative rise of the loss (what magnitude
-    pruning has more) and of the accuracy in percentage points (what it has less). Without
-    fine-tuning methods that do not meet a share exactly, or choose their own, are compared at the
-    share that they come to; after it, at the one that was asked for.
-    """
-    by_name = {tuple(row[name] for name in ("phase", "run", *TRIAL)): row
-               for row in rows}  # fmt: skip
-    groups: dict[tuple[str, Trial, str], list[tuple[Row, Row]]] = {}
-    for row in rows:
-        if row["method"] in MAGNITUDE:
-            continue
-        trial = Trial(*(row[name] for name in TRIAL))
-        for scope in SCOPES:
-            other = _rival(measured, row, trial, scope)
-            if other is None and trial.share is not None:
-                rival = Trial(f"magnitude {scope}", None, trial.share)
-                other = by_name.get((row["phase"], row["run"], *rival.fields.values()))
-            if other is not None:
-                groups.setdefault((row["phase"], trial, scope), []).append((row, other))
-    found = []
-    for (phase, trial, scope), pairs in groups.items():
-        gains = spread("rise", [other["rise"] - own["rise"] for own, other in pairs])
-        if not settings.predicts_numbers:
-            points = [100 * (own["accuracy"] - other["accuracy"]) for own, other in pairs]
-            gains |= spread("points", points)
-        pruned = float(np.mean([own["pruned"] for own, _ in pairs]))
-        found.append(
-            {"phase": phase, **trial.fields, "against": scope, "pruned": pruned}
-            | {"runs": len(pairs), **gains}
-        )
-    return found
-
-
-def layer_rows(settings: Compressibility, measured: Journal) -> list[Row]:
-    """One row for each run, layer and q."""
-    return [
-        {
-            "run": run,
-            **{name: record[name] for name in ("layer", "inputs", "neurons", "reached")},
-            "weights": record["inputs"] * record["neurons"],
-            "q": own["q"],
-            **{name: own[name] for name in ("sparsity_index", "pq_index", "effective_number")},
-            "effective_share": own["effective_number"] / record["inputs"],
-            **dict(zip(("lower", "median", "upper"), own["effective_quantiles"], strict=True)),
-            "bounded": own["looseness"]["neurons"],
-            **_ratios("bound", own["looseness"]["bound"]),
-            **_ratios("tail", own["looseness"]["tail"]),
-        }
-        for run in range(settings.runs)
-        for record in measured.of_kind("layer")
-        if record["run"] == run
-        for own in record["by_q"]
+def with_names(settings: Compressibility, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of trials in the report's order, with the names of the trials and of their curves."""
+    trials = [
+        {**trial.fields, "curve": trial.curve, "name": trial.name}
+        for trial in enumerate_trials(settings)
     ]
+    known = framed(trials, {**TRIAL, "curve": str, "name": str})
+    return known.merge(rows, on=list(TRIAL))
 
 
-def averaged_layers(rows: Sequence[Row]) -> list[Row]:
-    """Rows of layers over all runs, and a row for the whole network of each q.
-
-    Indices are means; of a whole network, over all neurons. The looseness is the median of the
-    runs' medians, with the least and the most of all.
-    """
-    groups: dict[tuple[str, float], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["layer"], row["q"]), []).append(row)
-    for q in dict.fromkeys(row["q"] for row in rows):
-        groups["", q] = where(rows, q=q)
-    found = []
-    for (layer, q), own in groups.items():
-        # Runs are alike, so that neurons weigh for layers only.
-        weights = [row["neurons"] for row in own]
-        row = {"layer": layer, "q": q}
-        for name in ("neurons", "weights"):
-            row[name] = sum(one[name] for one in own) // len({one["run"] for one in own})
-        for name in (*INDICES, "effective_number", "lower", "median", "upper"):
-            row[name] = float(np.average([one[name] for one in own], weights=weights))
-        row["reached"] = float(np.average([one["reached"] for one in own],
-                                          weights=[one["weights"] for one in own]))  # fmt: skip
-        for name in ("bound", "tail"):
-            known = [one for one in own if not math.isnan(one[name])]
-            row |= _ratios(name, _over_runs(name, known) if known else None)
-        found.append(row)
-    return found
-
-
-def tau_rows(settings: Compressibility, rows: Sequence[Row]) -> list[Row]:
-    """How well each index orders the layers as the shares do that can go from them.
-
-    Kendall's tau-a over the layers of a network, its mean and deviation over the runs, and 95 %
-    bootstrap intervals over layers and runs. The effective share is taken from 1, so that each
-    index ought to rise with what can go; the number of weights stands beside them.
-    """
-    found = []
-    for q in settings.qs:
-        own = where(rows, q=q)
-        layers = list(dict.fromkeys(row["layer"] for row in own))
-        runs = [where(own, run=run) for run in range(settings.runs)]
-        runs = [one for one in runs if len(one) == len(layers)]
-        if len(layers) < 2 or not runs:
-            continue
-        reached = np.array([[row["reached"] for row in one] for one in runs])
-        for name in (*INDICES, "weights"):
-            if name == "weights" and q != settings.qs[0]:
-                continue
-            sign = -1.0 if name == "effective_share" else 1.0
-            values = np.array([[sign * row[name] for row in one] for one in runs])
-            tau = estimate_tau(values, reached, np.zeros(len(layers), int), seed=settings.seed)
-            found.append(
-                {
-                    "index": name,
-                    "q": None if name == "weights" else q,
-                    "layers": len(layers),
-                    "runs": len(runs),
-                    **{each: getattr(tau, each) for each in ("mean", "std", "lower", "upper")},
-                }
-            )
-    return found
+def text_tables(
+    settings: Compressibility,
+    averaged: pd.DataFrame,
+    gains: pd.DataFrame,
+    layers: pd.DataFrame,
+    taus: pd.DataFrame,
+) -> list[Table]:
+    """All tables of whatever was measured; the first two with the names of trials."""
+    pruned = averaged[averaged["phase"] == "pruned"]
+    tables = [
+        _own_table(settings, pruned),
+        _own_gain_table(settings, pruned, gains[gains["phase"] == "pruned"]),
+    ]
+    for phase in PHASES:
+        tables += [
+            _curve_table(settings, averaged[averaged["phase"] == phase], phase),
+            _gain_table(settings, gains[gains["phase"] == phase], phase),
+        ]
+    tables += [
+        _size_table(settings, pruned),
+        _index_table(layers),
+        _reached_table(layers),
+        _tau_table(taus),
+        _looseness_table(layers),
+    ]
+    return [found for found in tables if len(found.cells)]
 
 
-def own_rows(settings: Compressibility, averaged: Sequence[Row]) -> list[tuple[Trial, Row]]:
-    """The averaged rows of methods in their own settings, without fine-tuning."""
-    found = {tuple(row[name] for name in TRIAL): row for row in where(averaged, phase="pruned")}
-    pairs = [(trial, found.get(tuple(trial.fields.values()))) for trial in own_trials(settings)]
-    return [(trial, row) for trial, row in pairs if row is not None]
+def _by_share(settings: Compressibility, rows: pd.DataFrame, **lines: str) -> pd.DataFrame:
+    """Lines of curves, a column a share."""
+    heads = {share: f"{percent(share)} pruned" for share in settings.shares}
+    return crossed(rows[rows["share"].notna()], {"curve": "method", **lines}, "share", heads)
 
 
-def _sizes(record: Mapping[str, Any], whole: Mapping[str, Any]) -> Row:
-    """Shares of the weights that went, the compression ratio, the share of arrays' entries left."""
+def _curve_table(settings: Compressibility, rows: pd.DataFrame, phase: str) -> Table:
+    name, what = "accuracy", "Accuracy"
+    if settings.predicts_numbers:
+        name, what = "rise", "Relative rise of the mean squared error"
+    cells = _by_share(settings, rows.assign(text=interval_texts(rows, name, 100, 1)))
+    return Table(f"{what}, %, {PHASES[phase]}", cells)
+
+
+def _gain(settings: Compressibility, rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """What gains are shown in, and the rows with their gains as text."""
+    name, factor, what = "points", 1.0, "points of accuracy"
+    if settings.predicts_numbers:
+        name, factor = "rise", 100.0
+        what = "percentage points of the error's relative rise"
+    return what, rows.assign(text=interval_texts(rows, name, factor, 1))
+
+
+def _gain_table(settings: Compressibility, rows: pd.DataFrame, phase: str) -> Table:
+    what, own = _gain(settings, rows)
+    by_scope = pd.concat([own[own["against"] == scope] for scope in SCOPES])
+    cells = _by_share(
+        settings, by_scope.assign(over="magnitude, " + by_scope["against"]), over="over"
+    )
+    title = f"Gain over plain magnitude pruning at equal share, {what}, {PHASES[phase]}"
+    return Table(title, cells, labels=2)
+
+
+def _own_table(settings: Compressibility, pruned: pd.DataFrame) -> Table:
+    """Methods in their own settings, beside what was published of them."""
+    published = published_pruning(settings.published)
+    magnitude = pruned["method"].isin(MAGNITUDE)
+    shares = [value for method, _, value in published if method == "magnitude"]
+    beside = pruned[magnitude & pruned["share"].isin(shares)]
+    rows = pd.concat([pruned[pruned["share"].isna()], beside])
+    texts = {
+        "setting": rows["name"],
+        "ratio": [number(ratio) for ratio in rows["ratio"]],
+        "pruned": [percent(share, 1) for share in rows["pruned"]],
+        "dead neurons too": [percent(share, 1) for share in rows["gone"]],
+    }
+    if not settings.predicts_numbers:
+        texts["accuracy, %"] = interval_texts(rows, "accuracy", 100, 1)
+    cells = pd.DataFrame(texts | {"rise of the loss, %": interval_texts(rows, "rise", 100, 1)})
+    if published:
+        heads = ["published: ratio", "pruned", "rise, %"]
+        found = [_published(published, row) for _, row in rows[list(TRIAL)].iterrows()]
+        cells = pd.concat([cells, pd.DataFrame(found, cells.index, heads)], axis=1)
+    return Table("The methods' own settings, without fine-tuning", cells)
+
+
+def _published(published: Mapping[Any, PublishedPruning], trial: pd.Series) -> tuple[str, str, str]:
+    q = None if pd.isna(trial["q"]) else trial["q"]
+    name = (trial["method"], q, trial["value"])
+    if trial["method"] in MAGNITUDE:
+        name = ("magnitude", None, trial["share"])
+    paper = published.get(name)
+    if paper is None:
+        return DASH, DASH, DASH
+    return number(paper.ratio), percent(paper.share), number(100 * paper.rise, 0)
+
+
+def _own_gain_table(settings: Compressibility, pruned: pd.DataFrame, gains: pd.DataFrame) -> Table:
+    """Methods in their own settings against plain magnitude pruning at the share that came out."""
+    own = pruned[pruned["share"].isna()]
+    what, against = _gain(settings, gains[gains["share"].isna()])
+    heads = {scope: f"over magnitude, {scope}" for scope in SCOPES}
+    cells = crossed(against, {"name": "setting"}, "against", heads, own)
+    cells.insert(1, "pruned", [percent(share, 1) for share in own["pruned"]])
+    title = f"Gain of the methods' own settings over plain magnitude pruning at equal share, {what}"
+    return Table(title, cells)
+
+
+def _size_table(settings: Compressibility, pruned: pd.DataFrame) -> Table:
+    cells = _by_share(settings, pruned.assign(text=[percent(size, 1) for size in pruned["size"]]))
+    return Table("Parameters stored once dead neurons are removed, of those before", cells)
+
+
+def _index_table(layers: pd.DataFrame) -> Table:
+    quantiles = layers[["effective_number", "lower", "median", "upper"]].to_numpy(float)
+    effective = [[number(value, 1) for value in values] for values in quantiles]
+    cells = {
+        **_layer_cells(layers),
+        "neurons": [f"{neurons:,}" for neurons in layers["neurons"]],
+        "weights": [f"{weights:,}" for weights in layers["weights"]],
+        "sparsity index": [number(index, 3) for index in layers["sparsity_index"]],
+        "PQ index": [number(index, 3) for index in layers["pq_index"]],
+        "effective weights of a neuron (10, 50, 90 %)": [
+            f"{mean} ({', '.join(ends)})" for mean, *ends in effective
+        ],
+        "of its weights": [percent(share, 1) for share in layers["effective_share"]],
+    }
+    return Table("Indices, means over neurons and runs", pd.DataFrame(cells))
+
+
+def _layer_cells(layers: pd.DataFrame) -> dict[str, list[str]]:
     return {
-        "pruned": float(record["pruned"]),
-        "gone": float(record["gone"]),
-        "ratio": whole["params"] / record["left"],
-        "size": record["size"] / whole["params"],
+        "layer": [layer or "network" for layer in layers["layer"]],
+        "q": [number(q, 1) for q in layers["q"]],
     }
 
 
-def _performance(test: Mapping[str, Any], whole: Mapping[str, Any]) -> Row:
-    row = {"loss": float(test["loss"]), "rise": float(test["loss"] / whole["loss"] - 1)}
-    return row | ({"accuracy": float(test["accuracy"])} if "accuracy" in test else {})
+def _reached_table(layers: pd.DataFrame) -> Table:
+    own = layers[layers["layer"] != ""]
+    cells = {
+        "layer": own["layer"],
+        "weights": [f"{weights:,}" for weights in own["weights"]],
+        "can go": [percent(share, 1) for share in own["reached"]],
+    }
+    title = "Share of each layer alone that can go within the tolerance"
+    return Table(title, pd.DataFrame(cells).drop_duplicates())
 
 
-def _rival(measured: Journal, row: Row, trial: Trial, scope: str) -> Row | None:
-    if row["phase"] != "pruned":
-        return None
-    record, whole = (
-        _found(measured, "pruned", row["run"], trial),
-        measured.get("baseline", run=row["run"]),
-    )
-    if record is None or whole is None or "rivals" not in record:
-        return None
-    return _performance(record["rivals"][scope], whole["test"])
+def _tau_table(taus: pd.DataFrame) -> Table:
+    cells = {
+        "index": taus["index"].map(INDEX_TEXT),
+        "q": [number(q, 1) or DASH for q in taus["q"]],
+        "tau": [tau_text(*own) for own in taus[["mean", "std", "lower", "upper"]].to_numpy(float)],
+        "layers": taus["layers"].astype(str),
+    }
+    title = "Kendall's tau between index and share that can go, over the layers"
+    return Table(title, pd.DataFrame(cells), labels=2)
 
 
-def _ratios(name: str, values: Sequence[float] | None) -> Row:
-    found = [math.nan] * 3 if values is None else values
-    return dict(zip((name, f"{name}_least", f"{name}_most"), found, strict=True))
-
-
-def _over_runs(name: str, rows: Sequence[Row]) -> list[float]:
-    return [
-        float(np.median([row[name] for row in rows])),
-        min(row[f"{name}_least"] for row in rows),
-        max(row[f"{name}_most"] for row in rows),
-    ]
-
-
-def _found(measured: Journal, kind: str, run: int, trial: Trial) -> Mapping[str, Any] | None:
-    return measured.get(kind, run=run, **trial.fields)
+def _looseness_table(layers: pd.DataFrame) -> Table:
+    heads = {"bound": "bound of q", "tail": "sum of what went"}
+    ratios = {
+        head: interval_texts(layers, name, 1.0, 1, (f"{name}_least", f"{name}_most"))
+        for name, head in heads.items()
+    }
+    cells = pd.DataFrame({**_layer_cells(layers), **ratios}).replace("", DASH)
+    return Table("Error bounds over the worst error measured: median [least, most]", cells)

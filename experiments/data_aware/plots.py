@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from experiments.error_study.tables import Row
-from experiments.report.canvas import INK, MARKERS, MUTED, WIDTH, figure
+from experiments.report.plots import ACCURACY, INK, WIDTH, draw_curve, draw_level, figure
 
 # Of Okabe and Ito: told apart by colour-blind readers.
 COLORS = {
@@ -22,7 +20,7 @@ COLORS = {
 
 
 def plot_against(
-    rows: Sequence[Row], cost: str, label: str, baseline: Row | None, methods: Sequence[str]
+    rows: pd.DataFrame, cost: str, label: str, accuracy: float | None, methods: Sequence[str]
 ) -> bytes:
     """Accuracy of whole networks against what they cost: a panel a method, a curve a norm.
 
@@ -30,41 +28,21 @@ def plot_against(
         rows: from `tables.averaged_rows`, of one phase, source and number of images.
         cost: the column on the horizontal axis, "params" or "macs".
         label: its name.
-        baseline: `accuracy` and `cost` before compression.
+        accuracy: before compression.
     """
     with figure(WIDTH, 3.6) as (drawn, png):
         panels = drawn.subplots(1, len(methods), sharey=True, squeeze=False)[0]
         for axes, method in zip(panels, methods, strict=True):
-            for norm, color in COLORS.items():
-                own = [row for row in rows if (row["method"], row["norm"]) == (method, norm)]
-                own.sort(key=lambda row: row[cost])
-                if own:
-                    axes.errorbar(
-                        [row[cost] for row in own],
-                        [100 * row["accuracy"] for row in own],
-                        yerr=_bars(own),
-                        color=color,
-                        marker=MARKERS[list(COLORS).index(norm)],
-                        markersize=5,
-                        linewidth=1.4,
-                        capsize=3,
-                        label=norm,
-                    )
-            if baseline is not None:
-                axes.axhline(
-                    100 * baseline["accuracy"], color=MUTED, linewidth=1, linestyle=(0, (4, 3))
-                )
-            axes.set_title(method)
+            _draw_norms(axes, rows, method, cost, accuracy, capsize=3)
             axes.set_xlabel(label)
-            axes.grid(visible=True)
             axes.tick_params(axis="x", labelrotation=30)
-        panels[0].set_ylabel("accuracy on the test set, %")
+        panels[0].set_ylabel(ACCURACY)
         _legend(drawn, panels)
     return png.getvalue()
 
 
 def plot_layers(
-    rows: Sequence[Row], layers: Sequence[str], methods: Sequence[str], accuracy: float | None
+    rows: pd.DataFrame, layers: Sequence[str], methods: Sequence[str], accuracy: float | None
 ) -> bytes:
     """Accuracy with one layer compressed at a time: a panel a method, a curve a norm.
 
@@ -73,42 +51,29 @@ def plot_layers(
         layers: in order of depth.
         accuracy: before compression, if it is on the same test images.
     """
+    at = rows.assign(at=[layers.index(layer) for layer in rows["layer"]])
     with figure(WIDTH, 2.4 * len(methods) + 0.8) as (drawn, png):
         panels = drawn.subplots(len(methods), 1, sharex=True, squeeze=False)[:, 0]
         for axes, method in zip(panels, methods, strict=True):
-            for norm, color in COLORS.items():
-                at = {
-                    layers.index(row["layer"]): 100 * row["accuracy"]
-                    for row in rows
-                    if (row["method"], row["norm"]) == (method, norm)
-                }
-                if at:
-                    axes.plot(
-                        sorted(at),
-                        [at[i] for i in sorted(at)],
-                        color=color,
-                        marker=MARKERS[list(COLORS).index(norm)],
-                        markersize=4.5,
-                        linewidth=1.2,
-                        label=norm,
-                    )
-            if accuracy is not None:
-                axes.axhline(100 * accuracy, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            axes.set_title(method)
+            style = {"bars": False, "markersize": 4.5, "linewidth": 1.2}
+            _draw_norms(axes, at, method, "at", accuracy, **style)
             axes.set_ylabel("accuracy, %")
-            axes.grid(visible=True)
         panels[-1].set_xticks(range(len(layers)), layers, rotation=60, ha="right")
         _legend(drawn, panels)
     return png.getvalue()
 
 
-def _bars(rows: Sequence[Row]) -> np.ndarray:
-    # Accuracy has no spread where it was measured once.
-    def length(row: Row, end: str) -> float:
-        value = 100 * abs(row[f"accuracy_{end}"] - row["accuracy"])
-        return 0.0 if math.isnan(value) else value
-
-    return np.array([[length(row, end) for row in rows] for end in ("lower", "upper")])
+def _draw_norms(
+    axes: Any, rows: pd.DataFrame, method: str, x: str, accuracy: float | None, **style: Any
+) -> None:
+    for place, norm in enumerate(COLORS):
+        own = rows[(rows["method"] == method) & (rows["norm"] == norm)]
+        if len(own):
+            colors = tuple(COLORS.values())
+            draw_curve(axes, own, x, "accuracy", place=place, colors=colors, label=norm, **style)
+    draw_level(axes, accuracy)
+    axes.set_title(method)
+    axes.grid(visible=True)
 
 
 def _legend(drawn: Any, panels: Any) -> None:

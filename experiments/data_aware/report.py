@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from experiments.data_aware.plots import plot_against, plot_layers
 from experiments.data_aware.settings import DataAware
 from experiments.data_aware.tables import (
     PHASES,
+    WHEN,
     averaged_rows,
     comparison_rows,
-    layer_rows,
+    condition_text,
     measurement_rows,
+    text_tables,
 )
-from experiments.data_aware.text_tables import WHEN, condition_text, text_tables
 from experiments.data_aware.trials import SCHEMA
-from experiments.error_study.export import to_csv
-from experiments.report.html import Frame, Picture, document, picture, section, table
-from experiments.report.publish import publish
-from experiments.report.rows import Row, where
-from experiments.report.text import number, percent, to_markdown
-from experiments.report.versions import versions
+from experiments.report.page import Picture, Report, Section, baseline_facts, publish
+from experiments.report.tables import percent, to_csv
 from experiments.workdir.journal import Journal, read_workdir
 
 TITLE = "Do decompositions that see the data keep more of the accuracy?"
@@ -44,110 +40,69 @@ def write_report(workdir: Path) -> Path:
     cannot be understood, ImportError where matplotlib is not installed.
     """
     raw, settings, measured = read_workdir(workdir, DataAware, SCHEMA)
-    baseline = measured.get("baseline") or {}
-    sizes = {(size["method"], size["keep"]): size for size in baseline.get("sizes", [])}
+    baseline = measured.get("baseline")
     rows = measurement_rows(settings, measured)
-    averaged = averaged_rows(rows, sizes)
+    averaged = averaged_rows(rows, baseline["sizes"] if baseline else [])
     compared = comparison_rows(settings, rows)
-    layers = layer_rows(rows)
-    shown = text_tables(settings, averaged, compared, layers)
-    files: dict[str, str | bytes] = {
-        "measurements.csv": to_csv(rows),
-        "networks.csv": to_csv(where(averaged, layer=""), decimals=6),
-        "layers.csv": to_csv([row for row in averaged if row["layer"]], decimals=6),
-        "gains.csv": to_csv(compared, decimals=6),
-        "tables.md": "\n".join([*_remark(settings), *map(to_markdown, shown)]),
-    }
-    pictures = _pictures(settings, averaged, baseline)
-    frame = Frame(
+    accuracy = baseline["test"]["accuracy"] if baseline else None
+    tables = text_tables(settings, averaged, compared, rows)
+    report = Report(
         title=TITLE,
         subtitle=f"{settings.model.name} on {settings.data.name}",
-        lead=settings.note,
+        note=settings.note,
         before="Before any compression",
-        facts=_facts(baseline),
-        provenance=_provenance(settings, measured),
-        config=json.dumps(raw, indent=2),
-        files=list(files),
-    )
-    tables = (table(found, caption=True) for found in shown)
-    page = document(
-        frame,
-        [
-            section("tables", "Tables", *tables, note=TABLES_NOTE),
-            section("figures", "Figures", *(picture(one) for one, _ in pictures)),
+        facts=baseline_facts(baseline),
+        sections=[
+            Section("tables", "Tables", TABLES_NOTE, tables=tables),
+            Section("figures", "Figures", pictures=_pictures(settings, averaged, accuracy)),
         ],
+        provenance=_provenance(settings, measured),
+        config=raw,
+        files={
+            "measurements.csv": to_csv(rows),
+            "networks.csv": to_csv(averaged[averaged["layer"] == ""], decimals=6),
+            "layers.csv": to_csv(averaged[averaged["layer"] != ""], decimals=6),
+            "gains.csv": to_csv(compared, decimals=6),
+        },
     )
-    return publish(workdir, files, pictures, page)
+    return publish(workdir, report)
 
 
-def _remark(settings: DataAware) -> list[str]:
-    return [settings.note, ""] if settings.note else []
-
-
-def _pictures(
-    settings: DataAware, rows: Sequence[Row], baseline: Mapping[str, Any]
-) -> list[tuple[Picture, bytes]]:
+def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -> list[Picture]:
     # One condition a figure: the first source, the most images.
     calibration = settings.calibration
     source, images = calibration.sources[0], max(calibration.images)
     correct = settings.correct_bias[0]
     condition = condition_text(source, images, correct)
-    fitting = [
-        row
-        for row in where(rows, correct_bias=correct)
-        if (row["source"], row["images"]) in (("", 0), (source, images))
-    ]
-    test = baseline.get("test")
+    seen = (rows["source"] == source) & (rows["images"] == images)
+    fitting = rows[(rows["correct_bias"] == correct) & (seen | (rows["images"] == 0))]
     pictures = []
-    for phase in dict.fromkeys(PHASES.values()):
-        own = where(fitting, phase=phase, layer="")
-        if phase != "before" and not own:
+    for phase, words in WHEN.items():
+        own = fitting[(fitting["phase"] == phase) & (fitting["layer"] == "")]
+        if phase != "before" and own.empty:
             continue
         for cost, label in (("params", "parameters"), ("macs", "multiply-adds")):
-            pictures.append(
-                (
-                    Picture(
-                        f"accuracy_{cost}_{phase.replace('-', '')}.png",
-                        f"Accuracy against {label}, {WHEN[phase]}.",
-                        f"Whole network; calibration: {condition}. Bars: 95 % intervals over the "
-                        "calibration subsets. Dashed: before compression.",
-                    ),
-                    plot_against(own, cost, label, test, settings.methods),
-                )
+            picture = Picture(
+                f"accuracy_{cost}_{phase.replace('-', '')}.png",
+                f"Accuracy against {label}, {words}.",
+                f"Whole network; calibration: {condition}. Bars: 95 % intervals over the "
+                "calibration subsets. Dashed: before compression.",
+                plot_against(own, cost, label, accuracy, settings.methods),
             )
-    layers = list(dict.fromkeys(row["layer"] for row in rows if row["layer"]))
+            pictures.append(picture)
+    layers = [layer for layer in rows["layer"].unique() if layer]
     if layers:
         keep = min(settings.keeps)
-        same_test = settings.test.layer_images is None
-        pictures.append(
-            (
-                Picture(
-                    "layers.png",
-                    f"One layer at a time, {percent(keep)} of it kept.",
-                    f"Layers by name; calibration: {condition}.",
-                ),
-                plot_layers(
-                    [row for row in fitting if row["layer"] and row["keep"] == keep],
-                    layers,
-                    settings.methods,
-                    test["accuracy"] if test and same_test else None,
-                ),
-            )
+        whole = accuracy if settings.test.layer_images is None else None
+        own = fitting[(fitting["layer"] != "") & (fitting["keep"] == keep)]
+        picture = Picture(
+            "layers.png",
+            f"One layer at a time, {percent(keep)} of it kept.",
+            f"Layers by name; calibration: {condition}.",
+            plot_layers(own, layers, settings.methods, whole),
         )
+        pictures.append(picture)
     return pictures
-
-
-def _facts(baseline: Mapping[str, Any]) -> dict[str, str]:
-    if not baseline:
-        return {"network": "not trained yet"}
-    test = baseline["test"]
-    return {
-        "test accuracy": percent(test["accuracy"], 2),
-        "test cross-entropy": number(test["cross_entropy"], 3),
-        "test images": f"{test['count']:,}",
-        "parameters": f"{baseline['params']:,}",
-        "multiply-adds": f"{baseline['macs'] / 1e6:,.1f} M",
-    }
 
 
 def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
@@ -160,5 +115,4 @@ def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
         "labels of the gradient": f"{calibration.labels}, temperature {calibration.temperature:g}",
         "test images are": settings.test.change,
         "seed": str(settings.seed),
-        **versions(),
     }

@@ -1,23 +1,33 @@
-"""Measurements as rows: one each, averaged over calibration subsets, and compared in pairs."""
+"""Measurements as rows: one each, averaged over subsets, compared in pairs, and as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from experiments.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
-from experiments.data_aware.trials import sees_data
-from experiments.report.rows import Row, spread
+from experiments.data_aware.settings import FROBENIUS, NORMS, SEQUENTIAL, DataAware
+from experiments.data_aware.trials import TRIAL
+from experiments.report.tables import (
+    DASH,
+    Table,
+    arranged,
+    averages,
+    crossed,
+    framed,
+    interval_texts,
+    number,
+    percent,
+)
 from experiments.workdir.journal import Journal
 
-PHASES = {
-    "network": "before",
-    "reestimated": "re-estimated",
-    "tuned": "after",
-    "layer": "before",
+PHASES = {"network": "before", "reestimated": "re-estimated", "tuned": "after", "layer": "before"}
+WHEN = {
+    "before": "without fine-tuning",
+    "re-estimated": "without fine-tuning, batch statistics re-estimated",
+    "after": "after fine-tuning",
 }
 PAIRS = (
     ("covariance", FROBENIUS),
@@ -28,146 +38,190 @@ PAIRS = (
     (f"{SEQUENTIAL}kronecker", f"{SEQUENTIAL}covariance"),
 )
 FIGURES = ("accuracy", "cross_entropy")
+# What the measurements of one network on several subsets have in common.
+NETWORK = ("phase", "layer", "method", "keep", "norm", "correct_bias", "source", "images")
+GAIN = ("phase", "keep", "norm", "against", "method", "correct_bias", "source", "images")
+# The columns of rows with their types.
+MEASURED = {
+    **{"kind": str, "phase": str, "layer": str, **TRIAL},
+    **{"accuracy": float, "cross_entropy": float, "count": int},
+}
+SIZES = {"layer": str, "method": str, "keep": float, "params": "Int64", "macs": "Int64"}
 
 
-def measurement_rows(settings: DataAware, measured: Journal) -> list[Row]:
+def measurement_rows(settings: DataAware, measured: Journal) -> pd.DataFrame:
     """One row for each record, in the configuration's order, whatever order they came in."""
-    columns = (
-        settings.methods,
-        settings.keeps,
-        settings.norms,
-        settings.correct_bias,
-        ("", *settings.calibration.sources),
-    )
-
-    def place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        names = ("method", "keep", "norm", "correct_bias", "source")
-        at = tuple(values.index(record[name]) for values, name in zip(columns, names, strict=True))
-        kind, layer = tuple(PHASES).index(record["kind"]), record.get("layer", "")
-        return (kind, *at, record["images"], record["subset"], layer)
-
-    return [
-        {
-            "phase": PHASES[record["kind"]],
-            "layer": record.get("layer", ""),
-            **{name: record[name] for name in ("method", "keep", "norm", "correct_bias")},
-            **{name: record[name] for name in ("source", "images", "subset")},
-            **{name: float(record["test"][name]) for name in FIGURES},
-            "count": record["test"]["count"],
-        }
-        for record in sorted(measured.of_kind(*PHASES), key=place)
+    rows = [
+        {"layer": "", **record, "phase": PHASES[record["kind"]], **record["test"]}
+        for record in measured.of_kind(*PHASES)
     ]
+    found = framed(rows, MEASURED).sort_values(["images", "subset", "layer"])
+    places = {
+        "kind": PHASES,
+        "method": settings.methods,
+        "keep": settings.keeps,
+        "norm": settings.norms,
+        "correct_bias": settings.correct_bias,
+        "source": ("", *settings.calibration.sources),
+    }
+    return arranged(found, places).drop(columns="kind").reset_index(drop=True)
 
 
-def averaged_rows(rows: Iterable[Row], sizes: Mapping[tuple[str, float], Row]) -> list[Row]:
-    """Means over the calibration subsets, with 95 % intervals by Student's t.
-
-    An interval is left out where there is one measurement only.
+def averaged_rows(rows: pd.DataFrame, sizes: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Means over the calibration subsets, with intervals.
 
     Arguments:
         rows: from `measurement_rows`.
         sizes: parameters and MACs of the whole compressed network by method and share kept.
     """
-    groups: dict[tuple, list[Row]] = {}
-    names = ("phase", "layer", "method", "keep", "norm", "correct_bias", "source", "images")
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    found = []
-    for key, own in groups.items():
-        row = dict(zip(names, key, strict=True))
-        size = {} if row["layer"] else sizes.get((row["method"], row["keep"]), {})
-        row |= {name: size.get(name) for name in ("params", "macs")} | {"subsets": len(own)}
-        for figure in FIGURES:
-            row |= spread(figure, [one[figure] for one in own])
-        found.append(row)
-    return found
+    found = averages(rows, NETWORK, FIGURES, count="subsets")
+    whole = framed([{"layer": "", **size} for size in sizes], SIZES)
+    sized = found.merge(whole, "left", ["layer", "method", "keep"])
+    return sized[[*NETWORK, "params", "macs", *found.columns[len(NETWORK) :]]]
 
 
-def reference(row: Row, other: str) -> tuple:
-    """What tells a measurement in another norm with all else equal, as `by_trial` names it."""
-    seen = sees_data(other, row["correct_bias"])
-    # Without data there is one CP for each start, and one of everything else.
-    subset = row["subset"] if seen or row["method"] == "cp" else 0
-    calibration = (row["source"], row["images"]) if seen else ("", 0)
-    own = tuple(row[name] for name in ("phase", "layer", "method", "keep"))
-    return (*own, other, row["correct_bias"], *calibration, subset)
-
-
-def by_trial(rows: Iterable[Row]) -> dict[tuple, Row]:
-    """Rows by all that tells one from another."""
-    names = ("phase", "layer", "method", "keep", "norm", "correct_bias", "source", "images")
-    return {tuple(row[name] for name in (*names, "subset")): row for row in rows}
-
-
-def comparison_rows(settings: DataAware, rows: Sequence[Row]) -> list[Row]:
+def comparison_rows(settings: DataAware, rows: pd.DataFrame) -> pd.DataFrame:
     """What one norm gains over another, all else equal: differences in pairs.
 
     For each method alone and, under "mean", for the mean over all methods, whose interval is over
     the subsets in which every method is there. Accuracy is in percentage points.
     """
-    known, found = by_trial(rows), []
-    whole = [row for row in rows if not row["layer"]]
-    conditions = product(
-        dict.fromkeys(PHASES.values()),
-        settings.calibration.sources,
-        settings.calibration.images,
-        settings.correct_bias,
-        settings.keeps,
-        PAIRS,
+    whole = rows[rows["layer"] == ""]
+    gains = pd.concat([_gains(whole, norm, other) for norm, other in PAIRS])
+    condition = [name for name in GAIN if name != "method"]
+    methods = gains.groupby(condition)["method"].transform("nunique")
+    here = gains.groupby([*condition, "subset"])["method"].transform("size")
+    shared = gains[(here == methods) & (methods > 1)]
+    means = averages(
+        shared, [*condition, "subset"], (), count="methods", means=("points", "cross_entropy")
     )
-    for phase, source, images, correct, keep, (norm, other) in conditions:
-        gains: dict[str, dict[int, tuple[float, float]]] = {}
-        for row in whole:
-            if (row["phase"], row["source"], row["images"], row["correct_bias"]) != (
-                phase,
-                source,
-                images,
-                correct,
-            ) or (row["keep"], row["norm"]) != (keep, norm):
-                continue
-            base = known.get(reference(row, other))
-            if base is not None:
-                gains.setdefault(row["method"], {})[row["subset"]] = (
-                    100 * (row["accuracy"] - base["accuracy"]),
-                    row["cross_entropy"] - base["cross_entropy"],
-                )
-        if not gains:
-            continue
-        shared = sorted(set.intersection(*(set(own) for own in gains.values())))
-        if shared and len(gains) > 1:
-            gains["mean"] = {
-                subset: tuple(np.mean([own[subset] for own in gains.values()], axis=0))
-                for subset in shared
-            }
-        for method, own in gains.items():
-            found.append(
-                {
-                    "phase": phase,
-                    "keep": keep,
-                    "norm": norm,
-                    "against": other,
-                    "method": method,
-                    "correct_bias": correct,
-                    "source": source,
-                    "images": images,
-                    "subsets": len(own),
-                    **spread("points", [gain[0] for gain in own.values()]),
-                    **spread("cross_entropy", [gain[1] for gain in own.values()]),
-                }
-            )
-    return found
+    places = {
+        "phase": WHEN,
+        "source": settings.calibration.sources,
+        "images": settings.calibration.images,
+        "correct_bias": settings.correct_bias,
+        "keep": settings.keeps,
+        "norm": NORMS,
+        "against": NORMS,
+    }
+    found = arranged(pd.concat([gains, means.assign(method="mean")]), places)
+    return averages(found, GAIN, ("points", "cross_entropy"), count="subsets")
 
 
-def layer_rows(rows: Sequence[Row]) -> list[Row]:
-    """Means over all layers compressed one at a time, by method, share and norm."""
-    groups: dict[tuple, list[Row]] = {}
-    names = ("method", "keep", "norm", "correct_bias", "source", "images")
-    for row in rows:
-        if row["layer"]:
-            groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return [
-        dict(zip(names, key, strict=True))
-        | {"layers": len({row["layer"] for row in own})}
-        | {figure: float(np.mean([row[figure] for row in own])) for figure in FIGURES}
-        for key, own in groups.items()
+def _gains(whole: pd.DataFrame, norm: str, other: str) -> pd.DataFrame:
+    """Each measurement in a norm less that in another with all else equal, where both are there."""
+    own = whole[whole["norm"] == norm]
+    seen = own["correct_bias"] | (other != FROBENIUS)
+    # Without data there is one CP for each start, and one of everything else.
+    twin = own.assign(
+        norm=other,
+        source=own["source"].where(seen, ""),
+        images=own["images"].where(seen, 0),
+        subset=own["subset"].where(seen | (own["method"] == "cp"), 0),
+    )[[*NETWORK, "subset"]]
+    base = twin.merge(whole, "left", [*NETWORK, "subset"]).set_axis(own.index)
+    return own.assign(
+        against=other,
+        points=100 * (own["accuracy"] - base["accuracy"]),
+        cross_entropy=own["cross_entropy"] - base["cross_entropy"],
+    )[base["accuracy"].notna()]
+
+
+def text_tables(
+    settings: DataAware, averaged: pd.DataFrame, compared: pd.DataFrame, rows: pd.DataFrame
+) -> list[Table]:
+    """All tables of whatever was measured: whole networks, gains, single layers, transfer."""
+    whole = averaged[averaged["layer"] == ""]
+    by_layer = rows[rows["layer"] != ""]
+    over_layers = averages(by_layer, NETWORK[2:], (), count="layers", means=FIGURES)
+    tables = [
+        *(_network_table(settings, whole[whole["phase"] == phase], phase) for phase in WHEN),
+        *(_gain_table(settings, compared[compared["phase"] == phase], phase) for phase in WHEN),
+        _layer_table(settings, over_layers),
     ]
+    known = [found for found in tables if len(found.cells)]
+    if len(settings.calibration.sources) > 1:
+        seen = whole[(whole["phase"] == "before") & (whole["source"] != "")]
+        known.append(_transfer_table(settings, seen))
+    return known
+
+
+def condition_text(source: str, images: int, correct: bool) -> str:
+    """Calibration images, and what was done with them, in words."""
+    return f"{source}, {images}" + (", bias corrected" if correct else "")
+
+
+def _conditions(settings: DataAware) -> pd.DataFrame:
+    calibration = settings.calibration
+    own = list(product(calibration.sources, calibration.images, settings.correct_bias))
+    found = pd.DataFrame(own, columns=["source", "images", "correct_bias"])
+    return found.assign(condition=[condition_text(*one) for one in own])
+
+
+def _under_conditions(settings: DataAware, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows by method and share, under their condition; what saw no data, under each."""
+    conditions = _conditions(settings)
+    blind = rows[rows["images"] == 0].drop(columns=["source", "images"])
+    found = pd.concat([rows.merge(conditions), blind.merge(conditions)])
+    return _by_method(settings, found, condition=conditions["condition"])
+
+
+def _by_method(settings: DataAware, rows: pd.DataFrame, **places: Any) -> pd.DataFrame:
+    return arranged(rows, {"method": settings.methods, "keep": settings.keeps, **places})
+
+
+def _network_table(settings: DataAware, rows: pd.DataFrame, phase: str) -> Table:
+    own = _under_conditions(settings, rows)
+    # Every condition of what was measured under one of them.
+    names = ["method", "keep", "correct_bias"]
+    conditions = _conditions(settings)
+    like = _by_method(
+        settings,
+        rows[names].drop_duplicates().merge(conditions),
+        condition=conditions["condition"],
+    )
+    cells = _norm_cells(settings, own.assign(text=interval_texts(own, "accuracy", 100)), like)
+    sizes = like.merge(rows.drop_duplicates(["method", "keep"]), "left", ["method", "keep"])
+    cells["parameters"] = [DASH if pd.isna(one) else f"{one:,}" for one in sizes["params"]]
+    cells["MACs, M"] = [DASH if pd.isna(one) else f"{one / 1e6:,.2f}" for one in sizes["macs"]]
+    return Table(f"Whole network, {WHEN[phase]}: accuracy, %", cells, labels=3)
+
+
+def _layer_table(settings: DataAware, rows: pd.DataFrame) -> Table:
+    own = _under_conditions(settings, rows)
+    texts = [number(100 * accuracy) for accuracy in own["accuracy"]]
+    title = "One layer at a time: accuracy, %, mean over the layers"
+    return Table(title, _norm_cells(settings, own.assign(text=texts), own), labels=3)
+
+
+def _norm_cells(settings: DataAware, rows: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
+    lines = {"method": "method", "keep": "kept", "condition": "calibration"}
+    heads = {norm: norm for norm in settings.norms}
+    return _percent(crossed(rows, lines, "norm", heads, like))
+
+
+def _percent(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.assign(kept=[percent(keep) for keep in cells["kept"]])
+
+
+def _gain_table(settings: DataAware, rows: pd.DataFrame, phase: str) -> Table:
+    own = rows.merge(_conditions(settings))
+    own["norms"] = own["norm"] + " over " + own["against"]
+    own["text"] = interval_texts(own, "points")
+    lines = {"keep": "kept", "norms": "norms", "condition": "calibration"}
+    known = set(own["method"])
+    heads = {name: name for name in ("mean", *settings.methods) if name in known}
+    title = f"Gain in accuracy {WHEN[phase]}, points"
+    return Table(title, _percent(crossed(own, lines, "method", heads)), labels=3)
+
+
+def _transfer_table(settings: DataAware, rows: pd.DataFrame) -> Table:
+    images, correct_bias = settings.calibration.images, settings.correct_bias
+    own = _by_method(settings, rows, norm=settings.norms, images=images, correct_bias=correct_bias)
+    bias = own["correct_bias"].map({True: ", bias corrected", False: ""})
+    own["seen"] = own["norm"] + ", " + own["images"].astype(str) + bias
+    own["text"] = interval_texts(own, "accuracy", 100)
+    lines = {"method": "method", "keep": "kept", "seen": "norm, images"}
+    heads = {name: f"moments from {name}" for name in settings.calibration.sources}
+    title = "Transfer: moments of one data set, accuracy on the network's own, %"
+    return Table(title, _percent(crossed(own, lines, "source", heads)), labels=3)

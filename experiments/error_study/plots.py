@@ -1,13 +1,14 @@
 """The study's four figures as PNG bytes."""
 
-import math
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiments.error_study.tables import Row
-from experiments.report.canvas import INK, MARKERS, MUTED, WIDTH, figure
+from experiments.report.plots import INK, MARKERS, MUTED, WIDTH, draw_level, figure
 
 # Blue and orange of Okabe and Ito: told apart by colour-blind readers, and in grey.
 COLORS = {"before": "#0072b2", "after": "#e08a00"}
@@ -25,18 +26,17 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def plot_by_compression(rows: Sequence[Row]) -> bytes:
+def plot_by_compression(rows: pd.DataFrame) -> bytes:
     """Figure 1: tau on the test set at each compression, with intervals and published values."""
     with figure(WIDTH, 3.8) as (drawn, png):
         axes = drawn.subplots()
-        levels = sorted({row["compression"] for row in rows})
-        for phase, shift in _phases(rows, spread=0.16):
-            shown = {row["compression"]: row for row in _of(rows, "test", phase)}
-            at = [levels.index(level) + shift for level in shown]
+        levels = sorted(rows["compression"].unique())
+        for phase, shift, own in _phases(rows, "test", spread=0.16):
+            at = np.array([levels.index(level) + shift for level in own["compression"]])
             axes.errorbar(
                 at,
-                [row["mean"] for row in shown.values()],
-                yerr=_intervals(shown.values()),
+                own["mean"],
+                yerr=_intervals(own),
                 color=COLORS[phase],
                 marker="o",
                 markersize=5.5,
@@ -45,22 +45,22 @@ def plot_by_compression(rows: Sequence[Row]) -> bytes:
                 capsize=3,
                 label=f"{phase} fine-tuning",
             )
-            _published(axes, np.array(at) + 0.07, list(shown.values()))
+            _published(axes, at + 0.07, own)
         labels = [f"{100 * level:g} %" for level in levels]
         _finish_tau_axes(axes, labels, "compression (share of the layer's parameters removed)")
     return png.getvalue()
 
 
 def plot_bars(
-    rows: Sequence[Row],
+    rows: pd.DataFrame,
     label: str,
     names: Mapping[str, str],
     subsets: Sequence[str] = ("test",),
 ) -> bytes:
     """Figures 2 and 3: bars of tau before and after fine-tuning, one group per name.
 
-    Args:
-        rows: from `tables.py`.
+    Arguments:
+        rows: from `tables.tau_rows`.
         label: the column of `rows` that the groups stand for.
         names: its values in order, each with the text below its group; other rows are left out.
         subsets: a panel for each.
@@ -69,28 +69,26 @@ def plot_bars(
         panels = drawn.subplots(1, len(subsets), sharey=True, squeeze=False)[0]
         groups = list(names)
         for axes, subset in zip(panels, subsets, strict=True):
-            for phase, shift in _phases(rows, spread=0.36):
-                found = {row[label]: row for row in _of(rows, subset, phase)}
-                shown = {name: found[name] for name in groups if name in found}
-                at = np.array([groups.index(name) + shift for name in shown])
+            for phase, shift, own in _phases(rows[rows[label].isin(groups)], subset, spread=0.36):
+                at = np.array([groups.index(name) + shift for name in own[label]])
                 axes.bar(
                     at,
-                    [row["mean"] for row in shown.values()],
+                    own["mean"],
                     width=0.34,
-                    yerr=_intervals(shown.values()),
+                    yerr=_intervals(own),
                     color=COLORS[phase],
                     alpha=0.85,
                     error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5},
                     label=f"{phase} fine-tuning",
                 )
-                _published(axes, at + 0.1, list(shown.values()))
+                _published(axes, at + 0.1, own)
             labels = [name.replace(" ", "\n") for name in names.values()]
             _finish_tau_axes(axes, labels, f"{subset} set")
     return png.getvalue()
 
 
 def plot_scatter(
-    choices: Sequence[Row],
+    choices: pd.DataFrame,
     layers: Sequence[str],
     methods: Sequence[str],
     phases: Sequence[str],
@@ -98,82 +96,90 @@ def plot_scatter(
 ) -> bytes:
     """Figure 4: Relative Weights error against classification error on the test set, log scale.
 
-    Args:
-        choices: from `export.choice_rows`; one mark each, at the means over its runs.
+    Arguments:
+        choices: from `tables.choice_rows`; one mark each, at the means over its runs.
         layers: in order of depth, which the colours follow.
         methods: each with its own marker.
         phases: a panel for each.
-        baseline_error: log classification error of the network before compression, if known.
+        baseline_error: classification error of the network before compression, if known.
     """
     with figure(WIDTH, 4.0) as (drawn, png):
         import matplotlib
-        from matplotlib.lines import Line2D
 
         ramp = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(layers)))
         colors = dict(zip(layers, ramp, strict=True))
         markers = {method: MARKERS[i % len(MARKERS)] for i, method in enumerate(methods)}
         panels = drawn.subplots(1, len(phases), sharey=True, squeeze=False)[0]
-        lowest, highest = _error_range(choices, phases, baseline_error)
+        wrong = {phase: np.exp(choices[f"test/{phase}/log_error"]) for phase in phases}
+        known = pd.concat([*wrong.values(), pd.Series([baseline_error], dtype=float)]).dropna()
+        lowest, highest = (known.min(), known.max()) if len(known) else (0.1, 0.1)
         for axes, phase in zip(panels, phases, strict=True):
-            for row in choices:
-                if (log_error := row[f"test/{phase}/log_error"]) is not None:
-                    axes.plot(
-                        row["weights/relative"],
-                        100 * math.exp(log_error),
-                        linestyle="none",
-                        marker=markers[row["method"]],
-                        markersize=6,
-                        color=colors[row["layer"]],
-                        markeredgecolor="white",
-                        markeredgewidth=0.5,
-                    )
-            if baseline_error is not None:
-                axes.axhline(
-                    100 * math.exp(baseline_error), color=MUTED, linewidth=1, linestyle=(0, (4, 3))
+            marks = choices.assign(wrong=100 * wrong[phase]).dropna(subset=["wrong"])
+            for (layer, method), own in marks.groupby(["layer", "method"], sort=False):
+                axes.plot(
+                    own["weights/relative"],
+                    own["wrong"],
+                    linestyle="none",
+                    marker=markers[str(method)],
+                    markersize=6,
+                    color=colors[str(layer)],
+                    markeredgecolor="white",
+                    markeredgewidth=0.5,
                 )
+            draw_level(axes, baseline_error)
             axes.set_title(f"{phase} fine-tuning")
             axes.set_xlabel("Relative Weights error")
             axes.grid(visible=True)
-            _log_percent(axes, lowest, highest)
+            _log_percent(axes, 100 * lowest, 100 * highest)
         panels[0].set_ylabel("classification error on the test set")
-        marks = [
-            Line2D([], [], linestyle="none", marker="o", color=colors[layer], label=layer)
-            for layer in layers
-        ]
-        marks += [
-            Line2D([], [], linestyle="none", marker=marker, color=MUTED, label=method)
-            for method, marker in markers.items()
-        ]
-        if baseline_error is not None:
-            marks.append(
-                Line2D([], [], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="baseline")
-            )
-        drawn.legend(handles=marks, loc="outside right center")
+        _scatter_legend(drawn, colors, markers, has_baseline=baseline_error is not None)
     return png.getvalue()
 
 
-def _phases(rows: Sequence[Row], spread: float) -> list[tuple[str, float]]:
-    phases = [phase for phase in COLORS if any(row["phase"] == phase for row in rows)]
-    return [(phase, spread * (i - (len(phases) - 1) / 2)) for i, phase in enumerate(phases)]
+def _scatter_legend(
+    drawn: Any, colors: Mapping[str, Any], markers: Mapping[str, str], *, has_baseline: bool
+) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], linestyle="none", marker="o", color=color, label=layer)
+        for layer, color in colors.items()
+    ]
+    marks += [
+        Line2D([], [], linestyle="none", marker=marker, color=MUTED, label=method)
+        for method, marker in markers.items()
+    ]
+    if has_baseline:
+        marks.append(
+            Line2D([], [], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="baseline")
+        )
+    drawn.legend(handles=marks, loc="outside right center")
 
 
-def _of(rows: Sequence[Row], subset: str, phase: str) -> list[Row]:
-    return [row for row in rows if (row["subset"], row["phase"]) == (subset, phase)]
+def _phases(
+    rows: pd.DataFrame, subset: str, spread: float
+) -> Iterator[tuple[str, float, pd.DataFrame]]:
+    """Each phase, how far it stands beside the middle, and its rows."""
+    phases = [phase for phase in COLORS if (rows["phase"] == phase).any()]
+    for i, phase in enumerate(phases):
+        own = rows[(rows["subset"] == subset) & (rows["phase"] == phase)]
+        yield phase, spread * (i - (len(phases) - 1) / 2), own
 
 
-def _intervals(rows: Any) -> np.ndarray:
+def _intervals(rows: pd.DataFrame) -> np.ndarray:
     # A percentile interval need not contain the mean, and bars of negative length are refused.
-    lengths = [(row["mean"] - row["lower"], row["upper"] - row["mean"]) for row in rows]
-    return np.maximum(np.array(lengths).reshape(-1, 2).T, 0.0)
+    lengths = np.stack([rows["mean"] - rows["lower"], rows["upper"] - rows["mean"]])
+    return np.maximum(lengths, 0.0)
 
 
-def _published(axes: Any, at: np.ndarray, rows: Sequence[Row]) -> None:
-    known = [i for i, row in enumerate(rows) if not math.isnan(row["published_mean"])]
-    if known:
+def _published(axes: Any, at: np.ndarray, rows: pd.DataFrame) -> None:
+    known = rows["published_mean"].notna().to_numpy()
+    if known.any():
+        own = rows[known]
         axes.errorbar(
             at[known],
-            [rows[i]["published_mean"] for i in known],
-            yerr=[rows[i]["published_std"] for i in known],
+            own["published_mean"],
+            yerr=own["published_std"],
             label=PUBLISHED_AS,
             **PUBLISHED,
         )
@@ -195,14 +201,6 @@ def _finish_tau_axes(axes: Any, labels: Sequence[str], xlabel: str) -> None:
         axes.text(0.5, 0.5, unmeasured, transform=axes.transAxes, ha="center", color=MUTED)
     elif axes.get_subplotspec().is_first_col():
         axes.figure.legend(once.values(), once.keys(), ncols=len(once), loc="outside upper left")
-
-
-def _error_range(
-    choices: Sequence[Row], phases: Sequence[str], baseline_error: float | None
-) -> tuple[float, float]:
-    logs = [row[f"test/{phase}/log_error"] for row in choices for phase in phases]
-    known = [value for value in [*logs, baseline_error] if value is not None] or [math.log(0.1)]
-    return 100 * math.exp(min(known)), 100 * math.exp(max(known))
 
 
 def _log_percent(axes: Any, lowest: float, highest: float) -> None:

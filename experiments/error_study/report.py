@@ -1,46 +1,62 @@
 """From a study's work directory to its report: tables, plots, verdicts, one page."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.error_study.data_section import data_section
+import pandas as pd
+
+from experiments.error_study.data_errors import data_section, empty_section
 from experiments.error_study.error_names import ERRORS, error_names
-from experiments.error_study.export import choice_rows, measurement_rows, to_csv
-from experiments.error_study.findings import Finding, judge_findings
-from experiments.error_study.page import Page, render_page
 from experiments.error_study.paper import published_study
 from experiments.error_study.plots import plot_bars, plot_by_compression, plot_scatter
 from experiments.error_study.records import SUBSETS, Study, read_study
+from experiments.error_study.settings import StudyConfig
 from experiments.error_study.tables import (
     SCOPE_NAMES,
+    TAU,
     Resampling,
-    Row,
-    compression_rows,
-    error_rows,
-    scope_rows,
-    tau_tables,
-)
-from experiments.report.correlate import log_classification_error
-from experiments.report.html import Frame, Picture
-from experiments.report.text import (
-    DASH,
-    TextTable,
-    number,
-    percent,
+    TauTables,
+    choice_rows,
+    complete,
+    measurement_rows,
+    tau_rows,
     tau_table,
-    to_markdown,
+    tau_tables,
+    tau_texts,
     unsaving_table,
 )
-from experiments.report.versions import versions
-from tdjax.files import write_atomically
+from experiments.error_study.verdicts import FAILS, HOLDS, UNDECIDED, Finding, judge_findings
+from experiments.report.correlate import log_classification_error
+from experiments.report.page import Card, Picture, Report, Section, publish
+from experiments.report.tables import (
+    DASH,
+    Table,
+    crossed,
+    framed,
+    number,
+    percent,
+    to_csv,
+)
 
 TITLE = (
     "Does the approximation error predict "
     "the compressed network\N{RIGHT SINGLE QUOTATION MARK}s performance?"
 )
+
+
+SIGNS = {
+    HOLDS: ("holds", "\N{CHECK MARK}"),
+    FAILS: ("fails", "\N{MULTIPLICATION SIGN}"),
+    UNDECIDED: ("undecided", "?"),
+}
+EVIDENCE = {"label": str, "phase": str, **dict.fromkeys(TAU, float)}
+TABLES_NOTE = "Mean ± standard deviation over the runs [95 % bootstrap interval]."
 
 
 def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
@@ -49,7 +65,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     An unfinished study is reported too, with how much of it is there. The same measurements give
     the same tables, byte for byte, in whatever order they were recorded.
 
-    Args:
+    Arguments:
         workdir: the study's work directory.
         resamples: bootstrap resamples behind each interval, drawn with the study's seed.
 
@@ -59,142 +75,133 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         ImportError: where matplotlib is not installed.
     """
     study = read_study(workdir)
-    resampling = Resampling(resamples=resamples, seed=study.config.seed)
-    paper = published_study(study.config.published)
-    tables = tau_tables(study, resampling)
-    by_compression = compression_rows(tables, paper)
-    by_error = error_rows(tables, paper)
-    by_scope = scope_rows(tables, paper)
-    choices = choice_rows(study)
-    findings = judge_findings(tables, paper, study.config)
-    texts = _text_tables(study, by_compression, by_error, by_scope)
-    unsaving = unsaving_table(choices)
-    beside, beside_pictures = data_section(study, tables, by_error, _bars(study))
-
-    files: dict[str, str | bytes] = {
-        "measurements.csv": to_csv(measurement_rows(study)),
-        "choices.csv": to_csv(choices),
-        "tau_by_compression.csv": to_csv(by_compression, decimals=6),
-        "tau_errors.csv": to_csv(by_error, decimals=6),
-        "tau_layers_methods.csv": to_csv(by_scope, decimals=6),
-        "tables.md": "\n".join(map(to_markdown, (*texts, *beside.tables, unsaving))),
-        "verdicts.json": _verdicts(findings),
+    config, paper = study.config, published_study(study.config.published)
+    resampling = Resampling(resamples=resamples, seed=config.seed)
+    rows = measurement_rows(study)
+    choices, tables = choice_rows(rows), tau_tables(rows, config, resampling)
+    taus = {
+        "compression": tau_rows(tables.by_compression, "compression", paper.by_compression),
+        "error": tau_rows(tables.by_error, "error", paper.by_error),
+        "scope": tau_rows(tables.by_scope, "scope", paper.by_scope),
     }
-    pictures = _pictures(study, by_compression, by_error, by_scope, choices)
-    frame = Frame(
+    findings = judge_findings(tables, paper, config)
+    lead, finished = _progress(rows, config)
+    unsaving = unsaving_table(choices)
+    cards = [_card(finding) for finding in findings]
+    report = Report(
         title=TITLE,
-        subtitle=f"{study.config.model} on {study.config.data}",
-        lead=_progress(study),
+        subtitle=f"{config.model} on {config.data}",
+        lead=lead,
         before="Baseline, before any compression",
         facts=_baseline_facts(study),
+        sections=[
+            Section("findings", "Findings", _judged_by(finished), cards=cards),
+            Section("figures", "Figures", pictures=_pictures(study, taus, choices)),
+            Section("tables", "Tables", TABLES_NOTE, tables=_tables(config, taus)),
+            _data_section(study, tables, taus["error"]),
+            Section("unsaving", unsaving.title, tables=[unsaving]),
+        ],
         provenance=_provenance(study, resampling),
-        config=json.dumps(study.config.raw, indent=2),
-        files=list(files),
+        config=config.raw,
+        files={
+            "measurements.csv": to_csv(rows),
+            "choices.csv": to_csv(choices),
+            "tau_by_compression.csv": to_csv(taus["compression"], decimals=6),
+            "tau_errors.csv": to_csv(taus["error"], decimals=6),
+            "tau_layers_methods.csv": to_csv(taus["scope"], decimals=6),
+            "verdicts.json": _verdicts(findings),
+        },
     )
-    page = Page(
-        frame=frame,
-        findings=findings,
-        judged_by=_judged_by(study),
-        pictures=[picture for picture, _ in pictures],
-        tables=texts,
-        tables_note="Mean ± standard deviation over the runs [95 % bootstrap interval].",
-        beside=beside,
-        unsaving=unsaving,
-    )
-    report = workdir / "report"
-    report.mkdir(exist_ok=True)
-    for name, content in files.items():
-        write_atomically(report / name, content)
-    for picture, png in (*pictures, *beside_pictures):
-        write_atomically(report / picture.file, png)
-    # Last, so that whatever the page refers to is already there.
-    write_atomically(report / "index.html", render_page(page))
-    return report / "index.html"
+    return publish(workdir, report)
 
 
-def _text_tables(
-    study: Study,
-    by_compression: Sequence[Row],
-    by_error: Sequence[Row],
-    by_scope: Sequence[Row],
-) -> list[TextTable]:
-    levels = [(level, percent(level)) for level in sorted(study.config.compressions)]
-    return [
-        tau_table("Tau by compression, Relative Weights", "compression", levels, by_compression),
-        tau_table(
-            "Tau by error, compression of 50 % and more",
-            "error",
-            list(error_names(ERRORS).items()),
-            by_error,
+def _data_section(study: Study, tables: TauTables, by_error: pd.DataFrame) -> Section:
+    measured, lacking = study.measurements.compressed, study.measurements.lacking_data_errors
+    if lacking or not measured:
+        return empty_section(len(measured), lacking)
+    return data_section(tables, by_error, study.config.phases, _bars(study.config))
+
+
+def _tables(config: StudyConfig, taus: Mapping[str, pd.DataFrame]) -> list[Table]:
+    levels = {level: percent(level) for level in sorted(config.compressions)}
+    names: dict[str, Mapping[Any, str]]
+    names = {"compression": levels, "error": error_names(ERRORS), "scope": SCOPE_NAMES}
+    titles = {
+        "compression": "Tau by compression, Relative Weights",
+        "error": "Tau by error, compression of 50 % and more",
+        "scope": (
+            "Tau over layers, methods and all, Relative Weights, compression of 50 % and more"
         ),
-        tau_table(
-            "Tau over layers, methods and all, Relative Weights, compression of 50 % and more",
-            "scope",
-            list(SCOPE_NAMES.items()),
-            by_scope,
-        ),
-    ]
+    }
+    return [tau_table(title, name, names[name], taus[name]) for name, title in titles.items()]
 
 
 def _pictures(
-    study: Study,
-    by_compression: Sequence[Row],
-    by_error: Sequence[Row],
-    by_scope: Sequence[Row],
-    choices: Sequence[Row],
-) -> list[tuple[Picture, bytes]]:
-    config, baseline = study.config, study.measurements.baseline
-    baseline_error = (
-        log_classification_error(baseline.test.accuracy, baseline.test.count) if baseline else None
-    )
-    bars = _bars(study)
+    study: Study, taus: Mapping[str, pd.DataFrame], choices: pd.DataFrame
+) -> list[Picture]:
+    config, bars = study.config, _bars(study.config)
+    wrong = None
+    if (baseline := study.measurements.baseline) is not None:
+        test = baseline.test
+        wrong = math.exp(log_classification_error(test.accuracy, test.count))
     return [
-        (
-            Picture(
-                "tau_by_compression.png",
-                "Tau over layers and methods, by compression.",
-                f"Relative Weights error against log classification error, test set. {bars}",
-            ),
-            plot_by_compression(by_compression),
+        Picture(
+            "tau_by_compression.png",
+            "Tau over layers and methods, by compression.",
+            f"Relative Weights error against log classification error, test set. {bars}",
+            plot_by_compression(taus["compression"]),
         ),
-        (
-            Picture(
-                "tau_errors.png",
-                "Tau of the six approximation errors.",
-                f"All choices that remove at least half of a layer, test set. {bars}",
-            ),
-            plot_bars(by_error, "error", error_names(ERRORS)),
+        Picture(
+            "tau_errors.png",
+            "Tau of the six approximation errors.",
+            f"All choices that remove at least half of a layer, test set. {bars}",
+            plot_bars(taus["error"], "error", error_names(ERRORS)),
         ),
-        (
-            Picture(
-                "tau_layers_methods.png",
-                "Tau over layers only, methods only, and all choices.",
-                "Relative Weights, choices that remove at least half of a layer; "
-                f"averages over what is held fixed. {bars}",
-            ),
-            plot_bars(by_scope, "scope", SCOPE_NAMES, subsets=SUBSETS),
+        Picture(
+            "tau_layers_methods.png",
+            "Tau over layers only, methods only, and all choices.",
+            "Relative Weights, choices that remove at least half of a layer; "
+            f"averages over what is held fixed. {bars}",
+            plot_bars(taus["scope"], "scope", SCOPE_NAMES, subsets=SUBSETS),
         ),
-        (
-            Picture(
-                "scatter.png",
-                "Approximation error against classification error.",
-                "Each mark is one choice, the mean over its runs; colour is the layer, from dark "
-                "(near the input) to light, shape the method. The error axis is logarithmic.",
-            ),
-            plot_scatter(choices, config.layers, config.methods, config.phases, baseline_error),
+        Picture(
+            "scatter.png",
+            "Approximation error against classification error.",
+            "Each mark is one choice, the mean over its runs; colour is the layer, from dark "
+            "(near the input) to light, shape the method. The error axis is logarithmic.",
+            plot_scatter(choices, config.layers, config.methods, config.phases, wrong),
         ),
     ]
 
 
-def _bars(study: Study) -> str:
+def _bars(config: StudyConfig) -> str:
     text = "Bars: 95 % bootstrap intervals."
-    if study.config.published:
-        text += f" Diamonds: values published for {study.config.published}."
+    if config.published:
+        text += f" Diamonds: values published for {config.published}."
     return text
 
 
-def _judged_by(study: Study) -> str:
-    provisional = "" if _is_complete(study) else "Provisional: the study is unfinished. "
+def _card(finding: Finding) -> Card:
+    style, sign = SIGNS[finding.verdict]
+    evidence = framed([dataclasses.asdict(one) for one in finding.evidence], EVIDENCE)
+    heads = {phase: f"{phase} fine-tuning" for phase in evidence["phase"].unique()}
+    return Card(
+        name=f"finding-{finding.number}",
+        title=f"{finding.number}. {finding.claim}",
+        answer=finding.verdict,
+        sign=sign,
+        style=style,
+        grounds=finding.reasons,
+        rule=f"Rule: {finding.rule}",
+        table=Table(
+            "Figures that decide",
+            crossed(tau_texts(evidence), {"label": "tau, test set"}, "phase", heads),
+        ),
+    )
+
+
+def _judged_by(finished: bool) -> str:
+    provisional = "" if finished else "Provisional: the study is unfinished. "
     return (
         f"{provisional}Kendall's tau-a on the test set: mean ± standard deviation over the runs, "
         "with the 95 % bootstrap interval over choices and runs in brackets. Two taus are not "
@@ -204,29 +211,25 @@ def _judged_by(study: Study) -> str:
     )
 
 
-def _is_complete(study: Study) -> bool:
-    total = len(study.choices) * study.config.runs
-    return all(len(study.records(phase)) == total for phase in study.config.phases)
-
-
-def _progress(study: Study) -> str:
-    config = study.config
-    total = len(study.choices) * config.runs
-    measured = {phase: len(study.records(phase)) for phase in config.phases}
-    plan = f"{len(study.choices)} choices in {config.runs} runs"
-    if _is_complete(study):
+def _progress(rows: pd.DataFrame, config: StudyConfig) -> tuple[str, bool]:
+    """How much of the study is there, and whether it is all of it."""
+    choices = len(config.layers) * len(config.methods) * len(config.compressions)
+    total, plan = choices * config.runs, f"{choices} choices in {config.runs} runs"
+    measured = {phase: rows[f"test/{phase}/accuracy"].count() for phase in config.phases}
+    if set(measured.values()) == {total}:
         when = "before and after fine-tuning" if "after" in measured else "without fine-tuning"
-        return f"Complete: {plan}, {total} of {total} measured {when}."
+        return f"Complete: {plan}, {total} of {total} measured {when}.", True
     counts = ", ".join(
         f"{count} of {total} measured {phase} fine-tuning" for phase, count in measured.items()
     )
-    complete = " and ".join(
-        f"{len(study.complete_choices(phase))} {phase}" for phase in config.phases
+    whole = " and ".join(
+        f"{len(complete(rows, config, phase)) // config.runs} {phase}" for phase in config.phases
     )
-    return (
+    text = (
         f"Unfinished: {plan}; {counts}. "
-        f"Only choices measured in every run count towards tau: {complete} fine-tuning."
+        f"Only choices measured in every run count towards tau: {whole} fine-tuning."
     )
+    return text, False
 
 
 def _baseline_facts(study: Study) -> dict[str, str]:
@@ -255,7 +258,6 @@ def _provenance(study: Study, resampling: Resampling) -> dict[str, str]:
         "seed": str(config.seed),
         "bootstrap resamples": f"{resampling.resamples:,}",
         "published values": config.published or DASH,
-        **versions(),
     }
 
 

@@ -1,4 +1,8 @@
-"""The rules that decide the published findings, each for one phase.
+"""Do the four findings of the published study hold in this one?
+
+A finding about both phases, before and after fine-tuning, is judged in each phase that the study
+measures: it does not hold where it does not in one of them, holds where it does in all, and is not
+decidable otherwise.
 
 The docstring of a rule is its full text: the report prints it. All rules judge tau on the test set,
 of the six errors of the published study alone, whatever others are measured beside.
@@ -7,8 +11,9 @@ their difference, taken on the same resamples, covers 0. Fewer than six complete
 nothing: resampling so few says little.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +35,7 @@ from experiments.report.correlate import (
     kendall_tau_a,
     percentile_interval,
 )
-from experiments.report.text import number
+from experiments.report.tables import number
 
 HOLDS = "holds"
 FAILS = "does not hold"
@@ -40,6 +45,13 @@ LEAST_TREND = 0.6
 NEAR = 0.1
 LEAST_LEVELS = 3
 LEAST_CHOICES = 6
+
+SIGN = {HOLDS: "is positive", FAILS: "is not positive", UNDECIDED: "cannot be told from 0"}
+GROWS = {
+    HOLDS: "grows with compression",
+    FAILS: "does not grow with compression",
+    UNDECIDED: "may or may not grow with compression",
+}
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,81 @@ class Part:
     evidence: tuple[Evidence, ...] = ()
 
 
-def positive_and_growing(
-    tables: TauTables, paper: PublishedStudy, config: StudyConfig, phase: str
-) -> Part:
+@dataclass(frozen=True)
+class Finding:
+    """A finding, the rule that decides it, and what this study says."""
+
+    number: int
+    claim: str
+    rule: str
+    verdict: str
+    reasons: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rule looks at: taus on the test set in one phase, and the published ones."""
+
+    tables: TauTables
+    paper: PublishedStudy
+    phase: str
+
+    @property
+    def when(self) -> str:
+        """The phase in words."""
+        return f"{self.phase.title()} fine-tuning"
+
+    @property
+    def unmeasured(self) -> Part:
+        """That there is too little to decide on."""
+        return Part(UNDECIDED, f"{self.when}: too few choices are measured in every run.")
+
+    def known(self, table: TauTable, columns: Sequence[str]) -> dict[str, TauEstimate] | None:
+        """The taus of these columns; None unless each rests on enough choices."""
+        taus = {column: table.get(("test", self.phase, column)) for column in columns}
+        known = {c: tau for c, tau in taus.items() if tau and tau.choices >= LEAST_CHOICES}
+        return known if len(known) == len(columns) else None
+
+    def by_error(self, error: str) -> PublishedTau | None:
+        """The published tau of an error."""
+        return self.paper.by_error("test", self.phase, error)
+
+    def evidence(self, label: str, tau: TauEstimate, published: PublishedTau | None) -> Evidence:
+        """A tau, the published one beside it."""
+        beside = (published.mean, published.std) if published else ()
+        return Evidence(label, self.phase, tau.mean, tau.std, tau.lower, tau.upper, *beside)
+
+    def gap(self, label: str, gap: TauEstimate, minuend: Evidence, less: Evidence) -> Evidence:
+        """The difference of two taus."""
+        # The spread of a published difference is unknown: its runs are not published here.
+        published = minuend.published_mean - less.published_mean
+        return Evidence(label, self.phase, gap.mean, gap.std, gap.lower, gap.upper, published)
+
+
+def judge_findings(
+    tables: TauTables, paper: PublishedStudy, config: StudyConfig
+) -> tuple[Finding, ...]:
+    """The four findings, judged on the test set."""
+    findings = []
+    rules = (positive_and_growing, relative_weights_best, features_no_better)
+    for place, rule in enumerate((*rules, layers_harder_than_methods), start=1):
+        phases = config.phases if rule in rules else ("before",)
+        parts = [rule(Seen(tables, paper, phase)) for phase in phases]
+        claim, _, text = (inspect.getdoc(rule) or "").partition("\n\n")
+        finding = Finding(
+            number=place,
+            claim=claim,
+            rule=" ".join(text.split()),
+            verdict=all_hold(part.verdict for part in parts),
+            reasons=tuple(part.reason for part in parts),
+            evidence=tuple(evidence for part in parts for evidence in part.evidence),
+        )
+        findings.append(finding)
+    return tuple(findings)
+
+
+def positive_and_growing(seen: Seen) -> Part:
     """Tau is positive, and grows with compression.
 
     Relative Weights. Positive: over all choices that remove at least half of a layer, the interval
@@ -77,63 +161,28 @@ def positive_and_growing(
     means that eight of the ten pairs of levels are in order. It does not grow where the interval
     of the trend lies below 0.6, and is not decidable otherwise.
     """
-    tau = _enough(tables.by_error, phase, RELATIVE_WEIGHTS)
-    levels = {
-        compression: tables.by_compression["test", phase, compression]
-        for compression in sorted(config.compressions)
-        if ("test", phase, compression) in tables.by_compression
-    }
-    if tau is None or len(levels) < LEAST_LEVELS:
-        return _unmeasured(phase)
-    trend = kendall_tau_a(list(levels), [level.mean for level in levels.values()])
-    trend_lower, trend_upper = _trend_interval(list(levels.values()))
-    published = {c: paper.by_compression("test", phase, c) for c in levels}
-    published_means = [value.mean for value in published.values() if value]
-    published_trend = (
-        kendall_tau_a(list(levels), published_means)
-        if len(published_means) == len(levels)
-        else math.nan
+    known = seen.known(seen.tables.by_error, (RELATIVE_WEIGHTS,))
+    table = seen.tables.by_compression
+    found = sorted(level for *where, level in table if where == ["test", seen.phase])
+    levels = {level: table["test", seen.phase, level] for level in found}
+    if known is None or len(levels) < LEAST_LEVELS:
+        return seen.unmeasured
+    (tau,) = known.values()
+    published = {c: seen.paper.by_compression("test", seen.phase, c) for c in levels}
+    trend = _trend(levels, published, seen.phase)
+    whole = "all choices \N{GREATER-THAN OR EQUAL TO} 50 %"
+    evidence = (
+        seen.evidence(whole, tau, seen.by_error(RELATIVE_WEIGHTS)),
+        *(seen.evidence(f"compression {100 * c:g} %", levels[c], published[c]) for c in levels),
+        trend,
     )
-
-    if tau.lower > 0:
-        positive, sign = HOLDS, "is positive"
-    elif tau.upper <= 0:
-        positive, sign = FAILS, "is not positive"
-    else:
-        positive, sign = UNDECIDED, "cannot be told from 0"
-    if trend >= LEAST_TREND:
-        growing, grows = HOLDS, "grows with compression"
-    elif trend_upper < LEAST_TREND:
-        growing, grows = FAILS, "does not grow with compression"
-    else:
-        growing, grows = UNDECIDED, "may or may not grow with compression"
-    evidence = [
-        _evidence(
-            "all choices \N{GREATER-THAN OR EQUAL TO} 50 %",
-            phase,
-            tau,
-            paper.by_error("test", phase, RELATIVE_WEIGHTS),
-        ),
-        *(
-            _evidence(f"compression {100 * c:g} %", phase, level, published[c])
-            for c, level in levels.items()
-        ),
-        Evidence(
-            "trend over levels",
-            phase,
-            trend,
-            lower=trend_lower,
-            upper=trend_upper,
-            published_mean=published_trend,
-        ),
-    ]
-    reason = f"{_when(phase)}, tau {sign} and {grows} (trend {number(trend)})."
-    return Part(all_hold((positive, growing)), reason, tuple(evidence))
+    positive = _verdict(tau.lower > 0, tau.upper <= 0)
+    growing = _verdict(trend.mean >= LEAST_TREND, trend.upper < LEAST_TREND)
+    trends = f"tau {SIGN[positive]} and {GROWS[growing]} (trend {number(trend.mean)})"
+    return Part(all_hold((positive, growing)), f"{seen.when}, {trends}.", evidence)
 
 
-def relative_weights_best(
-    tables: TauTables, paper: PublishedStudy, config: StudyConfig, phase: str
-) -> Part:
+def relative_weights_best(seen: Seen) -> Part:
     """Relative Weights has the highest tau of the six errors.
 
     Over all choices that remove at least half of a layer. Holds where its mean tau is the highest;
@@ -141,39 +190,29 @@ def relative_weights_best(
     is higher and distinguishable from it; not decidable where another is higher but not
     distinguishable.
     """
-    taus = {error: _enough(tables.by_error, phase, error) for error in ERRORS}
-    known = {error: tau for error, tau in taus.items() if tau is not None}
-    if len(known) < len(ERRORS):
-        return _unmeasured(phase)
-    ours = known.pop(RELATIVE_WEIGHTS)
-    gaps = {error: difference(ours, tau) for error, tau in known.items()}
-    close = [error_name(error) for error, gap in gaps.items() if not _distinguishable(gap)]
-    higher = [error_name(error) for error, tau in known.items() if tau.mean > ours.mean]
-    beaten_by = [error_name(error) for error, gap in gaps.items() if gap.upper < 0]
+    taus = seen.known(seen.tables.by_error, ERRORS)
+    if taus is None:
+        return seen.unmeasured
+    ours = taus[RELATIVE_WEIGHTS]
+    others = [error for error in ERRORS if error != RELATIVE_WEIGHTS]
+    gaps = {error_name(error): difference(ours, taus[error]) for error in others}
+    close = [name for name, gap in gaps.items() if not _distinguishable(gap)]
+    higher = [error_name(error) for error in others if taus[error].mean > ours.mean]
+    beaten_by = [name for name, gap in gaps.items() if gap.upper < 0]
+    rest = "every other error is distinguishably lower"
+    if close:
+        rest = f"not distinguishable from it: {_listed(close)}"
+    reason = f"Relative Weights is highest; {rest}."
     if beaten_by:
-        verdict, reason = FAILS, f"{_listed(beaten_by)} predicts better than Relative Weights."
+        reason = f"{_listed(beaten_by)} predicts better than Relative Weights."
     elif higher:
-        verdict = UNDECIDED
         reason = f"{_listed(higher)} has a higher tau, not distinguishable from Relative Weights."
-    else:
-        verdict = HOLDS
-        others = (
-            f"not distinguishable from it: {_listed(close)}"
-            if close
-            else "every other error is distinguishably lower"
-        )
-        reason = f"Relative Weights is highest; {others}."
-    evidence = tuple(
-        _evidence(error_name(error), phase, tau, paper.by_error("test", phase, error))
-        for error, tau in taus.items()
-        if tau is not None
-    )
-    return Part(verdict, f"{_when(phase)}: {reason}", evidence)
+    verdict = _verdict(not (higher or beaten_by), bool(beaten_by))
+    evidence = [seen.evidence(error_name(e), taus[e], seen.by_error(e)) for e in ERRORS]
+    return Part(verdict, f"{seen.when}: {reason}", tuple(evidence))
 
 
-def features_no_better(
-    tables: TauTables, paper: PublishedStudy, config: StudyConfig, phase: str
-) -> Part:
+def features_no_better(seen: Seen) -> Part:
     """Errors of the features predict no better than errors of the weights.
 
     Over all choices that remove at least half of a layer, the best of the three feature errors is
@@ -181,34 +220,27 @@ def features_no_better(
     weights'; does not hold where it is higher and distinguishable; not decidable where it is
     higher but not distinguishable.
     """
-    best, evidence = {}, []
+    names, best, evidence = [], [], []
     for label, errors in (("best of weights", WEIGHT_ERRORS), ("best of features", FEATURE_ERRORS)):
-        taus = {error: _enough(tables.by_error, phase, error) for error in errors}
-        known = {error: tau for error, tau in taus.items() if tau is not None}
-        if len(known) < len(errors):
-            return _unmeasured(phase)
-        name = max(known, key=lambda error: known[error].mean)
-        best[label] = (error_name(name), known[name])
-        published = [p for e in errors if (p := paper.by_error("test", phase, e)) is not None]
+        known = seen.known(seen.tables.by_error, errors)
+        if known is None:
+            return seen.unmeasured
+        names.append(max(known, key=lambda error: known[error].mean))
+        published = [tau for error in errors if (tau := seen.by_error(error)) is not None]
         highest = max(published, key=lambda value: value.mean, default=None)
-        evidence.append(_evidence(label, phase, known[name], highest))
-    (weights_name, weights), (features_name, features) = best.values()
-    gap = difference(weights, features)
-    evidence.append(_gap_evidence("weights \N{MINUS SIGN} features", phase, gap, *evidence))
-
-    distinguishable = _distinguishable(gap)
-    if gap.mean >= 0:
-        verdict, order = HOLDS, "no better than"
-    else:
-        verdict, order = (FAILS if distinguishable else UNDECIDED), "better than"
-    suffix = "" if distinguishable else ", though the two are not distinguishable"
-    reason = f"{_when(phase)}: {features_name} predicts {order} {weights_name}{suffix}."
+        best.append(known[names[-1]])
+        evidence.append(seen.evidence(label, best[-1], highest))
+    gap = difference(*best)
+    evidence.append(seen.gap("weights \N{MINUS SIGN} features", gap, *evidence))
+    verdict = _verdict(gap.mean >= 0, _distinguishable(gap))
+    order = "no better than" if verdict == HOLDS else "better than"
+    suffix = "" if _distinguishable(gap) else ", though the two are not distinguishable"
+    first, second = map(error_name, names)
+    reason = f"{seen.when}: {second} predicts {order} {first}{suffix}."
     return Part(verdict, reason, tuple(evidence))
 
 
-def layers_harder_than_methods(
-    tables: TauTables, paper: PublishedStudy, config: StudyConfig, phase: str
-) -> Part:
+def layers_harder_than_methods(seen: Seen) -> Part:
     """Before fine-tuning, layers are harder to compare than methods.
 
     Tau over layers only is below tau over all choices, tau over methods only about equal to it.
@@ -217,78 +249,56 @@ def layers_harder_than_methods(
     decidable where it is higher but not distinguishable. Methods: holds where their mean tau lies
     within 0.1 of that over all choices, or within its interval; else does not hold.
     """
-    layers, methods, everything = (_enough(tables.by_scope, phase, scope) for scope in SCOPES)
-    if layers is None or methods is None or everything is None:
-        return _unmeasured(phase)
+    known = seen.known(seen.tables.by_scope, SCOPES)
+    if known is None:
+        return seen.unmeasured
+    layers, methods, everything = known.values()
     gap = difference(everything, layers)
-    if gap.mean > 0:
-        below, order = HOLDS, "below"
-    else:
-        below, order = (FAILS if _distinguishable(gap) else UNDECIDED), "not below"
+    below = _verdict(gap.mean > 0, _distinguishable(gap))
+    order = "below" if below == HOLDS else "not below"
     suffix = "" if _distinguishable(gap) else " (not distinguishable)"
     distance = abs(methods.mean - everything.mean)
     is_near = distance <= NEAR or everything.lower <= methods.mean <= everything.upper
-    nearness = "near it" if is_near else "not near it"
     evidence = [
-        _evidence(SCOPE_NAMES[scope], phase, tau, paper.by_scope("test", phase, scope))
-        for scope, tau in zip(SCOPES, (layers, methods, everything), strict=True)
+        seen.evidence(SCOPE_NAMES[scope], tau, seen.paper.by_scope("test", seen.phase, scope))
+        for scope, tau in known.items()
     ]
-    evidence.append(
-        _gap_evidence("all \N{MINUS SIGN} layers", phase, gap, evidence[2], evidence[0])
-    )
+    evidence.append(seen.gap("all \N{MINUS SIGN} layers", gap, evidence[2], evidence[0]))
     reason = (
         f"Tau over layers is {order} tau over all choices{suffix}; "
-        f"tau over methods is {nearness}, {distance:.2f} away."
+        f"tau over methods is {'near it' if is_near else 'not near it'}, {distance:.2f} away."
     )
     return Part(all_hold((below, HOLDS if is_near else FAILS)), reason, tuple(evidence))
 
 
 def all_hold(verdicts: Iterable[str]) -> str:
     """Does not hold where one does not; holds where all do; else not decidable."""
-    verdicts = set(verdicts)
-    if FAILS in verdicts:
-        return FAILS
-    return UNDECIDED if UNDECIDED in verdicts else HOLDS
+    found = set(verdicts)
+    return next((verdict for verdict in (FAILS, UNDECIDED) if verdict in found), HOLDS)
 
 
-def _enough(table: TauTable, phase: str, column: str) -> TauEstimate | None:
-    tau = table.get(("test", phase, column))
-    return tau if tau is not None and tau.choices >= LEAST_CHOICES else None
+def _verdict(holds: bool, fails: bool) -> str:
+    return HOLDS if holds else FAILS if fails else UNDECIDED
 
 
-def _trend_interval(levels: Sequence[TauEstimate]) -> tuple[float, float]:
-    """The interval of tau-a between the order of the levels and their taus, over the resamples."""
-    resampled = np.stack([level.resampled for level in levels])
+def _trend(
+    levels: Mapping[float, TauEstimate], published: Mapping[float, PublishedTau | None], phase: str
+) -> Evidence:
+    """Tau-a between compression and tau at that compression; its interval is over the resamples."""
+    resampled = np.stack([level.resampled for level in levels.values()])
     defined = resampled[:, ~np.isnan(resampled).any(axis=0)].T
     order = np.broadcast_to(np.arange(len(levels), dtype=float), defined.shape)
     trends = concordance(order, defined).sum(axis=(1, 2)) / (len(levels) * (len(levels) - 1))
-    return percentile_interval(trends)
+    lower, upper = percentile_interval(trends)
+    mean = kendall_tau_a(list(levels), [level.mean for level in levels.values()])
+    means = [value.mean for value in published.values() if value]
+    beside = kendall_tau_a(list(levels), means) if len(means) == len(levels) else math.nan
+    return Evidence("trend over levels", phase, mean, math.nan, lower, upper, beside)
 
 
 def _distinguishable(gap: TauEstimate) -> bool:
     return gap.lower > 0 or gap.upper < 0
 
 
-def _unmeasured(phase: str) -> Part:
-    return Part(UNDECIDED, f"{_when(phase)}: too few choices are measured in every run.")
-
-
-def _when(phase: str) -> str:
-    return f"{phase.title()} fine-tuning"
-
-
 def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def _evidence(label: str, phase: str, tau: TauEstimate, published: PublishedTau | None) -> Evidence:
-    beside = (published.mean, published.std) if published else ()
-    return Evidence(label, phase, tau.mean, tau.std, tau.lower, tau.upper, *beside)
-
-
-def _gap_evidence(
-    label: str, phase: str, gap: TauEstimate, minuend: Evidence, subtrahend: Evidence
-) -> Evidence:
-    # The spread of a published difference is unknown: the runs behind it are not published here.
-    published = minuend.published_mean - subtrahend.published_mean
-    return Evidence(label, phase, gap.mean, gap.std, gap.lower, gap.upper, published)

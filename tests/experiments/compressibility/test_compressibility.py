@@ -1,7 +1,6 @@
 import csv
 import dataclasses
 import json
-import math
 import shutil
 
 import jax
@@ -16,9 +15,9 @@ from experiments.compressibility.measure import MaskedFit, measured, present, tu
 from experiments.compressibility.paper import published_pruning
 from experiments.compressibility.pruner import Pruner, kernels
 from experiments.compressibility.report import write_report
+from experiments.compressibility.rows import averaged_layers, layer_rows
 from experiments.compressibility.run import check_chain
 from experiments.compressibility.settings import Compressibility
-from experiments.compressibility.tables import averaged_layers, layer_rows
 from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
 from experiments.data_aware.settings import DataAware
 from experiments.models import MLP
@@ -344,12 +343,11 @@ def test_means_over_layers_weigh_neurons(unbroken):
     settings = read_fields(Compressibility, json.loads((unbroken / "config.json").read_text()))
     rows = layer_rows(settings, read_journal(unbroken / "metrics.jsonl", SCHEMA))
     averaged = averaged_layers(rows)
-    (network,) = (row for row in averaged if not row["layer"])
+    (network,) = averaged[averaged["layer"] == ""].to_dict("records")
     assert (network["neurons"], network["weights"]) == (9, 10 * 8 + 8)
-    expected = sum(row["neurons"] * row["pq_index"] for row in rows) / (2 * 9)
+    expected = (rows["neurons"] * rows["pq_index"]).sum() / (2 * 9)
     assert network["pq_index"] == pytest.approx(expected)
-    known = [row["bound_least"] for row in rows if not math.isnan(row["bound_least"])]
-    assert network["bound_least"] == min(known) >= 1
+    assert network["bound_least"] == rows["bound_least"].min() >= 1
 
 
 def test_published_figures():

@@ -1,5 +1,4 @@
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from experiments.network.calibrate import Calibration
 from experiments.network.network import configured
 from experiments.network.train_on import moments_for
 from experiments.network.training import LinenNetwork, Variables, evaluate
-from experiments.report.rows import spread
 from experiments.runner import carry_out
 from experiments.workdir.fields import plain_fields, read_fields
 
@@ -268,14 +266,6 @@ def test_one_start_and_one_decomposition_for_all_that_see_no_data(planned, tmp_p
 
     np.testing.assert_allclose(output(after), output(before), atol=1e-5)
     assert not np.allclose(output(dense["conv2"]), output(before), atol=1e-5)
-
-
-def test_intervals_are_student_s():
-    found = spread("x", [1.0, 2.0, 3.0])
-    # Three values, t of two degrees of freedom: 4.3027, and a standard error of 1 / sqrt(3).
-    assert found["x"] == 2
-    assert found["x_upper"] - 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
-    assert math.isnan(spread("x", [1.0])["x_lower"])
 
 
 def test_transfer_without_tuning_and_layers(unbroken, tmp_path):

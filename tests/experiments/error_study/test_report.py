@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name
-from experiments.error_study.findings import judge_findings
 from experiments.error_study.paper import published_study
 from experiments.error_study.records import read_measurements, read_study
 from experiments.error_study.report import write_report
 from experiments.error_study.settings import read_config
 from experiments.error_study.tables import TauTables
-from experiments.error_study.verdicts import FAILS, HOLDS, UNDECIDED
+from experiments.error_study.verdicts import FAILS, HOLDS, UNDECIDED, judge_findings
 from experiments.report.correlate import TauEstimate
 
 LAYERS = ("conv2", "conv3", "conv4", "conv5")
@@ -592,5 +591,5 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     config = study_config(finetune_epochs=0)
     workdir = write_study(tmp_path, config, list(study_records(config))[:1])
-    with pytest.raises(ImportError, match=r"tdjax\[study\]"):
+    with pytest.raises(ImportError, match=r"tdjax\[experiments\]"):
         write_report(workdir, resamples=20)

@@ -1,0 +1,115 @@
+"""The report's section about errors in the norms of the data, apart from the published six."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name, error_names
+from experiments.error_study.plots import plot_bars
+from experiments.error_study.records import SUBSETS
+from experiments.error_study.tables import TauTables, tau_table
+from experiments.error_study.verdicts import LEAST_CHOICES
+from experiments.report.correlate import TauEstimate, difference
+from experiments.report.page import Picture, Section
+from experiments.report.tables import DASH, Table, TauText, number, tau_text
+
+MEANING = (
+    "The same approximations in the norms that the data gives, over the training images of the "
+    "feature errors. With E the change of a kernel, Covariance is the root of tr(E\u1d40 S E), S "
+    "the second moment of what goes into the layer; Kronecker is the root of tr(G E\u1d40 S E), G "
+    "the second moment of the training loss's gradient at what comes out. Relative: divided by the "
+    "same norm of the kernel. The published study has neither, and the findings do not use them. "
+    "Below, the best of these stands against the best of the six, each picked by the same figures."
+)
+TITLE = "Errors in the norm of the data"
+
+
+def data_section(
+    tables: TauTables, by_error: pd.DataFrame, phases: Sequence[str], bars: str
+) -> Section:
+    """Whether the best of these errors predicts better than the best of the six.
+
+    Arguments:
+        tables: the study's taus.
+        by_error: the rows of the table by error.
+        phases: before and after fine-tuning, what was asked for.
+        bars: what the bars of a plot mean.
+    """
+    title = "Tau by error in the norms of the data, compression of 50 % and more"
+    picture = Picture(
+        "tau_data_errors.png",
+        "Tau of the six approximation errors, and of those in the norms of the data.",
+        f"All choices that remove at least half of a layer, test set. {bars}",
+        plot_bars(by_error, "error", error_names(ERRORS + DATA_ERRORS)),
+    )
+    return Section(
+        "data-errors",
+        TITLE,
+        MEANING,
+        paragraphs=[_answer(tables, phase) for phase in phases],
+        pictures=[picture],
+        tables=[
+            tau_table(title, "error", error_names(DATA_ERRORS), by_error),
+            _gaps(tables, phases),
+        ],
+    )
+
+
+def empty_section(measured: int, lacking: int) -> Section:
+    """That there is nothing to say, and why: so many of the measurements lack these errors."""
+    why = "No choice is measured yet."
+    if measured:
+        why = (
+            f"Not measured: {lacking} of {measured} measurements in this work directory lack "
+            f"{', '.join(map(error_name, DATA_ERRORS))}, as those of earlier versions do. "
+            "A study in a new work directory has them."
+        )
+    return Section("data-errors", TITLE, MEANING, paragraphs=[why])
+
+
+def _answer(tables: TauTables, phase: str) -> str:
+    when = f"{phase.title()} fine-tuning"
+    ours, six = (_best(tables, "test", phase, errors) for errors in (DATA_ERRORS, ERRORS))
+    if ours is None or six is None or ours[1].choices < LEAST_CHOICES:
+        return f"{when}: too few choices are measured in every run."
+    gap = difference(ours[1], six[1])
+    verdict = "The two are not distinguishable"
+    if gap.lower > 0:
+        verdict = "It predicts better"
+    elif gap.upper < 0:
+        verdict = "It predicts worse"
+    return (
+        f"{when}, on the test set: {error_name(ours[0])} has the highest tau of these, "
+        f"{number(ours[1].mean)}; of the six, {error_name(six[0])} has, {number(six[1].mean)}. "
+        f"{verdict}: difference {tau_text(gap.mean, gap.std, gap.lower, gap.upper)}."
+    )
+
+
+def _gaps(tables: TauTables, phases: Sequence[str]) -> Table:
+    cells: dict[str, list[str | TauText]] = {
+        "error": ["best of the six", *map(error_name, DATA_ERRORS)]
+    }
+    for subset in SUBSETS:
+        for phase in phases:
+            cells[f"{subset}, {phase}"] = _gap_column(tables, subset, phase)
+    return Table("The same less tau of the best of the six", pd.DataFrame(cells))
+
+
+def _gap_column(tables: TauTables, subset: str, phase: str) -> list[str | TauText]:
+    six = _best(tables, subset, phase, ERRORS)
+    if six is None:
+        return [DASH] * (1 + len(DATA_ERRORS))
+    taus = (tables.by_error[subset, phase, error] for error in DATA_ERRORS)
+    gaps = (difference(tau, six[1]) for tau in taus)
+    texts = (tau_text(gap.mean, gap.std, gap.lower, gap.upper) for gap in gaps)
+    return [error_name(six[0]), *texts]
+
+
+def _best(
+    tables: TauTables, subset: str, phase: str, errors: Iterable[str]
+) -> tuple[str, TauEstimate] | None:
+    taus = ((error, tables.by_error.get((subset, phase, error))) for error in errors)
+    known = [(error, tau) for error, tau in taus if tau is not None]
+    return max(known, key=lambda found: found[1].mean, default=None)

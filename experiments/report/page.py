@@ -1,0 +1,137 @@
+"""A report's folder: its files, its pictures, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from experiments.report.tables import Table, TauText, number, percent, to_markdown
+from tdjax.files import write_atomically
+
+PACKAGES = ("tdjax", "jax", "flax", "numpy")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG beside the page, its title, and what it shows."""
+
+    file: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Card:
+    """A question that is answered: the answer with its sign and style, its grounds, its rule."""
+
+    name: str
+    title: str
+    answer: str
+    sign: str
+    style: str
+    grounds: Sequence[str]
+    rule: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; `name` is its anchor, `note` stands under its title."""
+
+    name: str
+    title: str
+    note: str = ""
+    cards: Sequence[Card] = ()
+    paragraphs: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report shows, and the files beside it.
+
+    Arguments:
+        lead: what it rests on, under the title.
+        note: the configuration's own, above the tables too where they stand alone.
+        before: heads `facts`, labels with values about the network before compression.
+        provenance: where the figures are from, labels with values.
+        config: of the experiment.
+        files: contents by name; `tables.md`, all tables of the sections, comes with them.
+    """
+
+    title: str
+    subtitle: str
+    before: str
+    facts: Mapping[str, str]
+    sections: Sequence[Section]
+    provenance: Mapping[str, str]
+    config: Mapping[str, Any]
+    files: Mapping[str, str]
+    lead: str = ""
+    note: str = ""
+
+
+def publish(workdir: Path, report: Report) -> Path:
+    """Write `workdir/report/`; return its `index.html`."""
+    folder = workdir / "report"
+    folder.mkdir(exist_ok=True)
+    tables = [table for section in report.sections for table in section.tables]
+    pictures = [picture for section in report.sections for picture in section.pictures]
+    files: dict[str, str | bytes] = {**report.files, "tables.md": to_markdown(tables, report.note)}
+    for name, content in files.items() | {one.file: one.png for one in pictures}.items():
+        write_atomically(folder / name, content)
+    # Last, so that whatever the page refers to is already there.
+    write_atomically(folder / "index.html", render(report, list(files)))
+    return folder / "index.html"
+
+
+def render(report: Report, files: Sequence[str]) -> str:
+    """The page as HTML with links to `files`, all text escaped; nothing comes from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["tau"] = lambda cell: isinstance(cell, TauText)
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        files=files,
+        config=json.dumps(report.config, indent=2),
+        provenance={**report.provenance, **versions()},
+    )
+
+
+def baseline_facts(baseline: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the page says of a network before compression, from its line of `metrics.jsonl`."""
+    if not baseline:
+        return {"network": "not trained yet"}
+    test = baseline["test"]
+    return {
+        "test accuracy": percent(test["accuracy"], 2),
+        "test cross-entropy": number(test["cross_entropy"], 3),
+        "test images": f"{test['count']:,}",
+        "parameters": f"{baseline['params']:,}",
+        "multiply-adds": f"{baseline['macs'] / 1e6:,.1f} M",
+    }
+
+
+def versions() -> dict[str, str]:
+    """The packages that a report rests on with their versions, "not installed" where missing."""
+    return {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

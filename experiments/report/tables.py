@@ -1,0 +1,200 @@
+"""Rows of measurements: averaged, set side by side, and written as CSV and Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text; the first `labels` columns say what a line is, the others figures."""
+
+    title: str
+    cells: pd.DataFrame
+    labels: int = 1
+
+
+@dataclass(frozen=True)
+class TauText:
+    """Tau in parts, so that a page can align each; a part that is not known is empty."""
+
+    mean: str
+    std: str = ""
+    lower: str = ""
+    upper: str = ""
+    published: str = ""
+
+    def __str__(self) -> str:
+        """For example `0.82 ± 0.03 [0.75, 0.88] (published 0.81 ± 0.02)`."""
+        spread = f" ± {self.std}" if self.std else ""
+        interval = f" [{self.lower}, {self.upper}]" if self.lower else ""
+        published = f" (published {self.published})" if self.published else ""
+        return f"{self.mean}{spread}{interval}{published}"
+
+
+def number(value: float, decimals: int = 2) -> str:
+    """A number with a true minus sign; empty for NaN, and no minus before a zero."""
+    if math.isnan(value):
+        return ""
+    text = f"{value:.{decimals}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def percent(share: float, decimals: int = 0) -> str:
+    """A share as a percentage."""
+    return f"{number(100 * share, decimals)} %"
+
+
+def tau_text(
+    mean: float,
+    std: float = math.nan,
+    lower: float = math.nan,
+    upper: float = math.nan,
+    published_mean: float = math.nan,
+    published_std: float = math.nan,
+) -> TauText:
+    """Tau with two decimals; each NaN is left out."""
+    beside = [number(value) for value in (published_mean, published_std)]
+    return TauText(
+        number(mean),
+        number(std),
+        number(lower),
+        number(upper),
+        " ± ".join(part for part in beside if part),
+    )
+
+
+def interval_texts(
+    rows: pd.DataFrame,
+    name: str,
+    factor: float = 1.0,
+    decimals: int = 2,
+    ends: tuple[str, str] | None = None,
+) -> list[str]:
+    """A figure of each row, with its interval in brackets where it has one.
+
+    Arguments:
+        name: of the figure's column.
+        factor: what it is shown in.
+        ends: columns of the interval; None for those of `averages`.
+    """
+    lower, upper = ends or (f"{name}_lower", f"{name}_upper")
+    texts = []
+    for values in rows[[name, lower, upper]].to_numpy(float):
+        middle, *interval = (number(factor * value, decimals) for value in values)
+        texts.append(f"{middle} [{', '.join(interval)}]" if interval[0] else middle)
+    return texts
+
+
+def framed(rows: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows as a frame, whose columns have their types even where there is no row."""
+    return pd.DataFrame(rows, columns=list(types)).astype(dict(types))
+
+
+def averages(
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    figures: Sequence[str],
+    *,
+    count: str,
+    means: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Means over the rows that have the columns `by` in common, in the order of their first rows.
+
+    Arguments:
+        figures: columns that also get their standard deviation (ddof=1) and the 95 % interval of
+            the mean by Student's t, NaN where there is one row alone: `_std`, `_lower`, `_upper`.
+        count: the column that tells of how many rows.
+        means: columns that get their mean alone.
+    """
+    groups = rows.groupby(list(by), sort=False, dropna=False)
+    sizes = groups.size()
+    columns = {count: sizes} | {name: groups[name].agg(_mean) for name in means}
+    quantile = stats.t.ppf(0.975, sizes - 1)
+    for name in figures:
+        mean, std = groups[name].agg(_mean), groups[name].agg(_std)
+        half = quantile * std / np.sqrt(sizes)
+        columns |= {name: mean, f"{name}_std": std}
+        columns |= {f"{name}_lower": mean - half, f"{name}_upper": mean + half}
+    return pd.DataFrame(columns).reset_index()
+
+
+# NumPy's, on which the last digit of published tables rests; those of pandas add up otherwise.
+def _mean(values: pd.Series) -> float:
+    return float(np.mean(values.to_numpy()))
+
+
+def _std(values: pd.Series) -> float:
+    return float(np.std(values.to_numpy(), ddof=1)) if len(values) > 1 else math.nan
+
+
+def arranged(rows: pd.DataFrame, places: Mapping[str, Iterable[Any]]) -> pd.DataFrame:
+    """The rows sorted by columns, each by the place that its values have in a list."""
+    orders = {name: {value: i for i, value in enumerate(own)} for name, own in places.items()}
+
+    def place(column: pd.Series) -> pd.Series:
+        return column.map(orders[str(column.name)])
+
+    return rows.sort_values(list(orders), kind="stable", key=place)
+
+
+def crossed(
+    rows: pd.DataFrame,
+    lines: Mapping[str, str],
+    column: str,
+    heads: Mapping[Any, str],
+    like: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Texts side by side, a dash where there is none.
+
+    Arguments:
+        rows: with the text of each under "text".
+        lines: columns that a line has in common, with their heads.
+        column: whose values stand side by side.
+        heads: those values, with their heads.
+        like: rows whose lines stand there, in the order of their first; None for `rows`.
+    """
+    wide = rows.pivot(index=list(lines), columns=column, values="text")
+    order = (rows if like is None else like).set_index(list(lines)).index.unique()
+    cells = wide.reindex(index=order, columns=list(heads)).astype(object).fillna(DASH)
+    return cells.set_axis(list(heads.values()), axis=1).reset_index(names=list(lines.values()))
+
+
+def to_csv(rows: pd.DataFrame, decimals: int | None = None) -> str:
+    """CSV text; numbers in full, or rounded to `decimals`, empty cells for what is not known.
+
+    Truth values are `true` and `false`. No rows make no text.
+    """
+    if rows.empty:
+        return ""
+    flags = {
+        str(name): rows[name].map({True: "true", False: "false"})
+        for name in rows.select_dtypes(bool)
+    }
+    places = None if decimals is None else f"%.{decimals}f"
+    return rows.assign(**flags).to_csv(index=False, lineterminator="\n", float_format=places)
+
+
+def to_markdown(tables: Iterable[Table], note: str = "") -> str:
+    """The tables as GitHub-flavoured Markdown, each under a heading, below a note."""
+    return "\n".join([*([note, ""] if note else []), *map(_markdown, tables)])
+
+
+def _markdown(table: Table) -> str:
+    cells, labels = table.cells, table.labels
+    rules = ["---"] * labels + ["---:"] * (len(cells.columns) - labels)
+    rows = [list(cells.columns), rules, *cells.to_numpy().tolist()] if len(cells) else []
+    lines = [
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows
+    ]
+    return "\n".join([f"## {table.title}", "", *(lines or ["None."]), ""])
