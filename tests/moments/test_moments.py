@@ -184,6 +184,35 @@ def test_what_is_refused(network):
         tdjax.collect_moments(*network, IMAGES, paths="none")
 
 
+def test_layers_inside_while_loops():
+    x = normal(5, 40, 3)
+    variables = random_variables(Looped(), x)
+    with pytest.raises(ValueError, match=r"layer 'dense' is called inside `while`, .* paths="):
+        tdjax.collect_moments(Looped(), variables, [x])
+    found = tdjax.collect_moments(Looped(), variables, [x], paths="head")
+    inputs, dense = np.asarray(x, np.float64), variables["params"]["dense"]
+    for _ in range(3):
+        inputs = inputs @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
+    close(found["head"].inputs[0], moment(inputs), 1e-4)
+
+
+class Looped(nn.Module):
+    """A dense layer three times in a while loop, and another one."""
+
+    @nn.compact
+    def __call__(self, x):
+        dense, head = nn.Dense(3, name="dense"), nn.Dense(2, name="head")
+        if self.is_initializing():
+            return head(dense(x))
+        _, x = nn.while_loop(
+            lambda dense, state: state[0] < 3,
+            lambda dense, state: (state[0] + 1, dense(state[1])),
+            dense,
+            (0, x),
+        )
+        return head(x)
+
+
 TOKENS = [jnp.asarray(np.random.default_rng(k).integers(0, 24, (2, 6))) for k in range(2)]
 
 
