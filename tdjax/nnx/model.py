@@ -172,6 +172,11 @@ def _module_at(
         if (module.planned.stages, module.planned.form) != (entry.stages, entry.form):
             raise ValueError(f"layer {layer.path!r} was factorised by another plan")
         return module
+    if type(module) in DENSE:
+        raise ValueError(
+            f"layer {layer.path!r} of the model is factorised already: pass the model that the "
+            "plan was made for, or make a plan for this one"
+        )
     kind = KINDS.get(type(module))
     if kind is None or kind.weight != layer.storage.name:
         raise ValueError(f"layer {layer.path!r}: the plan was made for {layer.kind}, not {name}")

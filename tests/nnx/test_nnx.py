@@ -663,6 +663,8 @@ def test_errors_name_the_layer(network, plan):
     with pytest.raises(ValueError, match=r"layer 'first' is not factorised, but an nnx\.Linear"):
         reconstruct(network, plan)
     small = tdjax.factorize(network, plan, key=key)
+    with pytest.raises(ValueError, match="layer 'first' of the model is factorised already"):
+        tdjax.factorize(small, plan, key=key)
     wider = tdjax.make_plan(network, [Rule(path="first", method="svd", rank=3)], SEQUENCE)
     with pytest.raises(ValueError, match="layer 'first' was factorised by another plan"):
         reconstruct(small, wider)
