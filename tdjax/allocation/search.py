@@ -150,7 +150,7 @@ def exchanged(
 
     Arguments:
         places: the choices so far.
-        least, budget: between which the total shall lie.
+        least, budget: the bounds of the total cost.
         lost: from errors (..., layers) to what is to be small.
 
     Returns: the best exchange, or None where none fits.
@@ -161,9 +161,9 @@ def exchanged(
     for down, up in permutations(range(len(tables)), 2):
         lower = np.arange(max(0, places[down] - REACH), places[down] + 1)
         higher = np.arange(places[up], min(len(tables[up].cost), places[up] + REACH + 1))
-        cheaper = tables[down].cost[lower] - tables[down].cost[places[down]]
-        dearer = tables[up].cost[higher] - tables[up].cost[places[up]]
-        sums = spent + cheaper[:, None] + dearer
+        less = tables[down].cost[lower] - tables[down].cost[places[down]]
+        more = tables[up].cost[higher] - tables[up].cost[places[up]]
+        sums = spent + less[:, None] + more
         errors = np.broadcast_to(now, (*sums.shape, len(now))).copy()
         errors[..., down] = tables[down].error[lower][:, None]
         errors[..., up] = tables[up].error[higher]
