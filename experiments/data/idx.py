@@ -39,12 +39,7 @@ def read_idx(path: str | Path, ndim: int, home: str) -> UInt8[np.ndarray, "..."]
     content = read_bytes(path, home)
     # Browsers may decompress a download and keep the name, so the suffix says little.
     if content.startswith(_GZIP_MAGIC):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            problem = f"truncated or damaged gzip data ({error}); expected one whole gzip stream"
-            raise data_error(path, problem, home) from error
-
+        content = _decompressed(content, path, home)
     magic = bytes([0, 0, _UNSIGNED_BYTE, ndim])
     if content[:4] != magic:
         raise data_error(
@@ -69,6 +64,14 @@ def read_idx(path: str | Path, ndim: int, home: str) -> UInt8[np.ndarray, "..."]
     if size == header:
         raise data_error(path, f"holds no data (shape {shape}); expected at least one entry", home)
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _decompressed(content: bytes, path: str | Path, home: str) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        problem = f"truncated or damaged gzip data ({error}); expected one whole gzip stream"
+        raise data_error(path, problem, home) from error
 
 
 def read_idx_folder(

@@ -148,15 +148,7 @@ def aircraft_files(folder: str | Path, part: str) -> ImageFiles:
     Source: Maji et al., "Fine-Grained Visual Classification of Aircraft", 2013, arXiv 1306.5151.
     """
     _check_part(part, AIRCRAFT_PARTS)
-    places = [Path(folder), Path(folder, "data"), Path(folder, "fgvc-aircraft-2013b", "data")]
-    root = next((place for place in places if (place / "images").is_dir()), None)
-    if root is None:
-        raise data_error(
-            folder,
-            "FGVC-Aircraft is not in this folder; expected images, variants.txt and "
-            "images_variant_*.txt, in it or in fgvc-aircraft-2013b/data",
-            AIRCRAFT_HOME,
-        )
+    root = _aircraft_root(folder)
     variants = _lines(root / "variants.txt")
     path = root / f"images_variant_{part}.txt"
     numbers, names = [], []
@@ -198,6 +190,19 @@ def _imagenet_root(folder: Path) -> Path:
             IMAGENET_HOME,
         )
     return found[0]
+
+
+def _aircraft_root(folder: str | Path) -> Path:
+    places = [Path(folder), Path(folder, "data"), Path(folder, "fgvc-aircraft-2013b", "data")]
+    for place in places:
+        if (place / "images").is_dir():
+            return place
+    raise data_error(
+        folder,
+        "FGVC-Aircraft is not in this folder; expected images, variants.txt and "
+        "images_variant_*.txt, in it or in fgvc-aircraft-2013b/data",
+        AIRCRAFT_HOME,
+    )
 
 
 def _class_names(folder: Path) -> list[str]:
