@@ -17,12 +17,12 @@ from experiments.error_study.settings import StudyConfig
 from experiments.report.correlate import TauEstimate, estimate_tau, log_classification_error
 from experiments.report.tables import (
     Table,
+    Tau,
     arranged,
     averages,
     crossed,
     framed,
     percent,
-    tau_text,
 )
 
 CHOICE = ("layer", "method", "compression")
@@ -201,7 +201,7 @@ def tau_rows(
 
 def tau_texts(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with their taus as text."""
-    texts = [tau_text(*values) for values in rows[list(TAU)].to_numpy(float)]
+    texts = [Tau(*values) for values in rows[list(TAU)].to_numpy(float)]
     return rows.assign(text=pd.Series(texts, rows.index, dtype=object))
 
 
