@@ -23,6 +23,15 @@ class Table:
     cells: pd.DataFrame
     labels: int = 1
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold plain numbers, neither labels nor taus."""
+        columns = zip(*self.cells.to_numpy().tolist(), strict=True)
+        return [
+            place >= self.labels and not any(isinstance(cell, Tau) for cell in column)
+            for place, column in enumerate(columns)
+        ]
+
 
 @dataclass(frozen=True)
 class Tau:
