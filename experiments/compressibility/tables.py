@@ -14,12 +14,12 @@ from experiments.compressibility.trials import enumerate_trials
 from experiments.report.tables import (
     DASH,
     Table,
+    Tau,
     crossed,
     framed,
     interval_texts,
     number,
     percent,
-    tau_text,
 )
 from tdjax.pruning.prunable import SCOPES
 
@@ -191,7 +191,7 @@ def _tau_table(taus: pd.DataFrame) -> Table:
     cells = {
         "index": taus["index"].map(INDEX_TEXT),
         "q": [number(q, 1) or DASH for q in taus["q"]],
-        "tau": [tau_text(*own) for own in taus[["mean", "std", "lower", "upper"]].to_numpy(float)],
+        "tau": [Tau(*own) for own in taus[["mean", "std", "lower", "upper"]].to_numpy(float)],
         "layers": taus["layers"].astype(str),
     }
     title = "Kendall's tau between index and share that can go, over the layers"

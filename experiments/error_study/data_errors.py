@@ -13,7 +13,7 @@ from experiments.error_study.tables import TauTables, tau_table
 from experiments.error_study.verdicts import LEAST_CHOICES
 from experiments.report.correlate import TauEstimate, difference
 from experiments.report.page import Picture, Section
-from experiments.report.tables import DASH, Table, TauText, number, tau_text
+from experiments.report.tables import DASH, Table, Tau, number
 
 MEANING = (
     "The same approximations in the norms that the data gives, over the training images of the "
@@ -83,12 +83,12 @@ def _answer(tables: TauTables, phase: str) -> str:
     return (
         f"{when}, on the test set: {error_name(ours[0])} has the highest tau of these, "
         f"{number(ours[1].mean)}; of the six, {error_name(six[0])} has, {number(six[1].mean)}. "
-        f"{verdict}: difference {tau_text(gap.mean, gap.std, gap.lower, gap.upper)}."
+        f"{verdict}: difference {Tau(gap.mean, gap.std, gap.lower, gap.upper)}."
     )
 
 
 def _gaps(tables: TauTables, phases: Sequence[str]) -> Table:
-    cells: dict[str, list[str | TauText]] = {
+    cells: dict[str, list[str | Tau]] = {
         "error": ["best of the six", *map(error_name, DATA_ERRORS)]
     }
     for subset in SUBSETS:
@@ -97,13 +97,13 @@ def _gaps(tables: TauTables, phases: Sequence[str]) -> Table:
     return Table("The same less tau of the best of the six", pd.DataFrame(cells))
 
 
-def _gap_column(tables: TauTables, subset: str, phase: str) -> list[str | TauText]:
+def _gap_column(tables: TauTables, subset: str, phase: str) -> list[str | Tau]:
     six = _best(tables, subset, phase, ERRORS)
     if six is None:
         return [DASH] * (1 + len(DATA_ERRORS))
     taus = (tables.by_error[subset, phase, error] for error in DATA_ERRORS)
     gaps = (difference(tau, six[1]) for tau in taus)
-    texts = (tau_text(gap.mean, gap.std, gap.lower, gap.upper) for gap in gaps)
+    texts = (Tau(gap.mean, gap.std, gap.lower, gap.upper) for gap in gaps)
     return [error_name(six[0]), *texts]
 
 

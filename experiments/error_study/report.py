@@ -48,8 +48,6 @@ TITLE = (
     "Does the approximation error predict "
     "the compressed network\N{RIGHT SINGLE QUOTATION MARK}s performance?"
 )
-
-
 SIGNS = {
     HOLDS: ("holds", "\N{CHECK MARK}"),
     FAILS: ("fails", "\N{MULTIPLICATION SIGN}"),

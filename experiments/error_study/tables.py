@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,17 @@ from jaxtyping import Float
 
 from experiments.error_study.error_names import RELATIVE_WEIGHTS
 from experiments.error_study.paper import PublishedTau
-from experiments.error_study.records import SUBSETS, Performance, Study
+from experiments.error_study.records import SUBSETS, Compressed, Finetuned, Study
 from experiments.error_study.settings import StudyConfig
 from experiments.report.correlate import TauEstimate, estimate_tau, log_classification_error
 from experiments.report.tables import (
     Table,
+    Tau,
     arranged,
     averages,
     crossed,
     framed,
     percent,
-    tau_text,
 )
 
 CHOICE = ("layer", "method", "compression")
@@ -70,12 +70,15 @@ def measurement_rows(study: Study) -> pd.DataFrame:
             found = study.measurements.compressed.get((choice, run))
             if found is None:
                 continue
-            row: Row = {name: getattr(choice, name) for name in CHOICE} | {
+            row: Row = {
+                **asdict(choice),
                 "run": run,
+                "ranks": " ".join(map(str, found.ranks)),
+                "kept": found.kept,
+                "saves": found.saves,
                 **found.errors,
+                **_performances("before", found),
             }
-            row |= {"ranks": " ".join(map(str, found.ranks)), "kept": found.kept}
-            row |= {"saves": found.saves} | _performances("before", found)
             if tuned := study.measurements.finetuned.get((choice, run)):
                 row |= {"finetune_epoch": tuned.epoch} | _performances("after", tuned)
             rows.append(row)
@@ -91,17 +94,11 @@ def _performance_columns(phase: str) -> list[str]:
     return [f"{subset}/{phase}/{figure}" for subset in SUBSETS for figure in FIGURES]
 
 
-def _performances(phase: str, measured: Any) -> dict[str, float]:
-    found: list[Performance] = [getattr(measured, subset) for subset in SUBSETS]
-    values = [
-        value
-        for own in found
-        for value in (
-            own.accuracy,
-            own.cross_entropy,
-            log_classification_error(own.accuracy, own.count),
-        )
-    ]
+def _performances(phase: str, measured: Compressed | Finetuned) -> dict[str, float]:
+    values: list[float] = []
+    for own in (getattr(measured, subset) for subset in SUBSETS):
+        log_error = log_classification_error(own.accuracy, own.count)
+        values += [own.accuracy, own.cross_entropy, log_error]
     return dict(zip(_performance_columns(phase), values, strict=True))
 
 
@@ -201,7 +198,7 @@ def tau_rows(
 
 def tau_texts(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with their taus as text."""
-    texts = [tau_text(*values) for values in rows[list(TAU)].to_numpy(float)]
+    texts = [Tau(*values) for values in rows[list(TAU)].to_numpy(float)]
     return rows.assign(text=pd.Series(texts, rows.index, dtype=object))
 
 

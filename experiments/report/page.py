@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.report.tables import Table, TauText, number, percent, to_markdown
+from experiments.report.tables import Table, Tau, number, percent, to_markdown
 from tdjax.files import write_atomically
 
 PACKAGES = ("tdjax", "jax", "flax", "numpy")
@@ -102,7 +102,8 @@ def render(report: Report, files: Sequence[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["tau"] = lambda cell: isinstance(cell, TauText)
+    environment.tests["tau"] = lambda cell: isinstance(cell, Tau)
+    environment.filters["number"] = number
     return environment.get_template("page.html.j2").render(
         report=report,
         files=files,

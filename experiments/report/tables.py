@@ -23,23 +23,40 @@ class Table:
     cells: pd.DataFrame
     labels: int = 1
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold plain numbers, neither labels nor taus."""
+        columns = zip(*self.cells.to_numpy().tolist(), strict=True)
+        return [
+            place >= self.labels and not any(isinstance(cell, Tau) for cell in column)
+            for place, column in enumerate(columns)
+        ]
+
 
 @dataclass(frozen=True)
-class TauText:
-    """Tau in parts, so that a page can align each; a part that is not known is empty."""
+class Tau:
+    """Kendall's tau as a cell, whose parts a page can align; a part that is not known is NaN."""
 
-    mean: str
-    std: str = ""
-    lower: str = ""
-    upper: str = ""
-    published: str = ""
+    mean: float
+    std: float = math.nan
+    lower: float = math.nan
+    upper: float = math.nan
+    published_mean: float = math.nan
+    published_std: float = math.nan
+
+    @property
+    def published(self) -> str:
+        """The published tau, "" where there is none."""
+        beside = (number(self.published_mean), number(self.published_std))
+        return " ± ".join(part for part in beside if part)
 
     def __str__(self) -> str:
         """For example `0.82 ± 0.03 [0.75, 0.88] (published 0.81 ± 0.02)`."""
-        spread = f" ± {self.std}" if self.std else ""
-        interval = f" [{self.lower}, {self.upper}]" if self.lower else ""
+        mean, std, lower, upper = map(number, (self.mean, self.std, self.lower, self.upper))
+        spread = f" ± {std}" if std else ""
+        interval = f" [{lower}, {upper}]" if lower else ""
         published = f" (published {self.published})" if self.published else ""
-        return f"{self.mean}{spread}{interval}{published}"
+        return f"{mean}{spread}{interval}{published}"
 
 
 def number(value: float, decimals: int = 2) -> str:
@@ -53,25 +70,6 @@ def number(value: float, decimals: int = 2) -> str:
 def percent(share: float, decimals: int = 0) -> str:
     """A share as a percentage."""
     return f"{number(100 * share, decimals)} %"
-
-
-def tau_text(
-    mean: float,
-    std: float = math.nan,
-    lower: float = math.nan,
-    upper: float = math.nan,
-    published_mean: float = math.nan,
-    published_std: float = math.nan,
-) -> TauText:
-    """Tau with two decimals; each NaN is left out."""
-    beside = [number(value) for value in (published_mean, published_std)]
-    return TauText(
-        number(mean),
-        number(std),
-        number(lower),
-        number(upper),
-        " ± ".join(part for part in beside if part),
-    )
 
 
 def interval_texts(

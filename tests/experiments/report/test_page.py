@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from experiments.report.page import Card, Picture, Report, Section, baseline_facts, publish
-from experiments.report.tables import Table, tau_text
+from experiments.report.tables import Table, Tau
 
-CELLS = pd.DataFrame({"layer <1>": ["conv & dense"], "tau": [tau_text(0.5, 0.1, 0.3, 0.7)]})
+CELLS = pd.DataFrame({"layer <1>": ["conv & dense"], "tau": [Tau(0.5, 0.1, 0.3, 0.7)]})
 CARD = Card("one", "1. It holds.", "holds", "!", "holds", ["So."], "Rule: r.", Table("T", CELLS))
 REPORT = Report(
     title="A <title>",

@@ -8,6 +8,7 @@ from experiments.report.tables import (
     DASH,
     MINUS,
     Table,
+    Tau,
     arranged,
     averages,
     crossed,
@@ -115,6 +116,21 @@ def test_texts():
     assert interval_texts(rows, "x") == [f"0.00 [{MINUS}1.00, 1.00]", "2.00", ""]
     assert interval_texts(rows, "x", 100, 1)[0] == f"{MINUS}0.1 [{MINUS}100.0, 100.0]"
     assert number(-1.25, 1) == f"{MINUS}1.2"
+
+
+def test_only_plain_numbers_stand_to_the_right():
+    taus = ["Relative Weights", Tau(0.5)]
+    cells = pd.DataFrame({"a": ["x", "y"], "b": ["z", "w"], "tau": taus, "c": ["1", "2"]})
+    assert Table("", cells).numeric == [False, True, False, True]
+    assert Table("", cells, labels=2).numeric == [False, False, False, True]
+
+
+def test_tau_leaves_out_what_is_not_known():
+    assert str(Tau(0.819, 0.031, 0.75, 0.88, 0.81, 0.02)) == (
+        "0.82 ± 0.03 [0.75, 0.88] (published 0.81 ± 0.02)"
+    )
+    assert str(Tau(-0.5, lower=-1.0, upper=0.0)) == f"{MINUS}0.50 [{MINUS}1.00, 0.00]"
+    assert str(Tau(0.5, published_mean=0.4)) == "0.50 (published 0.40)"
 
 
 def test_markdown():
