@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # What a plain installation may lack, and what takes long to load: absl comes with Flax and Optax.
 LATE = (
-    "absl", "flax", "grain", "jinja2", "matplotlib", "ml_collections", "optax", "orbax", "pandas",
+    "absl", "flax", "jinja2", "matplotlib", "ml_collections", "optax", "orbax", "pandas",
     "PIL", "sklearn", "tqdm",
 )  # fmt: skip
 # A room stands on those before it alone; rooms on one floor do not know each other.

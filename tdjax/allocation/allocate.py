@@ -134,9 +134,7 @@ def _moments_of(layer: Layer, moments: Mapping[str, LayerMoments] | None) -> Lay
 
 def _table(layer: Layer, measured: Sequence[RatedChoices], cost: str) -> LayerTable:
     reason = (
-        "the rest is better spared elsewhere"
-        if measured
-        else "nothing smaller is known for it"
+        "the rest is better spared elsewhere" if measured else "nothing smaller is known for it"
     )
     dense = PlannedLayer(layer, reason=reason)
     costs = [choices.cost for choices, _ in measured] + [np.array([cost_of(dense, cost)])]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +24,8 @@ from tdjax.linen.kinds import KINDS
 from tdjax.plan.plan import Plan
 
 Path = tuple[str, ...]
+# Paths of models whose methods are running, in one thread.
+Running = ContextVar[frozenset[Path]]
 
 
 def factorize(model: nn.Module, plan: Plan) -> nn.Module:
@@ -50,14 +53,14 @@ def factorize(model: nn.Module, plan: Plan) -> nn.Module:
 @functools.lru_cache(maxsize=512)
 def _factorised_class(cls: type[nn.Module], plan: Plan) -> type[nn.Module]:
     """A subclass whose methods run inside the interceptor; cached, so that jit caches hold."""
-    running: set[Path] = set()
+    running: Running = ContextVar("running", default=frozenset())
     made: Any = intercepted_class(cls, functools.partial(_interceptor, plan, running))
     paths = (entry.layer.path for entry in plan.factorised)
     made._factorised = (*getattr(cls, "_factorised", ()), *paths)
     return made
 
 
-def _interceptor(plan: Plan, running: set[Path], prefix: Path) -> Interceptor:
+def _interceptor(plan: Plan, running: Running, prefix: Path) -> Interceptor:
     entries = {entry.layer.path: entry for entry in plan.factorised}
 
     def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
@@ -76,7 +79,7 @@ def _interceptor(plan: Plan, running: set[Path], prefix: Path) -> Interceptor:
         if module.scope is None:
             return next_fun(*args, **kwargs)
         path = module.path
-        if path != prefix or context.method_name == "setup" or path in running:
+        if path != prefix or context.method_name == "setup" or path in running.get():
             return answer(next_fun, args, kwargs, context, path)
         with _fitting(plan, running, module, whole=context.method_name == "__call__"):
             return answer(next_fun, args, kwargs, context, path)
@@ -85,15 +88,15 @@ def _interceptor(plan: Plan, running: set[Path], prefix: Path) -> Interceptor:
 
 
 @contextmanager
-def _fitting(plan: Plan, running: set[Path], model: Any, *, whole: bool) -> Iterator[None]:
+def _fitting(plan: Plan, running: Running, model: Any, *, whole: bool) -> Iterator[None]:
     """Hold the parameters that a model's method is given, or makes, against the plan.
 
     Arguments:
-        running: paths of models whose methods are running: those that they call see a part alone.
+        running: models whose methods are running: those that they call see a part alone.
         whole: whether the method is the model's own call, which meets all of its layers.
     """
     path = model.path
-    running.add(path)
+    before = running.set(running.get() | {path})
     try:
         made = model.is_mutable_collection("params")
         if not made:
@@ -102,4 +105,4 @@ def _fitting(plan: Plan, running: set[Path], model: Any, *, whole: bool) -> Iter
         if made:
             check_params(plan, model.variables.get("params", {}), whole=whole)
     finally:
-        running.discard(path)
+        running.reset(before)

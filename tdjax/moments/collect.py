@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import register
+from tdjax.decompose.pytree import register
 from tdjax.hints import did_you_mean
 from tdjax.moments.rows import Rows
 from tdjax.moments.sums import LossFn, SummedCall, Sums, batch_sums, model_inputs, summed_calls

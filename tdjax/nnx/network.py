@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from tdjax.arguments.called import calling_the_model
 from tdjax.hints import did_you_mean
-from tdjax.nnx.graph import array_of, become, modules_of, shape_of
+from tdjax.nnx.graph import array_of, become, modules_of, shape_of, with_calls
 from tdjax.nnx.kinds import KINDS
 from tdjax.params.tree import put
 from tdjax.trace.call import call_arguments
@@ -101,12 +101,6 @@ class _Compared:
     kernel: Array
 
 
-def _comparing(cls: type) -> type:
-    """A subclass of a kind of layer that keeps its outputs, and those with the other kernel."""
-    methods = [name for name in ("__call__", "attend") if hasattr(cls, name)]
-    return type(cls.__name__, (cls,), {name: _kept(cls, name) for name in methods})
-
-
 def _kept(cls: type, method: str) -> Callable[..., Any]:
     """A method of a class that also keeps what it returns."""
     answer = getattr(cls, method)
@@ -136,7 +130,8 @@ def _pairs(layer: Any) -> list[tuple[Array, Array]]:
     ]
 
 
-_COMPARING = {cls: _comparing(cls) for cls in KINDS}
+# Layers that keep their outputs, and those with the other kernel.
+_COMPARING = {cls: with_calls(cls, _kept) for cls in KINDS}
 
 
 def network_of(model: nnx.Module) -> tuple[Network, list[Any]]:
