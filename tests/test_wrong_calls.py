@@ -385,7 +385,7 @@ def test_names_of_layers():
     with pytest.raises(KeyError, match=r"no layer 'Dense0'; .*; did you mean 'dense0'"):
         PLAN["Dense0"]
     with pytest.raises(KeyError, match=r"no layer 'dense2'; .*; did you mean 'dense1'"):
-        tdjax.factorize(NNX, Plan((PLAN["dense0"].__class__(WIDER, "svd", (1,)),)))
+        tdjax.factorize(NNX, Plan((tdjax.PlannedLayer(WIDER, tdjax.Form("svd", (1,))),)))
 
 
 WIDER = tdjax.layer_table(MLP((60, 40, 9)), random_variables(MLP((60, 40, 9)), X), X)[2]
