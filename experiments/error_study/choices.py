@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
-from itertools import product
 
-from experiments.error_study.protocol import Protocol
-from experiments.error_study.records import Choice
+from experiments.error_study.protocol import Choice, Protocol
 from experiments.network.network import Network
 from tdjax.decompose.tt import clip_ranks
 from tdjax.plan.decide import plan_layer
@@ -65,18 +63,13 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
             )
     tables = None if protocol.decompose.ranks == "rule" else published_ranks(protocol)
     plans: dict[Choice, PlannedLayer] = {}
-    for path, method, compression in product(
-        protocol.layers, protocol.methods, protocol.compressions
-    ):
-        choice = Choice(path, method, round(compression, 6))
-        rank = None if tables is None else _from_table(tables, choice, by_path[path])
-        rule = Rule(
-            path=".*",
-            method=method,
-            compression=compression if rank is None else None,
-            rank=rank,
-        )
-        plans[choice] = plan_layer(by_path[path], rule)
+    asked = dict(zip(protocol.levels, protocol.compressions, strict=True))
+    for choice in protocol.choices:
+        layer = by_path[choice.layer]
+        rule = Rule(path=".*", method=choice.method, compression=asked[choice.compression])
+        if tables is not None:
+            rule = replace(rule, compression=None, rank=_from_table(tables, choice, layer))
+        plans[choice] = plan_layer(layer, rule)
     return plans
 
 

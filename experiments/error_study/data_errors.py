@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any
 
 import pandas as pd
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name, error_names
 from experiments.error_study.plots import plot_bars
 from experiments.error_study.records import SUBSETS
-from experiments.error_study.tables import TauTables, tau_table
+from experiments.error_study.tables import TauTable, tau_table
 from experiments.error_study.verdicts import LEAST_CHOICES
 from experiments.report.correlate import TauEstimate, difference
 from experiments.report.page import Picture, Section
@@ -27,12 +29,12 @@ TITLE = "Errors in the norm of the data"
 
 
 def data_section(
-    tables: TauTables, by_error: pd.DataFrame, phases: Sequence[str], bars: str
+    taus: TauTable, by_error: pd.DataFrame, phases: Sequence[str], bars: str
 ) -> Section:
     """Whether the best of these errors predicts better than the best of the six.
 
     Arguments:
-        tables: the study's taus.
+        taus: of the study.
         by_error: the rows of the table by error.
         phases: before and after fine-tuning, what was asked for.
         bars: what the bars of a plot mean.
@@ -48,11 +50,11 @@ def data_section(
         "data-errors",
         TITLE,
         MEANING,
-        paragraphs=[_answer(tables, phase) for phase in phases],
+        paragraphs=[_answer(taus, phase) for phase in phases],
         pictures=[picture],
         tables=[
             tau_table(title, "error", error_names(DATA_ERRORS), by_error),
-            _gaps(tables, phases),
+            _gaps(taus, phases),
         ],
     )
 
@@ -69,9 +71,9 @@ def empty_section(measured: int, lacking: int) -> Section:
     return Section("data-errors", TITLE, MEANING, paragraphs=[why])
 
 
-def _answer(tables: TauTables, phase: str) -> str:
+def _answer(taus: TauTable, phase: str) -> str:
     when = f"{phase.title()} fine-tuning"
-    ours, six = (_best(tables, "test", phase, errors) for errors in (DATA_ERRORS, ERRORS))
+    ours, six = (_best(taus, "test", phase, errors) for errors in (DATA_ERRORS, ERRORS))
     if ours is None or six is None or ours[1].choices < LEAST_CHOICES:
         return f"{when}: too few choices are measured in every run."
     gap = difference(ours[1], six[1])
@@ -83,33 +85,32 @@ def _answer(tables: TauTables, phase: str) -> str:
     return (
         f"{when}, on the test set: {error_name(ours[0])} has the highest tau of these, "
         f"{number(ours[1].mean)}; of the six, {error_name(six[0])} has, {number(six[1].mean)}. "
-        f"{verdict}: difference {tau_text(gap.mean, gap.std, gap.lower, gap.upper)}."
+        f"{verdict}: difference {_gap_text(gap)}."
     )
 
 
-def _gaps(tables: TauTables, phases: Sequence[str]) -> Table:
-    cells: dict[str, list[str | TauText]] = {
-        "error": ["best of the six", *map(error_name, DATA_ERRORS)]
-    }
-    for subset in SUBSETS:
-        for phase in phases:
-            cells[f"{subset}, {phase}"] = _gap_column(tables, subset, phase)
+def _gaps(taus: TauTable, phases: Sequence[str]) -> Table:
+    cells: dict[str, list[Any]] = {"error": ["best of the six", *map(error_name, DATA_ERRORS)]}
+    for subset, phase in product(SUBSETS, phases):
+        cells[f"{subset}, {phase}"] = _gap_column(taus, subset, phase)
     return Table("The same less tau of the best of the six", pd.DataFrame(cells))
 
 
-def _gap_column(tables: TauTables, subset: str, phase: str) -> list[str | TauText]:
-    six = _best(tables, subset, phase, ERRORS)
+def _gap_column(taus: TauTable, subset: str, phase: str) -> list[str | TauText]:
+    six = _best(taus, subset, phase, ERRORS)
     if six is None:
         return [DASH] * (1 + len(DATA_ERRORS))
-    taus = (tables.by_error[subset, phase, error] for error in DATA_ERRORS)
-    gaps = (difference(tau, six[1]) for tau in taus)
-    texts = (tau_text(gap.mean, gap.std, gap.lower, gap.upper) for gap in gaps)
-    return [error_name(six[0]), *texts]
+    own = (taus["error", subset, phase, error] for error in DATA_ERRORS)
+    return [error_name(six[0]), *(_gap_text(difference(tau, six[1])) for tau in own)]
+
+
+def _gap_text(gap: TauEstimate) -> TauText:
+    return tau_text(gap.mean, gap.std, gap.lower, gap.upper)
 
 
 def _best(
-    tables: TauTables, subset: str, phase: str, errors: Iterable[str]
+    taus: TauTable, subset: str, phase: str, errors: Iterable[str]
 ) -> tuple[str, TauEstimate] | None:
-    taus = ((error, tables.by_error.get((subset, phase, error))) for error in errors)
-    known = [(error, tau) for error, tau in taus if tau is not None]
+    found = ((error, taus.get(("error", subset, phase, error))) for error in errors)
+    known = [(error, tau) for error, tau in found if tau is not None]
     return max(known, key=lambda found: found[1].mean, default=None)

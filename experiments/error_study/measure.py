@@ -23,7 +23,8 @@ from experiments.error_study.candidates import (
 )
 from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
-from experiments.error_study.records import Choice, Key, choice_fields
+from experiments.error_study.protocol import Choice, Key
+from experiments.error_study.records import choice_fields
 from experiments.network.network import FINETUNE
 from experiments.network.train_on import fitted
 from experiments.network.training import Scores, Variables, evaluate, example_scores, performance
