@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 
+from experiments.error_study.paper import published_ranks
 from experiments.error_study.protocol import Choice, Protocol
 from experiments.network.network import Network
 from tdjax.decompose.tt import clip_ranks
@@ -61,7 +60,8 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
                 f"config field 'layers': the model has no layer {path!r}; "
                 f"layers are: {', '.join(by_path)}"
             )
-    tables = None if protocol.decompose.ranks == "rule" else published_ranks(protocol)
+    ranks = protocol.decompose.ranks
+    tables = None if ranks == "rule" else published_ranks(ranks)
     plans: dict[Choice, PlannedLayer] = {}
     asked = dict(zip(protocol.levels, protocol.compressions, strict=True))
     for choice in protocol.choices:
@@ -71,24 +71,6 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
             rule = replace(rule, compression=None, rank=_from_table(tables, choice, layer))
         plans[choice] = plan_layer(layer, rule)
     return plans
-
-
-def published_ranks(protocol: Protocol) -> dict:
-    """The rank tables of the ICLR 2023 study for a network.
-
-    Raises ValueError for a network that has none.
-    """
-    text = (
-        resources.files("experiments.error_study")
-        .joinpath("published/ranks.json")
-        .read_text("utf-8")
-    )
-    tables = json.loads(text)
-    name = protocol.decompose.ranks
-    if name not in tables or name == "note":
-        known = ", ".join(key for key in tables if key != "note")
-        raise ValueError(f"config field 'decompose.ranks' is {name!r}: known are rule, {known}")
-    return tables[name]
 
 
 def _from_table(tables: dict, choice: Choice, layer: Layer) -> tuple[int, ...]:

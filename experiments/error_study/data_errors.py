@@ -10,12 +10,14 @@ import pandas as pd
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name, error_names
 from experiments.error_study.plots import plot_bars
-from experiments.error_study.records import SUBSETS
+from experiments.error_study.protocol import Protocol
+from experiments.error_study.records import SUBSETS, lacking_data_errors
 from experiments.error_study.tables import TauTable, tau_table
 from experiments.error_study.verdicts import LEAST_CHOICES
 from experiments.report.correlate import TauEstimate, difference
 from experiments.report.page import Picture, Section
 from experiments.report.tables import DASH, Table, TauText, number, tau_text
+from experiments.workdir.journal import Journal
 
 MEANING = (
     "The same approximations in the norms that the data gives, over the training images of the "
@@ -29,16 +31,24 @@ TITLE = "Errors in the norm of the data"
 
 
 def data_section(
-    taus: TauTable, by_error: pd.DataFrame, phases: Sequence[str], bars: str
+    settings: Protocol, measured: Journal, taus: TauTable, by_error: pd.DataFrame, bars: str
 ) -> Section:
     """Whether the best of these errors predicts better than the best of the six.
 
     Arguments:
-        taus: of the study.
         by_error: the rows of the table by error.
-        phases: before and after fine-tuning, what was asked for.
         bars: what the bars of a plot mean.
     """
+    count, lacking = len(measured.of_kind("compressed")), lacking_data_errors(measured)
+    if lacking or not count:
+        why = "No choice is measured yet."
+        if count:
+            why = (
+                f"Not measured: {lacking} of {count} measurements in this work directory lack "
+                f"{', '.join(map(error_name, DATA_ERRORS))}, as those of earlier versions do. "
+                "A study in a new work directory has them."
+            )
+        return Section("data-errors", TITLE, MEANING, paragraphs=[why])
     title = "Tau by error in the norms of the data, compression of 50 % and more"
     picture = Picture(
         "tau_data_errors.png",
@@ -50,25 +60,13 @@ def data_section(
         "data-errors",
         TITLE,
         MEANING,
-        paragraphs=[_answer(taus, phase) for phase in phases],
+        paragraphs=[_answer(taus, phase) for phase in settings.phases],
         pictures=[picture],
         tables=[
             tau_table(title, "error", error_names(DATA_ERRORS), by_error),
-            _gaps(taus, phases),
+            _gaps(taus, settings.phases),
         ],
     )
-
-
-def empty_section(measured: int, lacking: int) -> Section:
-    """That there is nothing to say, and why: so many of the measurements lack these errors."""
-    why = "No choice is measured yet."
-    if measured:
-        why = (
-            f"Not measured: {lacking} of {measured} measurements in this work directory lack "
-            f"{', '.join(map(error_name, DATA_ERRORS))}, as those of earlier versions do. "
-            "A study in a new work directory has them."
-        )
-    return Section("data-errors", TITLE, MEANING, paragraphs=[why])
 
 
 def _answer(taus: TauTable, phase: str) -> str:
@@ -92,16 +90,12 @@ def _answer(taus: TauTable, phase: str) -> str:
 def _gaps(taus: TauTable, phases: Sequence[str]) -> Table:
     cells: dict[str, list[Any]] = {"error": ["best of the six", *map(error_name, DATA_ERRORS)]}
     for subset, phase in product(SUBSETS, phases):
-        cells[f"{subset}, {phase}"] = _gap_column(taus, subset, phase)
+        column: list[Any] = [DASH] * len(cells["error"])
+        if (six := _best(taus, subset, phase, ERRORS)) is not None:
+            own = (taus["error", subset, phase, error] for error in DATA_ERRORS)
+            column = [error_name(six[0]), *(_gap_text(difference(tau, six[1])) for tau in own)]
+        cells[f"{subset}, {phase}"] = column
     return Table("The same less tau of the best of the six", pd.DataFrame(cells))
-
-
-def _gap_column(taus: TauTable, subset: str, phase: str) -> list[str | TauText]:
-    six = _best(taus, subset, phase, ERRORS)
-    if six is None:
-        return [DASH] * (1 + len(DATA_ERRORS))
-    own = (taus["error", subset, phase, error] for error in DATA_ERRORS)
-    return [error_name(six[0]), *(_gap_text(difference(tau, six[1])) for tau in own)]
 
 
 def _gap_text(gap: TauEstimate) -> TauText:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from experiments.error_study.candidates import (
     without_kernel,
 )
 from experiments.error_study.choices import PlannedStudy
-from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
 from experiments.error_study.protocol import Choice, Key
 from experiments.error_study.records import choice_fields
 from experiments.network.network import FINETUNE
@@ -45,8 +44,6 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
     uncompressed network. All layers at once, whichever are still to be measured: the same program
     gives the same numbers however often a study is interrupted.
     """
-    settings, train = study.protocol.measure, study.network.splits.train
-    known = _first(train, settings.feature_images)
     with warnings.catch_warnings():
         # Few images say little about others, but here as for the feature errors the norm is meant
         # over just these; no factor is fitted to them.
@@ -54,7 +51,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
         return collect_moments(
             study.network.module,
             model.collections,
-            list(_batches(known, settings.batch_size)),
+            _feature_batches(study),
             loss_fn=_losses,
             paths=[re.escape(path) for path in study.protocol.layers],
         )
@@ -152,7 +149,7 @@ def _candidate_scores(
                 model.collections,
                 path,
                 kernels,
-                list(_batches(getattr(study.network.splits, name), settings.batch_size)),
+                _batches(getattr(study.network.splits, name), settings.batch_size),
                 _metrics,
                 chunk=settings.chunk,
             )
@@ -170,23 +167,22 @@ def _candidate_errors(
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Errors of each of the kernels in one layer's place, by name."""
     settings, network = study.protocol.measure, study.network
-    known = _first(network.splits.train, settings.feature_images)
-    inputs = [images for images, _ in _batches(known, settings.batch_size)]
+    inputs = [images for images, _ in _feature_batches(study)]
     original = layer_params(model.params, path)["kernel"]
-    found: dict[Family, Mapping[str, Any]] = {
-        WEIGHTS: jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
-        FEATURES: candidate_feature_errors(
+    found: dict[str, Mapping[str, Any]] = {
+        "weights": jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
+        "features": candidate_feature_errors(
             network.module, model.collections, path, kernels, inputs, chunk=settings.chunk
         ),
     }
     if moments is not None:
         chunk = min(settings.chunk, len(kernels))
-        for family, outputs in ((COVARIANCE, None), (KRONECKER, moments.outputs)):
-            found[family] = _data_errors(original, kernels, moments.inputs, outputs, chunk=chunk)
+        for norm, outputs in (("covariance", None), ("kronecker", moments.outputs)):
+            found[norm] = _data_errors(original, kernels, moments.inputs, outputs, chunk=chunk)
     return {
-        name: np.asarray(found[family][kind])
-        for family in found
-        for name, kind in zip(family.errors, family.kinds, strict=True)
+        f"{of}/{kind}": np.asarray(values)
+        for of, errors in found.items()
+        for kind, values in sorted(errors.items())
     }
 
 
@@ -199,10 +195,6 @@ def _performances(
         name: performance(found, index, len(getattr(splits, name).labels))
         for name, found in scores.items()
     }
-
-
-def _first(examples: Examples, count: int) -> Examples:
-    return Examples(examples.images[:count], examples.labels[:count])
 
 
 @partial(jax.jit, static_argnames=("chunk",))
@@ -227,7 +219,15 @@ def _metrics(outputs: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:
     return example_scores(outputs, batch[1])
 
 
-def _batches(examples: Examples, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(examples.labels), size):
-        part = slice(start, start + size)
-        yield examples.images[part], examples.labels[part]
+def _feature_batches(study: PlannedStudy) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The training images over which errors are measured, with their labels."""
+    train, settings = study.network.splits.train, study.protocol.measure
+    return _batches(train, settings.batch_size, settings.feature_images)
+
+
+def _batches(
+    examples: Examples, size: int, count: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    images, labels = examples.images[:count], examples.labels[:count]
+    starts = range(0, len(labels), size)
+    return [(images[start : start + size], labels[start : start + size]) for start in starts]

@@ -1,4 +1,4 @@
-"""The published values of Kendall's tau, to set beside measured ones.
+"""The published values of Kendall's tau, to set beside measured ones, and the published ranks.
 
 Source: Schuurmans et al., ICLR 2023 (arXiv 2305.05318), computed from the authors' released tables.
 """
@@ -47,11 +47,28 @@ def published_study(name: str | None) -> PublishedStudy:
     """
     if name is None:
         return PublishedStudy({})
-    path = resources.files("experiments.error_study") / "published" / "tau.json"
-    known = json.loads(path.read_text(encoding="utf-8"))
-    known.pop("note")
+    known = _published("tau")
     if name not in known:
         raise ValueError(
             f"published values of {name!r} are unknown; known are: {', '.join(sorted(known))}"
         )
     return PublishedStudy(known[name])
+
+
+def published_ranks(name: str) -> dict[str, Any]:
+    """The published ranks of a network by layer, such as "garipovnet".
+
+    Raises ValueError that lists the known names for another one.
+    """
+    known = _published("ranks")
+    if name not in known:
+        names = ", ".join(("rule", *known))
+        raise ValueError(f"config field 'decompose.ranks' is {name!r}: known are {names}")
+    return known[name]
+
+
+def _published(name: str) -> dict[str, Any]:
+    path = resources.files("experiments.error_study") / "published" / f"{name}.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    known.pop("note")
+    return known

@@ -11,17 +11,15 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.error_study.data_errors import data_section, empty_section
+from experiments.error_study.data_errors import data_section
 from experiments.error_study.error_names import ERRORS, error_names
 from experiments.error_study.paper import published_study
 from experiments.error_study.plots import plot_bars, plot_by_compression, plot_scatter
 from experiments.error_study.protocol import Protocol
-from experiments.error_study.records import SUBSETS, lacking_data_errors, read_study
+from experiments.error_study.records import SUBSETS, read_study
 from experiments.error_study.tables import (
     SCOPE_NAMES,
     TAU,
-    Resampling,
-    TauTable,
     choice_rows,
     complete,
     measured_taus,
@@ -43,7 +41,7 @@ from experiments.report.tables import (
     percent,
     to_csv,
 )
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Record
 
 TITLE = (
     "Does the approximation error predict "
@@ -80,9 +78,8 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     """
     raw, settings, measured = read_study(workdir)
     paper, baseline = published_study(settings.published), measured.get("baseline")
-    resampling = Resampling(resamples=resamples, seed=settings.seed)
     rows = measurement_rows(settings, measured)
-    choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resampling)
+    choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resamples=resamples)
     taus = {kind: tau_rows(all_taus, kind, paper) for kind in TITLES}
     findings = judge_findings(all_taus, paper, settings.phases)
     lead, finished = _progress(rows, settings)
@@ -97,10 +94,10 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
             Section("findings", "Findings", _judged_by(finished), cards=_cards(findings)),
             Section("figures", "Figures", pictures=_pictures(settings, baseline, taus, choices)),
             Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
-            _data_section(settings, measured, all_taus, taus["error"]),
+            data_section(settings, measured, all_taus, taus["error"], _bars(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
         ],
-        provenance=_provenance(settings, resampling),
+        provenance=_provenance(settings, resamples),
         config=raw,
         files={
             "measurements.csv": to_csv(rows),
@@ -112,15 +109,6 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         },
     )
     return publish(workdir, report)
-
-
-def _data_section(
-    settings: Protocol, measured: Journal, taus: TauTable, by_error: pd.DataFrame
-) -> Section:
-    count, lacking = len(measured.of_kind("compressed")), lacking_data_errors(measured)
-    if lacking or not count:
-        return empty_section(count, lacking)
-    return data_section(taus, by_error, settings.phases, _bars(settings))
 
 
 def _tables(settings: Protocol, taus: Mapping[str, pd.DataFrame]) -> list[Table]:
@@ -248,13 +236,13 @@ def _baseline_facts(baseline: Record | None) -> dict[str, str]:
     return facts
 
 
-def _provenance(settings: Protocol, resampling: Resampling) -> dict[str, str]:
+def _provenance(settings: Protocol, resamples: int) -> dict[str, str]:
     return {
         "layers": str(len(settings.layers)),
         "methods": ", ".join(settings.methods),
         "runs": str(settings.runs),
         "seed": str(settings.seed),
-        "bootstrap resamples": f"{resampling.resamples:,}",
+        "bootstrap resamples": f"{resamples:,}",
         "published values": settings.published or DASH,
     }
 

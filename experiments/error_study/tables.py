@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,15 +44,6 @@ choices of strong compression (Figure 2). By "scope" of Relative Weights over la
 fixed method and compression, over methods only, for each fixed layer and compression, in each run
 the mean of those, and over all choices (Figure 3).
 """
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """How the intervals are drawn, and which choices count as strong compression."""
-
-    resamples: int = 2000
-    seed: int = 0
-    least_compression: float = 0.5
 
 
 def measurement_rows(settings: Protocol, measured: Journal) -> pd.DataFrame:
@@ -107,38 +98,44 @@ def complete(rows: pd.DataFrame, settings: Protocol, phase: str) -> pd.DataFrame
     return rows[counts == settings.runs]
 
 
-def measured_taus(rows: pd.DataFrame, settings: Protocol, resampling: Resampling) -> TauTable:
+def measured_taus(
+    rows: pd.DataFrame, settings: Protocol, *, resamples: int = 2000, strong: float = 0.5
+) -> TauTable:
     """All taus of a study, finished or not; only choices complete in every run count.
 
     There is none where too few choices are complete to order any.
+
+    Arguments:
+        rows: from `measurement_rows`.
+        resamples: behind each interval, drawn with the study's seed.
+        strong: the least compression that counts as strong.
     """
-    strong = rows[rows["compression"] >= resampling.least_compression]
+    estimate = partial(estimate_tau, resamples=resamples, seed=settings.seed)
+    own = rows[rows["compression"] >= strong]
     errors = [name for name in rows.columns if "/" in name and not name.startswith(SUBSETS)]
     asked: list[tuple[str, Any, pd.DataFrame, str, list[str]]] = [
         *(
             ("compression", level, rows[rows["compression"] == level], RELATIVE_WEIGHTS, [])
             for level in settings.levels
         ),
-        *(("error", error, strong, error, []) for error in errors),
-        *(("scope", scope, strong, RELATIVE_WEIGHTS, HELD_FIXED[scope]) for scope in SCOPES),
+        *(("error", error, own, error, []) for error in errors),
+        *(("scope", scope, own, RELATIVE_WEIGHTS, HELD_FIXED[scope]) for scope in SCOPES),
     ]
     return {
-        (kind, subset, phase, value): tau
-        for kind, value, own, error, held_fixed in asked
+        (kind, subset, phase, value): estimate(*pairs)
+        for kind, value, among, error, held_fixed in asked
         for phase in settings.phases
-        for subset, tau in _taus(own, settings, resampling, phase, error, held_fixed).items()
+        for subset, pairs in _pairs(among, settings, phase, error, held_fixed).items()
     }
 
 
-def _taus(
-    rows: pd.DataFrame,
-    settings: Protocol,
-    resampling: Resampling,
-    phase: str,
-    error: str,
-    held_fixed: list[str],
-) -> dict[str, TauEstimate]:
-    """Tau by subset; none where no two choices have in common what is held fixed."""
+def _pairs(
+    rows: pd.DataFrame, settings: Protocol, phase: str, error: str, held_fixed: list[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What tau is of, by subset: errors and performance by run and choice, and groups of choices.
+
+    None where no two choices have in common what is held fixed.
+    """
     whole = complete(rows, settings, phase)
     first = whole[:: settings.runs]
     groups = np.zeros(len(first), int)
@@ -150,16 +147,7 @@ def _taus(
     def by_run(name: str) -> Float[np.ndarray, "runs choices"]:
         return np.ascontiguousarray(whole[name].to_numpy(float).reshape(-1, settings.runs).T)
 
-    return {
-        subset: estimate_tau(
-            by_run(error),
-            by_run(f"{subset}/{phase}/log_error"),
-            groups,
-            resamples=resampling.resamples,
-            seed=resampling.seed,
-        )
-        for subset in SUBSETS
-    }
+    return {sub: (by_run(error), by_run(f"{sub}/{phase}/log_error"), groups) for sub in SUBSETS}
 
 
 def tau_rows(taus: TauTable, kind: str, paper: PublishedStudy) -> pd.DataFrame:

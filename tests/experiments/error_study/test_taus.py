@@ -8,7 +8,7 @@ from experiments.error_study.error_names import ERRORS
 from experiments.error_study.paper import published_study
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SCHEMA
-from experiments.error_study.tables import Resampling, measured_taus, measurement_rows, tau_rows
+from experiments.error_study.tables import measured_taus, measurement_rows, tau_rows
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import Journal
 
@@ -60,12 +60,11 @@ def small_study(wrong, errors, after=None, published=None, runs=1):
 # In the order of `small_study`: a-cp-50, a-cp-90, a-tt-50, a-tt-90, b-cp-50, b-cp-90, ...
 ERRORS_OF_CHOICES = [1, 5, 2, 6, 3, 8, 4, 7]
 WRONG = [10, 50, 30, 60, 20, 70, 20, 80]
-FAST = Resampling(resamples=20)
 
 
-def tables_of(study, resampling=FAST):
+def tables_of(study, **options):
     settings, journal = study
-    return measured_taus(measurement_rows(settings, journal), settings, resampling)
+    return measured_taus(measurement_rows(settings, journal), settings, resamples=20, **options)
 
 
 def test_tables_of_a_small_study_by_hand():
@@ -92,8 +91,7 @@ def test_tables_of_a_small_study_by_hand():
 
 def test_only_strong_compression_counts_in_the_second_and_third_table():
     study = small_study([WRONG], [ERRORS_OF_CHOICES])
-    strong = Resampling(resamples=20, least_compression=0.6)
-    tables = tables_of(study, strong)
+    tables = tables_of(study, strong=0.6)
     assert tables["error", "test", "before", "weights/relative"].choices == 4
     assert tables["scope", "test", "before", "all"].mean == pytest.approx(4 / 6)
 
