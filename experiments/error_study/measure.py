@@ -70,23 +70,24 @@ def compressed_records(
     Without `moments` the errors in the norms of the data are left out.
     """
     # Runs that share one decomposition are evaluated once.
-    distinct = {id(own): (key, own) for key, own in factors.items()}
+    distinct = {id(own): (key[0], own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
-    kernels = jnp.stack([plans[key[0]].chain.dense(own) for key, own in distinct.values()])
+    kernels = jnp.stack([plans[choice].chain.dense(own) for choice, own in distinct.values()])
     scores = _candidate_scores(study, model, path, kernels)
     errors = _candidate_errors(study, model, path, kernels, moments)
-    return {
-        key: {
+    records = {}
+    for key, own in factors.items():
+        plan, index = plans[key[0]], place[id(own)]
+        records[key] = {
             "kind": "compressed",
             **choice_fields(key),
-            "ranks": list(plans[key[0]].ranks),
-            "kept": plans[key[0]].kept,
-            "saves": plans[key[0]].size < plans[key[0]].layer.size,
-            "errors": {name: float(values[place[id(own)]]) for name, values in errors.items()},
-            **_performances(study, scores, place[id(own)]),
+            "ranks": list(plan.ranks),
+            "kept": plan.kept,
+            "saves": plan.size < plan.layer.size,
+            "errors": {name: float(values[index]) for name, values in errors.items()},
+            **_performances(study, scores, index),
         }
-        for key, own in factors.items()
-    }
+    return records
 
 
 def finetune_records(
@@ -101,17 +102,17 @@ def finetune_records(
     network, runs = study.network, range(study.protocol.runs)
     compressed = CompressedNetwork.of(network.apply, plan)
     dense = without_kernel(model.params, plan.layer.path)
-    models = [
-        Variables({"dense": dense, "factors": widened(factors[choice, run], alike)}, model.state)
-        for run in runs
-    ]
-    keys = [choice_key(network.key(FINETUNE), choice, run) for run in runs]
+    # Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
+    # no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
+    # are the same either way.
+    alone = jax.default_backend() == "cpu"
     records: dict[Key, dict[str, Any]] = {}
-    for group in side_by_side(runs):
-        own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[models[run] for run in group])
-        group_keys = jnp.stack([keys[run] for run in group])
-        settings = network.settings.finetune_fit
-        fit = fitted(own, compressed, settings, network.splits, group_keys)
+    for group in [[run] for run in runs] if alone else [runs]:
+        wide = [widened(factors[choice, run], alike) for run in group]
+        own = [Variables({"dense": dense, "factors": found}, model.state) for found in wide]
+        models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+        keys = jnp.stack([choice_key(network.key(FINETUNE), choice, run) for run in group])
+        fit = fitted(models, compressed, network.settings.finetune_fit, network.splits, keys)
         scores = {
             name: evaluate(fit.best, compressed, getattr(network.splits, name)) for name in MEASURED
         }
@@ -123,18 +124,6 @@ def finetune_records(
                 **_performances(study, scores, k),
             }
     return records
-
-
-def side_by_side(runs: Sequence[int]) -> list[Sequence[int]]:
-    """Which runs share one program: all on an accelerator, each alone on CPU.
-
-    Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
-    no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
-    are the same either way.
-    """
-    if jax.default_backend() == "cpu":
-        return [[run] for run in runs]
-    return [runs]
 
 
 def _candidate_scores(

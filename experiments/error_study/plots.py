@@ -186,15 +186,12 @@ def _finish_tau_axes(axes: Any, labels: Sequence[str], xlabel: str) -> None:
 
 
 def _log_percent(axes: Any, lowest: float, highest: float) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    axes.set_yscale("log")
-    axes.set_ylim(lowest / 1.12, highest * 1.12)
     spread = highest / lowest
     steps: tuple[float, ...] = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     if spread > 3:
         steps = (1, 2, 5) if spread > 20 else (1, 1.5, 2, 3, 5, 7)
     places = [step * 10.0**power for power in range(-3, 3) for step in steps]
-    axes.yaxis.set_major_locator(FixedLocator(places))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.set_yscale("log")
+    axes.set_yticks(places, [f"{place:g} %" for place in places])
+    axes.minorticks_off()
+    axes.set_ylim(lowest / 1.12, highest * 1.12)

@@ -136,11 +136,7 @@ class Protocol:
     @property
     def choices(self) -> tuple[Choice, ...]:
         """Every choice, in the order of the report: by layer, then method, then compression."""
-        return tuple(
-            Choice(layer, method, compression)
-            for layer, method in product(self.layers, self.methods)
-            for compression in self.levels
-        )
+        return tuple(Choice(*own) for own in product(self.layers, self.methods, self.levels))
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -248,15 +248,7 @@ def _provenance(settings: Protocol, resamples: int) -> dict[str, str]:
 
 
 def _verdicts(findings: Sequence[Finding]) -> str:
+    text = json.dumps([asdict(finding) for finding in findings])
     # JSON has no NaN.
-    records = [
-        asdict(finding)
-        | {
-            "evidence": [
-                {name: None if value != value else value for name, value in row.items()}
-                for row in finding.evidence
-            ]
-        }
-        for finding in findings
-    ]
-    return json.dumps(records, indent=2) + "\n"
+    plain = json.loads(text, parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2) + "\n"

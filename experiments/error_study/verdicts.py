@@ -26,14 +26,13 @@ from experiments.error_study.error_names import (
     WEIGHT_ERRORS,
     error_name,
 )
-from experiments.error_study.paper import PublishedStudy
-from experiments.error_study.tables import SCOPE_NAMES, SCOPES, TAU, Row, TauTable, tau_figures
+from experiments.error_study.paper import PublishedStudy, PublishedTau
+from experiments.error_study.tables import SCOPE_NAMES, SCOPES, Row, TauTable, tau_figures
 from experiments.report.correlate import (
     TauEstimate,
     concordance,
     difference,
     kendall_tau_a,
-    percentile_interval,
 )
 from experiments.report.tables import number
 
@@ -102,17 +101,17 @@ class Seen:
     def evidence(self, label: str, kind: str, value: Any) -> Row:
         """A tau, the published one beside it."""
         place = (kind, "test", self.phase, value)
-        return self.row(label, tau_figures(self.taus[place], self.paper.tau(*place)))
+        return self.row(label, self.taus[place], self.paper.tau(*place))
 
     def gap(self, label: str, gap: TauEstimate, minuend: Row, less: Row) -> Row:
         """The difference of two taus."""
         # The spread of a published difference is unknown: its runs are not published here.
-        published = minuend["published_mean"] - less["published_mean"]
-        return self.row(label, tau_figures(gap, None) | {"published_mean": published})
+        published = PublishedTau(minuend["published_mean"] - less["published_mean"], math.nan)
+        return self.row(label, gap, published)
 
-    def row(self, label: str, figures: Row) -> Row:
+    def row(self, label: str, tau: TauEstimate, published: PublishedTau | None) -> Row:
         """One figure that decides: its label, the phase, and the columns `tables.TAU`."""
-        return {"label": label, "phase": self.phase, **figures}
+        return {"label": label, "phase": self.phase, **tau_figures(tau, published)}
 
 
 def judge_findings(
@@ -153,12 +152,17 @@ def positive_and_growing(seen: Seen) -> Part:
         return seen.unmeasured
     (tau,) = known.values()
     by_level = [seen.evidence(f"compression {100 * c:g} %", "compression", c) for c in levels]
-    trend = _trend(seen, levels, [row["published_mean"] for row in by_level])
-    whole = "all choices \N{GREATER-THAN OR EQUAL TO} 50 %"
-    evidence = (seen.evidence(whole, "error", RELATIVE_WEIGHTS), *by_level, trend)
+    trend = _trend([seen.taus["compression", "test", seen.phase, level] for level in levels])
+    means = [row["published_mean"] for row in by_level]
+    published = math.nan if np.isnan(means).any() else kendall_tau_a(levels, means)
+    evidence = (
+        seen.evidence("all choices \N{GREATER-THAN OR EQUAL TO} 50 %", "error", RELATIVE_WEIGHTS),
+        *by_level,
+        seen.row("trend over levels", trend, PublishedTau(published, math.nan)),
+    )
     positive = _verdict(tau.lower > 0, tau.upper <= 0)
-    growing = _verdict(trend["mean"] >= LEAST_TREND, trend["upper"] < LEAST_TREND)
-    trends = f"tau {SIGN[positive]} and {GROWS[growing]} (trend {number(trend['mean'])})"
+    growing = _verdict(trend.mean >= LEAST_TREND, trend.upper < LEAST_TREND)
+    trends = f"tau {SIGN[positive]} and {GROWS[growing]} (trend {number(trend.mean)})"
     return Part(all_hold((positive, growing)), f"{seen.when}, {trends}.", evidence)
 
 
@@ -209,7 +213,7 @@ def features_no_better(seen: Seen) -> Part:
         best.append(known[names[-1]])
         published = [seen.paper.tau("error", "test", seen.phase, error) for error in errors]
         highest = max(filter(None, published), key=lambda value: value.mean, default=None)
-        evidence.append(seen.row(label, tau_figures(best[-1], highest)))
+        evidence.append(seen.row(label, best[-1], highest))
     gap = difference(*best)
     evidence.append(seen.gap("weights \N{MINUS SIGN} features", gap, *evidence))
     verdict = _verdict(gap.mean >= 0, _distinguishable(gap))
@@ -258,17 +262,15 @@ def _verdict(holds: bool, fails: bool) -> str:
     return HOLDS if holds else FAILS if fails else UNDECIDED
 
 
-def _trend(seen: Seen, levels: Sequence[float], published: Sequence[float]) -> Row:
-    """Tau-a between compression and tau at that compression; its interval is over the resamples."""
-    taus = [seen.taus["compression", "test", seen.phase, level] for level in levels]
+def _trend(taus: Sequence[TauEstimate]) -> TauEstimate:
+    """Tau-a between compression and tau at it, of levels in order; resampled as those are."""
+    levels = len(taus)
     resampled = np.stack([tau.resampled for tau in taus])
     defined = resampled[:, ~np.isnan(resampled).any(axis=0)].T
-    order = np.broadcast_to(np.arange(len(levels), dtype=float), defined.shape)
-    trends = concordance(order, defined).sum(axis=(1, 2)) / (len(levels) * (len(levels) - 1))
-    mean = kendall_tau_a(levels, [tau.mean for tau in taus])
-    beside = math.nan if np.isnan(published).any() else kendall_tau_a(levels, published)
-    figures = (mean, math.nan, *percentile_interval(trends), beside, math.nan)
-    return seen.row("trend over levels", dict(zip(TAU, figures, strict=True)))
+    order = np.broadcast_to(np.arange(levels, dtype=float), defined.shape)
+    trends = concordance(order, defined).sum(axis=(1, 2)) / (levels * (levels - 1))
+    mean = kendall_tau_a(range(levels), [tau.mean for tau in taus])
+    return TauEstimate(np.array([mean]), trends, levels)
 
 
 def _distinguishable(gap: TauEstimate) -> bool:
