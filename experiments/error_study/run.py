@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from experiments.error_study.candidates import decompose_runs
@@ -37,13 +38,10 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
     check_records(settings, journal)
     model = baseline(network, journal, workdir, ("train", "validation", "test"))
     moments = _moments_for(study, model, journal)
+    expected = product(settings.kinds, settings.keys)
     measure(
         journal,
-        [
-            journal.identity(kind, choice_fields(key))
-            for kind in settings.kinds
-            for key in settings.keys
-        ],
+        [journal.identity(kind, choice_fields(key)) for kind, key in expected],
         [
             partial(_measure_layer, study, model, path, journal, moments.get(path))
             for path in settings.layers

@@ -29,7 +29,6 @@ from experiments.workdir.journal import Journal, Record
 
 CHOICE = ("layer", "method", "compression")
 SCOPE_NAMES = {"layers": "layers only", "methods": "methods only", "all": "all choices"}
-SCOPES = tuple(SCOPE_NAMES)
 # What pairs of choices have in common.
 HELD_FIXED = {"layers": ["method", "compression"], "methods": ["layer", "compression"], "all": []}
 FIGURES = ("accuracy", "cross_entropy", "log_error")
@@ -99,7 +98,7 @@ def complete(rows: pd.DataFrame, settings: Protocol, phase: str) -> pd.DataFrame
 
 
 def measured_taus(
-    rows: pd.DataFrame, settings: Protocol, *, resamples: int = 2000, strong: float = 0.5
+    rows: pd.DataFrame, settings: Protocol, *, resamples: int, strong: float = 0.5
 ) -> TauTable:
     """All taus of a study, finished or not; only choices complete in every run count.
 
@@ -113,14 +112,12 @@ def measured_taus(
     estimate = partial(estimate_tau, resamples=resamples, seed=settings.seed)
     own = rows[rows["compression"] >= strong]
     errors = [name for name in rows.columns if "/" in name and not name.startswith(SUBSETS)]
-    asked: list[tuple[str, Any, pd.DataFrame, str, list[str]]] = [
-        *(
-            ("compression", level, rows[rows["compression"] == level], RELATIVE_WEIGHTS, [])
-            for level in settings.levels
-        ),
-        *(("error", error, own, error, []) for error in errors),
-        *(("scope", scope, own, RELATIVE_WEIGHTS, HELD_FIXED[scope]) for scope in SCOPES),
-    ]
+    asked: list[tuple[str, Any, pd.DataFrame, str, list[str]]] = []
+    for level in settings.levels:
+        among = rows[rows["compression"] == level]
+        asked.append(("compression", level, among, RELATIVE_WEIGHTS, []))
+    asked += [("error", error, own, error, []) for error in errors]
+    asked += [("scope", scope, own, RELATIVE_WEIGHTS, fixed) for scope, fixed in HELD_FIXED.items()]
     return {
         (kind, subset, phase, value): estimate(*pairs)
         for kind, value, among, error, held_fixed in asked

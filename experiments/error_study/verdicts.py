@@ -27,7 +27,7 @@ from experiments.error_study.error_names import (
     error_name,
 )
 from experiments.error_study.paper import PublishedStudy, PublishedTau
-from experiments.error_study.tables import SCOPE_NAMES, SCOPES, Row, TauTable, tau_figures
+from experiments.error_study.tables import SCOPE_NAMES, Row, TauTable, tau_figures
 from experiments.report.correlate import (
     TauEstimate,
     concordance,
@@ -233,7 +233,7 @@ def layers_harder_than_methods(seen: Seen) -> Part:
     decidable where it is higher but not distinguishable. Methods: holds where their mean tau lies
     within 0.1 of that over all choices, or within its interval; else does not hold.
     """
-    known = seen.known("scope", SCOPES)
+    known = seen.known("scope", tuple(SCOPE_NAMES))
     if known is None:
         return seen.unmeasured
     layers, methods, everything = known.values()
@@ -243,7 +243,7 @@ def layers_harder_than_methods(seen: Seen) -> Part:
     suffix = "" if _distinguishable(gap) else " (not distinguishable)"
     distance = abs(methods.mean - everything.mean)
     is_near = distance <= NEAR or everything.lower <= methods.mean <= everything.upper
-    evidence = [seen.evidence(SCOPE_NAMES[scope], "scope", scope) for scope in SCOPES]
+    evidence = [seen.evidence(name, "scope", scope) for scope, name in SCOPE_NAMES.items()]
     evidence.append(seen.gap("all \N{MINUS SIGN} layers", gap, evidence[2], evidence[0]))
     reason = (
         f"Tau over layers is {order} tau over all choices{suffix}; "
