@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from experiments.error_study.protocol import DecomposeSettings
-from experiments.error_study.records import Choice, Key
+from experiments.error_study.protocol import Choice, DecomposeSettings, Key
+from experiments.network.train_on import named_key
 from experiments.network.training import Apply
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP, Format
@@ -90,7 +89,7 @@ def decompose_runs(
 
 def choice_key(key: Array, choice: Choice, run: int) -> Array:
     """A key that depends on nothing but the study's key, the choice and the run."""
-    return jax.random.fold_in(key, zlib.crc32(f"{choice}, run {run}".encode()))
+    return named_key(key, f"{choice}, run {run}")
 
 
 def widened(factors: Factors, others: Sequence[Factors]) -> Factors:

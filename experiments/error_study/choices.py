@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
-from itertools import product
+from dataclasses import dataclass, replace
 
-from experiments.error_study.protocol import Protocol
-from experiments.error_study.records import Choice
+from experiments.error_study.paper import published_ranks
+from experiments.error_study.protocol import Choice, Protocol
 from experiments.network.network import Network
 from tdjax.decompose.tt import clip_ranks
 from tdjax.plan.decide import plan_layer
@@ -63,39 +60,17 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
                 f"config field 'layers': the model has no layer {path!r}; "
                 f"layers are: {', '.join(by_path)}"
             )
-    tables = None if protocol.decompose.ranks == "rule" else published_ranks(protocol)
+    ranks = protocol.decompose.ranks
+    tables = None if ranks == "rule" else published_ranks(ranks)
     plans: dict[Choice, PlannedLayer] = {}
-    for path, method, compression in product(
-        protocol.layers, protocol.methods, protocol.compressions
-    ):
-        choice = Choice(path, method, round(compression, 6))
-        rank = None if tables is None else _from_table(tables, choice, by_path[path])
-        rule = Rule(
-            path=".*",
-            method=method,
-            compression=compression if rank is None else None,
-            rank=rank,
-        )
-        plans[choice] = plan_layer(by_path[path], rule)
+    asked = dict(zip(protocol.levels, protocol.compressions, strict=True))
+    for choice in protocol.choices:
+        layer = by_path[choice.layer]
+        rule = Rule(path=".*", method=choice.method, compression=asked[choice.compression])
+        if tables is not None:
+            rule = replace(rule, compression=None, rank=_from_table(tables, choice, layer))
+        plans[choice] = plan_layer(layer, rule)
     return plans
-
-
-def published_ranks(protocol: Protocol) -> dict:
-    """The rank tables of the ICLR 2023 study for a network.
-
-    Raises ValueError for a network that has none.
-    """
-    text = (
-        resources.files("experiments.error_study")
-        .joinpath("published/ranks.json")
-        .read_text("utf-8")
-    )
-    tables = json.loads(text)
-    name = protocol.decompose.ranks
-    if name not in tables or name == "note":
-        known = ", ".join(key for key in tables if key != "note")
-        raise ValueError(f"config field 'decompose.ranks' is {name!r}: known are rule, {known}")
-    return tables[name]
 
 
 def _from_table(tables: dict, choice: Choice, layer: Layer) -> tuple[int, ...]:

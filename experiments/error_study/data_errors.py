@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any
 
 import pandas as pd
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name, error_names
 from experiments.error_study.plots import plot_bars
-from experiments.error_study.records import SUBSETS
-from experiments.error_study.tables import TauTables, tau_table
+from experiments.error_study.protocol import Protocol
+from experiments.error_study.records import SUBSETS, lacking_data_errors
+from experiments.error_study.tables import TauTable, tau_table
 from experiments.error_study.verdicts import LEAST_CHOICES
 from experiments.report.correlate import TauEstimate, difference
 from experiments.report.page import Picture, Section
 from experiments.report.tables import DASH, Table, Tau, number
+from experiments.workdir.journal import Journal
 
 MEANING = (
     "The same approximations in the norms that the data gives, over the training images of the "
@@ -27,16 +31,24 @@ TITLE = "Errors in the norm of the data"
 
 
 def data_section(
-    tables: TauTables, by_error: pd.DataFrame, phases: Sequence[str], bars: str
+    settings: Protocol, measured: Journal, taus: TauTable, by_error: pd.DataFrame, bars: str
 ) -> Section:
     """Whether the best of these errors predicts better than the best of the six.
 
     Arguments:
-        tables: the study's taus.
         by_error: the rows of the table by error.
-        phases: before and after fine-tuning, what was asked for.
         bars: what the bars of a plot mean.
     """
+    count, lacking = len(measured.of_kind("compressed")), lacking_data_errors(measured)
+    if lacking or not count:
+        why = "No choice is measured yet."
+        if count:
+            why = (
+                f"Not measured: {lacking} of {count} measurements in this work directory lack "
+                f"{', '.join(map(error_name, DATA_ERRORS))}, as those of earlier versions do. "
+                "A study in a new work directory has them."
+            )
+        return Section("data-errors", TITLE, MEANING, paragraphs=[why])
     title = "Tau by error in the norms of the data, compression of 50 % and more"
     picture = Picture(
         "tau_data_errors.png",
@@ -48,30 +60,18 @@ def data_section(
         "data-errors",
         TITLE,
         MEANING,
-        paragraphs=[_answer(tables, phase) for phase in phases],
+        paragraphs=[_answer(taus, phase) for phase in settings.phases],
         pictures=[picture],
         tables=[
             tau_table(title, "error", error_names(DATA_ERRORS), by_error),
-            _gaps(tables, phases),
+            _gaps(taus, settings.phases),
         ],
     )
 
 
-def empty_section(measured: int, lacking: int) -> Section:
-    """That there is nothing to say, and why: so many of the measurements lack these errors."""
-    why = "No choice is measured yet."
-    if measured:
-        why = (
-            f"Not measured: {lacking} of {measured} measurements in this work directory lack "
-            f"{', '.join(map(error_name, DATA_ERRORS))}, as those of earlier versions do. "
-            "A study in a new work directory has them."
-        )
-    return Section("data-errors", TITLE, MEANING, paragraphs=[why])
-
-
-def _answer(tables: TauTables, phase: str) -> str:
+def _answer(taus: TauTable, phase: str) -> str:
     when = f"{phase.title()} fine-tuning"
-    ours, six = (_best(tables, "test", phase, errors) for errors in (DATA_ERRORS, ERRORS))
+    ours, six = (_best(taus, "test", phase, errors) for errors in (DATA_ERRORS, ERRORS))
     if ours is None or six is None or ours[1].choices < LEAST_CHOICES:
         return f"{when}: too few choices are measured in every run."
     gap = difference(ours[1], six[1])
@@ -83,33 +83,28 @@ def _answer(tables: TauTables, phase: str) -> str:
     return (
         f"{when}, on the test set: {error_name(ours[0])} has the highest tau of these, "
         f"{number(ours[1].mean)}; of the six, {error_name(six[0])} has, {number(six[1].mean)}. "
-        f"{verdict}: difference {Tau(gap.mean, gap.std, gap.lower, gap.upper)}."
+        f"{verdict}: difference {_gap_tau(gap)}."
     )
 
 
-def _gaps(tables: TauTables, phases: Sequence[str]) -> Table:
-    cells: dict[str, list[str | Tau]] = {
-        "error": ["best of the six", *map(error_name, DATA_ERRORS)]
-    }
-    for subset in SUBSETS:
-        for phase in phases:
-            cells[f"{subset}, {phase}"] = _gap_column(tables, subset, phase)
+def _gaps(taus: TauTable, phases: Sequence[str]) -> Table:
+    cells: dict[str, list[Any]] = {"error": ["best of the six", *map(error_name, DATA_ERRORS)]}
+    for subset, phase in product(SUBSETS, phases):
+        column: list[Any] = [DASH] * len(cells["error"])
+        if (six := _best(taus, subset, phase, ERRORS)) is not None:
+            own = (taus["error", subset, phase, error] for error in DATA_ERRORS)
+            column = [error_name(six[0]), *(_gap_tau(difference(tau, six[1])) for tau in own)]
+        cells[f"{subset}, {phase}"] = column
     return Table("The same less tau of the best of the six", pd.DataFrame(cells))
 
 
-def _gap_column(tables: TauTables, subset: str, phase: str) -> list[str | Tau]:
-    six = _best(tables, subset, phase, ERRORS)
-    if six is None:
-        return [DASH] * (1 + len(DATA_ERRORS))
-    taus = (tables.by_error[subset, phase, error] for error in DATA_ERRORS)
-    gaps = (difference(tau, six[1]) for tau in taus)
-    texts = (Tau(gap.mean, gap.std, gap.lower, gap.upper) for gap in gaps)
-    return [error_name(six[0]), *texts]
+def _gap_tau(gap: TauEstimate) -> Tau:
+    return Tau(gap.mean, gap.std, gap.lower, gap.upper)
 
 
 def _best(
-    tables: TauTables, subset: str, phase: str, errors: Iterable[str]
+    taus: TauTable, subset: str, phase: str, errors: Iterable[str]
 ) -> tuple[str, TauEstimate] | None:
-    taus = ((error, tables.by_error.get((subset, phase, error))) for error in errors)
-    known = [(error, tau) for error, tau in taus if tau is not None]
+    found = ((error, taus.get(("error", subset, phase, error))) for error in errors)
+    known = [(error, tau) for error, tau in found if tau is not None]
     return max(known, key=lambda found: found[1].mean, default=None)

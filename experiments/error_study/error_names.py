@@ -1,38 +1,21 @@
-"""The approximation errors that a study measures: the one list of their names."""
+"""The approximation errors that a study measures: the one list of their names.
+
+What is compared, or the norm it is compared in, and how the difference is set in proportion.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-
-@dataclass(frozen=True)
-class Family:
-    """Errors that compare the same two things in different units.
-
-    Arguments:
-        name: what is compared, or the norm it is compared in.
-        kinds: how the norm of the difference is set in proportion.
-    """
-
-    name: str
-    kinds: tuple[str, ...]
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """The names of the errors in files and tables, such as "weights/relative"."""
-        return tuple(f"{self.name}/{kind}" for kind in self.kinds)
-
-
-WEIGHTS = Family("weights", ("absolute", "relative", "scaled"))
-FEATURES = Family("features", ("absolute", "relative", "scaled"))
-COVARIANCE = Family("covariance", ("absolute", "relative"))
-KRONECKER = Family("kronecker", ("absolute", "relative"))
-
-WEIGHT_ERRORS, FEATURE_ERRORS = WEIGHTS.errors, FEATURES.errors
+WEIGHT_ERRORS = ("weights/absolute", "weights/relative", "weights/scaled")
+FEATURE_ERRORS = ("features/absolute", "features/relative", "features/scaled")
 # The six of the published study, on which its findings are judged.
 ERRORS = WEIGHT_ERRORS + FEATURE_ERRORS
 # Those in the norms of the data, which the published study does not have.
-DATA_ERRORS = COVARIANCE.errors + KRONECKER.errors
+DATA_ERRORS = (
+    *("covariance/absolute", "covariance/relative"),
+    *("kronecker/absolute", "kronecker/relative"),
+)
 RELATIVE_WEIGHTS = "weights/relative"
 
 
@@ -42,6 +25,6 @@ def error_name(error: str) -> str:
     return f"{kind.title()} {of.title()}"
 
 
-def error_names(errors: tuple[str, ...]) -> dict[str, str]:
+def error_names(errors: Iterable[str]) -> dict[str, str]:
     """Errors, each with the name to show."""
     return {error: error_name(error) for error in errors}

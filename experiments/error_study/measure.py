@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,8 @@ from experiments.error_study.candidates import (
     without_kernel,
 )
 from experiments.error_study.choices import PlannedStudy
-from experiments.error_study.error_names import COVARIANCE, FEATURES, KRONECKER, WEIGHTS, Family
-from experiments.error_study.records import Choice, Key, choice_fields
+from experiments.error_study.protocol import Choice, Key
+from experiments.error_study.records import choice_fields
 from experiments.network.network import FINETUNE
 from experiments.network.train_on import fitted
 from experiments.network.training import Scores, Variables, evaluate, example_scores, performance
@@ -44,8 +44,6 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
     uncompressed network. All layers at once, whichever are still to be measured: the same program
     gives the same numbers however often a study is interrupted.
     """
-    settings, train = study.protocol.measure, study.network.splits.train
-    known = _first(train, settings.feature_images)
     with warnings.catch_warnings():
         # Few images say little about others, but here as for the feature errors the norm is meant
         # over just these; no factor is fitted to them.
@@ -53,7 +51,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
         return collect_moments(
             study.network.module,
             model.collections,
-            list(_batches(known, settings.batch_size)),
+            _feature_batches(study),
             loss_fn=_losses,
             paths=[re.escape(path) for path in study.protocol.layers],
         )
@@ -72,23 +70,24 @@ def compressed_records(
     Without `moments` the errors in the norms of the data are left out.
     """
     # Runs that share one decomposition are evaluated once.
-    distinct = {id(own): (key, own) for key, own in factors.items()}
+    distinct = {id(own): (key[0], own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
-    kernels = jnp.stack([plans[key[0]].chain.dense(own) for key, own in distinct.values()])
+    kernels = jnp.stack([plans[choice].chain.dense(own) for choice, own in distinct.values()])
     scores = _candidate_scores(study, model, path, kernels)
     errors = _candidate_errors(study, model, path, kernels, moments)
-    return {
-        key: {
+    records = {}
+    for key, own in factors.items():
+        plan, index = plans[key[0]], place[id(own)]
+        records[key] = {
             "kind": "compressed",
             **choice_fields(key),
-            "ranks": list(plans[key[0]].ranks),
-            "kept": plans[key[0]].kept,
-            "saves": plans[key[0]].size < plans[key[0]].layer.size,
-            "errors": {name: float(values[place[id(own)]]) for name, values in errors.items()},
-            **_performances(study, scores, place[id(own)]),
+            "ranks": list(plan.ranks),
+            "kept": plan.kept,
+            "saves": plan.size < plan.layer.size,
+            "errors": {name: float(values[index]) for name, values in errors.items()},
+            **_performances(study, scores, index),
         }
-        for key, own in factors.items()
-    }
+    return records
 
 
 def finetune_records(
@@ -103,17 +102,17 @@ def finetune_records(
     network, runs = study.network, range(study.protocol.runs)
     compressed = CompressedNetwork.of(network.apply, plan)
     dense = without_kernel(model.params, plan.layer.path)
-    models = [
-        Variables({"dense": dense, "factors": widened(factors[choice, run], alike)}, model.state)
-        for run in runs
-    ]
-    keys = [choice_key(network.key(FINETUNE), choice, run) for run in runs]
+    # Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
+    # no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
+    # are the same either way.
+    alone = jax.default_backend() == "cpu"
     records: dict[Key, dict[str, Any]] = {}
-    for group in side_by_side(runs):
-        own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[models[run] for run in group])
-        group_keys = jnp.stack([keys[run] for run in group])
-        settings = network.settings.finetune_fit
-        fit = fitted(own, compressed, settings, network.splits, group_keys)
+    for group in [[run] for run in runs] if alone else [runs]:
+        wide = [widened(factors[choice, run], alike) for run in group]
+        own = [Variables({"dense": dense, "factors": found}, model.state) for found in wide]
+        models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+        keys = jnp.stack([choice_key(network.key(FINETUNE), choice, run) for run in group])
+        fit = fitted(models, compressed, network.settings.finetune_fit, network.splits, keys)
         scores = {
             name: evaluate(fit.best, compressed, getattr(network.splits, name)) for name in MEASURED
         }
@@ -125,18 +124,6 @@ def finetune_records(
                 **_performances(study, scores, k),
             }
     return records
-
-
-def side_by_side(runs: Sequence[int]) -> list[Sequence[int]]:
-    """Which runs share one program: all on an accelerator, each alone on CPU.
-
-    Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
-    no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
-    are the same either way.
-    """
-    if jax.default_backend() == "cpu":
-        return [[run] for run in runs]
-    return [runs]
 
 
 def _candidate_scores(
@@ -151,7 +138,7 @@ def _candidate_scores(
                 model.collections,
                 path,
                 kernels,
-                list(_batches(getattr(study.network.splits, name), settings.batch_size)),
+                _batches(getattr(study.network.splits, name), settings.batch_size),
                 _metrics,
                 chunk=settings.chunk,
             )
@@ -169,23 +156,22 @@ def _candidate_errors(
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Errors of each of the kernels in one layer's place, by name."""
     settings, network = study.protocol.measure, study.network
-    known = _first(network.splits.train, settings.feature_images)
-    inputs = [images for images, _ in _batches(known, settings.batch_size)]
+    inputs = [images for images, _ in _feature_batches(study)]
     original = layer_params(model.params, path)["kernel"]
-    found: dict[Family, Mapping[str, Any]] = {
-        WEIGHTS: jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
-        FEATURES: candidate_feature_errors(
+    found: dict[str, Mapping[str, Any]] = {
+        "weights": jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
+        "features": candidate_feature_errors(
             network.module, model.collections, path, kernels, inputs, chunk=settings.chunk
         ),
     }
     if moments is not None:
         chunk = min(settings.chunk, len(kernels))
-        for family, outputs in ((COVARIANCE, None), (KRONECKER, moments.outputs)):
-            found[family] = _data_errors(original, kernels, moments.inputs, outputs, chunk=chunk)
+        for norm, outputs in (("covariance", None), ("kronecker", moments.outputs)):
+            found[norm] = _data_errors(original, kernels, moments.inputs, outputs, chunk=chunk)
     return {
-        name: np.asarray(found[family][kind])
-        for family in found
-        for name, kind in zip(family.errors, family.kinds, strict=True)
+        f"{of}/{kind}": np.asarray(values)
+        for of, errors in found.items()
+        for kind, values in sorted(errors.items())
     }
 
 
@@ -198,10 +184,6 @@ def _performances(
         name: performance(found, index, len(getattr(splits, name).labels))
         for name, found in scores.items()
     }
-
-
-def _first(examples: Examples, count: int) -> Examples:
-    return Examples(examples.images[:count], examples.labels[:count])
 
 
 @partial(jax.jit, static_argnames=("chunk",))
@@ -226,7 +208,15 @@ def _metrics(outputs: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:
     return example_scores(outputs, batch[1])
 
 
-def _batches(examples: Examples, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(examples.labels), size):
-        part = slice(start, start + size)
-        yield examples.images[part], examples.labels[part]
+def _feature_batches(study: PlannedStudy) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The training images over which errors are measured, with their labels."""
+    train, settings = study.network.splits.train, study.protocol.measure
+    return _batches(train, settings.batch_size, settings.feature_images)
+
+
+def _batches(
+    examples: Examples, size: int, count: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    images, labels = examples.images[:count], examples.labels[:count]
+    starts = range(0, len(labels), size)
+    return [(images[start : start + size], labels[start : start + size]) for start in starts]

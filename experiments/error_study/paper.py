@@ -1,4 +1,4 @@
-"""The published values of Kendall's tau, to set beside measured ones.
+"""The published values of Kendall's tau, to set beside measured ones, and the published ranks.
 
 Source: Schuurmans et al., ICLR 2023 (arXiv 2305.05318), computed from the authors' released tables.
 """
@@ -25,24 +25,19 @@ class PublishedStudy:
 
     values: dict[str, Any]
 
-    def by_compression(self, subset: str, phase: str, compression: float) -> PublishedTau | None:
-        """Over layers and methods at one compression (Relative Weights)."""
-        keep = str(round(100 * (1 - compression)))
-        return _tau(self.values.get("by_keep", {}).get(f"{subset}/{phase}", {}).get(keep))
-
-    def by_error(self, subset: str, phase: str, error: str) -> PublishedTau | None:
-        """Over all choices that keep at most half, for one of the six errors."""
-        return _tau(self.values.get("all_choices", {}).get(f"{subset}/{phase}", {}).get(error))
-
-    def by_scope(self, subset: str, phase: str, scope: str) -> PublishedTau | None:
-        """Over layers only, methods only, or all choices (Relative Weights)."""
-        if scope == "all":
-            return self.by_error(subset, phase, RELATIVE_WEIGHTS)
-        return _tau(self.values.get(f"{scope}_only", {}).get(f"{subset}/{phase}"))
-
-
-def _tau(value: dict[str, float] | None) -> PublishedTau | None:
-    return None if value is None else PublishedTau(float(value["mean"]), float(value["std"]))
+    def tau(self, kind: str, subset: str, phase: str, value: Any) -> PublishedTau | None:
+        """The value beside a measured one; what is measured by kind, see `tables.TauTable`."""
+        if kind == "compression":
+            table, name = "by_keep", str(round(100 * (1 - value)))
+        elif kind == "error":
+            table, name = "all_choices", value
+        elif value == "all":
+            table, name = "all_choices", RELATIVE_WEIGHTS
+        else:
+            table, name = f"{value}_only", None
+        found = self.values.get(table, {}).get(f"{subset}/{phase}", {})
+        found = found if name is None else found.get(name)
+        return PublishedTau(**found) if found else None
 
 
 def published_study(name: str | None) -> PublishedStudy:
@@ -52,11 +47,28 @@ def published_study(name: str | None) -> PublishedStudy:
     """
     if name is None:
         return PublishedStudy({})
-    path = resources.files("experiments.error_study") / "published" / "tau.json"
-    known = json.loads(path.read_text(encoding="utf-8"))
-    known.pop("note")
+    known = _published("tau")
     if name not in known:
         raise ValueError(
             f"published values of {name!r} are unknown; known are: {', '.join(sorted(known))}"
         )
     return PublishedStudy(known[name])
+
+
+def published_ranks(name: str) -> dict[str, Any]:
+    """The published ranks of a network by layer, such as "garipovnet".
+
+    Raises ValueError that lists the known names for another one.
+    """
+    known = _published("ranks")
+    if name not in known:
+        names = ", ".join(("rule", *known))
+        raise ValueError(f"config field 'decompose.ranks' is {name!r}: known are {names}")
+    return known[name]
+
+
+def _published(name: str) -> dict[str, Any]:
+    path = resources.files("experiments.error_study") / "published" / f"{name}.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    known.pop("note")
+    return known

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from experiments.report.plots import INK, MARKERS, MUTED, WIDTH, draw_level, fig
 COLORS = {"before": "#0072b2", "after": "#e08a00"}
 PUBLISHED_AS = "published, mean ± std"
 PUBLISHED: dict[str, Any] = {
+    "label": PUBLISHED_AS,
     "marker": "D",
     "markersize": 5,
     "markerfacecolor": "white",
@@ -24,29 +26,28 @@ PUBLISHED: dict[str, Any] = {
     "linestyle": "none",
     "zorder": 5,
 }
+POINTS: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 5.5,
+    "linewidth": 1.4,
+    "elinewidth": 1.4,
+    "capsize": 3,
+}
+BARS: dict[str, Any] = {
+    "width": 0.34,
+    "alpha": 0.85,
+    "error_kw": {"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5},
+}
 
 
 def plot_by_compression(rows: pd.DataFrame) -> bytes:
     """Figure 1: tau on the test set at each compression, with intervals and published values."""
+    levels = sorted(rows["compression"].unique())
+    labels = [f"{100 * level:g} %" for level in levels]
     with figure(WIDTH, 3.8) as (drawn, png):
         axes = drawn.subplots()
-        levels = sorted(rows["compression"].unique())
-        for phase, shift, own in _phases(rows, "test", spread=0.16):
-            at = np.array([levels.index(level) + shift for level in own["compression"]])
-            axes.errorbar(
-                at,
-                own["mean"],
-                yerr=_intervals(own),
-                color=COLORS[phase],
-                marker="o",
-                markersize=5.5,
-                linewidth=1.4,
-                elinewidth=1.4,
-                capsize=3,
-                label=f"{phase} fine-tuning",
-            )
-            _published(axes, at + 0.07, own)
-        labels = [f"{100 * level:g} %" for level in levels]
+        draw = partial(axes.errorbar, **POINTS)
+        _draw_taus(axes, draw, rows, "compression", levels, spread=0.16, beside=0.07)
         _finish_tau_axes(axes, labels, "compression (share of the layer's parameters removed)")
     return png.getvalue()
 
@@ -65,24 +66,13 @@ def plot_bars(
         names: its values in order, each with the text below its group; other rows are left out.
         subsets: a panel for each.
     """
+    labels = [name.replace(" ", "\n") for name in names.values()]
+    own = rows[rows[label].isin(names)]
     with figure(WIDTH, 3.6) as (drawn, png):
         panels = drawn.subplots(1, len(subsets), sharey=True, squeeze=False)[0]
-        groups = list(names)
         for axes, subset in zip(panels, subsets, strict=True):
-            for phase, shift, own in _phases(rows[rows[label].isin(groups)], subset, spread=0.36):
-                at = np.array([groups.index(name) + shift for name in own[label]])
-                axes.bar(
-                    at,
-                    own["mean"],
-                    width=0.34,
-                    yerr=_intervals(own),
-                    color=COLORS[phase],
-                    alpha=0.85,
-                    error_kw={"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5},
-                    label=f"{phase} fine-tuning",
-                )
-                _published(axes, at + 0.1, own)
-            labels = [name.replace(" ", "\n") for name in names.values()]
+            draw = partial(axes.bar, **BARS)
+            _draw_taus(axes, draw, own, label, list(names), subset, spread=0.36, beside=0.1)
             _finish_tau_axes(axes, labels, f"{subset} set")
     return png.getvalue()
 
@@ -126,63 +116,55 @@ def plot_scatter(
                     markeredgecolor="white",
                     markeredgewidth=0.5,
                 )
-            draw_level(axes, baseline_error)
             axes.set_title(f"{phase} fine-tuning")
             axes.set_xlabel("Relative Weights error")
             axes.grid(visible=True)
             _log_percent(axes, 100 * lowest, 100 * highest)
         panels[0].set_ylabel("classification error on the test set")
-        _scatter_legend(drawn, colors, markers, has_baseline=baseline_error is not None)
+        # Marks of nothing, for the legend alone.
+        for layer, color in colors.items():
+            axes.plot([], [], linestyle="none", marker="o", color=color, label=layer)
+        for method, marker in markers.items():
+            axes.plot([], [], linestyle="none", marker=marker, color=MUTED, label=method)
+        for axes in panels:
+            draw_level(axes, baseline_error)
+        if baseline_error is not None:
+            axes.lines[-1].set_label("baseline")
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return png.getvalue()
 
 
-def _scatter_legend(
-    drawn: Any, colors: Mapping[str, Any], markers: Mapping[str, str], *, has_baseline: bool
+def _draw_taus(
+    axes: Any,
+    draw: Callable[..., Any],
+    rows: pd.DataFrame,
+    label: str,
+    groups: Sequence[Any],
+    subset: str = "test",
+    *,
+    spread: float,
+    beside: float,
 ) -> None:
-    from matplotlib.lines import Line2D
+    """Each tau of a set of examples at the place of its group, the published one beside it.
 
-    marks = [
-        Line2D([], [], linestyle="none", marker="o", color=color, label=layer)
-        for layer, color in colors.items()
-    ]
-    marks += [
-        Line2D([], [], linestyle="none", marker=marker, color=MUTED, label=method)
-        for method, marker in markers.items()
-    ]
-    if has_baseline:
-        marks.append(
-            Line2D([], [], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="baseline")
-        )
-    drawn.legend(handles=marks, loc="outside right center")
-
-
-def _phases(
-    rows: pd.DataFrame, subset: str, spread: float
-) -> Iterator[tuple[str, float, pd.DataFrame]]:
-    """Each phase, how far it stands beside the middle, and its rows."""
+    Arguments:
+        draw: a bar or a point for each.
+        spread: between the phases.
+        beside: from a tau to the published one.
+    """
     phases = [phase for phase in COLORS if (rows["phase"] == phase).any()]
     for i, phase in enumerate(phases):
         own = rows[(rows["subset"] == subset) & (rows["phase"] == phase)]
-        yield phase, spread * (i - (len(phases) - 1) / 2), own
-
-
-def _intervals(rows: pd.DataFrame) -> np.ndarray:
-    # A percentile interval need not contain the mean, and bars of negative length are refused.
-    lengths = np.stack([rows["mean"] - rows["lower"], rows["upper"] - rows["mean"]])
-    return np.maximum(lengths, 0.0)
-
-
-def _published(axes: Any, at: np.ndarray, rows: pd.DataFrame) -> None:
-    known = rows["published_mean"].notna().to_numpy()
-    if known.any():
-        own = rows[known]
-        axes.errorbar(
-            at[known],
-            own["published_mean"],
-            yerr=own["published_std"],
-            label=PUBLISHED_AS,
-            **PUBLISHED,
-        )
+        shift = spread * (i - (len(phases) - 1) / 2)
+        at = np.array([groups.index(value) + shift for value in own[label]])
+        # A percentile interval need not contain the mean, and bars of negative length are refused.
+        ends = np.stack([own["mean"] - own["lower"], own["upper"] - own["mean"]])
+        style = {"color": COLORS[phase], "label": f"{phase} fine-tuning"}
+        draw(at, own["mean"], yerr=np.maximum(ends, 0.0), **style)
+        known = own["published_mean"].notna().to_numpy()
+        if known.any():
+            means, stds = own["published_mean"][known], own["published_std"][known]
+            axes.errorbar(at[known] + beside, means, yerr=stds, **PUBLISHED)
 
 
 def _finish_tau_axes(axes: Any, labels: Sequence[str], xlabel: str) -> None:
@@ -204,19 +186,12 @@ def _finish_tau_axes(axes: Any, labels: Sequence[str], xlabel: str) -> None:
 
 
 def _log_percent(axes: Any, lowest: float, highest: float) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    axes.set_yscale("log")
-    axes.set_ylim(lowest / 1.12, highest * 1.12)
     spread = highest / lowest
-    if spread > 20:
-        steps: tuple[float, ...] = (1, 2, 5)
-    elif spread > 3:
-        steps = (1, 1.5, 2, 3, 5, 7)
-    else:
-        steps = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    axes.yaxis.set_major_locator(
-        FixedLocator([step * 10.0**power for power in range(-3, 3) for step in steps])
-    )
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    steps: tuple[float, ...] = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    if spread > 3:
+        steps = (1, 2, 5) if spread > 20 else (1, 1.5, 2, 3, 5, 7)
+    places = [step * 10.0**power for power in range(-3, 3) for step in steps]
+    axes.set_yscale("log")
+    axes.set_yticks(places, [f"{place:g} %" for place in places])
+    axes.minorticks_off()
+    axes.set_ylim(lowest / 1.12, highest * 1.12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 
 from experiments.network.schedule import FitSettings
 from experiments.network.settings import (
@@ -12,6 +13,25 @@ from experiments.network.settings import (
     NetworkSettings,
 )
 from experiments.workdir.fields import check_choices, check_least
+
+PHASES = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to compress one layer; `compression` is the share of parameters removed."""
+
+    layer: str
+    method: str
+    compression: float
+
+    def __str__(self) -> str:
+        """Layer, method and compression in one line."""
+        return f"{self.layer}, {self.method}, compression {self.compression:g}"
+
+
+# A choice and which of its runs.
+Key = tuple[Choice, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +103,8 @@ class Protocol:
         """Refuse values that would make the study empty."""
         for name in ("layers", "methods", "compressions"):
             check_choices(name, getattr(self, name))
+        if not all(0 < compression < 1 for compression in self.compressions):
+            raise ValueError("config field 'compressions' must hold shares between 0 and 1")
         if self.decompose.cp_init not in ("random", "normal"):
             raise ValueError(
                 f"config field 'decompose.cp_init' is {self.decompose.cp_init!r}: "
@@ -110,6 +132,31 @@ class Protocol:
             finetune=self.finetune,
             checkpoint_every=self.checkpoint_every,
         )
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Every choice, in the order of the report: by layer, then method, then compression."""
+        return tuple(Choice(*own) for own in product(self.layers, self.methods, self.levels))
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The compressions to six decimals: 1 - 0.9 and 0.1 are the same choice."""
+        return tuple(round(compression, 6) for compression in self.compressions)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Every run of every choice."""
+        return tuple(product(self.choices, range(self.runs)))
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """When performance is measured: without fine-tuning there is no "after"."""
+        return PHASES if self.finetune.epochs else PHASES[:1]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The records that hold the performance in each phase."""
+        return ("compressed", "finetuned")[: len(self.phases)]
 
     @property
     def needs_images(self) -> bool:

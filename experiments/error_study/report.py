@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments.error_study.data_errors import data_section, empty_section
+from experiments.error_study.data_errors import data_section
 from experiments.error_study.error_names import ERRORS, error_names
 from experiments.error_study.paper import published_study
 from experiments.error_study.plots import plot_bars, plot_by_compression, plot_scatter
-from experiments.error_study.records import SUBSETS, Study, read_study
-from experiments.error_study.settings import StudyConfig
+from experiments.error_study.protocol import Protocol
+from experiments.error_study.records import SUBSETS, read_study
 from experiments.error_study.tables import (
     SCOPE_NAMES,
     TAU,
-    Resampling,
-    TauTables,
     choice_rows,
     complete,
+    measured_taus,
     measurement_rows,
     tau_rows,
     tau_table,
-    tau_tables,
     tau_texts,
     unsaving_table,
 )
@@ -43,6 +41,7 @@ from experiments.report.tables import (
     percent,
     to_csv,
 )
+from experiments.workdir.journal import Record
 
 TITLE = (
     "Does the approximation error predict "
@@ -54,6 +53,11 @@ SIGNS = {
     UNDECIDED: ("undecided", "?"),
 }
 EVIDENCE = {"label": str, "phase": str, **dict.fromkeys(TAU, float)}
+TITLES = {
+    "compression": "Tau by compression, Relative Weights",
+    "error": "Tau by error, compression of 50 % and more",
+    "scope": "Tau over layers, methods and all, Relative Weights, compression of 50 % and more",
+}
 TABLES_NOTE = "Mean ± standard deviation over the runs [95 % bootstrap interval]."
 
 
@@ -72,35 +76,29 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         ValueError: where one of them cannot be understood (see `records.read_study`).
         ImportError: where matplotlib is not installed.
     """
-    study = read_study(workdir)
-    config, paper = study.config, published_study(study.config.published)
-    resampling = Resampling(resamples=resamples, seed=config.seed)
-    rows = measurement_rows(study)
-    choices, tables = choice_rows(rows), tau_tables(rows, config, resampling)
-    taus = {
-        "compression": tau_rows(tables.by_compression, "compression", paper.by_compression),
-        "error": tau_rows(tables.by_error, "error", paper.by_error),
-        "scope": tau_rows(tables.by_scope, "scope", paper.by_scope),
-    }
-    findings = judge_findings(tables, paper, config)
-    lead, finished = _progress(rows, config)
+    raw, settings, measured = read_study(workdir)
+    paper, baseline = published_study(settings.published), measured.get("baseline")
+    rows = measurement_rows(settings, measured)
+    choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resamples=resamples)
+    taus = {kind: tau_rows(all_taus, kind, paper) for kind in TITLES}
+    findings = judge_findings(all_taus, paper, settings.phases)
+    lead, finished = _progress(rows, settings)
     unsaving = unsaving_table(choices)
-    cards = [_card(finding) for finding in findings]
     report = Report(
         title=TITLE,
-        subtitle=f"{config.model} on {config.data}",
+        subtitle=f"{settings.model.name} on {settings.data.name}",
         lead=lead,
         before="Baseline, before any compression",
-        facts=_baseline_facts(study),
+        facts=_baseline_facts(baseline),
         sections=[
-            Section("findings", "Findings", _judged_by(finished), cards=cards),
-            Section("figures", "Figures", pictures=_pictures(study, taus, choices)),
-            Section("tables", "Tables", TABLES_NOTE, tables=_tables(config, taus)),
-            _data_section(study, tables, taus["error"]),
+            Section("findings", "Findings", _judged_by(finished), cards=_cards(findings)),
+            Section("figures", "Figures", pictures=_pictures(settings, baseline, taus, choices)),
+            Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
+            data_section(settings, measured, all_taus, taus["error"], _bars(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
         ],
-        provenance=_provenance(study, resampling),
-        config=config.raw,
+        provenance=_provenance(settings, resamples),
+        config=raw,
         files={
             "measurements.csv": to_csv(rows),
             "choices.csv": to_csv(choices),
@@ -113,35 +111,25 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     return publish(workdir, report)
 
 
-def _data_section(study: Study, tables: TauTables, by_error: pd.DataFrame) -> Section:
-    measured, lacking = study.measurements.compressed, study.measurements.lacking_data_errors
-    if lacking or not measured:
-        return empty_section(len(measured), lacking)
-    return data_section(tables, by_error, study.config.phases, _bars(study.config))
-
-
-def _tables(config: StudyConfig, taus: Mapping[str, pd.DataFrame]) -> list[Table]:
-    levels = {level: percent(level) for level in sorted(config.compressions)}
-    names: dict[str, Mapping[Any, str]]
-    names = {"compression": levels, "error": error_names(ERRORS), "scope": SCOPE_NAMES}
-    titles = {
-        "compression": "Tau by compression, Relative Weights",
-        "error": "Tau by error, compression of 50 % and more",
-        "scope": (
-            "Tau over layers, methods and all, Relative Weights, compression of 50 % and more"
-        ),
+def _tables(settings: Protocol, taus: Mapping[str, pd.DataFrame]) -> list[Table]:
+    names: dict[str, Mapping[Any, str]] = {
+        "compression": {level: percent(level) for level in sorted(settings.levels)},
+        "error": error_names(ERRORS),
+        "scope": SCOPE_NAMES,
     }
-    return [tau_table(title, name, names[name], taus[name]) for name, title in titles.items()]
+    return [tau_table(title, kind, names[kind], taus[kind]) for kind, title in TITLES.items()]
 
 
 def _pictures(
-    study: Study, taus: Mapping[str, pd.DataFrame], choices: pd.DataFrame
+    settings: Protocol,
+    baseline: Record | None,
+    taus: Mapping[str, pd.DataFrame],
+    choices: pd.DataFrame,
 ) -> list[Picture]:
-    config, bars = study.config, _bars(study.config)
-    wrong = None
-    if (baseline := study.measurements.baseline) is not None:
-        test = baseline.test
-        wrong = math.exp(log_classification_error(test.accuracy, test.count))
+    wrong, bars = None, _bars(settings)
+    if baseline is not None:
+        test = baseline["test"]
+        wrong = math.exp(log_classification_error(test["accuracy"], test["count"]))
     return [
         Picture(
             "tau_by_compression.png",
@@ -167,35 +155,37 @@ def _pictures(
             "Approximation error against classification error.",
             "Each mark is one choice, the mean over its runs; colour is the layer, from dark "
             "(near the input) to light, shape the method. The error axis is logarithmic.",
-            plot_scatter(choices, config.layers, config.methods, config.phases, wrong),
+            plot_scatter(choices, settings.layers, settings.methods, settings.phases, wrong),
         ),
     ]
 
 
-def _bars(config: StudyConfig) -> str:
+def _bars(settings: Protocol) -> str:
     text = "Bars: 95 % bootstrap intervals."
-    if config.published:
-        text += f" Diamonds: values published for {config.published}."
+    if settings.published:
+        text += f" Diamonds: values published for {settings.published}."
     return text
 
 
-def _card(finding: Finding) -> Card:
-    style, sign = SIGNS[finding.verdict]
-    evidence = framed([dataclasses.asdict(one) for one in finding.evidence], EVIDENCE)
-    heads = {phase: f"{phase} fine-tuning" for phase in evidence["phase"].unique()}
-    return Card(
-        name=f"finding-{finding.number}",
-        title=f"{finding.number}. {finding.claim}",
-        answer=finding.verdict,
-        sign=sign,
-        style=style,
-        grounds=finding.reasons,
-        rule=f"Rule: {finding.rule}",
-        table=Table(
-            "Figures that decide",
-            crossed(tau_texts(evidence), {"label": "tau, test set"}, "phase", heads),
-        ),
-    )
+def _cards(findings: Sequence[Finding]) -> list[Card]:
+    cards = []
+    for finding in findings:
+        style, sign = SIGNS[finding.verdict]
+        evidence = framed(finding.evidence, EVIDENCE)
+        heads = {phase: f"{phase} fine-tuning" for phase in evidence["phase"].unique()}
+        cells = crossed(tau_texts(evidence), {"label": "tau, test set"}, "phase", heads)
+        card = Card(
+            name=f"finding-{finding.number}",
+            title=f"{finding.number}. {finding.claim}",
+            answer=finding.verdict,
+            sign=sign,
+            style=style,
+            grounds=finding.reasons,
+            rule=f"Rule: {finding.rule}",
+            table=Table("Figures that decide", cells),
+        )
+        cards.append(card)
+    return cards
 
 
 def _judged_by(finished: bool) -> str:
@@ -209,11 +199,11 @@ def _judged_by(finished: bool) -> str:
     )
 
 
-def _progress(rows: pd.DataFrame, config: StudyConfig) -> tuple[str, bool]:
+def _progress(rows: pd.DataFrame, settings: Protocol) -> tuple[str, bool]:
     """How much of the study is there, and whether it is all of it."""
-    choices = len(config.layers) * len(config.methods) * len(config.compressions)
-    total, plan = choices * config.runs, f"{choices} choices in {config.runs} runs"
-    measured = {phase: rows[f"test/{phase}/accuracy"].count() for phase in config.phases}
+    total, phases = len(settings.keys), settings.phases
+    plan = f"{len(settings.choices)} choices in {settings.runs} runs"
+    measured = {phase: rows[f"test/{phase}/accuracy"].count() for phase in phases}
     if set(measured.values()) == {total}:
         when = "before and after fine-tuning" if "after" in measured else "without fine-tuning"
         return f"Complete: {plan}, {total} of {total} measured {when}.", True
@@ -221,7 +211,7 @@ def _progress(rows: pd.DataFrame, config: StudyConfig) -> tuple[str, bool]:
         f"{count} of {total} measured {phase} fine-tuning" for phase, count in measured.items()
     )
     whole = " and ".join(
-        f"{len(complete(rows, config, phase)) // config.runs} {phase}" for phase in config.phases
+        f"{len(complete(rows, settings, phase)) // settings.runs} {phase}" for phase in phases
     )
     text = (
         f"Unfinished: {plan}; {counts}. "
@@ -230,46 +220,35 @@ def _progress(rows: pd.DataFrame, config: StudyConfig) -> tuple[str, bool]:
     return text, False
 
 
-def _baseline_facts(study: Study) -> dict[str, str]:
-    baseline = study.measurements.baseline
+def _baseline_facts(baseline: Record | None) -> dict[str, str]:
     if baseline is None:
         return {"baseline": "not trained yet"}
     facts = {}
     for subset in SUBSETS:
-        performance = getattr(baseline, subset)
-        facts[f"{subset} accuracy"] = percent(performance.accuracy, 2)
-        facts[f"{subset} cross-entropy"] = number(performance.cross_entropy, 3)
-    facts["parameters"] = f"{baseline.params:,}"
-    if baseline.macs is not None:
-        facts["multiply-adds"] = f"{baseline.macs / 1e6:,.1f} M"
-    if baseline.epoch is not None:
-        facts["epoch kept"] = str(baseline.epoch)
+        facts[f"{subset} accuracy"] = percent(baseline[subset]["accuracy"], 2)
+        facts[f"{subset} cross-entropy"] = number(baseline[subset]["cross_entropy"], 3)
+    facts["parameters"] = f"{baseline['params']:,}"
+    # Studies of early versions lack these.
+    if (macs := baseline.get("macs")) is not None:
+        facts["multiply-adds"] = f"{macs / 1e6:,.1f} M"
+    if (epoch := baseline.get("epoch")) is not None:
+        facts["epoch kept"] = str(epoch)
     return facts
 
 
-def _provenance(study: Study, resampling: Resampling) -> dict[str, str]:
-    config = study.config
+def _provenance(settings: Protocol, resamples: int) -> dict[str, str]:
     return {
-        "layers": str(len(config.layers)),
-        "methods": ", ".join(config.methods),
-        "runs": str(config.runs),
-        "seed": str(config.seed),
-        "bootstrap resamples": f"{resampling.resamples:,}",
-        "published values": config.published or DASH,
+        "layers": str(len(settings.layers)),
+        "methods": ", ".join(settings.methods),
+        "runs": str(settings.runs),
+        "seed": str(settings.seed),
+        "bootstrap resamples": f"{resamples:,}",
+        "published values": settings.published or DASH,
     }
 
 
 def _verdicts(findings: Sequence[Finding]) -> str:
-    def plain(record: Mapping[str, object]) -> dict[str, object]:
-        # JSON has no NaN.
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in record.items()
-        }
-
-    records = [
-        dataclasses.asdict(finding)
-        | {"evidence": [plain(dataclasses.asdict(evidence)) for evidence in finding.evidence]}
-        for finding in findings
-    ]
-    return json.dumps(records, indent=2) + "\n"
+    text = json.dumps([asdict(finding) for finding in findings])
+    # JSON has no NaN.
+    plain = json.loads(text, parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from experiments.error_study.candidates import decompose_runs
@@ -13,15 +14,15 @@ from experiments.error_study.measure import compressed_records, finetune_records
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import (
     SCHEMA,
-    Key,
-    Measurements,
+    check_records,
     choice_fields,
-    measurements,
+    lacking_data_errors,
 )
 from experiments.error_study.report import write_report
 from experiments.network.network import DECOMPOSE, Network
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.journal import Journal
 from experiments.workdir.threads import Records
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import layer_params
@@ -34,15 +35,15 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
     """
     study = plan_study(network, settings)
     journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
-    measured = measurements(journal)
+    check_records(settings, journal)
     model = baseline(network, journal, workdir, ("train", "validation", "test"))
-    moments = _moments_for(study, model, measured, workdir)
-    kinds = ("compressed", "finetuned") if settings.finetune.epochs else ("compressed",)
+    moments = _moments_for(study, model, journal)
+    expected = product(settings.kinds, settings.keys)
     measure(
         journal,
-        [journal.identity(kind, choice_fields(key)) for kind in kinds for key in _keys(study)],
+        [journal.identity(kind, choice_fields(key)) for kind, key in expected],
         [
-            partial(_measure_layer, study, model, path, measured, moments.get(path))
+            partial(_measure_layer, study, model, path, journal, moments.get(path))
             for path in settings.layers
         ],
     )
@@ -52,21 +53,17 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
 EXPERIMENT = Experiment("study", Protocol, run, write_report)
 
 
-def _keys(study: PlannedStudy) -> list[Key]:
-    return [(choice, number) for choice in study.plans for number in range(study.protocol.runs)]
-
-
 def _moments_for(
-    study: PlannedStudy, model: Variables, measured: Measurements, workdir: Path
+    study: PlannedStudy, model: Variables, journal: Journal
 ) -> Mapping[str, LayerMoments]:
     """Moments of all layers, or none where no error in their norms is to be measured."""
-    if len(measured.compressed) == len(_keys(study)):
+    if len(journal.of_kind("compressed")) == len(study.protocol.keys):
         return {}
-    if measured.lacking_data_errors:
+    if lacking_data_errors(journal):
         # A column that only some choices have orders nothing.
         warnings.warn(
-            f"measurements in {workdir} lack the errors in the norms of the data, so the study "
-            "goes on without them; to have them, use another workdir",
+            f"measurements in {journal.path.parent} lack the errors in the norms of the data, so "
+            "the study goes on without them; to have them, use another workdir",
             stacklevel=3,
         )
         return {}
@@ -77,26 +74,27 @@ def _measure_layer(
     study: PlannedStudy,
     model: Variables,
     path: str,
-    measured: Measurements,
+    journal: Journal,
     moments: LayerMoments | None,
 ) -> Iterator[Records]:
     """Yield the records of one layer that are missing, as soon as each group is there."""
     settings, key = study.protocol, study.network.key(DECOMPOSE)
     plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
-    keys = [own for own in _keys(study) if own[0] in plans]
-    is_compressed = all(own in measured.compressed for own in keys)
-    untuned = [own[0] for own in keys if own not in measured.finetuned]
-    if is_compressed and not (untuned and settings.finetune.epochs):
+    keys = [own for own in settings.keys if own[0] in plans]
+    missing = {
+        kind: [own for own in keys if journal.get(kind, **choice_fields(own)) is None]
+        for kind in settings.kinds
+    }
+    if not any(missing.values()):
         return
     kernel = layer_params(model.params, path)["kernel"]
     factors = decompose_runs(kernel, plans, settings.runs, settings.decompose, key)
-    if not is_compressed:
+    if missing["compressed"]:
         # All of them, also those that are there: a layer's candidates are one computation, whose
         # numbers must not depend on where an earlier run was killed.
         records = compressed_records(study, model, path, plans, factors, moments)
         yield [records[own] for own in keys]
-    if settings.finetune.epochs:
-        for choice in dict.fromkeys(untuned):
-            alike = [factors[other, 0] for other in plans if other.method == choice.method]
-            tuned = finetune_records(study, model, choice, plans[choice], factors, alike)
-            yield list(tuned.values())
+    for choice in dict.fromkeys(own[0] for own in missing.get("finetuned", ())):
+        alike = [factors[other, 0] for other in plans if other.method == choice.method]
+        tuned = finetune_records(study, model, choice, plans[choice], factors, alike)
+        yield list(tuned.values())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from experiments.error_study.error_names import RELATIVE_WEIGHTS
-from experiments.error_study.paper import PublishedTau
-from experiments.error_study.records import SUBSETS, Compressed, Finetuned, Study
-from experiments.error_study.settings import StudyConfig
+from experiments.error_study.paper import PublishedStudy, PublishedTau
+from experiments.error_study.protocol import PHASES, Protocol
+from experiments.error_study.records import SUBSETS, choice_fields, common_errors
 from experiments.report.correlate import TauEstimate, estimate_tau, log_classification_error
 from experiments.report.tables import (
     Table,
@@ -24,82 +25,57 @@ from experiments.report.tables import (
     framed,
     percent,
 )
+from experiments.workdir.journal import Journal, Record
 
 CHOICE = ("layer", "method", "compression")
 SCOPE_NAMES = {"layers": "layers only", "methods": "methods only", "all": "all choices"}
-SCOPES = tuple(SCOPE_NAMES)
 # What pairs of choices have in common.
 HELD_FIXED = {"layers": ["method", "compression"], "methods": ["layer", "compression"], "all": []}
 FIGURES = ("accuracy", "cross_entropy", "log_error")
 TAU = ("mean", "std", "lower", "upper", "published_mean", "published_std")
 
 Row = dict[str, Any]
-TauTable = dict[tuple[str, str, Any], TauEstimate]
+TauTable = Mapping[tuple[str, str, str, Any], TauEstimate]
+"""Tau by what it is measured by, subset, phase, and which of those it is.
+
+By "compression" of Relative Weights over layers and methods (Figure 1). By "error" of each over all
+choices of strong compression (Figure 2). By "scope" of Relative Weights over layers only, for each
+fixed method and compression, over methods only, for each fixed layer and compression, in each run
+the mean of those, and over all choices (Figure 3).
+"""
 
 
-@dataclass(frozen=True)
-class TauTables:
-    """Tau by (subset, phase, compression), (subset, phase, error) and (subset, phase, scope).
-
-    A key is absent where too few choices are complete to order any.
-    """
-
-    by_compression: TauTable
-    by_error: TauTable
-    by_scope: TauTable
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """How the intervals are drawn, and which choices count as strong compression."""
-
-    resamples: int = 2000
-    seed: int = 0
-    least_compression: float = 0.5
-
-
-def measurement_rows(study: Study) -> pd.DataFrame:
+def measurement_rows(settings: Protocol, measured: Journal) -> pd.DataFrame:
     """One row per choice and run that was measured, in the configuration's order.
 
     No timings: an interrupted and an unbroken study give the same rows.
     """
-    errors, phases = study.measurements.errors, study.config.phases
     rows: list[Row] = []
-    for choice in study.choices:
-        for run in range(study.config.runs):
-            found = study.measurements.compressed.get((choice, run))
-            if found is None:
-                continue
-            row: Row = {
-                **asdict(choice),
-                "run": run,
-                "ranks": " ".join(map(str, found.ranks)),
-                "kept": found.kept,
-                "saves": found.saves,
-                **found.errors,
-                **_performances("before", found),
-            }
-            if tuned := study.measurements.finetuned.get((choice, run)):
-                row |= {"finetune_epoch": tuned.epoch} | _performances("after", tuned)
-            rows.append(row)
+    for key in settings.keys:
+        fields = choice_fields(key)
+        if (found := measured.get("compressed", **fields)) is None:
+            continue
+        row = {**found, **found["errors"], "ranks": " ".join(map(str, found["ranks"]))}
+        row |= _performances("before", found)
+        if (tuned := measured.get("finetuned", **fields)) is not None:
+            row |= {"finetune_epoch": tuned["epoch"], **_performances("after", tuned)}
+        rows.append(row)
     columns: Row = {"layer": str, "method": str, "compression": float, "run": int, "ranks": str}
-    columns |= {"kept": float, "saves": bool, **dict.fromkeys(errors, float)}
-    for phase in phases:
+    columns |= {"kept": float, "saves": bool, **dict.fromkeys(common_errors(measured), float)}
+    for phase in settings.phases:
         columns |= {"finetune_epoch": "Int64"} if phase == "after" else {}
-        columns |= dict.fromkeys(_performance_columns(phase), float)
+        columns |= {f"{sub}/{phase}/{name}": float for sub in SUBSETS for name in FIGURES}
     return framed(rows, columns)
 
 
-def _performance_columns(phase: str) -> list[str]:
-    return [f"{subset}/{phase}/{figure}" for subset in SUBSETS for figure in FIGURES]
-
-
-def _performances(phase: str, measured: Compressed | Finetuned) -> dict[str, float]:
-    values: list[float] = []
-    for own in (getattr(measured, subset) for subset in SUBSETS):
-        log_error = log_classification_error(own.accuracy, own.count)
-        values += [own.accuracy, own.cross_entropy, log_error]
-    return dict(zip(_performance_columns(phase), values, strict=True))
+def _performances(phase: str, record: Record) -> Row:
+    found: Row = {}
+    for subset in SUBSETS:
+        own = record[subset]
+        log_error = log_classification_error(own["accuracy"], own["count"])
+        values = (own["accuracy"], own["cross_entropy"], log_error)
+        found |= {f"{subset}/{phase}/{name}": v for name, v in zip(FIGURES, values, strict=True)}
+    return found
 
 
 def choice_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -115,50 +91,50 @@ def choice_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return found.merge(means, "left", CHOICE).drop(columns="tuned")
 
 
-def complete(rows: pd.DataFrame, config: StudyConfig, phase: str) -> pd.DataFrame:
+def complete(rows: pd.DataFrame, settings: Protocol, phase: str) -> pd.DataFrame:
     """The rows of the choices that were measured in every run before or after fine-tuning."""
     counts = rows.groupby(list(CHOICE))[f"test/{phase}/accuracy"].transform("count")
-    return rows[counts == config.runs]
+    return rows[counts == settings.runs]
 
 
-def tau_tables(rows: pd.DataFrame, config: StudyConfig, resampling: Resampling) -> TauTables:
+def measured_taus(
+    rows: pd.DataFrame, settings: Protocol, *, resamples: int, strong: float = 0.5
+) -> TauTable:
     """All taus of a study, finished or not; only choices complete in every run count.
 
-    By compression: of Relative Weights over layers and methods (Figure 1). By error: of each error
-    over all choices of strong compression (Figure 2). By scope: of Relative Weights over layers
-    only, for each fixed method and compression, over methods only, for each fixed layer and
-    compression, in each run the mean of those, and over all choices (Figure 3).
+    There is none where too few choices are complete to order any.
+
+    Arguments:
+        rows: from `measurement_rows`.
+        resamples: behind each interval, drawn with the study's seed.
+        strong: the least compression that counts as strong.
     """
-    strong = rows[rows["compression"] >= resampling.least_compression]
+    estimate = partial(estimate_tau, resamples=resamples, seed=settings.seed)
+    own = rows[rows["compression"] >= strong]
     errors = [name for name in rows.columns if "/" in name and not name.startswith(SUBSETS)]
-    by_level = {level: rows[rows["compression"] == level] for level in config.compressions}
-
-    def taus(asked: Iterable[tuple[Any, pd.DataFrame, str, list[str]]]) -> TauTable:
-        return {
-            (subset, phase, column): tau
-            for column, own, error, held_fixed in asked
-            for phase in config.phases
-            for subset, tau in _taus(own, config, resampling, phase, error, held_fixed).items()
-        }
-
-    return TauTables(
-        taus((level, own, RELATIVE_WEIGHTS, []) for level, own in by_level.items()),
-        taus((error, strong, error, []) for error in errors),
-        taus((scope, strong, RELATIVE_WEIGHTS, HELD_FIXED[scope]) for scope in SCOPES),
-    )
+    asked: list[tuple[str, Any, pd.DataFrame, str, list[str]]] = []
+    for level in settings.levels:
+        among = rows[rows["compression"] == level]
+        asked.append(("compression", level, among, RELATIVE_WEIGHTS, []))
+    asked += [("error", error, own, error, []) for error in errors]
+    asked += [("scope", scope, own, RELATIVE_WEIGHTS, fixed) for scope, fixed in HELD_FIXED.items()]
+    return {
+        (kind, subset, phase, value): estimate(*pairs)
+        for kind, value, among, error, held_fixed in asked
+        for phase in settings.phases
+        for subset, pairs in _pairs(among, settings, phase, error, held_fixed).items()
+    }
 
 
-def _taus(
-    rows: pd.DataFrame,
-    config: StudyConfig,
-    resampling: Resampling,
-    phase: str,
-    error: str,
-    held_fixed: list[str],
-) -> dict[str, TauEstimate]:
-    """Tau by subset; none where no two choices have in common what is held fixed."""
-    whole = complete(rows, config, phase)
-    first = whole[:: config.runs]
+def _pairs(
+    rows: pd.DataFrame, settings: Protocol, phase: str, error: str, held_fixed: list[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What tau is of, by subset: errors and performance by run and choice, and groups of choices.
+
+    None where no two choices have in common what is held fixed.
+    """
+    whole = complete(rows, settings, phase)
+    first = whole[:: settings.runs]
     groups = np.zeros(len(first), int)
     if held_fixed:
         groups = first.groupby(held_fixed, sort=False).ngroup().to_numpy()
@@ -166,34 +142,34 @@ def _taus(
         return {}
 
     def by_run(name: str) -> Float[np.ndarray, "runs choices"]:
-        return np.ascontiguousarray(whole[name].to_numpy(float).reshape(-1, config.runs).T)
+        return np.ascontiguousarray(whole[name].to_numpy(float).reshape(-1, settings.runs).T)
 
-    return {
-        subset: estimate_tau(
-            by_run(error),
-            by_run(f"{subset}/{phase}/log_error"),
-            groups,
-            resamples=resampling.resamples,
-            seed=resampling.seed,
-        )
-        for subset in SUBSETS
-    }
+    return {sub: (by_run(error), by_run(f"{sub}/{phase}/log_error"), groups) for sub in SUBSETS}
 
 
-def tau_rows(
-    table: TauTable, name: str, published: Callable[[str, str, Any], PublishedTau | None]
-) -> pd.DataFrame:
+def tau_rows(taus: TauTable, kind: str, paper: PublishedStudy) -> pd.DataFrame:
     """One row per compression, error or scope, subset and phase, the published value beside."""
-    rows: list[Row] = []
-    for (subset, phase, column), tau in table.items():
-        row = {each: getattr(tau, each) for each in ("mean", "std", "lower", "upper", "choices")}
-        row |= {name: column, "subset": subset, "phase": phase, "runs": tau.per_run.size}
-        if beside := published(subset, phase, column):
-            row |= {"published_mean": beside.mean, "published_std": beside.std}
-        rows.append(row)
-    columns: Row = {name: float if name == "compression" else str, "subset": str, "phase": str}
+    rows: list[Row] = [
+        {
+            kind: value,
+            "subset": subset,
+            "phase": phase,
+            **tau_figures(tau, paper.tau(kind, subset, phase, value)),
+            "choices": tau.choices,
+            "runs": tau.per_run.size,
+        }
+        for (of, subset, phase, value), tau in taus.items()
+        if of == kind
+    ]
+    columns: Row = {kind: float if kind == "compression" else str, "subset": str, "phase": str}
     columns |= {**dict.fromkeys(TAU[:4], float), "choices": int, "runs": int}
     return framed(rows, columns | dict.fromkeys(TAU[4:], float))
+
+
+def tau_figures(tau: TauEstimate, published: PublishedTau | None) -> Row:
+    """A tau and the published one beside it, in the columns `TAU`; NaN where there is none."""
+    beside = (published.mean, published.std) if published else (math.nan, math.nan)
+    return dict(zip(TAU, (tau.mean, tau.std, tau.lower, tau.upper, *beside), strict=True))
 
 
 def tau_texts(rows: pd.DataFrame) -> pd.DataFrame:
@@ -211,7 +187,7 @@ def tau_table(title: str, label: str, names: Mapping[Any, str], rows: pd.DataFra
         names: its values in order, each with the text to show.
         rows: from `tau_rows`.
     """
-    places = {label: names, "subset": SUBSETS, "phase": ("before", "after")}
+    places = {label: names, "subset": SUBSETS, "phase": PHASES}
     own = arranged(rows[rows[label].isin(names)], places)
     own = tau_texts(own.assign(head=own["subset"] + ", " + own["phase"]))
     order = arranged(own, {"subset": places["subset"], "phase": places["phase"]})

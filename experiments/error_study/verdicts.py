@@ -13,8 +13,9 @@ nothing: resampling so few says little.
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,14 +27,12 @@ from experiments.error_study.error_names import (
     error_name,
 )
 from experiments.error_study.paper import PublishedStudy, PublishedTau
-from experiments.error_study.settings import StudyConfig
-from experiments.error_study.tables import SCOPE_NAMES, SCOPES, TauTable, TauTables
+from experiments.error_study.tables import SCOPE_NAMES, Row, TauTable, tau_figures
 from experiments.report.correlate import (
     TauEstimate,
     concordance,
     difference,
     kendall_tau_a,
-    percentile_interval,
 )
 from experiments.report.tables import number
 
@@ -55,26 +54,12 @@ GROWS = {
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One figure that decides, in one phase; NaN where it has no spread, interval or twin."""
-
-    label: str
-    phase: str
-    mean: float
-    std: float = math.nan
-    lower: float = math.nan
-    upper: float = math.nan
-    published_mean: float = math.nan
-    published_std: float = math.nan
-
-
-@dataclass(frozen=True)
 class Part:
-    """What one phase says about one finding."""
+    """What one phase says about one finding, with the figures that decide, see `Seen.row`."""
 
     verdict: str
     reason: str
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,14 +71,14 @@ class Finding:
     rule: str
     verdict: str
     reasons: tuple[str, ...]
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
 class Seen:
     """What a rule looks at: taus on the test set in one phase, and the published ones."""
 
-    tables: TauTables
+    taus: TauTable
     paper: PublishedStudy
     phase: str
 
@@ -107,37 +92,37 @@ class Seen:
         """That there is too little to decide on."""
         return Part(UNDECIDED, f"{self.when}: too few choices are measured in every run.")
 
-    def known(self, table: TauTable, columns: Sequence[str]) -> dict[str, TauEstimate] | None:
-        """The taus of these columns; None unless each rests on enough choices."""
-        taus = {column: table.get(("test", self.phase, column)) for column in columns}
-        known = {c: tau for c, tau in taus.items() if tau and tau.choices >= LEAST_CHOICES}
-        return known if len(known) == len(columns) else None
+    def known(self, kind: str, values: Sequence[str]) -> dict[str, TauEstimate] | None:
+        """The taus of these; None unless each rests on enough choices."""
+        taus = {value: self.taus.get((kind, "test", self.phase, value)) for value in values}
+        known = {v: tau for v, tau in taus.items() if tau and tau.choices >= LEAST_CHOICES}
+        return known if len(known) == len(values) else None
 
-    def by_error(self, error: str) -> PublishedTau | None:
-        """The published tau of an error."""
-        return self.paper.by_error("test", self.phase, error)
-
-    def evidence(self, label: str, tau: TauEstimate, published: PublishedTau | None) -> Evidence:
+    def evidence(self, label: str, kind: str, value: Any) -> Row:
         """A tau, the published one beside it."""
-        beside = (published.mean, published.std) if published else ()
-        return Evidence(label, self.phase, tau.mean, tau.std, tau.lower, tau.upper, *beside)
+        place = (kind, "test", self.phase, value)
+        return self.row(label, self.taus[place], self.paper.tau(*place))
 
-    def gap(self, label: str, gap: TauEstimate, minuend: Evidence, less: Evidence) -> Evidence:
+    def gap(self, label: str, gap: TauEstimate, minuend: Row, less: Row) -> Row:
         """The difference of two taus."""
         # The spread of a published difference is unknown: its runs are not published here.
-        published = minuend.published_mean - less.published_mean
-        return Evidence(label, self.phase, gap.mean, gap.std, gap.lower, gap.upper, published)
+        published = PublishedTau(minuend["published_mean"] - less["published_mean"], math.nan)
+        return self.row(label, gap, published)
+
+    def row(self, label: str, tau: TauEstimate, published: PublishedTau | None) -> Row:
+        """One figure that decides: its label, the phase, and the columns `tables.TAU`."""
+        return {"label": label, "phase": self.phase, **tau_figures(tau, published)}
 
 
 def judge_findings(
-    tables: TauTables, paper: PublishedStudy, config: StudyConfig
+    taus: TauTable, paper: PublishedStudy, phases: Sequence[str]
 ) -> tuple[Finding, ...]:
-    """The four findings, judged on the test set."""
+    """The four findings, judged on the test set in the phases that a study measures."""
     findings = []
     rules = (positive_and_growing, relative_weights_best, features_no_better)
     for place, rule in enumerate((*rules, layers_harder_than_methods), start=1):
-        phases = config.phases if rule in rules else ("before",)
-        parts = [rule(Seen(tables, paper, phase)) for phase in phases]
+        own = phases if rule in rules else ("before",)
+        parts = [rule(Seen(taus, paper, phase)) for phase in own]
         claim, _, text = (inspect.getdoc(rule) or "").partition("\n\n")
         finding = Finding(
             number=place,
@@ -145,7 +130,7 @@ def judge_findings(
             rule=" ".join(text.split()),
             verdict=all_hold(part.verdict for part in parts),
             reasons=tuple(part.reason for part in parts),
-            evidence=tuple(evidence for part in parts for evidence in part.evidence),
+            evidence=tuple(row for part in parts for row in part.evidence),
         )
         findings.append(finding)
     return tuple(findings)
@@ -161,20 +146,19 @@ def positive_and_growing(seen: Seen) -> Part:
     means that eight of the ten pairs of levels are in order. It does not grow where the interval
     of the trend lies below 0.6, and is not decidable otherwise.
     """
-    known = seen.known(seen.tables.by_error, (RELATIVE_WEIGHTS,))
-    table = seen.tables.by_compression
-    found = sorted(level for *where, level in table if where == ["test", seen.phase])
-    levels = {level: table["test", seen.phase, level] for level in found}
+    known = seen.known("error", (RELATIVE_WEIGHTS,))
+    levels = sorted(value for *of, value in seen.taus if of == ["compression", "test", seen.phase])
     if known is None or len(levels) < LEAST_LEVELS:
         return seen.unmeasured
     (tau,) = known.values()
-    published = {c: seen.paper.by_compression("test", seen.phase, c) for c in levels}
-    trend = _trend(levels, published, seen.phase)
-    whole = "all choices \N{GREATER-THAN OR EQUAL TO} 50 %"
+    by_level = [seen.evidence(f"compression {100 * c:g} %", "compression", c) for c in levels]
+    trend = _trend([seen.taus["compression", "test", seen.phase, level] for level in levels])
+    means = [row["published_mean"] for row in by_level]
+    published = math.nan if np.isnan(means).any() else kendall_tau_a(levels, means)
     evidence = (
-        seen.evidence(whole, tau, seen.by_error(RELATIVE_WEIGHTS)),
-        *(seen.evidence(f"compression {100 * c:g} %", levels[c], published[c]) for c in levels),
-        trend,
+        seen.evidence("all choices \N{GREATER-THAN OR EQUAL TO} 50 %", "error", RELATIVE_WEIGHTS),
+        *by_level,
+        seen.row("trend over levels", trend, PublishedTau(published, math.nan)),
     )
     positive = _verdict(tau.lower > 0, tau.upper <= 0)
     growing = _verdict(trend.mean >= LEAST_TREND, trend.upper < LEAST_TREND)
@@ -190,7 +174,7 @@ def relative_weights_best(seen: Seen) -> Part:
     is higher and distinguishable from it; not decidable where another is higher but not
     distinguishable.
     """
-    taus = seen.known(seen.tables.by_error, ERRORS)
+    taus = seen.known("error", ERRORS)
     if taus is None:
         return seen.unmeasured
     ours = taus[RELATIVE_WEIGHTS]
@@ -208,8 +192,8 @@ def relative_weights_best(seen: Seen) -> Part:
     elif higher:
         reason = f"{_listed(higher)} has a higher tau, not distinguishable from Relative Weights."
     verdict = _verdict(not (higher or beaten_by), bool(beaten_by))
-    evidence = [seen.evidence(error_name(e), taus[e], seen.by_error(e)) for e in ERRORS]
-    return Part(verdict, f"{seen.when}: {reason}", tuple(evidence))
+    evidence = tuple(seen.evidence(error_name(error), "error", error) for error in ERRORS)
+    return Part(verdict, f"{seen.when}: {reason}", evidence)
 
 
 def features_no_better(seen: Seen) -> Part:
@@ -222,14 +206,14 @@ def features_no_better(seen: Seen) -> Part:
     """
     names, best, evidence = [], [], []
     for label, errors in (("best of weights", WEIGHT_ERRORS), ("best of features", FEATURE_ERRORS)):
-        known = seen.known(seen.tables.by_error, errors)
+        known = seen.known("error", errors)
         if known is None:
             return seen.unmeasured
         names.append(max(known, key=lambda error: known[error].mean))
-        published = [tau for error in errors if (tau := seen.by_error(error)) is not None]
-        highest = max(published, key=lambda value: value.mean, default=None)
         best.append(known[names[-1]])
-        evidence.append(seen.evidence(label, best[-1], highest))
+        published = [seen.paper.tau("error", "test", seen.phase, error) for error in errors]
+        highest = max(filter(None, published), key=lambda value: value.mean, default=None)
+        evidence.append(seen.row(label, best[-1], highest))
     gap = difference(*best)
     evidence.append(seen.gap("weights \N{MINUS SIGN} features", gap, *evidence))
     verdict = _verdict(gap.mean >= 0, _distinguishable(gap))
@@ -249,7 +233,7 @@ def layers_harder_than_methods(seen: Seen) -> Part:
     decidable where it is higher but not distinguishable. Methods: holds where their mean tau lies
     within 0.1 of that over all choices, or within its interval; else does not hold.
     """
-    known = seen.known(seen.tables.by_scope, SCOPES)
+    known = seen.known("scope", tuple(SCOPE_NAMES))
     if known is None:
         return seen.unmeasured
     layers, methods, everything = known.values()
@@ -259,10 +243,7 @@ def layers_harder_than_methods(seen: Seen) -> Part:
     suffix = "" if _distinguishable(gap) else " (not distinguishable)"
     distance = abs(methods.mean - everything.mean)
     is_near = distance <= NEAR or everything.lower <= methods.mean <= everything.upper
-    evidence = [
-        seen.evidence(SCOPE_NAMES[scope], tau, seen.paper.by_scope("test", seen.phase, scope))
-        for scope, tau in known.items()
-    ]
+    evidence = [seen.evidence(name, "scope", scope) for scope, name in SCOPE_NAMES.items()]
     evidence.append(seen.gap("all \N{MINUS SIGN} layers", gap, evidence[2], evidence[0]))
     reason = (
         f"Tau over layers is {order} tau over all choices{suffix}; "
@@ -281,19 +262,15 @@ def _verdict(holds: bool, fails: bool) -> str:
     return HOLDS if holds else FAILS if fails else UNDECIDED
 
 
-def _trend(
-    levels: Mapping[float, TauEstimate], published: Mapping[float, PublishedTau | None], phase: str
-) -> Evidence:
-    """Tau-a between compression and tau at that compression; its interval is over the resamples."""
-    resampled = np.stack([level.resampled for level in levels.values()])
+def _trend(taus: Sequence[TauEstimate]) -> TauEstimate:
+    """Tau-a between compression and tau at it, of levels in order; resampled as those are."""
+    levels = len(taus)
+    resampled = np.stack([tau.resampled for tau in taus])
     defined = resampled[:, ~np.isnan(resampled).any(axis=0)].T
-    order = np.broadcast_to(np.arange(len(levels), dtype=float), defined.shape)
-    trends = concordance(order, defined).sum(axis=(1, 2)) / (len(levels) * (len(levels) - 1))
-    lower, upper = percentile_interval(trends)
-    mean = kendall_tau_a(list(levels), [level.mean for level in levels.values()])
-    means = [value.mean for value in published.values() if value]
-    beside = kendall_tau_a(list(levels), means) if len(means) == len(levels) else math.nan
-    return Evidence("trend over levels", phase, mean, math.nan, lower, upper, beside)
+    order = np.broadcast_to(np.arange(levels, dtype=float), defined.shape)
+    trends = concordance(order, defined).sum(axis=(1, 2)) / (levels * (levels - 1))
+    mean = kendall_tau_a(range(levels), [tau.mean for tau in taus])
+    return TauEstimate(np.array([mean]), trends, levels)
 
 
 def _distinguishable(gap: TauEstimate) -> bool:

@@ -157,8 +157,13 @@ def read_workdir(
     Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
     cannot be understood.
     """
-    raw = json.loads((workdir / "config.json").read_text("utf-8"))
-    return raw, read_fields(settings, raw), read_journal(workdir / "metrics.jsonl", schema)
+    path = workdir / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        asked = read_fields(settings, raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return raw, asked, read_journal(workdir / "metrics.jsonl", schema)
 
 
 def checked(record: Any, fields: Fields) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import pytest
 import experiments.error_study
 from configs import garipov_cifar10, resnet18_cifar10
 from experiments.error_study.choices import enumerate_choices
-from experiments.error_study.protocol import Protocol
-from experiments.error_study.records import Choice
+from experiments.error_study.protocol import Choice, Protocol
 from experiments.network.network import build_network
 from experiments.workdir.fields import read_fields
 from tdjax.linen import layer_table

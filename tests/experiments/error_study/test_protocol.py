@@ -78,6 +78,7 @@ def test_a_protocol_is_hashable():
         ("layers", [], "'layers' must list at least one, and none twice"),
         ("methods", ["cp", "cp"], "'methods' must list at least one, and none twice"),
         ("compressions", [], "'compressions' must list at least one"),
+        ("compressions", [0.5, 1.0], "'compressions' must hold shares between 0 and 1"),
         ("decompose.cp_init", "hosvd", r"'decompose\.cp_init' is 'hosvd': known are random, norm"),
         ("decompose.max_iters", 0, r"'decompose\.max_iters' is 0: at least 1"),
         ("decompose.tucker_iters", -1, r"'decompose\.tucker_iters' is -1: at least 0"),

@@ -10,10 +10,9 @@ import pytest
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name
 from experiments.error_study.paper import published_study
-from experiments.error_study.records import read_measurements, read_study
+from experiments.error_study.protocol import PHASES
+from experiments.error_study.records import read_study
 from experiments.error_study.report import write_report
-from experiments.error_study.settings import read_config
-from experiments.error_study.tables import TauTables
 from experiments.error_study.verdicts import FAILS, HOLDS, UNDECIDED, judge_findings
 from experiments.report.correlate import TauEstimate
 
@@ -41,6 +40,7 @@ def study_config(runs=3, finetune_epochs=2, published=None, **changes):
     return {
         "model": {"name": "garipovnet"},
         "data": {"name": "cifar10 <small>"},
+        "train": {"epochs": 100},
         "layers": list(LAYERS),
         "methods": list(METHODS),
         "compressions": list(COMPRESSIONS),
@@ -189,26 +189,22 @@ def test_the_page_is_well_formed_and_shows_what_it_should(finished):
 
 
 def test_measurements_read_back_as_recorded(finished):
-    study = read_study(finished)
+    _, _, measured = read_study(finished)
     rows = read_rows(finished / "report" / "measurements.csv")
-    assert len(rows) == len(study.measurements.compressed) == 4 * 3 * 5 * 3
+    assert len(rows) == len(measured.of_kind("compressed")) == 4 * 3 * 5 * 3
     assert len({tuple(row.values()) for row in rows}) == len(rows)
-    recorded = {
-        (choice.layer, choice.method, choice.compression, run): (
-            record,
-            study.measurements.finetuned[choice, run],
-        )
-        for (choice, run), record in study.measurements.compressed.items()
-    }
     for row in rows:
-        key = row["layer"], row["method"], float(row["compression"]), int(row["run"])
-        before, after = recorded[key]
-        assert {name: float(row[name]) for name in ERRORS} == before.errors
-        assert tuple(map(int, row["ranks"].split())) == before.ranks
-        assert row["saves"] == str(before.saves).lower()
-        assert float(row["test/before/accuracy"]) == before.test.accuracy
-        assert float(row["validation/after/cross_entropy"]) == after.validation.cross_entropy
-        assert float(row["test/after/log_error"]) == pytest.approx(math.log1p(-after.test.accuracy))
+        key = {"layer": row["layer"], "method": row["method"], "run": int(row["run"])}
+        key["compression"] = float(row["compression"])
+        before, after = (measured.get(kind, **key) for kind in ("compressed", "finetuned"))
+        assert {name: float(row[name]) for name in ERRORS} == before["errors"]
+        assert tuple(map(int, row["ranks"].split())) == before["ranks"]
+        assert row["saves"] == str(before["saves"]).lower()
+        assert float(row["test/before/accuracy"]) == before["test"]["accuracy"]
+        cross_entropy = after["validation"]["cross_entropy"]
+        assert float(row["validation/after/cross_entropy"]) == cross_entropy
+        log_error = math.log1p(-after["test"]["accuracy"])
+        assert float(row["test/after/log_error"]) == pytest.approx(log_error)
     assert not any("second" in name for name in rows[0])
 
 
@@ -361,7 +357,7 @@ def test_a_line_with_only_some_errors_of_the_data_is_refused(tmp_path):
             errors["kronecker/relative"] = value
         path = write_study(tmp_path, config, [records[0], {**records[1], "errors": errors}])
         with pytest.raises(ValueError, match=message):
-            read_measurements(path / "metrics.jsonl")
+            read_study(path)
 
 
 def test_an_unfinished_study_says_how_far_it_is(tmp_path):
@@ -454,40 +450,41 @@ def test_a_corrupt_line_is_named_but_an_unterminated_last_one_ignored(tmp_path):
     path = write_study(tmp_path, config, records) / "metrics.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"kind": "compr\xc3')
-    assert len(read_measurements(path).compressed) == 2
+    assert len(read_study(tmp_path)[2].of_kind("compressed")) == 2
     path.write_bytes(whole + b'{"kind": "compr\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 5: "):
-        read_measurements(path)
+        read_study(tmp_path)
     path.write_bytes(whole + b"[]\n")
     with pytest.raises(ValueError, match="line 5: a record must be a JSON object"):
-        read_measurements(path)
+        read_study(tmp_path)
 
 
 def test_a_second_record_of_the_same_thing_is_refused(tmp_path):
     config = study_config()
     records = list(study_records(config))[:3]
     for again, named in ((0, "the baseline"), (1, "conv2, cp"), (2, "conv2, cp")):
-        path = write_study(tmp_path, config, [*records, records[again]]) / "metrics.jsonl"
+        write_study(tmp_path, config, [*records, records[again]])
         with pytest.raises(ValueError, match=f"line 4: .*{named}.* is recorded a second time"):
-            read_measurements(path)
-    path = write_study(tmp_path, config, [records[0], records[2]]) / "metrics.jsonl"
+            read_study(tmp_path)
+    write_study(tmp_path, config, [records[0], records[2]])
     with pytest.raises(ValueError, match="fine-tuned but never compressed"):
-        read_measurements(path)
+        read_study(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": []}, "config.json: field 'layers' must list at least one"),
+        ({"layers": []}, "config.json: config field 'layers' must list at least one"),
         ({"methods": ["cp", "cp"]}, "none twice"),
-        ({"runs": 0}, "not at least 1"),
-        ({"model": "net"}, "field 'model' is 'net', not of type dict"),
+        ({"compressions": [1.5]}, "'compressions' must hold shares between 0 and 1"),
+        ({"runs": 0}, "'runs' is 0: at least 1"),
+        ({"model": "net"}, "'model' must hold fields, got 'net'"),
     ],
 )
 def test_a_configuration_that_cannot_be_understood_is_named(tmp_path, changes, message):
     write_study(tmp_path, study_config(**changes), [])
     with pytest.raises(ValueError, match=message):
-        read_config(tmp_path / "config.json")
+        read_study(tmp_path)
 
 
 def test_unknown_published_values_are_named_with_the_known_ones():
@@ -510,23 +507,21 @@ def estimate(mean, width, choices=45, seed=0):
 
 def tables_of(phases, width=0.02, choices=45):
     """Tables with the given means and independent resamples within `width` of them."""
-    by_name = {"levels": {}, "errors": {}, "scopes": {}}
+    taus = {}
     for phase, means in phases.items():
-        for name, table in by_name.items():
-            for column, mean in means[name].items():
-                seed = len(table) + 100 * len(name)
-                table["test", phase, column] = estimate(mean, width, choices, seed)
-    return TauTables(by_name["levels"], by_name["errors"], by_name["scopes"])
+        for name, kind in (("levels", "compression"), ("errors", "error"), ("scopes", "scope")):
+            for place, (value, mean) in enumerate(means[name].items()):
+                seed = place + 100 * len(name)
+                taus[kind, "test", phase, value] = estimate(mean, width, choices, seed)
+    return taus
 
 
-def verdicts_of(tmp_path, changes, width=0.02, choices=45, after=True):
+def verdicts_of(changes, width=0.02, choices=45, after=True):
     """The verdicts where `changes` are made to what holds, before and after fine-tuning alike."""
     means = {name: table | changes.get(name, {}) for name, table in HOLDING.items()}
     phases = {"before": means, "after": means} if after else {"before": means}
-    write_study(tmp_path, study_config(), [])
-    config = read_config(tmp_path / "config.json")
     tables = tables_of(phases, width, choices)
-    findings = judge_findings(tables, published_study(None), config)
+    findings = judge_findings(tables, published_study(None), PHASES)
     return [finding.verdict for finding in findings]
 
 
@@ -555,36 +550,34 @@ def verdicts_of(tmp_path, changes, width=0.02, choices=45, after=True):
         (4, {"scopes": {"methods": 0.79}}, 0.02, HOLDS),
     ],
 )
-def test_verdicts_follow_their_rules(tmp_path, number, changes, width, verdict):
-    assert verdicts_of(tmp_path, changes, width)[number - 1] == verdict
+def test_verdicts_follow_their_rules(number, changes, width, verdict):
+    assert verdicts_of(changes, width)[number - 1] == verdict
 
 
-def test_a_finding_needs_every_phase_and_enough_choices(tmp_path):
-    assert verdicts_of(tmp_path, {}) == [HOLDS] * 4
-    assert verdicts_of(tmp_path, {}, after=False) == [UNDECIDED] * 3 + [HOLDS]
-    assert verdicts_of(tmp_path, {}, choices=5) == [UNDECIDED] * 4
+def test_a_finding_needs_every_phase_and_enough_choices():
+    assert verdicts_of({}) == [HOLDS] * 4
+    assert verdicts_of({}, after=False) == [UNDECIDED] * 3 + [HOLDS]
+    assert verdicts_of({}, choices=5) == [UNDECIDED] * 4
 
 
 @pytest.mark.parametrize(
     "name", ["resnet18/cifar10", "garipovnet/cifar10", "garipovnet/fashion_mnist"]
 )
-def test_the_rules_find_the_published_findings_in_the_published_values(tmp_path, name):
+def test_the_rules_find_the_published_findings_in_the_published_values(name):
     paper = published_study(name)
     phases = {
         phase: {
-            "levels": {c: paper.by_compression("test", phase, c).mean for c in COMPRESSIONS},
-            "errors": {error: paper.by_error("test", phase, error).mean for error in ERRORS},
-            "scopes": {s: paper.by_scope("test", phase, s).mean for s in HOLDING["scopes"]},
+            "levels": {c: paper.tau("compression", "test", phase, c).mean for c in COMPRESSIONS},
+            "errors": {error: paper.tau("error", "test", phase, error).mean for error in ERRORS},
+            "scopes": {s: paper.tau("scope", "test", phase, s).mean for s in HOLDING["scopes"]},
         }
         for phase in ("before", "after")
     }
-    write_study(tmp_path, study_config(), [])
-    config = read_config(tmp_path / "config.json")
-    findings = judge_findings(tables_of(phases), paper, config)
+    findings = judge_findings(tables_of(phases), paper, PHASES)
     assert [finding.verdict for finding in findings] == [HOLDS] * 4
     for finding in findings:
         for evidence in finding.evidence:
-            assert evidence.mean == pytest.approx(evidence.published_mean, abs=1e-9)
+            assert evidence["mean"] == pytest.approx(evidence["published_mean"], abs=1e-9)
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):

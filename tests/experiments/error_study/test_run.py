@@ -13,7 +13,7 @@ import pytest
 from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.protocol import Protocol
-from experiments.error_study.records import read_study
+from experiments.error_study.records import choice_fields, read_study
 from experiments.error_study.report import write_report
 from experiments.network import checkpoints
 from experiments.network.checkpoints import CheckpointError
@@ -90,24 +90,26 @@ def test_files_and_lines(unbroken):
 
 
 def test_the_records_agree_with_each_other(unbroken):
-    study = read_study(unbroken)
-    measured = study.measurements
-    assert measured.baseline.train.count == 200
-    assert measured.baseline.validation.count == measured.baseline.test.count == 50
-    for (choice, run), record in measured.compressed.items():
-        assert 0 < record.kept < 1
-        assert record.saves
-        assert 0 < record.errors["weights/relative"] < 1
-        assert round(record.test.accuracy * 50) == pytest.approx(record.test.accuracy * 50)
-        other = measured.compressed[choice, 1 - run]
-        same = record.errors == other.errors
+    _, settings, measured = read_study(unbroken)
+    baseline = measured.get("baseline")
+    assert baseline["train"]["count"] == 200
+    assert baseline["validation"]["count"] == baseline["test"]["count"] == 50
+    for choice, run in settings.keys:
+        record = measured.get("compressed", **choice_fields((choice, run)))
+        assert 0 < record["kept"] < 1
+        assert record["saves"]
+        assert 0 < record["errors"]["weights/relative"] < 1
+        right = record["test"]["accuracy"] * 50
+        assert round(right) == pytest.approx(right)
+        other = measured.get("compressed", **choice_fields((choice, 1 - run)))
+        same = record["errors"] == other["errors"]
         assert same == (choice.method == "svd")
-        assert measured.finetuned[choice, run].epoch == 1
+        assert measured.get("finetuned", **choice_fields((choice, run)))["epoch"] == 1
     for layer in ("conv2", "conv3"):
         # The more is removed the larger the error of the best approximation.
         low, high = (
-            measured.compressed[choice, 0].errors["weights/absolute"]
-            for choice in study.choices
+            measured.get("compressed", **choice_fields((choice, 0)))["errors"]["weights/absolute"]
+            for choice in settings.choices
             if (choice.layer, choice.method) == (layer, "svd")
         )
         assert low < high

@@ -14,8 +14,7 @@ from experiments.error_study.candidates import (
     widened,
     without_kernel,
 )
-from experiments.error_study.protocol import DecomposeSettings
-from experiments.error_study.records import Choice
+from experiments.error_study.protocol import Choice, DecomposeSettings
 from experiments.network.schedule import FitSettings
 from experiments.network.training import (
     LinenNetwork,

@@ -1,20 +1,16 @@
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 
 from experiments.error_study.error_names import ERRORS
 from experiments.error_study.paper import published_study
-from experiments.error_study.records import (
-    Choice,
-    Compressed,
-    Finetuned,
-    Measurements,
-    Performance,
-    Study,
-)
-from experiments.error_study.settings import StudyConfig
-from experiments.error_study.tables import Resampling, measurement_rows, tau_rows, tau_tables
+from experiments.error_study.protocol import Protocol
+from experiments.error_study.records import SCHEMA
+from experiments.error_study.tables import measured_taus, measurement_rows, tau_rows
+from experiments.workdir.fields import read_fields
+from experiments.workdir.journal import Journal
 
 
 def tau_by_pairs(x, y):
@@ -28,99 +24,92 @@ def tau_by_pairs(x, y):
 
 def small_study(wrong, errors, after=None, published=None, runs=1):
     """Two layers, two methods, two compressions; `wrong` and `errors` per run and choice."""
-    choices = [
-        Choice(layer, method, compression)
-        for layer in ("a", "b")
-        for method in ("cp", "tt")
-        for compression in (0.5, 0.9)
-    ]
+    raw = {
+        "data": {"name": "set"},
+        "model": {"name": "net"},
+        "train": {"epochs": 1},
+        "layers": ["a", "b"],
+        "methods": ["cp", "tt"],
+        "compressions": [0.5, 0.9],
+        "runs": runs,
+        "finetune": {"epochs": 1 if after else 0},
+        "published": published,
+    }
+    settings, journal = read_fields(Protocol, raw), Journal(Path("metrics.jsonl"), SCHEMA, {})
+    choices = list(itertools.product(("a", "b"), ("cp", "tt"), (0.5, 0.9)))
 
-    def performance(value):
-        return Performance(1 - value / 100, 0.0, 100)
+    def record(kind, run, i, value, **fields):
+        layer, method, compression = choices[i]
+        own = {"layer": layer, "method": method, "compression": compression, "run": run}
+        result = {"accuracy": 1 - value / 100, "cross_entropy": 0.0, "count": 100}
+        own |= {"kind": kind, "validation": result, "test": result, **fields}
+        journal.found[journal.identity(kind, own)] = own
 
-    def compressed(run, i):
+    for run, i in itertools.product(range(runs), range(len(choices))):
         named = {name: float(errors[run][i]) for name in ERRORS}
         named["features/scaled"] = -named["weights/relative"] + 100.0
-        result = performance(wrong[run][i])
-        return Compressed((1,), 0.5, True, named, result, result)
-
-    config = StudyConfig(
-        model="net",
-        data="set",
-        layers=("a", "b"),
-        methods=("cp", "tt"),
-        compressions=(0.5, 0.9),
-        runs=runs,
-        seed=0,
-        finetune_epochs=1 if after else 0,
-        published=published,
-        raw={},
-    )
-    records = {(c, run): compressed(run, i) for run in range(runs) for i, c in enumerate(choices)}
-    tuned = {
-        (choices[i], run): Finetuned(1, performance(value), performance(value))
-        for run, values in enumerate(after or [])
-        for i, value in enumerate(values)
-        if value is not None
-    }
-    return Study(config, Measurements(None, records, tuned))
+        fields = {"ranks": (1,), "kept": 0.5, "saves": True, "errors": named}
+        record("compressed", run, i, wrong[run][i], **fields)
+    for run, values in enumerate(after or []):
+        for i, value in enumerate(values):
+            if value is not None:
+                record("finetuned", run, i, value, epoch=1)
+    return settings, journal
 
 
 # In the order of `small_study`: a-cp-50, a-cp-90, a-tt-50, a-tt-90, b-cp-50, b-cp-90, ...
 ERRORS_OF_CHOICES = [1, 5, 2, 6, 3, 8, 4, 7]
 WRONG = [10, 50, 30, 60, 20, 70, 20, 80]
-FAST = Resampling(resamples=20)
 
 
-def tables_of(study, resampling=FAST):
-    return tau_tables(measurement_rows(study), study.config, resampling)
+def tables_of(study, **options):
+    settings, journal = study
+    return measured_taus(measurement_rows(settings, journal), settings, resamples=20, **options)
 
 
 def test_tables_of_a_small_study_by_hand():
     study = small_study([WRONG], [ERRORS_OF_CHOICES])
 
-    tables = tables_of(study)
-    levels, scopes, errors = tables.by_compression, tables.by_scope, tables.by_error
+    taus = tables_of(study)
     # At 50 %: errors 1 2 3 4, wrong 10 30 20 20: three pairs agree, two do not, one is a tie.
-    assert levels["test", "before", 0.5].mean == pytest.approx((3 - 2) / 6)
+    assert taus["compression", "test", "before", 0.5].mean == pytest.approx((3 - 2) / 6)
     # At 90 %: errors 5 6 8 7, wrong 50 60 70 80: all agree but the last.
-    assert levels["test", "before", 0.9].mean == pytest.approx((5 - 1) / 6)
-    assert levels["test", "before", 0.9].choices == 4
+    assert taus["compression", "test", "before", 0.9].mean == pytest.approx((5 - 1) / 6)
+    assert taus["compression", "test", "before", 0.9].choices == 4
 
     # Layers at (cp, 50), (cp, 90), (tt, 50), (tt, 90): + + - +.
-    assert scopes["test", "before", "layers"].mean == pytest.approx(2 / 4)
+    assert taus["scope", "test", "before", "layers"].mean == pytest.approx(2 / 4)
     # Methods at (a, 50), (a, 90), (b, 50), (b, 90): + + tie -.
-    assert scopes["test", "before", "methods"].mean == pytest.approx(1 / 4)
+    assert taus["scope", "test", "before", "methods"].mean == pytest.approx(1 / 4)
     # Of 28 pairs 12 lie within a level (1 and 4 net, above); the 16 across agree.
-    assert scopes["test", "before", "all"].mean == pytest.approx((1 + 4 + 16) / 28)
+    assert taus["scope", "test", "before", "all"].mean == pytest.approx((1 + 4 + 16) / 28)
 
-    assert errors["test", "before", "weights/relative"].mean == pytest.approx(21 / 28)
-    assert errors["validation", "before", "features/scaled"].mean == pytest.approx(-21 / 28)
-    assert not any(phase == "after" for _, phase, _ in [*levels, *scopes, *errors])
+    assert taus["error", "test", "before", "weights/relative"].mean == pytest.approx(21 / 28)
+    assert taus["error", "validation", "before", "features/scaled"].mean == pytest.approx(-21 / 28)
+    assert not any(phase == "after" for _, _, phase, _ in taus)
 
 
 def test_only_strong_compression_counts_in_the_second_and_third_table():
     study = small_study([WRONG], [ERRORS_OF_CHOICES])
-    strong = Resampling(resamples=20, least_compression=0.6)
-    tables = tables_of(study, strong)
-    assert tables.by_error["test", "before", "weights/relative"].choices == 4
-    assert tables.by_scope["test", "before", "all"].mean == pytest.approx(4 / 6)
+    tables = tables_of(study, strong=0.6)
+    assert tables["error", "test", "before", "weights/relative"].choices == 4
+    assert tables["scope", "test", "before", "all"].mean == pytest.approx(4 / 6)
 
 
 def test_only_choices_complete_in_every_run_count():
     after = [WRONG, [*WRONG[:6], None, None]]
     study = small_study([WRONG] * 2, [ERRORS_OF_CHOICES] * 2, after=after, runs=2)
-    table = tables_of(study).by_error
-    assert table["test", "before", "weights/relative"].choices == 8
-    assert table["test", "after", "weights/relative"].choices == 6
+    tables = tables_of(study)
+    assert tables["error", "test", "before", "weights/relative"].choices == 8
+    assert tables["error", "test", "after", "weights/relative"].choices == 6
     expected = tau_by_pairs(ERRORS_OF_CHOICES[:6], WRONG[:6])
-    assert table["test", "after", "weights/relative"].mean == pytest.approx(expected)
+    assert tables["error", "test", "after", "weights/relative"].mean == pytest.approx(expected)
 
 
 def test_published_values_stand_beside_the_level_that_keeps_as_much():
     study = small_study([WRONG], [ERRORS_OF_CHOICES])
     paper = published_study("resnet18/cifar10")
-    rows = tau_rows(tables_of(study).by_compression, "compression", paper.by_compression)
+    rows = tau_rows(tables_of(study), "compression", paper)
     rows = rows.to_dict("records")
     row = next(r for r in rows if (r["compression"], r["subset"]) == (0.9, "test"))
     assert (row["published_mean"], row["published_std"]) == (0.649, 0.007)
