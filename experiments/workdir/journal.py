@@ -129,7 +129,8 @@ def read_journal(path: Path, schema: Schema) -> Journal:
     """Read a journal; a last line that a kill cut off is passed over, no file is an empty one.
 
     Raises ValueError that names file and line for a line that is not JSON, a kind that is unknown,
-    a field that is missing or of the wrong kind, and a second record of the same thing.
+    a field that is missing or of the wrong kind, and a second record of the same thing that differs
+    from the first; one that is equal counts once.
     """
     journal = Journal(path, schema, {})
     found: dict[Identity, Record] = {}
@@ -140,12 +141,11 @@ def read_journal(path: Path, schema: Schema) -> Journal:
         try:
             record = _read(line, schema)
             identity = journal.identity(record["kind"], record)
-            if identity in found:
+            if _text(found.setdefault(identity, record)) != _text(record):
                 named = f"the {identity[0]} {', '.join(map(str, identity[1:]))}".rstrip()
                 raise ValueError(f"{named} is recorded a second time")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        found[identity] = record
     return Journal(path, schema, found)
 
 
@@ -220,6 +220,11 @@ def _read(line: bytes, schema: Schema) -> dict[str, Any]:
     if kind not in schema:
         raise ValueError(f"kind {kind!r} is unknown; kinds are: {', '.join(schema)}")
     return checked(record, {**schema[kind].names, **schema[kind].holds})
+
+
+def _text(record: Record) -> str:
+    # In which NaN equals NaN.
+    return json.dumps(record, sort_keys=True)
 
 
 def _field(record: Record, name: str, kind: Any) -> Any:

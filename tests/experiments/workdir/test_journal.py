@@ -154,6 +154,23 @@ def test_what_was_found_is_not_appended_again(tmp_path):
     assert lines(path) == [WHOLE, other]
 
 
+@pytest.mark.parametrize("loss", [0.5, 1, math.nan, math.inf])
+def test_an_equal_record_that_stands_twice_counts_once(tmp_path, loss):
+    path = tmp_path / "metrics.jsonl"
+    once = {**RUN, "loss": loss}
+    append_records(path, [once, WHOLE])
+    first = read_journal(path, SCHEMA)
+    # In another order of its fields, and a whole number where a float belongs.
+    turned = dict(reversed(once.items())) | {"loss": loss if loss != 1 else 1.0}
+    append_records(path, [turned])
+    again = read_journal(path, SCHEMA)
+    assert list(again.found) == list(first.found) == [("run", "a", 2), ("whole",)]
+    assert repr(again.found) == repr(first.found)
+    append_records(path, [{**once, "more": [2]}])
+    with pytest.raises(ValueError, match="line 4: the run a, 2 is recorded a second time"):
+        read_journal(path, SCHEMA)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -164,7 +181,7 @@ def test_what_was_found_is_not_appended_again(tmp_path):
         ({**RUN, "number": 3}, "number 3 is odd"),
         ({**RUN, "loss": "much"}, "field 'loss' is 'much', not of type float"),
         ({**RUN, "note": 3}, "field 'note' is 3, not of type str"),
-        (RUN, "the run a, 2 is recorded a second time"),
+        ({**RUN, "loss": 2}, "the run a, 2 is recorded a second time"),
         ({**WHOLE, "test": 3}, "field 'test' is 3, not of type dict"),
         ({**WHOLE, "test": {"accuracy": 1.5, "cross_entropy": 1}}, r"accuracy 1\.5 is not in"),
         ({**WHOLE, "test": {"accuracy": math.nan, "cross_entropy": 1}}, "accuracy nan is not in"),
