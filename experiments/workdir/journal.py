@@ -223,8 +223,8 @@ def _read(line: bytes, schema: Schema) -> dict[str, Any]:
 
 
 def _text(record: Record) -> str:
-    # In which NaN equals NaN.
-    return json.dumps(record, sort_keys=True)
+    # In which NaN equals NaN; a schema may make other objects of its fields.
+    return json.dumps(record, sort_keys=True, default=repr)
 
 
 def _field(record: Record, name: str, kind: Any) -> Any:
