@@ -56,7 +56,7 @@ def test_the_published_archive_is_read_in_place(published, tmp_path):
     with pytest.raises(DataError, match=r"cal_housing\.tgz: truncated or damaged archive"):
         load_table("california_housing", tmp_path)
     archive(tmp_path, content[:100], name="another.data")
-    with pytest.raises(DataError, match="no CaliforniaHousing/cal_housing"):
+    with pytest.raises(DataError, match="no file CaliforniaHousing/cal_housing"):
         load_table("california_housing", tmp_path)
 
 
