@@ -5,10 +5,10 @@ from experiments.data.datasets import RawDataset, load
 from experiments.data.errors import DataError
 from experiments.data.image_arrays import DecodedWhenTaken, ImageArray
 from experiments.data.image_folder import ImageFiles, aircraft_files, imagenet_files
+from experiments.data.photographs import evaluation_view
 from experiments.data.splits import DataSplits, Examples, check_finite, prepare, standardise
 from experiments.data.stratify import stratified_split, stratified_subset
 from experiments.data.tables import TABLES, RawTable, TableExamples, load_table, prepare_table
-from experiments.data.views import evaluation_view
 
 __all__ = [
     "TABLES",

@@ -12,16 +12,6 @@ from experiments.data.datasets import RawDataset
 from experiments.data.image_arrays import ImageArray
 from experiments.data.stratify import stratified_split, stratified_subset
 
-__all__ = [
-    "DataSplits",
-    "Examples",
-    "check_finite",
-    "prepare",
-    "standardise",
-    "stratified_split",
-    "stratified_subset",
-]
-
 # Images per step of a pass over a set: bounds the memory of the wider integers in it.
 _CHUNK = 1024
 
