@@ -9,8 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.network.baseline import baseline_record, trained
 from experiments.network.network import Network, configured
 from experiments.network.training import Variables
@@ -107,7 +105,7 @@ def baseline(
     models, epoch = trained(network, workdir / "checkpoints" / "baseline")
     if journal.get("baseline") is None:
         journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])
-    return jax.tree.map(lambda leaf: leaf[0], models)
+    return models.of_run(0)
 
 
 def measure(
