@@ -31,7 +31,7 @@ minutes on two shared cores):
     TT, 50 %       12.5                 59.9 [59.2, 60.5]    64.8 [62.6, 67.0]
     TT, 25 %       10.2                 19.0 [15.7, 22.4]    21.6 [20.0, 23.3]
 
-and with the batch statistics estimated anew on the same images:
+and with the batch statistics estimated again on the same images:
 
     svd, 50 %      44.3                 55.1 [49.7, 60.5]    59.7 [56.4, 63.0]
     svd, 25 %      17.3                 26.4 [25.3, 27.6]    27.4 [25.8, 29.0]

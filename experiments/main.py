@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     try:
         page = carry_out(CONFIG.value.to_dict(), Path(str(WORKDIR.value)))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        # What a person can mend needs no traceback.
+        # The message says what to change: a traceback would only hide it.
         sys.exit(f"error: {error}")
     print(f"report: {page}")
 

@@ -14,7 +14,7 @@ from experiments.network.network import Network, configured
 from experiments.network.training import Variables
 from experiments.workdir.fields import plain_fields, read_fields
 from experiments.workdir.journal import Identity, Journal, Schema, claim_workdir, read_journal
-from experiments.workdir.progress import Progress
+from experiments.workdir.progress import progress_bar
 from experiments.workdir.threads import Records, in_threads
 
 
@@ -120,10 +120,11 @@ def measure(
         works: each yields records, as soon as some are there; those found before are passed over.
     """
     counted = set(expected)
-    with Progress("measurements", len(counted), len(counted & journal.found.keys())) as progress:
+    done = len(counted & journal.found.keys())
+    with progress_bar("measurements", len(counted), done) as progress:
 
         def take(records: Records) -> None:
             new = journal.append(records)
-            progress.advance(sum(journal.identity(r["kind"], r) in counted for r in new))
+            progress.update(sum(journal.identity(r["kind"], r) in counted for r in new))
 
         in_threads(works, take)

@@ -57,8 +57,7 @@ def load(name: str, folder: str | Path | None = None) -> RawDataset:
     if name == "digits":
         return _digits()
     if name not in _HOMES:
-        known = ", ".join(["digits", *_HOMES])
-        raise ValueError(f"unknown data set {name!r}; known are {known}")
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
     if folder is None:
         raise DataError(
             f"{name} is read from files: give the folder that holds them. "
@@ -101,6 +100,7 @@ _HOMES = {
     "imagenet": image_folder.IMAGENET_HOME,
     "fgvc_aircraft": image_folder.AIRCRAFT_HOME,
 }
+DATASETS = ("digits", *_HOMES)
 # Reader of all arrays, number of classes.
 _READERS: dict[str, tuple[Callable[[str | Path], _Arrays], int]] = {
     "mnist": (_mnist, idx.NUM_CLASSES),

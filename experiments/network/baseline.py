@@ -20,7 +20,7 @@ from experiments.network.training import (
     start_fit,
     steps_per_epoch,
 )
-from experiments.workdir.progress import Progress
+from experiments.workdir.progress import progress_bar
 
 
 def trained(network: Network, folder: Path) -> tuple[Variables, int]:
@@ -48,7 +48,7 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     if restored is not None:
         fit = restored[1]
     epoch, keys = int(fit.epoch.max()), jax.random.split(network.key(TRAIN), 1)
-    with Progress("training epochs", settings.epochs, epoch) as progress:
+    with progress_bar("training epochs", settings.epochs, epoch) as progress:
         for after in fit_epochs(fit, network.apply, settings, splits, keys):
             fit, epoch = after, epoch + 1
             if int(fit.best_epoch[0]) == 0:
@@ -58,7 +58,7 @@ def train_baseline(network: Network, folder: Path) -> Fit:
                 )
             if epoch % network.settings.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(folder, epoch, fit)
-            progress.advance(1)
+            progress.update(1)
     return fit
 
 

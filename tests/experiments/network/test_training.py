@@ -101,7 +101,7 @@ class DropNet(nn.Module):
         return nn.Dense(CLASSES)(x)
 
 
-def test_dropout_draws_anew_in_each_step_and_run():
+def test_dropout_draws_again_in_each_step_and_run():
     params = DropNet().init(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))["params"]
     kernels = []
     for epochs in (1, 2):
