@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     # The experiments keep the cores busy themselves: threads of LAPACK would only wait for them.
     # Read when SciPy is loaded, which JAX does with the first array.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Orbax tells of every step of every save.
+    # Orbax logs every step of every save.
     logging.set_verbosity(logging.WARNING)
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)

@@ -1,4 +1,4 @@
-"""The experiments by name, and the course that every one of them takes."""
+"""The experiments by name, and the steps that all of them share."""
 
 from __future__ import annotations
 
@@ -111,13 +111,13 @@ def baseline(
 def measure(
     journal: Journal,
     expected: Collection[Identity],
-    works: Sequence[Callable[[], Iterator[Records]]],
+    tasks: Sequence[Callable[[], Iterator[Records]]],
 ) -> None:
-    """Record what is missing, several works at once.
+    """Record what is missing, several tasks at once.
 
     Arguments:
         expected: the records that progress is counted by.
-        works: each yields records, as soon as some are there; those found before are passed over.
+        tasks: each yields records, as soon as some are there; those found before are skipped.
     """
     counted = set(expected)
     done = len(counted & journal.found.keys())
@@ -127,4 +127,4 @@ def measure(
             new = journal.append(records)
             progress.update(sum(journal.identity(r["kind"], r) in counted for r in new))
 
-        in_threads(works, take)
+        in_threads(tasks, take)

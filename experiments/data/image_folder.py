@@ -76,7 +76,7 @@ def imagenet_files(folder: str | Path, part: str) -> ImageFiles:
     """The photographs of a tree as ImageNet's: a folder for each part, in it one for each class.
 
     Classes are the names of their folders, sorted; labels count them from 0. Files that do not end
-    in .JPEG, .jpg or .png, in whatever case, are passed over. Nothing is decoded yet.
+    in .JPEG, .jpg or .png, in whatever case, are ignored. Nothing is decoded yet.
 
     Args:
         folder: the folder that holds `train` and `val`, or the only one in it that does.

@@ -30,7 +30,7 @@ def read_photograph(path: str | Path, home: str) -> UInt8[np.ndarray, "h w 3"]:
         DataError: the file is missing, damaged, or has other than eight bits for each channel.
         ImportError: Pillow is not installed.
     """
-    images, operations = _pillow("Image"), _pillow("ImageOps")
+    images, operations = _pillow()
     try:
         with images.open(path) as file:
             file.load()
@@ -64,7 +64,7 @@ def resized(
     """
     if image.shape[:2] == (height, width):
         return image
-    images = _pillow("Image")
+    images, _ = _pillow()
     return np.asarray(images.fromarray(image).resize((width, height), images.Resampling.BILINEAR))
 
 
@@ -105,9 +105,9 @@ def _upright(image: Any, operations: ModuleType) -> Any:
         return image
 
 
-def _pillow(module: str) -> ModuleType:
+def _pillow() -> tuple[ModuleType, ModuleType]:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError("photographs are read with Pillow: install the extra 'images'") from error
-    return {"Image": Image, "ImageOps": ImageOps}[module]
+    return Image, ImageOps

@@ -1,4 +1,4 @@
-"""What every experiment on one trained network is asked, read strictly from its configuration."""
+"""The settings that all experiments on a trained network share, and the checks of them."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class FinetuneSettings:
 
 
 class ExperimentSettings(Protocol):
-    """What every experiment is asked."""
+    """What the settings of every experiment have."""
 
     @property
     def network(self) -> NetworkSettings:

@@ -1,4 +1,4 @@
-"""Networks looked at: measured, their moments collected, their batch normalisation, trained on."""
+"""What is done with a trained network: score it, collect its moments, train it further."""
 
 from __future__ import annotations
 
