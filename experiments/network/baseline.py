@@ -18,7 +18,6 @@ from experiments.network.training import (
     fit_epochs,
     performance,
     start_fit,
-    steps_per_epoch,
 )
 from experiments.workdir.progress import progress_bar
 
@@ -43,7 +42,7 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     FloatingPointError where the loss is not finite after the first epoch.
     """
     settings, splits = network.settings.train, network.splits
-    fit = start_fit(network.start.alone(), settings, steps_per_epoch(splits.train, settings))
+    fit = start_fit(network.start.alone(), settings)
     restored = checkpoints.restore_latest(folder, fit)
     if restored is not None:
         fit = restored[1]

@@ -97,16 +97,14 @@ def configured(asked: ExperimentSettings) -> Network:
     splits = _splits(settings)
     module = build_network(settings.model, splits.num_classes)
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
-    is_trained = settings.weights is not None
     if settings.weights is None:
-        steps_per_epoch(splits.train, settings.train)
         variables = jax.jit(module.init)(key, _sample(splits))
     elif Path(settings.weights).is_file():
         shapes = jax.eval_shape(module.init, key, _sample(splits))
         variables = load_torch_npz(settings.weights, shapes)
     else:
         raise ValueError(f"config field 'weights': no file {settings.weights}")
-    return _network(asked, module, variables, splits, is_trained=is_trained)
+    return _network(asked, module, variables, splits, is_trained=settings.weights is not None)
 
 
 def given(
@@ -154,7 +152,7 @@ def _network(
     is_trained: bool,
 ) -> Network:
     settings = asked.network
-    if settings.finetune.epochs:
+    if settings.finetune.epochs or not is_trained:
         steps_per_epoch(splits.train, settings.train)
     state = {name: value for name, value in variables.items() if name != "params"}
     if settings.reestimate and "batch_stats" not in state:

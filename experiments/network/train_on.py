@@ -24,7 +24,6 @@ from experiments.network.training import (
     fit_epochs,
     performance,
     start_fit,
-    steps_per_epoch,
 )
 from tdjax.dispatch import collect_moments, reestimate_batch_stats
 from tdjax.moments.collect import LayerMoments
@@ -129,7 +128,7 @@ def fitted(
     models: Variables, apply: Apply, settings: FitSettings, splits: DataSplits, keys: Array
 ) -> Fit:
     """Train runs side by side to their end, see `fit_epochs`."""
-    fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
+    fit = start_fit(models, settings)
     for after in fit_epochs(fit, apply, settings, splits, keys):
         fit = after
     return fit

@@ -35,7 +35,7 @@ def plain_fields(settings: Any) -> dict[str, Any]:
 def check_choices(name: str, values: Sequence[Any], known: Collection[Any] = ()) -> None:
     """Refuse an empty list of choices, one that is in it twice, and one that is not among `known`.
 
-    Without `known` every choice is.
+    An empty `known` takes any choice.
 
     Raises ValueError that names the field.
     """

@@ -57,7 +57,7 @@ def stacked(models):
 
 def trained(models, keys, fit_settings, apply=NETWORK, data=None, fit=None):
     train, validation = data or (examples(22, 1), examples(10, 2))
-    fit = fit or start_fit(models, fit_settings, steps_per_epoch(train, fit_settings))
+    fit = fit or start_fit(models, fit_settings)
     # Black is 0.
     splits = DataSplits(train, validation, validation, np.zeros(1), np.ones(1), CLASSES)
     return list(fit_epochs(fit, apply, fit_settings, splits, keys))
