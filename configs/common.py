@@ -12,6 +12,7 @@ from experiments.compress.settings import Compress
 from experiments.compressibility.settings import Compressibility
 from experiments.data_aware.settings import DataAware
 from experiments.error_study.protocol import Protocol
+from experiments.workdir.fields import read_fields
 
 GARIPOV_LAYERS = ("conv2", "conv3", "conv4", "conv5", "conv6")
 RESNET18_LAYERS = (
@@ -78,9 +79,9 @@ def configuration(settings: type, **values: Any) -> ConfigDict:
         settings: fields that may be None take what their type says.
         values: in place of the defaults; mappings for fields that are dataclasses themselves.
 
-    Raises ValueError for a value that no field takes, and for a field without one.
+    Raises as `read_fields` does.
     """
-    return _fields(settings, None, values)
+    return _settable(read_fields(settings, values))
 
 
 def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
@@ -157,33 +158,18 @@ def _shorten_network(config: ConfigDict) -> None:
     config.finetune.epochs = 0
 
 
-def _fields(settings: type, default: Any, values: Mapping[str, Any]) -> ConfigDict:
-    """The fields of a dataclass, from `values`, an object with its defaults, or its own."""
-    config, hints = ConfigDict(), typing.get_type_hints(settings)
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    if unknown := values.keys() - fields.keys():
-        raise ValueError(f"{settings.__name__} has no fields {', '.join(sorted(unknown))}")
-    for name, field in fields.items():
-        own = _default(field) if default is None else getattr(default, name)
-        if dataclasses.is_dataclass(hints[name]):
-            own = None if own is dataclasses.MISSING else own
-            inner = typing.cast(type, hints[name])
-            config[name] = _fields(inner, own, values.get(name, {}))
-            continue
-        value = values.get(name, own)
-        if value is dataclasses.MISSING:
-            raise ValueError(f"field {name!r} of {settings.__name__} has no default")
+def _settable(settings: Any) -> ConfigDict:
+    """The fields of a dataclass of settings, each with its type."""
+    config, hints = ConfigDict(), typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
         if value is None:
             # A reference of its own: one that is shared would set all its fields together.
-            value = config_dict.placeholder(_type_of(hints[name]))
-        config[name] = dict(value) if isinstance(value, Mapping) else value
+            value = config_dict.placeholder(_type_of(hints[field.name]))
+        elif dataclasses.is_dataclass(value):
+            value = _settable(value)
+        config[field.name] = dict(value) if isinstance(value, Mapping) else value
     return config
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _type_of(hint: Any) -> type:
