@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,6 @@ def load(name: str, folder: str | Path | None = None) -> RawDataset:
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _mnist(folder: str | Path) -> _Arrays:
-    return idx.read_idx_folder(folder, idx.MNIST_HOME)
-
-
-def _fashion_mnist(folder: str | Path) -> _Arrays:
-    return idx.read_idx_folder(folder, idx.FASHION_MNIST_HOME)
-
-
 def _photographs(name: str, train: ImageFiles, test: ImageFiles) -> RawDataset:
     return RawDataset(
         name,
@@ -103,8 +96,8 @@ _HOMES = {
 DATASETS = ("digits", *_HOMES)
 # Reader of all arrays, number of classes.
 _READERS: dict[str, tuple[Callable[[str | Path], _Arrays], int]] = {
-    "mnist": (_mnist, idx.NUM_CLASSES),
-    "fashion_mnist": (_fashion_mnist, idx.NUM_CLASSES),
+    "mnist": (partial(idx.read_idx_folder, home=idx.MNIST_HOME), idx.NUM_CLASSES),
+    "fashion_mnist": (partial(idx.read_idx_folder, home=idx.FASHION_MNIST_HOME), idx.NUM_CLASSES),
     "cifar10": (cifar.read_cifar10, cifar.CIFAR10_LABELS[-1]),
     "cifar100": (cifar.read_cifar100, cifar.CIFAR100_LABELS[-1]),
 }
