@@ -42,13 +42,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import (
-    IMAGENET_INPUTS,
-    IMAGENET_TRAINING,
-    check_argument,
-    compress,
-    shortened_compress,
-)
+from configs.common import FEW_SWEEPS, compress, on_photographs, shortened
 
 # How networks are trained and, from their factors, trained again.
 ALDS_TRAINING: dict[str, dict[str, Any]] = {
@@ -118,7 +112,7 @@ def on_imagenet(model: str) -> Callable[..., ConfigDict]:
 
     def get_config(arg: str = "") -> ConfigDict:
         """The experiment, or with `arg` "smoke" a small variant."""
-        return shortened_compress(compress_imagenet(model), arg)
+        return shortened(compress_imagenet(model), arg)
 
     return get_config
 
@@ -131,7 +125,7 @@ def compress_alds(data: str, model: str, training: Mapping[str, Any]) -> ConfigD
     config.budgets = (0.85, 0.75, 0.65, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
     config.strategies = ("uniform", "energy", "alds", "alds released", "loss")
     config.reestimate = True
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.solver.update(FEW_SWEEPS)
     config.timed_images = 100
     return config
 
@@ -142,28 +136,22 @@ def alds_variant(config: ConfigDict, arg: str) -> ConfigDict:
     "retrain" has ALDS's twenty budgets, and trains each compressed network by the whole schedule.
     Raises ValueError for another `arg`.
     """
-    check_argument(arg, ("retrain", "smoke"))
+    config = shortened(config, arg, "retrain")
     if arg == "retrain":
         config.budgets = CIFAR_SHARES
         config.reestimate = False
         config.calibration.subsets = 1
         config.finetune.update({"epochs": config.train.epochs, "repeat": True})
-        return config
-    return shortened_compress(config, arg)
+    return config
 
 
 def compress_imagenet(model: str) -> ConfigDict:
     """One budget for the whole network, of one for ImageNet, from PyTorch's weights."""
-    config = compress("imagenet", model)
-    config.inputs.update(IMAGENET_INPUTS)
-    config.train.update(IMAGENET_TRAINING)
+    config = on_photographs(compress("imagenet", model))
     # Of the training images only those are held in memory that the calibration draws from.
     config.data.update({"train_size": 6000, "validation_size": 2000})
     config.budgets = IMAGENET_SHARES
     config.strategies = ("energy", "alds released", "loss")
-    config.reestimate = True
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
-    config.calibration.update({"images": (6000,), "subsets": 1, "batch_size": 50})
-    config.test.batch_size = 100
+    config.calibration.update({"images": (6000,), "subsets": 1})
     config.timed_images = 32
     return config

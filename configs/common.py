@@ -2,7 +2,8 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -11,6 +12,7 @@ from experiments.compress.settings import Compress
 from experiments.compressibility.settings import Compressibility
 from experiments.data_aware.settings import DataAware
 from experiments.error_study.protocol import Protocol
+from experiments.workdir.fields import read_fields
 
 GARIPOV_LAYERS = ("conv2", "conv3", "conv4", "conv5", "conv6")
 RESNET18_LAYERS = (
@@ -38,6 +40,34 @@ IMAGENET_TRAINING: dict[str, Any] = {
 LITTLE_DATA = {"train_size": 400, "validation_size": 100, "test_size": 100}
 LITTLE_TABLE = {"train_size": 200, "validation_size": 40, "test_size": 80}
 LITTLE_IMAGENET = {"train_size": 2000, "validation_size": 2000, "test_size": 1000}
+# What such a variant measures, by experiment.
+LITTLE_WORK: dict[str, dict[str, Any]] = {
+    "study": {
+        "compressions": (0.5, 0.9),
+        "runs": 2,
+        "data": {"train_size": 600, "validation_size": 100, "test_size": 100},
+        "train": {"epochs": 2, "boundaries": (1,), "batch_size": 50},
+        "decompose": {"max_iters": 10, "tucker_iters": 10},
+        "measure": {"feature_images": 100, "batch_size": 100},
+        "finetune": {"epochs": 1},
+    },
+    "data_aware": {
+        "methods": ("svd", "tucker"),
+        "keeps": (0.5,),
+        "reestimate": False,
+        "test": {"layer_images": 0},
+    },
+    "compress": {"strategies": ("uniform", "loss"), "reestimate": False, "timed_images": 0},
+    "compressibility": {
+        "runs": 2,
+        "shares": (0.5, 0.9),
+        "qs": (0.5,),
+        "layer_steps": 9,
+        "finetune": {"epochs": 1},
+    },
+}
+# How long the iterative decompositions of most configurations go on.
+FEW_SWEEPS = {"max_iters": 50, "tol": 1e-5}
 # Until a configuration says otherwise.
 TRAINING: dict[str, Any] = {"epochs": 100, "boundaries": (30, 60, 90)}
 
@@ -49,9 +79,9 @@ def configuration(settings: type, **values: Any) -> ConfigDict:
         settings: fields that may be None take what their type says.
         values: in place of the defaults; mappings for fields that are dataclasses themselves.
 
-    Raises ValueError for a value that no field takes, and for a field without one.
+    Raises as `read_fields` does.
     """
-    return _fields(settings, None, values)
+    return _settable(read_fields(settings, values))
 
 
 def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
@@ -67,37 +97,14 @@ def garipov_study(data: str) -> ConfigDict:
     return study(data, "garipovnet", GARIPOV_LAYERS)
 
 
-def shortened(config: ConfigDict, arg: str) -> ConfigDict:
-    """The same study for `arg` "", and for "smoke" one of a minute: little data, few choices.
-
-    Raises ValueError for another `arg`.
-    """
-    check_argument(arg, ("smoke",))
-    if arg == "smoke":
-        config.layers = config.layers[-2:]
-        config.compressions = (0.5, 0.9)
-        config.runs = 2
-        config.data.update({"train_size": 600, "validation_size": 100, "test_size": 100})
-        config.train.update({"epochs": 2, "boundaries": (1,), "batch_size": 50})
-        config.decompose.update({"max_iters": 10, "tucker_iters": 10})
-        config.measure.update({"feature_images": 100, "batch_size": 100})
-        config.finetune.epochs = 1
-    return config
+def experiment(settings: type, data: str, model: str) -> ConfigDict:
+    """Another of the experiments, by its settings, on one data set and network."""
+    return configuration(settings, data={"name": data}, model={"name": model}, train=TRAINING)
 
 
-def data_aware(data: str, model: str) -> ConfigDict:
-    """The experiment on decompositions that see the data, for one data set and network."""
-    return _on(DataAware, data, model)
-
-
-def compress(data: str, model: str) -> ConfigDict:
-    """The experiment on budgets of whole networks, for one data set and network."""
-    return _on(Compress, data, model)
-
-
-def compressibility(data: str, model: str) -> ConfigDict:
-    """The experiment on l_q compressibility, for one data set and network."""
-    return _on(Compressibility, data, model)
+data_aware = partial(experiment, DataAware)
+compress = partial(experiment, Compress)
+compressibility = partial(experiment, Compressibility)
 
 
 def on_embedded_digits(config: ConfigDict) -> ConfigDict:
@@ -109,67 +116,38 @@ def on_embedded_digits(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def shortened_compressibility(config: ConfigDict) -> ConfigDict:
-    """The same experiment in a minute: little data, two networks, few shares."""
-    config.runs = 2
-    config.shares = (0.5, 0.9)
-    config.qs = (0.5,)
-    config.layer_steps = 9
-    _little_work(config)
-    config.finetune.epochs = 1
-    return config
-
-
-def shortened_compress(config: ConfigDict, arg: str) -> ConfigDict:
-    """The same experiment for `arg` "", and for "smoke" one of a minute.
-
-    Raises ValueError for another `arg`.
-    """
-    check_argument(arg, ("smoke",))
-    if arg == "smoke":
-        config.budgets = config.budgets[:1]
-        config.strategies = ("uniform", "loss")
-        _little_work(config)
-        config.reestimate = False
-        config.timed_images = 0
-    return config
-
-
-def shortened_data_aware(config: ConfigDict, arg: str) -> ConfigDict:
-    """The same experiment for `arg` "", and for "smoke" one of a minute.
-
-    Raises ValueError for another `arg`.
-    """
-    check_argument(arg, ("smoke",))
-    if arg == "smoke":
-        config.methods = ("svd", "tucker")
-        config.keeps = (0.5,)
-        config.test.layer_images = 0
-        config.reestimate = False
-        _little_work(config)
-    return config
-
-
-def data_aware_photographs(data: str, model: str) -> ConfigDict:
-    """Norms that see the data, on a network for photographs, from PyTorch's weights."""
-    config = data_aware(data, model)
+def on_photographs(config: ConfigDict) -> ConfigDict:
+    """A configuration for a network for photographs, from PyTorch's weights."""
     config.inputs.update(IMAGENET_INPUTS)
     config.train.update(IMAGENET_TRAINING)
-    config.keeps = (0.75, 0.5, 0.25)
     config.reestimate = True
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.solver.update(FEW_SWEEPS)
     config.calibration.batch_size = 50
-    config.test.update({"batch_size": 100, "layer_images": 0})
+    config.test.batch_size = 100
     return config
 
 
-def check_argument(arg: str, known: Sequence[str]) -> None:
-    """Raise ValueError for an argument of a configuration that is not known."""
-    if arg not in ("", *known):
-        raise ValueError(f"config argument {arg!r}: known are {', '.join(known)}, or none")
+def shortened(config: ConfigDict, arg: str, *others: str) -> ConfigDict:
+    """The same experiment, or for `arg` "smoke" one of a minute: little data, few choices.
+
+    Raises ValueError for an `arg` that is none of "smoke", "" and `others`.
+    """
+    if arg not in ("", *others, "smoke"):
+        known = ", ".join((*others, "smoke"))
+        raise ValueError(f"config argument {arg!r}: known are {known}, or none")
+    if arg != "smoke":
+        return config
+    if config.experiment == "study":
+        config.layers = config.layers[-2:]
+    else:
+        _shorten_network(config)
+    if config.experiment == "compress":
+        config.budgets = config.budgets[:1]
+    config.update(LITTLE_WORK[config.experiment])
+    return config
 
 
-def _little_work(config: ConfigDict) -> None:
+def _shorten_network(config: ConfigDict) -> None:
     little = {"imagenet": LITTLE_IMAGENET, "diabetes": LITTLE_TABLE}
     config.data.update(little.get(config.data.name, LITTLE_DATA))
     config.train.update({"epochs": 2, "boundaries": (1,), "warmup": 0, "batch_size": 50})
@@ -180,37 +158,18 @@ def _little_work(config: ConfigDict) -> None:
     config.finetune.epochs = 0
 
 
-def _on(settings: type, data: str, model: str) -> ConfigDict:
-    return configuration(settings, data={"name": data}, model={"name": model}, train=TRAINING)
-
-
-def _fields(settings: type, default: Any, values: Mapping[str, Any]) -> ConfigDict:
-    """The fields of a dataclass, from `values`, an object with its defaults, or its own."""
-    config, hints = ConfigDict(), typing.get_type_hints(settings)
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    if unknown := values.keys() - fields.keys():
-        raise ValueError(f"{settings.__name__} has no fields {', '.join(sorted(unknown))}")
-    for name, field in fields.items():
-        own = _default(field) if default is None else getattr(default, name)
-        if dataclasses.is_dataclass(hints[name]):
-            own = None if own is dataclasses.MISSING else own
-            inner = typing.cast(type, hints[name])
-            config[name] = _fields(inner, own, values.get(name, {}))
-            continue
-        value = values.get(name, own)
-        if value is dataclasses.MISSING:
-            raise ValueError(f"field {name!r} of {settings.__name__} has no default")
+def _settable(settings: Any) -> ConfigDict:
+    """The fields of a dataclass of settings, each with its type."""
+    config, hints = ConfigDict(), typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
         if value is None:
             # A reference of its own: one that is shared would set all its fields together.
-            value = config_dict.placeholder(_type_of(hints[name]))
-        config[name] = dict(value) if isinstance(value, Mapping) else value
+            value = config_dict.placeholder(_type_of(hints[field.name]))
+        elif dataclasses.is_dataclass(value):
+            value = _settable(value)
+        config[field.name] = dict(value) if isinstance(value, Mapping) else value
     return config
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 def _type_of(hint: Any) -> type:

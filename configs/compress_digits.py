@@ -10,7 +10,7 @@ Compressed, trained on and compressed again:
 
 from ml_collections import ConfigDict
 
-from configs.common import compress, on_embedded_digits, shortened_compress
+from configs.common import FEW_SWEEPS, compress, on_embedded_digits, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -18,8 +18,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = on_embedded_digits(compress("digits", "garipovnet"))
     config.budgets = (0.5, 0.25)
     config.calibration.images = (800,)
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.solver.update(FEW_SWEEPS)
     config.test.batch_size = 360
     config.finetune.epochs = 1
     config.timed_images = 360
-    return shortened_compress(config, arg)
+    return shortened(config, arg)

@@ -25,7 +25,7 @@ from these, of 40 minutes on two shared cores with the training:
 from ml_collections import ConfigDict
 
 from configs.alds import ALDS_TRAINING, compress_alds
-from configs.common import shortened_compress
+from configs.common import shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -40,4 +40,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.calibration.subsets = 1
     config.reestimate = False
     config.timed_images = 0
-    return shortened_compress(config, arg)
+    return shortened(config, arg)

@@ -25,7 +25,7 @@ On California Housing, as in the paper; PATH is the folder with the published `c
 
 from ml_collections import ConfigDict
 
-from configs.common import check_argument, compressibility, shortened_compressibility
+from configs.common import compressibility, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -33,7 +33,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    check_argument(arg, ("california", "smoke"))
     config = compressibility("diabetes", "mlp")
     config.data.validation_share = 0.15
     config.model.arguments = {"widths": (24, 24)}
@@ -56,5 +55,4 @@ def get_config(arg: str = "") -> ConfigDict:
         config.test.batch_size = 2500
     if arg == "smoke":
         config.model.arguments = {"widths": (12, 12)}
-        return shortened_compressibility(config)
-    return config
+    return shortened(config, arg, "california")

@@ -29,12 +29,7 @@ points (21.5 to 27.0) over magnitude by neuron and 5.2 (-7.7 to 18.1) over that 
 
 from ml_collections import ConfigDict
 
-from configs.common import (
-    check_argument,
-    compressibility,
-    on_embedded_digits,
-    shortened_compressibility,
-)
+from configs.common import compressibility, on_embedded_digits, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -42,7 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    check_argument(arg, ("mlp", "smoke"))
     config = on_embedded_digits(compressibility("digits", "garipovnet"))
     if arg == "mlp":
         config.model.name = "mlp"
@@ -51,4 +45,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.calibration.update({"images": (800,), "batch_size": 400})
     config.test.batch_size = 360
     config.finetune.epochs = 1
-    return shortened_compressibility(config) if arg == "smoke" else config
+    return shortened(config, arg, "mlp")

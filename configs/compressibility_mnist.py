@@ -10,7 +10,7 @@ A GaripovNet; an MLP in its place:
 
 from ml_collections import ConfigDict
 
-from configs.common import check_argument, compressibility, shortened_compressibility
+from configs.common import compressibility, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -18,7 +18,6 @@ def get_config(arg: str = "") -> ConfigDict:
 
     Raises ValueError for another `arg`.
     """
-    check_argument(arg, ("mlp", "smoke"))
     config = compressibility("mnist", "garipovnet")
     if arg == "mlp":
         config.model.name = "mlp"
@@ -30,4 +29,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.penalties = (0.03, 0.01, 0.003)
     config.calibration.update({"images": (10000,), "batch_size": 500})
     config.finetune.epochs = 1
-    return shortened_compressibility(config) if arg == "smoke" else config
+    return shortened(config, arg, "mlp")

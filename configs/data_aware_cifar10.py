@@ -31,7 +31,7 @@ minutes on two shared cores):
     TT, 50 %       12.5                 59.9 [59.2, 60.5]    64.8 [62.6, 67.0]
     TT, 25 %       10.2                 19.0 [15.7, 22.4]    21.6 [20.0, 23.3]
 
-and with the batch statistics estimated anew on the same images:
+and with the batch statistics estimated again on the same images:
 
     svd, 50 %      44.3                 55.1 [49.7, 60.5]    59.7 [56.4, 63.0]
     svd, 25 %      17.3                 26.4 [25.3, 27.6]    27.4 [25.8, 29.0]
@@ -62,7 +62,7 @@ Without WEIGHTS the network is trained first, which wants an accelerator.
 
 from ml_collections import ConfigDict
 
-from configs.common import IMAGENET_INPUTS, data_aware, shortened_data_aware
+from configs.common import FEW_SWEEPS, IMAGENET_INPUTS, data_aware, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -74,12 +74,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.keeps = (0.5, 0.25)
     config.reestimate = True
     config.calibration.images = (2000, 10000)
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.solver.update(FEW_SWEEPS)
     config.test.layer_images = 1000
+    config = shortened(config, arg)
     if arg == "smoke":
         # The last layer wants ten images for each of its 64 inputs.
-        config = shortened_data_aware(config, arg)
         config.data.train_size = 800
         config.calibration.images = (640,)
-        return config
-    return shortened_data_aware(config, arg)
+    return config

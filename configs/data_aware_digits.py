@@ -27,7 +27,7 @@ kept, and Kronecker 8.6 (8.5 to 8.8) over the covariance, little as its images l
 
 from ml_collections import ConfigDict
 
-from configs.common import data_aware, on_embedded_digits, shortened_data_aware
+from configs.common import FEW_SWEEPS, data_aware, on_embedded_digits, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = on_embedded_digits(data_aware("digits", "garipovnet"))
     config.keeps = (0.5, 0.25)
     config.calibration.images = (800,)
-    config.solver.update({"max_iters": 50, "tol": 1e-5})
+    config.solver.update(FEW_SWEEPS)
     config.test.batch_size = 360
     config.finetune.epochs = 1
-    return shortened_data_aware(config, arg)
+    return shortened(config, arg)

@@ -22,11 +22,12 @@ trained first, from random weights. Made for an accelerator; not timed.
 
 from ml_collections import ConfigDict
 
-from configs.common import data_aware_photographs, shortened_data_aware
+from configs.common import data_aware, on_photographs, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or with `arg` "smoke" a small variant."""
-    config = data_aware_photographs("fgvc_aircraft", "googlenet")
+    config = on_photographs(data_aware("fgvc_aircraft", "googlenet"))
+    config.test.layer_images = 0
     config.model.arguments.aux = False
-    return shortened_data_aware(config, arg)
+    return shortened(config, arg)

@@ -41,7 +41,7 @@ where Tucker at 25 % leaves the linear layer, a matrix with ten columns, a rank 
 
 from ml_collections import ConfigDict
 
-from configs.common import data_aware, shortened_data_aware
+from configs.common import data_aware, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -53,4 +53,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.finetune.epochs = 1
     if arg == "smoke":
         config.model.arguments = {"widths": (8, 8, 8, 8, 8, 8)}
-    return shortened_data_aware(config, arg)
+    return shortened(config, arg)

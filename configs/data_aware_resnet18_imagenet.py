@@ -25,13 +25,14 @@ Made for an accelerator; not timed.
 
 from ml_collections import ConfigDict
 
-from configs.common import data_aware_photographs, shortened_data_aware
+from configs.common import data_aware, on_photographs, shortened
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or with `arg` "smoke" a small variant."""
-    config = data_aware_photographs("imagenet", "resnet18_imagenet")
+    config = on_photographs(data_aware("imagenet", "resnet18_imagenet"))
+    config.test.layer_images = 0
     # Of the training images only those are held in memory that the calibration draws from.
     config.data.update({"train_size": 12000, "validation_size": 2000})
     config.calibration.images = (6000,)
-    return shortened_data_aware(config, arg)
+    return shortened(config, arg)

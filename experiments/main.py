@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     # The experiments keep the cores busy themselves: threads of LAPACK would only wait for them.
     # Read when SciPy is loaded, which JAX does with the first array.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Orbax tells of every step of every save.
+    # Orbax logs every step of every save.
     logging.set_verbosity(logging.WARNING)
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     try:
         page = carry_out(CONFIG.value.to_dict(), Path(str(WORKDIR.value)))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        # What a person can mend needs no traceback.
+        # The message says what to change: a traceback would only hide it.
         sys.exit(f"error: {error}")
     print(f"report: {page}")
 

@@ -1,4 +1,4 @@
-"""The experiments by name, and the course that every one of them takes."""
+"""The experiments by name, and the steps that all of them share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.network.baseline import baseline_record, trained
 from experiments.network.network import Network, configured
 from experiments.network.training import Variables
 from experiments.workdir.fields import plain_fields, read_fields
 from experiments.workdir.journal import Identity, Journal, Schema, claim_workdir, read_journal
-from experiments.workdir.progress import Progress
+from experiments.workdir.progress import progress_bar
 from experiments.workdir.threads import Records, in_threads
 
 
@@ -107,25 +105,26 @@ def baseline(
     models, epoch = trained(network, workdir / "checkpoints" / "baseline")
     if journal.get("baseline") is None:
         journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])
-    return jax.tree.map(lambda leaf: leaf[0], models)
+    return models.of_run(0)
 
 
 def measure(
     journal: Journal,
     expected: Collection[Identity],
-    works: Sequence[Callable[[], Iterator[Records]]],
+    tasks: Sequence[Callable[[], Iterator[Records]]],
 ) -> None:
-    """Record what is missing, several works at once.
+    """Record what is missing, several tasks at once.
 
     Arguments:
         expected: the records that progress is counted by.
-        works: each yields records, as soon as some are there; those found before are passed over.
+        tasks: each yields records, as soon as some are there; those found before are skipped.
     """
     counted = set(expected)
-    with Progress("measurements", len(counted), len(counted & journal.found.keys())) as progress:
+    done = len(counted & journal.found.keys())
+    with progress_bar("measurements", len(counted), done) as progress:
 
         def take(records: Records) -> None:
             new = journal.append(records)
-            progress.advance(sum(journal.identity(r["kind"], r) in counted for r in new))
+            progress.update(sum(journal.identity(r["kind"], r) in counted for r in new))
 
-        in_threads(works, take)
+        in_threads(tasks, take)

@@ -1,16 +1,17 @@
 """Data sets: readers of the published files, splits, standardisation, augmentation."""
 
 from experiments.data.augment import random_crop_flip
-from experiments.data.datasets import RawDataset, load
+from experiments.data.datasets import DATASETS, RawDataset, load
 from experiments.data.errors import DataError
 from experiments.data.image_arrays import DecodedWhenTaken, ImageArray
 from experiments.data.image_folder import ImageFiles, aircraft_files, imagenet_files
+from experiments.data.photographs import evaluation_view
 from experiments.data.splits import DataSplits, Examples, check_finite, prepare, standardise
 from experiments.data.stratify import stratified_split, stratified_subset
 from experiments.data.tables import TABLES, RawTable, TableExamples, load_table, prepare_table
-from experiments.data.views import evaluation_view
 
 __all__ = [
+    "DATASETS",
     "TABLES",
     "DataError",
     "DataSplits",

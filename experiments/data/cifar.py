@@ -3,18 +3,16 @@
 CIFAR-10 as binary or Python batches, CIFAR-100 in its binary version.
 """
 
-import gzip
 import io
-import tarfile
-import zlib
-from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple, NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from experiments.data.errors import data_error, read_bytes
+from experiments.data.errors import data_error
+from experiments.data.published import Form, read_published
 from experiments.data.unpickle import BatchUnpickler, PickledArray
 
 # Both sets are on the same page.
@@ -28,18 +26,15 @@ _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-_BINARY_NAMES = tuple(f"{batch}.bin" for batch in _BATCHES)
-_BINARY_FOLDER, _BINARY_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
-_PYTHON_FOLDER, _PYTHON_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-_NAMES_100 = ("train.bin", "test.bin")
-_FOLDER_100, _ARCHIVE_100 = "cifar-100-binary", "cifar-100-binary.tar.gz"
+_BINARY = Form(
+    "cifar-10-batches-bin", "cifar-10-binary.tar.gz", tuple(f"{batch}.bin" for batch in _BATCHES)
+)
+_PYTHON = Form("cifar-10-batches-py", "cifar-10-python.tar.gz", _BATCHES)
+_BINARY_100 = Form("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin", "test.bin"))
 # So many training images are published for each test image.
 _RATIO_100 = 5
 
 Batch = tuple[UInt8[np.ndarray, "n 32 32 3"], Int32[np.ndarray, "n"]]
-# Where the bytes come from (for messages) and the bytes themselves.
-_File = tuple[str, bytes]
-_Parse = Callable[[bytes, str], Batch]
 # Training images and labels, test images and labels.
 _Arrays = tuple[
     UInt8[np.ndarray, "n 32 32 3"],
@@ -47,15 +42,6 @@ _Arrays = tuple[
     UInt8[np.ndarray, "m 32 32 3"],
     Int32[np.ndarray, "m"],
 ]
-
-
-class _Form(NamedTuple):
-    """One of the forms in which a set is published: names of its folder, archive and files."""
-
-    folder: str
-    archive: str
-    files: Sequence[str]
-    parse: _Parse
 
 
 def read_cifar10(folder: str | Path) -> _Arrays:
@@ -76,23 +62,23 @@ def read_cifar10(folder: str | Path) -> _Arrays:
 
     Source: the format's description on `CIFAR10_HOME`.
     """
-    files, parse = _locate(
+    form, files = read_published(
         Path(folder),
-        (
-            _Form(_BINARY_FOLDER, _BINARY_ARCHIVE, _BINARY_NAMES, parse_binary_batch),
-            _Form(_PYTHON_FOLDER, _PYTHON_ARCHIVE, _BATCHES, parse_python_batch),
-        ),
-        f"CIFAR-10 is not in this folder; expected {_BINARY_FOLDER} (with {_BINARY_NAMES[0]} to 5 "
-        f"and {_BINARY_NAMES[-1]}), {_PYTHON_FOLDER} (with {_BATCHES[0]} to 5 and {_BATCHES[-1]}), "
-        f"{_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}",
+        (_BINARY, _PYTHON),
+        CIFAR10_HOME,
+        "CIFAR-10 is not in this folder; expected "
+        f"{_BINARY.folder} (with {_BINARY.files[0]} to 5 and {_BINARY.files[-1]}), "
+        f"{_PYTHON.folder} (with {_BATCHES[0]} to 5 and {_BATCHES[-1]}), "
+        f"{_BINARY.archive} or {_PYTHON.archive}",
     )
-    batches = [parse(content, origin) for origin, content in files]
+    parse = parse_binary_batch if form is _BINARY else parse_python_batch
+    batches = [parse(file.content, file.origin) for file in files]
     first = len(batches[0][1])
-    for (origin, _), (_, labels) in zip(files[1:5], batches[1:5], strict=True):
+    for file, (_, labels) in zip(files[1:5], batches[1:5], strict=True):
         # A file cut off between two records is whole by any check of its own.
         if len(labels) != first:
             _refuse(
-                origin,
+                file.origin,
                 f"holds {len(labels)} images, {_BATCHES[0]} holds {first}; "
                 "expected the same number in each of the five training batches",
             )
@@ -122,27 +108,25 @@ def read_cifar100(folder: str | Path) -> _Arrays:
 
     Source: the format's description on `CIFAR100_HOME`.
     """
-    files, parse = _locate(
+    names = _BINARY_100.files
+    _, files = read_published(
         Path(folder),
-        (_Form(_FOLDER_100, _ARCHIVE_100, _NAMES_100, _parse_cifar100),),
-        f"CIFAR-100 is not in this folder; expected {_FOLDER_100} (with {_NAMES_100[0]} and "
-        f"{_NAMES_100[1]}) or {_ARCHIVE_100}",
+        (_BINARY_100,),
+        CIFAR100_HOME,
+        f"CIFAR-100 is not in this folder; expected {_BINARY_100.folder} (with {names[0]} and "
+        f"{names[1]}) or {_BINARY_100.archive}",
     )
     (images, labels), (test_images, test_labels) = (
-        parse(content, origin) for origin, content in files
+        parse_binary_batch(file.content, file.origin, CIFAR100_LABELS) for file in files
     )
     # A file cut off between two records is whole by any check of its own.
     if len(labels) != _RATIO_100 * len(test_labels):
         _refuse(
-            files[0][0],
-            f"holds {len(labels)} images, {_NAMES_100[1]} holds {len(test_labels)}; "
+            files[0].origin,
+            f"holds {len(labels)} images, {names[1]} holds {len(test_labels)}; "
             f"expected {_RATIO_100} times as many",
         )
     return images, labels, test_images, test_labels
-
-
-def _parse_cifar100(content: bytes, origin: str) -> Batch:
-    return parse_binary_batch(content, origin, CIFAR100_LABELS)
 
 
 def parse_binary_batch(
@@ -233,46 +217,3 @@ def _check_labels(lowest: int, highest: int, classes: int, origin: str) -> None:
 
 def _refuse(origin: str, problem: str) -> NoReturn:
     raise data_error(origin, problem, CIFAR10_HOME)
-
-
-def _locate(folder: Path, forms: Sequence[_Form], expected: str) -> tuple[list[_File], _Parse]:
-    """The files of the first form that `folder` holds; `expected` is said if there is none."""
-    for form in forms:
-        if (folder / form.folder).is_dir():
-            return _read_folder(folder / form.folder, form.files), form.parse
-        if folder.name == form.folder or any((folder / file).is_file() for file in form.files):
-            return _read_folder(folder, form.files), form.parse
-    for form in forms:
-        if (folder / form.archive).is_file():
-            names = [f"{form.folder}/{file}" for file in form.files]
-            return _read_archive(folder / form.archive, names), form.parse
-    _refuse(str(folder), expected)
-
-
-def _read_folder(folder: Path, names: Sequence[str]) -> list[_File]:
-    for name in names:
-        if not (folder / name).is_file():
-            _refuse(str(folder / name), f"no such file; expected {', '.join(names)} in the folder")
-    return [(str(folder / name), read_bytes(folder / name, CIFAR10_HOME)) for name in names]
-
-
-def _read_archive(path: Path, names: Sequence[str]) -> list[_File]:
-    contents: dict[str, bytes] = {}
-    try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                name = str(PurePosixPath(member.name))
-                if name in names and member.isfile():
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    contents[name] = file.read()
-            # gzip compares its checksum at the end of the stream only, tar stops before it.
-            while stream.read(1 << 20):
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        problem = f"truncated or damaged archive ({error}); expected a whole tar.gz file"
-        raise data_error(path, problem, CIFAR10_HOME) from error
-    for name in names:
-        if name not in contents:
-            _refuse(str(path), f"no file {name} in the archive; expected {', '.join(names)}")
-    return [(f"{path} ({name})", contents[name]) for name in names]

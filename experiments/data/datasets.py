@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,7 @@ def load(name: str, folder: str | Path | None = None) -> RawDataset:
     if name == "digits":
         return _digits()
     if name not in _HOMES:
-        known = ", ".join(["digits", *_HOMES])
-        raise ValueError(f"unknown data set {name!r}; known are {known}")
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
     if folder is None:
         raise DataError(
             f"{name} is read from files: give the folder that holds them. "
@@ -72,14 +72,6 @@ def load(name: str, folder: str | Path | None = None) -> RawDataset:
 
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-def _mnist(folder: str | Path) -> _Arrays:
-    return idx.read_idx_folder(folder, idx.MNIST_HOME)
-
-
-def _fashion_mnist(folder: str | Path) -> _Arrays:
-    return idx.read_idx_folder(folder, idx.FASHION_MNIST_HOME)
 
 
 def _photographs(name: str, train: ImageFiles, test: ImageFiles) -> RawDataset:
@@ -101,10 +93,11 @@ _HOMES = {
     "imagenet": image_folder.IMAGENET_HOME,
     "fgvc_aircraft": image_folder.AIRCRAFT_HOME,
 }
+DATASETS = ("digits", *_HOMES)
 # Reader of all arrays, number of classes.
 _READERS: dict[str, tuple[Callable[[str | Path], _Arrays], int]] = {
-    "mnist": (_mnist, idx.NUM_CLASSES),
-    "fashion_mnist": (_fashion_mnist, idx.NUM_CLASSES),
+    "mnist": (partial(idx.read_idx_folder, home=idx.MNIST_HOME), idx.NUM_CLASSES),
+    "fashion_mnist": (partial(idx.read_idx_folder, home=idx.FASHION_MNIST_HOME), idx.NUM_CLASSES),
     "cifar10": (cifar.read_cifar10, cifar.CIFAR10_LABELS[-1]),
     "cifar100": (cifar.read_cifar100, cifar.CIFAR100_LABELS[-1]),
 }

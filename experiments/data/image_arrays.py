@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from experiments.data.image_folder import ImageFiles
-from experiments.data.views import evaluation_view
+from experiments.data.photographs import evaluation_view
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class DecodedWhenTaken:
         images = np.empty((len(indices), *self.shape[1:]), np.uint8)
 
         def fill(place: int) -> None:
-            image = self.files.image(int(indices[place]))
+            image = self.files[int(indices[place])]
             images[place] = evaluation_view(image, self.size, self.resize)
 
         with ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:

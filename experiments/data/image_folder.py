@@ -1,10 +1,9 @@
 """Photographs in the folders of ImageNet and FGVC-Aircraft."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, SupportsIndex
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -27,7 +26,7 @@ _BANNER = 20
 class ImageFiles:
     """Photographs that are decoded one at a time, with their labels.
 
-    Element `i` is {"image": uint8 (h, w, 3), "label": int32 ()}; its pixels are not writable.
+    Element `i` is uint8 (h, w, 3), not writable; its label is `labels[i]`.
 
     Args:
         name: of the data set and its part, for messages.
@@ -51,21 +50,16 @@ class ImageFiles:
         """The number of photographs."""
         return len(self.files)
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        """One photograph with its label.
-
-        Raises IndexError for an index out of range, DataError for a file that is missing or
-        damaged, ImportError without Pillow.
-        """
-        place = operator.index(index)
-        return {"image": self.image(place), "label": np.asarray(self.labels[place])}
-
     def __repr__(self) -> str:
         """The name and the number of photographs."""
         return f"ImageFiles({self.name}, {len(self)} images)"
 
-    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """One photograph; raises as an element does."""
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """One photograph.
+
+        Raises IndexError for an index out of range, DataError for a file that is missing or
+        damaged, ImportError without Pillow.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"no image {index} in {self.name}, which has {len(self)}")
         path = Path(self.folder, self.files[index])
@@ -82,7 +76,7 @@ def imagenet_files(folder: str | Path, part: str) -> ImageFiles:
     """The photographs of a tree as ImageNet's: a folder for each part, in it one for each class.
 
     Classes are the names of their folders, sorted; labels count them from 0. Files that do not end
-    in .JPEG, .jpg or .png, in whatever case, are passed over. Nothing is decoded yet.
+    in .JPEG, .jpg or .png, in whatever case, are ignored. Nothing is decoded yet.
 
     Args:
         folder: the folder that holds `train` and `val`, or the only one in it that does.

@@ -1,4 +1,4 @@
-"""Photographs in files as arrays of bytes; Pillow reads and resizes them."""
+"""Photographs in files as arrays of bytes, and what a network sees of them; by Pillow."""
 
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ def read_photograph(path: str | Path, home: str) -> UInt8[np.ndarray, "h w 3"]:
         DataError: the file is missing, damaged, or has other than eight bits for each channel.
         ImportError: Pillow is not installed.
     """
-    images, operations = _pillow("Image"), _pillow("ImageOps")
+    images, operations = _pillow()
     try:
         with images.open(path) as file:
             file.load()
@@ -64,8 +64,37 @@ def resized(
     """
     if image.shape[:2] == (height, width):
         return image
-    images = _pillow("Image")
+    images, _ = _pillow()
     return np.asarray(images.fromarray(image).resize((width, height), images.Resampling.BILINEAR))
+
+
+def evaluation_view(
+    image: UInt8[np.ndarray, "h w 3"], size: int = 224, resize: int = 256
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Resize to a shorter side of `resize`, and cut the middle out.
+
+    Args:
+        image: uint8 (h, w, 3).
+        size: side of the view in pixels.
+        resize: the shorter side before the cut in pixels, `size` or more.
+
+    Returns:
+        uint8 (size, size, 3).
+
+    Raises:
+        ValueError: `size` is below 1, or `resize` below `size`.
+        ImportError: Pillow is not installed.
+
+    Source: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks",
+    2012, section 2; the sides are rounded as in torchvision.
+    """
+    if not 1 <= size <= resize:
+        raise ValueError(f"size is {size}, resize {resize}; expected size from 1 to resize")
+    shorter = min(image.shape[:2])
+    height, width = (side * resize // shorter for side in image.shape[:2])
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    whole = resized(image, height, width)
+    return np.ascontiguousarray(whole[top : top + size, left : left + size])
 
 
 def _upright(image: Any, operations: ModuleType) -> Any:
@@ -76,9 +105,9 @@ def _upright(image: Any, operations: ModuleType) -> Any:
         return image
 
 
-def _pillow(module: str) -> ModuleType:
+def _pillow() -> tuple[ModuleType, ModuleType]:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError("photographs are read with Pillow: install the extra 'images'") from error
-    return {"Image": Image, "ImageOps": ImageOps}[module]
+    return Image, ImageOps

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
@@ -11,16 +12,6 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 from experiments.data.datasets import RawDataset
 from experiments.data.image_arrays import ImageArray
 from experiments.data.stratify import stratified_split, stratified_subset
-
-__all__ = [
-    "DataSplits",
-    "Examples",
-    "check_finite",
-    "prepare",
-    "standardise",
-    "stratified_split",
-    "stratified_subset",
-]
 
 # Images per step of a pass over a set: bounds the memory of the wider integers in it.
 _CHUNK = 1024
@@ -106,20 +97,16 @@ def prepare(
             `statistics` do not have a mean and a deviation above 0 for each channel.
         DataError: a file that is decoded is missing or damaged.
     """
-    for images, labels, part in (
-        (raw.train_images, raw.train_labels, "training"),
-        (raw.test_images, raw.test_labels, "test"),
-    ):
-        _check_raw(images, labels, raw.num_classes, f"{part} part of {raw.name}")
+    classes = raw.num_classes
+    _check_raw(raw.train_images, raw.train_labels, classes, f"training part of {raw.name}")
+    _check_raw(raw.test_images, raw.test_labels, classes, f"test part of {raw.name}")
 
     kept, held_out = stratified_split(raw.train_labels, validation_share, seed)
-    train = _take(raw.train_labels, kept, train_size, seed, raw.num_classes, "train")
-    validation = _take(
-        raw.train_labels, held_out, validation_size, seed, raw.num_classes, "validation"
-    )
     everything = np.arange(len(raw.test_labels))
-    test = _take(raw.test_labels, everything, test_size, seed, raw.num_classes, "test")
-
+    take = partial(_take, seed=seed, num_classes=classes)
+    train = take(raw.train_labels, kept, train_size, split="train")
+    validation = take(raw.train_labels, held_out, validation_size, split="validation")
+    test = take(raw.test_labels, everything, test_size, split="test")
     _check_memory(raw, len(train) + len(validation) + len(test))
 
     train_images = raw.train_images[train]
@@ -127,15 +114,17 @@ def prepare(
         mean, std = _channel_statistics(train_images)
     else:
         mean, std = _given_statistics(statistics, train_images.shape[-1])
+
+    def examples(images: UInt8[np.ndarray, "n h w c"], labels: Int32[np.ndarray, "n"]) -> Examples:
+        return Examples(standardise(images, mean, std), labels)
+
     return DataSplits(
-        train=Examples(standardise(train_images, mean, std), raw.train_labels[train]),
-        validation=Examples(
-            standardise(raw.train_images[validation], mean, std), raw.train_labels[validation]
-        ),
-        test=Examples(standardise(raw.test_images[test], mean, std), raw.test_labels[test]),
-        mean=mean,
-        std=std,
-        num_classes=raw.num_classes,
+        examples(train_images, raw.train_labels[train]),
+        examples(raw.train_images[validation], raw.train_labels[validation]),
+        examples(raw.test_images[test], raw.test_labels[test]),
+        mean,
+        std,
+        classes,
     )
 
 
@@ -161,7 +150,7 @@ def _check_memory(raw: RawDataset, count: int) -> None:
     try:
         present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        # Not every system tells.
+        # Not every system has these.
         return
     if needed > present:
         raise ValueError(
@@ -174,6 +163,7 @@ def _take(
     labels: Int32[np.ndarray, "n"],
     indices: np.ndarray,
     size: int | None,
+    *,
     seed: int,
     num_classes: int,
     split: str,

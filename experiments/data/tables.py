@@ -1,24 +1,21 @@
 """Tables of numbers with a number to predict: readers of the published files, and splits."""
 
-import gzip
 import io
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from experiments.data.errors import DataError, data_error, read_bytes
+from experiments.data.errors import DataError, data_error
+from experiments.data.published import Form, read_published
 from experiments.data.splits import DataSplits, Examples
 
 CALIFORNIA_HOME = "https://www.dcc.fc.up.pt/~ltorgo/Regression/cal_housing.html"
 CALIFORNIA_FILE = "cal_housing.data"
-CALIFORNIA_ARCHIVE = "cal_housing.tgz"
 TABLES = ("diabetes", "california_housing")
 
-_CALIFORNIA_FOLDER = "CaliforniaHousing"
+_CALIFORNIA = Form("CaliforniaHousing", "cal_housing.tgz", (CALIFORNIA_FILE,))
 _CALIFORNIA_SHAPE = (20640, 9)
 _TEST_SHARE = 0.2
 _TEST_SEED = 0
@@ -161,7 +158,9 @@ def _diabetes() -> RawTable:
 
 
 def _california(folder: Path) -> RawTable:
-    origin, content = _california_content(folder)
+    expected = f"{CALIFORNIA_FILE}, {_CALIFORNIA.folder}/{CALIFORNIA_FILE} or {_CALIFORNIA.archive}"
+    problem = f"California Housing is not in this folder; expected {expected}"
+    _, [(origin, content)] = read_published(folder, (_CALIFORNIA,), CALIFORNIA_HOME, problem)
     try:
         values = np.loadtxt(io.BytesIO(content), delimiter=",", ndmin=2)
     except ValueError as error:
@@ -180,27 +179,3 @@ def _california(folder: Path) -> RawTable:
         population / households, latitude, longitude,
     )  # fmt: skip
     return RawTable("california_housing", np.stack(chosen, axis=1), value / 1e5)
-
-
-def _california_content(folder: Path) -> tuple[str, bytes]:
-    for path in (folder / CALIFORNIA_FILE, folder / _CALIFORNIA_FOLDER / CALIFORNIA_FILE):
-        if path.is_file():
-            return str(path), read_bytes(path, CALIFORNIA_HOME)
-    path, name = folder / CALIFORNIA_ARCHIVE, f"{_CALIFORNIA_FOLDER}/{CALIFORNIA_FILE}"
-    if not path.is_file():
-        problem = (
-            f"California Housing is not in this folder; expected {CALIFORNIA_FILE}, {name} or "
-            f"{CALIFORNIA_ARCHIVE}"
-        )
-        raise data_error(folder, problem, CALIFORNIA_HOME)
-    try:
-        # Whole, so that gzip compares its checksum.
-        whole = gzip.decompress(read_bytes(path, CALIFORNIA_HOME))
-        with tarfile.open(fileobj=io.BytesIO(whole), mode="r:") as archive:
-            file = archive.extractfile(name)
-            if file is None:
-                raise KeyError(name)
-            return f"{path} ({name})", file.read()
-    except (tarfile.TarError, EOFError, OSError, KeyError, zlib.error) as error:
-        problem = f"truncated or damaged archive, or no {name} in it ({error})"
-        raise data_error(path, problem, CALIFORNIA_HOME) from error

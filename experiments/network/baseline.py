@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.data import Examples
 from experiments.network import checkpoints
@@ -19,9 +18,8 @@ from experiments.network.training import (
     fit_epochs,
     performance,
     start_fit,
-    steps_per_epoch,
 )
-from experiments.workdir.progress import Progress
+from experiments.workdir.progress import progress_bar
 
 
 def trained(network: Network, folder: Path) -> tuple[Variables, int]:
@@ -32,7 +30,7 @@ def trained(network: Network, folder: Path) -> tuple[Variables, int]:
     Raises as `train_baseline` does.
     """
     if network.is_trained:
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], network.start), 0
+        return network.start.alone(), 0
     fit = train_baseline(network, folder)
     return fit.best, int(fit.best_epoch[0])
 
@@ -44,22 +42,13 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     FloatingPointError where the loss is not finite after the first epoch.
     """
     settings, splits = network.settings.train, network.splits
-    models = jax.tree.map(lambda leaf: leaf[None], network.start)
-    fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
+    fit = start_fit(network.start.alone(), settings)
     restored = checkpoints.restore_latest(folder, fit)
     if restored is not None:
         fit = restored[1]
-    epoch = int(fit.epoch.max())
-    with Progress("training epochs", settings.epochs, epoch) as progress:
-        for after in fit_epochs(
-            fit,
-            network.apply,
-            settings,
-            splits.train,
-            splits.validation,
-            jax.random.split(network.key(TRAIN), 1),
-            jnp.asarray(splits.black),
-        ):
+    epoch, keys = int(fit.epoch.max()), jax.random.split(network.key(TRAIN), 1)
+    with progress_bar("training epochs", settings.epochs, epoch) as progress:
+        for after in fit_epochs(fit, network.apply, settings, splits, keys):
             fit, epoch = after, epoch + 1
             if int(fit.best_epoch[0]) == 0:
                 raise FloatingPointError(
@@ -68,7 +57,7 @@ def train_baseline(network: Network, folder: Path) -> Fit:
                 )
             if epoch % network.settings.checkpoint_every == 0 or epoch == settings.epochs:
                 checkpoints.save(folder, epoch, fit)
-            progress.advance(1)
+            progress.update(1)
     return fit
 
 
@@ -85,15 +74,14 @@ def baseline_record(
         epoch: the one that they are from.
         subsets: the sets of examples to measure on.
     """
-
-    def measured(examples: Examples) -> dict[str, Any]:
-        scores = evaluate(models, network.apply, examples)
-        return performance(scores, 0, len(examples.labels))
-
-    return {
+    record = {
         "kind": "baseline",
         "params": network.dense.size,
         "macs": network.dense.macs,
         "epoch": epoch,
-        **{name: measured(getattr(network.splits, name)) for name in subsets},
     }
+    for name in subsets:
+        examples: Examples = getattr(network.splits, name)
+        scores = evaluate(models, network.apply, examples)
+        record[name] = performance(scores, 0, len(examples.labels))
+    return record

@@ -15,9 +15,6 @@ from experiments.data import DataSplits, Examples, load
 from experiments.network.settings import OWN, CalibrationSettings, NetworkSettings
 from experiments.network.training import example_scores
 
-# The brightest pixel of a data set; scikit-learn's digits have 17 grey levels.
-HIGHEST_PIXEL = {"digits": 16}
-
 
 @dataclass(frozen=True, order=True)
 class Calibration:
@@ -57,7 +54,8 @@ class Batch(NamedTuple):
 
 def highest_pixel(name: str) -> int:
     """The brightest value that a pixel of a data set can have."""
-    return HIGHEST_PIXEL.get(name, 255)
+    # scikit-learn's digits have 17 grey levels.
+    return 16 if name == "digits" else 255
 
 
 def source_examples(settings: NetworkSettings, name: str, splits: DataSplits) -> Examples:
@@ -154,14 +152,9 @@ def sampled_loss(
 def _resized(
     images: np.ndarray, shape: tuple[int, ...], chunk: int = 1000
 ) -> Float[np.ndarray, "n h w c"]:
-    parts = [
-        np.asarray(
-            jax.image.resize(
-                jnp.asarray(images[start : start + chunk], jnp.float32),
-                (len(images[start : start + chunk]), *shape),
-                "linear",
-            )
-        )
-        for start in range(0, len(images), chunk)
-    ]
-    return np.concatenate(parts)
+    parts = np.split(images, range(chunk, len(images), chunk))
+    resized = (
+        jax.image.resize(jnp.asarray(part, jnp.float32), (len(part), *shape), "linear")
+        for part in parts
+    )
+    return np.concatenate([np.asarray(part) for part in resized])

@@ -54,8 +54,8 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
         except Exception as error:
             raise CheckpointError(
                 f"{folder / str(step)}: the checkpoint is damaged or belongs to another network "
-                f"({type(error).__name__}: {error}); remove {folder} to train anew"
+                f"({type(error).__name__}: {error}); remove {folder} to train from scratch"
             ) from error
     # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
-    # of an unbroken run, would be compiled anew for them.
+    # of an unbroken run, would be compiled again for them.
     return step, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)

@@ -11,21 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments import models
 from experiments.data import TABLES, DataSplits, Examples, load, load_table, prepare, prepare_table
-from experiments.models import (
-    MLP,
-    VGG16,
-    WRN16_8,
-    DenseNet22,
-    GaripovNet,
-    GoogLeNet,
-    ImageNetResNet18,
-    ResNet18,
-    ResNet20,
-    ResNet50,
-    ResNet56,
-    ResNet110,
-)
 from experiments.network.calibrate import Batch, Calibration, altered, batches_of, source_examples
 from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
 from experiments.network.torch_weights import load_torch_npz
@@ -34,18 +21,18 @@ from tdjax.linen import make_plan
 from tdjax.plan.plan import Plan
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": MLP,
-    "garipovnet": GaripovNet,
-    "resnet18": ResNet18,
-    "resnet20": ResNet20,
-    "resnet56": ResNet56,
-    "resnet110": ResNet110,
-    "vgg16": VGG16,
-    "densenet22": DenseNet22,
-    "wrn16_8": WRN16_8,
-    "resnet18_imagenet": ImageNetResNet18,
-    "resnet50": ResNet50,
-    "googlenet": GoogLeNet,
+    "mlp": models.MLP,
+    "garipovnet": models.GaripovNet,
+    "resnet18": models.ResNet18,
+    "resnet20": models.ResNet20,
+    "resnet56": models.ResNet56,
+    "resnet110": models.ResNet110,
+    "vgg16": models.VGG16,
+    "densenet22": models.DenseNet22,
+    "wrn16_8": models.WRN16_8,
+    "resnet18_imagenet": models.ImageNetResNet18,
+    "resnet50": models.ResNet50,
+    "googlenet": models.GoogLeNet,
 }
 
 # Random streams of an experiment.
@@ -108,8 +95,6 @@ def configured(asked: ExperimentSettings) -> Network:
             "experiment 'compressibility' takes"
         )
     splits = _splits(settings)
-    if settings.weights is None:
-        steps_per_epoch(splits.train, settings.train)
     module = build_network(settings.model, splits.num_classes)
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
     if settings.weights is None:
@@ -167,7 +152,7 @@ def _network(
     is_trained: bool,
 ) -> Network:
     settings = asked.network
-    if settings.finetune.epochs:
+    if settings.finetune.epochs or not is_trained:
         steps_per_epoch(splits.train, settings.train)
     state = {name: value for name, value in variables.items() if name != "params"}
     if settings.reestimate and "batch_stats" not in state:
@@ -230,13 +215,14 @@ def _splits(settings: NetworkSettings) -> DataSplits:
 def _check_table(settings: NetworkSettings) -> None:
     """Refuse what rows of a table do not have. Raises ValueError that names the field."""
     what = f"no such thing for {settings.data.name!r}, which is a table"
-    if settings.model.name != "mlp":
-        raise ValueError(f"config field 'model.name' is {settings.model.name!r}: {what}; use 'mlp'")
-    if settings.inputs.mean is not None:
-        raise ValueError(f"config field 'inputs.mean': {what}")
-    if settings.train.augment:
-        raise ValueError(f"config field 'train.augment': {what}")
-    if settings.test.change != "same":
-        raise ValueError(f"config field 'test.change' is {settings.test.change!r}: {what}")
-    if settings.reestimate:
-        raise ValueError(f"config field 'reestimate': {what}")
+    model, change = settings.model.name, settings.test.change
+    if model != "mlp":
+        raise ValueError(f"config field 'model.name' is {model!r}: {what}; use 'mlp'")
+    for field, wrong in (
+        ("'inputs.mean'", settings.inputs.mean is not None),
+        ("'train.augment'", settings.train.augment),
+        (f"'test.change' is {change!r}", change != "same"),
+        ("'reestimate'", settings.reestimate),
+    ):
+        if wrong:
+            raise ValueError(f"config field {field}: {what}")

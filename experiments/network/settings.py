@@ -1,4 +1,4 @@
-"""What every experiment on one trained network is asked, read strictly from its configuration."""
+"""The settings that all experiments on a trained network share, and the checks of them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from experiments.data import DATASETS
 from experiments.network.schedule import FitSettings
 from experiments.workdir.fields import check_choices, check_least
 
 # The network's own training images, as they are or changed.
 OWN = ("same", "flipped", "brighter")
-OTHERS = (
-    "digits",
-    "mnist",
-    "fashion_mnist",
-    "cifar10",
-    "cifar100",
-    "imagenet",
-    "fgvc_aircraft",
-)
 LABELS = ("sampled", "true")
 
 
@@ -161,7 +153,7 @@ class FinetuneSettings:
 
 
 class ExperimentSettings(Protocol):
-    """What every experiment is asked."""
+    """What the settings of every experiment have."""
 
     @property
     def network(self) -> NetworkSettings:
@@ -181,7 +173,7 @@ class NetworkSettings:
         seed: of everything random.
         weights: npz file of a PyTorch network's arrays; None trains the network.
         reestimate: measure each compressed network with the statistics of its batch normalisation
-            estimated anew, too: on its calibration images, or the first of them if it saw none.
+            estimated again, too: on its calibration images, or the first of them if it saw none.
         finetune: of compressed networks; no epochs leave it out.
         checkpoint_every: epochs between checkpoints of the training.
 
@@ -208,7 +200,7 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         """Refuse values that would end an experiment half way."""
         calibration = self.calibration
-        check_choices("calibration.sources", calibration.sources, (*OWN, *OTHERS))
+        check_choices("calibration.sources", calibration.sources, (*OWN, *DATASETS))
         check_choices("calibration.images", calibration.images)
         check_choices("calibration.labels", (calibration.labels,), LABELS)
         check_choices("test.change", (self.test.change,), OWN)

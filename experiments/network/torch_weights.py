@@ -32,12 +32,12 @@ def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -
         Dense      weight (out, in) -> kernel (in, out), bias (out,)
         BatchNorm  weight, bias -> scale, bias; running_mean, running_var -> mean, var, each (C,)
 
-    Shapes do not tell everything: a Dense behind a flattened map of more than one pixel counts its
+    Shapes do not show everything: a Dense after a flattened map of more than one pixel counts its
     inputs in another order in PyTorch, and a ConvTranspose has another layout there; neither is
     translated.
 
     Arguments:
-        path: npz file of floating-point arrays; a BatchNorm's `num_batches_tracked` is passed over.
+        path: npz file of floating-point arrays; a BatchNorm's `num_batches_tracked` is ignored.
         variables: collections "params" and, if there is a BatchNorm, "batch_stats", of arrays or
             shapes, as `model.init` or `jax.eval_shape` of it gives them.
 
@@ -81,7 +81,7 @@ def _sibling(name: str, other: str) -> str:
 
 
 def _read(
-    path: str | os.PathLike[str], names: set[str], passed_over: set[str]
+    path: str | os.PathLike[str], names: set[str], ignored: set[str]
 ) -> dict[str, np.ndarray]:
     found: set[str] = set()
     try:
@@ -97,7 +97,7 @@ def _read(
         ) from error
     for problem, wrong in (
         ("lacks", names - found),
-        ("holds, and the model has no place for,", found - names - passed_over),
+        ("holds, and the model has no place for,", found - names - ignored),
     ):
         if wrong:
             raise ValueError(f"{path}: {problem} {_listed(wrong)}")

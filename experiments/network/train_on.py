@@ -1,4 +1,4 @@
-"""Networks looked at: measured, their moments collected, their batch normalisation, trained on."""
+"""What is done with a trained network: score it, collect its moments, train it further."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from experiments.data import DataSplits, Examples
@@ -25,7 +24,6 @@ from experiments.network.training import (
     fit_epochs,
     performance,
     start_fit,
-    steps_per_epoch,
 )
 from tdjax.dispatch import collect_moments, reestimate_batch_stats
 from tdjax.moments.collect import LayerMoments
@@ -57,8 +55,7 @@ def scored(network: Network, model: Variables, examples: Examples) -> dict[str, 
 
     Parameters of equal shapes share one compiled program, whatever was compressed.
     """
-    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
-    scores = evaluate(one, network.apply, examples, network.settings.test.batch_size)
+    scores = evaluate(model.alone(), network.apply, examples, network.settings.test.batch_size)
     return performance(scores, 0, len(examples.labels))
 
 
@@ -94,7 +91,7 @@ def moments_for(
 
 
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
-    """The network with its batch normalisation estimated anew; labels are not looked at."""
+    """The network with its batch normalisation estimated again; labels are not looked at."""
     state = dict(reestimate_batch_stats(network.module, model.collections, batches))
     return Variables(state.pop("params"), state)
 
@@ -122,19 +119,17 @@ def trained_on(
         apply: its forward function.
         name: of the random stream of the order of the data.
     """
-    models = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], model)
     keys = named_key(network.key(FINETUNE), name)[None]
-    fit = fitted(models, apply, settings, network.splits, keys)
-    return int(fit.best_epoch[0]), jax.tree.map(lambda leaf: leaf[0], fit.best)
+    fit = fitted(model.alone(), apply, settings, network.splits, keys)
+    return int(fit.best_epoch[0]), fit.best.of_run(0)
 
 
 def fitted(
     models: Variables, apply: Apply, settings: FitSettings, splits: DataSplits, keys: Array
 ) -> Fit:
     """Train runs side by side to their end, see `fit_epochs`."""
-    fit = start_fit(models, settings, steps_per_epoch(splits.train, settings))
-    black = jnp.asarray(splits.black)
-    for after in fit_epochs(fit, apply, settings, splits.train, splits.validation, keys, black):
+    fit = start_fit(models, settings)
+    for after in fit_epochs(fit, apply, settings, splits, keys):
         fit = after
     return fit
 

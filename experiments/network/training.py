@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
-from experiments.data.splits import Examples
+from experiments.data.splits import DataSplits, Examples
 from experiments.network.schedule import FitSettings
 
 # (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
@@ -54,6 +54,14 @@ class Variables(NamedTuple):
         """All collections, as `apply` of a Linen module takes them."""
         return {**self.state, "params": self.params}
 
+    def alone(self) -> Variables:
+        """With a first axis of one run, as training and evaluation take them."""
+        return cast(Variables, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self))
+
+    def of_run(self, index: int) -> Variables:
+        """Those of one run of several."""
+        return cast(Variables, jax.tree.map(lambda leaf: leaf[index], self))
+
 
 class Scores(NamedTuple):
     """Performance on a set of examples, one entry for each run.
@@ -81,9 +89,10 @@ class Fit(NamedTuple):
     epoch: Int[Array, " runs"]
 
 
-def start_fit(models: Variables, settings: FitSettings, steps: int) -> Fit:
+def start_fit(models: Variables, settings: FitSettings) -> Fit:
     """The state before the first epoch. Every leaf of `models` has the runs as its first axis."""
-    optimizer = jax.vmap(settings.optimiser(steps).init)(models.params)
+    # The state counts steps, whatever the number of them in an epoch.
+    optimizer = jax.vmap(settings.optimiser(1).init)(models.params)
     runs = jax.tree.leaves(models.params)[0].shape[0]
     return Fit(
         models,
@@ -99,10 +108,8 @@ def fit_epochs(
     fit: Fit,
     apply: Apply,
     settings: FitSettings,
-    train: Examples,
-    validation: Examples,
+    splits: DataSplits,
     keys: Array,
-    fill: Float[Array, " c"],
 ) -> Iterator[Fit]:
     """Train all runs side by side, yielding after every epoch; the last yield is the result.
 
@@ -112,16 +119,17 @@ def fit_epochs(
     Arguments:
         fit: from `start_fit`, or the last one yielded before an interruption.
         apply: the network's forward function.
-        train, validation: examples; early stopping looks at the validation loss.
+        splits: the training examples are trained on; early stopping looks at the validation loss.
         keys: (runs,) PRNG keys.
-        fill: a black pixel after standardisation, the padding of random crops.
 
     The best model of a run whose loss is never finite is the one it started from, of epoch 0.
 
     Raises ValueError where the training set is smaller than one batch.
     """
-    steps = steps_per_epoch(train, settings)
-    images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
+    steps = steps_per_epoch(splits.train, settings)
+    images, labels = jnp.asarray(splits.train.images), jnp.asarray(splits.train.labels)
+    # The padding of random crops.
+    fill = jnp.asarray(splits.black)
     step = partial(_step, apply=apply, settings=settings, steps=steps)
     for epoch in range(int(fit.epoch.max()), settings.epochs):
         if settings.patience is not None and bool(
@@ -135,7 +143,7 @@ def fit_epochs(
             model, optimizer = step(
                 model, optimizer, images, labels, order, epoch_keys, fill, index
             )
-        scores = evaluate(model, apply, validation)
+        scores = evaluate(model, apply, splits.validation)
         fit = _keep_best(
             fit, model, optimizer, jnp.asarray(scores.cross_entropy), settings.patience
         )

@@ -32,15 +32,17 @@ def plain_fields(settings: Any) -> dict[str, Any]:
     return plain(settings)
 
 
-def check_choices(name: str, values: Sequence[Any], known: Collection[Any] | None = None) -> None:
-    """Refuse a list of choices that is empty, has one twice, or one that is not among `known`.
+def check_choices(name: str, values: Sequence[Any], known: Collection[Any] = ()) -> None:
+    """Refuse an empty list of choices, one that is in it twice, and one that is not among `known`.
+
+    An empty `known` takes any choice.
 
     Raises ValueError that names the field.
     """
     if not values or len(set(values)) != len(values):
         raise ValueError(f"config field {name!r} must list at least one, and none twice")
-    unknown = [value for value in values if known is not None and value not in known]
-    if unknown and known is not None:
+    unknown = [value for value in values if known and value not in known]
+    if unknown:
         raise ValueError(f"config field {name!r} has {unknown[0]!r}: known are {', '.join(known)}")
 
 

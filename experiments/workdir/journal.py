@@ -18,7 +18,7 @@ T = TypeVar("T")
 # In place of a field that one of two configurations lacks.
 OFF: Mapping[str, Any] = MappingProxyType({})
 Record = Mapping[str, Any]
-# Kind and values of the fields that tell a record from others.
+# Kind of a record, and the values of the fields that identify it.
 Identity = tuple[Any, ...]
 Fields = Mapping[str, Any]
 """What each field of a JSON object must be.
@@ -81,7 +81,7 @@ class Kind:
     """One kind of records.
 
     Arguments:
-        names: the fields that tell a record from others of its kind.
+        names: the fields that identify a record of this kind.
         holds: further fields that are checked; a record may hold more.
     """
 
@@ -106,7 +106,7 @@ class Journal:
     found: Mapping[Identity, Record]
 
     def identity(self, kind: str, fields: Record) -> Identity:
-        """What tells a record of such fields from all others."""
+        """What identifies a record of such fields."""
         return (kind, *(fields.get(name) for name in self.schema[kind].names))
 
     def get(self, kind: str, **fields: Any) -> Record | None:
@@ -126,10 +126,11 @@ class Journal:
 
 
 def read_journal(path: Path, schema: Schema) -> Journal:
-    """Read a journal; a last line that a kill cut off is passed over, no file is an empty one.
+    """Read a journal; a last line that a kill cut off is ignored, no file is an empty one.
 
     Raises ValueError that names file and line for a line that is not JSON, a kind that is unknown,
-    a field that is missing or of the wrong kind, and a second record of the same thing.
+    a field that is missing or of the wrong kind, and a second record of the same thing that differs
+    from the first; one that is equal counts once.
     """
     journal = Journal(path, schema, {})
     found: dict[Identity, Record] = {}
@@ -140,19 +141,18 @@ def read_journal(path: Path, schema: Schema) -> Journal:
         try:
             record = _read(line, schema)
             identity = journal.identity(record["kind"], record)
-            if identity in found:
+            if _text(found.setdefault(identity, record)) != _text(record):
                 named = f"the {identity[0]} {', '.join(map(str, identity[1:]))}".rstrip()
                 raise ValueError(f"{named} is recorded a second time")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        found[identity] = record
     return Journal(path, schema, found)
 
 
 def read_workdir(
     workdir: Path, settings: type[T], schema: Schema
 ) -> tuple[dict[str, Any], T, Journal]:
-    """What an experiment was asked, as it is written and as settings, and what it has measured.
+    """The configuration of an experiment, as written and as settings, and what it has measured.
 
     Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
     cannot be understood.
@@ -225,6 +225,11 @@ def _read(line: bytes, schema: Schema) -> dict[str, Any]:
     if kind not in schema:
         raise ValueError(f"kind {kind!r} is unknown; kinds are: {', '.join(schema)}")
     return checked(record, {**schema[kind].names, **schema[kind].holds})
+
+
+def _text(record: Record) -> str:
+    # In which NaN equals NaN; a schema may make other objects of its fields.
+    return json.dumps(record, sort_keys=True, default=repr)
 
 
 def _field(record: Record, name: str, kind: Any) -> Any:

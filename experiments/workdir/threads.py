@@ -1,4 +1,4 @@
-"""Several works of measuring at once."""
+"""Several tasks of measuring at once, in threads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Records = list[dict[str, Any]]
 
 
 def workers() -> int:
-    """How many works run at once.
+    """How many tasks run at once.
 
     An accelerator is kept busy by one. On CPU, small networks leave all cores but one idle, and
-    one work's programs compile while another's run; measurements do not depend on the number.
+    one task's programs compile while another's run; measurements do not depend on the number.
     """
     return 1 if jax.default_backend() != "cpu" else min(4, os.cpu_count() or 1)
 
 
 def in_threads(
-    works: Sequence[Callable[[], Iterator[Records]]], take: Callable[[Records], None]
+    tasks: Sequence[Callable[[], Iterator[Records]]], take: Callable[[Records], None]
 ) -> None:
     """Run generators in threads, handing what they yield to `take`, one call at a time.
 
@@ -31,15 +31,15 @@ def in_threads(
     """
     lock, stop = threading.Lock(), threading.Event()
 
-    def run(work: Callable[[], Iterator[Records]]) -> None:
-        for records in work():
+    def run(task: Callable[[], Iterator[Records]]) -> None:
+        for records in task():
             with lock:
                 if stop.is_set():
                     return
                 take(records)
 
     with ThreadPoolExecutor(workers()) as pool:
-        futures = [pool.submit(run, work) for work in works]
+        futures = [pool.submit(run, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 future.result()

@@ -36,7 +36,7 @@ def test_views_of_the_photographs_that_are_taken(imagenet):
     taken = images[indices]
     assert taken.dtype == np.uint8
     for view, index in zip(taken, indices, strict=True):
-        np.testing.assert_array_equal(view, evaluation_view(files[index]["image"], 16, 20))
+        np.testing.assert_array_equal(view, evaluation_view(files[index], 16, 20))
     assert images[np.array([], int)].shape == (0, 16, 16, 3)
 
 
@@ -63,13 +63,13 @@ def test_imagenet_by_name(imagenet):
     train = kept[stratified_subset(raw.train_labels[kept], 6, 1)]
     test = stratified_subset(raw.test_labels, 9, 1)
     files, tests = imagenet_files(imagenet, "train"), imagenet_files(imagenet, "val")
-    pixels = np.stack([evaluation_view(files[i]["image"]) for i in train]).astype(float)
+    pixels = np.stack([evaluation_view(files[i]) for i in train]).astype(float)
     mean, std = pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))
     np.testing.assert_allclose(splits.mean, mean, rtol=1e-12)
     np.testing.assert_allclose(splits.train.images, (pixels - mean) / std, atol=1e-5)
     np.testing.assert_array_equal(splits.train.labels, raw.train_labels[train])
     np.testing.assert_array_equal(splits.validation.labels, raw.train_labels[held_out])
-    last = evaluation_view(tests[test[-1]]["image"]).astype(float)
+    last = evaluation_view(tests[test[-1]]).astype(float)
     np.testing.assert_allclose(splits.test.images[-1], (last - mean) / std, atol=1e-5)
     assert steps_per_epoch(splits.train, FitSettings(epochs=1, batch_size=3)) == 2
 

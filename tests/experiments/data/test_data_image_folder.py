@@ -43,17 +43,17 @@ def test_every_photograph_of_a_class_tree(imagenet, part, count):
     assert files.labels.dtype == np.int32
     assert {f"{part}/{name}" for name in files.files} == {p for p in pixels if p.startswith(part)}
     for index, name in enumerate(files.files):
-        element = files[np.int64(index)]
-        assert name.startswith(CLASSES[element["label"]])
-        assert element["label"].dtype == np.int32
-        np.testing.assert_array_equal(element["image"], pixels[f"{part}/{name}"])
+        element = files[index]
+        assert name.startswith(CLASSES[files.labels[index]])
+        assert files.labels.dtype == np.int32
+        np.testing.assert_array_equal(element, pixels[f"{part}/{name}"])
 
 
 def test_a_class_tree_one_level_above(imagenet):
     folder, _ = imagenet
     above = imagenet_files(folder.parent, "val")
     assert above.files == imagenet_files(folder, "val").files
-    np.testing.assert_array_equal(above[3]["image"], imagenet_files(folder, "val")[3]["image"])
+    np.testing.assert_array_equal(above[3], imagenet_files(folder, "val")[3])
 
 
 def test_other_files_are_passed_over(broken_imagenet):
@@ -78,8 +78,8 @@ def test_every_photograph_of_an_aircraft_list(aircraft, part):
     for index, line in enumerate(listed):
         number, variant = line.split(" ", 1)
         element = files[index]
-        assert VARIANTS[element["label"]] == variant
-        np.testing.assert_array_equal(element["image"], pixels[number][:-BANNER])
+        assert VARIANTS[files.labels[index]] == variant
+        np.testing.assert_array_equal(element, pixels[number][:-BANNER])
     for place in (data, data.parent):
         assert aircraft_files(place, part).files == files.files
 

@@ -56,7 +56,7 @@ def test_the_published_archive_is_read_in_place(published, tmp_path):
     with pytest.raises(DataError, match=r"cal_housing\.tgz: truncated or damaged archive"):
         load_table("california_housing", tmp_path)
     archive(tmp_path, content[:100], name="another.data")
-    with pytest.raises(DataError, match="no CaliforniaHousing/cal_housing"):
+    with pytest.raises(DataError, match="no file CaliforniaHousing/cal_housing"):
         load_table("california_housing", tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_splits_share_no_row_and_are_standardised():
     parts = (splits.train, splits.validation, splits.test)
     together = np.concatenate([part.images for part in parts]) * splits.std + splits.mean
     np.testing.assert_allclose(np.sort(together, axis=0), np.sort(raw.rows, axis=0), rtol=1e-4)
-    # Another seed splits the rest anew; the test set stays.
+    # Another seed splits the rest differently; the test set stays.
     again = prepare_table(raw, 0.25, seed=4)
     rows = [part.images * s.std + s.mean for s in (splits, again) for part in (s.train, s.test)]
     assert not np.allclose(rows[0], rows[2])

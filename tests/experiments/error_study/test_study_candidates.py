@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data.splits import Examples
+from experiments.data.splits import DataSplits, Examples
 from experiments.error_study.candidates import (
     CompressedNetwork,
     choice_key,
@@ -100,9 +100,10 @@ def train(network, params, optimizer):
     settings = FitSettings(
         epochs=1, batch_size=6, optimizer=optimizer, learning_rate=0.01, weight_decay=0.01
     )
-    fit = start_fit(jax.tree.map(lambda leaf: leaf[None], Variables(params, {})), settings, 3)
+    fit = start_fit(jax.tree.map(lambda leaf: leaf[None], Variables(params, {})), settings)
     keys = jax.random.split(jax.random.key(1), 1)
-    (fit,) = fit_epochs(fit, network, settings, data, data, keys, jnp.zeros(2))
+    splits = DataSplits(data, data, data, np.zeros(2), np.ones(2), 3)
+    (fit,) = fit_epochs(fit, network, settings, splits, keys)
     return jax.tree.map(lambda leaf: leaf[0], fit.model.params)
 
 

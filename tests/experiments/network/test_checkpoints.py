@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     with pytest.raises(CheckpointError) as caught:
         restore_latest(tmp_path, lone)
     assert str(tmp_path / "4") in str(caught.value)
-    assert f"remove {tmp_path} to train anew" in str(caught.value)
+    assert f"remove {tmp_path} to train from scratch" in str(caught.value)
 
 
 def test_damaged_metadata_is_refused(tmp_path):
@@ -115,7 +115,7 @@ def test_an_interrupted_save_is_ignored(tmp_path):
 
 
 def test_what_is_restored_is_tied_to_no_device(tmp_path):
-    # Programs compiled before the interruption would otherwise be compiled anew.
+    # Programs compiled before the interruption would otherwise be compiled again.
     save(tmp_path, 1, tree())
     restored = jax.tree.leaves(restore_latest(tmp_path, tree())[1])
     assert not any(leaf.committed for leaf in restored)

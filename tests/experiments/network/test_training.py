@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.data.splits import Examples
+from experiments.data.splits import DataSplits, Examples
 from experiments.data.tables import TableExamples
 from experiments.models import MLP
 from experiments.network.schedule import FitSettings
@@ -24,7 +24,6 @@ from experiments.network.training import (
 )
 
 CLASSES = 3
-BLACK = jnp.zeros(1)
 
 
 class TinyNet(nn.Module):
@@ -58,8 +57,10 @@ def stacked(models):
 
 def trained(models, keys, fit_settings, apply=NETWORK, data=None, fit=None):
     train, validation = data or (examples(22, 1), examples(10, 2))
-    fit = fit or start_fit(models, fit_settings, steps_per_epoch(train, fit_settings))
-    return list(fit_epochs(fit, apply, fit_settings, train, validation, keys, BLACK))
+    fit = fit or start_fit(models, fit_settings)
+    # Black is 0.
+    splits = DataSplits(train, validation, validation, np.zeros(1), np.ones(1), CLASSES)
+    return list(fit_epochs(fit, apply, fit_settings, splits, keys))
 
 
 def assert_same(a, b, **tolerance):
@@ -100,7 +101,7 @@ class DropNet(nn.Module):
         return nn.Dense(CLASSES)(x)
 
 
-def test_dropout_draws_anew_in_each_step_and_run():
+def test_dropout_draws_again_in_each_step_and_run():
     params = DropNet().init(jax.random.key(0), jnp.zeros((1, 5, 5, 1)))["params"]
     kernels = []
     for epochs in (1, 2):

@@ -1,5 +1,6 @@
 import json
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -120,10 +121,16 @@ def even(name, value):
     return value // 2
 
 
+def ratio(name, value):
+    return Fraction(value)
+
+
 PART = {"size": int}
 SCHEMA = {
     "whole": Kind({}, {"test": SCORES, "parts": [PART]}),
-    "run": Kind({"name": str, "number": even}, {"loss": float, "note": (str, None)}),
+    "run": Kind(
+        {"name": str, "number": even}, {"loss": float, "note": (str, None), "share": (ratio, None)}
+    ),
 }
 WHOLE = {"kind": "whole", "test": {"accuracy": 1, "cross_entropy": 2}, "parts": [{"size": 3}]}
 RUN = {"kind": "run", "name": "a", "number": 4, "loss": 1, "more": [1]}
@@ -154,6 +161,23 @@ def test_what_was_found_is_not_appended_again(tmp_path):
     assert lines(path) == [WHOLE, other]
 
 
+@pytest.mark.parametrize("loss", [0.5, 1, math.nan, math.inf])
+def test_an_equal_record_that_stands_twice_counts_once(tmp_path, loss):
+    path = tmp_path / "metrics.jsonl"
+    once = {**RUN, "loss": loss, "share": "1/3"}
+    append_records(path, [once, WHOLE])
+    first = read_journal(path, SCHEMA)
+    # In another order of its fields, and a whole number where a float belongs.
+    turned = dict(reversed(once.items())) | {"loss": loss if loss != 1 else 1.0}
+    append_records(path, [turned])
+    again = read_journal(path, SCHEMA)
+    assert list(again.found) == list(first.found) == [("run", "a", 2), ("whole",)]
+    assert repr(again.found) == repr(first.found)
+    append_records(path, [{**once, "share": "2/3"}])
+    with pytest.raises(ValueError, match="line 4: the run a, 2 is recorded a second time"):
+        read_journal(path, SCHEMA)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -164,7 +188,7 @@ def test_what_was_found_is_not_appended_again(tmp_path):
         ({**RUN, "number": 3}, "number 3 is odd"),
         ({**RUN, "loss": "much"}, "field 'loss' is 'much', not of type float"),
         ({**RUN, "note": 3}, "field 'note' is 3, not of type str"),
-        (RUN, "the run a, 2 is recorded a second time"),
+        ({**RUN, "loss": 2}, "the run a, 2 is recorded a second time"),
         ({**WHOLE, "test": 3}, "field 'test' is 3, not of type dict"),
         ({**WHOLE, "test": {"accuracy": 1.5, "cross_entropy": 1}}, r"accuracy 1\.5 is not in"),
         ({**WHOLE, "test": {"accuracy": math.nan, "cross_entropy": 1}}, "accuracy nan is not in"),
