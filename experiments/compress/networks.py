@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jax.numpy as jnp
 
 from experiments.compress.settings import Compress
 from experiments.compress.trials import Trial
 from experiments.network.calibrate import Batch
-from experiments.network.network import DECOMPOSE, Network
-from experiments.network.train_on import moments_for, named_key, tuned
+from experiments.network.compressed import FROBENIUS, SEQUENTIAL, Compressed, Moments, decomposed
+from experiments.network.network import Network
+from experiments.network.train_on import moments_for
 from experiments.network.training import Variables
 from tdjax.allocation.measures import operator_bound
-from tdjax.dispatch import allocate, factorize_sequentially
-from tdjax.moments.collect import LayerMoments
-from tdjax.params.factorize import factorize_params, reconstruct_params
+from tdjax.dispatch import allocate
 from tdjax.params.tree import layer_params
 from tdjax.plan.plan import Plan
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A compressed network.
-
-    Arguments:
-        plan: what became of each layer.
-        factors: its parameters.
-        state: its other collections.
-    """
-
-    plan: Plan
-    factors: Mapping[str, Any]
-    state: Any
-
-    @property
-    def dense(self) -> Variables:
-        """With its kernels multiplied out."""
-        return Variables(reconstruct_params(self.factors, self.plan), self.state)
 
 
 def press(
@@ -59,20 +34,20 @@ def press(
         folder: of the moments of the uncompressed network.
     """
     made = None
+    norm = trial.norm
+    if settings.sequential and norm != FROBENIUS:
+        norm = SEQUENTIAL + norm
     for number in range(1, settings.rounds + 1):
         if made is not None:
-            name = f"{trial.name}, {number}"
-            _, best = tuned(network, made.factors, made.state, made.plan, name)
-            model = Variables(reconstruct_params(best.params, made.plan), best.state)
+            model = made.tuned(f"{trial.name}, {number}")[1].dense
         moments = None
         if trial.calibration.images:
             # Only the uncompressed network's moments are shared between trials.
             own = folder if number == 1 else folder / f"{trial.name}-{number}"
             moments = moments_for(network, model, batches, trial.calibration, own, gradients=True)
         plan = planned(network, settings, model, trial, number, moments)
-        made = Compressed(
-            plan, _decomposed(network, settings, model, trial, plan, batches, moments), model.state
-        )
+        factors = decomposed(network, model, plan, trial.name, norm, batches, moments)
+        made = Compressed(network, plan, factors, model.state)
     assert made is not None
     return made
 
@@ -83,7 +58,7 @@ def planned(
     model: Variables,
     trial: Trial,
     number: int = 1,
-    moments: Mapping[str, LayerMoments] | None = None,
+    moments: Moments | None = None,
 ) -> Plan:
     """What the strategy of a trial chooses in one of the rounds.
 
@@ -112,32 +87,4 @@ def greatest_bound(model: Variables, plan: Plan) -> float:
         )
         for entry in plan.layers
         if entry.layer.obstacle is None
-    )
-
-
-def _decomposed(
-    network: Network,
-    settings: Compress,
-    model: Variables,
-    trial: Trial,
-    plan: Plan,
-    batches: Sequence[Batch],
-    moments: Mapping[str, LayerMoments] | None,
-) -> dict[str, Any]:
-    key = named_key(network.key(DECOMPOSE), trial.name)
-    options: dict[str, Any] = {"max_iters": settings.solver.max_iters, "tol": settings.solver.tol}
-    if trial.norm == "frobenius":
-        return factorize_params(model.params, plan, key=key, **options)
-    if not settings.sequential:
-        return factorize_params(
-            model.params, plan, key=key, moments=moments, norm=trial.norm, **options
-        )
-    return factorize_sequentially(
-        network.module,
-        model.collections,
-        plan,
-        [jnp.asarray(batch.images) for batch in batches],
-        moments=moments if trial.norm == "kronecker" else None,
-        key=key,
-        **options,
     )

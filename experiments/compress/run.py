@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.compress.networks import Compressed, greatest_bound, planned, press
+from experiments.compress.networks import greatest_bound, planned, press
 from experiments.compress.report import write_report
 from experiments.compress.settings import Compress
 from experiments.compress.trials import SCHEMA, Trial, enumerate_trials
-from experiments.network.calibrate import Batch, seen
+from experiments.network.compressed import batches_for
 from experiments.network.network import Network
-from experiments.network.train_on import reestimated, scored, tuned
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Identity, Journal, read_journal
@@ -73,45 +72,24 @@ def _measure(
 ) -> Iterator[Records]:
     """Yield the records that are missing, a trial at a time, its checkpoint written before."""
     for trial in trials:
-        if all(name in journal.found for name in _names(journal, settings, trial)):
+        names = _names(journal, settings, trial)
+        if all(name in journal.found for name in names):
             continue
-        batches: list[Batch] = []
-        if trial.calibration.images or settings.reestimate:
-            batches = network.batches(seen(settings.calibration, trial.calibration))
-        made = press(network, settings, model, trial, batches, workdir / "moments")
-        records, kept = _looked_at(network, settings, trial, made, batches)
+        batches = batches_for(network, trial.calibration)
+        kept = made = press(network, settings, model, trial, batches, workdir / "moments")
+        records = []
+        for kind, *_ in names:
+            fields = trial.fields
+            if kind == "network":
+                fields["plan"] = made.plan.to_json()
+            # The last is kept: trained on, if asked.
+            record, kept = made.measured(kind, fields, batches, f"{trial.name}, last")
+            records.append(record)
         if trial.strategy.startswith("alds") and settings.rounds == 1:
             records[0]["bound"] = greatest_bound(model, made.plan)
         variables = Variables(dict(kept.factors), kept.state).collections
         save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
         yield records
-
-
-def _looked_at(
-    network: Network, settings: Compress, trial: Trial, made: Compressed, batches: Sequence[Batch]
-) -> tuple[Records, Compressed]:
-    """The records of a compressed network, and what is kept of it, trained on if asked."""
-    kept, test = made, network.splits.test
-    records: Records = [
-        {
-            "kind": "network",
-            **trial.fields,
-            "plan": made.plan.to_json(),
-            "test": scored(network, made.dense, test),
-        }
-    ]
-    if settings.reestimate:
-        again = reestimated(network, made.dense, batches)
-        kept = Compressed(made.plan, made.factors, again.state)
-        found = scored(network, again, test)
-        records.append({"kind": "reestimated", **trial.fields, "test": found})
-    if settings.finetune.epochs:
-        name = f"{trial.name}, last"
-        epoch, best = tuned(network, made.factors, made.state, made.plan, name)
-        kept = Compressed(made.plan, best.params, best.state)
-        found = scored(network, kept.dense, test)
-        records.append({"kind": "tuned", **trial.fields, "epoch": epoch, "test": found})
-    return records, kept
 
 
 def _time(

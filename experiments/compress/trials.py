@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from experiments.compress.settings import Compress
 from experiments.network.calibrate import Calibration, drawn
+from experiments.network.compressed import (
+    CALIBRATION,
+    FROBENIUS,
+    CompressionTrial,
+    compressed_schema,
+)
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from tdjax.plan.plan import Plan
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(CompressionTrial):
     """One compressed network."""
 
-    calibration: Calibration
     strategy: str
     budget: float
     norm: str
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of a record that say what was measured."""
-        own = {"strategy": self.strategy, "budget": self.budget, "norm": self.norm}
-        return {**own, **asdict(self.calibration)}
 
     @property
     def name(self) -> str:
@@ -39,7 +38,7 @@ def enumerate_trials(settings: Compress) -> list[Trial]:
     """Every trial, in the order of the report; what sees no data is measured once."""
     trials = []
     for strategy, budget, norm in product(settings.strategies, settings.budgets, settings.norms):
-        if norm == "frobenius":
+        if norm == FROBENIUS:
             if strategy != "loss":
                 trials.append(Trial(Calibration(), strategy, budget, norm))
         else:
@@ -53,18 +52,9 @@ def _plan(name: str, value: Any) -> str:
     return text
 
 
-TRIAL: Fields = {
-    "strategy": str,
-    "budget": float,
-    "norm": str,
-    "source": str,
-    "images": int,
-    "subset": int,
-}
+TRIAL: Fields = {"strategy": str, "budget": float, "norm": str, **CALIBRATION}
 SCHEMA: Schema = {
     "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES}),
-    "network": Kind(TRIAL, {"plan": _plan, "test": SCORES}),
-    "reestimated": Kind(TRIAL, {"test": SCORES}),
-    "tuned": Kind(TRIAL, {"test": SCORES}),
+    **compressed_schema(TRIAL, plan=_plan),
     "timed": Kind(TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),
 }

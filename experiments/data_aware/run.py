@@ -6,21 +6,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from experiments.data_aware.measure import (
-    PlannedNetworks,
-    Press,
-    measured_records,
-    plan_networks,
-    reestimated_record,
-    tuned_record,
-)
+from experiments.data_aware.measure import PlannedNetworks, Press, plan_networks
 from experiments.data_aware.report import write_report
 from experiments.data_aware.settings import DataAware
 from experiments.data_aware.trials import SCHEMA, Trial, enumerate_trials, is_tuned
-from experiments.network.calibrate import Calibration, seen
+from experiments.network.calibrate import Calibration
+from experiments.network.compressed import batches_for
 from experiments.network.network import Network
 from experiments.network.train_on import moments_for
-from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
@@ -56,40 +49,39 @@ EXPERIMENT = Experiment("data_aware", DataAware, run, write_report)
 
 def _names(journal: Journal, planned: PlannedNetworks, trial: Trial) -> list[Identity]:
     """What identifies each record of a trial."""
-    kinds = ["network"]
+    layers = [{"layer": path, **trial.fields} for path in planned.layers_of(trial)]
+    names = [journal.identity("network", trial.fields)]
+    names += [journal.identity("layer", fields) for fields in layers]
     if planned.settings.reestimate:
-        kinds.append("reestimated")
+        names.append(journal.identity("reestimated", trial.fields))
     if is_tuned(planned.settings, trial):
-        kinds.append("tuned")
-    whole = [journal.identity(kind, trial.fields) for kind in kinds]
-    layers = planned.layers_of(trial)
-    return whole + [journal.identity("layer", {"layer": p, **trial.fields}) for p in layers]
+        names.append(journal.identity("tuned", trial.fields))
+    return names
 
 
 def _measure(
     press: Press, calibration: Calibration, trials: Sequence[Trial], journal: Journal, folder: Path
 ) -> Iterator[Records]:
     """Yield the records of one calibration that are missing, as soon as each group is there."""
-    planned, model = press.planned, press.model
-    settings, network, batches, moments = planned.settings, planned.network, [], None
-    wanted = {
-        trial: kinds
+    planned, model, network = press.planned, press.model, press.planned.network
+    missing = {
+        trial: [name[0] for name in _names(journal, planned, trial) if name not in journal.found]
         for trial in trials
-        if (kinds := {n[0] for n in _names(journal, planned, trial) if n not in journal.found})
     }
-    if not wanted:
+    if not any(missing.values()):
         return
-    if calibration.images or settings.reestimate:
-        batches = network.batches(seen(settings.calibration, calibration))
+    batches, moments = batches_for(network, calibration), None
     if calibration.images:
-        gradients = settings.needs_gradients
+        gradients = planned.settings.needs_gradients
         moments = moments_for(network, model, batches, calibration, folder, gradients=gradients)
-    for trial, kinds in wanted.items():
-        factors, dense = press.factors(trial, moments, batches)
-        if kinds & {"network", "layer"}:
-            # A write is one piece, but a reader may have cut it: what is there stays as it is.
-            yield measured_records(planned, model, trial, dense)
-        if "reestimated" in kinds:
-            yield [reestimated_record(planned, Variables(dense, model.state), trial, batches)]
-        if "tuned" in kinds:
-            yield [tuned_record(planned, model, trial, factors)]
+    for trial, kinds in missing.items():
+        if not kinds:
+            continue
+        made = press.compressed(trial, moments, batches)
+        for kind in dict.fromkeys(kinds):
+            if kind == "layer":
+                # A write is one piece, but a reader may have cut it: what is there stays as it is.
+                yield press.layer_records(trial, made)
+            else:
+                name = f"{calibration.subset}"
+                yield [made.measured(kind, trial.fields, batches, name)[0]]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.network.compressed import FROBENIUS, SEQUENTIAL
 from experiments.network.settings import NetworkSettings, ScoreSettings
 from experiments.workdir.fields import check_choices, check_least
 from tdjax.plan.form import METHODS
 
-FROBENIUS = "frobenius"
-# In front of a norm: layer after layer, each on what the ones before it have become.
-SEQUENTIAL = "sequential "
 NORMS = (
     FROBENIUS,
     "covariance",

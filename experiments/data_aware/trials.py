@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
-from experiments.data_aware.settings import FROBENIUS, SEQUENTIAL, DataAware
+from experiments.data_aware.settings import DataAware
 from experiments.network.calibrate import Calibration, drawn
+from experiments.network.compressed import (
+    CALIBRATION,
+    FROBENIUS,
+    SEQUENTIAL,
+    CompressionTrial,
+    compressed_schema,
+)
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
 
-TRIAL: Fields = {
-    "method": str,
-    "keep": float,
-    "norm": str,
-    "correct_bias": bool,
-    "source": str,
-    "images": int,
-    "subset": int,
-}
+TRIAL: Fields = {"method": str, "keep": float, "norm": str, "correct_bias": bool, **CALIBRATION}
 _SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
 SCHEMA: Schema = {
     "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
-    "network": Kind(TRIAL, {"test": SCORES}),
-    "reestimated": Kind(TRIAL, {"test": SCORES}),
-    "tuned": Kind(TRIAL, {"test": SCORES}),
+    **compressed_schema(TRIAL),
     "layer": Kind({**TRIAL, "layer": str}, {"test": SCORES}),
 }
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(CompressionTrial):
     """One compressed network, whose layers are also tried one at a time."""
 
-    calibration: Calibration
     method: str
     keep: float
     norm: str
     correct_bias: bool
 
     @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of a record that say what was measured."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "calibration"}
-        return {**own, **asdict(self.calibration)}
+    def start(self) -> str:
+        """The name of its random starts, which all norms have in common."""
+        return f"{self.method}, {self.keep:g}, {self.calibration.subset}"
 
 
 def enumerate_trials(settings: DataAware) -> dict[Calibration, list[Trial]]:

@@ -247,14 +247,14 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
 def test_one_start_and_one_decomposition_for_all_that_see_no_data(planned, tmp_path):
     press = Press(planned, planned.network.start)
     plain = Trial(Calibration(), "cp", 0.5, "frobenius", False)
-    first, dense = press.factors(plain, None, [])
-    assert press.factors(plain, None, [])[0] is first
+    made = press.compressed(plain, None, [])
+    first, dense = made.factors, made.dense.params
+    assert press.compressed(plain, None, []).factors is first
     calibration = Calibration("same", 60, 0)
     network, batches = planned.network, planned.network.batches(calibration)
     moments = moments_for(network, network.start, batches, calibration, tmp_path, gradients=True)
-    corrected, shifted = press.factors(
-        Trial(calibration, "cp", 0.5, "frobenius", True), moments, batches
-    )
+    made = press.compressed(Trial(calibration, "cp", 0.5, "frobenius", True), moments, batches)
+    corrected, shifted = made.factors, made.dense.params
     assert corrected["conv2"].keys() == first["conv2"].keys()
     np.testing.assert_array_equal(dense["conv2"]["kernel"], shifted["conv2"]["kernel"])
     # The mean output is kept: W^T m + b of the layer before and after.
