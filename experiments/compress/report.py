@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pandas as pd
 
 from experiments.compress.settings import Compress
 from experiments.compress.trials import SCHEMA, TRIAL, enumerate_trials
-from experiments.report.page import Picture, Report, Section, baseline_facts, publish
+from experiments.report import page
+from experiments.report.page import Picture, Report, Section, baseline_facts
 from experiments.report.plots import ACCURACY, plot_curves
 from experiments.report.tables import (
     Table,
@@ -23,7 +24,7 @@ from experiments.report.tables import (
     percent,
     to_csv,
 )
-from experiments.workdir.journal import Journal, read_workdir
+from experiments.workdir.journal import Journal
 from tdjax.plan.plan import Plan, PlannedLayer
 
 Row = Mapping[str, Any]
@@ -61,15 +62,11 @@ TIMES = {
 
 
 def write_report(workdir: Path) -> Path:
-    """Write `workdir/report/` from `config.json` and `metrics.jsonl`; return its `index.html`.
+    """The report of a work directory; see `experiments.report.page.write_report`."""
+    return page.write_report(workdir, Compress, SCHEMA, _report)
 
-    An unfinished experiment is reported too. The same measurements give the same tables, byte for
-    byte, in whatever order they were recorded.
 
-    Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
-    cannot be understood, ImportError where matplotlib is not installed.
-    """
-    raw, settings, measured = read_workdir(workdir, Compress, SCHEMA)
+def _report(settings: Compress, measured: Journal) -> Report:
     baseline, trials = measured.get("baseline"), _trials(settings, measured)
     rows, times = framed(_measured(trials), MEASURED), framed(_times(trials), TIMES)
     networks = averages(rows, NETWORK, FIGURES, count="subsets", means=(*COSTS, "bound"))
@@ -84,11 +81,9 @@ def write_report(workdir: Path) -> Path:
     if len(times):
         files["times.csv"] = to_csv(times, decimals=3)
     accuracy = baseline["test"]["accuracy"] if baseline else None
-    pictures = _pictures(settings, curves, timed, accuracy)
-    report = Report(
+    pictures = list(_pictures(settings, curves, timed, accuracy))
+    return Report(
         title=TITLE,
-        subtitle=f"{settings.model.name} on {settings.data.name}",
-        note=settings.note,
         before="Before any compression",
         facts=baseline_facts(baseline),
         sections=[
@@ -96,10 +91,8 @@ def write_report(workdir: Path) -> Path:
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
         ],
         provenance=_provenance(settings, len(measured.found) - bool(baseline)),
-        config=raw,
         files=files,
     )
-    return publish(workdir, report)
 
 
 def _trials(settings: Compress, measured: Journal) -> Trials:
@@ -203,16 +196,15 @@ def _tables(
 
 def _pictures(
     settings: Compress, networks: pd.DataFrame, timed: pd.DataFrame, accuracy: float | None
-) -> list[Picture]:
+) -> Iterator[Picture]:
     labels = {**COSTS, "time": f"milliseconds for {settings.timed_images} images"}
     times = timed.set_index(["curve", "budget"])["milliseconds"]
-    pictures = []
     for phase, words in PHASES.items():
         own = networks[networks["phase"] == phase].join(times.rename("time"), ["curve", "budget"])
         for cost, label in labels.items():
             points = own.dropna(subset=[cost])
             if len(points):
-                picture = Picture(
+                yield Picture(
                     f"accuracy_{cost}_{phase}.png",
                     f"Accuracy against {label}, {words}.",
                     "A curve for each strategy and norm, a point for each budget. "
@@ -221,8 +213,6 @@ def _pictures(
                         points, (cost, label), ("accuracy", ACCURACY), accuracy, bars=False
                     ),
                 )
-                pictures.append(picture)
-    return pictures
 
 
 def _provenance(settings: Compress, count: int) -> dict[str, str]:

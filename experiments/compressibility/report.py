@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from experiments.compressibility.rows import (
 from experiments.compressibility.settings import Compressibility
 from experiments.compressibility.tables import text_tables, with_names
 from experiments.compressibility.trials import SCHEMA
-from experiments.report.page import Picture, Report, Section, publish
+from experiments.report import page
+from experiments.report.page import Picture, Report, Section
 from experiments.report.plots import ACCURACY, plot_curves
 from experiments.report.tables import number, percent, to_csv
-from experiments.workdir.journal import read_workdir
+from experiments.workdir.journal import Journal
 
 TITLE = "How far can a network be pruned?"
 INDEX_LABELS = {
@@ -51,15 +52,11 @@ TABLES_NOTE = (
 
 
 def write_report(workdir: Path) -> Path:
-    """Write `workdir/report/` from `config.json` and `metrics.jsonl`; return its `index.html`.
+    """The report of a work directory; see `experiments.report.page.write_report`."""
+    return page.write_report(workdir, Compressibility, SCHEMA, _report)
 
-    An unfinished experiment is reported too. The same measurements give the same tables, byte for
-    byte, in whatever order they were recorded.
 
-    Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
-    cannot be understood, ImportError where matplotlib is not installed.
-    """
-    raw, settings, measured = read_workdir(workdir, Compressibility, SCHEMA)
+def _report(settings: Compressibility, measured: Journal) -> Report:
     rows, rivals = measurement_rows(settings, measured)
     averaged, gains = averaged_rows(rows), gain_rows(rows, rivals)
     layers = layer_rows(settings, measured)
@@ -71,18 +68,16 @@ def write_report(workdir: Path) -> Path:
     baselines = [
         found for run in range(settings.runs) if (found := measured.get("baseline", run=run))
     ]
-    report = Report(
+    pictures = list(_pictures(settings, named, layers, baselines))
+    return Report(
         title=TITLE,
-        subtitle=f"{settings.model.name} on {settings.data.name}",
-        note=settings.note,
         before="Before any pruning, means over the runs",
         facts=_facts(baselines),
         sections=[
-            Section("figures", "Figures", pictures=_pictures(settings, named, layers, baselines)),
+            Section("figures", "Figures", pictures=pictures),
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
         ],
         provenance=_provenance(settings, len(measured.found)),
-        config=raw,
         files={
             "measurements.csv": to_csv(rows),
             "networks.csv": to_csv(averaged, decimals=6),
@@ -91,7 +86,6 @@ def write_report(workdir: Path) -> Path:
             "tau.csv": to_csv(taus, decimals=4),
         },
     )
-    return publish(workdir, report)
 
 
 def _pictures(
@@ -99,37 +93,33 @@ def _pictures(
     averaged: pd.DataFrame,
     layers: pd.DataFrame,
     baselines: Sequence[Mapping[str, Any]],
-) -> list[Picture]:
+) -> Iterator[Picture]:
     figure, whole = ("rise", "relative rise of the mean squared error, %"), 0.0
     if not settings.predicts_numbers:
         figure, whole = ("accuracy", ACCURACY), _mean(baselines, "accuracy")
     label = figure[1][0].upper() + figure[1][1:]
     shares = averaged[averaged["share"].notna()].assign(percent=100 * averaged["pruned"])
     weights, symlog = ("percent", "weights pruned, %"), settings.predicts_numbers
-    pictures = []
     for phase, words in PHASES.items():
         own = shares[shares["phase"] == phase]
         if len(own):
-            picture = Picture(
+            yield Picture(
                 f"curves_{phase}.png",
                 f"{label} against the share pruned, {words}.",
                 "Means over the runs with 95 % intervals, methods side by side. Dashed: before "
                 "pruning.",
                 plot_curves(own, weights, figure, whole, **CURVES, symlog=symlog),
             )
-            pictures.append(picture)
     for q in settings.qs:
         own = layers[layers["q"] == q]
         if len(own):
-            picture = Picture(
+            yield Picture(
                 f"layers_{q:g}.png",
                 f"What can go from a layer alone against its indices, q {q:g}.",
                 "A point for each layer and run. All indices but the effective share ought to rise "
                 "with what can go.",
                 plot_index(own, {index: INDEX_LABELS[index] for index in INDICES}),
             )
-            pictures.append(picture)
-    return pictures
 
 
 def _mean(baselines: Sequence[Mapping[str, Any]], name: str) -> float:

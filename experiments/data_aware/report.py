@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +19,10 @@ from experiments.data_aware.tables import (
     text_tables,
 )
 from experiments.data_aware.trials import SCHEMA
-from experiments.report.page import Picture, Report, Section, baseline_facts, publish
+from experiments.report import page
+from experiments.report.page import Picture, Report, Section, baseline_facts
 from experiments.report.tables import percent, to_csv
-from experiments.workdir.journal import Journal, read_workdir
+from experiments.workdir.journal import Journal
 
 TITLE = "Do decompositions that see the data keep more of the accuracy?"
 TABLES_NOTE = (
@@ -31,33 +33,27 @@ TABLES_NOTE = (
 
 
 def write_report(workdir: Path) -> Path:
-    """Write `workdir/report/` from `config.json` and `metrics.jsonl`; return its `index.html`.
+    """The report of a work directory; see `experiments.report.page.write_report`."""
+    return page.write_report(workdir, DataAware, SCHEMA, _report)
 
-    An unfinished experiment is reported too. The same measurements give the same tables, byte for
-    byte, in whatever order they were recorded.
 
-    Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
-    cannot be understood, ImportError where matplotlib is not installed.
-    """
-    raw, settings, measured = read_workdir(workdir, DataAware, SCHEMA)
+def _report(settings: DataAware, measured: Journal) -> Report:
     baseline = measured.get("baseline")
     rows = measurement_rows(settings, measured)
     averaged = averaged_rows(rows, baseline["sizes"] if baseline else [])
     compared = comparison_rows(settings, rows)
     accuracy = baseline["test"]["accuracy"] if baseline else None
     tables = text_tables(settings, averaged, compared, rows)
-    report = Report(
+    pictures = list(_pictures(settings, averaged, accuracy))
+    return Report(
         title=TITLE,
-        subtitle=f"{settings.model.name} on {settings.data.name}",
-        note=settings.note,
         before="Before any compression",
         facts=baseline_facts(baseline),
         sections=[
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
-            Section("figures", "Figures", pictures=_pictures(settings, averaged, accuracy)),
+            Section("figures", "Figures", pictures=pictures),
         ],
         provenance=_provenance(settings, measured),
-        config=raw,
         files={
             "measurements.csv": to_csv(rows),
             "networks.csv": to_csv(averaged[averaged["layer"] == ""], decimals=6),
@@ -65,10 +61,9 @@ def write_report(workdir: Path) -> Path:
             "gains.csv": to_csv(compared, decimals=6),
         },
     )
-    return publish(workdir, report)
 
 
-def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -> list[Picture]:
+def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -> Iterator[Picture]:
     # One condition a figure: the first source, the most images.
     calibration = settings.calibration
     source, images = calibration.sources[0], max(calibration.images)
@@ -76,33 +71,29 @@ def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -
     condition = condition_text(source, images, correct)
     seen = (rows["source"] == source) & (rows["images"] == images)
     fitting = rows[(rows["correct_bias"] == correct) & (seen | (rows["images"] == 0))]
-    pictures = []
     for phase, words in WHEN.items():
         own = fitting[(fitting["phase"] == phase) & (fitting["layer"] == "")]
         if phase != "before" and own.empty:
             continue
         for cost, label in (("params", "parameters"), ("macs", "multiply-adds")):
-            picture = Picture(
+            yield Picture(
                 f"accuracy_{cost}_{phase.replace('-', '')}.png",
                 f"Accuracy against {label}, {words}.",
                 f"Whole network; calibration: {condition}. Bars: 95 % intervals over the "
                 "calibration subsets. Dashed: before compression.",
                 plot_against(own, cost, label, accuracy, settings.methods),
             )
-            pictures.append(picture)
     layers = [layer for layer in rows["layer"].unique() if layer]
     if layers:
         keep = min(settings.keeps)
         whole = accuracy if settings.test.layer_images is None else None
         own = fitting[(fitting["layer"] != "") & (fitting["keep"] == keep)]
-        picture = Picture(
+        yield Picture(
             "layers.png",
             f"One layer at a time, {percent(keep)} of it kept.",
             f"Layers by name; calibration: {condition}.",
             plot_layers(own, layers, settings.methods, whole),
         )
-        pictures.append(picture)
-    return pictures
 
 
 def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
