@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.compressibility.pruner import Cut, Pruner, kernels
+from experiments.compressibility.layers import kernels
+from experiments.compressibility.pruner import Cut, Pruner
 from experiments.compressibility.settings import SEARCHED
 from experiments.compressibility.trials import Trial
 from experiments.network.network import Network
@@ -43,39 +44,35 @@ def baseline_record(network: Network, model: Variables, epoch: int, run: int) ->
     }
 
 
-def pruned_record(
-    network: Network, model: Variables, pruner: Pruner, trial: Trial, run: int, cut: Cut
-) -> dict[str, Any]:
+def pruned_record(pruner: Pruner, trial: Trial, run: int, cut: Cut) -> dict[str, Any]:
     """A pruned network as it is.
 
     Where the share is not met exactly, or none was asked for, also what plain magnitude pruning
     keeps at the share that came out, by scope.
     """
+    network, state = pruner.layers.network, pruner.layers.model.state
     record = {
         "kind": "pruned",
         "run": run,
         **trial.fields,
         "setting": cut.setting,
         "pruned": cut.share,
-        **_sizes(network, model.state, cut.params),
-        "test": measured(network, Variables(cut.params, model.state)),
+        **_sizes(network, state, cut.params),
+        "test": measured(network, Variables(cut.params, state)),
     }
     if trial.share is None or trial.method in SEARCHED:
+        rivals = {scope: pruner.magnitude(cut.share, scope).params for scope in SCOPES}
         record["rivals"] = {
-            scope: measured(
-                network, Variables(pruner.magnitude(cut.share, scope).params, model.state)
-            )
-            for scope in SCOPES
+            scope: measured(network, Variables(params, state)) for scope, params in rivals.items()
         }
     return record
 
 
-def tuned_record(
-    network: Network, model: Variables, trial: Trial, run: int, cut: Cut
-) -> dict[str, Any]:
+def tuned_record(pruner: Pruner, trial: Trial, run: int, cut: Cut) -> dict[str, Any]:
     """A pruned network trained on, its zeros kept."""
+    network, state = pruner.layers.network, pruner.layers.model.state
     # The same order of the data for all: methods differ in nothing else.
-    epoch, best = tuned(network, Variables(cut.params, model.state), "pruned")
+    epoch, best = tuned(network, Variables(cut.params, state), "pruned")
     test = measured(network, best)
     return {"kind": "tuned", "run": run, **trial.fields, "epoch": epoch, "test": test}
 

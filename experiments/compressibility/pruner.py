@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
-from experiments.compressibility.settings import MAGNITUDE
+from experiments.compressibility.layers import Layers, kernels
+from experiments.compressibility.settings import MAGNITUDE, SEARCHED
 from experiments.compressibility.trials import Trial
 from tdjax.moments.collect import LayerMoments
-from tdjax.plan.layers import Layer
 from tdjax.pruning.backward import lasso_prune
 from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune, pq_prune, tail_prune
 from tdjax.pruning.masks import apply_mask
-from tdjax.pruning.prunable import prunable
 
 # Powers of ten between which penalties and tolerances are searched, the halvings at most, and how
 # near a share must come.
@@ -47,17 +45,12 @@ class Pruner:
     """Prunes one trained network.
 
     Arguments:
-        params: the network's parameters.
-        layers: its layer table.
-        moments: of its layers' inputs, for "abp-l".
-        bounds: by path, the largest absolute value of a layer's inputs, for "tail". In units of
-            its outputs, so that a tolerance means the same in all layers.
+        layers: those of the network.
+        moments: of the layers' inputs, for "abp-l".
     """
 
-    params: Any
-    layers: Sequence[Layer]
+    layers: Layers
     moments: Mapping[str, LayerMoments]
-    bounds: Mapping[str, float]
     _tried: dict[tuple[str, float], Cut] = field(default_factory=dict)
 
     def cut(self, trial: Trial) -> Cut:
@@ -68,27 +61,28 @@ class Pruner:
         neuron or layer.
         """
         method, share = trial.method, trial.share
+        if method in SEARCHED:
+            if share is not None:
+                return self._searched(method, share)
+            assert trial.value is not None
+            return self._lasso(trial.value)
         if method in MAGNITUDE:
             assert share is not None
             return self.magnitude(share, method.removeprefix("magnitude "))
+        params, table = self.layers.model.params, self.layers.table
+        asked = {"eta": trial.value} if share is None else {"share": share}
         if method == "abp-m":
-            eta = {"eta": trial.value} if share is None else {"share": share}
-            mask = adaptive_prune(self.params, trial.q, **eta, layers=self.layers)
-            return self._masked(mask, trial.value)
-        if method == "sap":
-            eta = {"eta": trial.value} if share is None else {"share": share}
-            mask = pq_prune(self.params, **eta, scope="layer", layers=self.layers)
-            return self._masked(mask, trial.value)
-        if share is None:
-            assert trial.value is not None
-            return self._lasso(trial.value)
-        return self._searched(method, share)
+            mask = adaptive_prune(params, trial.q, **asked, layers=table)
+        else:
+            mask = pq_prune(params, **asked, scope="layer", layers=table)
+        return self._masked(mask, trial.value)
 
     def magnitude(self, share: float, scope: str) -> Cut:
         """The network without the smallest of its weights, see `tdjax.magnitude_prune`."""
         # Other methods may take all weights, which no share below 1 says.
         below = min(share, math.nextafter(1.0, 0.0))
-        mask = magnitude_prune(self.params, below, scope=scope, layers=self.layers)
+        params, table = self.layers.model.params, self.layers.table
+        mask = magnitude_prune(params, below, scope=scope, layers=table)
         return self._masked(mask, None)
 
     def _searched(self, method: str, share: float) -> Cut:
@@ -108,25 +102,21 @@ class Pruner:
         return min(found, key=lambda cut: abs(cut.share - share))
 
     def _tail(self, tolerance: float) -> Cut:
-        mask = tail_prune(self.params, tolerance, self.bounds, layers=self.layers)
+        # In units of the outputs a tolerance means the same in all layers.
+        bounds, table = self.layers.relative_bounds, self.layers.table
+        mask = tail_prune(self.layers.model.params, tolerance, bounds, layers=table)
         return self._masked(mask, tolerance)
 
     def _lasso(self, penalty: float) -> Cut:
-        made = lasso_prune(self.params, self.moments, penalty, layers=self.layers)
-        return self._counted(made.params, penalty)
+        params, table = self.layers.model.params, self.layers.table
+        return self._counted(
+            lasso_prune(params, self.moments, penalty, layers=table).params, penalty
+        )
 
     def _masked(self, mask: Any, setting: float | None) -> Cut:
-        return self._counted(apply_mask(self.params, mask), setting)
+        return self._counted(apply_mask(self.layers.model.params, mask), setting)
 
     def _counted(self, params: Any, setting: float | None) -> Cut:
-        total = left = 0
-        for array in kernels(params, self.layers).values():
-            total += array.size
-            left += int(np.count_nonzero(array))
-        return Cut(params, 1 - left / total, setting)
-
-
-def kernels(params: Any, layers: Sequence[Layer] | None = None) -> dict[str, np.ndarray]:
-    """The arrays that can be pruned, by path of their layer; without a layer table, by name."""
-    leaves = jax.tree.leaves(params)
-    return {leaf.path: np.asarray(leaves[leaf.place]) for leaf in prunable(params, layers, ".*")}
+        arrays = kernels(params, self.layers.table).values()
+        left = sum(int(np.count_nonzero(array)) for array in arrays)
+        return Cut(params, 1 - left / sum(array.size for array in arrays), setting)

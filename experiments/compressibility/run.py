@@ -121,21 +121,20 @@ def _measure(
         yield [dict(whole)]
     calibration = Calibration("same", settings.calibration.images[0], 0)
     batches = network.batches(calibration)
-    table = [entry.layer for entry in network.dense.layers]
-    layers = layers_of(network, model, table, [batch.images for batch in batches])
+    layers = layers_of(network, model, [batch.images for batch in batches])
     if len(_layers(journal, run)) < len(layers.leaves):
         yield layer_records(settings, layers, run, whole["test"])
     moments: dict[str, Any] = {}
     if "abp-l" in settings.methods:
         folder = workdir / "moments" / f"run-{run}"
         moments = moments_for(network, model, batches, calibration, folder, gradients=False)
-    pruner = Pruner(model.params, table, moments, layers.relative_bounds)
+    pruner = Pruner(layers, moments)
     for trial in trials:
         wanted = _names(journal, settings, [trial], run)[1:]
         if all(name in journal.found for name in wanted):
             continue
         cut = pruner.cut(trial)
-        records = [pruned_record(network, model, pruner, trial, run, cut)]
+        records = [pruned_record(pruner, trial, run, cut)]
         if settings.finetune.epochs:
-            records.append(tuned_record(network, model, trial, run, cut))
+            records.append(tuned_record(pruner, trial, run, cut))
         yield records

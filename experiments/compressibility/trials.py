@@ -77,22 +77,18 @@ class Trial:
 
 
 def enumerate_trials(settings: Compressibility) -> list[Trial]:
-    """Every trial of one network, in the order of the report."""
-    trials = []
-    for method in settings.methods:
-        for q in settings.qs if method == "abp-m" else (None,):
-            trials += [Trial(method, q, share) for share in settings.shares]
-    return [*trials, *own_trials(settings)]
+    """Every trial of one network, in the order of the report.
 
-
-def own_trials(settings: Compressibility) -> list[Trial]:
-    """The trials that choose by themselves how much goes."""
-    found = []
-    if "abp-l" in settings.methods:
-        found += [Trial("abp-l", None, None, value) for value in settings.penalties]
-    if "abp-m" in settings.methods:
-        found += [Trial("abp-m", q, None, 0.0) for q in settings.qs]
-        found += [Trial("abp-m", settings.eta_q, None, eta) for eta in settings.etas]
-    if "sap" in settings.methods:
-        found.append(Trial("sap", None, None, 0.0))
-    return found
+    First every method at every share, then those that choose by themselves how much goes.
+    """
+    trials = [
+        Trial(method, q, share)
+        for method in settings.methods
+        for q in (settings.qs if method == "abp-m" else (None,))
+        for share in settings.shares
+    ]
+    own = [Trial("abp-l", None, None, penalty) for penalty in settings.penalties]
+    own += [Trial("abp-m", q, None, 0.0) for q in settings.qs]
+    own += [Trial("abp-m", settings.eta_q, None, eta) for eta in settings.etas]
+    own.append(Trial("sap", None, None, 0.0))
+    return trials + [trial for trial in own if trial.method in settings.methods]
