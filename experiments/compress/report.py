@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.compress.settings import Compress
-from experiments.compress.trials import SCHEMA, TRIAL, enumerate_trials
+from experiments.compress.settings import SCHEMA, TRIAL, Compress, enumerate_trials
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section, baseline_facts
 from experiments.report.plots import ACCURACY, plot_curves

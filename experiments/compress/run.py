@@ -10,18 +10,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.compress.networks import greatest_bound, planned, press
 from experiments.compress.report import write_report
-from experiments.compress.settings import Compress
-from experiments.compress.trials import SCHEMA, Trial, enumerate_trials
-from experiments.network.compressed import batches_for
+from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
+from experiments.network.calibrate import Batch
+from experiments.network.compressed import (
+    FROBENIUS,
+    SEQUENTIAL,
+    Compressed,
+    Moments,
+    batches_for,
+    decomposed,
+)
 from experiments.network.network import Network
+from experiments.network.train_on import moments_for
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Identity, Journal, read_journal
 from experiments.workdir.threads import Records
+from tdjax.allocation.measures import operator_bound
+from tdjax.dispatch import allocate
 from tdjax.linen import factorize
 from tdjax.params.saving import load_factorised, save_factorised
+from tdjax.params.tree import layer_params
+from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
 
 
@@ -114,3 +125,75 @@ def _time(
 def _loaded(network: Network, folder: Path) -> tuple[Any, Any]:
     variables, plan = load_factorised(folder)
     return factorize(network.module, plan), variables
+
+
+def press(
+    network: Network,
+    settings: Compress,
+    model: Variables,
+    trial: Trial,
+    batches: Sequence[Batch],
+    folder: Path,
+) -> Compressed:
+    """The network of a trial as the last compression leaves it.
+
+    Arguments:
+        model: the network before compression.
+        batches: the calibration's images; none where it has none.
+        folder: of the moments of the uncompressed network.
+    """
+    made = None
+    norm = trial.norm
+    if settings.sequential and norm != FROBENIUS:
+        norm = SEQUENTIAL + norm
+    for number in range(1, settings.rounds + 1):
+        if made is not None:
+            model = made.tuned(f"{trial.name}, {number}")[1].dense
+        moments = None
+        if trial.calibration.images:
+            # Only the uncompressed network's moments are shared between trials.
+            own = folder if number == 1 else folder / f"{trial.name}-{number}"
+            moments = moments_for(network, model, batches, trial.calibration, own, gradients=True)
+        plan = planned(network, settings, model, trial, number, moments)
+        factors = decomposed(network, model, plan, trial.name, norm, batches, moments)
+        made = Compressed(network, plan, factors, model.state)
+    assert made is not None
+    return made
+
+
+def planned(
+    network: Network,
+    settings: Compress,
+    model: Variables,
+    trial: Trial,
+    number: int = 1,
+    moments: Moments | None = None,
+) -> Plan:
+    """What the strategy of a trial chooses in one of the rounds.
+
+    Raises ValueError for a budget that cannot be met.
+    """
+    strategy, _, released = trial.strategy.partition(" ")
+    return allocate(
+        network.module,
+        model.collections,
+        network.sample,
+        budget=trial.budget ** (number / settings.rounds),
+        cost=settings.cost,
+        strategy=strategy,
+        methods=settings.methods,
+        moments=moments,
+        objective=released or "bound",
+        seed=settings.seed,
+    )
+
+
+def greatest_bound(model: Variables, plan: Plan) -> float:
+    """The bound that ALDS makes least: of the relative operator-norm error of any layer."""
+    return max(
+        operator_bound(
+            layer_params(model.params, entry.layer.path)[entry.layer.storage.name], entry
+        )
+        for entry in plan.layers
+        if entry.layer.obstacle is None
+    )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.compressibility.plots import COLORS, plot_index
 from experiments.compressibility.rows import (
     INDICES,
     PHASES,
@@ -20,12 +19,11 @@ from experiments.compressibility.rows import (
     measurement_rows,
     tau_rows,
 )
-from experiments.compressibility.settings import Compressibility
+from experiments.compressibility.settings import SCHEMA, Compressibility
 from experiments.compressibility.tables import text_tables, with_names
-from experiments.compressibility.trials import SCHEMA
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section
-from experiments.report.plots import ACCURACY, plot_curves
+from experiments.report.plots import ACCURACY, MARKERS, WIDTH, figure, plot_curves
 from experiments.report.tables import number, percent, to_csv
 from experiments.workdir.journal import Journal
 
@@ -35,6 +33,11 @@ INDEX_LABELS = {
     "pq_index": "PQ index",
     "effective_share": "effective share of the weights",
 }
+# Of Okabe and Ito: told apart by colour-blind readers. Plain magnitude is grey and black.
+COLORS = (
+    "#8a8f96", "#000000", "#b9bdc2", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00",
+    "#d55e00",
+)  # fmt: skip
 CURVES: Any = {
     "colors": COLORS,
     "side": 0.35,
@@ -157,3 +160,29 @@ def _provenance(settings: Compressibility, count: int) -> dict[str, str]:
         ),
         "published figures": settings.published or "none",
     }
+
+
+def plot_index(rows: pd.DataFrame, indices: Mapping[str, str]) -> bytes:
+    """The share of each layer that can go against its indices: a panel an index, a point a run.
+
+    Arguments:
+        rows: of layers, of one q.
+        indices: columns with their texts.
+    """
+    with figure(WIDTH, 3.6) as (drawn, png):
+        panels = drawn.subplots(1, len(indices), sharey=True, squeeze=False)[0]
+        for axes, (name, text) in zip(panels, indices.items(), strict=True):
+            for place, (layer, own) in enumerate(rows.groupby("layer", sort=False)):
+                axes.scatter(
+                    own[name],
+                    100 * own["reached"],
+                    color=COLORS[place % len(COLORS)],
+                    marker=MARKERS[place % len(MARKERS)],
+                    label=layer,
+                    s=28,
+                )
+            axes.set_xlabel(text)
+            axes.grid(visible=True)
+        panels[0].set_ylabel("weights that can go, %")
+        drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    return png.getvalue()

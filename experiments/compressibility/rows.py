@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.compressibility.settings import MAGNITUDE, Compressibility
-from experiments.compressibility.trials import enumerate_trials
+from experiments.compressibility.settings import MAGNITUDE, Compressibility, enumerate_trials
 from experiments.report.correlate import estimate_tau
 from experiments.report.tables import averages, framed
 from experiments.workdir.journal import Journal

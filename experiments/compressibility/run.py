@@ -10,12 +10,10 @@ from typing import Any
 import jax
 
 from experiments.compressibility.layers import layer_records, layers_of
-from experiments.compressibility.measure import baseline_record, pruned_record, tuned_record
+from experiments.compressibility.measure import Pruner, baseline_record, pruned_record, tuned_record
 from experiments.compressibility.paper import published_pruning
-from experiments.compressibility.pruner import Pruner
 from experiments.compressibility.report import write_report
-from experiments.compressibility.settings import Compressibility
-from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
+from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.network.baseline import trained
 from experiments.network.calibrate import Calibration
 from experiments.network.network import Network, reseeded

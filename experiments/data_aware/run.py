@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from experiments.data_aware.measure import PlannedNetworks, Press, plan_networks
+import numpy as np
+
+from experiments.data import Examples, stratified_subset
 from experiments.data_aware.report import write_report
-from experiments.data_aware.settings import DataAware
-from experiments.data_aware.trials import SCHEMA, Trial, enumerate_trials, is_tuned
-from experiments.network.calibrate import Calibration
-from experiments.network.compressed import batches_for
+from experiments.data_aware.settings import (
+    SCHEMA,
+    DataAware,
+    Trial,
+    enumerate_trials,
+    is_sequential,
+    is_tuned,
+)
+from experiments.network.calibrate import Batch, Calibration
+from experiments.network.compressed import FROBENIUS, Compressed, Moments, batches_for, decomposed
 from experiments.network.network import Network
-from experiments.network.train_on import moments_for
+from experiments.network.train_on import moments_for, scored
+from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
+from tdjax.linen import make_plan
+from tdjax.params.bias import can_correct, mean_output, shifted
+from tdjax.params.factorize import reconstruct_params
+from tdjax.params.tree import copied, layer_params, put
+from tdjax.plan.plan import Plan
+from tdjax.plan.rules import Rule
 
 
 def run(network: Network, settings: DataAware, workdir: Path) -> Path:
@@ -85,3 +103,135 @@ def _measure(
             else:
                 name = f"{calibration.subset}"
                 yield [made.measured(kind, trial.fields, batches, name)[0]]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedNetworks:
+    """The network, and what becomes of it at each method and share.
+
+    Arguments:
+        plans: by method and share kept.
+        layer_test: the test images for networks with one layer compressed; None for no such.
+    """
+
+    settings: DataAware
+    network: Network
+    plans: Mapping[tuple[str, float], Plan]
+    layer_test: Examples | None
+
+    def layers_of(self, trial: Trial) -> list[str]:
+        """The layers of a trial that are tried one at a time."""
+        if self.layer_test is None or is_sequential(trial):
+            return []
+        return [entry.layer.path for entry in self.plans[trial.method, trial.keep].factorised]
+
+
+def plan_networks(network: Network, settings: DataAware) -> PlannedNetworks:
+    """Plan every compression.
+
+    Raises ValueError for whatever in configuration or ranks would stop the experiment later.
+    """
+    layer_test = _layer_test(settings, network.splits.test)
+    return PlannedNetworks(settings, network, _plans(settings, network), layer_test)
+
+
+@dataclass(frozen=True, eq=False)
+class Press:
+    """Makes the compressed networks of trials; decompositions that see no data are kept."""
+
+    planned: PlannedNetworks
+    model: Variables
+    _kept: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def compressed(
+        self, trial: Trial, moments: Moments | None, batches: Sequence[Batch]
+    ) -> Compressed:
+        """The network of a trial.
+
+        Arguments:
+            moments: on the trial's calibration; None where that has no images.
+            batches: its images.
+        """
+        network, model = self.planned.network, self.model
+        plan, correct = self.planned.plans[trial.method, trial.keep], trial.correct_bias
+        if trial.norm == FROBENIUS:
+            factors = self._blind(trial, plan)
+            if correct and moments is not None:
+                factors = _corrected(factors, model.params, plan, moments)
+        else:
+            data = (trial.norm, batches, moments)
+            factors = decomposed(network, model, plan, trial.start, *data, correct_bias=correct)
+        return Compressed(network, plan, factors, model.state)
+
+    def _blind(self, trial: Trial, plan: Plan) -> dict[str, Any]:
+        start = trial.calibration.subset if trial.method == "cp" else 0
+        name = (trial.method, trial.keep, start)
+        with self._lock:
+            if name not in self._kept:
+                factors = decomposed(self.planned.network, self.model, plan, trial.start)
+                self._kept[name] = factors
+            return self._kept[name]
+
+    def layer_records(self, trial: Trial, made: Compressed) -> list[dict[str, Any]]:
+        """A record for each layer of a trial's network compressed alone."""
+        network, examples = self.planned.network, self.planned.layer_test
+        records = []
+        for path in self.planned.layers_of(trial):
+            assert examples is not None
+            params = _with_layer(self.model.params, path, layer_params(made.dense.params, path))
+            test = scored(network, Variables(params, made.state), examples)
+            records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
+        return records
+
+
+def _plans(settings: DataAware, network: Network) -> dict[tuple[str, float], Plan]:
+    plans = {}
+    for method in settings.methods:
+        for keep in settings.keeps:
+            rules = tuple(
+                Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
+            )
+            plan = make_plan(network.module, network.start.collections, rules, network.sample)
+            if not plan.factorised:
+                raise ValueError(
+                    f"config field 'keeps': no layer gets smaller with {method} at {keep:g} kept"
+                )
+            plans[method, keep] = plan
+    return plans
+
+
+def _layer_test(settings: DataAware, test: Examples) -> Examples | None:
+    count = settings.test.layer_images
+    if count is None:
+        return test
+    if count > len(test.labels):
+        raise ValueError(
+            f"config field 'test.layer_images' is {count}, but there are {len(test.labels)} "
+            "test images"
+        )
+    if count == 0:
+        return None
+    chosen = stratified_subset(test.labels, count, settings.seed)
+    return Examples(np.ascontiguousarray(test.images[chosen]), test.labels[chosen])
+
+
+def _corrected(
+    factors: Mapping[str, Any], params: Mapping[str, Any], plan: Plan, moments: Moments
+) -> dict[str, Any]:
+    """The biases take on what the mean input of each layer loses."""
+    dense, result = reconstruct_params(factors, plan), copied(factors)
+    for entry in plan.factorised:
+        path, name = entry.layer.path, entry.layer.storage.name
+        own, mean = layer_params(params, path), moments[path].mean
+        if mean is not None and can_correct(entry, own):
+            lost = own[name] - layer_params(dense, path)[name]
+            put(result, path, {"bias": shifted(own["bias"], mean_output(lost, entry, mean))})
+    return result
+
+
+def _with_layer(params: Mapping[str, Any], path: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The same parameters with those of one layer replaced."""
+    result = copied(params)
+    put(result, path, own)
+    return result

@@ -11,14 +11,12 @@ from flax import linen as nn
 
 import tdjax
 from experiments.compressibility.layers import kernels, layer_records, layers_of
-from experiments.compressibility.measure import MaskedFit, measured, present, tuned
+from experiments.compressibility.measure import MaskedFit, Pruner, measured, present, tuned
 from experiments.compressibility.paper import published_pruning
-from experiments.compressibility.pruner import Pruner
 from experiments.compressibility.report import write_report
 from experiments.compressibility.rows import averaged_layers, layer_rows
 from experiments.compressibility.run import check_chain
-from experiments.compressibility.settings import Compressibility
-from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
+from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.data_aware.settings import DataAware
 from experiments.models import MLP
 from experiments.network.calibrate import Calibration

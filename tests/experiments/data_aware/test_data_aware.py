@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data_aware.measure import Press, plan_networks
 from experiments.data_aware.report import write_report
-from experiments.data_aware.settings import DataAware
-from experiments.data_aware.trials import Trial, enumerate_trials
+from experiments.data_aware.run import Press, plan_networks
+from experiments.data_aware.settings import DataAware, Trial, enumerate_trials
 from experiments.network.calibrate import Calibration
 from experiments.network.network import configured
 from experiments.network.train_on import moments_for
