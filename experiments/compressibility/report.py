@@ -62,7 +62,7 @@ def write_report(workdir: Path) -> Path:
 def _report(settings: Compressibility, measured: Journal) -> Report:
     rows, rivals = measurement_rows(settings, measured)
     averaged, gains = averaged_rows(rows), gain_rows(rows, rivals)
-    layers = layer_rows(settings, measured)
+    layers = layer_rows(measured)
     taus = tau_rows(settings, layers)
     named = with_names(settings, averaged)
     tables = text_tables(

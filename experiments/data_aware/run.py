@@ -43,17 +43,19 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
     The work directory also holds `moments/`. Returns the path of the report's page; see
     `experiments.runner.carry_out`.
     """
-    planned = plan_networks(network, settings)
+    layer_test = layer_examples(settings, network.splits.test)
+    plans = plan_networks(network, settings)
     journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
     sizes = [
         {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
-        for (method, keep), plan in planned.plans.items()
+        for (method, keep), plan in plans.items()
     ]
     model = baseline(network, journal, workdir, ("test",), sizes=sizes)
-    press, trials = Press(planned, model), enumerate_trials(settings)
+    press = Press(network, settings, model, plans, layer_test)
+    trials = enumerate_trials(settings)
     measure(
         journal,
-        [name for own in trials.values() for t in own for name in _names(journal, planned, t)],
+        [name for own in trials.values() for t in own for name in _names(journal, press, t)],
         [
             partial(_measure, press, calibration, own, journal, workdir / "moments")
             for calibration, own in trials.items()
@@ -65,14 +67,14 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
 EXPERIMENT = Experiment("data_aware", DataAware, run, write_report)
 
 
-def _names(journal: Journal, planned: PlannedNetworks, trial: Trial) -> list[Identity]:
+def _names(journal: Journal, press: Press, trial: Trial) -> list[Identity]:
     """What identifies each record of a trial."""
-    layers = [{"layer": path, **trial.fields} for path in planned.layers_of(trial)]
+    layers = [{"layer": path, **trial.fields} for path in press.layers_of(trial)]
     names = [journal.identity("network", trial.fields)]
     names += [journal.identity("layer", fields) for fields in layers]
-    if planned.settings.reestimate:
+    if press.settings.reestimate:
         names.append(journal.identity("reestimated", trial.fields))
-    if is_tuned(planned.settings, trial):
+    if is_tuned(press.settings, trial):
         names.append(journal.identity("tuned", trial.fields))
     return names
 
@@ -81,16 +83,16 @@ def _measure(
     press: Press, calibration: Calibration, trials: Sequence[Trial], journal: Journal, folder: Path
 ) -> Iterator[Records]:
     """Yield the records of one calibration that are missing, as soon as each group is there."""
-    planned, model, network = press.planned, press.model, press.planned.network
+    network, model = press.network, press.model
     missing = {
-        trial: [name[0] for name in _names(journal, planned, trial) if name not in journal.found]
+        trial: [name[0] for name in _names(journal, press, trial) if name not in journal.found]
         for trial in trials
     }
     if not any(missing.values()):
         return
     batches, moments = batches_for(network, calibration), None
     if calibration.images:
-        gradients = planned.settings.needs_gradients
+        gradients = press.settings.needs_gradients
         moments = moments_for(network, model, batches, calibration, folder, gradients=gradients)
     for trial, kinds in missing.items():
         if not kinds:
@@ -106,43 +108,28 @@ def _measure(
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedNetworks:
-    """The network, and what becomes of it at each method and share.
+class Press:
+    """Makes the compressed networks of trials; decompositions that see no data are kept.
 
     Arguments:
+        model: the network before compression.
         plans: by method and share kept.
         layer_test: the test images for networks with one layer compressed; None for no such.
     """
 
-    settings: DataAware
     network: Network
+    settings: DataAware
+    model: Variables
     plans: Mapping[tuple[str, float], Plan]
     layer_test: Examples | None
+    _kept: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def layers_of(self, trial: Trial) -> list[str]:
         """The layers of a trial that are tried one at a time."""
         if self.layer_test is None or is_sequential(trial):
             return []
         return [entry.layer.path for entry in self.plans[trial.method, trial.keep].factorised]
-
-
-def plan_networks(network: Network, settings: DataAware) -> PlannedNetworks:
-    """Plan every compression.
-
-    Raises ValueError for whatever in configuration or ranks would stop the experiment later.
-    """
-    layer_test = _layer_test(settings, network.splits.test)
-    return PlannedNetworks(settings, network, _plans(settings, network), layer_test)
-
-
-@dataclass(frozen=True, eq=False)
-class Press:
-    """Makes the compressed networks of trials; decompositions that see no data are kept."""
-
-    planned: PlannedNetworks
-    model: Variables
-    _kept: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def compressed(
         self, trial: Trial, moments: Moments | None, batches: Sequence[Batch]
@@ -153,8 +140,8 @@ class Press:
             moments: on the trial's calibration; None where that has no images.
             batches: its images.
         """
-        network, model = self.planned.network, self.model
-        plan, correct = self.planned.plans[trial.method, trial.keep], trial.correct_bias
+        network, model = self.network, self.model
+        plan, correct = self.plans[trial.method, trial.keep], trial.correct_bias
         if trial.norm == FROBENIUS:
             factors = self._blind(trial, plan)
             if correct and moments is not None:
@@ -169,23 +156,26 @@ class Press:
         name = (trial.method, trial.keep, start)
         with self._lock:
             if name not in self._kept:
-                factors = decomposed(self.planned.network, self.model, plan, trial.start)
-                self._kept[name] = factors
+                self._kept[name] = decomposed(self.network, self.model, plan, trial.start)
             return self._kept[name]
 
     def layer_records(self, trial: Trial, made: Compressed) -> list[dict[str, Any]]:
         """A record for each layer of a trial's network compressed alone."""
-        network, examples = self.planned.network, self.planned.layer_test
         records = []
-        for path in self.planned.layers_of(trial):
-            assert examples is not None
-            params = _with_layer(self.model.params, path, layer_params(made.dense.params, path))
-            test = scored(network, Variables(params, made.state), examples)
+        for path in self.layers_of(trial):
+            assert self.layer_test is not None
+            params = copied(self.model.params)
+            put(params, path, layer_params(made.dense.params, path))
+            test = scored(self.network, Variables(params, made.state), self.layer_test)
             records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
         return records
 
 
-def _plans(settings: DataAware, network: Network) -> dict[tuple[str, float], Plan]:
+def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, float], Plan]:
+    """Every plan of compression, by method and share kept.
+
+    Raises ValueError where it would make no layer smaller.
+    """
     plans = {}
     for method in settings.methods:
         for keep in settings.keeps:
@@ -201,7 +191,11 @@ def _plans(settings: DataAware, network: Network) -> dict[tuple[str, float], Pla
     return plans
 
 
-def _layer_test(settings: DataAware, test: Examples) -> Examples | None:
+def layer_examples(settings: DataAware, test: Examples) -> Examples | None:
+    """The test images for networks with one layer compressed; None for no such networks.
+
+    Raises ValueError where there are fewer than asked for.
+    """
     count = settings.test.layer_images
     if count is None:
         return test
@@ -227,11 +221,4 @@ def _corrected(
         if mean is not None and can_correct(entry, own):
             lost = own[name] - layer_params(dense, path)[name]
             put(result, path, {"bias": shifted(own["bias"], mean_output(lost, entry, mean))})
-    return result
-
-
-def _with_layer(params: Mapping[str, Any], path: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The same parameters with those of one layer replaced."""
-    result = copied(params)
-    put(result, path, own)
     return result

@@ -335,8 +335,7 @@ def test_records_of_layers_against_numpy(network):
 
 
 def test_means_over_layers_weigh_neurons(unbroken):
-    settings = read_fields(Compressibility, json.loads((unbroken / "config.json").read_text()))
-    rows = layer_rows(settings, read_journal(unbroken / "metrics.jsonl", SCHEMA))
+    rows = layer_rows(read_journal(unbroken / "metrics.jsonl", SCHEMA))
     averaged = averaged_layers(rows)
     (network,) = averaged[averaged["layer"] == ""].to_dict("records")
     assert (network["neurons"], network["weights"]) == (9, 10 * 8 + 8)
