@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from experiments.workdir.journal import Journal
 from tdjax.plan.plan import Plan, PlannedLayer
 
 Row = Mapping[str, Any]
-Trials = Sequence[tuple[Row, Plan, Mapping[str, Row]]]
 
 TITLE = "One budget for the whole network"
 TABLES_NOTE = (
@@ -66,8 +65,8 @@ def write_report(workdir: Path) -> Path:
 
 
 def _report(settings: Compress, measured: Journal) -> Report:
-    baseline, trials = measured.get("baseline"), _trials(settings, measured)
-    rows, times = framed(_measured(trials), MEASURED), framed(_times(trials), TIMES)
+    baseline = measured.get("baseline")
+    rows, layers, times = _rows(settings, measured)
     networks = averages(rows, NETWORK, FIGURES, count="subsets", means=(*COSTS, "bound"))
     curves = _with_curves(settings, networks)
     timed = _with_curves(settings, times)[times["subset"] == 0]
@@ -75,7 +74,7 @@ def _report(settings: Compress, measured: Journal) -> Report:
     files = {
         "measurements.csv": to_csv(rows),
         "networks.csv": to_csv(networks, decimals=6),
-        "layers.csv": to_csv(framed(_layers(trials), LAYERS)),
+        "layers.csv": to_csv(layers),
     }
     if len(times):
         files["times.csv"] = to_csv(times, decimals=3)
@@ -94,61 +93,41 @@ def _report(settings: Compress, measured: Journal) -> Report:
     )
 
 
-def _trials(settings: Compress, measured: Journal) -> Trials:
-    """Each trial whose network was measured: its fields, its plan, its records by kind."""
-    trials: list[tuple[Row, Plan, Mapping[str, Row]]] = []
+def _rows(settings: Compress, measured: Journal) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Rows of networks by phase, of their layers, and of their times, of what was measured."""
+    rows: list[Row] = []
+    layers: list[Row] = []
+    times: list[Row] = []
     for trial in enumerate_trials(settings):
-        records = {kind: measured.get(kind, **trial.fields) for kind in SCHEMA}
-        found = {kind: record for kind, record in records.items() if record is not None}
-        if "network" in found:
-            trials.append((trial.fields, Plan.from_json(found["network"]["plan"]), found))
-    return trials
+        fields = trial.fields
+        network = measured.get("network", **fields)
+        if network is None:
+            continue
+        plan = Plan.from_json(network["plan"])
+        found = {phase: measured.get(phase, **fields) for phase in PHASES}
+        rows += [
+            {"bound": math.nan, **record, "phase": phase, **_sizes(plan), **record["test"]}
+            for phase, record in found.items()
+            if record is not None
+        ]
+        layers += [{**fields, **_layer(entry)} for entry in plan.layers]
+        if timed := measured.get("timed", **fields):
+            before, after = 1e3 * timed["before"], 1e3 * timed["after"]
+            ends = {"milliseconds_before": before, "milliseconds": after}
+            times.append({**timed, **_sizes(plan), **ends})
+    return framed(rows, MEASURED), framed(layers, LAYERS), framed(times, TIMES)
 
 
-def _measured(trials: Trials) -> list[Row]:
-    return [
-        {
-            "phase": phase,
-            **fields,
-            **_sizes(plan),
-            **{name: found[phase]["test"][name] for name in FIGURES},
-            "bound": found[phase].get("bound", math.nan),
-        }
-        for fields, plan, found in trials
-        for phase in PHASES
-        if phase in found
-    ]
-
-
-def _layers(trials: Trials) -> list[Row]:
-    return [
-        {
-            **fields,
-            "layer": entry.layer.path,
-            "format": entry.format,
-            "ranks": " ".join(map(str, entry.ranks)),
-            "params_before": entry.layer.size,
-            "macs_before": entry.layer.macs,
-            "reason": entry.reason or "",
-            **_sizes(entry),
-        }
-        for fields, plan, _ in trials
-        for entry in plan.layers
-    ]
-
-
-def _times(trials: Trials) -> list[Row]:
-    return [
-        {
-            **fields,
-            **_sizes(plan),
-            **found["timed"],
-            "milliseconds_before": 1e3 * found["timed"]["before"],
-            "milliseconds": 1e3 * found["timed"]["after"],
-        }
-        for fields, plan, found in trials
-        if "timed" in found
-    ]
+def _layer(entry: PlannedLayer) -> Row:
+    return {
+        "layer": entry.layer.path,
+        "format": entry.format,
+        "ranks": " ".join(map(str, entry.ranks)),
+        "params_before": entry.layer.size,
+        "macs_before": entry.layer.macs,
+        "reason": entry.reason or "",
+        **_sizes(entry),
+    }
 
 
 def _sizes(planned: Plan | PlannedLayer) -> Row:

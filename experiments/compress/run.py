@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,17 +113,13 @@ def _time(
     for trial in trials:
         if journal.get("timed", **trial.fields):
             continue
-        small, variables = _loaded(network, workdir / "compressed" / trial.name)
+        variables, plan = load_factorised(workdir / "compressed" / trial.name)
+        small = factorize(network.module, plan)
         after = jax.jit(lambda variables, small=small: small.apply(variables, images))
         profile = profile_calls(partial(before, whole), partial(after, variables))
         times = ("before", "after", "speedup", "least", "most")
         measured = {name: getattr(profile, name) for name in times}
         journal.append([{"kind": "timed", **trial.fields, **measured}])
-
-
-def _loaded(network: Network, folder: Path) -> tuple[Any, Any]:
-    variables, plan = load_factorised(folder)
-    return factorize(network.module, plan), variables
 
 
 def press(
@@ -142,8 +137,7 @@ def press(
         batches: the calibration's images; none where it has none.
         folder: of the moments of the uncompressed network.
     """
-    made = None
-    norm = trial.norm
+    made, norm = None, trial.norm
     if settings.sequential and norm != FROBENIUS:
         norm = SEQUENTIAL + norm
     for number in range(1, settings.rounds + 1):

@@ -9,7 +9,13 @@ from typing import Any
 
 from experiments.network.calibrate import Batch, Calibration, seen
 from experiments.network.network import DECOMPOSE, Network
-from experiments.network.train_on import named_key, reestimated, scored, tuned
+from experiments.network.train_on import (
+    FactorisedNetwork,
+    named_key,
+    reestimated,
+    scored,
+    trained_on,
+)
 from experiments.network.training import Variables
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
 from tdjax.dispatch import factorize_sequentially
@@ -76,7 +82,9 @@ class Compressed:
         Arguments:
             name: of the random stream of the order of the data.
         """
-        epoch, best = tuned(self.network, self.factors, self.state, self.plan, name)
+        network, start = self.network, Variables(self.factors, self.state)
+        apply = FactorisedNetwork(network.apply, self.plan)
+        epoch, best = trained_on(network, start, apply, network.settings.finetune_fit, name)
         return epoch, replace(self, factors=best.params, state=best.state)
 
     def measured(
