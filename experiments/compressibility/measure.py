@@ -78,21 +78,16 @@ class Pruner:
         if method in MAGNITUDE:
             assert share is not None
             return self.magnitude(share, method.removeprefix("magnitude "))
-        params, table = self.layers.model.params, self.layers.table
         asked = {"eta": trial.value} if share is None else {"share": share}
         if method == "abp-m":
-            mask = adaptive_prune(params, trial.q, **asked, layers=table)
-        else:
-            mask = pq_prune(params, **asked, scope="layer", layers=table)
-        return self._masked(mask, trial.value)
+            return self._masked(trial.value, adaptive_prune, trial.q, **asked)
+        return self._masked(trial.value, pq_prune, **asked, scope="layer")
 
     def magnitude(self, share: float, scope: str) -> Cut:
         """The network without the smallest of its weights, see `tdjax.magnitude_prune`."""
         # Other methods may take all weights, which no share below 1 says.
         below = min(share, math.nextafter(1.0, 0.0))
-        params, table = self.layers.model.params, self.layers.table
-        mask = magnitude_prune(params, below, scope=scope, layers=table)
-        return self._masked(mask, None)
+        return self._masked(None, magnitude_prune, below, scope=scope)
 
     def _searched(self, method: str, share: float) -> Cut:
         make: Callable[[float], Cut] = {"abp-l": self._lasso, "tail": self._tail}[method]
@@ -112,9 +107,7 @@ class Pruner:
 
     def _tail(self, tolerance: float) -> Cut:
         # In units of the outputs a tolerance means the same in all layers.
-        bounds, table = self.layers.relative_bounds, self.layers.table
-        mask = tail_prune(self.layers.model.params, tolerance, bounds, layers=table)
-        return self._masked(mask, tolerance)
+        return self._masked(tolerance, tail_prune, tolerance, self.layers.relative_bounds)
 
     def _lasso(self, penalty: float) -> Cut:
         params, table = self.layers.model.params, self.layers.table
@@ -122,8 +115,12 @@ class Pruner:
             lasso_prune(params, self.moments, penalty, layers=table).params, penalty
         )
 
-    def _masked(self, mask: Any, setting: float | None) -> Cut:
-        return self._counted(apply_mask(self.layers.model.params, mask), setting)
+    def _masked(
+        self, setting: float | None, prune: Callable[..., Any], *args: Any, **options: Any
+    ) -> Cut:
+        params = self.layers.model.params
+        mask = prune(params, *args, layers=self.layers.table, **options)
+        return self._counted(apply_mask(params, mask), setting)
 
     def _counted(self, params: Any, setting: float | None) -> Cut:
         arrays = kernels(params, self.layers.table).values()
