@@ -1,4 +1,4 @@
-"""What the experiment is asked, read strictly from its configuration, and what it then measures."""
+"""The settings of the experiment, read strictly from its configuration, and their trials."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Compressed:
 
         Arguments:
             fields: what the record says beside the scores.
-            batches: unlabelled, in effect: batch statistics are estimated anew on the images.
+            batches: unlabelled, in effect: batch statistics are estimated again on the images.
             name: see `tuned`.
         """
         after, found = self, {"kind": kind, **fields}
