@@ -13,16 +13,16 @@ import numpy as np
 
 from experiments.data import Examples, stratified_subset
 from experiments.data_aware.report import write_report
-from experiments.data_aware.settings import (
-    SCHEMA,
-    DataAware,
-    Trial,
-    enumerate_trials,
-    is_sequential,
-    is_tuned,
-)
+from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials
 from experiments.network.calibrate import Batch, Calibration
-from experiments.network.compressed import FROBENIUS, Compressed, Moments, batches_for, decomposed
+from experiments.network.compressed import (
+    FROBENIUS,
+    SEQUENTIAL,
+    Compressed,
+    Moments,
+    batches_for,
+    decomposed,
+)
 from experiments.network.network import Network
 from experiments.network.train_on import moments_for, scored
 from experiments.network.training import Variables
@@ -74,7 +74,8 @@ def _names(journal: Journal, press: Press, trial: Trial) -> list[Identity]:
     names += [journal.identity("layer", fields) for fields in layers]
     if press.settings.reestimate:
         names.append(journal.identity("reestimated", trial.fields))
-    if is_tuned(press.settings, trial):
+    subsets = press.settings.finetune_subsets
+    if press.settings.finetune.epochs and trial.calibration.subset < subsets:
         names.append(journal.identity("tuned", trial.fields))
     return names
 
@@ -127,7 +128,8 @@ class Press:
 
     def layers_of(self, trial: Trial) -> list[str]:
         """The layers of a trial that are tried one at a time."""
-        if self.layer_test is None or is_sequential(trial):
+        # Where layers depend on one another none can be tried alone.
+        if self.layer_test is None or trial.norm.startswith(SEQUENTIAL):
             return []
         return [entry.layer.path for entry in self.plans[trial.method, trial.keep].factorised]
 

@@ -124,17 +124,13 @@ def enumerate_trials(settings: DataAware) -> dict[Calibration, list[Trial]]:
     What sees no data is measured once, but CP, whose starts are random, as often as there are
     subsets; all norms of one subset have the same start.
     """
-    calibration = settings.calibration
+    blind = [Calibration(subset=subset) for subset in range(settings.calibration.subsets)]
     trials: dict[Calibration, list[Trial]] = {}
     choices = list(product(settings.methods, settings.keeps, settings.norms, settings.correct_bias))
-    for subset in range(calibration.subsets):
-        blind = Calibration(subset=subset)
+    for own in (*blind, *drawn(settings.calibration)):
         for method, keep, norm, correct in choices:
-            if not sees_data(norm, correct) and (subset == 0 or method == "cp"):
-                trials.setdefault(blind, []).append(Trial(blind, method, keep, norm, correct))
-    for own in drawn(calibration):
-        for method, keep, norm, correct in choices:
-            if sees_data(norm, correct):
+            again = own.subset > 0 and not own.images and method != "cp"
+            if sees_data(norm, correct) == (own.images > 0) and not again:
                 trials.setdefault(own, []).append(Trial(own, method, keep, norm, correct))
     return trials
 
@@ -142,14 +138,3 @@ def enumerate_trials(settings: DataAware) -> dict[Calibration, list[Trial]]:
 def sees_data(norm: str, correct_bias: bool) -> bool:
     """Whether such a decomposition depends on the calibration images."""
     return norm != FROBENIUS or correct_bias
-
-
-def is_sequential(trial: Trial) -> bool:
-    """Whether its layers depend on one another, so that none can be tried alone."""
-    return trial.norm.startswith(SEQUENTIAL)
-
-
-def is_tuned(settings: DataAware, trial: Trial) -> bool:
-    """Whether this network is fine-tuned too."""
-    tuned = trial.calibration.subset < settings.finetune_subsets
-    return settings.finetune.epochs > 0 and tuned
