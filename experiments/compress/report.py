@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments.compress.settings import Compress
-from experiments.compress.trials import SCHEMA, TRIAL, enumerate_trials
-from experiments.report.page import Picture, Report, Section, baseline_facts, publish
+from experiments.compress.settings import SCHEMA, TRIAL, Compress, enumerate_trials
+from experiments.report import page
+from experiments.report.page import Picture, Report, Section, baseline_facts
 from experiments.report.plots import ACCURACY, plot_curves
 from experiments.report.tables import (
     Table,
@@ -23,11 +23,10 @@ from experiments.report.tables import (
     percent,
     to_csv,
 )
-from experiments.workdir.journal import Journal, read_workdir
+from experiments.workdir.journal import Journal
 from tdjax.plan.plan import Plan, PlannedLayer
 
 Row = Mapping[str, Any]
-Trials = Sequence[tuple[Row, Plan, Mapping[str, Row]]]
 
 TITLE = "One budget for the whole network"
 TABLES_NOTE = (
@@ -61,17 +60,13 @@ TIMES = {
 
 
 def write_report(workdir: Path) -> Path:
-    """Write `workdir/report/` from `config.json` and `metrics.jsonl`; return its `index.html`.
+    """The report of a work directory; see `experiments.report.page.write_report`."""
+    return page.write_report(workdir, Compress, SCHEMA, _report)
 
-    An unfinished experiment is reported too. The same measurements give the same tables, byte for
-    byte, in whatever order they were recorded.
 
-    Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
-    cannot be understood, ImportError where matplotlib is not installed.
-    """
-    raw, settings, measured = read_workdir(workdir, Compress, SCHEMA)
-    baseline, trials = measured.get("baseline"), _trials(settings, measured)
-    rows, times = framed(_measured(trials), MEASURED), framed(_times(trials), TIMES)
+def _report(settings: Compress, measured: Journal) -> Report:
+    baseline = measured.get("baseline")
+    rows, layers, times = _rows(settings, measured)
     networks = averages(rows, NETWORK, FIGURES, count="subsets", means=(*COSTS, "bound"))
     curves = _with_curves(settings, networks)
     timed = _with_curves(settings, times)[times["subset"] == 0]
@@ -79,16 +74,14 @@ def write_report(workdir: Path) -> Path:
     files = {
         "measurements.csv": to_csv(rows),
         "networks.csv": to_csv(networks, decimals=6),
-        "layers.csv": to_csv(framed(_layers(trials), LAYERS)),
+        "layers.csv": to_csv(layers),
     }
     if len(times):
         files["times.csv"] = to_csv(times, decimals=3)
     accuracy = baseline["test"]["accuracy"] if baseline else None
-    pictures = _pictures(settings, curves, timed, accuracy)
-    report = Report(
+    pictures = list(_pictures(settings, curves, timed, accuracy))
+    return Report(
         title=TITLE,
-        subtitle=f"{settings.model.name} on {settings.data.name}",
-        note=settings.note,
         before="Before any compression",
         facts=baseline_facts(baseline),
         sections=[
@@ -96,67 +89,45 @@ def write_report(workdir: Path) -> Path:
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
         ],
         provenance=_provenance(settings, len(measured.found) - bool(baseline)),
-        config=raw,
         files=files,
     )
-    return publish(workdir, report)
 
 
-def _trials(settings: Compress, measured: Journal) -> Trials:
-    """Each trial whose network was measured: its fields, its plan, its records by kind."""
-    trials: list[tuple[Row, Plan, Mapping[str, Row]]] = []
+def _rows(settings: Compress, measured: Journal) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Rows of networks by phase, of their layers, and of their times, of what was measured."""
+    rows: list[Row] = []
+    layers: list[Row] = []
+    times: list[Row] = []
     for trial in enumerate_trials(settings):
-        records = {kind: measured.get(kind, **trial.fields) for kind in SCHEMA}
-        found = {kind: record for kind, record in records.items() if record is not None}
-        if "network" in found:
-            trials.append((trial.fields, Plan.from_json(found["network"]["plan"]), found))
-    return trials
+        fields = trial.fields
+        network = measured.get("network", **fields)
+        if network is None:
+            continue
+        plan = Plan.from_json(network["plan"])
+        found = {phase: measured.get(phase, **fields) for phase in PHASES}
+        rows += [
+            {"bound": math.nan, **record, "phase": phase, **_sizes(plan), **record["test"]}
+            for phase, record in found.items()
+            if record is not None
+        ]
+        layers += [{**fields, **_layer(entry)} for entry in plan.layers]
+        if timed := measured.get("timed", **fields):
+            before, after = 1e3 * timed["before"], 1e3 * timed["after"]
+            ends = {"milliseconds_before": before, "milliseconds": after}
+            times.append({**timed, **_sizes(plan), **ends})
+    return framed(rows, MEASURED), framed(layers, LAYERS), framed(times, TIMES)
 
 
-def _measured(trials: Trials) -> list[Row]:
-    return [
-        {
-            "phase": phase,
-            **fields,
-            **_sizes(plan),
-            **{name: found[phase]["test"][name] for name in FIGURES},
-            "bound": found[phase].get("bound", math.nan),
-        }
-        for fields, plan, found in trials
-        for phase in PHASES
-        if phase in found
-    ]
-
-
-def _layers(trials: Trials) -> list[Row]:
-    return [
-        {
-            **fields,
-            "layer": entry.layer.path,
-            "format": entry.format,
-            "ranks": " ".join(map(str, entry.ranks)),
-            "params_before": entry.layer.size,
-            "macs_before": entry.layer.macs,
-            "reason": entry.reason or "",
-            **_sizes(entry),
-        }
-        for fields, plan, _ in trials
-        for entry in plan.layers
-    ]
-
-
-def _times(trials: Trials) -> list[Row]:
-    return [
-        {
-            **fields,
-            **_sizes(plan),
-            **found["timed"],
-            "milliseconds_before": 1e3 * found["timed"]["before"],
-            "milliseconds": 1e3 * found["timed"]["after"],
-        }
-        for fields, plan, found in trials
-        if "timed" in found
-    ]
+def _layer(entry: PlannedLayer) -> Row:
+    return {
+        "layer": entry.layer.path,
+        "format": entry.format,
+        "ranks": " ".join(map(str, entry.ranks)),
+        "params_before": entry.layer.size,
+        "macs_before": entry.layer.macs,
+        "reason": entry.reason or "",
+        **_sizes(entry),
+    }
 
 
 def _sizes(planned: Plan | PlannedLayer) -> Row:
@@ -203,16 +174,15 @@ def _tables(
 
 def _pictures(
     settings: Compress, networks: pd.DataFrame, timed: pd.DataFrame, accuracy: float | None
-) -> list[Picture]:
+) -> Iterator[Picture]:
     labels = {**COSTS, "time": f"milliseconds for {settings.timed_images} images"}
     times = timed.set_index(["curve", "budget"])["milliseconds"]
-    pictures = []
     for phase, words in PHASES.items():
         own = networks[networks["phase"] == phase].join(times.rename("time"), ["curve", "budget"])
         for cost, label in labels.items():
             points = own.dropna(subset=[cost])
             if len(points):
-                picture = Picture(
+                yield Picture(
                     f"accuracy_{cost}_{phase}.png",
                     f"Accuracy against {label}, {words}.",
                     "A curve for each strategy and norm, a point for each budget. "
@@ -221,8 +191,6 @@ def _pictures(
                         points, (cost, label), ("accuracy", ACCURACY), accuracy, bars=False
                     ),
                 )
-                pictures.append(picture)
-    return pictures
 
 
 def _provenance(settings: Compress, count: int) -> dict[str, str]:

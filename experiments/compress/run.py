@@ -5,24 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.compress.networks import Compressed, greatest_bound, planned, press
 from experiments.compress.report import write_report
-from experiments.compress.settings import Compress
-from experiments.compress.trials import SCHEMA, Trial, enumerate_trials
-from experiments.network.calibrate import Batch, seen
+from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
+from experiments.network.calibrate import Batch
+from experiments.network.compressed import (
+    FROBENIUS,
+    SEQUENTIAL,
+    Compressed,
+    Moments,
+    batches_for,
+    decomposed,
+)
 from experiments.network.network import Network
-from experiments.network.train_on import reestimated, scored, tuned
+from experiments.network.train_on import moments_for
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Identity, Journal, read_journal
 from experiments.workdir.threads import Records
+from tdjax.allocation.measures import operator_bound
+from tdjax.dispatch import allocate
 from tdjax.linen import factorize
 from tdjax.params.saving import load_factorised, save_factorised
+from tdjax.params.tree import layer_params
+from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
 
 
@@ -73,45 +82,24 @@ def _measure(
 ) -> Iterator[Records]:
     """Yield the records that are missing, a trial at a time, its checkpoint written before."""
     for trial in trials:
-        if all(name in journal.found for name in _names(journal, settings, trial)):
+        names = _names(journal, settings, trial)
+        if all(name in journal.found for name in names):
             continue
-        batches: list[Batch] = []
-        if trial.calibration.images or settings.reestimate:
-            batches = network.batches(seen(settings.calibration, trial.calibration))
-        made = press(network, settings, model, trial, batches, workdir / "moments")
-        records, kept = _looked_at(network, settings, trial, made, batches)
+        batches = batches_for(network, trial.calibration)
+        kept = made = press(network, settings, model, trial, batches, workdir / "moments")
+        records = []
+        for kind, *_ in names:
+            fields = trial.fields
+            if kind == "network":
+                fields["plan"] = made.plan.to_json()
+            # The last is kept: trained on, if asked.
+            record, kept = made.measured(kind, fields, batches, f"{trial.name}, last")
+            records.append(record)
         if trial.strategy.startswith("alds") and settings.rounds == 1:
             records[0]["bound"] = greatest_bound(model, made.plan)
         variables = Variables(dict(kept.factors), kept.state).collections
         save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
         yield records
-
-
-def _looked_at(
-    network: Network, settings: Compress, trial: Trial, made: Compressed, batches: Sequence[Batch]
-) -> tuple[Records, Compressed]:
-    """The records of a compressed network, and what is kept of it, trained on if asked."""
-    kept, test = made, network.splits.test
-    records: Records = [
-        {
-            "kind": "network",
-            **trial.fields,
-            "plan": made.plan.to_json(),
-            "test": scored(network, made.dense, test),
-        }
-    ]
-    if settings.reestimate:
-        again = reestimated(network, made.dense, batches)
-        kept = Compressed(made.plan, made.factors, again.state)
-        found = scored(network, again, test)
-        records.append({"kind": "reestimated", **trial.fields, "test": found})
-    if settings.finetune.epochs:
-        name = f"{trial.name}, last"
-        epoch, best = tuned(network, made.factors, made.state, made.plan, name)
-        kept = Compressed(made.plan, best.params, best.state)
-        found = scored(network, kept.dense, test)
-        records.append({"kind": "tuned", **trial.fields, "epoch": epoch, "test": found})
-    return records, kept
 
 
 def _time(
@@ -125,7 +113,8 @@ def _time(
     for trial in trials:
         if journal.get("timed", **trial.fields):
             continue
-        small, variables = _loaded(network, workdir / "compressed" / trial.name)
+        variables, plan = load_factorised(workdir / "compressed" / trial.name)
+        small = factorize(network.module, plan)
         after = jax.jit(lambda variables, small=small: small.apply(variables, images))
         profile = profile_calls(partial(before, whole), partial(after, variables))
         times = ("before", "after", "speedup", "least", "most")
@@ -133,6 +122,72 @@ def _time(
         journal.append([{"kind": "timed", **trial.fields, **measured}])
 
 
-def _loaded(network: Network, folder: Path) -> tuple[Any, Any]:
-    variables, plan = load_factorised(folder)
-    return factorize(network.module, plan), variables
+def press(
+    network: Network,
+    settings: Compress,
+    model: Variables,
+    trial: Trial,
+    batches: Sequence[Batch],
+    folder: Path,
+) -> Compressed:
+    """The network of a trial as the last compression leaves it.
+
+    Arguments:
+        model: the network before compression.
+        batches: the calibration's images; none where it has none.
+        folder: of the moments of the uncompressed network.
+    """
+    made, norm = None, trial.norm
+    if settings.sequential and norm != FROBENIUS:
+        norm = SEQUENTIAL + norm
+    for number in range(1, settings.rounds + 1):
+        if made is not None:
+            model = made.tuned(f"{trial.name}, {number}")[1].dense
+        moments = None
+        if trial.calibration.images:
+            # Only the uncompressed network's moments are shared between trials.
+            own = folder if number == 1 else folder / f"{trial.name}-{number}"
+            moments = moments_for(network, model, batches, trial.calibration, own, gradients=True)
+        plan = planned(network, settings, model, trial, number, moments)
+        factors = decomposed(network, model, plan, trial.name, norm, batches, moments)
+        made = Compressed(network, plan, factors, model.state)
+    assert made is not None
+    return made
+
+
+def planned(
+    network: Network,
+    settings: Compress,
+    model: Variables,
+    trial: Trial,
+    number: int = 1,
+    moments: Moments | None = None,
+) -> Plan:
+    """What the strategy of a trial chooses in one of the rounds.
+
+    Raises ValueError for a budget that cannot be met.
+    """
+    strategy, _, released = trial.strategy.partition(" ")
+    return allocate(
+        network.module,
+        model.collections,
+        network.sample,
+        budget=trial.budget ** (number / settings.rounds),
+        cost=settings.cost,
+        strategy=strategy,
+        methods=settings.methods,
+        moments=moments,
+        objective=released or "bound",
+        seed=settings.seed,
+    )
+
+
+def greatest_bound(model: Variables, plan: Plan) -> float:
+    """The bound that ALDS makes least: of the relative operator-norm error of any layer."""
+    return max(
+        operator_bound(
+            layer_params(model.params, entry.layer.path)[entry.layer.storage.name], entry
+        )
+        for entry in plan.layers
+        if entry.layer.obstacle is None
+    )

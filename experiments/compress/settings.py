@@ -1,13 +1,24 @@
-"""Everything that the experiment is asked to do, read strictly from its configuration."""
+"""The settings of the experiment, read strictly from its configuration, and their trials."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
+from experiments.network.calibrate import Calibration, drawn
+from experiments.network.compressed import (
+    CALIBRATION,
+    FROBENIUS,
+    CompressionTrial,
+    compressed_schema,
+)
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import check_choices, check_least
+from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from tdjax.allocation.allocate import COSTS
 from tdjax.plan.form import METHODS
+from tdjax.plan.plan import Plan
 
 # Those of `tdjax.allocate`, and ALDS with the objective of its authors' code.
 STRATEGIES = ("uniform", "energy", "alds", "alds released", "loss")
@@ -64,3 +75,45 @@ class Compress(NetworkSettings):
     def needs_images(self) -> bool:
         """Whether anything is measured that looks at calibration images."""
         return self.reestimate or self.norms != ("frobenius",)
+
+
+@dataclass(frozen=True)
+class Trial(CompressionTrial):
+    """One compressed network."""
+
+    strategy: str
+    budget: float
+    norm: str
+
+    @property
+    def name(self) -> str:
+        """The name of its checkpoint's folder."""
+        seen = self.calibration
+        data = f"-{seen.source}-{seen.images}-{seen.subset}" if seen.images else ""
+        return f"{self.strategy.replace(' ', '-')}-{self.budget:g}-{self.norm}{data}"
+
+
+def enumerate_trials(settings: Compress) -> list[Trial]:
+    """Every trial, in the order of the report; what sees no data is measured once."""
+    trials = []
+    for strategy, budget, norm in product(settings.strategies, settings.budgets, settings.norms):
+        if norm == FROBENIUS:
+            if strategy != "loss":
+                trials.append(Trial(Calibration(), strategy, budget, norm))
+        else:
+            trials += [Trial(own, strategy, budget, norm) for own in drawn(settings.calibration)]
+    return trials
+
+
+def _plan(name: str, value: Any) -> str:
+    text: str = required({name: value}, name, str)
+    Plan.from_json(text)
+    return text
+
+
+TRIAL: Fields = {"strategy": str, "budget": float, "norm": str, **CALIBRATION}
+SCHEMA: Schema = {
+    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES}),
+    **compressed_schema(TRIAL, plan=_plan),
+    "timed": Kind(TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),
+}

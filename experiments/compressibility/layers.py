@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from experiments.compressibility.pruner import kernels
 from experiments.compressibility.settings import Compressibility
 from experiments.network.network import Network
 from experiments.network.training import LinenNetwork, Variables, example_scores
@@ -35,6 +34,7 @@ class Layers:
     """A trained network's layers, and images that go through them.
 
     Arguments:
+        table: its layers.
         leaves: the arrays that can be pruned.
         images: calibration images, in batches.
         bounds: by path, the largest absolute value of a layer's inputs on them.
@@ -55,20 +55,20 @@ class Layers:
         pairs = {path: (limit, self.scales[path]) for path, limit in self.bounds.items()}
         return {path: a / b if a and b else 1.0 for path, (a, b) in pairs.items()}
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The network's variables."""
-        return self.model.collections
-
     def units(self, params: Any, leaf: Leaf) -> Shaped[Array, "d n"]:
         """The weights of a layer, or its mask, one neuron in each column."""
         return leaf.to_units(jax.tree.leaves(params)[leaf.place], "neuron")
 
 
-def layers_of(
-    network: Network, model: Variables, table: Sequence[Layer], images: Sequence[np.ndarray]
-) -> Layers:
+def kernels(params: Any, layers: Sequence[Layer] | None = None) -> dict[str, np.ndarray]:
+    """The arrays that can be pruned, by path of their layer; without a layer table, by name."""
+    leaves = jax.tree.leaves(params)
+    return {leaf.path: np.asarray(leaves[leaf.place]) for leaf in prunable(params, layers, ".*")}
+
+
+def layers_of(network: Network, model: Variables, images: Sequence[np.ndarray]) -> Layers:
     """A network's layers, with the ranges of their inputs and outputs."""
+    table = [entry.layer for entry in network.dense.layers]
     leaves = prunable(model.params, table, ".*")
     paths = tuple(leaf.path for leaf in leaves)
     variables = model.collections
@@ -140,7 +140,7 @@ def _reached_shares(
     for leaf in layers.leaves:
         found = evaluate_candidates(
             layers.network.module,
-            layers.variables,
+            layers.model.collections,
             leaf.path,
             jnp.stack([one[leaf.path] for one in tried]),
             batches,
@@ -172,24 +172,19 @@ def _looseness(
     found = {}
     for q in settings.qs:
         mask = adaptive_prune(params, q, layers=layers.table)
-        others = {
-            path: jnp.asarray(array)
-            for path, array in kernels(apply_mask(params, mask), layers.table).items()
-        }
-        batches = [_worst_errors(apply, layers.variables, others, one) for one in layers.images]
+        others = kernels(apply_mask(params, mask), layers.table)
+        variables = layers.model.collections
+        batches = [_worst_errors(apply, variables, others, one) for one in layers.images]
         for leaf in layers.leaves:
             worst = np.max([batch[leaf.path] for batch in batches], axis=0)
             whole, kept = layers.units(params, leaf), layers.units(mask, leaf)
             limit, wrong = layers.bounds[leaf.path], worst > 0
             bound = pruning_error_bound(whole, kept.sum(axis=0), q, limit) if limit else worst
             tail = limit * jnp.where(kept, 0, jnp.abs(whole)).sum(axis=0)
-            ratios = {
-                "bound": np.asarray(bound)[wrong] / worst[wrong],
-                "tail": np.asarray(tail)[wrong] / worst[wrong],
-            }
             found[leaf.path, q] = {
                 "neurons": int(wrong.sum()),
-                **{name: _range(values) for name, values in ratios.items()},
+                "bound": _range(np.asarray(bound)[wrong] / worst[wrong]),
+                "tail": _range(np.asarray(tail)[wrong] / worst[wrong]),
             }
     return found
 
@@ -201,7 +196,7 @@ def _range(values: np.ndarray) -> list[float] | None:
 
 @partial(jax.jit, static_argnames="apply")
 def _worst_errors(
-    apply: LinenNetwork, variables: Any, others: dict[str, Array], images: Array
+    apply: LinenNetwork, variables: Any, others: Mapping[str, Array], images: Array
 ) -> dict[str, Float[Array, " n"]]:
     """The largest change of each neuron's output when its layer has another kernel."""
     pairs = layer_outputs(apply.module, variables, others, images)

@@ -1,10 +1,11 @@
-"""Records of networks as they are, and pruned, before and after training on, zeros kept."""
+"""Networks pruned, measured as they are, and after training on, zeros kept."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,16 +13,119 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.compressibility.pruner import Cut, Pruner, kernels
-from experiments.compressibility.settings import SEARCHED
-from experiments.compressibility.trials import Trial
+from experiments.compressibility.layers import Layers, kernels
+from experiments.compressibility.settings import MAGNITUDE, SEARCHED, Trial
 from experiments.network.network import Network
 from experiments.network.schedule import FitSettings
 from experiments.network.train_on import scored, trained_on
 from experiments.network.training import Variables
 from tdjax.linen.removal import remove_dead
-from tdjax.pruning.masks import keep_zeros
+from tdjax.moments.collect import LayerMoments
+from tdjax.pruning.backward import lasso_prune
+from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune, pq_prune, tail_prune
+from tdjax.pruning.masks import apply_mask, keep_zeros
 from tdjax.pruning.prunable import SCOPES, WEIGHTS, names_of
+
+# Powers of ten between which penalties and tolerances are searched, the halvings at most, and how
+# near a share must come.
+POWERS = (-9.0, 4.0)
+HALVINGS = 16
+NEAR = 0.005
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A pruned network.
+
+    Arguments:
+        params: with zeros where weights went.
+        share: of all weights, that went.
+        setting: eta, penalty or tolerance that was used; None where there is none, or the method
+            finds it by itself.
+    """
+
+    params: Any
+    share: float
+    setting: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pruner:
+    """Prunes one trained network.
+
+    Arguments:
+        layers: those of the network.
+        moments: of the layers' inputs, for "abp-l".
+    """
+
+    layers: Layers
+    moments: Mapping[str, LayerMoments]
+    _tried: dict[tuple[str, float], Cut] = field(default_factory=dict)
+
+    def cut(self, trial: Trial) -> Cut:
+        """The network as a trial prunes it.
+
+        Where a share is asked for, "tail" and "abp-l" come within half a percent of all weights,
+        or as near as they can; all others meet it exactly, magnitude in whole weights of each
+        neuron or layer.
+        """
+        method, share = trial.method, trial.share
+        if method in SEARCHED:
+            if share is not None:
+                return self._searched(method, share)
+            assert trial.value is not None
+            return self._lasso(trial.value)
+        if method in MAGNITUDE:
+            assert share is not None
+            return self.magnitude(share, method.removeprefix("magnitude "))
+        asked = {"eta": trial.value} if share is None else {"share": share}
+        if method == "abp-m":
+            return self._masked(trial.value, adaptive_prune, trial.q, **asked)
+        return self._masked(trial.value, pq_prune, **asked, scope="layer")
+
+    def magnitude(self, share: float, scope: str) -> Cut:
+        """The network without the smallest of its weights, see `tdjax.magnitude_prune`."""
+        # Other methods may take all weights, which no share below 1 says.
+        below = min(share, math.nextafter(1.0, 0.0))
+        return self._masked(None, magnitude_prune, below, scope=scope)
+
+    def _searched(self, method: str, share: float) -> Cut:
+        make: Callable[[float], Cut] = {"abp-l": self._lasso, "tail": self._tail}[method]
+        low, high = POWERS
+        found: list[Cut] = []
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            # Shares have their first halvings in common.
+            if (method, middle) not in self._tried:
+                self._tried[method, middle] = make(10.0**middle)
+            cut = self._tried[method, middle]
+            found.append(cut)
+            if abs(cut.share - share) <= NEAR:
+                break
+            low, high = (middle, high) if cut.share < share else (low, middle)
+        return min(found, key=lambda cut: abs(cut.share - share))
+
+    def _tail(self, tolerance: float) -> Cut:
+        # In units of the outputs a tolerance means the same in all layers.
+        return self._masked(tolerance, tail_prune, tolerance, self.layers.relative_bounds)
+
+    def _lasso(self, penalty: float) -> Cut:
+        params, table = self.layers.model.params, self.layers.table
+        return self._counted(
+            lasso_prune(params, self.moments, penalty, layers=table).params, penalty
+        )
+
+    def _masked(
+        self, setting: float | None, prune: Callable[..., Any], *args: Any, **options: Any
+    ) -> Cut:
+        params = self.layers.model.params
+        mask = prune(params, *args, layers=self.layers.table, **options)
+        return self._counted(apply_mask(params, mask), setting)
+
+    def _counted(self, params: Any, setting: float | None) -> Cut:
+        arrays = kernels(params, self.layers.table).values()
+        left = sum(int(np.count_nonzero(array)) for array in arrays)
+        return Cut(params, 1 - left / sum(array.size for array in arrays), setting)
 
 
 def measured(network: Network, model: Variables) -> dict[str, Any]:
@@ -43,39 +147,35 @@ def baseline_record(network: Network, model: Variables, epoch: int, run: int) ->
     }
 
 
-def pruned_record(
-    network: Network, model: Variables, pruner: Pruner, trial: Trial, run: int, cut: Cut
-) -> dict[str, Any]:
+def pruned_record(pruner: Pruner, trial: Trial, run: int, cut: Cut) -> dict[str, Any]:
     """A pruned network as it is.
 
     Where the share is not met exactly, or none was asked for, also what plain magnitude pruning
     keeps at the share that came out, by scope.
     """
+    network, state = pruner.layers.network, pruner.layers.model.state
     record = {
         "kind": "pruned",
         "run": run,
         **trial.fields,
         "setting": cut.setting,
         "pruned": cut.share,
-        **_sizes(network, model.state, cut.params),
-        "test": measured(network, Variables(cut.params, model.state)),
+        **_sizes(network, state, cut.params),
+        "test": measured(network, Variables(cut.params, state)),
     }
     if trial.share is None or trial.method in SEARCHED:
+        rivals = {scope: pruner.magnitude(cut.share, scope).params for scope in SCOPES}
         record["rivals"] = {
-            scope: measured(
-                network, Variables(pruner.magnitude(cut.share, scope).params, model.state)
-            )
-            for scope in SCOPES
+            scope: measured(network, Variables(params, state)) for scope, params in rivals.items()
         }
     return record
 
 
-def tuned_record(
-    network: Network, model: Variables, trial: Trial, run: int, cut: Cut
-) -> dict[str, Any]:
+def tuned_record(pruner: Pruner, trial: Trial, run: int, cut: Cut) -> dict[str, Any]:
     """A pruned network trained on, its zeros kept."""
+    network, state = pruner.layers.network, pruner.layers.model.state
     # The same order of the data for all: methods differ in nothing else.
-    epoch, best = tuned(network, Variables(cut.params, model.state), "pruned")
+    epoch, best = tuned(network, Variables(cut.params, state), "pruned")
     test = measured(network, best)
     return {"kind": "tuned", "run": run, **trial.fields, "epoch": epoch, "test": test}
 

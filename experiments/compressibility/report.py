@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.compressibility.plots import COLORS, plot_index
 from experiments.compressibility.rows import (
     INDICES,
     PHASES,
@@ -20,13 +19,13 @@ from experiments.compressibility.rows import (
     measurement_rows,
     tau_rows,
 )
-from experiments.compressibility.settings import Compressibility
+from experiments.compressibility.settings import SCHEMA, Compressibility
 from experiments.compressibility.tables import text_tables, with_names
-from experiments.compressibility.trials import SCHEMA
-from experiments.report.page import Picture, Report, Section, publish
-from experiments.report.plots import ACCURACY, plot_curves
+from experiments.report import page
+from experiments.report.page import Picture, Report, Section
+from experiments.report.plots import ACCURACY, MARKERS, WIDTH, figure, plot_curves
 from experiments.report.tables import number, percent, to_csv
-from experiments.workdir.journal import read_workdir
+from experiments.workdir.journal import Journal
 
 TITLE = "How far can a network be pruned?"
 INDEX_LABELS = {
@@ -34,6 +33,11 @@ INDEX_LABELS = {
     "pq_index": "PQ index",
     "effective_share": "effective share of the weights",
 }
+# Of Okabe and Ito: told apart by colour-blind readers. Plain magnitude is grey and black.
+COLORS = (
+    "#8a8f96", "#000000", "#b9bdc2", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#e69f00",
+    "#d55e00",
+)  # fmt: skip
 CURVES: Any = {
     "colors": COLORS,
     "side": 0.35,
@@ -51,18 +55,14 @@ TABLES_NOTE = (
 
 
 def write_report(workdir: Path) -> Path:
-    """Write `workdir/report/` from `config.json` and `metrics.jsonl`; return its `index.html`.
+    """The report of a work directory; see `experiments.report.page.write_report`."""
+    return page.write_report(workdir, Compressibility, SCHEMA, _report)
 
-    An unfinished experiment is reported too. The same measurements give the same tables, byte for
-    byte, in whatever order they were recorded.
 
-    Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
-    cannot be understood, ImportError where matplotlib is not installed.
-    """
-    raw, settings, measured = read_workdir(workdir, Compressibility, SCHEMA)
+def _report(settings: Compressibility, measured: Journal) -> Report:
     rows, rivals = measurement_rows(settings, measured)
     averaged, gains = averaged_rows(rows), gain_rows(rows, rivals)
-    layers = layer_rows(settings, measured)
+    layers = layer_rows(measured)
     taus = tau_rows(settings, layers)
     named = with_names(settings, averaged)
     tables = text_tables(
@@ -71,18 +71,16 @@ def write_report(workdir: Path) -> Path:
     baselines = [
         found for run in range(settings.runs) if (found := measured.get("baseline", run=run))
     ]
-    report = Report(
+    pictures = list(_pictures(settings, named, layers, baselines))
+    return Report(
         title=TITLE,
-        subtitle=f"{settings.model.name} on {settings.data.name}",
-        note=settings.note,
         before="Before any pruning, means over the runs",
         facts=_facts(baselines),
         sections=[
-            Section("figures", "Figures", pictures=_pictures(settings, named, layers, baselines)),
+            Section("figures", "Figures", pictures=pictures),
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
         ],
         provenance=_provenance(settings, len(measured.found)),
-        config=raw,
         files={
             "measurements.csv": to_csv(rows),
             "networks.csv": to_csv(averaged, decimals=6),
@@ -91,7 +89,6 @@ def write_report(workdir: Path) -> Path:
             "tau.csv": to_csv(taus, decimals=4),
         },
     )
-    return publish(workdir, report)
 
 
 def _pictures(
@@ -99,37 +96,33 @@ def _pictures(
     averaged: pd.DataFrame,
     layers: pd.DataFrame,
     baselines: Sequence[Mapping[str, Any]],
-) -> list[Picture]:
+) -> Iterator[Picture]:
     figure, whole = ("rise", "relative rise of the mean squared error, %"), 0.0
     if not settings.predicts_numbers:
         figure, whole = ("accuracy", ACCURACY), _mean(baselines, "accuracy")
     label = figure[1][0].upper() + figure[1][1:]
     shares = averaged[averaged["share"].notna()].assign(percent=100 * averaged["pruned"])
     weights, symlog = ("percent", "weights pruned, %"), settings.predicts_numbers
-    pictures = []
     for phase, words in PHASES.items():
         own = shares[shares["phase"] == phase]
         if len(own):
-            picture = Picture(
+            yield Picture(
                 f"curves_{phase}.png",
                 f"{label} against the share pruned, {words}.",
                 "Means over the runs with 95 % intervals, methods side by side. Dashed: before "
                 "pruning.",
                 plot_curves(own, weights, figure, whole, **CURVES, symlog=symlog),
             )
-            pictures.append(picture)
     for q in settings.qs:
         own = layers[layers["q"] == q]
         if len(own):
-            picture = Picture(
+            yield Picture(
                 f"layers_{q:g}.png",
                 f"What can go from a layer alone against its indices, q {q:g}.",
                 "A point for each layer and run. All indices but the effective share ought to rise "
                 "with what can go.",
                 plot_index(own, {index: INDEX_LABELS[index] for index in INDICES}),
             )
-            pictures.append(picture)
-    return pictures
 
 
 def _mean(baselines: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -167,3 +160,29 @@ def _provenance(settings: Compressibility, count: int) -> dict[str, str]:
         ),
         "published figures": settings.published or "none",
     }
+
+
+def plot_index(rows: pd.DataFrame, indices: Mapping[str, str]) -> bytes:
+    """The share of each layer that can go against its indices: a panel an index, a point a run.
+
+    Arguments:
+        rows: of layers, of one q.
+        indices: columns with their texts.
+    """
+    with figure(WIDTH, 3.6) as (drawn, png):
+        panels = drawn.subplots(1, len(indices), sharey=True, squeeze=False)[0]
+        for axes, (name, text) in zip(panels, indices.items(), strict=True):
+            for place, (layer, own) in enumerate(rows.groupby("layer", sort=False)):
+                axes.scatter(
+                    own[name],
+                    100 * own["reached"],
+                    color=COLORS[place % len(COLORS)],
+                    marker=MARKERS[place % len(MARKERS)],
+                    label=layer,
+                    s=28,
+                )
+            axes.set_xlabel(text)
+            axes.grid(visible=True)
+        panels[0].set_ylabel("weights that can go, %")
+        drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    return png.getvalue()

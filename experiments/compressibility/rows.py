@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.compressibility.settings import MAGNITUDE, Compressibility
-from experiments.compressibility.trials import enumerate_trials
+from experiments.compressibility.settings import MAGNITUDE, Compressibility, enumerate_trials
 from experiments.report.correlate import estimate_tau
 from experiments.report.tables import averages, framed
 from experiments.workdir.journal import Journal
@@ -49,8 +49,11 @@ def measurement_rows(
     """
     rows: list[Row] = []
     rivals: list[Row] = []
-    for run, trial, whole, records in _pruned(settings, measured):
-        pruned = records["pruned"]
+    for run, trial in product(range(settings.runs), enumerate_trials(settings)):
+        whole, name = measured.get("baseline", run=run), {"run": run, **trial.fields}
+        pruned = measured.get("pruned", **name)
+        if whole is None or pruned is None:
+            continue
         sizes = {
             "pruned": pruned["pruned"],
             "gone": pruned["gone"],
@@ -58,12 +61,12 @@ def measurement_rows(
             "size": pruned["size"] / whole["params"],
         }
         rows += [
-            {"phase": phase, "run": run, **trial, **sizes, **_performance(record, whole)}
-            for phase, record in records.items()
+            {"phase": phase, **name, **sizes, **_performance(record["test"], whole)}
+            for phase in PHASES
+            if (record := measured.get(phase, **name))
         ]
         rivals += [
-            {"phase": "pruned", "run": run, **trial, "against": scope}
-            | _performance({"test": test}, whole)
+            {"phase": "pruned", **name, "against": scope, **_performance(test, whole)}
             for scope, test in pruned.get("rivals", {}).items()
         ]
     found = framed(rows, MEASURED)
@@ -72,21 +75,8 @@ def measurement_rows(
     return found, framed(rivals, RIVALS)
 
 
-def _pruned(
-    settings: Compressibility, measured: Journal
-) -> Iterator[tuple[int, Row, Record, dict[str, Record]]]:
-    """Run, trial, baseline, and the records by phase, of each network that was pruned."""
-    for run in range(settings.runs):
-        whole = measured.get("baseline", run=run)
-        for trial in enumerate_trials(settings) if whole else ():
-            found = {p: measured.get(p, run=run, **trial.fields) for p in PHASES}
-            records = {phase: record for phase, record in found.items() if record is not None}
-            if whole and "pruned" in records:
-                yield run, trial.fields, whole, records
-
-
-def _performance(record: Record, whole: Record) -> Row:
-    return {**record["test"], "rise": record["test"]["loss"] / whole["test"]["loss"] - 1}
+def _performance(test: Record, whole: Record) -> Row:
+    return {**test, "rise": test["loss"] / whole["test"]["loss"] - 1}
 
 
 def averaged_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -124,21 +114,18 @@ def gain_rows(rows: pd.DataFrame, rivals: pd.DataFrame) -> pd.DataFrame:
     return found[[*by, "pruned", "runs", *found.columns[len(by) + 2 :]]]
 
 
-def layer_rows(settings: Compressibility, measured: Journal) -> pd.DataFrame:
+def layer_rows(measured: Journal) -> pd.DataFrame:
     """One row for each run, layer and q."""
     rows = [
         {
             **{**record, **own},
-            "run": run,
             "weights": record["inputs"] * record["neurons"],
             "effective_share": own["effective_number"] / record["inputs"],
             **dict(zip(("lower", "median", "upper"), own["effective_quantiles"], strict=True)),
             "bounded": own["looseness"]["neurons"],
             **dict(zip(LOOSENESS, _ratios(own["looseness"]), strict=True)),
         }
-        for run in range(settings.runs)
-        for record in measured.of_kind("layer")
-        if record["run"] == run
+        for record in sorted(measured.of_kind("layer"), key=lambda record: record["run"])
         for own in record["by_q"]
     ]
     return framed(rows, LAYERS)

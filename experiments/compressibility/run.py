@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.compressibility.layers import layer_records, layers_of
-from experiments.compressibility.measure import baseline_record, pruned_record, tuned_record
+from experiments.compressibility.measure import Pruner, baseline_record, pruned_record, tuned_record
 from experiments.compressibility.paper import published_pruning
-from experiments.compressibility.pruner import Pruner
 from experiments.compressibility.report import write_report
-from experiments.compressibility.settings import Compressibility
-from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
+from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.network.baseline import trained
 from experiments.network.calibrate import Calibration
 from experiments.network.network import Network, reseeded
@@ -43,15 +42,10 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     if "abp-l" in settings.methods:
         check_chain(network)
     journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
-    measure(
-        journal,
-        [
-            name
-            for number in range(settings.runs)
-            for name in _names(journal, settings, enumerate_trials(settings), number)
-        ],
-        [partial(_runs, network, settings, journal, workdir)],
-    )
+    names = [journal.identity("baseline", {"run": number}) for number in range(settings.runs)]
+    for number, trial in product(range(settings.runs), enumerate_trials(settings)):
+        names += _names(journal, settings, trial, number)
+    measure(journal, names, [partial(_runs, network, settings, journal, workdir)])
     return write_report(workdir)
 
 
@@ -73,35 +67,29 @@ def check_chain(network: Network) -> None:
             )
 
 
-def _names(
-    journal: Journal, settings: Compressibility, trials: Sequence[Trial], number: int
-) -> list[Identity]:
-    """What identifies the records of a run, those of its layers apart."""
+def _names(journal: Journal, settings: Compressibility, trial: Trial, run: int) -> list[Identity]:
+    """What identifies the records of a trial."""
     kinds = ("pruned", "tuned") if settings.finetune.epochs else ("pruned",)
-    return [
-        journal.identity("baseline", {"run": number}),
-        *(
-            journal.identity(kind, {"run": number, **trial.fields})
-            for trial in trials
-            for kind in kinds
-        ),
-    ]
+    return [journal.identity(kind, {"run": run, **trial.fields}) for kind in kinds]
 
 
-def _layers(journal: Journal, number: int) -> list[Any]:
-    return [record for record in journal.of_kind("layer") if record["run"] == number]
+def _layers(journal: Journal, run: int) -> list[Any]:
+    return [record for record in journal.of_kind("layer") if record["run"] == run]
 
 
 def _runs(
     network: Network, settings: Compressibility, journal: Journal, workdir: Path
 ) -> Iterator[Records]:
     """Yield the records that are missing, run by run."""
-    trials = enumerate_trials(settings)
-    for number in range(settings.runs):
-        names = _names(journal, settings, trials, number)
-        if not all(name in journal.found for name in names) or not _layers(journal, number):
-            own = reseeded(network, settings.seed + number) if number else network
-            yield from _measure(own, settings, trials, journal, number, workdir)
+    for run in range(settings.runs):
+        lacking = [
+            trial
+            for trial in enumerate_trials(settings)
+            if any(name not in journal.found for name in _names(journal, settings, trial, run))
+        ]
+        if lacking or not journal.get("baseline", run=run) or not _layers(journal, run):
+            own = reseeded(network, settings.seed + run) if run else network
+            yield from _measure(own, settings, lacking, journal, run, workdir)
 
 
 def _measure(
@@ -112,7 +100,7 @@ def _measure(
     run: int,
     workdir: Path,
 ) -> Iterator[Records]:
-    """Yield the records of one run that are missing: the network, its layers, each trial."""
+    """Yield the records of one run: of the network and its layers where missing, of the trials."""
     models, epoch = trained(network, workdir / "checkpoints" / f"run-{run}")
     model = jax.tree.map(lambda leaf: leaf[0], models)
     whole = journal.get("baseline", run=run)
@@ -121,21 +109,17 @@ def _measure(
         yield [dict(whole)]
     calibration = Calibration("same", settings.calibration.images[0], 0)
     batches = network.batches(calibration)
-    table = [entry.layer for entry in network.dense.layers]
-    layers = layers_of(network, model, table, [batch.images for batch in batches])
+    layers = layers_of(network, model, [batch.images for batch in batches])
     if len(_layers(journal, run)) < len(layers.leaves):
         yield layer_records(settings, layers, run, whole["test"])
     moments: dict[str, Any] = {}
     if "abp-l" in settings.methods:
         folder = workdir / "moments" / f"run-{run}"
         moments = moments_for(network, model, batches, calibration, folder, gradients=False)
-    pruner = Pruner(model.params, table, moments, layers.relative_bounds)
+    pruner = Pruner(layers, moments)
     for trial in trials:
-        wanted = _names(journal, settings, [trial], run)[1:]
-        if all(name in journal.found for name in wanted):
-            continue
         cut = pruner.cut(trial)
-        records = [pruned_record(network, model, pruner, trial, run, cut)]
+        records = [pruned_record(pruner, trial, run, cut)]
         if settings.finetune.epochs:
-            records.append(tuned_record(network, model, trial, run, cut))
+            records.append(tuned_record(pruner, trial, run, cut))
         yield records

@@ -9,8 +9,7 @@ import pandas as pd
 
 from experiments.compressibility.paper import PublishedPruning, published_pruning
 from experiments.compressibility.rows import PHASES, TRIAL
-from experiments.compressibility.settings import MAGNITUDE, Compressibility
-from experiments.compressibility.trials import enumerate_trials
+from experiments.compressibility.settings import MAGNITUDE, Compressibility, enumerate_trials
 from experiments.report.tables import (
     DASH,
     Table,

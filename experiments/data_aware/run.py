@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from experiments.data_aware.measure import (
-    PlannedNetworks,
-    Press,
-    measured_records,
-    plan_networks,
-    reestimated_record,
-    tuned_record,
-)
+import numpy as np
+
+from experiments.data import Examples, stratified_subset
 from experiments.data_aware.report import write_report
-from experiments.data_aware.settings import DataAware
-from experiments.data_aware.trials import SCHEMA, Trial, enumerate_trials, is_tuned
-from experiments.network.calibrate import Calibration, seen
+from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials
+from experiments.network.calibrate import Batch, Calibration
+from experiments.network.compressed import (
+    FROBENIUS,
+    SEQUENTIAL,
+    Compressed,
+    Moments,
+    batches_for,
+    decomposed,
+)
 from experiments.network.network import Network
-from experiments.network.train_on import moments_for
+from experiments.network.train_on import moments_for, scored
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
+from tdjax.linen import make_plan
+from tdjax.params.bias import can_correct, mean_output, shifted
+from tdjax.params.factorize import reconstruct_params
+from tdjax.params.tree import copied, layer_params, put
+from tdjax.plan.plan import Plan
+from tdjax.plan.rules import Rule
 
 
 def run(network: Network, settings: DataAware, workdir: Path) -> Path:
@@ -32,17 +43,19 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
     The work directory also holds `moments/`. Returns the path of the report's page; see
     `experiments.runner.carry_out`.
     """
-    planned = plan_networks(network, settings)
+    layer_test = layer_examples(settings, network.splits.test)
+    plans = plan_networks(network, settings)
     journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
     sizes = [
         {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
-        for (method, keep), plan in planned.plans.items()
+        for (method, keep), plan in plans.items()
     ]
     model = baseline(network, journal, workdir, ("test",), sizes=sizes)
-    press, trials = Press(planned, model), enumerate_trials(settings)
+    press = Press(network, settings, model, plans, layer_test)
+    trials = enumerate_trials(settings)
     measure(
         journal,
-        [name for own in trials.values() for t in own for name in _names(journal, planned, t)],
+        [name for own in trials.values() for t in own for name in _names(journal, press, t)],
         [
             partial(_measure, press, calibration, own, journal, workdir / "moments")
             for calibration, own in trials.items()
@@ -54,42 +67,160 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
 EXPERIMENT = Experiment("data_aware", DataAware, run, write_report)
 
 
-def _names(journal: Journal, planned: PlannedNetworks, trial: Trial) -> list[Identity]:
+def _names(journal: Journal, press: Press, trial: Trial) -> list[Identity]:
     """What identifies each record of a trial."""
-    kinds = ["network"]
-    if planned.settings.reestimate:
-        kinds.append("reestimated")
-    if is_tuned(planned.settings, trial):
-        kinds.append("tuned")
-    whole = [journal.identity(kind, trial.fields) for kind in kinds]
-    layers = planned.layers_of(trial)
-    return whole + [journal.identity("layer", {"layer": p, **trial.fields}) for p in layers]
+    layers = [{"layer": path, **trial.fields} for path in press.layers_of(trial)]
+    names = [journal.identity("network", trial.fields)]
+    names += [journal.identity("layer", fields) for fields in layers]
+    if press.settings.reestimate:
+        names.append(journal.identity("reestimated", trial.fields))
+    subsets = press.settings.finetune_subsets
+    if press.settings.finetune.epochs and trial.calibration.subset < subsets:
+        names.append(journal.identity("tuned", trial.fields))
+    return names
 
 
 def _measure(
     press: Press, calibration: Calibration, trials: Sequence[Trial], journal: Journal, folder: Path
 ) -> Iterator[Records]:
     """Yield the records of one calibration that are missing, as soon as each group is there."""
-    planned, model = press.planned, press.model
-    settings, network, batches, moments = planned.settings, planned.network, [], None
-    wanted = {
-        trial: kinds
+    network, model = press.network, press.model
+    missing = {
+        trial: [name[0] for name in _names(journal, press, trial) if name not in journal.found]
         for trial in trials
-        if (kinds := {n[0] for n in _names(journal, planned, trial) if n not in journal.found})
     }
-    if not wanted:
+    if not any(missing.values()):
         return
-    if calibration.images or settings.reestimate:
-        batches = network.batches(seen(settings.calibration, calibration))
+    batches, moments = batches_for(network, calibration), None
     if calibration.images:
-        gradients = settings.needs_gradients
+        gradients = press.settings.needs_gradients
         moments = moments_for(network, model, batches, calibration, folder, gradients=gradients)
-    for trial, kinds in wanted.items():
-        factors, dense = press.factors(trial, moments, batches)
-        if kinds & {"network", "layer"}:
-            # A write is one piece, but a reader may have cut it: what is there stays as it is.
-            yield measured_records(planned, model, trial, dense)
-        if "reestimated" in kinds:
-            yield [reestimated_record(planned, Variables(dense, model.state), trial, batches)]
-        if "tuned" in kinds:
-            yield [tuned_record(planned, model, trial, factors)]
+    for trial, kinds in missing.items():
+        if not kinds:
+            continue
+        made = press.compressed(trial, moments, batches)
+        for kind in dict.fromkeys(kinds):
+            if kind == "layer":
+                # A write is one piece, but a reader may have cut it: what is there stays as it is.
+                yield press.layer_records(trial, made)
+            else:
+                name = f"{calibration.subset}"
+                yield [made.measured(kind, trial.fields, batches, name)[0]]
+
+
+@dataclass(frozen=True, eq=False)
+class Press:
+    """Makes the compressed networks of trials; decompositions that see no data are kept.
+
+    Arguments:
+        model: the network before compression.
+        plans: by method and share kept.
+        layer_test: the test images for networks with one layer compressed; None for no such.
+    """
+
+    network: Network
+    settings: DataAware
+    model: Variables
+    plans: Mapping[tuple[str, float], Plan]
+    layer_test: Examples | None
+    _kept: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def layers_of(self, trial: Trial) -> list[str]:
+        """The layers of a trial that are tried one at a time."""
+        # Where layers depend on one another none can be tried alone.
+        if self.layer_test is None or trial.norm.startswith(SEQUENTIAL):
+            return []
+        return [entry.layer.path for entry in self.plans[trial.method, trial.keep].factorised]
+
+    def compressed(
+        self, trial: Trial, moments: Moments | None, batches: Sequence[Batch]
+    ) -> Compressed:
+        """The network of a trial.
+
+        Arguments:
+            moments: on the trial's calibration; None where that has no images.
+            batches: its images.
+        """
+        network, model = self.network, self.model
+        plan, correct = self.plans[trial.method, trial.keep], trial.correct_bias
+        if trial.norm == FROBENIUS:
+            factors = self._blind(trial, plan)
+            if correct and moments is not None:
+                factors = _corrected(factors, model.params, plan, moments)
+        else:
+            data = (trial.norm, batches, moments)
+            factors = decomposed(network, model, plan, trial.start, *data, correct_bias=correct)
+        return Compressed(network, plan, factors, model.state)
+
+    def _blind(self, trial: Trial, plan: Plan) -> dict[str, Any]:
+        start = trial.calibration.subset if trial.method == "cp" else 0
+        name = (trial.method, trial.keep, start)
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = decomposed(self.network, self.model, plan, trial.start)
+            return self._kept[name]
+
+    def layer_records(self, trial: Trial, made: Compressed) -> list[dict[str, Any]]:
+        """A record for each layer of a trial's network compressed alone."""
+        records = []
+        for path in self.layers_of(trial):
+            assert self.layer_test is not None
+            params = copied(self.model.params)
+            put(params, path, layer_params(made.dense.params, path))
+            test = scored(self.network, Variables(params, made.state), self.layer_test)
+            records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
+        return records
+
+
+def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, float], Plan]:
+    """Every plan of compression, by method and share kept.
+
+    Raises ValueError where it would make no layer smaller.
+    """
+    plans = {}
+    for method in settings.methods:
+        for keep in settings.keeps:
+            rules = tuple(
+                Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
+            )
+            plan = make_plan(network.module, network.start.collections, rules, network.sample)
+            if not plan.factorised:
+                raise ValueError(
+                    f"config field 'keeps': no layer gets smaller with {method} at {keep:g} kept"
+                )
+            plans[method, keep] = plan
+    return plans
+
+
+def layer_examples(settings: DataAware, test: Examples) -> Examples | None:
+    """The test images for networks with one layer compressed; None for no such networks.
+
+    Raises ValueError where there are fewer than asked for.
+    """
+    count = settings.test.layer_images
+    if count is None:
+        return test
+    if count > len(test.labels):
+        raise ValueError(
+            f"config field 'test.layer_images' is {count}, but there are {len(test.labels)} "
+            "test images"
+        )
+    if count == 0:
+        return None
+    chosen = stratified_subset(test.labels, count, settings.seed)
+    return Examples(np.ascontiguousarray(test.images[chosen]), test.labels[chosen])
+
+
+def _corrected(
+    factors: Mapping[str, Any], params: Mapping[str, Any], plan: Plan, moments: Moments
+) -> dict[str, Any]:
+    """The biases take on what the mean input of each layer loses."""
+    dense, result = reconstruct_params(factors, plan), copied(factors)
+    for entry in plan.factorised:
+        path, name = entry.layer.path, entry.layer.storage.name
+        own, mean = layer_params(params, path), moments[path].mean
+        if mean is not None and can_correct(entry, own):
+            lost = own[name] - layer_params(dense, path)[name]
+            put(result, path, {"bias": shifted(own["bias"], mean_output(lost, entry, mean))})
+    return result

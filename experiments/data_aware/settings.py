@@ -1,16 +1,23 @@
-"""Everything that the experiment is asked to do, read strictly from its configuration."""
+"""The settings of the experiment, read strictly from its configuration, and their trials."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
+from experiments.network.calibrate import Calibration, drawn
+from experiments.network.compressed import (
+    CALIBRATION,
+    FROBENIUS,
+    SEQUENTIAL,
+    CompressionTrial,
+    compressed_schema,
+)
 from experiments.network.settings import NetworkSettings, ScoreSettings
 from experiments.workdir.fields import check_choices, check_least
+from experiments.workdir.journal import SCORES, Fields, Kind, Schema
 from tdjax.plan.form import METHODS
 
-FROBENIUS = "frobenius"
-# In front of a norm: layer after layer, each on what the ones before it have become.
-SEQUENTIAL = "sequential "
 NORMS = (
     FROBENIUS,
     "covariance",
@@ -85,3 +92,49 @@ class DataAware(NetworkSettings):
             or any(self.correct_bias)
             or any(norm != FROBENIUS for norm in self.norms)
         )
+
+
+TRIAL: Fields = {"method": str, "keep": float, "norm": str, "correct_bias": bool, **CALIBRATION}
+_SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
+SCHEMA: Schema = {
+    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
+    **compressed_schema(TRIAL),
+    "layer": Kind({**TRIAL, "layer": str}, {"test": SCORES}),
+}
+
+
+@dataclass(frozen=True)
+class Trial(CompressionTrial):
+    """One compressed network, whose layers are also tried one at a time."""
+
+    method: str
+    keep: float
+    norm: str
+    correct_bias: bool
+
+    @property
+    def start(self) -> str:
+        """The name of its random starts, which all norms have in common."""
+        return f"{self.method}, {self.keep:g}, {self.calibration.subset}"
+
+
+def enumerate_trials(settings: DataAware) -> dict[Calibration, list[Trial]]:
+    """Every trial, by the calibration that it shares with others, in the order of the report.
+
+    What sees no data is measured once, but CP, whose starts are random, as often as there are
+    subsets; all norms of one subset have the same start.
+    """
+    blind = [Calibration(subset=subset) for subset in range(settings.calibration.subsets)]
+    trials: dict[Calibration, list[Trial]] = {}
+    choices = list(product(settings.methods, settings.keeps, settings.norms, settings.correct_bias))
+    for own in (*blind, *drawn(settings.calibration)):
+        for method, keep, norm, correct in choices:
+            again = own.subset > 0 and not own.images and method != "cp"
+            if sees_data(norm, correct) == (own.images > 0) and not again:
+                trials.setdefault(own, []).append(Trial(own, method, keep, norm, correct))
+    return trials
+
+
+def sees_data(norm: str, correct_bias: bool) -> bool:
+    """Whether such a decomposition depends on the calibration images."""
+    return norm != FROBENIUS or correct_bias

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.data_aware.settings import FROBENIUS, NORMS, SEQUENTIAL, DataAware
-from experiments.data_aware.trials import TRIAL
+from experiments.data_aware.settings import NORMS, TRIAL, DataAware
+from experiments.network.compressed import FROBENIUS, SEQUENTIAL
 from experiments.report.tables import (
     DASH,
     Table,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,19 +94,6 @@ def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) ->
     """The network with its batch normalisation estimated again; labels are not looked at."""
     state = dict(reestimate_batch_stats(network.module, model.collections, batches))
     return Variables(state.pop("params"), state)
-
-
-def tuned(
-    network: Network, factors: Mapping[str, Any], state: Any, plan: Plan, name: str
-) -> tuple[int, Variables]:
-    """Train the factors of a compressed network on; the best epoch, and the factors there.
-
-    Arguments:
-        name: of the random stream of the order of the data.
-    """
-    apply = FactorisedNetwork(network.apply, plan)
-    settings = network.settings.finetune_fit
-    return trained_on(network, Variables(factors, state), apply, settings, name)
 
 
 def trained_on(

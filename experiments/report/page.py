@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
+from experiments.network.settings import NetworkSettings
 from experiments.report.tables import Table, Tau, number, percent, to_markdown
+from experiments.workdir.journal import Journal, Schema, read_workdir
 from tdjax.files import write_atomically
+
+T = TypeVar("T", bound=NetworkSettings)
 
 PACKAGES = ("tdjax", "jax", "flax", "numpy")
 
@@ -68,15 +72,35 @@ class Report:
     """
 
     title: str
-    subtitle: str
     before: str
     facts: Mapping[str, str]
     sections: Sequence[Section]
     provenance: Mapping[str, str]
-    config: Mapping[str, Any]
     files: Mapping[str, str]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    subtitle: str = ""
     lead: str = ""
     note: str = ""
+
+
+def write_report(
+    workdir: Path, settings: type[T], schema: Schema, compose: Callable[[T, Journal], Report]
+) -> Path:
+    """Write `workdir/report/` from `config.json` and `metrics.jsonl`; return its `index.html`.
+
+    An unfinished experiment is reported too. The same measurements give the same tables, byte for
+    byte, in whatever order they were recorded.
+
+    Arguments:
+        compose: what the report shows, but for what its head and its end tell of the settings.
+
+    Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
+    cannot be understood, ImportError where matplotlib is not installed.
+    """
+    raw, asked, measured = read_workdir(workdir, settings, schema)
+    subtitle = f"{asked.model.name} on {asked.data.name}"
+    report = compose(asked, measured)
+    return publish(workdir, replace(report, subtitle=subtitle, note=asked.note, config=raw))
 
 
 def publish(workdir: Path, report: Report) -> Path:

@@ -8,8 +8,7 @@ import pytest
 
 import tdjax
 from experiments.compress.run import run
-from experiments.compress.settings import Compress
-from experiments.compress.trials import SCHEMA, enumerate_trials
+from experiments.compress.settings import SCHEMA, Compress, enumerate_trials
 from experiments.compressibility.run import run as run_compressibility
 from experiments.compressibility.settings import Compressibility
 from experiments.data.splits import DataSplits, Examples

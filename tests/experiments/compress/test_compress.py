@@ -7,8 +7,7 @@ import pytest
 
 import tdjax
 from experiments.compress.report import write_report
-from experiments.compress.settings import Compress
-from experiments.compress.trials import enumerate_trials
+from experiments.compress.settings import Compress, enumerate_trials
 from experiments.network.network import configured
 from experiments.network.training import LinenNetwork, Variables, evaluate
 from experiments.runner import carry_out

@@ -10,15 +10,13 @@ import pytest
 from flax import linen as nn
 
 import tdjax
-from experiments.compressibility.layers import layer_records, layers_of
-from experiments.compressibility.measure import MaskedFit, measured, present, tuned
+from experiments.compressibility.layers import kernels, layer_records, layers_of
+from experiments.compressibility.measure import MaskedFit, Pruner, measured, present, tuned
 from experiments.compressibility.paper import published_pruning
-from experiments.compressibility.pruner import Pruner, kernels
 from experiments.compressibility.report import write_report
 from experiments.compressibility.rows import averaged_layers, layer_rows
 from experiments.compressibility.run import check_chain
-from experiments.compressibility.settings import Compressibility
-from experiments.compressibility.trials import SCHEMA, Trial, enumerate_trials
+from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.data_aware.settings import DataAware
 from experiments.models import MLP
 from experiments.network.calibrate import Calibration
@@ -84,10 +82,8 @@ def network():
 def pruner(network):
     params = network.start.params
     batches = [batch.images for batch in network.batches(Calibration("same", 100, 0))]
-    table = [entry.layer for entry in network.dense.layers]
     moments = tdjax.collect_moments(network.module, {"params": params}, batches)
-    bounds = layers_of(network, network.start, table, batches).relative_bounds
-    return Pruner(params, table, moments, bounds)
+    return Pruner(layers_of(network, network.start, batches), moments)
 
 
 def lines(workdir):
@@ -242,7 +238,7 @@ def test_a_cut_has_the_share_that_was_asked_for(pruner, trial):
         loose = 0.1 if trial.method in ("tail", "abp-l") else 0.01
         assert cut.share == pytest.approx(trial.share, abs=loose)
     if trial.method != "abp-l":
-        for path, own in kernels(pruner.params).items():
+        for path, own in kernels(pruner.layers.model.params).items():
             np.testing.assert_array_equal(arrays[path], np.where(arrays[path] != 0, own, 0))
 
 
@@ -287,8 +283,7 @@ def test_records_of_layers_against_numpy(network):
     model = network.start
     settings = network.settings
     images = np.asarray(network.splits.train.images[:30], np.float64)
-    table = [entry.layer for entry in network.dense.layers]
-    layers = layers_of(network, model, table, [images[:15].astype("f4"), images[15:].astype("f4")])
+    layers = layers_of(network, model, [images[:15].astype("f4"), images[15:].astype("f4")])
     whole = measured(network, model)
     test, labels = network.splits.test.images, network.splits.test.labels
     outputs = plain_layers(model.params, test)["output"][1][:, 0]
@@ -340,8 +335,7 @@ def test_records_of_layers_against_numpy(network):
 
 
 def test_means_over_layers_weigh_neurons(unbroken):
-    settings = read_fields(Compressibility, json.loads((unbroken / "config.json").read_text()))
-    rows = layer_rows(settings, read_journal(unbroken / "metrics.jsonl", SCHEMA))
+    rows = layer_rows(read_journal(unbroken / "metrics.jsonl", SCHEMA))
     averaged = averaged_layers(rows)
     (network,) = averaged[averaged["layer"] == ""].to_dict("records")
     assert (network["neurons"], network["weights"]) == (9, 10 * 8 + 8)

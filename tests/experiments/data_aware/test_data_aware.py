@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data_aware.measure import Press, plan_networks
 from experiments.data_aware.report import write_report
-from experiments.data_aware.settings import DataAware
-from experiments.data_aware.trials import Trial, enumerate_trials
+from experiments.data_aware.run import Press, plan_networks
+from experiments.data_aware.settings import DataAware, Trial, enumerate_trials
 from experiments.network.calibrate import Calibration
 from experiments.network.network import configured
 from experiments.network.train_on import moments_for
@@ -80,9 +79,10 @@ def unbroken(cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planned(cache):
+def press(cache):
     settings = read_fields(DataAware, CONFIG)
-    return plan_networks(configured(settings), settings)
+    network = configured(settings)
+    return Press(network, settings, network.start, plan_networks(network, settings), None)
 
 
 def tables(workdir):
@@ -107,7 +107,7 @@ def test_every_trial_once_and_what_sees_no_data_not_again():
     assert all(t.calibration == calibration for calibration in trials for t in trials[calibration])
 
 
-def test_records_report_and_figures(unbroken, planned):
+def test_records_report_and_figures(unbroken, press):
     records = [json.loads(line) for line in lines(unbroken)]
     kinds = [record["kind"] for record in records]
     assert kinds[0] == "baseline"
@@ -119,7 +119,7 @@ def test_records_report_and_figures(unbroken, planned):
     assert kinds.count("network") == len(trials)
     # Fine-tuning of the first subset: without data one of each method, with data five.
     assert kinds.count("tuned") == 2 + 2 * 5
-    layers = [len(planned.plans[trial.method, trial.keep].factorised) for trial in trials]
+    layers = [len(press.plans[trial.method, trial.keep].factorised) for trial in trials]
     assert kinds.count("layer") == sum(layers) > len(trials)
     assert all(r["test"]["count"] == (20 if r["kind"] == "layer" else 50) for r in records)
     found = {file.name for file in (unbroken / "report").iterdir()}
@@ -145,15 +145,15 @@ def test_records_report_and_figures(unbroken, planned):
         assert 0 < size["macs"] < records[0]["macs"]
 
 
-def test_a_network_is_measured_as_its_factors_say(unbroken, planned):
+def test_a_network_is_measured_as_its_factors_say(unbroken, press):
     # The whole way again, without the experiment's own parts: a factorised model on the test set.
     import tdjax
     from experiments.network.baseline import train_baseline
 
-    network = planned.network
+    network = press.network
     fit = train_baseline(network, unbroken / "checkpoints" / "baseline")
     model = jax.tree.map(lambda leaf: leaf[0], fit.best)
-    plan = planned.plans["svd", 0.5]
+    plan = press.plans["svd", 0.5]
     moments = tdjax.load_moments(unbroken / "moments" / "same-60-1.npz")
     params = tdjax.factorize_params(
         model.params, plan, moments=moments, norm="kronecker", correct_bias=True
@@ -244,17 +244,16 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
         write_report(workdir)
 
 
-def test_one_start_and_one_decomposition_for_all_that_see_no_data(planned, tmp_path):
-    press = Press(planned, planned.network.start)
+def test_one_start_and_one_decomposition_for_all_that_see_no_data(press, tmp_path):
     plain = Trial(Calibration(), "cp", 0.5, "frobenius", False)
-    first, dense = press.factors(plain, None, [])
-    assert press.factors(plain, None, [])[0] is first
+    made = press.compressed(plain, None, [])
+    first, dense = made.factors, made.dense.params
+    assert press.compressed(plain, None, []).factors is first
     calibration = Calibration("same", 60, 0)
-    network, batches = planned.network, planned.network.batches(calibration)
+    network, batches = press.network, press.network.batches(calibration)
     moments = moments_for(network, network.start, batches, calibration, tmp_path, gradients=True)
-    corrected, shifted = press.factors(
-        Trial(calibration, "cp", 0.5, "frobenius", True), moments, batches
-    )
+    made = press.compressed(Trial(calibration, "cp", 0.5, "frobenius", True), moments, batches)
+    corrected, shifted = made.factors, made.dense.params
     assert corrected["conv2"].keys() == first["conv2"].keys()
     np.testing.assert_array_equal(dense["conv2"]["kernel"], shifted["conv2"]["kernel"])
     # The mean output is kept: W^T m + b of the layer before and after.
