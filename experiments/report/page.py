@@ -110,7 +110,7 @@ def publish(workdir: Path, report: Report) -> Path:
     tables = [table for section in report.sections for table in section.tables]
     pictures = [picture for section in report.sections for picture in section.pictures]
     files: dict[str, str | bytes] = {**report.files, "tables.md": to_markdown(tables, report.note)}
-    for name, content in files.items() | {one.file: one.png for one in pictures}.items():
+    for name, content in {**files, **{one.file: one.png for one in pictures}}.items():
         write_atomically(folder / name, content)
     # Last, so that whatever the page refers to is already there.
     write_atomically(folder / "index.html", render(report, list(files)))
