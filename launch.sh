@@ -3,6 +3,7 @@
 #   bash launch.sh               the error study on the embedded digits, with its report in runs/digits
 #   bash launch.sh test          format, lint, types and the whole test suite
 #   bash launch.sh test-oldest   the tests that meet most of JAX and Flax, with the oldest versions allowed
+#   bash launch.sh set-up        the environment of the tests alone, .venv; set-up-oldest: .venv-oldest
 #   bash launch.sh CONFIG DIR [--config.field=value ...]   another experiment, e.g. configs/garipov_mnist.py
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -38,8 +39,16 @@ case "${1:-}" in
         set_up .venv test
         .venv/bin/ruff format --check .
         .venv/bin/ruff check .
-        .venv/bin/mypy
+        # Types beside the tests, which leave the second core idle now and then.
+        .venv/bin/mypy &
         run_tests .venv
+        wait $!
+        ;;
+    set-up)
+        set_up .venv test
+        ;;
+    set-up-oldest)
+        set_up .venv-oldest test .ci/oldest.txt
         ;;
     test-oldest)
         set_up .venv-oldest test .ci/oldest.txt
@@ -50,7 +59,7 @@ case "${1:-}" in
         .venv/bin/python -m experiments.main --config=configs/digits.py --workdir=runs/digits
         ;;
     *)
-        [ $# -ge 2 ] || { sed -n '2,6p' "$0"; exit 2; }
+        [ $# -ge 2 ] || { sed -n '2,7p' "$0"; exit 2; }
         set_up .venv experiments
         .venv/bin/python -m experiments.main --config="$1" --workdir="$2" "${@:3}"
         ;;

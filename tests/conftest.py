@@ -1,3 +1,4 @@
+import gc
 import math
 import os
 
@@ -14,6 +15,10 @@ os.environ.setdefault(
 # times as long as the small matrices here take. Read when NumPy and SciPy are loaded; the workers
 # inherit it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Traced and compiled programs stay alive: to go through all of them again and again for cycles
+# takes a fifth of the suite's time and finds little.
+gc.set_threshold(100_000, 50, 100)
 
 
 # Run with the oldest versions too: what meets most of JAX, Flax, Optax and Orbax.

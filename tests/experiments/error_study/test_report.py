@@ -463,7 +463,11 @@ def test_a_second_record_of_the_same_thing_is_refused(tmp_path):
     config = study_config()
     records = list(study_records(config))[:3]
     for again, named in ((0, "the baseline"), (1, "conv2, cp"), (2, "conv2, cp")):
+        # Another number of the same thing; equal records count once.
+        other = {**records[again], "epoch": 99, "kept": 0.5}
         write_study(tmp_path, config, [*records, records[again]])
+        assert len(read_study(tmp_path)[2].found) == 3
+        write_study(tmp_path, config, [*records, other])
         with pytest.raises(ValueError, match=f"line 4: .*{named}.* is recorded a second time"):
             read_study(tmp_path)
     write_study(tmp_path, config, [records[0], records[2]])
