@@ -18,6 +18,7 @@ from experiments.network.network import Network
 from experiments.network.training import LinenNetwork, Variables, example_scores
 from tdjax.dispatch import evaluate_candidates
 from tdjax.linen import layer_outputs
+from tdjax.params.tree import join_path
 from tdjax.plan.layers import Layer
 from tdjax.pruning.bounds import pruning_error_bound
 from tdjax.pruning.indices import effective_number, pq_index, sparsity_index
@@ -217,7 +218,7 @@ def _ranges(
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         outputs = next_fun(*args, **kwargs)
-        path = "/".join(context.module.path)
+        path = join_path(*context.module.path)
         if path in found and context.method_name == "__call__":
             limit, squares, count = found[path]
             found[path] = (

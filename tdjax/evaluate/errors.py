@@ -19,7 +19,7 @@ from tdjax.evaluate.candidates import Network, examples
 from tdjax.params.factorize import dense_tree, factor_tree, weight_name
 from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
-from tdjax.params.tree import layer_params
+from tdjax.params.tree import find, layer_params, mappings
 from tdjax.plan.plan import Plan
 from tdjax.trace.call import StaticPart, split_arrays
 
@@ -194,29 +194,29 @@ def _kernel(params: Any, path: str) -> Array:
     return jnp.asarray(unboxed(own[weight_name(own) or "kernel"]))
 
 
-def _changed_kernels(params: Any, dense: Any, path: tuple[str, ...] = ()) -> list[str]:
-    if not isinstance(params, Mapping):
-        return []
-    where, name = "/".join(path), weight_name(params)
-    dense = dense if isinstance(dense, Mapping) else {}
-    if name is not None and not isinstance(params[name], Mapping):
-        if name not in dense:
-            raise ValueError(
-                f"feature_errors: no {name} at {where!r}; pass the plan, or dense parameters, as "
-                "from tdjax.reconstruct_params(params, plan), or tdjax.nnx.reconstruct(model, plan)"
-            )
-        own, other = unboxed(params[name]), unboxed(dense[name])
-        if jnp.shape(own) != jnp.shape(other):
-            raise ValueError(
-                f"feature_errors: layer {where!r} has a {name} of shape {jnp.shape(own)}, the "
-                f"approximation one of {jnp.shape(other)}"
-            )
-        return [] if bool(jnp.array_equal(own, other)) else [where]
+def _changed_kernels(params: Any, dense: Any) -> list[str]:
+    """The layers whose weight is another in approximated parameters."""
     return [
-        changed
-        for key, sub in params.items()
-        for changed in _changed_kernels(sub, dense.get(key, {}), (*path, key))
+        path
+        for path, own in mappings(params)
+        if (name := weight_name(own)) is not None and not isinstance(own[name], Mapping)
+        if _is_changed(path, name, own, find(dense, path) or {})
     ]
+
+
+def _is_changed(path: str, name: str, own: Mapping[str, Any], dense: Mapping[str, Any]) -> bool:
+    if name not in dense:
+        raise ValueError(
+            f"feature_errors: no {name} at {path!r}; pass the plan, or dense parameters, as "
+            "from tdjax.reconstruct_params(params, plan), or tdjax.nnx.reconstruct(model, plan)"
+        )
+    before, after = unboxed(own[name]), unboxed(dense[name])
+    if jnp.shape(before) != jnp.shape(after):
+        raise ValueError(
+            f"feature_errors: layer {path!r} has a {name} of shape {jnp.shape(before)}, the "
+            f"approximation one of {jnp.shape(after)}"
+        )
+    return not bool(jnp.array_equal(before, after))
 
 
 def _at_least_single(x: Any) -> Array:

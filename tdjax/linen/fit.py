@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from tdjax.hints import did_you_mean
 from tdjax.linen.kinds import Call, Kind
 from tdjax.linen.removal import width_of
+from tdjax.params.tree import find, mappings
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
@@ -83,7 +83,11 @@ def check_params(plan: Plan, params: Mapping[str, Any], *, whole: bool) -> None:
 
 def paths_of(params: Mapping[str, Any]) -> list[str]:
     """The paths of what holds arrays of its own."""
-    return list(dict.fromkeys("/".join(names[:-1]) for names in flatten_dict(dict(params))))
+    return [
+        path
+        for path, own in mappings(params)
+        if any(not isinstance(leaf, Mapping) for leaf in own.values())
+    ]
 
 
 def _form(layer: Layer) -> tuple[Any, ...]:
@@ -109,8 +113,4 @@ def _text(layer: Layer) -> str:
 
 def _at(params: Any, path: str) -> Mapping[str, Any] | None:
     """The parameters at a path; None where there are none."""
-    for name in filter(None, path.split("/")):
-        if not isinstance(params, Mapping) or name not in params:
-            return None
-        params = params[name]
-    return params if isinstance(params, Mapping) and params else None
+    return find(params, path) or None

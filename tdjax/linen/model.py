@@ -21,6 +21,7 @@ import flax.linen as nn
 from tdjax.linen.fit import check_call, check_params
 from tdjax.linen.intercept import Interceptor, dense_class, intercepted_class, rebuilt
 from tdjax.linen.kinds import KINDS
+from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan
 
 Path = tuple[str, ...]
@@ -67,7 +68,7 @@ def _interceptor(plan: Plan, running: Running, prefix: Path) -> Interceptor:
         module, method = context.module, context.method_name
         # Inside another model the path is absolute, the plan's is not.
         within = path[: len(prefix)] == prefix
-        entry = entries.get("/".join(path[len(prefix) :])) if within else None
+        entry = entries.get(join_path(*path[len(prefix) :])) if within else None
         kind = KINDS.get(dense_class(module))
         if entry is None or kind is None or method not in kind.methods:
             return next_fun(*args, **kwargs)

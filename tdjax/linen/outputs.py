@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
 from tdjax.params.factorize import weight_name
-from tdjax.params.tree import layer_params
+from tdjax.params.tree import layer_params, split_path
 from tdjax.trace.call import call_arguments
 
 # A variable collection that carries other kernels into a model and pairs of outputs out of it.
@@ -48,9 +48,7 @@ def layer_outputs(
 
     params = variables["params"]
     names = {path: weight_name(layer_params(params, path)) or "kernel" for path in kernels}
-    others = unflatten_dict(
-        {(*path.split("/"), names[path])[not path :]: k for path, k in kernels.items()}
-    )
+    others = unflatten_dict({(*split_path(path), names[path]): k for path, k in kernels.items()})
     args, kwargs = call_arguments(inputs)
     with nn.intercept_methods(compare):
         _, found = model.apply({**variables, COMPARED: others}, *args, **kwargs, mutable=[COMPARED])

@@ -11,6 +11,7 @@ import jax
 
 from tdjax.linen.intercept import Interceptor, intercepted_class, rebuilt
 from tdjax.linen.table import plain, trace
+from tdjax.params.tree import join_path
 from tdjax.pruning.dead import SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
@@ -18,7 +19,7 @@ from tdjax.pruning.prunable import names_of
 def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> SmallerModel:
     """See `tdjax.remove_dead`."""
     places = {
-        ("/".join(names[1:-1]), names[-1]): place
+        (join_path(*names[1:-1]), names[-1]): place
         for place, (path, _) in enumerate(jax.tree.leaves_with_path(plain(variables)))
         if (names := names_of(path))[0] == "params"
     }
@@ -45,7 +46,7 @@ def width_of(module: Any) -> int | None:
     around, path = module, module.path
     while isinstance(around, nn.Module) and around.scope is not None:
         widths = getattr(type(around), "_widths", {})
-        width = widths.get("/".join(path[len(around.path) :]))
+        width = widths.get(join_path(*path[len(around.path) :]))
         if width is not None:
             return width
         around = around.parent
@@ -56,7 +57,7 @@ def _interceptor(widths: Mapping[str, int], prefix: tuple[str, ...]) -> Intercep
     def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, path = context.module, context.module.path
         within = path[: len(prefix)] == prefix
-        width = widths.get("/".join(path[len(prefix) :])) if within else None
+        width = widths.get(join_path(*path[len(prefix) :])) if within else None
         if width is not None:
             # Of this call's own copy of the module, which Flax has frozen.
             object.__setattr__(module, "features", width)

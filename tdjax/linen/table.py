@@ -15,7 +15,7 @@ from tdjax.arguments.called import calling_the_model
 from tdjax.linen.intercept import Interceptor
 from tdjax.linen.kinds import KINDS
 from tdjax.params.partitioning import is_boxed, unboxed
-from tdjax.params.tree import layer_params
+from tdjax.params.tree import find, join_path, layer_params, mappings
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import VECTORS, Inventory, Layer
 from tdjax.plan.plan import Plan
@@ -65,8 +65,8 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
     """
     table = trace(model, variables, sample).layers
     params = jax.eval_shape(lambda: plain(variables))["params"]
-    for path in _weight_owners(params):
-        if path not in table:
+    for path, own in mappings(params):
+        if _weights(own) and path not in table:
             table[path] = _unsupported(path, params, "a module", "was not called")
     return tuple(table.values())
 
@@ -120,7 +120,7 @@ def _recording(recorder: Recorder, params: Any) -> Interceptor:
         known = method == "__call__" if kind is None else method in kind.methods
         if not known or method == "setup" or not _owns_weights(params, module.path):
             return next_fun(*args, **kwargs)
-        path, name = "/".join(module.path), type(module).__name__
+        path, name = join_path(*module.path), type(module).__name__
         if kind is not None:
             kinds[path] = name
             own = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
@@ -144,18 +144,8 @@ def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:
 
 
 def _owns_weights(params: Any, path: Sequence[str]) -> bool:
-    try:
-        own = layer_params(params, "/".join(path))
-    except KeyError:
-        return False
-    return isinstance(own, Mapping) and bool(_weights(own))
-
-
-def _weight_owners(params: Any, path: tuple[str, ...] = ()) -> list[str]:
-    if not isinstance(params, Mapping):
-        return []
-    own = ["/".join(path)] if _weights(params) else []
-    return own + [p for name, sub in params.items() for p in _weight_owners(sub, (*path, name))]
+    own = find(params, join_path(*path))
+    return own is not None and bool(_weights(own))
 
 
 def _weights(own: Mapping[str, Any]) -> list[Any]:

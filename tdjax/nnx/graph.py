@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tdjax.params.tree import join_path
 from tdjax.plan.layers import VECTORS
 
 
@@ -19,7 +20,7 @@ def modules_of(model: nnx.Module) -> dict[str, Any]:
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"expected a flax.nnx.Module, got {type(model).__name__}")
-    return {joined(path): node for path, node in nnx.iter_graph(model) if _is_module(node)}
+    return {join_path(*path): node for path, node in nnx.iter_graph(model) if _is_module(node)}
 
 
 def weights_of(model: nnx.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -64,11 +65,6 @@ def with_calls(cls: type, wrap: Callable[[type, str], Callable[..., Any]]) -> ty
     """
     methods = [name for name in ("__call__", "attend") if hasattr(cls, name)]
     return type(cls.__name__, (cls,), {name: wrap(cls, name) for name in methods})
-
-
-def joined(path: Any) -> str:
-    """A path as one text."""
-    return "/".join(map(str, path))
 
 
 def _is_module(node: Any) -> bool:

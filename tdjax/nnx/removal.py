@@ -9,6 +9,7 @@ from flax import nnx
 
 from tdjax.nnx.graph import array_of, modules_of, own_params
 from tdjax.nnx.table import trace
+from tdjax.params.tree import join_path
 from tdjax.pruning.dead import SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
@@ -19,7 +20,7 @@ def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel:
     state = nnx.state(copy)
     leaves, structure = jax.tree.flatten(state)
     places = {
-        ("/".join(names[:-1]), names[-1]): place
+        (join_path(*names[:-1]), names[-1]): place
         for place, (path, _) in enumerate(jax.tree.leaves_with_path(state))
         if (names := names_of(path))
     }

@@ -17,7 +17,6 @@ from tdjax.arguments.called import calling_the_model
 from tdjax.nnx.graph import (
     array_of,
     become,
-    joined,
     modules_of,
     own_params,
     shape_of,
@@ -25,6 +24,7 @@ from tdjax.nnx.graph import (
     with_calls,
 )
 from tdjax.nnx.kinds import KINDS
+from tdjax.params.tree import join_path
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
@@ -152,8 +152,8 @@ def _with_the_rest(
     table = dict(seen)
     for path, param in weights_of(model):
         # A parameter in a list or a mapping belongs to the module around that.
-        depth = next(k for k in range(len(path) - 1, -1, -1) if joined(path[:k]) in modules)
-        owner, shape = joined(path[:depth]), shape_of(param)
+        depth = next(k for k in range(len(path) - 1, -1, -1) if join_path(*path[:k]) in modules)
+        owner, shape = join_path(*path[:depth]), shape_of(param)
         module = modules[owner]
         kind, name, known = KINDS.get(type(module)), type(module).__name__, table.get(owner)
         if owner in seen or (kind is not None and param is not getattr(module, kind.weight)):

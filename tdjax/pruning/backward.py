@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import LayerMoments
+from tdjax.params.tree import join_path
 from tdjax.plan.layers import Layer
 from tdjax.pruning.checks import check_range
 from tdjax.pruning.lasso import solve
@@ -109,7 +110,7 @@ def lasso_prune(
 def _bias_places(params: Any) -> dict[str, int]:
     """Places of the biases among the leaves, by path of the layer."""
     return {
-        "/".join(names[:-1]): place
+        join_path(*names[:-1]): place
         for place, (path, _) in enumerate(jax.tree.leaves_with_path(params))
         if (names := names_of(path))[-1:] == ("bias",)
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tdjax.params.tree import join_path
 from tdjax.pruning.prunable import names_of, prunable
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _masked(tree: Any, mask: Any) -> Any:
 def _check(tree: Any, mask: Any) -> None:
     # By names and not by structure: what NNX wraps arrays in differs between model and optimiser.
     shapes, masks = (
-        {"/".join(names_of(path)): leaf.shape for path, leaf in jax.tree.leaves_with_path(each)}
+        {join_path(*names_of(path)): leaf.shape for path, leaf in jax.tree.leaves_with_path(each)}
         for each in (tree, mask)
     )
     for name in [*shapes, *masks]:

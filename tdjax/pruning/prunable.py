@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from jaxtyping import Array, Shaped
 
+from tdjax.params.tree import join_path, split_path
 from tdjax.plan.layers import Layer, Storage
 from tdjax.plan.rules import matches
 
@@ -114,7 +115,7 @@ def _named(params: Any) -> list[Leaf]:
         *path, name = names_of(key_path) or ("",)
         if name in WEIGHTS and array.ndim >= 2:
             stored = Storage(name, array.shape, tuple(range(array.ndim)))
-            found.append(Leaf(place, "/".join(path), array.shape, stored))
+            found.append(Leaf(place, join_path(*path), array.shape, stored))
     return found
 
 
@@ -128,7 +129,7 @@ def _listed(params: Any, layers: Sequence[Layer]) -> list[Leaf]:
         if layer.obstacle is not None:
             continue
         stored = layer.storage
-        names = (*filter(None, layer.path.split("/")), stored.name)
+        names = (*split_path(layer.path), stored.name)
         if names not in places:
             raise ValueError(f"layer {layer.path!r}: the parameters have no {stored.name} there")
         place, shape = places[names]
