@@ -22,6 +22,8 @@ from tdjax.files import partial_file, write_atomically
 FILE = "in_use.json"
 # Files beside it, of those that are about to take it over, begin so.
 BESIDE = f".{FILE}."
+# Seconds that an unfinished file is waited for.
+PATIENCE = 1.0
 
 
 class InUseError(RuntimeError):
@@ -129,9 +131,9 @@ def _write_new(path: Path, mine: Claim) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path, patience: float = 1.0) -> Claim | None:
-    """What a file says; None where there is none. An unfinished one is waited for, in seconds."""
-    deadline = time.monotonic() + patience
+def _read(path: Path) -> Claim | None:
+    """What a file says; None where there is none."""
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             found = read_fields(Claim, read_json(path))
@@ -168,5 +170,5 @@ def _release(path: Path, mine: Claim) -> None:
     # may have let another in.
     if os.getpid() == mine.process.pid:
         with suppress(OSError, InUseError):
-            if _read(path, patience=0) == mine:
+            if _read(path) == mine:
                 path.unlink()

@@ -21,6 +21,8 @@ def naming(workdir: Path) -> Iterator[None]:
 
     Raises ValueError that names it where it cannot be one: a file, a loop of links, a long name.
     """
+    if "\0" in str(workdir):
+        raise ValueError(f"workdir {str(workdir)!r}: no name holds a NUL; use another workdir")
     try:
         yield
     except OSError as error:
