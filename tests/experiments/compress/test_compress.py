@@ -150,12 +150,12 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("budgets", [1.0], "'budgets' must hold shares between 0 and 1"),
+        ("budgets", [1.0], r"'budgets' has 1\.0: at least 1e-06 and at most 0\.999999"),
         ("budgets", [0.001], r"budget 0\.0316228 of the params is out of reach"),
-        ("cost", "time", "'cost' has 'time': known are params, macs"),
+        ("cost", "time", "'cost' is 'time': known are params, macs"),
         ("strategies", ["best"], "'strategies' has 'best': known are uniform"),
-        ("norms", ["frobenius"], "'norms': strategy 'loss' needs one that sees data"),
-        ("finetune", {"epochs": 0}, "'rounds': more than one needs finetune.epochs"),
+        ("norms", ["frobenius"], "'norms' is .*: strategy 'loss' needs one that sees data"),
+        ("finetune", {"epochs": 0}, "'rounds' is 2: more than one needs finetune.epochs"),
         ("budget", 0.5, "unknown config field 'budget'"),
     ],
 )
