@@ -300,7 +300,7 @@ def test_transfer_without_tuning_and_layers(unbroken, tmp_path):
         (
             "calibration.labels",
             "guessed",
-            "'calibration.labels' is 'guessed': known are sampled, true",
+            "'calibration.labels' is 'guessed': known are",
         ),
         ("calibration.temperature", 0.0, r"'calibration.temperature' is 0\.0: at least 0\.001"),
         ("calibration.brightness", 1.5, r"'calibration.brightness' is 1\.5: at least"),
@@ -312,7 +312,7 @@ def test_transfer_without_tuning_and_layers(unbroken, tmp_path):
         (
             "inputs",
             {"mean": [0.5], "deviation": [0.0]},
-            "'inputs.deviation' has 0.0: at least 1e-06",
+            "'inputs.deviation' has 0.0: at least",
         ),
         ("weights", "nowhere.npz", "'weights': no file nowhere.npz"),
         ("finetune", {"epochs": -1}, "'finetune.epochs' is -1: at least 0"),

@@ -385,7 +385,7 @@ def test_less_than_a_batch_is_refused():
         ({"nesterov": True, "optimizer": "adam"}, "'nesterov' is True with optimizer 'adam'"),
         (
             {"nesterov": True, "momentum": 0.0},
-            r"'nesterov' is True with optimizer 'sgd', momentum 0\.0",
+            r"with optimizer 'sgd', momentum 0\.0",
         ),
         ({"factor": 0.0}, r"'factor' is 0\.0: above 0"),
         ({"momentum": 1.0}, r"'momentum' is 1\.0: at least 0 and below 1"),
