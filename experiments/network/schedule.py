@@ -8,7 +8,7 @@ from typing import Annotated
 import optax
 
 from experiments.workdir.fields import FieldError, Settings
-from experiments.workdir.ranges import Count, Epochs, Natural, NotNegative, OneOf, Part, Positive
+from experiments.workdir.ranges import Epochs, Natural, NotNegative, OneOf, Part, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class FitSettings(Settings):
     learning_rate: Positive = 0.1
     boundaries: tuple[Natural, ...] = ()
     factor: Positive = 0.1
-    warmup: Count = 0
+    warmup: Epochs = 0
     momentum: Part = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 0.0

@@ -368,9 +368,9 @@ def test_published_figures():
         ("runs", 0, "'runs' is 0: at least 1"),
         ("published", "another", "'published' is 'another': known are yang2022"),
         ("model", {"name": "garipovnet"}, "'model.name' is 'garipovnet': no such thing for"),
-        ("train", {**CONFIG["train"], "augment": True}, r"'train\.augment': no such thing"),
+        ("train", {**CONFIG["train"], "augment": True}, r"'train\.augment' is True: no such thing"),
         ("test", {"change": "flipped"}, r"'test\.change' is 'flipped': no such thing"),
-        ("reestimate", True, "'reestimate': no such thing"),
+        ("reestimate", True, "'reestimate' is True: no such thing"),
         ("calibration", {"images": [1000]}, "but source 'same' has 120 images"),
     ],
 )
@@ -405,7 +405,7 @@ def test_magnitude_pruning_of_all_weights(pruner):
 
 def test_other_experiments_refuse_tables():
     raw = {name: CONFIG[name] for name in ("data", "model", "train", "calibration")}
-    with pytest.raises(ValueError, match="'diabetes' is a table, which only the experiment"):
+    with pytest.raises(ValueError, match="'diabetes', a table, which only the experiment"):
         configured(read_fields(DataAware, raw))
 
 

@@ -314,7 +314,7 @@ def test_transfer_without_tuning_and_layers(unbroken, tmp_path):
             {"mean": [0.5], "deviation": [0.0]},
             "'inputs.deviation' has 0.0: at least",
         ),
-        ("weights", "nowhere.npz", "'weights': no file nowhere.npz"),
+        ("weights", "nowhere.npz", "'weights' is 'nowhere.npz': there is no such file"),
         ("finetune", {"epochs": -1}, "'finetune.epochs' is -1: at least 0"),
         ("finetune_subsets", 0, "'finetune_subsets' is 0"),
         ("correct_bias", [1], "'correct_bias' must be of type bool"),
