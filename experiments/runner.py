@@ -15,7 +15,7 @@ from experiments.network.network import Network, configured
 from experiments.network.training import Variables
 from experiments.workdir.claim import in_use
 from experiments.workdir.environment import environment
-from experiments.workdir.fields import plain_fields, read_fields
+from experiments.workdir.fields import plain_fields, read_fields, report_fields
 from experiments.workdir.files import remove_leftovers
 from experiments.workdir.journal import (
     Identity,
@@ -29,6 +29,7 @@ from experiments.workdir.journal import (
 from experiments.workdir.progress import progress_bar
 from experiments.workdir.stops import undone
 from experiments.workdir.threads import Records, in_threads
+from tdjax.hints import known_are
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ REPORT = "report"
 
 def experiment_named(name: str) -> Experiment:
     """One of the experiments. Raises ValueError for a name that none has."""
-    if name not in EXPERIMENTS:
-        known = ", ".join((*EXPERIMENTS, REPORT))
-        raise ValueError(f"config field 'experiment' is {name!r}: known are {known}")
+    if not isinstance(name, str) or name not in EXPERIMENTS:
+        known = known_are(name, (*EXPERIMENTS, REPORT))
+        raise ValueError(f"config field 'experiment' is {name!r}: {known}")
     found: Experiment = import_module(EXPERIMENTS[name]).EXPERIMENT
     return found
 
@@ -108,9 +109,10 @@ def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Iterator[J
     journal; `experiments.workdir.claim.InUseError` where another process is at work there.
     """
     config = {**plain_fields(settings), "experiment": name}
-    check_workdir(workdir, config)
+    free = tuple(report_fields(type(settings)))
+    check_workdir(workdir, config, free)
     with in_use(workdir):
-        claim_workdir(workdir, config)
+        claim_workdir(workdir, config, free)
         journal = read_journal(workdir / "metrics.jsonl", schema)
         remove_leftovers(workdir)
         with undone(partial(remove_leftovers, workdir)):
