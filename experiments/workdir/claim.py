@@ -17,7 +17,7 @@ from experiments.workdir.fields import read_fields
 from experiments.workdir.files import naming, read_json
 from experiments.workdir.processes import Process, this_process
 from experiments.workdir.stops import undone
-from tdjax.files import partial_file, write_atomically
+from tdjax.files import one_line, partial_file, write_atomically
 
 FILE = "in_use.json"
 # Files beside it, of those that are about to take it over, begin so.
@@ -144,12 +144,13 @@ def _read(path: Path) -> Claim | None:
             # A link that leads nowhere is in the way too.
             if not path.is_symlink():
                 return None
-        except ValueError:
-            pass
+            problem = "it is a link that leads nowhere"
+        except (ValueError, OSError) as error:
+            problem = one_line(error)
         if time.monotonic() > deadline:
             raise InUseError(
-                f"{path} should say which process uses the folder, but it is damaged: remove it "
-                "if there is none"
+                f"{path} should say which process uses the folder, but it is damaged ({problem}): "
+                "remove it if there is none"
             )
         time.sleep(0.05)
 

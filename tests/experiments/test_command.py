@@ -4,7 +4,8 @@ import os
 import pytest
 
 from experiments import command
-from experiments.command import LENGTH, in_one_line
+from experiments.command import in_one_line
+from tdjax.files import LONGEST_MESSAGE
 
 
 def told_at_the_end(monkeypatch, error, workdir="runs/none"):
@@ -76,7 +77,7 @@ def test_whatever_goes_wrong_is_told_in_one_line(monkeypatch, error, line):
 
 
 def test_a_long_message_is_cut():
-    assert in_one_line(ValueError("x " * 10_000)) == f"{('x ' * LENGTH)[:LENGTH]} ..."
+    assert in_one_line(ValueError("x " * 10_000)) == f"{('x ' * 500)[:LONGEST_MESSAGE]} ..."
 
 
 def test_an_empty_work_directory_is_refused(monkeypatch):

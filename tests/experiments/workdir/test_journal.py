@@ -131,7 +131,7 @@ def test_a_damaged_configuration_is_refused_and_left(tmp_path, content):
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, make):
     make(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name} is a folder or a device, not a file"):
+    with pytest.raises(OSError, match=rf"it is no regular file: .*{name}"):
         read_config(tmp_path) if name == "config.json" else read_journal(tmp_path / name, SCHEMA)
 
 
