@@ -62,6 +62,8 @@ CONFIGS = {
     },
     "compress": {
         **CALIBRATED,
+        # Wide enough for ranks that meet the budget.
+        "model": {"name": "mlp", "arguments": {"widths": [32, 32]}},
         "strategies": ["uniform"],
         "methods": ["svd"],
         "budgets": [0.6],
