@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import flax.linen as nn
 from flax import nnx
 
-from tdjax.arguments.called import example_losses
+from tdjax.arguments.called import Method, example_losses
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments, collect
 from tdjax.moments.sums import LossFn
@@ -27,6 +27,7 @@ def collect_moments(
     loss_fn: LossFn | None = ...,
     paths: str | Sequence[str] = ...,
     memory: int = ...,
+    method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -38,6 +39,7 @@ def collect_moments(
     loss_fn: LossFn | None = ...,
     paths: str | Sequence[str] = ...,
     memory: int = ...,
+    method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -50,6 +52,7 @@ def collect_moments(
     loss_fn: LossFn | None = None,
     paths: str | Sequence[str] = ".*",
     memory: int = 2**32,
+    method: Method = None,
 ) -> dict[str, LayerMoments]:
     """Second moments of what goes into each layer that can be factorised, and of what comes back.
 
@@ -77,6 +80,7 @@ def collect_moments(
         paths: the layers, by patterns for `re.fullmatch`.
         memory: bytes that sums may take; layers that do not fit are left to further passes over
             the batches, which must then be a list or the like.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each path a `tdjax.moments.collect.LayerMoments`.
 
@@ -88,23 +92,27 @@ def collect_moments(
     room, arrays = room_of(model), with_arrays(model, variables)
     loss_fn = None if loss_fn is None else example_losses(loss_fn)
     return collect(
-        partial(room.trace, *arrays), room.leaves(*arrays), batches, loss_fn=loss_fn, paths=paths,
-        memory=memory,
+        partial(room.trace, *arrays, method=method), room.leaves(*arrays), batches,
+        loss_fn=loss_fn, paths=paths, memory=memory,
     )  # fmt: skip
 
 
 @overload
 def reestimate_batch_stats(
-    model: nn.Module, variables: Variables, batches: Iterable[Any]
+    model: nn.Module, variables: Variables, batches: Iterable[Any], *, method: Method = ...
 ) -> dict[str, Any]: ...
 
 
 @overload
-def reestimate_batch_stats(model: Model, batches: Iterable[Any]) -> Model: ...
+def reestimate_batch_stats(
+    model: Model, batches: Iterable[Any], *, method: Method = ...
+) -> Model: ...
 
 
 @on_models
-def reestimate_batch_stats(model: Any, variables: Any, batches: Iterable[Any]) -> Any:
+def reestimate_batch_stats(
+    model: Any, variables: Any, batches: Iterable[Any], *, method: Method = None
+) -> Any:
     """Means and variances of batch normalisation, estimated again on batches without labels.
 
     `reestimate_batch_stats(model, variables, batches)` for Linen gives the variables with other
@@ -124,7 +132,12 @@ def reestimate_batch_stats(model: Any, variables: Any, batches: Iterable[Any]) -
     Arguments:
         model, variables: factorised or not.
         batches: as for `tdjax.collect_moments`; of the sizes that training had, or larger.
+        method: how the model is called, as for `tdjax.make_plan`.
 
-    Raises ValueError for no batches or a model without batch normalisation.
+    Layers of subclasses are re-estimated, whatever momentum and mode they have: those too whose
+    momentum of 1 keeps training from changing them. Raises ValueError for no batches, a model
+    without batch normalisation, and a layer that keeps batch statistics in a way of its own.
     """
-    return room_of(model).reestimate_batch_stats(*with_arrays(model, variables), batches)
+    return room_of(model).reestimate_batch_stats(
+        *with_arrays(model, variables), batches, method=method
+    )

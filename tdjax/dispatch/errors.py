@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import tdjax.evaluate.errors
+from tdjax.arguments.called import Method
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
@@ -28,6 +29,7 @@ def feature_errors(
     batches: Iterable[Any],
     *,
     key: Array | None = ...,
+    method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
 
 
@@ -38,6 +40,7 @@ def feature_errors(
     batches: Iterable[Any],
     *,
     key: Array | None = ...,
+    method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
 
 
@@ -49,6 +52,7 @@ def feature_errors(
     batches: Iterable[Any],
     *,
     key: Array | None = None,
+    method: Method = None,
 ) -> dict[str, dict[str, float]]:
     """Errors of each layer's output features F, one norm for each example, then the mean.
 
@@ -75,6 +79,7 @@ def feature_errors(
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
             are compared.
         batches: inputs of the model, see `tdjax.make_plan`; the first axis is the batch.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each layer path the three errors.
 
@@ -83,7 +88,7 @@ def feature_errors(
     room, arrays = room_of(model), with_arrays(model, variables)
     is_plan = isinstance(plan_or_params, Plan)
     other = plan_or_params if is_plan else room.approximated_weights(plan_or_params)
-    network, state = room.network_of(*arrays)
+    network, state = room.network_of(*arrays, method=method)
     return tdjax.evaluate.errors.feature_errors(
         network, state, room.layer_weights(*arrays), other, batches, key=key
     )
@@ -98,12 +103,19 @@ def candidate_feature_errors(
     batches: Iterable[Any],
     *,
     chunk: int = ...,
+    method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
 
 @overload
 def candidate_feature_errors(
-    model: nnx.Module, path: str, kernels: Kernels, batches: Iterable[Any], *, chunk: int = ...
+    model: nnx.Module,
+    path: str,
+    kernels: Kernels,
+    batches: Iterable[Any],
+    *,
+    chunk: int = ...,
+    method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
 
@@ -116,13 +128,14 @@ def candidate_feature_errors(
     batches: Iterable[Any],
     *,
     chunk: int = 25,
+    method: Method = None,
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """The three feature errors of many kernels of one layer, side by side.
 
     Arguments and errors as `tdjax.evaluate_candidates`, `batches` holding inputs alone. Returns a
     float64 array over the candidates for each error of `tdjax.feature_errors`.
     """
-    network, arrays = room_of(model).network_of(*with_arrays(model, variables))
+    network, arrays = room_of(model).network_of(*with_arrays(model, variables), method=method)
     return candidate_means(FeatureErrors(network, path), arrays, kernels, batches, chunk)
 
 
@@ -136,6 +149,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = ...,
+    method: Method = ...,
 ) -> Any: ...
 
 
@@ -148,6 +162,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = ...,
+    method: Method = ...,
 ) -> Any: ...
 
 
@@ -161,6 +176,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = 25,
+    method: Method = None,
 ) -> Any:
     """Performance of a network with each of many kernels in place of one layer's, side by side.
 
@@ -185,12 +201,13 @@ def evaluate_candidates(
             rest `metric_fn` may use.
         metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
         chunk: candidates at once, which bounds memory; more candidates run in turns.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: pytree as of `metric_fn` with float64 arrays (n,): the mean over all examples.
 
     Raises KeyError for a path without a kernel, ValueError for a kernel shape that does not fit,
     NaN or Inf, or no batches, TypeError or ValueError for a metric of another form.
     """
-    network, arrays = room_of(model).network_of(*with_arrays(model, variables))
+    network, arrays = room_of(model).network_of(*with_arrays(model, variables), method=method)
     function = Performance(network, path, metric_fn)
     return candidate_means(function, arrays, kernels, batches, chunk)

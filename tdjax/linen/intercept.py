@@ -1,4 +1,4 @@
-"""A Linen model some of whose layers are answered by others: an instance of a subclass of its class.
+"""A Linen model some of whose layers others answer: an instance of a subclass of its class.
 
 Nothing of the user's model is rewritten. A method interceptor, entered inside the model's own
 methods, hands the calls of its modules to a `Change`. Modules that are taken out of the model, to
@@ -230,9 +230,7 @@ def _taken_out(model: nn.Module, name: str, value: Any) -> Any:
     return value
 
 
-def _changed_parts(
-    model: nn.Module, name: str, value: Any, changes: tuple[Change, ...]
-) -> Any:
+def _changed_parts(model: nn.Module, name: str, value: Any, changes: tuple[Change, ...]) -> Any:
     """A field of a model that is not bound, the modules in it changed."""
     if name not in {field.name for field in dataclasses.fields(model)}:
         return value

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from tdjax.arguments.called import Method
 from tdjax.linen.intercept import Interceptor, changed, changes_of
 from tdjax.linen.place import Path, Place, place_of
 from tdjax.linen.table import plain, trace
@@ -18,7 +19,9 @@ from tdjax.pruning.dead import SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
 
-def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> SmallerModel:
+def remove_dead(
+    model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
+) -> SmallerModel:
     """See `tdjax.remove_dead`."""
     places = {
         (join_path(*names[1:-1]), names[-1]): place
@@ -26,7 +29,7 @@ def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
         if (names := names_of(path))[0] == "params"
     }
     leaves, structure = jax.tree.flatten(variables)
-    found = remove(trace(model, variables, sample), leaves, places)
+    found = remove(trace(model, variables, sample, method), leaves, places)
     widths = tuple((path, len(stay)) for path, stay in found.kept.items())
     small = changed(model, Widths(widths))
     return SmallerModel(

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
 # Of what a layer knew, the share that is left after a call in training mode.
 LEFT = 0.9
 
@@ -16,7 +15,7 @@ LEFT = 0.9
 def batch_statistics(
     after: Callable[[dict[Any, Any]], Mapping[Any, Any]], known: Mapping[Any, Any]
 ) -> dict[Any, Any]:
-    """Running statistics as one batch alone would have them; of layers that it does not reach, known.
+    """Running statistics as one batch would have them alone; known ones where it does not come.
 
     How often a layer is called is not told: transformations run calls in loops, and trace one call
     twice. So the model runs from two starts. What is left of their difference tells the share of

@@ -36,9 +36,7 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
             for kind in KINDS
         }
         found = batch_statistics(partial(_after, graph, state, method, args, kwargs), known)
-        return tuple(
-            {path: x for (path, own), x in found.items() if own == kind} for kind in KINDS
-        )
+        return tuple({path: x for (path, own), x in found.items() if own == kind} for kind in KINDS)
 
     pooled = Pooled()
     for batch in batches:
@@ -84,7 +82,7 @@ def _after(
     layers = _layers(copy)
     for (path, kind), x in start.items():
         getattr(layers[path], kind)[...] = x
-    for path, layer in layers.items():
+    for layer in layers.values():
         layer.tdjax_calls = _Calls()
         become(layer, _training_class(type(layer)))
     call_model(copy, method, args, kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tdjax.arguments.called import Method
 from tdjax.nnx.graph import array_of, modules_of, own_params
 from tdjax.nnx.table import trace
 from tdjax.params.tree import join_path
@@ -14,7 +15,7 @@ from tdjax.pruning.dead import SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
 
-def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel:
+def remove_dead(model: nnx.Module, sample: Any, method: Method = None) -> SmallerModel:
     """See `tdjax.remove_dead`."""
     copy = nnx.clone(model)
     state = nnx.state(copy)
@@ -24,7 +25,7 @@ def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel:
         for place, (path, _) in enumerate(jax.tree.leaves_with_path(state))
         if (names := names_of(path))
     }
-    found = remove(trace(model, sample), leaves, places)
+    found = remove(trace(model, sample, method), leaves, places)
     nnx.update(copy, jax.tree.unflatten(structure, found.leaves))
     for module in modules_of(copy).values():
         _fit(module)
