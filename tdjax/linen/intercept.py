@@ -79,6 +79,9 @@ def changed_class(cls: type[nn.Module], change: Change) -> type[nn.Module]:
     for name in MADE:
         if name in vars(made):
             delattr(made, name)
+    if "_unquantized_type" in vars(cls):
+        # Where qwix looks, to quantise a model that it has quantised before.
+        made._unquantized_type = changed_class(cls._unquantized_type, change)
     made._dense_class, made._changes = dense_class(cls), (*changes_of(cls), change)
     return made
 
