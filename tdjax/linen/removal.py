@@ -13,7 +13,7 @@ from tdjax.linen.intercept import Interceptor, intercepted_class, rebuilt
 from tdjax.linen.table import plain, trace
 from tdjax.params.tree import join_path
 from tdjax.pruning.dead import SmallerModel, remove
-from tdjax.pruning.prunable import names_of
+from tdjax.trace.names import names_of
 
 
 def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> SmallerModel:

@@ -100,7 +100,10 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
         # `nn.jit` in the model trace again, and the calls inside it show.
         mutable = nn.DenyList(f"tdjax_{next(_passes)}")
         with nn.intercept_methods(interceptor):
-            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)[0]
+            outputs, recorder.kept = model.apply(
+                variables, *args, **kwargs, rngs=rngs, mutable=mutable
+            )
+        return outputs
 
     with calling_the_model(sample):
         return trace_model(recorder, run, shapes, sample)
@@ -124,7 +127,8 @@ def _recording(recorder: Recorder, params: Any) -> Interceptor:
         if kind is not None:
             kinds[path] = name
             own = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
-            layer = CalledLayer(path, module, kind.weight, own, kind.describe)
+            array = ("params", *module.path, kind.weight)
+            layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
             kernel = module.variables["params"][kind.weight]
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
         number, output = recorder.number(), next_fun(*args, **kwargs)

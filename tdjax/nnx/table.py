@@ -24,7 +24,7 @@ from tdjax.nnx.graph import (
     with_calls,
 )
 from tdjax.nnx.kinds import KINDS
-from tdjax.params.tree import join_path
+from tdjax.params.tree import join_path, split_path
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
@@ -92,7 +92,9 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
             if type(module) in _RECORDED:
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
-        return copy(*args, **kwargs)
+        outputs = copy(*args, **kwargs)
+        recording.recorder.kept = nnx.state(copy)
+        return outputs
 
     with calling_the_model(sample):
         return trace_model(recording.recorder, run, state, sample)
@@ -113,7 +115,8 @@ class _Recording:
         shapes = {name: shape_of(param) for name, param in own_params(module).items()}
         shared = self.uses[id(getattr(module, kind.weight))] > 1
         obstacle = f"its {kind.weight} is another module's" if shared else None
-        return CalledLayer(path, module, kind.weight, shapes, kind.describe, obstacle)
+        array = (*split_path(path), kind.weight)
+        return CalledLayer(path, module, kind.weight, shapes, kind.describe, obstacle, array)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -179,3 +179,13 @@ def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:
         positions=for_one_example(sum(call.positions * runs for call, runs in calls)),
         lookups=for_one_example(sum(call.lookups * runs for call, runs in calls)),
     )
+
+
+def with_products(layer: Layer, macs: int) -> Layer:
+    """The entry of a call by its multiply-accumulates, of a layer whose array is no plain kernel.
+
+    Arguments:
+        macs: of all runs of the call, for all examples.
+    """
+    once = replace(layer, positions=1).macs
+    return replace(layer, positions=-(-macs // max(once, 1)))

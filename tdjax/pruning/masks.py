@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from tdjax.params.tree import join_path
-from tdjax.pruning.prunable import names_of, prunable
+from tdjax.pruning.prunable import prunable
+from tdjax.trace.names import names_of
 
 if TYPE_CHECKING:
     import optax
