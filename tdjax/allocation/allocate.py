@@ -86,7 +86,7 @@ def allocate(
         else PlannedLayer(layer, reason=layer.obstacle)
         for layer in model.layers
     ]
-    return Plan(tuple(entries), model.other)
+    return Plan(tuple(entries), model.other, other_macs=model.other_macs)
 
 
 def _measured(
@@ -147,7 +147,7 @@ def _search(
 ) -> dict[str, int]:
     """The place of each layer in its table. Raises ValueError for a budget out of reach."""
     dense = {layer.path: cost_of(PlannedLayer(layer), cost) for layer in model.layers}
-    whole = sum(dense.values()) + (model.other if cost == "params" else 0)
+    whole = sum(dense.values()) + (model.other if cost == "params" else model.other_macs)
     frontiers = [table.frontier for table in tables.values()]
     fixed = whole - sum(dense[path] for path in tables)
     least = fixed + total(frontiers, [0] * len(frontiers))

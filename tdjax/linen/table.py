@@ -42,19 +42,22 @@ def make_plan(
     for something that is not a Linen module.
     """
     found = inventory(model, variables, sample)
-    return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
+    choose = best_format(found.array_of)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
 
 
 def inventory(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    table = layer_table(model, variables, sample)
+    traced = trace(model, variables, sample)
+    table = _with_the_rest(traced, variables)
     params = variables["params"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
     def array_of(layer: Layer) -> Any:
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
-    return Inventory(table, total - sum(layer.size for layer in table), array_of)
+    other = total - sum(layer.size for layer in table)
+    return Inventory(table, other, array_of, traced.other_macs)
 
 
 def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> tuple[Layer, ...]:
@@ -63,8 +66,12 @@ def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
     No arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
     Modules that cannot be factorised are listed with the obstacle.
     """
-    table = trace(model, variables, sample).layers
-    params = jax.eval_shape(lambda: plain(variables))["params"]
+    return _with_the_rest(trace(model, variables, sample), variables)
+
+
+def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """The layers of a pass, and all modules with weights that it did not meet."""
+    table, params = dict(traced.layers), jax.eval_shape(lambda: plain(variables))["params"]
     for path, own in mappings(params):
         if _weights(own) and path not in table:
             table[path] = _unsupported(path, params, "a module", "was not called")
@@ -119,6 +126,7 @@ def _recording(recorder: Recorder, params: Any) -> Interceptor:
 
     def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
+        _trace_anew(module)
         kind = KINDS.get(type(module))
         known = method == "__call__" if kind is None else method in kind.methods
         if not known or method == "setup" or not _owns_weights(params, module.path):
@@ -139,6 +147,20 @@ def _recording(recorder: Recorder, params: Any) -> Interceptor:
         return output
 
     return record
+
+
+class _New:
+    """A value that is never found in a cache."""
+
+    def __hash__(self) -> int:
+        """Another number every time."""
+        return next(_passes)
+
+
+def _trace_anew(module: Any) -> None:
+    """Let `nn.jit` below a module trace each of its own: equal ones would share their marks."""
+    if module.scope is not None:
+        module.scope.flags = {**module.scope.flags, "tdjax": _New()}
 
 
 def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:

@@ -46,20 +46,22 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
     for something that is not an NNX module.
     """
     found = inventory(model, sample)
-    return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
+    choose = best_format(found.array_of)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
 
 
 def inventory(model: nnx.Module, sample: Any) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    table = layer_table(model, sample)
-    modules = modules_of(model)
+    traced, modules = trace(model, sample), modules_of(model)
+    table = tuple(_with_the_rest(model, modules, traced.layers).values())
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     total = sum(math.prod(leaf.shape) for leaf in params)
 
     def kernel_of(layer: Layer) -> Any:
         return array_of(getattr(modules[layer.path], layer.storage.name))
 
-    return Inventory(table, total - sum(layer.size for layer in table), kernel_of)
+    other = total - sum(layer.size for layer in table)
+    return Inventory(table, other, kernel_of, traced.other_macs)
 
 
 def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:

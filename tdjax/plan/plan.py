@@ -119,11 +119,14 @@ class Plan:
         layers: in the order in which the model calls them.
         other: parameters of the model that belong to no weight array: biases, normalisation.
         measured: what `profile` found; not part of what makes plans equal.
+        other_macs: multiply-accumulates for one example of products that belong to no layer:
+            attention's queries and keys, an einsum on the model's own arrays.
     """
 
     layers: tuple[PlannedLayer, ...]
     other: int = 0
     measured: Profile | None = field(default=None, compare=False)
+    other_macs: int = 0
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
@@ -147,13 +150,13 @@ class Plan:
 
     @property
     def macs_before(self) -> int:
-        """Multiply-accumulates for one example, dense."""
-        return sum(entry.layer.macs for entry in self.layers)
+        """Multiply-accumulates of the whole model for one example, dense."""
+        return self.other_macs + sum(entry.layer.macs for entry in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one example, factorised."""
-        return sum(entry.macs for entry in self.layers)
+        """Multiply-accumulates of the whole factorised model for one example."""
+        return self.other_macs + sum(entry.macs for entry in self.layers)
 
     def profile(
         self, dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
@@ -194,6 +197,8 @@ class Plan:
         parameters = _change(self.size_before, self.size)
         total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
         rows = [_row(entry) for entry in self.layers]
+        if self.other_macs:
+            rows.append(("(other products)", *[""] * 5, f"{self.other_macs:,}", ""))
         return Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
 
     def _notes(self) -> list[str]:
@@ -214,6 +219,8 @@ class Plan:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         layers = [_planned_to_dict(entry) for entry in self.layers]
         raw = {"version": PLAN_VERSION, "other": self.other, "layers": layers}
+        if self.other_macs:
+            raw["other_macs"] = self.other_macs
         if self.measured is not None:
             raw["measured"] = self.measured
         return json.dumps(raw)
@@ -228,8 +235,12 @@ class Plan:
             layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
             if not isinstance(raw["other"], int):
                 raise ValueError(f"other {raw['other']!r} is not a number of parameters")
+            # Plans of before hold none.
+            other_macs = raw.get("other_macs", 0)
+            if type(other_macs) is not int or other_macs < 0:
+                raise ValueError(f"other_macs {other_macs!r} is not a number of products")
             measured = Profile(*raw["measured"]) if "measured" in raw else None
-            return cls(layers, raw["other"], measured)
+            return cls(layers, raw["other"], measured, other_macs)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a plan: {error!r}") from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tdjax.plan.layers import Layer, of_all_calls, with_products
+from tdjax.plan.layers import Layer, of_all_calls, stacked_along, with_products
 from tdjax.trace.call import Call
 from tdjax.trace.names import Names
 from tdjax.trace.products import OTHER, products_of
@@ -87,7 +87,8 @@ class Trace:
         if array is None or layer.obstacle is not None:
             return layer
         obstacle = self._reads.obstacle(array, layer.storage.name)
-        return replace(layer, obstacle=obstacle)
+        stacks = self._reads.stacks.get(array, ())
+        return replace(stacked_along(layer, stacks), obstacle=obstacle)
 
     @cached_property
     def _places(self) -> dict[str, int]:
