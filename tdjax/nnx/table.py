@@ -17,6 +17,7 @@ from tdjax.arguments.called import calling_the_model
 from tdjax.nnx.graph import (
     array_of,
     become,
+    holds_array,
     modules_of,
     own_params,
     shape_of,
@@ -91,7 +92,7 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
     def run(state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         copy: Any = nnx.merge(graph, state)
         for path, module in modules_of(copy).items():
-            if type(module) in _RECORDED:
+            if type(module) in _RECORDED and holds_array(getattr(module, _weight(module))):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
         outputs = copy(*args, **kwargs)
@@ -160,10 +161,26 @@ def _with_the_rest(
         depth = next(k for k in range(len(path) - 1, -1, -1) if join_path(*path[:k]) in modules)
         owner, shape = join_path(*path[:depth]), shape_of(param)
         module = modules[owner]
-        kind, name, known = KINDS.get(type(module)), type(module).__name__, table.get(owner)
-        if owner in seen or (kind is not None and param is not getattr(module, kind.weight)):
+        weight, known = getattr(module, _weight(module), None), table.get(owner)
+        if owner in seen or (holds_array(weight) and param is not weight):
             continue
         if known is None or math.prod(known.kernel_shape) < math.prod(shape):
-            why = "is not supported" if kind is None else "was not called"
-            table[owner] = Layer(owner, name, shape, obstacle=f"{name} {why}")
+            obstacle = _obstacle(module, weight)
+            table[owner] = Layer(owner, type(module).__name__, shape, obstacle=obstacle)
     return table
+
+
+def _obstacle(module: Any, weight: Any) -> str:
+    """Why a module that was not recorded cannot be factorised."""
+    name = type(module).__name__
+    if type(module) not in KINDS:
+        return f"{name} is not supported"
+    if not holds_array(weight):
+        return f"its {_weight(module)} is no array, but {type(weight).__name__}"
+    return f"{name} was not called"
+
+
+def _weight(module: Any) -> str:
+    """The name of a layer's array; empty for what is no layer."""
+    kind = KINDS.get(type(module))
+    return "" if kind is None else kind.weight
