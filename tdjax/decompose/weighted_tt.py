@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import Info, iterate
+from tdjax.decompose.als import Info, Swept, iterate
 from tdjax.decompose.formats import TT
 from tdjax.decompose.moment import (
     Image,
@@ -140,8 +140,8 @@ def weighted_tt(
     return tt, Info(error, progress.iterations, progress.errors, progress.converged)
 
 
-def _sweep(problem: TTProblem, state: TTState) -> tuple[TTState, Float[Array, ""]]:
-    return _walked(problem, partial(_improved, problem, state), state.cores)
+def _sweep(problem: TTProblem, state: TTState) -> Swept[TTState]:
+    return Swept(*_walked(problem, partial(_improved, problem, state), state.cores))
 
 
 def _walked(
