@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     ended: Bool[Array, ""]
 
 
-class Swept(NamedTuple, Generic[State]):
+class Swept(NamedTuple):
     """What comes of a sweep.
 
     Arguments:
@@ -61,13 +61,13 @@ class Swept(NamedTuple, Generic[State]):
             a difference of two errors it drowns in their rounding. None where it is not known.
     """
 
-    state: State
+    state: Any
     error: Float[Array, ""]
     fall: Float[Array, ""] | None = None
 
 
 def iterate(
-    sweep: Callable[[State], Swept[State]],
+    sweep: Callable[[State], Swept],
     state: State,
     error: Float[Array, ""],
     *,
@@ -123,7 +123,7 @@ def iterate(
 
 
 def _at_rest(
-    swept: Swept[Any], last: Float[Array, ""], tol: Float[Array, ""] | float
+    swept: Swept, last: Float[Array, ""], tol: Float[Array, ""] | float
 ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
     """Whether a sweep changed the error by less than `tol`, and whether it seems so."""
     seems = jnp.abs(last - swept.error) < tol

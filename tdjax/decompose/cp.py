@@ -219,7 +219,7 @@ class _Renewing(NamedTuple):
     magnitude: Float[Array, ""]
 
 
-def _sweep(problem: _Problem, state: _State) -> Swept[_State]:
+def _sweep(problem: _Problem, state: _State) -> Swept:
     """Every factor renewed once."""
     terms, zero = state.terms, jnp.zeros_like(problem.squared)
     grams = [_gram(factor) for factor in terms.factors]

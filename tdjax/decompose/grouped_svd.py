@@ -178,9 +178,7 @@ def _error(problem: _CoupledBlocks, rest: Float[Array, "k m n"]) -> Float[Array,
     return root_ratio(dot(flat, times(problem.weight, flat)), problem.squared)
 
 
-def _sweep(
-    problem: _CoupledBlocks, state: _ApproximatedBlocks, rank: int
-) -> Swept[_ApproximatedBlocks]:
+def _sweep(problem: _CoupledBlocks, state: _ApproximatedBlocks, rank: int) -> Swept:
     """Renew one block after the other."""
     state = jax.lax.fori_loop(
         0, len(problem.blocks), lambda i, state: _renewed(problem, i, state, rank), state

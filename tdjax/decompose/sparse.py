@@ -159,7 +159,7 @@ class SparseProblem(NamedTuple):
     squared: Float[Array, ""]
 
 
-def _round(problem: SparseProblem, state: PartAndSparse[P]) -> Swept[PartAndSparse[P]]:
+def _round(problem: SparseProblem, state: PartAndSparse[P]) -> Swept:
     """First the decomposition renewed, then the sparse array."""
     x, operator = problem.x, problem.operator
     part, values, indices = state

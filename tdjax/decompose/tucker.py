@@ -138,7 +138,7 @@ def _hooi_sweep(
     ranks: Ranks,
     kept: tuple[Kept, ...],
     tucker: Tucker,
-) -> Swept[Tucker]:
+) -> Swept:
     """Every factor renewed, the leading singular vectors of x projected on the others."""
     factors, core, gained = list(tucker.factors), tucker.core, jnp.zeros_like(total)
     for mode in _compressed(ranks):

@@ -106,7 +106,7 @@ def _generic_error(problem: _GenericProblem, arrays: list[Array]) -> Float[Array
     return root_ratio(dot(difference, problem.weigh(difference)), problem.squared)
 
 
-def _improved_in_turn(problem: _GenericProblem, arrays: list[Array]) -> Swept[list[Array]]:
+def _improved_in_turn(problem: _GenericProblem, arrays: list[Array]) -> Swept:
     arrays = list(arrays)
     for k, array in enumerate(arrays):
         arrays[k] = array + _improvement(problem, arrays, k)

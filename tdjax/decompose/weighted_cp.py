@@ -126,7 +126,7 @@ def _started(problem: CPProblem, start: CP) -> CPState:
     return _balanced(_with_output(problem, state))
 
 
-def _sweep(problem: CPProblem, old: CPState) -> Swept[CPState]:
+def _sweep(problem: CPProblem, old: CPState) -> Swept:
     """Renew all factors, then go on in the same direction as long as that helps.
 
     Alternating least squares creeps along curved valleys, which this shortens (Bro 1998).

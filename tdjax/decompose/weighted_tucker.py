@@ -174,7 +174,7 @@ def _started(problem: TuckerProblem) -> TuckerState:
     return _fitted(problem, modes[-1], _moment_of(problem, modes[-1], factors), factors)
 
 
-def _sweep(problem: TuckerProblem, state: TuckerState) -> Swept[TuckerState]:
+def _sweep(problem: TuckerProblem, state: TuckerState) -> Swept:
     """Improve each input factor, then renew core and output factor together."""
     factors, core, residual = state.factors, state.core, state.residual
     for i, mode in enumerate(problem.modes):

@@ -68,9 +68,10 @@ def data_errors(
     "absolute" is sqrt(tr(G E^T S E)) with E = W - W~, both (D, T), summed over the groups under the
     root; "relative" is that over the same of W (where the data does not tell W apart from zero, 0
     if it does not tell W~ apart either, else inf). S is the second moment of the rows that go in;
-    with G the identity, the absolute error is the root of the mean square of what the approximation changes in a row that
-    comes out (Kalle et al., NeurIPS 2025). With G that of the loss gradient at those rows, its
-    square predicts, up to a constant, by how much the loss rises (Martens & Grosse 2015).
+    with G the identity, the absolute error is the root of the mean square of what the
+    approximation changes in a row that comes out (Kalle et al., NeurIPS 2025). With G that of the
+    loss gradient at those rows, its square predicts, up to a constant, by how much the loss rises
+    (Martens & Grosse 2015).
 
     Arguments:
         kernel, approx: arrays of one shape, (*window, C / groups, T), or (in, out).
