@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.formats import Format
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST, Matrices, mode_products
 from tdjax.decompose.scale import (
     Exponent,
@@ -121,6 +122,7 @@ class Norm(ABC):
     def coordinates(self, x: Shaped) -> Coordinates:
         """Where the norm is simple, for arrays of x's shape and dtype, which alone count."""
 
+    @on_any_mesh
     def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """H x, for which the squared norm of x is <x, H x>."""
         found = coordinates_of(self, x)
@@ -131,6 +133,7 @@ class Norm(ABC):
             y = mode_products(y, [None if root is None else root.T for root in found.roots])
         return shifted(y, found.exponent)
 
+    @on_any_mesh
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The diagonal of H: for each entry of x what it weighs by itself."""
         found = coordinates_of(self, x)
@@ -144,6 +147,7 @@ class Norm(ABC):
         rows = shifted(rows, found.exponent)
         return jnp.broadcast_to(rows if last is None else rows * jnp.sum(last**2, axis=0), x.shape)
 
+    @on_any_mesh
     def inner(self, x: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, ""]:
         """<x, H y>."""
         one, its = unit(jnp.asarray(x))
@@ -151,6 +155,7 @@ class Norm(ABC):
         weighed, exponent = unit(self.weigh(other))
         return shifted(jnp.vdot(one, weighed, precision=HIGHEST), its + own + exponent)
 
+    @on_any_mesh
     def relative_error(
         self, x: Float[Array, "*n"], approximation: Float[Array, "*n"]
     ) -> Float[Array, ""]:

@@ -24,6 +24,7 @@ from tdjax.decompose.als import (
 from tdjax.decompose.coordinates import Norm, coordinates_of, posed
 from tdjax.decompose.formats import CP
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.normal_equations import (
     EXACT_UP_TO,
     EXACT_UP_TO_BELOW_MODE,
@@ -45,6 +46,7 @@ Factors = list[Float[Array, "_ r"]]
 START_TOLERANCE = 1e-5
 
 
+@on_any_mesh
 @whole_ranks
 def cp_als(
     x: Any,

@@ -18,12 +18,14 @@ from tdjax.decompose.als import Info, Swept, iterate, relative_error
 from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, posed
 from tdjax.decompose.formats import GroupedLowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import times
 from tdjax.decompose.svd import best_by_root, truncated_svd
 from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_with
 
 
+@on_any_mesh
 @whole_ranks
 def grouped_svd(
     matrix: Any,

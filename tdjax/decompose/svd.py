@@ -13,6 +13,7 @@ from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
 from tdjax.decompose.formats import LowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.padding import Kept, first, rounded_up
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.weighted import robust_cholesky
@@ -23,6 +24,7 @@ from tdjax.decompose.weighted import robust_cholesky
 GRAM_TAIL = 1e-3
 
 
+@on_any_mesh
 @whole_ranks
 def truncated_svd(
     matrix: Any, rank: int, *, norm: Norm | None = None, pad: bool = False

@@ -16,11 +16,13 @@ from tdjax.decompose.als import Info
 from tdjax.decompose.coordinates import Norm, Posed, coordinates_of, posed
 from tdjax.decompose.formats import TT
 from tdjax.decompose.inputs import as_float, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tt import weighted_tt
 
 
+@on_any_mesh
 @whole_ranks
 def tt_svd(
     x: Any,
@@ -76,6 +78,7 @@ def tt_svd(
     return _back(problem, found, -2)
 
 
+@on_any_mesh
 @whole_ranks
 def tt_als(
     x: Any,

@@ -15,6 +15,7 @@ from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, relative_er
 from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
 from tdjax.decompose.formats import Tucker
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.padding import Kept, rounded_up
 from tdjax.decompose.products import HIGHEST, mode_products
 from tdjax.decompose.svd import leading_subspace
@@ -24,6 +25,7 @@ Ranks = tuple[int | None, ...]
 Factors = tuple[Float[Array, "_ _"] | None, ...]
 
 
+@on_any_mesh
 @whole_ranks
 def tucker_als(
     x: Any,
@@ -96,6 +98,7 @@ def _tucker(
     return problem.back(found), info
 
 
+@on_any_mesh
 @whole_ranks
 def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> Tucker:
     """Sequentially truncated higher-order SVD (Vannieuwenhoven et al. 2012).

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, safe_ratio
 from tdjax.decompose.formats import Format
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.scale import error_ratio, shifted, unit
 
@@ -19,6 +20,7 @@ F = TypeVar("F", bound=Format)
 Weigh = Callable[[Array], Array]
 
 
+@on_any_mesh
 def weighted_als(
     x: Float[Array, "*n"],
     start: F,

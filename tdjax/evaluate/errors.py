@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.scale import error_ratio, exponent_of, shifted, unit, unit_difference
 from tdjax.decompose.second_moment import times
@@ -26,6 +27,7 @@ from tdjax.trace.call import StaticPart, split_arrays
 ERRORS = ("absolute", "relative", "scaled")
 
 
+@on_any_mesh
 def weight_errors(
     kernel: Float[Array, "*_"], approx: Float[Array, "*_"]
 ) -> dict[str, Float[Array, ""]]:
@@ -57,6 +59,7 @@ def weight_errors(
     }
 
 
+@on_any_mesh
 def data_errors(
     kernel: Float[Array, "*_"],
     approx: Float[Array, "*_"],
