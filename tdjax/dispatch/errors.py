@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, overload
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import tdjax.evaluate.errors
+from tdjax.arguments.batches import read_batches
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
@@ -74,7 +76,7 @@ def feature_errors(
             parameters: as from `tdjax.reconstruct_params` for Linen; for NNX a model as from
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
             are compared.
-        batches: inputs of the model, see `tdjax.make_plan`; the first axis is the batch.
+        batches: inputs of the model as in `tdjax.make_plan`; the first axis is the batch.
 
     Returns: for each layer path the three errors.
 
@@ -181,16 +183,20 @@ def evaluate_candidates(
         variables: the trained variables of a Linen model.
         path: '/'-joined path of the layer.
         kernels: (n, *kernel shape), the candidates.
-        batches: each batch is the model's input, or a tuple whose first entry that is and whose
-            rest `metric_fn` may use.
+        batches: each batch is the model's input as in `tdjax.make_plan`, or a tuple
+            (input, rest), whose rest `metric_fn` may use.
         metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
         chunk: candidates at once, which bounds memory; more candidates run in turns.
 
     Returns: pytree as of `metric_fn` with float64 arrays (n,): the mean over all examples.
 
     Raises KeyError for a path without a kernel, ValueError for a kernel shape that does not fit,
-    NaN or Inf, or no batches, TypeError or ValueError for a metric of another form.
+    NaN or Inf, no batches, or a tuple that could be an input as well as (input, rest), TypeError
+    or ValueError for a metric of another form.
     """
-    network, arrays = room_of(model).network_of(*with_arrays(model, variables))
-    function = Performance(network, path, metric_fn)
+    room, whole = room_of(model), with_arrays(model, variables)
+    trace_of = partial(room.trace, *whole)
+    reading, batches = read_batches("evaluate_candidates", model, trace_of, batches)
+    network, arrays = room.network_of(*whole)
+    function = Performance(network, path, metric_fn, reading)
     return candidate_means(function, arrays, kernels, batches, chunk)

@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tdjax.arguments.called import calling_the_model
 from tdjax.moments.pooled import Pooled
-from tdjax.moments.sums import model_inputs
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
 
 Path = tuple[str, ...]
@@ -26,15 +25,14 @@ def reestimate_batch_stats(
     if not variables.get("batch_stats"):
         raise ValueError("reestimate_batch_stats: the model has no batch statistics")
     known: dict[Path, Any] = dict(flatten_dict(variables["batch_stats"]))
-    pooled = Pooled()
+    pooled = Pooled("reestimate_batch_stats")
     steps: dict[Any, Callable[..., Any]] = {}
     shares: dict[Path, float] = {}
     for batch in batches:
-        inputs = model_inputs(batch)
-        arrays, frame = split_arrays(call_arguments(inputs))
+        arrays, frame = split_arrays(call_arguments(batch))
         if frame not in steps:
             steps[frame] = _step(model, frame, shares)
-        with calling_the_model(inputs):
+        with calling_the_model(batch):
             found = flatten_dict(steps[frame](variables, arrays))
         own = {
             path: leaf / shares[path[:-1]] for path, leaf in found.items() if path[:-1] in shares

@@ -12,7 +12,6 @@ from flax import nnx
 
 from tdjax.arguments.called import calling_the_model
 from tdjax.moments.pooled import Pooled
-from tdjax.moments.sums import model_inputs
 from tdjax.nnx.graph import modules_of
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 
@@ -48,11 +47,10 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any]) -> M:
             for kind in ("mean", "var")
         )
 
-    pooled = Pooled()
+    pooled = Pooled("reestimate_batch_stats")
     for batch in batches:
-        inputs = model_inputs(batch)
-        arrays, frame = split_arrays(call_arguments(inputs))
-        with calling_the_model(inputs):
+        arrays, frame = split_arrays(call_arguments(batch))
+        with calling_the_model(batch):
             found, spread = step(state, arrays, frame)
         pooled.add(found, spread, batch_size(arrays))
     if pooled.examples == 0:
