@@ -23,7 +23,7 @@ from tdjax.decompose.pytree import register
 from tdjax.hints import did_you_mean
 from tdjax.moments.rows import Rows
 from tdjax.moments.sums import LossFn, SummedCall, Sums, batch_sums, model_inputs, summed_calls
-from tdjax.plan.rules import matches
+from tdjax.plan.patterns import matches
 from tdjax.trace.call import batch_size, split_arrays
 from tdjax.trace.trace import Trace
 
