@@ -225,6 +225,9 @@ def _storage_problems(stored: Storage) -> Iterator[tuple[str, str]]:
 def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
     """What cannot be so of the axes that a kernel is made of."""
     kind, axes = layer.kind, tuple(range(len(stored.shape)))
+    name = "embedding" if kind == "embed" else "kernel"
+    if layer.stored is not None and stored.name != name:
+        yield "stored.name", f"{stored.name!r} is not that of kind {kind}, {name!r}"
     if stored.flipped and kind != "conv_transpose":
         yield "stored.flipped", f"the window of a layer of kind {kind} runs forwards"
     # An einsum has its axes in any order, a transposed convolution the outputs first at times.

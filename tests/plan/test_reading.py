@@ -136,6 +136,7 @@ def test_a_changed_plan_is_refused_or_says_what_its_text_says():
         ("up", {"flipped": False}, "stored.order'"),
         ("heads", {"order": [0, 2, 1]}, "stored.order'"),
         ("heads", {"order": [0, 1, 1]}, "stored.order': .* does not order 3 axes"),
+        ("heads", {"name": "weight"}, "stored.name': 'weight' is not that of kind dense_general"),
         ("heads", {"shape": [32, 4, 7]}, "stored.shape': .* does not hold a kernel of"),
         ("heads", {"stack": 4}, "stored.stack': 4 is no axis of a stack"),
         ("heads", {"stack": None}, "stored.copies': 3 layers do not lie along axis None"),
