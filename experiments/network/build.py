@@ -17,6 +17,7 @@ from experiments.data.splits import installed_memory
 from experiments.network.settings import ModelSettings
 from experiments.workdir.fields import FieldError, read_value, type_hints
 from experiments.workdir.ranges import shown
+from tdjax.files import one_line
 from tdjax.hints import known_are
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -117,10 +118,9 @@ def model_errors(settings: ModelSettings, where: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first, *_ = str(error).splitlines() or [""]
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         place = f" {where}" if where else ""
-        problem = f"is {_named(settings)}{place}: {kind}{first[:300]}"
+        problem = f"is {_named(settings)}{place}: {kind}{one_line(error)}"
         raise FieldError("model", problem) from error
 
 

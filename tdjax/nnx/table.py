@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.auto import best_format
-from tdjax.arguments.called import calling_the_model
+from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.nnx.graph import (
     array_of,
     become,
@@ -33,7 +33,7 @@ from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace
 
 
-def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
+def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any, method: Method = None) -> Plan:
     """Decide for every layer of an NNX model which format it gets.
 
     Arguments:
@@ -41,17 +41,18 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
         rules: the first whose path matches a layer decides; see `tdjax.Rule`.
         sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
             positional or a dict of keyword arguments. The first axis is the batch.
+        method: how the model is called, see `tdjax.make_plan`.
 
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, TypeError
     for something that is not an NNX module.
     """
-    found = inventory(model, sample)
+    found = inventory(model, sample, method)
     return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
 
 
-def inventory(model: nnx.Module, sample: Any) -> Inventory:
+def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    table = layer_table(model, sample)
+    table = layer_table(model, sample, method)
     modules = modules_of(model)
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     total = sum(math.prod(leaf.shape) for leaf in params)
@@ -62,14 +63,15 @@ def inventory(model: nnx.Module, sample: Any) -> Inventory:
     return Inventory(table, total - sum(layer.size for layer in table), kernel_of)
 
 
-def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:
+def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:
     """All modules of a model that hold a weight array, in the order in which they are called.
 
     No arithmetic is done: a copy of the model is traced with shapes. Arguments and errors as
     `make_plan`. Modules that cannot be factorised are listed last, with the obstacle. A module at
     several paths is listed under the first of them.
     """
-    return tuple(_with_the_rest(model, modules_of(model), trace(model, sample).layers).values())
+    layers = trace(model, sample, method).layers
+    return tuple(_with_the_rest(model, modules_of(model), layers).values())
 
 
 def leaves(model: nnx.Module) -> list[Any]:
@@ -77,7 +79,7 @@ def leaves(model: nnx.Module) -> list[Any]:
     return jax.tree.leaves(nnx.state(model))
 
 
-def trace(model: nnx.Module, sample: Any) -> Trace:
+def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
     """The calls of all layers that can be factorised, as they are in the traced program.
 
     The program takes the leaves of `nnx.split(model)[1]`, then the arrays of the sample. Arguments
@@ -92,7 +94,7 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
             if type(module) in _RECORDED:
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
-        return copy(*args, **kwargs)
+        return call_model(copy, method, args, kwargs)
 
     with calling_the_model(sample):
         return trace_model(recording.recorder, run, state, sample)

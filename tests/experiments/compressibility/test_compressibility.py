@@ -119,6 +119,7 @@ def test_records_and_report(unbroken):
     kinds = [record["kind"] for record in records]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "baseline": 2,
+        "environment": 1,
         "layer": 4,
         "pruned": 22,
         "tuned": 22,
