@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ ONLY = flags.DEFINE_list("experiments", list(EXPERIMENTS), "Which experiments.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the places of the kills.")
 
 CALLS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "fsync", "write")
+# What an experiment does in a work directory.
+Run = Callable[[Path], Any]
 # Kills on the way from an empty folder to the end, about.
 KILLS = 8
 
@@ -126,7 +129,7 @@ def _is_inside(workdir: Path, what: Any, folder: int | None) -> bool:
         return False
 
 
-def child(name: str, workdir: Path, last: int | None, log: Path, points: Path) -> None:
+def child(run: Run, workdir: Path, last: int | None, log: Path, points: Path) -> None:
     """One start of an experiment, in a process of its own."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -135,7 +138,7 @@ def child(name: str, workdir: Path, last: int | None, log: Path, points: Path) -
     write = os.write
     hook(workdir, last, lambda point: write(told, f"{point}\n".encode()))
     try:
-        carry_out({"experiment": name, **CONFIGS[name]}, workdir)
+        run(workdir)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -143,19 +146,23 @@ def child(name: str, workdir: Path, last: int | None, log: Path, points: Path) -
     os._exit(0)
 
 
-def start(name: str, workdir: Path, last: int | None, folder: Path) -> list[str] | None:
+def start(run: Run, last: int | None, folder: Path) -> list[str] | None:
     """Start an experiment and wait for it: the points it came to where it was killed, else None.
+
+    Arguments:
+        last: the point to kill it at, from 1; None for none.
+        folder: holds its work directory, "run", its output, "log", and the points it came to.
 
     Raises RuntimeError where it ended otherwise.
     """
     log, points = folder / "log", folder / "points"
     process = multiprocessing.get_context("fork").Process(
-        target=child, args=(name, workdir, last, log, points)
+        target=child, args=(run, folder / "run", last, log, points)
     )
     process.start()
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"{name} ended with {process.exitcode}: {log.read_text()[-3000:]}")
+        raise RuntimeError(f"it ended with {process.exitcode}: {log.read_text()[-3000:]}")
     return points.read_text().splitlines() if process.exitcode else None
 
 
@@ -170,7 +177,7 @@ def results(workdir: Path) -> dict[str, Any]:
     return {**found, "lines": lines, "files": own | unfinished}
 
 
-def chain(name: str, folder: Path, rng: random.Random, most: int, count: int) -> list[str]:
+def chain(run: Run, folder: Path, rng: random.Random, most: int, count: int) -> list[str]:
     """Kill an experiment until it comes to its end, or `most` times; the points of the kills.
 
     Arguments:
@@ -178,11 +185,11 @@ def chain(name: str, folder: Path, rng: random.Random, most: int, count: int) ->
     """
     kills = []
     while len(kills) < most:
-        points = start(name, folder / "run", rng.randint(1, max(2 * count // KILLS, 1)), folder)
+        points = start(run, rng.randint(1, max(2 * count // KILLS, 1)), folder)
         if points is None:
             return kills
         kills.append(points[-1])
-    start(name, folder / "run", None, folder)
+    start(run, None, folder)
     return kills
 
 
@@ -191,16 +198,17 @@ def try_experiment(name: str, points: int, seed: int) -> Counter[str]:
 
     Raises RuntimeError where a start fails or the results differ.
     """
+    run: Run = partial(carry_out, {"experiment": name, **CONFIGS[name]})
     rng = random.Random(f"{name} {seed}")
     kills: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary).resolve()
-        start(name, whole / "run", None, whole)
+        start(run, None, whole)
         expected, count = results(whole / "run"), len((whole / "points").read_text().splitlines())
         while kills.total() < points:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder).resolve()
-                found = chain(name, path, rng, points - kills.total(), count)
+                found = chain(run, path, rng, points - kills.total(), count)
                 differing = [
                     what
                     for what, value in results(path / "run").items()

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,22 +6,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the benchmark needs /proc")
-def test_an_experiment_that_is_killed_at_writes_ends_with_the_same_tables(cache):
-    command = [sys.executable, "-m", "benchmarks.kills", "--points=3"]
+def test_killed_at_any_write_a_run_ends_with_the_same_files():
+    # Whole experiments: `python -m benchmarks.kills`.
     result = subprocess.run(
-        [*command, "--experiments=compressibility"],
+        [sys.executable, "-m", "tests.experiments.killed"],
         cwd=ROOT,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=300,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "equal after" in result.stdout
-    assert result.stdout.endswith("| all | 3 |\n")
+    kills = int(result.stdout.split()[-2])
+    assert kills > 15
