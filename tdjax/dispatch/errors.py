@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, overload
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import tdjax.evaluate.errors
-from tdjax.arguments.called import Method
+from tdjax.arguments.batches import read_batches
+from tdjax.arguments.called import Method, called
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
@@ -78,7 +80,7 @@ def feature_errors(
             parameters: as from `tdjax.reconstruct_params` for Linen; for NNX a model as from
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
             are compared.
-        batches: inputs of the model, see `tdjax.make_plan`; the first axis is the batch.
+        batches: inputs of the model as in `tdjax.make_plan`; the first axis is the batch.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each layer path the three errors.
@@ -197,8 +199,8 @@ def evaluate_candidates(
         variables: the trained variables of a Linen model.
         path: '/'-joined path of the layer.
         kernels: (n, *kernel shape), the candidates.
-        batches: each batch is the model's input, or a tuple whose first entry that is and whose
-            rest `metric_fn` may use.
+        batches: each batch is the model's input as in `tdjax.make_plan`, or a tuple
+            (input, rest), whose rest `metric_fn` may use.
         metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
         chunk: candidates at once, which bounds memory; more candidates run in turns.
         method: how the model is called, as for `tdjax.make_plan`.
@@ -206,8 +208,12 @@ def evaluate_candidates(
     Returns: pytree as of `metric_fn` with float64 arrays (n,): the mean over all examples.
 
     Raises KeyError for a path without a kernel, ValueError for a kernel shape that does not fit,
-    NaN or Inf, or no batches, TypeError or ValueError for a metric of another form.
+    NaN or Inf, no batches, or a tuple that could be an input as well as (input, rest), TypeError
+    or ValueError for a metric of another form.
     """
-    network, arrays = room_of(model).network_of(*with_arrays(model, variables), method=method)
-    function = Performance(network, path, metric_fn)
+    room, whole = room_of(model), with_arrays(model, variables)
+    trace_of = partial(room.trace, *whole, method=method)
+    reading, batches = read_batches("evaluate_candidates", called(model, method), trace_of, batches)
+    network, arrays = room.network_of(*whole, method=method)
+    function = Performance(network, path, metric_fn, reading)
     return candidate_means(function, arrays, kernels, batches, chunk)

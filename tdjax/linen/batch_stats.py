@@ -16,7 +16,6 @@ from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.linen.intercept import Interceptor, apply_inside
 from tdjax.linen.place import Path, Place
 from tdjax.moments.pooled import LEFT, Pooled, batch_statistics
-from tdjax.moments.sums import model_inputs
 from tdjax.params.tree import join_path
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
 
@@ -35,14 +34,13 @@ def reestimate_batch_stats(
     if not variables.get("batch_stats"):
         raise ValueError("reestimate_batch_stats: the model has no batch statistics")
     known: dict[Path, Any] = dict(flatten_dict(variables["batch_stats"]))
-    pooled = Pooled()
+    pooled = Pooled("reestimate_batch_stats")
     steps: dict[Any, Callable[..., Any]] = {}
     for batch in batches:
-        inputs = model_inputs(batch)
-        arrays, frame = split_arrays(call_arguments(inputs))
+        arrays, frame = split_arrays(call_arguments(batch))
         if frame not in steps:
             steps[frame] = _step(model, method, frame)
-        with calling_the_model(inputs):
+        with calling_the_model(batch):
             means, variances = steps[frame](variables, arrays)
         pooled.add(means, variances, batch_size(arrays))
     if pooled.examples == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from tdjax.linen.intercept import Interceptor, changed, changes_of
 from tdjax.linen.place import Path, Place, place_of
 from tdjax.linen.table import plain, trace
 from tdjax.params.tree import join_path
-from tdjax.pruning.dead import SmallerModel, remove
+from tdjax.pruning.dead import Network, SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
 
@@ -29,12 +29,16 @@ def remove_dead(
         if (names := names_of(path))[0] == "params"
     }
     leaves, structure = jax.tree.flatten(variables)
-    found = remove(trace(model, variables, sample, method), leaves, places)
-    widths = tuple((path, len(stay)) for path, stay in found.kept.items())
-    small = changed(model, Widths(widths))
-    return SmallerModel(
-        small, jax.tree.unflatten(structure, found.leaves), found.kept, found.obstacles
+
+    def smaller(leaves: Sequence[Any], kept: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+        widths = tuple((path, len(stay)) for path, stay in kept.items())
+        return changed(model, Widths(widths)), jax.tree.unflatten(structure, leaves)
+
+    found = remove(
+        Network(trace(model, variables, sample, method), leaves, places),
+        lambda *made: trace(*smaller(*made), sample, method),
     )
+    return SmallerModel(*smaller(found.leaves, found.kept), found.kept, found.obstacles)
 
 
 @dataclass(frozen=True)

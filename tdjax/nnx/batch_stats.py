@@ -11,7 +11,6 @@ from flax import nnx
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.moments.pooled import LEFT, Pooled, batch_statistics
-from tdjax.moments.sums import model_inputs
 from tdjax.nnx.graph import become, modules_of
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 
@@ -38,11 +37,10 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
         found = batch_statistics(partial(_after, graph, state, method, args, kwargs), known)
         return tuple({path: x for (path, own), x in found.items() if own == kind} for kind in KINDS)
 
-    pooled = Pooled()
+    pooled = Pooled("reestimate_batch_stats")
     for batch in batches:
-        inputs = model_inputs(batch)
-        arrays, frame = split_arrays(call_arguments(inputs))
-        with calling_the_model(inputs):
+        arrays, frame = split_arrays(call_arguments(batch))
+        with calling_the_model(batch):
             found, spread = step(state, arrays, frame)
         pooled.add(found, spread, batch_size(arrays))
     if pooled.examples == 0:
