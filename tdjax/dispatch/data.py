@@ -152,9 +152,10 @@ def reestimate_batch_stats(
         method: how the model is called, as for `tdjax.make_plan`.
 
     Layers of subclasses are re-estimated, whatever momentum and mode they have: those too whose
-    momentum of 1 keeps training from changing them. Raises ValueError for no batches, NaN or Inf in
-    one, a model without batch normalisation, and a layer that keeps batch statistics in a way of
-    its own.
+    momentum of 1 keeps training from changing them.
+
+    Raises ValueError for no batches, NaN or Inf in one, a model without batch normalisation, and a
+    layer that keeps batch statistics in a way of its own.
     """
     return room_of(model).reestimate_batch_stats(
         *with_arrays(model, variables), batches, method=method
