@@ -57,7 +57,7 @@ def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Any) -> N
     """
     of_nnx = isinstance(params, (nnx.Module, nnx.State)) or _numbered(params)
     if of_nnx and isinstance(plan, Plan):
-        params = variables_of(params, plan)
+        params = variables_of(params)
     tdjax.params.saving.save_factorised(folder, params, plan)
 
 

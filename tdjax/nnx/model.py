@@ -74,7 +74,7 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
     modules = modules_of(model)
     params: dict[str, Any] = {}
     for entry in plan.factorised:
-        module, name = _module_at(modules, entry), entry.layer.storage.name
+        module, name = dense_module(modules, entry), entry.layer.storage.name
         if isinstance(array_of(getattr(module, name)), jax.ShapeDtypeStruct):
             raise ValueError(
                 f"layer {entry.layer.path!r} holds a shape and no array: use nnx.eval_shape"
@@ -93,7 +93,7 @@ def with_chains(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
     modules = modules_of(copy)
     for entry in plan.factorised:
         own = layer_params(factors, entry.layer.path)
-        _to_chain(_module_at(modules, entry), entry, own)
+        _to_chain(dense_module(modules, entry), entry, own)
     return copy
 
 
@@ -134,6 +134,11 @@ def reconstruct(model: Model, plan: Plan) -> Model:
 def is_factorised(modules: Mapping[str, Any], entry: PlannedLayer) -> bool:
     """Whether the layer of a plan's entry is a chain in a model, of whatever plan."""
     return type(modules.get(entry.layer.path)) in DENSE
+
+
+def dense_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Module:
+    """The layer of a plan's entry. Raises KeyError or ValueError where the model has another."""
+    return _module_at(modules, entry)
 
 
 def factorised_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Module:

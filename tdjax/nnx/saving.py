@@ -12,10 +12,10 @@ from flax import nnx
 from tdjax.hints import did_you_mean
 from tdjax.nnx.boxes import boxed
 from tdjax.nnx.graph import modules_of
-from tdjax.nnx.model import factorised_module, is_factorised, with_chains
+from tdjax.nnx.model import dense_module, factorised_module, is_factorised, with_chains
 from tdjax.params.arrays import INDICES
 from tdjax.params.corrections import COLLECTION, unpacked
-from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.params.partitioning import box_factor, is_boxed, unboxed
 from tdjax.params.tree import find, join_path, put
 from tdjax.plan.plan import Plan
 from tdjax.plan.stage import CORRECTION
@@ -29,7 +29,7 @@ OTHER = "state"
 STATISTICS = ("mean", "var")
 
 
-def variables_of(source: Any, plan: Plan) -> dict[str, Any]:
+def variables_of(source: Any) -> dict[str, Any]:
     """The arrays of a factorised model, of its state, or of a mapping of that, as Linen has them.
 
     Keys that are numbers, of lists, become names; keys of random numbers their data. Arrays that
@@ -49,8 +49,6 @@ def variables_of(source: Any, plan: Plan) -> dict[str, Any]:
             join_path(*names[:-1]),
             {names[-1]: jax.random.key_data(leaf) if key else leaf},
         )
-    if isinstance(source, nnx.Module):
-        _put_boxes(tree["params"], source, plan)
     return tree
 
 
@@ -71,7 +69,7 @@ def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
             factorised_module(modules, entry)
         model = nnx.clone(like)
     else:
-        model = with_chains(like, plan, _factors(params, plan))
+        model = with_chains(like, plan, _factors(params, plan, modules))
     graph, state = nnx.split(model)
     leaves, structure = jax.tree.flatten(state)
     names = [names_of(path) for path, _ in jax.tree.leaves_with_path(state)]
@@ -102,16 +100,6 @@ def _parameters(state: Any) -> set[Names]:
     }
 
 
-def _put_boxes(params: dict[str, Any], model: nnx.Module, plan: Plan) -> None:
-    """Put the factors whose axes have names into boxes, in place."""
-    modules = modules_of(model)
-    for entry in plan.factorised:
-        for stage in entry.stages if is_factorised(modules, entry) else ():
-            kernel = getattr(modules[entry.layer.path], stage.name).kernel
-            path = join_path(entry.layer.path, stage.name)
-            put(params, path, {"kernel": boxed(kernel, entry.layer.storage)})
-
-
 def _by_names(tree: Mapping[str, Any]) -> dict[Names, Any]:
     """All arrays of a checkpoint, without the groups and boxes that they lie in."""
     groups = tree.values() if isinstance(tree.get("params"), Mapping) else (tree,)
@@ -122,13 +110,20 @@ def _by_names(tree: Mapping[str, Any]) -> dict[Names, Any]:
     }
 
 
-def _factors(params: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The factors of a plan's layers, without the other parameters of the layers."""
+def _factors(params: Mapping[str, Any], plan: Plan, modules: Mapping[str, Any]) -> dict[str, Any]:
+    """The factors of a plan's layers, their axes named after those of the dense layers."""
     factors: dict[str, Any] = {}
     for entry in plan.factorised:
-        own = find(params, entry.layer.path) or {}
-        wanted = [stage.name for stage in entry.stages] + [CORRECTION] * bool(entry.nonzeros)
-        put(factors, entry.layer.path, {name: own[name] for name in wanted})
+        module, own = dense_module(modules, entry), find(params, entry.layer.path) or {}
+        box = boxed(getattr(module, entry.layer.storage.name), entry.layer.storage)
+        chain = {
+            stage.name: {
+                "kernel": box_factor(box, unboxed(own[stage.name]["kernel"]), entry, stage)
+            }
+            for stage in entry.stages
+        }
+        sparse = {CORRECTION: own[CORRECTION]} if entry.nonzeros else {}
+        put(factors, entry.layer.path, {**chain, **sparse})
     return factors
 
 
