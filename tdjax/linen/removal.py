@@ -16,7 +16,7 @@ from tdjax.linen.place import Path, Place, place_of
 from tdjax.linen.table import plain, trace
 from tdjax.params.tree import join_path
 from tdjax.pruning.dead import Network, SmallerModel, remove
-from tdjax.pruning.prunable import names_of
+from tdjax.trace.names import names_of
 
 
 def remove_dead(

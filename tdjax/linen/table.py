@@ -49,21 +49,24 @@ def make_plan(
     for something that is not a Linen module.
     """
     found = inventory(model, variables, sample, method)
-    return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
+    choose = best_format(found.array_of)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
 
 
 def inventory(
     model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
 ) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    table = layer_table(model, variables, sample, method)
+    traced = trace(model, variables, sample, method)
+    table = _with_the_rest(traced, variables)
     params = variables["params"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
     def array_of(layer: Layer) -> Any:
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
-    return Inventory(table, total - sum(layer.size for layer in table), array_of)
+    other = total - sum(layer.size for layer in table)
+    return Inventory(table, other, array_of, traced.other_macs)
 
 
 def layer_table(
@@ -74,8 +77,12 @@ def layer_table(
     No arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
     Modules that cannot be factorised are listed with the obstacle.
     """
-    table = trace(model, variables, sample, method).layers
-    params = jax.eval_shape(lambda: plain(variables))["params"]
+    return _with_the_rest(trace(model, variables, sample, method), variables)
+
+
+def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """The layers of a pass, and all modules with weights that it did not meet."""
+    table, params = dict(traced.layers), jax.eval_shape(lambda: plain(variables))["params"]
     for path, own in mappings(params):
         if _weights(own) and path not in table:
             table[path] = _unsupported(path, params, "a module", "was not called")
@@ -113,7 +120,10 @@ def trace(
         # `nn.jit` in the model trace again, and the calls inside it show.
         mutable = nn.DenyList(f"tdjax_{next(_passes)}")
         call = partial(call_model, method=method, args=args, kwargs=kwargs)
-        return apply_inside(model, recording, variables, call, rngs=rngs, mutable=mutable)[0]
+        outputs, recorder.kept = apply_inside(
+            model, recording, variables, call, rngs=rngs, mutable=mutable
+        )
+        return outputs
 
     with calling_the_model(sample):
         return trace_model(recorder, run, shapes, sample)
@@ -130,6 +140,7 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
 
     def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
+        _trace_anew(module)
         kind, names = KINDS.get(dense_class(type(module))), place.path_of(module)
         known = method == "__call__" if kind is None else method in kind.methods
         if not known or method == "setup" or names is None or not _owns_weights(params, names):
@@ -138,7 +149,8 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
         if kind is not None:
             kinds[path] = name
             own = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
-            layer = CalledLayer(path, module, kind.weight, own, kind.describe)
+            array = ("params", *names, kind.weight)
+            layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
             kernel = module.variables["params"][kind.weight]
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
         number, output = recorder.number(), next_fun(*args, **kwargs)
@@ -149,6 +161,20 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
         return output
 
     return record
+
+
+class _New:
+    """A value that is never found in a cache."""
+
+    def __hash__(self) -> int:
+        """Another number every time."""
+        return next(_passes)
+
+
+def _trace_anew(module: Any) -> None:
+    """Let `nn.jit` below a module trace each of its own: equal ones would share their marks."""
+    if module.scope is not None:
+        module.scope.flags = {**module.scope.flags, "tdjax": _New()}
 
 
 def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:

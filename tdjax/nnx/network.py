@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.hints import did_you_mean
-from tdjax.nnx.graph import array_of, become, modules_of, shape_of, with_calls
+from tdjax.nnx.graph import array_of, become, holds_array, modules_of, shape_of, with_calls
 from tdjax.nnx.kinds import KINDS
 from tdjax.params.tree import put
 from tdjax.trace.call import call_arguments
@@ -149,7 +149,9 @@ def layer_weights(model: nnx.Module) -> dict[str, Any]:
     for path, module in modules_of(model).items():
         if type(module) in KINDS:
             name = KINDS[type(module)].weight
-            put(tree, path, {name: array_of(getattr(module, name))})
+            weight = getattr(module, name)
+            if holds_array(weight):
+                put(tree, path, {name: array_of(weight)})
     return tree
 
 

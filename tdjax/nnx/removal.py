@@ -13,7 +13,7 @@ from tdjax.nnx.graph import array_of, modules_of, own_params
 from tdjax.nnx.table import trace
 from tdjax.params.tree import join_path
 from tdjax.pruning.dead import Network, SmallerModel, remove
-from tdjax.pruning.prunable import names_of
+from tdjax.trace.names import names_of
 
 
 def remove_dead(model: nnx.Module, sample: Any, method: Method = None) -> SmallerModel:
