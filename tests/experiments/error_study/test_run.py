@@ -285,7 +285,7 @@ def test_without_finetuning(tmp_path):
 
 def test_finetuning_that_diverges_leaves_the_compressed_network(tmp_path):
     # No network bears such a learning rate.
-    config = {**SMALLER, "finetune": {"epochs": 1, "learning_rate": 1e30}}
+    config = {**SMALLER, "finetune": {"epochs": 1, "learning_rate": 1e3}}
     carry_out(config, tmp_path / "study")
     lines = [json.loads(line) for line in journal(tmp_path / "study").splitlines()]
     by_kind = {
