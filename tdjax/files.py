@@ -33,16 +33,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     partial = partial_file(path)
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        # A full disk is told of without a name.
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        with writing(path):
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes a file or a folder.
+
+    Raises OSError that names it, in one line: a full disk is told of without a name, and by other
+    libraries as an error of another type.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError):
+            number, text = error.errno or errno.EIO, error.strerror or one_line(error)
+        elif os.strerror(errno.ENOSPC) in str(error):
+            number, text = errno.ENOSPC, os.strerror(errno.ENOSPC)
+        else:
+            raise
+        raise OSError(number, text, str(path)) from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

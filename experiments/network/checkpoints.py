@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tdjax.files import one_line
+from tdjax.files import one_line, writing
 from tdjax.params.digests import (
     check_arrays,
     check_newest,
@@ -46,8 +46,10 @@ def save(folder: Path, step: int, tree: Any) -> None:
     """Write a pytree of arrays as `folder/<step>`; earlier steps are removed once it is there.
 
     Beside it stands the digest of each array, by which `restore_latest` knows it again.
+
+    Raises OSError that names the folder where it cannot be written.
     """
-    with _manager(folder) as manager:
+    with writing(folder), _manager(folder) as manager:
         manager.save(
             step,
             args=ocp.args.Composite(
