@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar
 
+from experiments.compressibility.paper import published_names
 from experiments.data import TABLES
 from experiments.network.settings import NetworkSettings
-from experiments.workdir.fields import check_choices, check_least
-from experiments.workdir.journal import Fields, Kind, Schema, share
+from experiments.workdir.fields import FOR_REPORT, FieldError
+from experiments.workdir.journal import Fields, Kind, Schema, natural, numbers, share
+from experiments.workdir.ranges import SEEDS, Choices, OneOf, Range, Repeats, Share
 from tdjax.pruning.prunable import SCOPES
 
 MAGNITUDE = tuple(f"magnitude {scope}" for scope in reversed(SCOPES))
 # Whose share is searched for, and met as nearly as it can be.
 SEARCHED = ("tail", "abp-l")
 METHODS = (*MAGNITUDE, "abp-m", "sap", *SEARCHED)
+Setting = Annotated[float, Range(above=0, most=1e6)]
+Exponent = Annotated[float, Range(least=0.01, most=0.99)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,37 +43,31 @@ class Compressibility(NetworkSettings):
         published: key into the published figures to show beside, or None.
     """
 
-    experiment: str = "compressibility"
-    runs: int = 3
-    methods: tuple[str, ...] = METHODS
-    shares: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
-    qs: tuple[float, ...] = (0.3, 0.5, 0.7)
-    etas: tuple[float, ...] = (0.1, 0.2, 0.3)
-    eta_q: float = 0.5
-    penalties: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
-    layer_steps: int = 49
-    tolerance: float = 0.01
-    published: str | None = None
+    experiment: Annotated[str, OneOf(("compressibility", "report"))] = "compressibility"
+    runs: Repeats = 3
+    methods: Choices[Annotated[str, OneOf(METHODS)]] = METHODS
+    shares: Choices[Share] = (0.3, 0.5, 0.7, 0.8, 0.9)
+    qs: Choices[Exponent] = (0.3, 0.5, 0.7)
+    etas: Choices[Setting] = (0.1, 0.2, 0.3)
+    eta_q: Exponent = 0.5
+    penalties: Choices[Setting] = (1e-3, 1e-4, 1e-5)
+    layer_steps: Annotated[int, Range(least=1, most=100_000)] = 49
+    tolerance: Setting = 0.01
+    published: Annotated[str, OneOf(published_names())] | None = field(
+        default=None, metadata=FOR_REPORT
+    )
 
     takes_tables: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse values that would make the experiment empty or end it half way."""
         super().__post_init__()
-        check_choices("methods", self.methods, METHODS)
-        for name in ("shares", "qs", "etas", "penalties"):
-            check_choices(name, getattr(self, name))
-        for name in ("shares", "qs"):
-            if not all(0 < value < 1 for value in getattr(self, name)):
-                raise ValueError(f"config field {name!r} must hold numbers between 0 and 1")
-        for name in ("etas", "penalties"):
-            if not all(0 < value < math.inf for value in getattr(self, name)):
-                raise ValueError(f"config field {name!r} must hold finite numbers above 0")
-        if not 0 < self.eta_q < 1:
-            raise ValueError("config field 'eta_q' must lie between 0 and 1")
-        if not 0 < self.tolerance < math.inf:
-            raise ValueError("config field 'tolerance' must be finite and above 0")
-        check_least(("runs", self.runs, 1), ("layer_steps", self.layer_steps, 1))
+        if self.seed + self.runs - 1 > SEEDS:
+            raise FieldError("seed", f"is {self.seed}: that of run {self.runs} is above {SEEDS}")
+        for name in ("sources", "images"):
+            values = getattr(self.calibration, name)
+            if len(values) > 1:
+                raise FieldError(f"calibration.{name}", f"is {values}: one is needed here")
 
     @property
     def predicts_numbers(self) -> bool:
@@ -85,18 +82,26 @@ TRIAL: Fields = {
     "value": (float, None),
 }
 _OF_A_RUN: Fields = {"run": int, **TRIAL}
-_TEST: Fields = {"loss": float, "accuracy": (share, None)}
-_INDICES: Fields = dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float)
+_TEST: Fields = {"loss": float, "count": (natural, None), "accuracy": (share, None)}
+_INDICES: Fields = {
+    **dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float),
+    "effective_quantiles": (numbers, None),
+    "looseness": ({"neurons": int, "bound": numbers, "tail": numbers}, None),
+}
 SCHEMA: Schema = {
-    "baseline": Kind({"run": int}, {"params": int, "test": _TEST}),
+    "baseline": Kind({"run": int}, {"params": natural, "epoch": (int, None), "test": _TEST}),
     "layer": Kind(
         {"run": int, "layer": str},
         {"inputs": int, "neurons": int, "reached": float, "by_q": [_INDICES]},
     ),
     "pruned": Kind(
-        _OF_A_RUN, {"pruned": float, "gone": float, "size": int, "left": int, "test": _TEST}
+        _OF_A_RUN,
+        {
+            **{"pruned": float, "gone": float, "size": int, "left": natural, "test": _TEST},
+            "rivals": (dict.fromkeys(SCOPES, (_TEST, None)), None),
+        },
     ),
-    "tuned": Kind(_OF_A_RUN, {"test": _TEST}),
+    "tuned": Kind(_OF_A_RUN, {"epoch": (int, None), "test": _TEST}),
 }
 
 NAMES = {

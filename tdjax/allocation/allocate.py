@@ -120,7 +120,7 @@ def _plan(model: Inventory, entries: Mapping[str, PlannedLayer]) -> Plan:
         entries.get(layer.path) or PlannedLayer(layer, reason=layer.obstacle)
         for layer in model.layers
     )
-    return Plan(tuple(layers), model.other)
+    return Plan(tuple(layers), model.other, other_macs=model.other_macs)
 
 
 def _rated(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from tdjax.decompose.inputs import check_ranks
 from tdjax.hints import did_you_mean
-from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
-from tdjax.plan.layers import Layer, Storage
+from tdjax.plan.layers import Layer
 from tdjax.plan.printing import Table, as_html, as_text
+from tdjax.plan.reading import FIRST_VERSION, PLAN_VERSION, read_plan
 from tdjax.plan.stage import CORRECTION, Chain, Stage
 from tdjax.plan.timing import Profile, profile_calls
 
-PLAN_VERSION = 1
 # Indices are int32.
 INDEX_BITS = 32
 
@@ -119,11 +116,14 @@ class Plan:
         layers: in the order in which the model calls them.
         other: parameters of the model that belong to no weight array: biases, normalisation.
         measured: what `profile` found; not part of what makes plans equal.
+        other_macs: multiply-accumulates for one example of products that belong to no layer:
+            attention's queries and keys, an einsum on the model's own arrays.
     """
 
     layers: tuple[PlannedLayer, ...]
     other: int = 0
     measured: Profile | None = field(default=None, compare=False)
+    other_macs: int = 0
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
@@ -147,13 +147,13 @@ class Plan:
 
     @property
     def macs_before(self) -> int:
-        """Multiply-accumulates for one example, dense."""
-        return sum(entry.layer.macs for entry in self.layers)
+        """Multiply-accumulates of the whole model for one example, dense."""
+        return self.other_macs + sum(entry.layer.macs for entry in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one example, factorised."""
-        return sum(entry.macs for entry in self.layers)
+        """Multiply-accumulates of the whole factorised model for one example."""
+        return self.other_macs + sum(entry.macs for entry in self.layers)
 
     def profile(
         self, dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
@@ -194,6 +194,8 @@ class Plan:
         parameters = _change(self.size_before, self.size)
         total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
         rows = [_row(entry) for entry in self.layers]
+        if self.other_macs:
+            rows.append(("(other products)", *[""] * 5, f"{self.other_macs:,}", ""))
         return Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
 
     def _notes(self) -> list[str]:
@@ -213,25 +215,23 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         layers = [_planned_to_dict(entry) for entry in self.layers]
-        raw = {"version": PLAN_VERSION, "other": self.other, "layers": layers}
+        raw = {"version": FIRST_VERSION, "other": self.other, "layers": layers}
+        if self.other_macs:
+            raw |= {"version": PLAN_VERSION, "other_macs": self.other_macs}
         if self.measured is not None:
             raw["measured"] = self.measured
         return json.dumps(raw)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read what `to_json` wrote. Raises ValueError that says what is wrong with the text."""
-        try:
-            raw = json.loads(text)
-            if raw["version"] != PLAN_VERSION:
-                raise ValueError(f"version {raw['version']!r}, this library reads {PLAN_VERSION}")
-            layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
-            if not isinstance(raw["other"], int):
-                raise ValueError(f"other {raw['other']!r} is not a number of parameters")
-            measured = Profile(*raw["measured"]) if "measured" in raw else None
-            return cls(layers, raw["other"], measured)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a plan: {error!r}") from error
+        """Read what `to_json` wrote, and nothing else.
+
+        Raises ValueError that names the field which is unknown, missing, of another type, out of
+        range, or not what other fields make of it.
+        """
+        found = read_plan(text)
+        layers = tuple(PlannedLayer(*entry) for entry in found.entries)
+        return cls(layers, found.other, found.measured, found.other_macs)
 
 
 def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:
@@ -242,30 +242,6 @@ def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:
         own = asdict(entry.form)
         form, variant = ({name: own[name] for name in part} for part in (form, variant))
     return {"layer": asdict(entry.layer), **form, "reason": entry.reason, **variant}
-
-
-def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
-    """Read one entry; raises whatever a wrong one leads to."""
-    fields = _tuples(raw["layer"])
-    if fields.get("stored") is not None:
-        fields["stored"] = Storage(**_tuples(fields["stored"]))
-    layer = Layer(**fields)
-    own = {name: raw[name] for name in raw.keys() - {"layer", "reason"}}
-    form = None if own.get("method") is None else Form(**{**own, "ranks": tuple(raw["ranks"])})
-    entry = PlannedLayer(layer, form, raw.get("reason"))
-    if form is not None:
-        full = ranks.full_ranks(form.method, entry.chain.rank_shape)
-        check_ranks(form.ranks, full, f"layer {layer.path!r}")
-    nonzeros, most = own.get("nonzeros", 0), math.prod(layer.kernel_shape) if form else 0
-    if not (type(nonzeros) is int and 0 <= nonzeros <= most):
-        raise ValueError(f"layer {layer.path!r}: nonzeros {nonzeros!r} not in 0..{most}")
-    if not (entry.size >= 0 and entry.macs >= 0):
-        raise ValueError(f"layer {layer.path!r} has a negative size")
-    return entry
-
-
-def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
 
 
 def _row(entry: PlannedLayer) -> tuple[str, ...]:

@@ -126,7 +126,9 @@ class _Walk:
             for place, shape in enumerate(self.shapes)
         ]
         arguments += [UNKNOWN] * (len(program.jaxpr.invars) - len(arguments))
-        for value in self.program(program, arguments):
+        results = self.program(program, arguments)
+        # Behind the outputs come values that the model keeps.
+        for value in results[: len(results) - len(self.trace.kept)]:
             self.block(value.source, "the model returns its outputs")
             self.read |= value.leaves
         for number, made in self.trace.calls.items():
