@@ -76,14 +76,13 @@ def _answer(taus: TauTable, phase: str) -> str:
     if ours is None or six is None or ours[1].choices < LEAST_CHOICES:
         return f"{when}: too few choices are measured in every run."
     gap = difference(ours[1], six[1])
-    known = [
-        [taus["error", "test", phase, error] for error in errors]
-        for errors in (DATA_ERRORS, ERRORS)
-    ]
-    verdict = "The two are not distinguishable"
-    if best_is_higher(*known, MARGINS.error / SIDES):
+    data, published = (
+        [taus["error", "test", phase, error] for error in own] for own in (DATA_ERRORS, ERRORS)
+    )
+    verdict, wrong = "The two are not distinguishable", MARGINS.error / SIDES
+    if best_is_higher(data, published, wrong):
         verdict = "It predicts better"
-    elif best_is_higher(*reversed(known), MARGINS.error / SIDES):
+    elif best_is_higher(published, data, wrong):
         verdict = "It predicts worse"
     return (
         f"{when}, on the test set: {error_name(ours[0])} has the highest tau of these, "

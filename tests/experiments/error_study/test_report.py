@@ -481,7 +481,7 @@ def test_a_second_record_of_the_same_thing_is_refused(tmp_path):
     [
         ({"layers": []}, "config.json: config field 'layers' must list at least one"),
         ({"methods": ["cp", "cp"]}, "none twice"),
-        ({"compressions": [1.5]}, "'compressions' must hold shares between 0 and 1"),
+        ({"compressions": [1.5]}, "'compressions' has 1.5: at least 1e-06 and at most 0.999999"),
         ({"runs": 0}, "'runs' is 0: at least 1"),
         ({"model": "net"}, "'model' must hold fields, got 'net'"),
     ],
