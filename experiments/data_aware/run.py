@@ -27,6 +27,7 @@ from experiments.network.network import Network
 from experiments.network.train_on import moments_for, scored
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
 from tdjax.linen import make_plan
@@ -45,23 +46,23 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
     """
     layer_test = layer_examples(settings, network.splits.test)
     plans = plan_networks(network, settings)
-    journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
-    sizes = [
-        {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
-        for (method, keep), plan in plans.items()
-    ]
-    model = baseline(network, journal, workdir, ("test",), sizes=sizes)
-    press = Press(network, settings, model, plans, layer_test)
-    trials = enumerate_trials(settings)
-    measure(
-        journal,
-        [name for own in trials.values() for t in own for name in _names(journal, press, t)],
-        [
-            partial(_measure, press, calibration, own, journal, workdir / "moments")
-            for calibration, own in trials.items()
-        ],
-    )
-    return write_report(workdir)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+        sizes = [
+            {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
+            for (method, keep), plan in plans.items()
+        ]
+        model = baseline(network, journal, workdir, ("test",), sizes=sizes)
+        press = Press(network, settings, model, plans, layer_test)
+        trials = enumerate_trials(settings)
+        measure(
+            journal,
+            [name for own in trials.values() for t in own for name in _names(journal, press, t)],
+            [
+                partial(_measure, press, calibration, own, journal, workdir / "moments")
+                for calibration, own in trials.items()
+            ],
+        )
+        return write_report(workdir)
 
 
 EXPERIMENT = Experiment("data_aware", DataAware, run, write_report)
@@ -184,10 +185,13 @@ def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, floa
             rules = tuple(
                 Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
             )
-            plan = make_plan(network.module, network.start.collections, rules, network.sample)
+            try:
+                plan = make_plan(network.module, network.start.collections, rules, network.sample)
+            except ValueError as error:
+                raise FieldError("layers", f"is {settings.layers}: {error}") from error
             if not plan.factorised:
-                raise ValueError(
-                    f"config field 'keeps': no layer gets smaller with {method} at {keep:g} kept"
+                raise FieldError(
+                    "keeps", f"has {keep:g}: no layer gets smaller with {method} at that"
                 )
             plans[method, keep] = plan
     return plans
@@ -202,9 +206,8 @@ def layer_examples(settings: DataAware, test: Examples) -> Examples | None:
     if count is None:
         return test
     if count > len(test.labels):
-        raise ValueError(
-            f"config field 'test.layer_images' is {count}, but there are {len(test.labels)} "
-            "test images"
+        raise FieldError(
+            "test.layer_images", f"is {count}, but there are {len(test.labels)} test images"
         )
     if count == 0:
         return None

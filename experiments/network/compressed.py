@@ -142,8 +142,8 @@ def decomposed(
     options["correct_bias"] = correct_bias
     if norm.startswith(SEQUENTIAL):
         weighing = moments if norm.endswith("kronecker") else None
-        variables = model.collections
+        variables, images = model.collections, [batch.images for batch in batches]
         return factorize_sequentially(
-            network.module, variables, plan, batches, moments=weighing, **options
+            network.module, variables, plan, images, moments=weighing, **options
         )
     return factorize_params(model.params, plan, moments=moments, norm=norm, **options)

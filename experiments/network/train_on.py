@@ -82,7 +82,10 @@ def moments_for(
         temperature=settings.temperature,
     )
     moments = collect_moments(
-        network.module, model.collections, batches, loss_fn=loss if gradients else None
+        network.module,
+        model.collections,
+        batches if gradients else [batch.images for batch in batches],
+        loss_fn=loss if gradients else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_moments(path, moments)
@@ -92,7 +95,8 @@ def moments_for(
 
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
     """The network with its batch normalisation estimated again; labels are not looked at."""
-    state = dict(reestimate_batch_stats(network.module, model.collections, batches))
+    images = [batch.images for batch in batches]
+    state = dict(reestimate_batch_stats(network.module, model.collections, images))
     return Variables(state.pop("params"), state)
 
 

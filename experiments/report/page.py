@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +12,12 @@ import jinja2
 
 from experiments.network.settings import NetworkSettings
 from experiments.report.tables import Table, Tau, number, percent, to_markdown
+from experiments.workdir.environment import versions
+from experiments.workdir.files import remove_leftovers
 from experiments.workdir.journal import Journal, Schema, read_workdir
 from tdjax.files import write_atomically
 
 T = TypeVar("T", bound=NetworkSettings)
-
-PACKAGES = ("tdjax", "jax", "flax", "numpy")
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ def publish(workdir: Path, report: Report) -> Path:
     """Write `workdir/report/`; return its `index.html`."""
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
+    remove_leftovers(folder)
     tables = [table for section in report.sections for table in section.tables]
     pictures = [picture for section in report.sections for picture in section.pictures]
     files: dict[str, str | bytes] = {**report.files, "tables.md": to_markdown(tables, report.note)}
@@ -148,15 +148,3 @@ def baseline_facts(baseline: Mapping[str, Any] | None) -> dict[str, str]:
         "parameters": f"{baseline['params']:,}",
         "multiply-adds": f"{baseline['macs'] / 1e6:,.1f} M",
     }
-
-
-def versions() -> dict[str, str]:
-    """The packages that a report rests on with their versions, "not installed" where missing."""
-    return {package: _version(package) for package in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

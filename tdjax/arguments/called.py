@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from tdjax.arguments.described import described, is_array, shapes_text
+from tdjax.hints import did_you_mean
 from tdjax.trace.call import batch_size, split_arrays
+
+# How a model is called: by its own call, by the method of a name, or by a function of the model and
+# the inputs.
+Method = str | Callable[..., Any] | None
+
+
+def call_model(model: Any, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a model that holds its arrays, or is bound to them, returns.
+
+    Raises AttributeError for a model without such a method.
+    """
+    if callable(method):
+        # Of a method of one model, the function: it is called on this one.
+        return getattr(method, "__func__", method)(model, *args, **kwargs)
+    name = "__call__" if method is None else method
+    if not callable(getattr(model, name, None)):
+        others = [other for other in dir(type(model)) if not other.startswith("_")]
+        raise AttributeError(
+            f"{type(model).__name__} has no method {name!r}{did_you_mean(name, others)}: "
+            "name one that takes these inputs, as in method='encode', or pass a function of the "
+            "model and the inputs"
+        )
+    return getattr(model, name)(*args, **kwargs)
 
 
 @contextmanager
@@ -20,9 +45,16 @@ def calling_the_model(*inputs: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        remedy = ""
+        if len(inputs) == 1 and isinstance(inputs[0], tuple) and len(inputs[0]) > 1:
+            remedy = (
+                "; a tuple holds the model's positional arguments: pass the input alone where it "
+                "was (input, labels), [x for x, _ in batches]. (input, rest) is for a loss_fn or "
+                "metric_fn, the input being a tuple or dict where there are several: ((a, b), rest)"
+            )
         raise ValueError(
             f"the model cannot be called with {shapes_text(inputs)}, of which the first axis is "
-            f"the batch: {type(error).__name__}: {error}"
+            f"the batch: {type(error).__name__}: {error}{remedy}"
         ) from error
 
 
@@ -45,6 +77,29 @@ def example_losses(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
     return losses
 
 
+def checked_weights(row_weights: Callable[[Any], Any]) -> Callable[[Any], Array]:
+    """Weights of rows whose values are checked, in float32.
+
+    Raises TypeError for a result that is no array of numbers, ValueError for one that is not
+    (batch, ...), not negative and finite.
+    """
+
+    @functools.wraps(row_weights)
+    def weights(batch: Any) -> Array:
+        found, number = row_weights(batch), number_of(batch)
+        wanted = f"return one of shape ({number}, ...), as an attention mask"
+        if not is_array(found) or not _is_numeric(found.dtype):
+            raise TypeError(f"row_weights returned {described(found)}: {wanted}")
+        if found.shape[:1] != (number,):
+            raise ValueError(f"row_weights returned {described(found)}: {wanted}")
+        own = jnp.asarray(found, jnp.float32)
+        if not bool((jnp.isfinite(own) & (own >= 0)).all()):
+            raise ValueError("row_weights returned negative numbers, NaN or Inf: weights are >= 0")
+        return own
+
+    return weights
+
+
 def check_metrics(found: Any, number: int) -> None:
     """Check what a `metric_fn` returned for so many examples: one value of each, for each.
 
@@ -57,6 +112,10 @@ def check_metrics(found: Any, number: int) -> None:
             raise TypeError(f"metric_fn returned {described(leaf)}: {wanted}")
         if leaf.shape[:1] != (number,):
             raise ValueError(f"metric_fn returned {described(leaf)}: {wanted}")
+
+
+def _is_numeric(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def number_of(batch: Any) -> int:

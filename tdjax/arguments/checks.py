@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
+from tdjax.arguments import pruned
 from tdjax.arguments.described import described, is_array, is_shape
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
@@ -103,7 +104,7 @@ def _params(value: Any) -> Problem:
     if isinstance(value, nnx.Module):
         return TypeError(
             f"is {described(value)}, which holds its parameters: call "
-            "tdjax.factorize(model, plan, ...)"
+            "tdjax.factorize(model, plan, ...), or pass nnx.state(model, nnx.Param) to prune them"
         )
     if isinstance(value, nn.Module):
         return TypeError(f"is {described(value)}, which holds no parameters: pass its variables")
@@ -204,25 +205,30 @@ def _methods(value: Any) -> Problem:
 
 
 def _loss_fn(value: Any) -> Problem:
-    return None if value is None else _of_outputs_and_batch("loss_fn", value)
+    return None if value is None else _function_of("loss_fn", ("outputs", "batch"), value)
 
 
 def _metric_fn(value: Any) -> Problem:
-    return _of_outputs_and_batch("metric_fn", value)
+    return _function_of("metric_fn", ("outputs", "batch"), value)
 
 
-def _of_outputs_and_batch(name: str, value: Any) -> Problem:
+def _row_weights(value: Any) -> Problem:
+    return None if value is None else _function_of("row_weights", ("batch",), value)
+
+
+def _function_of(name: str, arguments: Sequence[str], value: Any) -> Problem:
+    given = ", ".join(arguments)
     if not callable(value):
-        return TypeError(f"is {described(value)}: pass a function of (outputs, batch)")
+        return TypeError(f"is {described(value)}: pass a function of ({given})")
     try:
         signature = inspect.signature(value)
     except ValueError:
         # Of a builtin, nothing is known.
         return None
     try:
-        signature.bind(None, None)
+        signature.bind(*arguments)
     except TypeError:
-        return TypeError(f"takes {signature}: it is called as {name}(outputs, batch)")
+        return TypeError(f"takes {signature}: it is called as {name}({given})")
     return None
 
 
@@ -239,6 +245,15 @@ def _budget(value: Any) -> Problem:
     value = float(value)
     share = f": for {value:g} % pass {value / 100:g}" if 2 <= value < 100 else ""
     return ValueError(f"{value:g} is no share between 0 and 1{share}")
+
+
+def _method(value: Any) -> Problem:
+    if value is None or callable(value) or isinstance(value, str):
+        return None
+    return TypeError(
+        f"is {described(value)}: pass the name of a method of the model, or a function of the "
+        "model and the inputs"
+    )
 
 
 def _path(value: Any) -> Problem:
@@ -259,9 +274,16 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "methods": _methods,
     "loss_fn": _loss_fn,
     "metric_fn": _metric_fn,
+    "row_weights": _row_weights,
     "key": _key,
     "budget": _budget,
+    "method": _method,
     "path": _path,
+    "paths": pruned.check_paths,
+    "layers": pruned.check_layers,
+    "chain": pruned.check_chain,
+    "mask": pruned.check_mask,
+    "share": pruned.check_share,
 }
 
 

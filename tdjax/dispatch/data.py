@@ -9,10 +9,12 @@ from typing import Any, TypeVar, overload
 import flax.linen as nn
 from flax import nnx
 
-from tdjax.arguments.called import example_losses
+from tdjax.arguments.batches import read_batches
+from tdjax.arguments.called import Method, checked_weights, example_losses
 from tdjax.dispatch.models import on_models, room_of, with_arrays
-from tdjax.moments.collect import LayerMoments, collect
+from tdjax.moments.collect import LayerMoments, RowWeights, collect
 from tdjax.moments.sums import LossFn
+from tdjax.trace.call import Reading
 
 Variables = Mapping[str, Any]
 Model = TypeVar("Model", bound=nnx.Module)
@@ -27,6 +29,8 @@ def collect_moments(
     loss_fn: LossFn | None = ...,
     paths: str | Sequence[str] = ...,
     memory: int = ...,
+    row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -38,6 +42,8 @@ def collect_moments(
     loss_fn: LossFn | None = ...,
     paths: str | Sequence[str] = ...,
     memory: int = ...,
+    row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -50,6 +56,8 @@ def collect_moments(
     loss_fn: LossFn | None = None,
     paths: str | Sequence[str] = ".*",
     memory: int = 2**32,
+    row_weights: RowWeights | None = None,
+    method: Method = None,
 ) -> dict[str, LayerMoments]:
     """Second moments of what goes into each layer that can be factorised, and of what comes back.
 
@@ -70,42 +78,58 @@ def collect_moments(
     Arguments:
         model: a Linen or NNX module.
         variables: its trained variables, of Linen.
-        batches: each the model's input as in `tdjax.make_plan`, or a tuple whose first entry that
-            is, and whose rest `loss_fn` may use.
+        batches: each the model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights`
+            also a tuple (input, rest), whose rest these may use.
         loss_fn: (outputs, batch) -> losses of the examples, (batch,), or their mean. With it the
             moments of its gradient at the layers' outputs are collected too.
         paths: the layers, by patterns for `re.fullmatch`.
         memory: bytes that sums may take; layers that do not fit are left to further passes over
             the batches, which must then be a list or the like.
+        row_weights: batch -> (batch, ...), not negative, how much rows count, as an attention mask
+            (batch, tokens) in which padding is 0. All means are then weighed by it, also those of
+            the gradient, and `rows` is the sum of the weights. Layers whose rows have these axes
+            in front, merged or not, are weighed row by row; others example by example, by the
+            largest weight that an example has. What rows of weight 0 hold does not matter.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each path a `tdjax.moments.collect.LayerMoments`.
 
     Warns (UserWarning) of layers with less than ten rows for each entry of a row.
 
-    Raises ValueError for no batches, no layer that matches, a layer inside a while loop, or an
-    iterator where several passes are needed; TypeError or ValueError for a loss of another form.
+    Raises ValueError for no batches, no layer that matches, a layer inside a while loop, a tuple
+    that could be an input as well as (input, rest), NaN or Inf in a batch, moments that are larger
+    than `memory`, or an iterator where several passes are needed; TypeError or ValueError for a
+    loss or weights of another form.
     """
     room, arrays = room_of(model), with_arrays(model, variables)
-    loss_fn = None if loss_fn is None else example_losses(loss_fn)
+    trace_of, reading = partial(room.trace, *arrays, method=method), Reading.WHOLE
+    if loss_fn is not None or row_weights is not None:
+        reading, batches = read_batches("collect_moments", model, trace_of, batches)
     return collect(
-        partial(room.trace, *arrays), room.leaves(*arrays), batches, loss_fn=loss_fn, paths=paths,
-        memory=memory,
+        trace_of, room.leaves(*arrays), batches,
+        loss_fn=None if loss_fn is None else example_losses(loss_fn),
+        row_weights=None if row_weights is None else checked_weights(row_weights),
+        paths=paths, memory=memory, reading=reading,
     )  # fmt: skip
 
 
 @overload
 def reestimate_batch_stats(
-    model: nn.Module, variables: Variables, batches: Iterable[Any]
+    model: nn.Module, variables: Variables, batches: Iterable[Any], *, method: Method = ...
 ) -> dict[str, Any]: ...
 
 
 @overload
-def reestimate_batch_stats(model: Model, batches: Iterable[Any]) -> Model: ...
+def reestimate_batch_stats(
+    model: Model, batches: Iterable[Any], *, method: Method = ...
+) -> Model: ...
 
 
 @on_models
-def reestimate_batch_stats(model: Any, variables: Any, batches: Iterable[Any]) -> Any:
-    """Means and variances of batch normalisation, estimated again on batches without labels.
+def reestimate_batch_stats(
+    model: Any, variables: Any, batches: Iterable[Any], *, method: Method = None
+) -> Any:
+    """Means and variances of batch normalisation, estimated again on inputs alone.
 
     `reestimate_batch_stats(model, variables, batches)` for Linen gives the variables with other
     `batch_stats`, `reestimate_batch_stats(model, batches)` for NNX a new model. A factorised
@@ -123,8 +147,16 @@ def reestimate_batch_stats(model: Any, variables: Any, batches: Iterable[Any]) -
 
     Arguments:
         model, variables: factorised or not.
-        batches: as for `tdjax.collect_moments`; of the sizes that training had, or larger.
+        batches: each the model's input as in `tdjax.make_plan`; of the sizes that training had, or
+            larger.
+        method: how the model is called, as for `tdjax.make_plan`.
 
-    Raises ValueError for no batches or a model without batch normalisation.
+    Layers of subclasses are re-estimated, whatever momentum and mode they have: those too whose
+    momentum of 1 keeps training from changing them.
+
+    Raises ValueError for no batches, NaN or Inf in one, a model without batch normalisation, and a
+    layer that keeps batch statistics in a way of its own.
     """
-    return room_of(model).reestimate_batch_stats(*with_arrays(model, variables), batches)
+    return room_of(model).reestimate_batch_stats(
+        *with_arrays(model, variables), batches, method=method
+    )

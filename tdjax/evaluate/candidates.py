@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.arguments.called import check_metrics, number_of
-from tdjax.moments.sums import model_inputs
-from tdjax.trace.call import StaticPart, split_arrays
+from tdjax.trace.call import Reading, StaticPart, split_arrays
 from tdjax.trace.hoist import split
 
 MetricFn = Callable[[Any, Any], Any]
@@ -66,16 +65,22 @@ class KernelFunction(Protocol):
 
 @dataclass(frozen=True)
 class Performance:
-    """A metric of the network with the kernel in place of a layer's own."""
+    """A metric of the network with the kernel in place of a layer's own.
+
+    Arguments:
+        reading: what of a batch the network gets.
+    """
 
     network: Network
     path: str
     metric_fn: MetricFn
+    reading: Reading = Reading.WHOLE
 
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """Sums of `metric_fn` over the examples."""
         changed = self.network.with_kernel(variables, self.path, kernel)
-        values = self.metric_fn(self.network.outputs(changed, model_inputs(batch)), batch)
+        outputs = self.network.outputs(changed, self.reading.inputs(batch))
+        values = self.metric_fn(outputs, batch)
         check_metrics(values, number_of(batch))
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
 

@@ -7,13 +7,11 @@ precision, from the model as it runs; no patches are held.
 
 from __future__ import annotations
 
-import itertools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +19,16 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.pytree import register
 from tdjax.hints import did_you_mean
+from tdjax.moments.finite import Watch
 from tdjax.moments.rows import Rows
-from tdjax.moments.sums import LossFn, SummedCall, Sums, batch_sums, model_inputs, summed_calls
+from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
+from tdjax.moments.sums import BatchSums, LossFn, SummedCall, Sums, batch_sums, summed_calls
 from tdjax.plan.rules import matches
-from tdjax.trace.call import batch_size, split_arrays
+from tdjax.trace.call import Reading, batch_size, peeked, split_arrays
 from tdjax.trace.trace import Trace
+
+# From a batch to the weights of its rows, see `tdjax.moments.weighing`.
+RowWeights = Callable[[Any], Any]
 
 # Rows for each entry of a row from which a second moment is well known.
 ENOUGH = 10
@@ -46,7 +49,8 @@ class LayerMoments:
         outputs: (groups, T, T), mean of g g^T over all rows g of the gradient of one example's
             loss at what comes out; of an embedding that is attended to the mean of q q^T over
             its queries; None where it was not asked for.
-        rows: number of rows that went in (of queries, where nothing did), all examples together.
+        rows: number of rows that went in (of queries, where nothing did), all examples together;
+            the sum of their weights where they were weighed.
         examples: number of examples.
     """
 
@@ -65,15 +69,22 @@ def collect(
     loss_fn: LossFn | None,
     paths: str | Sequence[str],
     memory: int,
+    reading: Reading = Reading.WHOLE,
+    row_weights: RowWeights | None = None,
+    function: str = "collect_moments",
 ) -> dict[str, LayerMoments]:
     """The moments of a model's layers; see `tdjax.collect_moments`.
 
     Arguments:
         trace_of: traces the model on an input.
         leaves: what the traced program takes in front of the arrays of the input.
+        reading: what of a batch the model gets.
+        function: whose batches they are, for messages.
     """
-    first, batches = _first(batches)
-    trace = trace_of(model_inputs(first))
+    first, batches = peeked(batches)
+    if first is None:
+        raise ValueError(f"{function}: no batches")
+    trace = trace_of(reading.inputs(first))
     layers = [
         path
         for path, layer in trace.layers.items()
@@ -81,20 +92,33 @@ def collect(
     ]
     if not layers:
         raise ValueError(
-            f"collect_moments: no layer that can be factorised matches {paths!r}"
+            f"{function}: no layer that can be factorised matches {paths!r}"
             f"{did_you_mean(paths, trace.layers)}"
         )
-    passes = _passes(trace, layers, memory)
+    sizes = sizes_of(trace, layers, gradients=loss_fn is not None)
+    check_sizes(function, sizes, memory)
+    passes = passes_within(sizes, memory)
     if len(passes) > 1 and iter(batches) is batches:
         raise ValueError(
-            f"collect_moments: the moments need {len(passes)} passes over the batches to stay "
+            f"{function}: the moments need {len(passes)} passes over the batches to stay "
             f"within {memory:,} bytes; give a list of batches, or raise memory="
         )
+    ask = Question(trace_of, loss_fn, reading, row_weights, function)
     found: dict[str, LayerMoments] = {}
     for own in passes:
-        found |= _one_pass(trace_of, leaves, batches, loss_fn, own)
+        found |= _one_pass(ask, leaves, batches, own)
     _warn_of_few(found)
     return {path: found[path] for path in layers}
+
+
+class Question(NamedTuple):
+    """What is asked of every batch; see `collect`."""
+
+    trace_of: Callable[[Any], Trace]
+    loss_fn: LossFn | None
+    reading: Reading
+    row_weights: RowWeights | None
+    function: str
 
 
 @dataclass
@@ -104,21 +128,27 @@ class _SumsOfShape:
     Arguments:
         trace: of the model on such a batch.
         calls: that are summed, by number.
-        program: (leaves, arrays of a batch) -> sums by number at either end of the calls.
+        program: from `tdjax.moments.sums.batch_sums`.
         inputs, gradients: those of all batches so far.
     """
 
     trace: Trace
     calls: Mapping[int, SummedCall]
-    program: Callable[[Any, Any], Any]
+    program: Callable[[Any, Any, Any], BatchSums]
     inputs: dict[int, Sums]
     gradients: dict[int, list[Array]]
 
-    def add(self, leaves: Any, arrays: Any) -> None:
+    def add(self, leaves: Any, arrays: Any, weights: Any, watch: Watch) -> None:
         """Add a batch."""
-        made = self.program(leaves, arrays)
-        so_far = (self.inputs, self.gradients)
-        self.inputs, self.gradients = _added(so_far, made) if self.inputs else made
+        made = self.program(leaves, arrays, weights)
+        flags = {
+            (end, number): finite[number]
+            for end, finite in zip(("", "the gradient of the loss at "), made.finite, strict=True)
+            for number in sorted(finite)
+        }
+        watch.add(flags, lambda key: f"{key[0]}layer {self.calls[key[1]].path!r}")
+        own, so_far = (made.inputs, made.gradients), (self.inputs, self.gradients)
+        self.inputs, self.gradients = _added(so_far, own) if self.inputs else own
 
     def input_moment(self, number: int) -> Array:
         """The sum of x x^T over what went into a call."""
@@ -136,28 +166,27 @@ class _SumsOfShape:
 
 
 def _one_pass(
-    trace_of: Callable[[Any], Trace],
-    leaves: Sequence[Any],
-    batches: Iterable[Any],
-    loss_fn: LossFn | None,
-    paths: set[str],
+    ask: Question, leaves: Sequence[Any], batches: Iterable[Any], paths: set[str]
 ) -> dict[str, LayerMoments]:
     by_shape: dict[Any, _SumsOfShape] = {}
-    examples = 0
+    examples, watch = 0, Watch(ask.function)
     for batch in batches:
         arrays, static = split_arrays(batch)
-        key = (static, tuple((array.shape, str(array.dtype)) for array in arrays))
+        weights = None if ask.row_weights is None else ask.row_weights(batch)
+        shaped = [*arrays, *jax.tree.leaves(weights)]
+        key = (static, tuple((array.shape, str(array.dtype)) for array in shaped))
         if key not in by_shape:
-            trace = trace_of(model_inputs(batch))
+            trace = ask.trace_of(ask.reading.inputs(batch))
             calls = summed_calls(trace, paths)
-            program = batch_sums(trace, calls, static, loss_fn)
+            program = batch_sums(trace, calls, static, ask.loss_fn, ask.reading)
             by_shape[key] = _SumsOfShape(trace, calls, program, {}, {})
-        by_shape[key].add(leaves, arrays)
+        by_shape[key].add(leaves, arrays, weights, watch)
         examples += batch_size(arrays)
+    watch.close()
     if not by_shape:
-        raise ValueError("collect_moments: no batches")
+        raise ValueError(f"{ask.function}: no batches")
     sums = list(by_shape.values())
-    return {path: _layer(path, sums, examples) for path in paths}
+    return {path: _layer(path, sums, examples, ask.function) for path in paths}
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -165,7 +194,9 @@ def _added(sums: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, sums, more)
 
 
-def _layer(path: str, collected: Sequence[_SumsOfShape], examples: int) -> LayerMoments:
+def _layer(
+    path: str, collected: Sequence[_SumsOfShape], examples: int, function: str
+) -> LayerMoments:
     """The moments of one layer, from all batches and calls."""
     calls = [
         (sums, number)
@@ -177,6 +208,8 @@ def _layer(path: str, collected: Sequence[_SumsOfShape], examples: int) -> Layer
     queries = [(sums, n) for sums, n in calls if sums.calls[n].queries]
     taken = [(sums, n) for sums, n in calls if not sums.calls[n].queries]
     number_taken, number_of_queries = _number(taken), _number(queries)
+    if not (number_taken if taken else number_of_queries):
+        raise ValueError(f"{function}: row_weights leave layer {path!r} no row that counts")
     outputs = [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients]
     if queries:
         outputs = [sums.input_moment(n) for sums, n in queries]
@@ -198,27 +231,6 @@ def _mean(sums: Sequence[Array], number: Float[Array, ""]) -> Array | None:
     return sum(sums[1:], sums[0]) / number if sums else None
 
 
-def _passes(trace: Trace, layers: Sequence[str], memory: int) -> list[set[str]]:
-    """Layers whose sums are held at once, so that they stay within `memory` bytes."""
-    bytes_of = dict.fromkeys(layers, 0)
-    for number, call in summed_calls(trace, set(layers)).items():
-        made = trace.calls[number]
-        assert made.call is not None
-        sums = jax.eval_shape(call.rows.sums, made.call.inputs)
-        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(sums))
-        bytes_of[call.path] += size * made.layer.copies
-    passes: list[set[str]] = []
-    left = 0
-    for path, size in bytes_of.items():
-        # Twice: those of a batch, and those so far.
-        if not passes or left < 2 * size:
-            passes.append(set())
-            left = memory
-        passes[-1].add(path)
-        left -= 2 * size
-    return passes
-
-
 def _warn_of_few(moments: Mapping[str, LayerMoments]) -> None:
     few = [
         f"{path} ({int(found.rows):,} rows of {found.inputs.shape[-1]:,})"
@@ -233,13 +245,3 @@ def _warn_of_few(moments: Mapping[str, LayerMoments]) -> None:
             f"{', '.join(few)}; give more batches",
             stacklevel=3,
         )
-
-
-def _first(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and all of them."""
-    turns = iter(batches)
-    try:
-        first = next(turns)
-    except StopIteration:
-        raise ValueError("collect_moments: no batches") from None
-    return first, itertools.chain([first], turns) if turns is batches else batches

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -24,6 +24,8 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.pieces import OUTSIDE, Piece, Taps, pieces_of
+from tdjax.moments.turns import in_turns
+from tdjax.moments.weighing import weighed, weights_of_rows
 
 # More products than this cost more than patches of so small channels.
 MOST_PIECES = 64
@@ -62,23 +64,38 @@ class Patches:
         """Entries of a patch of one group, D."""
         return math.prod(self.window) * self.channels
 
-    def count(self, shape: Sequence[int]) -> int:
-        """Number of patches in an input of this shape."""
-        return math.prod(shape[: -len(self.taps) - 1]) * self.positions
+    def front(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Sizes of the axes of the patches in an input of this shape, examples first."""
+        return (*shape[: -len(self.taps) - 1], *(len(axis[0]) for axis in self.taps))
 
-    def sums(self, x: Float[Array, "*_"]) -> tuple[list[Array], Float[Array, "g d"]]:
+    def sums(
+        self, x: Float[Array, "*_"], weights: Float[Array, "*_"] | None = None
+    ) -> tuple[list[Array], Float[Array, "g d"]]:
         """Sums over all patches, to be added over batches and then `assembled`.
 
         Arguments:
             x: (..., *spatial, groups * channels); all axes in front are examples.
+            weights: of the patches, see `tdjax.moments.weighing`; None where all count as one.
 
         Returns: parts of the sum of x x^T, and the sum of x, (groups, D), D in the order
             (*window, channels).
         """
         axes = len(self.taps)
+        lead, front = x.shape[: -axes - 1], self.front(x.shape)
         x = x.reshape(-1, *x.shape[-axes - 1 : -1], self.groups, self.channels)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        total = x.sum(axis=0)
+        if weights is None:
+            return self._sums(x, x.sum(axis=0))
+        if len(lead) < weights.ndim and front[: weights.ndim] == weights.shape:
+            own = weights_of_rows(weights, front).reshape(len(x), -1)
+            return self._by_position(x, own)
+        own = weights_of_rows(weights, lead)
+        return self._sums(weighed(x, jnp.sqrt(own)), weighed(x, own).sum(axis=0))
+
+    def _sums(
+        self, x: Float[Array, "*_"], total: Float[Array, "*_"]
+    ) -> tuple[list[Array], Float[Array, "g d"]]:
+        """`sums` of examples whose pixels add up to `total`."""
         for axis, taps in enumerate(self.taps):
             counts = np.zeros((len(taps), x.shape[1 + axis]), x.dtype)
             for k, row in enumerate(taps):
@@ -95,7 +112,7 @@ class Patches:
 
     def assembled(self, parts: Sequence[Array]) -> Float[Array, "g d d"]:
         """The sum of x x^T, (groups, D, D), from its parts."""
-        if not self.products:
+        if not self.products or parts[0].shape[-1] != self.channels:
             return parts[0]
         offsets, c = math.prod(self.window), self.channels
         blocks: dict[tuple[int, int], Array] = {}
@@ -118,13 +135,13 @@ class Patches:
         return jnp.concatenate(rows, axis=1)
 
     def pair_sums(
-        self, x: Float[Array, "*_"], y: Float[Array, "*_"]
+        self, x: Float[Array, "*_"], y: Float[Array, "*_"], weights: Array | None = None
     ) -> tuple[Array, Array, Array, Array]:
         """Sums over the patches of two inputs: of x x^T and x y^T, (groups, D, D), of x and y."""
         k, c = math.prod(self.window), self.channels
         both = jnp.concatenate([z.reshape(*z.shape[:-1], self.groups, c) for z in (x, y)], axis=-1)
         joint = Patches(self.taps, 2 * c, self.groups)
-        parts, total = joint.sums(both.reshape(*x.shape[:-1], -1))
+        parts, total = joint.sums(both.reshape(*x.shape[:-1], -1), weights)
         blocks = joint.assembled(parts).reshape(self.groups, k, 2, c, k, 2, c)
         own, cross = (
             blocks[:, :, 0, :, :, end].reshape(self.groups, self.size, self.size) for end in (0, 1)
@@ -194,7 +211,7 @@ class Patches:
 
         held = math.prod(spatial) * self.channels * len(shifts)
         flat = x.reshape(*x.shape[: axes + 1], self.channels)
-        whole = jnp.split(_in_turns(wide, flat, HELD_BESIDE // held), len(shifts), axis=1)
+        whole = jnp.split(in_turns(wide, flat, HELD_BESIDE // held), len(shifts), axis=1)
         parts: list[Array] = [jnp.zeros(())] * len(self.products)
         for total, numbers in zip(whole, self._shifts.values(), strict=True):
             main = max(numbers, key=self._pixels)
@@ -214,39 +231,41 @@ class Patches:
 
     def _by_patches(self, x: Float[Array, "*_"]) -> Float[Array, "g d d"]:
         """The whole sum from patches, of a few examples at a time."""
-        axes = len(self.taps)
-        # A row of zeros behind the last pixel, which index -1 finds.
-        padded = jnp.pad(x, [(0, 0), *[(0, 1)] * axes, (0, 0), (0, 0)])
-
-        def patches(x: Float[Array, "*_"]) -> Float[Array, "n g d"]:
-            for axis, taps in enumerate(self.taps):
-                x = jnp.take(x, np.array(taps), axis=1 + 2 * axis)
-            order = (*range(2, 2 * axes + 1, 2), 2 * axes + 1, *range(1, 2 * axes + 1, 2))
-            x = x.transpose(0, *order, 2 * axes + 2)
-            return x.reshape(-1, self.groups, self.size)
 
         def sums(x: Float[Array, "*_"]) -> Float[Array, "g d d"]:
-            made = patches(x)
+            made = self._patches(x).reshape(-1, self.groups, self.size)
             return moment(made, made)
 
-        held = self.positions * self.groups * self.size
-        return _in_turns(sums, padded, HELD // held)
+        return in_turns(sums, x, HELD // self._held)
 
+    def _by_position(
+        self, x: Float[Array, "*_"], weights: Float[Array, "n p"]
+    ) -> tuple[list[Array], Float[Array, "g d"]]:
+        """`sums` from patches with a weight each."""
 
-def _in_turns(
-    function: Callable[[Array], Array], x: Float[Array, "n ..."], count: int
-) -> Float[Array, "*_"]:
-    """Sum of a function of `count` examples at a time."""
-    count = max(1, min(x.shape[0], count))
-    whole, rest = divmod(x.shape[0], count)
-    if whole == 1:
-        total = function(x[:count])
-    else:
-        # The examples of a turn lie apart, so that all devices that share them have some.
-        turns = x[: whole * count].reshape(count, whole, *x.shape[1:]).swapaxes(0, 1)
-        zero = jnp.zeros(jax.eval_shape(function, turns[0]).shape, x.dtype)
-        total, _ = jax.lax.scan(lambda sum, turn: (sum + function(turn), None), zero, turns)
-    return total + function(x[whole * count :]) if rest else total
+        def sums(both: tuple[Array, Array]) -> tuple[Array, Array]:
+            x, weights = both
+            made, own = self._patches(x).reshape(-1, self.groups, self.size), weights.reshape(-1)
+            roots = weighed(made, jnp.sqrt(own))
+            return moment(roots, roots), weighed(made, own).sum(axis=0)
+
+        whole, total = in_turns(sums, (x, weights), HELD // self._held)
+        return [whole], total
+
+    @property
+    def _held(self) -> int:
+        """Elements of the patches of one example."""
+        return self.positions * self.groups * self.size
+
+    def _patches(self, x: Float[Array, "*_"]) -> Float[Array, n * _]:
+        """The patches, (n, *positions, groups, *window, channels)."""
+        axes = len(self.taps)
+        # A row of zeros behind the last pixel, which index -1 finds.
+        x = jnp.pad(x, [(0, 0), *[(0, 1)] * axes, (0, 0), (0, 0)])
+        for axis, taps in enumerate(self.taps):
+            x = jnp.take(x, np.array(taps), axis=1 + 2 * axis)
+        order = (*range(2, 2 * axes + 1, 2), 2 * axes + 1, *range(1, 2 * axes + 1, 2))
+        return x.transpose(0, *order, 2 * axes + 2)
 
 
 def moment(first: Float[Array, "*n g c"], second: Float[Array, "*n g c"]) -> Float[Array, "g c c"]:

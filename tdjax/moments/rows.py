@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from tdjax.moments.patches import Patches, moment
 from tdjax.moments.pieces import Taps, taps_of
+from tdjax.moments.weighing import weighed, weights_of_rows
 from tdjax.plan.layers import Layer
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
@@ -26,16 +27,20 @@ from tdjax.trace.call import Call
 class Rows(Protocol):
     """Rows whose second moment can be summed over batches."""
 
-    def sums(self, x: Array) -> tuple[list[Array], Array]:
-        """Parts of the sum of x x^T, and the sum of x, (groups, D)."""
+    def sums(self, x: Array, weights: Array | None = None) -> tuple[list[Array], Array]:
+        """Parts of the sum of x x^T, and the sum of x, (groups, D).
+
+        Arguments:
+            weights: of the rows, see `tdjax.moments.weighing`; None where all count as one.
+        """
         ...
 
     def assembled(self, parts: Sequence[Array]) -> Array:
         """The sum of x x^T, (groups, D, D), or its diagonal (groups, D), from its parts."""
         ...
 
-    def count(self, shape: Sequence[int]) -> int:
-        """Number of rows in an array of this shape."""
+    def front(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Sizes of the axes in front of the rows, for an array of this shape."""
         ...
 
 
@@ -55,33 +60,56 @@ class Vectors:
     ndim: int = 0
     to_rows: Callable[[Array], Array] | None = None
 
-    def sums(self, x: Array) -> tuple[list[Array], Float[Array, "g d"]]:
+    def sums(
+        self, x: Array, weights: Array | None = None
+    ) -> tuple[list[Array], Float[Array, "g d"]]:
         """See `Rows.sums`."""
-        rows = self._rows(x)
-        return [moment(rows, rows)], rows.sum(axis=0)
+        rows, own = self._rows(x), self._weights(x, weights)
+        if own is None:
+            return [moment(rows, rows)], rows.sum(axis=0)
+        roots = weighed(rows, jnp.sqrt(own))
+        return [moment(roots, roots)], weighed(rows, own).sum(axis=0)
 
-    def pair_sums(self, x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+    def pair_sums(
+        self, x: Array, y: Array, weights: Array | None = None
+    ) -> tuple[Array, Array, Array, Array]:
         """Sums over the rows of two arrays: of x x^T and x y^T, (groups, D, D), of x and y."""
-        first, second = self._rows(x), self._rows(y)
-        own, cross = moment(first, first), moment(first, second)
-        return own, cross, first.sum(axis=0), second.sum(axis=0)
+        first, second, own = self._rows(x), self._rows(y), self._weights(x, weights)
+        sums = [first.sum(axis=0), second.sum(axis=0)]
+        if own is not None:
+            sums = [weighed(rows, own).sum(axis=0) for rows in (first, second)]
+            first, second = (weighed(rows, jnp.sqrt(own)) for rows in (first, second))
+        return moment(first, first), moment(first, second), *sums
 
     def _rows(self, x: Array) -> Float[Array, "n g d"]:
-        to_rows = self.to_rows
-        if to_rows is not None:
-            for _ in range(x.ndim - self.ndim):
-                to_rows = jax.vmap(to_rows)
-            x = to_rows(x)
-        rows = x.reshape(-1, self.groups, self.size)
+        rows = self._laid_out(x).reshape(-1, self.groups, self.size)
         return rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+
+    def _laid_out(self, x: Array) -> Array:
+        """The array with the axes of a row last."""
+        to_rows = self.to_rows
+        if to_rows is None:
+            return x
+        for _ in range(x.ndim - self.ndim):
+            to_rows = jax.vmap(to_rows)
+        return to_rows(x)
+
+    def _weights(self, x: Array, weights: Array | None) -> Array | None:
+        return None if weights is None else weights_of_rows(weights, self.front(x.shape))
 
     def assembled(self, parts: Sequence[Array]) -> Float[Array, "g d d"]:
         """See `Rows.assembled`."""
         return parts[0]
 
-    def count(self, shape: Sequence[int]) -> int:
-        """See `Rows.count`."""
-        return math.prod(shape) // (self.groups * self.size)
+    def front(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `Rows.front`."""
+        shape = jax.eval_shape(self._laid_out, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+        ends = (k for k in range(len(shape), -1, -1) if math.prod(shape[k:]) >= self._width)
+        return tuple(shape[: next(ends)])
+
+    @property
+    def _width(self) -> int:
+        return self.groups * self.size
 
 
 @dataclass(frozen=True)
@@ -90,18 +118,29 @@ class Lookups:
 
     size: int
 
-    def sums(self, x: Array) -> tuple[list[Array], Float[Array, "1 d"]]:
+    def sums(
+        self, x: Array, weights: Array | None = None
+    ) -> tuple[list[Array], Float[Array, "1 d"]]:
         """See `Rows.sums`."""
-        counts = jnp.zeros((1, self.size)).at[0, x.reshape(-1)].add(1.0)
+        own = 1.0 if weights is None else weights_of_rows(weights, x.shape)
+        counts = jnp.zeros((1, self.size)).at[0, x.reshape(-1)].add(own)
         return [counts], counts
 
     def assembled(self, parts: Sequence[Array]) -> Float[Array, "1 d"]:
         """See `Rows.assembled`."""
         return parts[0]
 
-    def count(self, shape: Sequence[int]) -> int:
-        """See `Rows.count`."""
-        return math.prod(shape)
+    def front(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `Rows.front`."""
+        return tuple(shape)
+
+
+def number_of_rows(rows: Rows, shape: Sequence[int], weights: Array | None) -> Float[Array, ""]:
+    """Number of rows in an array of this shape; the sum of their weights where they have some."""
+    front = rows.front(shape)
+    if weights is None:
+        return jnp.asarray(float(math.prod(front)))
+    return weights_of_rows(weights, front).sum()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tdjax.moments.rows import Flow, Rows, flow_of
-from tdjax.trace.call import StaticPart, call_arguments, split_arrays
+from tdjax.moments.finite import all_finite
+from tdjax.moments.rows import Flow, Rows, flow_of, number_of_rows
+from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace, TracedCall
 from tdjax.trace.visit import run
@@ -70,25 +71,47 @@ def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
     return summed
 
 
+class BatchSums(NamedTuple):
+    """What one batch adds.
+
+    Arguments:
+        inputs: sums at the one end of the calls, by number.
+        gradients: sums at the other end.
+        finite: for both, whether they are, by number.
+    """
+
+    inputs: dict[int, Sums]
+    gradients: dict[int, list[Array]]
+    finite: tuple[dict[int, Array], dict[int, Array]]
+
+
 def batch_sums(
-    trace: Trace, calls: Mapping[int, SummedCall], static: StaticPart, loss_fn: LossFn | None
-) -> Callable[[Any, Any], tuple[dict[int, Sums], dict[int, list[Array]]]]:
-    """(leaves, arrays of a batch) -> sums by number at the one end, and at the other.
+    trace: Trace,
+    calls: Mapping[int, SummedCall],
+    static: StaticPart,
+    loss_fn: LossFn | None,
+    reading: Reading,
+) -> Callable[[Any, Any, Any], BatchSums]:
+    """(leaves, arrays of a batch, weights of its rows or None) -> the sums of the calls' rows.
 
     Arguments:
         calls: from `summed_calls`.
         static: the static part of the batch.
         loss_fn: see `tdjax.collect_moments`; without it there are no sums at the other end.
+        reading: what of the batch the model gets.
     """
 
     @jax.jit
-    def sums(leaves: Any, arrays: Any) -> Any:
+    def sums(leaves: Any, arrays: Any, weights: Any) -> BatchSums:
         batch = static.join(arrays)
+        inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
+        passed = partial(_passed, trace, calls, [*leaves, *inputs], weights)
         if loss_fn is None:
-            return _passed(trace, calls, leaves, batch, {})[1], {}
+            _, kept = passed({})
+            return BatchSums(kept, {}, (_finite(kept), {}))
 
         def loss(slots: Any) -> tuple[Any, Any]:
-            results, kept = _passed(trace, calls, leaves, batch, slots)
+            results, kept = passed(slots)
             # Behind the outputs come values that the model keeps.
             returned = results[: len(results) - len(trace.kept)]
             outputs = jax.tree.unflatten(jax.tree.structure(trace.outputs), returned)
@@ -97,17 +120,23 @@ def batch_sums(
             return jnp.sum(each) if each.ndim else each * trace.batch, kept
 
         gradients, kept = jax.grad(loss, has_aux=True)(_slots(trace, calls))
-        return kept, gradients
+        return BatchSums(kept, gradients, (_finite(kept), _finite(gradients)))
 
     return sums
 
 
+def _finite(sums: Mapping[int, Any]) -> dict[int, Array]:
+    return {number: all_finite(own) for number, own in sums.items()}
+
+
 def _passed(
-    trace: Trace, calls: Mapping[int, SummedCall], leaves: Any, batch: Any, slots: Any
+    trace: Trace, calls: Mapping[int, SummedCall], arguments: Any, weights: Any, slots: Any
 ) -> tuple[list[Any], dict[int, Sums]]:
     """Results of the model, and the sums of what goes into its layers.
 
     Arguments:
+        arguments: of the traced program.
+        weights: of the rows, see `tdjax.moments.weighing`; None where all count as one.
         slots: by number; the "gradient" with respect to them are the sums at the other end.
     """
 
@@ -116,13 +145,13 @@ def _passed(
         if call is None:
             return x, None
         if mark.end == INPUT:
-            return x, _spread(partial(_sums, call.rows), mark.stacked, x)
+            return x, _spread(partial(_sums, call.rows, weights), mark.stacked, x)
         if slot is None:
             return x, None
-        return _spread(partial(_tapped, call.outputs), mark.stacked, x, slot, through=True), None
+        tapped = partial(_tapped, call.outputs, weights)
+        return _spread(tapped, mark.stacked, x, slot, through=True), None
 
-    inputs, _ = split_arrays(call_arguments(model_inputs(batch)))
-    return run(trace.jaxpr, trace.survey, visit, [*leaves, *inputs], slots)
+    return run(trace.jaxpr, trace.survey, visit, arguments, slots)
 
 
 def _slots(trace: Trace, calls: Mapping[int, SummedCall]) -> dict[int, list[Array]]:
@@ -141,23 +170,27 @@ def _zeros(made: TracedCall, outputs: Rows) -> list[Array]:
     return [jnp.zeros((*front, *part.shape), part.dtype) for part in parts]
 
 
-def _sums(rows: Rows, x: Array) -> Sums:
-    parts, total = rows.sums(x)
-    return Sums(parts, total, jnp.asarray(float(rows.count(x.shape))))
+def _sums(rows: Rows, weights: Array | None, x: Array) -> Sums:
+    parts, total = rows.sums(x, weights)
+    return Sums(parts, total, number_of_rows(rows, x.shape, weights))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tapped(rows: Rows, y: Array, slot: list[Array]) -> Array:
+def _tapped(rows: Rows, weights: Array | None, y: Array, slot: list[Array]) -> Array:
     """y itself; the "gradient" with respect to `slot` are the sums of the gradient's rows."""
     return y
 
 
-def _tapped_forward(rows: Rows, y: Array, slot: list[Array]) -> tuple[Array, None]:
-    return y, None
+def _tapped_forward(
+    rows: Rows, weights: Array | None, y: Array, slot: list[Array]
+) -> tuple[Array, Array | None]:
+    return y, weights
 
 
-def _tapped_backward(rows: Rows, _: None, gradient: Array) -> tuple[Array, list[Array]]:
-    return gradient, rows.sums(gradient)[0]
+def _tapped_backward(
+    rows: Rows, weights: Array | None, gradient: Array
+) -> tuple[None, Array, list[Array]]:
+    return None, gradient, rows.sums(gradient, weights)[0]
 
 
 _tapped.defvjp(_tapped_forward, _tapped_backward)
@@ -183,8 +216,3 @@ def _spread(
     return jax.vmap(function, in_axes=(axis, *(0 for _ in slots)), out_axes=axis if through else 0)(
         x, *slots
     )
-
-
-def model_inputs(batch: Any) -> Any:
-    """The model's input: the batch, or the first entry of a tuple."""
-    return batch[0] if isinstance(batch, tuple) else batch

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.auto import best_format
-from tdjax.arguments.called import calling_the_model
+from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.nnx.graph import (
     array_of,
     become,
@@ -34,7 +34,7 @@ from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace
 
 
-def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
+def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any, method: Method = None) -> Plan:
     """Decide for every layer of an NNX model which format it gets.
 
     Arguments:
@@ -42,18 +42,19 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
         rules: the first whose path matches a layer decides; see `tdjax.Rule`.
         sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
             positional or a dict of keyword arguments. The first axis is the batch.
+        method: how the model is called, see `tdjax.make_plan`.
 
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, TypeError
     for something that is not an NNX module.
     """
-    found = inventory(model, sample)
+    found = inventory(model, sample, method)
     choose = best_format(found.array_of)
     return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
 
 
-def inventory(model: nnx.Module, sample: Any) -> Inventory:
+def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    traced, modules = trace(model, sample), modules_of(model)
+    traced, modules = trace(model, sample, method), modules_of(model)
     table = tuple(_with_the_rest(model, modules, traced.layers).values())
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     total = sum(math.prod(leaf.shape) for leaf in params)
@@ -65,14 +66,15 @@ def inventory(model: nnx.Module, sample: Any) -> Inventory:
     return Inventory(table, other, kernel_of, traced.other_macs)
 
 
-def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:
+def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:
     """All modules of a model that hold a weight array, in the order in which they are called.
 
     No arithmetic is done: a copy of the model is traced with shapes. Arguments and errors as
     `make_plan`. Modules that cannot be factorised are listed last, with the obstacle. A module at
     several paths is listed under the first of them.
     """
-    return tuple(_with_the_rest(model, modules_of(model), trace(model, sample).layers).values())
+    layers = trace(model, sample, method).layers
+    return tuple(_with_the_rest(model, modules_of(model), layers).values())
 
 
 def leaves(model: nnx.Module) -> list[Any]:
@@ -80,7 +82,7 @@ def leaves(model: nnx.Module) -> list[Any]:
     return jax.tree.leaves(nnx.state(model))
 
 
-def trace(model: nnx.Module, sample: Any) -> Trace:
+def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
     """The calls of all layers that can be factorised, as they are in the traced program.
 
     The program takes the leaves of `nnx.split(model)[1]`, then the arrays of the sample. Arguments
@@ -95,7 +97,7 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
             if type(module) in _RECORDED and holds_array(getattr(module, _weight(module))):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
-        outputs = copy(*args, **kwargs)
+        outputs = call_model(copy, method, args, kwargs)
         recording.recorder.kept = nnx.state(copy)
         return outputs
 

@@ -18,9 +18,10 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import collect
+from tdjax.moments.finite import Watch, all_finite
 from tdjax.moments.patches import Patches
-from tdjax.moments.rows import Vectors
-from tdjax.moments.sums import SummedCall, model_inputs, summed_calls
+from tdjax.moments.rows import Vectors, number_of_rows
+from tdjax.moments.sums import SummedCall, summed_calls
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.bias import can_correct, covariance, mean_output
 from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_kernels
@@ -116,7 +117,7 @@ def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> list[str]:
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("factorize_sequentially: no batches")
-    return list(model.trace_of(model_inputs(first)).layers)
+    return list(model.trace_of(first).layers)
 
 
 def _factorised(
@@ -179,19 +180,21 @@ def _collected(
 ) -> InputMeans:
     """The means for one layer, over all batches and calls."""
     programs: dict[Any, Callable[..., Any]] = {}
-    original = model.leaves_of({})
+    original, watch = model.leaves_of({}), Watch("factorize_sequentially")
     total: Any = None
     for batch in batches:
         arrays, frame = split_arrays(batch)
         key = (frame, tuple((array.shape, str(array.dtype)) for array in arrays))
         if key not in programs:
-            trace = model.trace_of(model_inputs(batch))
+            trace = model.trace_of(batch)
             asked = summed_calls(trace, {path})
             if not _side_by_side(trace, asked):
                 return _alone(model, present, batches, path)
             programs[key] = _program(trace, asked, frame)
-        made = programs[key](original, present, arrays)
+        finite, made = programs[key](original, present, arrays)
+        watch.add({path: finite}, lambda path: f"layer {path!r}")
         total = made if total is None else jax.tree.map(jnp.add, total, made)
+    watch.close()
     sums, rows = total
     return jax.tree.map(lambda part: part / rows, sums)
 
@@ -215,30 +218,31 @@ def _alone(
 ) -> InputMeans:
     """The means of the network as it is by now, whose kernel stays the one to approximate."""
     found = collect(
-        model.trace_of, present, batches, loss_fn=None, paths=re.escape(path), memory=2**40
-    )[path]
+        model.trace_of, present, batches, loss_fn=None, paths=re.escape(path), memory=2**40,
+        function="factorize_sequentially",
+    )[path]  # fmt: skip
     return InputMeans(found.inputs, None, found.mean, found.mean, found.outputs)
 
 
 def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Callable[..., Any]:
-    """(leaves as they were, as they are, arrays of a batch) -> (sums, number of rows)."""
+    """(leaves as they were, as they are, arrays of a batch) -> (finite, (sums, number of rows))."""
 
     def passing(leaves: Any, arrays: Any) -> dict[int, Any]:
         def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
             return x, x if mark.number in asked and mark.end == INPUT else None
 
-        own, _ = split_arrays(call_arguments(model_inputs(frame.join(arrays))))
+        own, _ = split_arrays(call_arguments(frame.join(arrays)))
         return run(trace.jaxpr, trace.survey, visit, [*leaves, *own], {})[1]
 
     @jax.jit
-    def sums(original: Any, present: Any, arrays: Any) -> tuple[InputMeans, Array]:
+    def sums(original: Any, present: Any, arrays: Any) -> tuple[Array, tuple[InputMeans, Array]]:
         now, was = passing(present, arrays), passing(original, arrays)
         total: Any = None
         for number, call in asked.items():
             assert isinstance(call.rows, Patches | Vectors)
             made = InputMeans(*call.rows.pair_sums(now[number], was[number]))
-            rows = jnp.asarray(float(call.rows.count(now[number].shape)))
+            rows = number_of_rows(call.rows, now[number].shape, None)
             total = (made, rows) if total is None else jax.tree.map(jnp.add, total, (made, rows))
-        return total
+        return all_finite(total), total
 
     return sums

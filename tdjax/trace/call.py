@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import enum
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,26 @@ def call_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(sample, Mapping):
         return (), dict(sample)
     return (tuple(sample), {}) if isinstance(sample, tuple) else ((sample,), {})
+
+
+class Reading(enum.Enum):
+    """What of a batch is the model's input; see `tdjax.arguments.batches`."""
+
+    WHOLE = "all of it"
+    FIRST = "the first entry of the tuple"
+
+    def inputs(self, batch: Any) -> Any:
+        """The model's input from a batch, as `call_arguments` takes it."""
+        return batch if self is Reading.WHOLE else batch[0]
+
+
+def peeked(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, None where there is none, and all of them."""
+    turns = iter(batches)
+    first = next(turns, None)
+    if turns is not batches:
+        return first, batches
+    return first, turns if first is None else itertools.chain([first], turns)
 
 
 class Call(NamedTuple):

@@ -1,0 +1,94 @@
+"""What of a batch goes into the model: one rule for all functions.
+
+A batch is the model's input: an array, a tuple of positional or a dict of keyword arguments. Where
+the user's own function takes the batch too (a loss, a metric, row weights), it may also be a tuple
+(input, rest), of which the model sees the first entry. A tuple that could be either is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tdjax.arguments.described import described, is_array, shapes_text
+from tdjax.trace.call import Reading, call_arguments, peeked, split_arrays
+
+
+def read_batches(
+    function: str, model: Any, trace_of: Callable[[Any], Any], batches: Iterable[Any]
+) -> tuple[Reading, Iterable[Any]]:
+    """How batches that the user's own function takes too are read, and the batches.
+
+    The first of them decides: by the signature of the model, and where that leaves it open by
+    whether the model can be called.
+
+    Arguments:
+        function: whose batches they are, for messages.
+        model: asked for its signature.
+        trace_of: traces the model on an input; raises ValueError where it cannot be called so.
+
+    Raises ValueError for a tuple of which the model takes the first entry as well as more.
+    """
+    batch, batches = peeked(batches)
+    if not isinstance(batch, tuple) or not batch:
+        return Reading.WHOLE, batches
+    if isinstance(batch[0], (tuple, Mapping)):
+        # Arguments in a tuple or a dict of their own are what makes a batch plain.
+        plain = _accepts(model, batch[0]) and _traces(trace_of, batch[0])
+        first = plain or not _accepts(model, batch)
+        return (Reading.FIRST if first else Reading.WHOLE), batches
+    if not any(split_arrays(entry)[0] for entry in batch[1:]):
+        # Switches, or a rest of None.
+        return (Reading.WHOLE if _accepts(model, batch) else Reading.FIRST), batches
+    numbers = range(2, len(batch) + 1)
+    taken = [n for n in numbers if _accepts(model, batch[:n]) and _traces(trace_of, batch[:n])]
+    alone = _accepts(model, batch[0]) and (not taken or _traces(trace_of, batch[0]))
+    if not taken:
+        return Reading.FIRST, batches
+    if taken == [len(batch)] and not alone:
+        return Reading.WHOLE, batches
+    raise ValueError(
+        f"{function}: of the batch ({', '.join(map(_entry, batch))}) the model takes "
+        f"{' or '.join(_first(n) for n in [1] * alone + taken)}: write ((a, b), rest) where it is "
+        "to be called with a and b (rest may be None), ((a,), rest) where with a alone"
+    )
+
+
+def _accepts(model: Any, inputs: Any) -> bool:
+    """Whether the signature of a model takes an input; True where nothing is known of it."""
+    args, kwargs = call_arguments(inputs)
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):
+        return True
+    try:
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        return False
+    return not any(
+        _is_flag(signature.parameters[name]) and is_array(value) and value.shape
+        for name, value in given.items()
+    )
+
+
+def _is_flag(parameter: inspect.Parameter) -> bool:
+    """Whether an argument is a switch, as `train`, which no array of examples is meant for."""
+    known = isinstance(parameter.default, (bool, str))
+    return known or "bool" in str(parameter.annotation)
+
+
+def _traces(trace_of: Callable[[Any], Any], inputs: Any) -> bool:
+    try:
+        trace_of(inputs)
+    except ValueError:
+        return False
+    return True
+
+
+def _first(number: int) -> str:
+    return "the first entry" if number == 1 else f"the first {number}"
+
+
+def _entry(value: Any) -> str:
+    return shapes_text(value) if is_array(value) else described(value)
