@@ -223,11 +223,12 @@ def _searched(
     tables = [frontier(layer.cost, layer.error) for layer in rated.values()]
     together = TOGETHER[strategy]
     search = least_sum if together is np.add else least_maximum
-    places: list[int] | None = search(tables, target.most)
-    if total(tables, places) < target.least:
-        lost = partial(together.reduce, axis=-1)
-        places = exchanged(tables, places, target.least, target.most, lost)
-    return None if places is None else _numbers(rated, tables, places)
+    places = search(tables, target.most)
+    if total(tables, places) >= target.least:
+        return _numbers(rated, tables, places)
+    lost = partial(together.reduce, axis=-1)
+    nearer = exchanged(tables, places, target.least, target.most, lost)
+    return None if nearer is None else _numbers(rated, tables, nearer)
 
 
 def _searched_exactly(

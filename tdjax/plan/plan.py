@@ -13,7 +13,7 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.printing import Table, as_html, as_text
-from tdjax.plan.reading import PLAN_VERSION, read_plan
+from tdjax.plan.reading import FIRST_VERSION, PLAN_VERSION, read_plan
 from tdjax.plan.stage import CORRECTION, Chain, Stage
 from tdjax.plan.timing import Profile, profile_calls
 
@@ -215,9 +215,9 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         layers = [_planned_to_dict(entry) for entry in self.layers]
-        raw = {"version": PLAN_VERSION, "other": self.other, "layers": layers}
+        raw = {"version": FIRST_VERSION, "other": self.other, "layers": layers}
         if self.other_macs:
-            raw["other_macs"] = self.other_macs
+            raw |= {"version": PLAN_VERSION, "other_macs": self.other_macs}
         if self.measured is not None:
             raw["measured"] = self.measured
         return json.dumps(raw)

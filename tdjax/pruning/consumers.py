@@ -210,7 +210,7 @@ class _Walk:
             # Of numbers that are the same everywhere, whatever has no entries of its own.
             same = eqn.primitive.name in ELEMENTWISE or eqn.primitive.name == "broadcast_in_dim"
             return [UNIFORM if same else UNKNOWN] * len(eqn.outvars)
-        inside = {value.inside for value in reads} - {None}
+        inside = {value.inside for value in reads if value.inside is not None}
         if len(inside) == 1:
             (path,) = inside
             self.within(path, eqn, reads)
