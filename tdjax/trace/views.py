@@ -42,10 +42,6 @@ class Value:
         """The view with other axes, some of them cut."""
         return replace(self, axes=tuple(axes), cut=self.cut | set(cut))
 
-    def is_whole(self, ndim: int) -> bool:
-        """Whether it is all of an array of so many axes, as it lies."""
-        return self.axes == tuple(range(ndim)) and not self.cut
-
     def slice_of_turn(self, scan: int) -> Value:
         """Of what a scan runs over, the slice of one turn."""
         if self.axes is None:
