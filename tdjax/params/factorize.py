@@ -24,6 +24,7 @@ from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, unboxed
 from tdjax.params.tree import copied, join_path, layer_params, put, remove
 from tdjax.params.weighing import weights_of
+from tdjax.plan.layers import numbers_obstacle
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -268,6 +269,11 @@ def _check_kernel(params: Params, entry: PlannedLayer) -> None:
         raise ValueError(
             f"layer {path!r}: {storage.name} of shape {tuple(array.shape)}, but the plan was made "
             f"for {storage.whole_shape}"
+        )
+    obstacle = numbers_obstacle(storage.name, array.dtype)
+    if obstacle is not None:
+        raise ValueError(
+            f"layer {path!r}: {obstacle}; only real numbers of 16 bits or more are decomposed"
         )
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
         raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")
