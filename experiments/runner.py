@@ -12,10 +12,11 @@ from typing import Any
 from experiments.network.baseline import baseline_record, trained
 from experiments.network.network import Network, configured
 from experiments.network.training import Variables
-from experiments.workdir.fields import plain_fields, read_fields
+from experiments.workdir.fields import plain_fields, read_fields, report_fields
 from experiments.workdir.journal import Identity, Journal, Schema, claim_workdir, read_journal
 from experiments.workdir.progress import progress_bar
 from experiments.workdir.threads import Records, in_threads
+from tdjax.hints import known_are
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ REPORT = "report"
 
 def experiment_named(name: str) -> Experiment:
     """One of the experiments. Raises ValueError for a name that none has."""
-    if name not in EXPERIMENTS:
-        known = ", ".join((*EXPERIMENTS, REPORT))
-        raise ValueError(f"config field 'experiment' is {name!r}: known are {known}")
+    if not isinstance(name, str) or name not in EXPERIMENTS:
+        known = known_are(name, (*EXPERIMENTS, REPORT))
+        raise ValueError(f"config field 'experiment' is {name!r}: {known}")
     found: Experiment = import_module(EXPERIMENTS[name]).EXPERIMENT
     return found
 
@@ -89,7 +90,8 @@ def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Journal:
 
     Raises ValueError where it holds another configuration or a damaged journal.
     """
-    claim_workdir(workdir, {**plain_fields(settings), "experiment": name})
+    config = {**plain_fields(settings), "experiment": name}
+    claim_workdir(workdir, config, tuple(report_fields(type(settings))))
     return read_journal(workdir / "metrics.jsonl", schema)
 
 

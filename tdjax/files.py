@@ -1,12 +1,26 @@
-"""Files that readers, and a kill, see whole: the old content or the new, never a part."""
+"""Files that readers, and a kill, see whole: the old content or the new, never a part.
+
+And files from elsewhere, of which no more is read than they can be asked for.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import math
 import os
-from collections.abc import Iterator
+import stat
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
+
+# Of a message from elsewhere, as much as a person reads.
+LONGEST_MESSAGE = 600
 
 
 @contextmanager
@@ -28,3 +42,97 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file at once."""
     with replacing(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A file opened for reading, or a link to one.
+
+    Raises OSError for anything else: opening a pipe would wait for a writer, a device may never
+    end.
+    """
+    # Without the flag a pipe waits before it can be told from a file.
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def one_line(error: object) -> str:
+    """What an error says, in one line of a length that people read."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+
+
+def array_digest(array: Any) -> str:
+    """SHA-256 of an array's dtype, shape and bytes, in hexadecimal digits."""
+    # No copy where it lies in order; of a scalar the shape () would become (1,).
+    plain, shape = np.ascontiguousarray(array), np.shape(array)
+    found = hashlib.sha256(f"{plain.dtype} {shape} ".encode())
+    found.update(plain.reshape(-1).view(np.uint8))
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Member:
+    """An array in an npz file, as its header says; `read` gives it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@contextmanager
+def opened_npz(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Member]]:
+    """The arrays of an npz file by name, none of them read yet.
+
+    Nothing in it is run, and an array takes the memory that its header says, which its size in the
+    file agrees with.
+
+    Raises OSError for a file that cannot be opened, and nearly any type of exception for one that
+    is damaged, here or where an array is read.
+    """
+    with open_regular(path) as raw, zipfile.ZipFile(raw) as archive:
+        members = {}
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in members:
+                raise ValueError(f"{name!r} is there twice")
+            members[name] = _member(archive, info)
+        yield members
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        headers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in headers:
+            raise ValueError(f"{info.filename!r} is of version {version}")
+        shape, by_columns, dtype = headers[version](file)
+        start = file.tell()
+    if dtype.hasobject or dtype.names is not None:
+        raise ValueError(f"{info.filename!r} holds {dtype}, which is no plain array")
+    size = start + math.prod(shape) * dtype.itemsize
+    if size != info.file_size or min(shape, default=0) < 0:
+        raise ValueError(f"{info.filename!r} has {info.file_size} bytes, its header says {size}")
+
+    def read() -> np.ndarray:
+        # To the end, where the checksum is compared.
+        content = archive.read(info)
+        order = "F" if by_columns else "C"
+        return np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)
+
+    return Member(tuple(shape), dtype, read)

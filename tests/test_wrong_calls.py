@@ -311,6 +311,65 @@ def test_calls_on_parameters(wrong, message):
         wrong()
 
 
+TABLE = tdjax.layer_table(MODEL, VARIABLES, X)
+MASK = jax.tree.map(lambda leaf: leaf > 0, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda: tdjax.magnitude_prune(STATE, 0.5), TypeError, "is a TrainState: pass state.par"),
+        (lambda: tdjax.adaptive_prune(NNX), TypeError, r"pass nnx.state\(model, nnx.Param\) to"),
+        (lambda: tdjax.pq_prune(MODEL), TypeError, "pq_prune: params is a Linen model"),
+        (lambda: tdjax.tail_prune(X, 0.1), TypeError, r"params is an array float32\[40, 6\]"),
+        (lambda: tdjax.magnitude_prune(PARAMS, "0.5"), TypeError, "share is a str: pass a number"),
+        (lambda: tdjax.magnitude_prune(PARAMS, True), TypeError, "share is a bool: pass a number"),
+        (lambda: tdjax.adaptive_prune(PARAMS, "0.5"), TypeError, "q must be a number, got '0.5'"),
+        (lambda: tdjax.tail_prune(PARAMS, None), TypeError, "tolerance must be a number, got None"),
+        (
+            lambda: jax.jit(lambda share: tdjax.magnitude_prune(PARAMS, share))(0.5),
+            TypeError,
+            "share is traced: pass a number",
+        ),
+        (
+            lambda: tdjax.magnitude_prune(PARAMS, 0.5, layers=PLAN),
+            TypeError,
+            r"layers is a Plan: pass \[entry.layer for entry in plan.layers\]",
+        ),
+        (
+            lambda: tdjax.magnitude_prune(PARAMS, 0.5, layers=TABLE[0]),
+            TypeError,
+            r"layers is one Layer: pass a sequence, \(layer,\)",
+        ),
+        (
+            lambda: tdjax.magnitude_prune(PARAMS, 0.5, layers=["dense0"]),
+            TypeError,
+            "layers holds a str at 0: pass what tdjax.layer_table returned",
+        ),
+        (lambda: tdjax.pq_prune(PARAMS, paths=3), TypeError, "paths is an int: pass a pattern"),
+        (lambda: tdjax.pq_prune(PARAMS, paths=[3]), TypeError, "paths holds an int: pass patt"),
+        (lambda: tdjax.pq_prune(PARAMS, paths="("), ValueError, r"holds '\(', which is no pattern"),
+        (
+            lambda: tdjax.lasso_prune(PARAMS, {}, 0.1, chain="dense0"),
+            TypeError,
+            r"chain is a str: pass a sequence of paths, \('dense0',\)",
+        ),
+        (
+            lambda: tdjax.lasso_prune(PARAMS, "moments.npz", 0.1),
+            TypeError,
+            r"moments is a str: pass tdjax.load_moments\(path\)",
+        ),
+        (lambda: tdjax.apply_mask(PARAMS, 0.5), TypeError, "mask holds a float: pass arrays, as"),
+        (lambda: tdjax.keep_zeros(None), TypeError, "mask holds a NoneType: pass arrays, as"),
+        (lambda: tdjax.pruned_share(STATE, MASK), TypeError, "params is a TrainState"),
+    ],
+)
+def test_calls_that_prune(wrong, error, message):
+    with pytest.raises(error, match=message) as caught:
+        wrong()
+    assert caught.type is error
+
+
 @pytest.mark.filterwarnings("ignore:too few rows")
 def test_moments_of_another_network():
     other = MLP((50, 40))

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from experiments.compress.reach import least_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
 from experiments.network.calibrate import Batch
@@ -24,6 +25,7 @@ from experiments.network.network import Network
 from experiments.network.train_on import moments_for
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal, read_journal
 from experiments.workdir.threads import Records
 from tdjax.allocation.measures import operator_bound
@@ -43,10 +45,7 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
     report's page; see `experiments.runner.carry_out`.
     """
     trials = enumerate_trials(settings)
-    for trial in trials:
-        if trial.strategy == "uniform":
-            # Needs no weights, and tells at once whether the budget is within reach.
-            planned(network, settings, network.start, trial)
+    check_reach(network, settings, trials)
     journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
     model = baseline(network, journal, workdir, ("test",))
     measure(
@@ -60,6 +59,31 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
 
 
 EXPERIMENT = Experiment("compress", Compress, run, write_report)
+
+
+def check_reach(network: Network, settings: Compress, trials: Sequence[Trial]) -> None:
+    """Refuse, before any work, what the network or its data do not have.
+
+    Raises ValueError for budgets that no ranks meet, and for more timed images than there are.
+    """
+    images = len(network.splits.test.labels)
+    if settings.timed_images > images:
+        raise FieldError(
+            "timed_images", f"is {settings.timed_images}, but there are {images} test images"
+        )
+    for trial in trials:
+        if trial.strategy == "uniform":
+            # Needs no weights.
+            for number in range(1, settings.rounds + 1):
+                planned(network, settings, network.start, trial, number)
+    budget = min(settings.budgets)
+    for strategy in settings.strategies:
+        methods = ("svd",) if strategy.startswith("alds") else settings.methods
+        least = least_share(network.dense, settings.cost, methods)
+        # What rounding may take from the budget.
+        if strategy != "uniform" and budget < least - 1e-9:
+            problem = f"strategy {strategy!r} reaches {least:.4g} of the {settings.cost} to 1"
+            raise FieldError("budgets", f"has {budget}: {problem}")
 
 
 def _names(journal: Journal, settings: Compress, trial: Trial) -> list[Identity]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 from experiments.network.calibrate import Calibration, drawn
 from experiments.network.compressed import (
@@ -14,8 +14,9 @@ from experiments.network.compressed import (
     compressed_schema,
 )
 from experiments.network.settings import NetworkSettings
-from experiments.workdir.fields import check_choices, check_least
+from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
+from experiments.workdir.ranges import Choices, Count, OneOf, Range, Share
 from tdjax.allocation.allocate import COSTS
 from tdjax.plan.form import METHODS
 from tdjax.plan.plan import Plan
@@ -45,31 +46,28 @@ class Compress(NetworkSettings):
         timed_images: images of a batch on which inference is timed; 0 times nothing.
     """
 
-    experiment: str = "compress"
-    budgets: tuple[float, ...] = (0.5,)
-    cost: str = "params"
-    strategies: tuple[str, ...] = ("uniform", "energy", "alds released", "loss")
-    methods: tuple[str, ...] = ("svd", "tucker")
-    norms: tuple[str, ...] = ("frobenius", "kronecker")
+    experiment: Annotated[str, OneOf(("compress", "report"))] = "compress"
+    budgets: Choices[Share] = (0.5,)
+    cost: Annotated[str, OneOf(COSTS)] = "params"
+    strategies: Choices[Annotated[str, OneOf(STRATEGIES)]] = (
+        "uniform",
+        "energy",
+        "alds released",
+        "loss",
+    )
+    methods: Choices[Annotated[str, OneOf(METHODS)]] = ("svd", "tucker")
+    norms: Choices[Annotated[str, OneOf(NORMS)]] = ("frobenius", "kronecker")
     sequential: bool = False
-    rounds: int = 1
-    timed_images: int = 0
+    rounds: Annotated[int, Range(least=1, most=100)] = 1
+    timed_images: Count = 0
 
     def __post_init__(self) -> None:
         """Refuse values that would make the experiment empty or end it half way."""
         super().__post_init__()
-        check_choices("budgets", self.budgets)
-        check_choices("cost", (self.cost,), COSTS)
-        check_choices("strategies", self.strategies, STRATEGIES)
-        check_choices("methods", self.methods, METHODS)
-        check_choices("norms", self.norms, NORMS)
-        if not all(0 < budget < 1 for budget in self.budgets):
-            raise ValueError("config field 'budgets' must hold shares between 0 and 1")
         if "loss" in self.strategies and self.norms == ("frobenius",):
-            raise ValueError("config field 'norms': strategy 'loss' needs one that sees data")
-        check_least(("rounds", self.rounds, 1), ("timed_images", self.timed_images, 0))
+            raise FieldError("norms", f"is {self.norms}: strategy 'loss' needs one that sees data")
         if self.rounds > 1 and not self.finetune.epochs:
-            raise ValueError("config field 'rounds': more than one needs finetune.epochs")
+            raise FieldError("rounds", f"is {self.rounds}: more than one needs finetune.epochs")
 
     @property
     def needs_images(self) -> bool:

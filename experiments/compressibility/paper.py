@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ def published_pruning(
     """
     if name is None:
         return {}
-    path = resources.files("experiments.compressibility") / "published" / "pruning.json"
-    known = json.loads(path.read_text(encoding="utf-8"))
-    known.pop("note")
+    known = _published()
     if name not in known:
         raise ValueError(
             f"published figures of {name!r} are unknown; known are: {', '.join(sorted(known))}"
@@ -42,3 +41,15 @@ def published_pruning(
         )
         for row in known[name]
     }
+
+
+def published_names() -> tuple[str, ...]:
+    """What `published_pruning` knows."""
+    return tuple(sorted(_published()))
+
+
+def _published() -> dict[str, Any]:
+    path = resources.files("experiments.compressibility") / "published" / "pruning.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    known.pop("note")
+    return known

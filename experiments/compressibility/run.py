@@ -16,7 +16,7 @@ from experiments.compressibility.paper import published_pruning
 from experiments.compressibility.report import write_report
 from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.network.baseline import trained
-from experiments.network.calibrate import Calibration
+from experiments.network.calibrate import Calibration, seen
 from experiments.network.network import Network, reseeded
 from experiments.network.train_on import moments_for
 from experiments.runner import Experiment, begin, measure
@@ -107,7 +107,7 @@ def _measure(
     if whole is None:
         whole = baseline_record(network, model, epoch, run)
         yield [dict(whole)]
-    calibration = Calibration("same", settings.calibration.images[0], 0)
+    calibration = seen(settings.calibration, Calibration())
     batches = network.batches(calibration)
     layers = layers_of(network, model, [batch.images for batch in batches])
     if len(_layers(journal, run)) < len(layers.leaves):

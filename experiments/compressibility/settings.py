@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar
 
+from experiments.compressibility.paper import published_names
 from experiments.data import TABLES
 from experiments.network.settings import NetworkSettings
-from experiments.workdir.fields import check_choices, check_least
+from experiments.workdir.fields import FOR_REPORT, FieldError
 from experiments.workdir.journal import Fields, Kind, Schema, share
+from experiments.workdir.ranges import SEEDS, Choices, OneOf, Positive, Range, Repeats, Share
 from tdjax.pruning.prunable import SCOPES
 
 MAGNITUDE = tuple(f"magnitude {scope}" for scope in reversed(SCOPES))
 # Whose share is searched for, and met as nearly as it can be.
 SEARCHED = ("tail", "abp-l")
 METHODS = (*MAGNITUDE, "abp-m", "sap", *SEARCHED)
+Exponent = Annotated[float, Range(least=0.01, most=0.99)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,37 +42,31 @@ class Compressibility(NetworkSettings):
         published: key into the published figures to show beside, or None.
     """
 
-    experiment: str = "compressibility"
-    runs: int = 3
-    methods: tuple[str, ...] = METHODS
-    shares: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9)
-    qs: tuple[float, ...] = (0.3, 0.5, 0.7)
-    etas: tuple[float, ...] = (0.1, 0.2, 0.3)
-    eta_q: float = 0.5
-    penalties: tuple[float, ...] = (1e-3, 1e-4, 1e-5)
-    layer_steps: int = 49
-    tolerance: float = 0.01
-    published: str | None = None
+    experiment: Annotated[str, OneOf(("compressibility", "report"))] = "compressibility"
+    runs: Repeats = 3
+    methods: Choices[Annotated[str, OneOf(METHODS)]] = METHODS
+    shares: Choices[Share] = (0.3, 0.5, 0.7, 0.8, 0.9)
+    qs: Choices[Exponent] = (0.3, 0.5, 0.7)
+    etas: Choices[Positive] = (0.1, 0.2, 0.3)
+    eta_q: Exponent = 0.5
+    penalties: Choices[Positive] = (1e-3, 1e-4, 1e-5)
+    layer_steps: Annotated[int, Range(least=1, most=100_000)] = 49
+    tolerance: Positive = 0.01
+    published: Annotated[str, OneOf(published_names())] | None = field(
+        default=None, metadata=FOR_REPORT
+    )
 
     takes_tables: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse values that would make the experiment empty or end it half way."""
         super().__post_init__()
-        check_choices("methods", self.methods, METHODS)
-        for name in ("shares", "qs", "etas", "penalties"):
-            check_choices(name, getattr(self, name))
-        for name in ("shares", "qs"):
-            if not all(0 < value < 1 for value in getattr(self, name)):
-                raise ValueError(f"config field {name!r} must hold numbers between 0 and 1")
-        for name in ("etas", "penalties"):
-            if not all(0 < value < math.inf for value in getattr(self, name)):
-                raise ValueError(f"config field {name!r} must hold finite numbers above 0")
-        if not 0 < self.eta_q < 1:
-            raise ValueError("config field 'eta_q' must lie between 0 and 1")
-        if not 0 < self.tolerance < math.inf:
-            raise ValueError("config field 'tolerance' must be finite and above 0")
-        check_least(("runs", self.runs, 1), ("layer_steps", self.layer_steps, 1))
+        if self.seed + self.runs - 1 > SEEDS:
+            raise FieldError("seed", f"is {self.seed}: that of run {self.runs} is above {SEEDS}")
+        for name in ("sources", "images"):
+            values = getattr(self.calibration, name)
+            if len(values) > 1:
+                raise FieldError(f"calibration.{name}", f"is {values}: one is needed here")
 
     @property
     def predicts_numbers(self) -> bool:

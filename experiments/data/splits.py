@@ -146,17 +146,20 @@ def _check_raw(images: ImageArray, labels: np.ndarray, num_classes: int, part: s
 
 def _check_memory(raw: RawDataset, count: int) -> None:
     """Refuse what the machine cannot hold before it is decoded."""
-    needed = 4 * count * math.prod(raw.train_images.shape[1:])
-    try:
-        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        # Not every system has these.
-        return
-    if needed > present:
+    needed, present = 4 * count * math.prod(raw.train_images.shape[1:]), installed_memory()
+    if present is not None and needed > present:
         raise ValueError(
             f"{count} images of {raw.name} need {needed / 1e9:.0f} GB of memory as float32, this "
             f"machine has {present / 1e9:.0f} GB: set train_size, validation_size or test_size"
         )
+
+
+def installed_memory() -> int | None:
+    """Bytes of memory that the machine has; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _take(

@@ -27,6 +27,7 @@ from experiments.network.network import Network
 from experiments.network.train_on import moments_for, scored
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
 from tdjax.linen import make_plan
@@ -184,10 +185,13 @@ def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, floa
             rules = tuple(
                 Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
             )
-            plan = make_plan(network.module, network.start.collections, rules, network.sample)
+            try:
+                plan = make_plan(network.module, network.start.collections, rules, network.sample)
+            except ValueError as error:
+                raise FieldError("layers", f"is {settings.layers}: {error}") from error
             if not plan.factorised:
-                raise ValueError(
-                    f"config field 'keeps': no layer gets smaller with {method} at {keep:g} kept"
+                raise FieldError(
+                    "keeps", f"has {keep:g}: no layer gets smaller with {method} at that"
                 )
             plans[method, keep] = plan
     return plans
@@ -202,9 +206,8 @@ def layer_examples(settings: DataAware, test: Examples) -> Examples | None:
     if count is None:
         return test
     if count > len(test.labels):
-        raise ValueError(
-            f"config field 'test.layer_images' is {count}, but there are {len(test.labels)} "
-            "test images"
+        raise FieldError(
+            "test.layer_images", f"is {count}, but there are {len(test.labels)} test images"
         )
     if count == 0:
         return None

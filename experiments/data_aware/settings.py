@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Annotated
 
 from experiments.network.calibrate import Calibration, drawn
 from experiments.network.compressed import (
@@ -14,8 +15,9 @@ from experiments.network.compressed import (
     compressed_schema,
 )
 from experiments.network.settings import NetworkSettings, ScoreSettings
-from experiments.workdir.fields import check_choices, check_least
+from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
+from experiments.workdir.ranges import Choices, Count, OneOf, Repeats, Share
 from tdjax.plan.form import METHODS
 
 NORMS = (
@@ -36,7 +38,7 @@ class AwareScoreSettings(ScoreSettings):
             leaves these networks out.
     """
 
-    layer_images: int | None = None
+    layer_images: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +57,23 @@ class DataAware(NetworkSettings):
         finetune_subsets: of how many calibration subsets the networks are fine-tuned.
     """
 
-    experiment: str = "data_aware"
-    methods: tuple[str, ...] = ("svd", "cp", "tucker", "tt")
-    norms: tuple[str, ...] = NORMS[:3]
-    layers: tuple[str, ...] = (".*",)
-    keeps: tuple[float, ...] = (0.75, 0.5, 0.25)
-    correct_bias: tuple[bool, ...] = (False,)
+    experiment: Annotated[str, OneOf(("data_aware", "report"))] = "data_aware"
+    methods: Choices[Annotated[str, OneOf(METHODS)]] = ("svd", "cp", "tucker", "tt")
+    norms: Choices[Annotated[str, OneOf(NORMS)]] = NORMS[:3]
+    layers: Choices[str] = (".*",)
+    keeps: Choices[Share] = (0.75, 0.5, 0.25)
+    correct_bias: Choices[bool] = (False,)
     test: AwareScoreSettings = AwareScoreSettings()
-    finetune_subsets: int = 1
+    finetune_subsets: Repeats = 1
 
     def __post_init__(self) -> None:
         """Refuse values that would make the experiment empty or end it half way."""
         super().__post_init__()
-        check_choices("methods", self.methods, METHODS)
-        check_choices("norms", self.norms, NORMS)
-        check_choices("layers", self.layers)
-        check_choices("keeps", self.keeps)
-        check_choices("correct_bias", self.correct_bias)
-        if not all(0 < keep < 1 for keep in self.keeps):
-            raise ValueError("config field 'keeps' must hold shares between 0 and 1")
-        check_least(
-            ("test.layer_images", self.test.layer_images or 0, 0),
-            ("finetune_subsets", self.finetune_subsets, 1),
-        )
+        if self.finetune_subsets > self.calibration.subsets:
+            raise FieldError(
+                "finetune_subsets",
+                f"is {self.finetune_subsets}: calibration.subsets is {self.calibration.subsets}",
+            )
 
     @property
     def needs_gradients(self) -> bool:

@@ -9,6 +9,7 @@ from experiments.error_study.paper import published_ranks
 from experiments.error_study.protocol import Choice, Protocol
 from experiments.network.network import Network
 from tdjax.decompose.tt import clip_ranks
+from tdjax.hints import did_you_mean
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
@@ -58,7 +59,7 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
         if path not in by_path:
             raise ValueError(
                 f"config field 'layers': the model has no layer {path!r}; "
-                f"layers are: {', '.join(by_path)}"
+                f"layers are: {', '.join(by_path)}{did_you_mean(path, by_path)}"
             )
     ranks = protocol.decompose.ranks
     tables = None if ranks == "rule" else published_ranks(ranks)
@@ -75,7 +76,8 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
 
 def _from_table(tables: dict, choice: Choice, layer: Layer) -> tuple[int, ...]:
     entry = tables.get(choice.layer.replace("/", "."), {})
-    keep = str(round(100 * (1 - choice.compression)))
+    # As the tables name it: a whole number of percent.
+    keep = f"{100 * (1 - choice.compression):.10g}"
     ranks = entry.get("keep", {}).get(keep, {}).get(choice.method)
     if ranks is None:
         raise ValueError(

@@ -67,6 +67,11 @@ def published_ranks(name: str) -> dict[str, Any]:
     return known[name]
 
 
+def published_names(table: str) -> tuple[str, ...]:
+    """What `published_study` ("tau") or `published_ranks` ("ranks") knows."""
+    return tuple(sorted(_published(table)))
+
+
 def _published(name: str) -> dict[str, Any]:
     path = resources.files("experiments.error_study") / "published" / f"{name}.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Annotated
 
+from experiments.error_study.paper import published_names
 from experiments.network.schedule import FitSettings
 from experiments.network.settings import (
     DataSettings,
@@ -12,7 +14,19 @@ from experiments.network.settings import (
     ModelSettings,
     NetworkSettings,
 )
-from experiments.workdir.fields import check_choices, check_least
+from experiments.workdir.fields import FOR_REPORT, FieldError, Settings
+from experiments.workdir.ranges import (
+    Choices,
+    Natural,
+    OneOf,
+    Part,
+    Range,
+    Repeats,
+    Seed,
+    Share,
+    Sweeps,
+)
+from tdjax.plan.form import METHODS
 
 PHASES = ("before", "after")
 
@@ -35,7 +49,7 @@ Key = tuple[Choice, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecomposeSettings:
+class DecomposeSettings(Settings):
     """How kernels are decomposed.
 
     Arguments:
@@ -46,15 +60,15 @@ class DecomposeSettings:
         ranks: "rule", or a key into the published rank tables ("garipovnet", "resnet18").
     """
 
-    cp_init: str = "random"
-    max_iters: int = 100
-    tucker_iters: int = 100
-    tol: float = 1e-8
-    ranks: str = "rule"
+    cp_init: Annotated[str, OneOf(("random", "normal"))] = "random"
+    max_iters: Sweeps = 100
+    tucker_iters: Annotated[int, Range(least=0, most=100_000)] = 100
+    tol: Part = 1e-8
+    ranks: Annotated[str, OneOf(("rule", *published_names("ranks")))] = "rule"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureSettings:
+class MeasureSettings(Settings):
     """How much is looked at for each measurement.
 
     Arguments:
@@ -64,13 +78,13 @@ class MeasureSettings:
         chunk: candidates at once.
     """
 
-    feature_images: int = 1000
-    batch_size: int = 500
-    chunk: int = 25
+    feature_images: Natural = 1000
+    batch_size: Natural = 500
+    chunk: Natural = 25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Settings):
     """A whole study: every layer x method x compression x run.
 
     Arguments:
@@ -84,42 +98,32 @@ class Protocol:
         checkpoint_every: epochs between checkpoints of the baseline's training.
     """
 
-    experiment: str = "study"
-    seed: int = 0
+    experiment: Annotated[str, OneOf(("study", "report"))] = "study"
+    seed: Seed = 0
     data: DataSettings
     model: ModelSettings
     train: FitSettings
-    layers: tuple[str, ...]
-    methods: tuple[str, ...] = ("cp", "tucker", "tt")
-    compressions: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
-    runs: int = 5
+    layers: Choices[str]
+    methods: Choices[Annotated[str, OneOf(METHODS)]] = ("cp", "tucker", "tt")
+    compressions: Choices[Share] = (0.1, 0.25, 0.5, 0.75, 0.9)
+    runs: Repeats = 5
     decompose: DecomposeSettings = DecomposeSettings()
     measure: MeasureSettings = MeasureSettings()
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
-    published: str | None = None
-    checkpoint_every: int = 1
+    published: Annotated[str, OneOf(published_names("tau"))] | None = field(
+        default=None, metadata=FOR_REPORT
+    )
+    checkpoint_every: Natural = 1
 
     def __post_init__(self) -> None:
-        """Refuse values that would make the study empty."""
-        for name in ("layers", "methods", "compressions"):
-            check_choices(name, getattr(self, name))
-        if not all(0 < compression < 1 for compression in self.compressions):
-            raise ValueError("config field 'compressions' must hold shares between 0 and 1")
-        if self.decompose.cp_init not in ("random", "normal"):
-            raise ValueError(
-                f"config field 'decompose.cp_init' is {self.decompose.cp_init!r}: "
-                "known are random, normal"
+        """Refuse values that would make the study empty or end it half way."""
+        super().__post_init__()
+        if len(set(self.levels)) < len(self.levels):
+            raise FieldError(
+                "compressions", f"is {self.compressions}: two of them are equal to six decimals"
             )
-        check_least(
-            ("runs", self.runs, 1),
-            ("checkpoint_every", self.checkpoint_every, 1),
-            ("decompose.max_iters", self.decompose.max_iters, 1),
-            ("decompose.tucker_iters", self.decompose.tucker_iters, 0),
-            ("measure.feature_images", self.measure.feature_images, 1),
-            ("measure.batch_size", self.measure.batch_size, 1),
-            ("measure.chunk", self.measure.chunk, 1),
-        )
-        self.finetune.fit_after(self.train)
+        if self.finetune.epochs:
+            self.finetune.fit_after(self.train)
 
     @property
     def network(self) -> NetworkSettings:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from experiments.models.parts import batch_norm, check_depth, conv
+from experiments.workdir.ranges import Natural, Part
 
 
 class DenseLayer(nn.Module):
@@ -59,10 +60,10 @@ class DenseNet(nn.Module):
     Raises ValueError for another depth.
     """
 
-    depth: int
+    depth: Natural
     classes: int = 10
-    growth: int = 12
-    dropout: float = 0.0
+    growth: Natural = 12
+    dropout: Part = 0.0
 
     def __post_init__(self) -> None:
         """Check the depth."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 from jaxtyping import Array, Float
 
 from experiments.models.parts import batch_norm
+from experiments.workdir.ranges import Count, Natural
 
 
 class GaripovNet(nn.Module):
@@ -25,9 +24,9 @@ class GaripovNet(nn.Module):
     """
 
     classes: int = 10
-    widths: Sequence[int] = (64, 64, 128, 128, 128, 128)
-    pools: Sequence[int] = (3, 3)
-    average: int = 4
+    widths: tuple[Natural, ...] = (64, 64, 128, 128, 128, 128)
+    pools: tuple[Count, ...] = (3, 3)
+    average: Natural = 4
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b k"]:

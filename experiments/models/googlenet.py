@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from experiments.models.parts import batch_norm, conv
+from experiments.workdir.ranges import Natural, Part
 
 # The network came to torchvision from TensorFlow.
 EPSILON = 1e-3
@@ -113,10 +114,10 @@ class GoogLeNet(nn.Module):
     """
 
     classes: int = 1000
-    width: int = 64
-    dropout: float = 0.0
+    width: Natural = 64
+    dropout: Part = 0.0
     aux: bool = False
-    aux_dropout: float = 0.0
+    aux_dropout: Part = 0.0
 
     def __post_init__(self) -> None:
         """Check the width."""

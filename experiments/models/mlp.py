@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 from jaxtyping import Array, Float
+
+from experiments.workdir.ranges import Natural
 
 
 class MLP(nn.Module):
@@ -17,7 +17,7 @@ class MLP(nn.Module):
     """
 
     classes: int = 10
-    widths: Sequence[int] = (64, 64)
+    widths: tuple[Natural, ...] = (64, 64)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], train: bool = False) -> Float[Array, "b k"]:

@@ -12,6 +12,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from experiments.models.parts import batch_norm, conv
+from experiments.workdir.ranges import Natural
 
 
 class BasicBlock(nn.Module):
@@ -78,7 +79,7 @@ class ResNet(nn.Module):
     block: Callable[..., nn.Module]
     blocks: Sequence[int]
     classes: int = 1000
-    width: int = 64
+    width: Natural = 64
     small: bool = False
 
     @nn.compact

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from experiments.models.parts import batch_norm, check_depth, conv
+from experiments.workdir.ranges import Natural
 
 
 class CifarBlock(nn.Module):
@@ -49,9 +50,9 @@ class CifarResNet(nn.Module):
     Raises ValueError for another depth.
     """
 
-    depth: int
+    depth: Natural
     classes: int = 10
-    width: int = 16
+    width: Natural = 16
 
     def __post_init__(self) -> None:
         """Check the depth."""

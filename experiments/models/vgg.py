@@ -6,6 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from experiments.models.parts import batch_norm, conv
+from experiments.workdir.ranges import Natural
 
 # Widths of the five stages, as multiples of the first, and their numbers of convolutions.
 STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
@@ -26,7 +27,7 @@ class VGG16(nn.Module):
     """
 
     classes: int = 10
-    width: int = 64
+    width: Natural = 64
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b k"]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from experiments.models.parts import batch_norm, check_depth, conv
+from experiments.workdir.ranges import Natural, Part
 
 
 class WideBlock(nn.Module):
@@ -49,10 +50,10 @@ class WideResNet(nn.Module):
     Raises ValueError for another depth.
     """
 
-    depth: int
-    factor: int
+    depth: Natural
+    factor: Natural
     classes: int = 10
-    dropout: float = 0.0
+    dropout: Part = 0.0
 
     def __post_init__(self) -> None:
         """Check the depth."""

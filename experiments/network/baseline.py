@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     settings, splits = network.settings.train, network.splits
     fit = start_fit(network.start.alone(), settings)
     restored = checkpoints.restore_latest(folder, fit)
-    if restored is not None:
+    if restored is None:
+        print(f"{folder} holds no checkpoint: training starts anew", file=sys.stderr)
+    else:
         fit = restored[1]
     epoch, keys = int(fit.epoch.max()), jax.random.split(network.key(TRAIN), 1)
     with progress_bar("training epochs", settings.epochs, epoch) as progress:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from experiments.data import DataSplits, Examples, load
+from experiments.data import DataError, DataSplits, Examples, load
 from experiments.network.settings import OWN, CalibrationSettings, NetworkSettings
 from experiments.network.training import example_scores
+from experiments.workdir.fields import FieldError
 
 
 @dataclass(frozen=True, order=True)
@@ -69,17 +70,23 @@ def source_examples(settings: NetworkSettings, name: str, splits: DataSplits) ->
     """
     if name in OWN:
         return replace(splits.train, images=altered(splits.train.images, name, settings, splits))
-    raw = load(name, settings.calibration.folder)
+    folder = settings.calibration.folder
+    try:
+        raw = load(name, folder)
+    except DataError as error:
+        raise DataError(f"config field 'calibration.folder' is {folder!r}: {error}") from error
     shape = splits.train.images.shape[1:]
     if raw.train_images.shape[-1] != shape[-1]:
-        raise ValueError(
-            f"config field 'calibration.sources': images of {name!r} have "
-            f"{raw.train_images.shape[-1]} channels, the network takes {shape[-1]}"
+        raise FieldError(
+            "calibration.sources",
+            f"has {name!r}: its images have {raw.train_images.shape[-1]} channels, the network "
+            f"takes {shape[-1]}",
         )
     if settings.calibration.labels == "true" and raw.num_classes != splits.num_classes:
-        raise ValueError(
-            f"config field 'calibration.labels': {name!r} has {raw.num_classes} classes, the "
-            f"network {splits.num_classes}; use 'sampled'"
+        raise FieldError(
+            "calibration.labels",
+            f"is 'true': {name!r} has {raw.num_classes} classes, the network "
+            f"{splits.num_classes}; use 'sampled'",
         )
     scale = highest_pixel(settings.data.name) / highest_pixel(name)
     # Only as many as can be drawn: a whole data set as floats may not fit in memory.

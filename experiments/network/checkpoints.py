@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,23 +11,52 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tdjax.files import one_line
+from tdjax.params.digests import (
+    check_arrays,
+    check_newest,
+    check_seal,
+    check_shapes,
+    digests_of,
+    seal_files,
+    sealed,
+)
 from tdjax.params.saving import CheckpointError
 
 Tree = TypeVar("Tree")
+
+# The item of a checkpoint that was written before there were digests.
+OLD = "default"
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, create=True, enable_async_checkpointing=False
     )
-    return ocp.CheckpointManager(folder.resolve(), options=options)
+    # Named, for a manager that is to read before it has written.
+    handlers = {
+        "tree": ocp.StandardCheckpointHandler(),
+        "digests": ocp.JsonCheckpointHandler(),
+        OLD: ocp.StandardCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
 
 
 def save(folder: Path, step: int, tree: Any) -> None:
-    """Write a pytree of arrays as `folder/<step>`; earlier steps are removed once it is there."""
+    """Write a pytree of arrays as `folder/<step>`; earlier steps are removed once it is there.
+
+    Beside it stands the digest of each array, by which `restore_latest` knows it again.
+    """
     with _manager(folder) as manager:
-        manager.save(step, args=ocp.args.StandardSave(tree))
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                tree=ocp.args.StandardSave(tree),
+                digests=ocp.args.JsonSave(sealed({"arrays": digests_of(tree)})),
+            ),
+        )
         manager.wait_until_finished()
+    seal_files(folder / str(step))
 
 
 def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
@@ -35,7 +65,8 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     Arguments:
         like: a pytree of arrays or shapes of the structure that was saved.
 
-    Raises CheckpointError for one that is damaged or of another structure.
+    Raises CheckpointError for one that is damaged, to the bit, or of another structure. One that
+    was written before there were digests is read with a warning.
     """
     if not folder.exists():
         return None
@@ -45,17 +76,38 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(lambda: like),
     )
-    with _manager(folder) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        try:
-            tree = manager.restore(step, args=ocp.args.StandardRestore(shapes))
-        except Exception as error:
-            raise CheckpointError(
-                f"{folder / str(step)}: the checkpoint is damaged or belongs to another network "
-                f"({type(error).__name__}: {error}); remove {folder} to train from scratch"
-            ) from error
+    where = folder
+    try:
+        check_newest(folder)
+        with _manager(folder) as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            where = folder / str(step)
+            return step, _restored(manager, step, where, shapes)
+    except Exception as error:
+        raise CheckpointError(
+            f"{where}: the checkpoint is damaged or belongs to another network "
+            f"({type(error).__name__}: {one_line(error)}); remove {folder} to train from scratch"
+        ) from error
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, where: Path, shapes: Tree) -> Tree:
+    """The arrays of one step, known to be those that were saved; raises whatever else leads to."""
+    digests, arguments = None, ocp.args.StandardRestore(shapes)
+    if (where / OLD).is_dir():
+        warnings.warn(
+            f"{where} was written without digests, so damage to it cannot be seen; "
+            f"remove {where.parent} to train from scratch",
+            stacklevel=3,
+        )
+        tree = manager.restore(step, args=ocp.args.Composite(**{OLD: arguments}))[OLD]
+    else:
+        found = manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))
+        digests = check_seal(found.digests)["arrays"]
+        check_shapes(shapes, digests)
+        tree = manager.restore(step, args=ocp.args.Composite(tree=arguments)).tree
+        check_arrays(tree, digests)
     # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
     # of an unbroken run, would be compiled again for them.
-    return step, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)

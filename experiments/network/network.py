@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments import models
-from experiments.data import TABLES, DataSplits, Examples, load, load_table, prepare, prepare_table
-from experiments.network.calibrate import Batch, Calibration, altered, batches_of, source_examples
-from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
+from experiments.data import DataSplits, Examples
+from experiments.network.build import build_network, check_outputs, model_errors, shapes_of
+from experiments.network.calibrate import Batch, Calibration, batches_of, source_examples
+from experiments.network.examples import read_splits
+from experiments.network.settings import ExperimentSettings, NetworkSettings
 from experiments.network.torch_weights import load_torch_npz
 from experiments.network.training import LinenNetwork, Variables, steps_per_epoch
+from experiments.workdir.fields import FieldError
+from experiments.workdir.ranges import INT32
 from tdjax.linen import make_plan
 from tdjax.plan.plan import Plan
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": models.MLP,
-    "garipovnet": models.GaripovNet,
-    "resnet18": models.ResNet18,
-    "resnet20": models.ResNet20,
-    "resnet56": models.ResNet56,
-    "resnet110": models.ResNet110,
-    "vgg16": models.VGG16,
-    "densenet22": models.DenseNet22,
-    "wrn16_8": models.WRN16_8,
-    "resnet18_imagenet": models.ImageNetResNet18,
-    "resnet50": models.ResNet50,
-    "googlenet": models.GoogLeNet,
-}
 
 # Random streams of an experiment.
 INIT, TRAIN, DECOMPOSE, FINETUNE = range(4)
@@ -89,21 +77,17 @@ def configured(asked: ExperimentSettings) -> Network:
     would stop an experiment later.
     """
     settings = asked.network
-    if settings.data.name in TABLES and not settings.takes_tables:
-        raise ValueError(
-            f"config field 'data.name': {settings.data.name!r} is a table, which only the "
-            "experiment 'compressibility' takes"
-        )
-    splits = _splits(settings)
+    splits = read_splits(settings)
     module = build_network(settings.model, splits.num_classes)
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
+    init, sample = jax.jit(module.init), _sample(splits)
+    shapes = shapes_of(settings.model, init, key, sample)
     if settings.weights is None:
-        variables = jax.jit(module.init)(key, _sample(splits))
-    elif Path(settings.weights).is_file():
-        shapes = jax.eval_shape(module.init, key, _sample(splits))
+        variables = init(key, sample)
+    elif os.path.isfile(settings.weights):
         variables = load_torch_npz(settings.weights, shapes)
     else:
-        raise ValueError(f"config field 'weights': no file {settings.weights}")
+        raise FieldError("weights", f"is {settings.weights!r}: there is no such file")
     return _network(asked, module, variables, splits, is_trained=settings.weights is not None)
 
 
@@ -131,18 +115,6 @@ def reseeded(network: Network, seed: int) -> Network:
     return configured(replace(network.settings, seed=seed))
 
 
-def build_network(settings: ModelSettings, classes: int) -> nn.Module:
-    """The network of a configuration. Raises ValueError for a name or argument it lacks."""
-    if settings.name not in NETWORKS:
-        raise ValueError(
-            f"config field 'model.name' is {settings.name!r}: known are {', '.join(NETWORKS)}"
-        )
-    try:
-        return NETWORKS[settings.name](classes=classes, **settings.arguments)
-    except TypeError as error:
-        raise ValueError(f"config field 'model.arguments': {error}") from error
-
-
 def _network(
     asked: ExperimentSettings,
     module: nn.Module,
@@ -151,27 +123,44 @@ def _network(
     *,
     is_trained: bool,
 ) -> Network:
-    settings = asked.network
-    if settings.finetune.epochs or not is_trained:
-        steps_per_epoch(splits.train, settings.train)
+    settings, sample = asked.network, _sample(splits)
+    trains = bool(settings.finetune.epochs) or not is_trained
+    if trains:
+        _check_steps(settings, splits.train)
     state = {name: value for name, value in variables.items() if name != "params"}
     if settings.reestimate and "batch_stats" not in state:
-        raise ValueError(
-            f"config field 'reestimate': {settings.model.name} has no batch statistics"
-        )
+        raise FieldError("reestimate", f"is True: {settings.model.name} has no batch statistics")
+    with model_errors(settings.model):
+        dense = make_plan(module, variables, (), sample)
+    check_outputs(settings.model, module, variables, sample, splits.num_classes, train=trains)
     return Network(
         settings,
         module,
         Variables(variables["params"], state),
         is_trained,
         splits,
-        make_plan(module, variables, (), _sample(splits)),
+        dense,
         _sources(settings, splits) if asked.needs_images else {},
     )
 
 
 def _sample(splits: DataSplits) -> jax.Array:
     return jnp.zeros((1, *splits.train.images.shape[1:]))
+
+
+def _check_steps(settings: NetworkSettings, train: Examples) -> None:
+    """Refuse a training of no step, and one of more than can be counted."""
+    try:
+        steps = steps_per_epoch(train, settings.train)
+    except FieldError as error:
+        raise error.inside("train") from None
+    for name, epochs in (
+        ("train.epochs", settings.train.epochs),
+        ("train.warmup", settings.train.warmup),
+        ("finetune.epochs", settings.finetune.epochs),
+    ):
+        if epochs * steps > INT32:
+            raise FieldError(name, f"is {epochs}: at most {INT32 // steps} of {steps} steps")
 
 
 def _sources(settings: NetworkSettings, splits: DataSplits) -> dict[str, Examples]:
@@ -181,48 +170,8 @@ def _sources(settings: NetworkSettings, splits: DataSplits) -> dict[str, Example
     }
     for name, examples in sources.items():
         if most > len(examples.labels):
-            raise ValueError(
-                f"config field 'calibration.images' asks for {most}, "
-                f"but source {name!r} has {len(examples.labels)} images"
+            raise FieldError(
+                "calibration.images",
+                f"asks for {most}, but source {name!r} has {len(examples.labels)} images",
             )
     return sources
-
-
-def _splits(settings: NetworkSettings) -> DataSplits:
-    data, inputs = settings.data, settings.inputs
-    sizes = (data.train_size, data.validation_size, data.test_size)
-    if data.name in TABLES:
-        _check_table(settings)
-        table = load_table(data.name, data.folder)
-        return prepare_table(table, data.validation_share, settings.seed, *sizes)
-    statistics = None
-    if inputs.mean is not None and inputs.deviation is not None:
-        statistics = (
-            tuple(255 * value for value in inputs.mean),
-            tuple(255 * value for value in inputs.deviation),
-        )
-    splits = prepare(
-        load(data.name, data.folder),
-        data.validation_share,
-        settings.seed,
-        *sizes,
-        statistics,
-    )
-    images = altered(splits.test.images, settings.test.change, settings, splits)
-    return replace(splits, test=Examples(images, splits.test.labels))
-
-
-def _check_table(settings: NetworkSettings) -> None:
-    """Refuse what rows of a table do not have. Raises ValueError that names the field."""
-    what = f"no such thing for {settings.data.name!r}, which is a table"
-    model, change = settings.model.name, settings.test.change
-    if model != "mlp":
-        raise ValueError(f"config field 'model.name' is {model!r}: {what}; use 'mlp'")
-    for field, wrong in (
-        ("'inputs.mean'", settings.inputs.mean is not None),
-        ("'train.augment'", settings.train.augment),
-        (f"'test.change' is {change!r}", change != "same"),
-        ("'reestimate'", settings.reestimate),
-    ):
-        if wrong:
-            raise ValueError(f"config field {field}: {what}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import optax
 
+from experiments.workdir.fields import FieldError, Settings
+from experiments.workdir.ranges import Epochs, Natural, NotNegative, OneOf, Part, Positive
+
 
 @dataclass(frozen=True, kw_only=True)
-class FitSettings:
+class FitSettings(Settings):
     """How a network is trained.
 
     Arguments:
@@ -25,50 +29,37 @@ class FitSettings:
         patience: epochs without a lower validation loss after which a run ends.
         augment: random crops and flips.
 
-    Raises ValueError for values out of range.
+    Raises FieldError for values out of range.
     """
 
-    epochs: int
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    boundaries: tuple[int, ...] = ()
-    factor: float = 0.1
-    warmup: int = 0
-    momentum: float = 0.9
+    epochs: Epochs
+    batch_size: Natural = 128
+    optimizer: Annotated[str, OneOf(("sgd", "adam"))] = "sgd"
+    learning_rate: Positive = 0.1
+    boundaries: tuple[Natural, ...] = ()
+    factor: Positive = 0.1
+    warmup: Epochs = 0
+    momentum: Part = 0.9
     nesterov: bool = False
-    weight_decay: float = 0.0
-    patience: int | None = None
+    weight_decay: NotNegative = 0.0
+    patience: Natural | None = None
     augment: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no training could use."""
-        if self.optimizer not in ("sgd", "adam"):
-            raise ValueError(f"optimizer {self.optimizer!r}: known are sgd, adam")
-        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate > 0:
-            raise ValueError(
-                f"epochs {self.epochs}, batch_size {self.batch_size}, learning_rate "
-                f"{self.learning_rate}: at least 0, at least 1 and above 0 are needed"
-            )
-        if self.boundaries != tuple(sorted({max(1, epoch) for epoch in self.boundaries})):
-            raise ValueError(f"boundaries {self.boundaries}: ascending epochs from 1 are needed")
-        if self.warmup < 0 or any(epoch <= self.warmup for epoch in self.boundaries):
-            raise ValueError(
-                f"warmup {self.warmup}, boundaries {self.boundaries}: at least 0, and boundaries "
-                "after it, are needed"
+        super().__post_init__()
+        if self.boundaries != tuple(sorted(set(self.boundaries))):
+            raise FieldError("boundaries", f"is {self.boundaries}: ascending epochs are needed")
+        if any(epoch <= self.warmup for epoch in self.boundaries):
+            raise FieldError(
+                "boundaries", f"is {self.boundaries}: epochs behind warmup {self.warmup} are needed"
             )
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum):
-            raise ValueError(
-                f"nesterov with optimizer {self.optimizer!r}, momentum {self.momentum}: it needs "
-                "sgd and a momentum above 0"
+            raise FieldError(
+                "nesterov",
+                f"is True with optimizer {self.optimizer!r}, momentum {self.momentum}: it needs "
+                "sgd and a momentum above 0",
             )
-        if not self.factor > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ValueError(
-                f"factor {self.factor}, momentum {self.momentum}, weight_decay "
-                f"{self.weight_decay}: above 0, in [0, 1) and at least 0 are needed"
-            )
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience {self.patience}: at least 1, or None for no early stop")
 
     @property
     def last_learning_rate(self) -> float:
@@ -79,7 +70,11 @@ class FitSettings:
         """The optax transformation, its schedule counted in steps."""
         schedule = optax.piecewise_constant_schedule(
             self.learning_rate,
-            {(epoch - self.warmup) * steps_per_epoch: self.factor for epoch in self.boundaries},
+            {
+                (epoch - self.warmup) * steps_per_epoch: self.factor
+                for epoch in self.boundaries
+                if epoch < self.epochs
+            },
         )
         if self.warmup:
             rising = self.warmup * steps_per_epoch

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 from experiments.data import DATASETS
 from experiments.network.schedule import FitSettings
-from experiments.workdir.fields import check_choices, check_least
+from experiments.workdir.fields import FOR_REPORT, FieldError, Settings
+from experiments.workdir.ranges import (
+    Choices,
+    Epochs,
+    FileName,
+    Natural,
+    OneOf,
+    Part,
+    Positive,
+    Range,
+    Repeats,
+    Seed,
+    Share,
+    Sweeps,
+)
 
 # The network's own training images, as they are or changed.
 OWN = ("same", "flipped", "brighter")
 LABELS = ("sampled", "true")
+# Of what is divided by, and of what that is taken from: pixels then stay finite in float32.
+DIVISOR, OFFSET = Range(least=1e-6, most=1e6), Range(least=-1e6, most=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class DataSettings(Settings):
     """Which data set, and how much of it.
 
     See `experiments.data.load` and `experiments.data.prepare`; for tables,
@@ -26,15 +41,15 @@ class DataSettings:
     """
 
     name: str
-    folder: str | None = None
-    validation_share: float = 0.1
-    train_size: int | None = None
-    validation_size: int | None = None
-    test_size: int | None = None
+    folder: FileName | None = None
+    validation_share: Share = 0.1
+    train_size: Natural | None = None
+    validation_size: Natural | None = None
+    test_size: Natural | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Settings):
     """Which network, and with it the arguments of its class.
 
     For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
@@ -47,27 +62,28 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputSettings:
+class InputSettings(Settings):
     """Fixed standardisation: (pixel / 255 - mean) / deviation, for networks that ask for it.
 
     Arguments:
         mean, deviation: one for each channel; both None for those of the training images.
     """
 
-    mean: tuple[float, ...] | None = None
-    deviation: tuple[float, ...] | None = None
+    mean: tuple[Annotated[float, OFFSET], ...] | None = None
+    deviation: tuple[Annotated[float, DIVISOR], ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse one without the other, and what cannot be divided by."""
+        """Refuse one without the other."""
+        super().__post_init__()
         if (self.mean is None) != (self.deviation is None):
-            raise ValueError("mean and deviation: give both or neither")
-        mean, deviation = self.mean or (), self.deviation or ()
-        if len(mean) != len(deviation) or not all(value > 0 for value in deviation):
-            raise ValueError("mean and deviation: as many of both, deviations above 0")
+            missing = "mean" if self.mean is None else "deviation"
+            raise FieldError(missing, "is None: give mean and deviation, or neither")
+        if len(self.mean or ()) != len(self.deviation or ()):
+            raise FieldError("deviation", f"is {self.deviation}: as many as of the mean are needed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationSettings:
+class CalibrationSettings(Settings):
     """Images from which the moments are collected.
 
     Arguments:
@@ -85,26 +101,26 @@ class CalibrationSettings:
         brightness: added to the pixels of "brighter" copies, as a share of their range.
     """
 
-    sources: tuple[str, ...] = ("same",)
-    folder: str | None = None
-    images: tuple[int, ...] = (2000,)
-    subsets: int = 3
-    batch_size: int = 250
-    labels: str = "sampled"
-    temperature: float = 4.0
-    brightness: float = 0.2
+    sources: Choices[Annotated[str, OneOf((*OWN, *DATASETS))]] = ("same",)
+    folder: FileName | None = None
+    images: Choices[Natural] = (2000,)
+    subsets: Repeats = 3
+    batch_size: Natural = 250
+    labels: Annotated[str, OneOf(LABELS)] = "sampled"
+    temperature: Annotated[float, Range(least=1e-3, most=1e6)] = 4.0
+    brightness: Share = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolverSettings:
+class SolverSettings(Settings):
     """Sweeps of the iterative decompositions at most, and the change that ends them."""
 
-    max_iters: int = 100
-    tol: float = 1e-6
+    max_iters: Sweeps = 100
+    tol: Part = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings:
+class ScoreSettings(Settings):
     """What networks are measured on.
 
     Arguments:
@@ -112,12 +128,12 @@ class ScoreSettings:
         change: "same" for the test images as they are, "flipped" or "brighter" for copies.
     """
 
-    batch_size: int = 500
-    change: str = "same"
+    batch_size: Natural = 500
+    change: Annotated[str, OneOf(OWN)] = "same"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings:
+class FinetuneSettings(Settings):
     """Fine-tuning after compression; its learning rate is the last of the training schedule.
 
     Arguments:
@@ -128,15 +144,15 @@ class FinetuneSettings:
             and boundaries, in place of a learning rate that stays.
     """
 
-    epochs: int = 10
-    patience: int | None = None
-    learning_rate: float | None = None
+    epochs: Epochs = 10
+    patience: Natural | None = None
+    learning_rate: Positive | None = None
     repeat: bool = False
 
     def fit_after(self, train: FitSettings) -> FitSettings:
         """How a network trained by `train` is trained on.
 
-        Raises ValueError that names the field for what no training takes.
+        Raises FieldError that names the field for what no training takes.
         """
         before = train.learning_rate if self.repeat else train.last_learning_rate
         try:
@@ -148,8 +164,8 @@ class FinetuneSettings:
                 boundaries=train.boundaries if self.repeat else (),
                 warmup=train.warmup if self.repeat else 0,
             )
-        except ValueError as error:
-            raise ValueError(f"config field 'finetune': {error}") from error
+        except FieldError as error:
+            raise error.inside("finetune") from None
 
 
 class ExperimentSettings(Protocol):
@@ -165,7 +181,7 @@ class ExperimentSettings(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkSettings:
+class NetworkSettings(Settings):
     """A network with its data, and how it is looked at.
 
     Arguments:
@@ -181,42 +197,27 @@ class NetworkSettings:
     table.
     """
 
-    note: str = ""
-    seed: int = 0
+    note: str = field(default="", metadata=FOR_REPORT)
+    seed: Seed = 0
     data: DataSettings
     inputs: InputSettings = InputSettings()
     model: ModelSettings
-    weights: str | None = None
+    weights: FileName | None = None
     train: FitSettings
     reestimate: bool = False
     calibration: CalibrationSettings = CalibrationSettings()
     solver: SolverSettings = SolverSettings()
     test: ScoreSettings = ScoreSettings()
     finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(epochs=0))
-    checkpoint_every: int = 1
+    checkpoint_every: Natural = 1
 
     takes_tables: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse values that would end an experiment half way."""
-        calibration = self.calibration
-        check_choices("calibration.sources", calibration.sources, (*OWN, *DATASETS))
-        check_choices("calibration.images", calibration.images)
-        check_choices("calibration.labels", (calibration.labels,), LABELS)
-        check_choices("test.change", (self.test.change,), OWN)
-        if not 0 < calibration.brightness < 1:
-            raise ValueError("config field 'calibration.brightness' must lie between 0 and 1")
-        if not 0 < calibration.temperature < math.inf:
-            raise ValueError("config field 'calibration.temperature' must be finite and above 0")
-        check_least(
-            ("calibration.images", min(calibration.images), 1),
-            ("calibration.subsets", calibration.subsets, 1),
-            ("calibration.batch_size", calibration.batch_size, 1),
-            ("solver.max_iters", self.solver.max_iters, 1),
-            ("test.batch_size", self.test.batch_size, 1),
-            ("checkpoint_every", self.checkpoint_every, 1),
-        )
-        self.finetune.fit_after(self.train)
+        super().__post_init__()
+        if self.finetune.epochs:
+            self.finetune.fit_after(self.train)
 
     @property
     def finetune_fit(self) -> FitSettings:

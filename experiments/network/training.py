@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from experiments.data.augment import random_crop_flip
 from experiments.data.splits import DataSplits, Examples
 from experiments.network.schedule import FitSettings
+from experiments.workdir.fields import FieldError
 
 # (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
 # what is random in training, None for inference. Hashable by value, so that equal networks share
@@ -151,12 +152,12 @@ def fit_epochs(
 
 
 def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
-    """Whole batches in the training set. Raises ValueError if there is none."""
+    """Whole batches in the training set. Raises FieldError if there is none."""
     steps = len(train.labels) // settings.batch_size
     if steps == 0:
-        raise ValueError(
-            f"{len(train.labels)} training images are less than one batch of {settings.batch_size}"
-        )
+        size = settings.batch_size
+        problem = f"{len(train.labels)} training images are less than one batch of {size}"
+        raise FieldError("batch_size", f"is {size}: {problem}")
     return steps
 
 

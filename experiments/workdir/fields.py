@@ -1,22 +1,98 @@
-"""Settings as dataclasses, read strictly from nested mappings and written back."""
+"""Settings as dataclasses, read strictly from nested mappings and written back.
+
+A field's type says what it may hold, with the ranges of `experiments.workdir.ranges`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+import numbers
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar, cast
+
+from experiments.workdir.ranges import shown
+from tdjax.hints import known_are
 
 T = TypeVar("T")
+
+# Metadata of a field that only the report reads: another value is no other experiment.
+FOR_REPORT: Mapping[str, Any] = types.MappingProxyType({"for_report": True})
+
+
+class FieldError(ValueError):
+    """A config field that cannot be as it is.
+
+    Arguments:
+        path: of the field, joined by dots.
+        problem: what is wrong with it, the rest of a sentence that begins with the field.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        """Keep both, so that the path can be made longer."""
+        super().__init__(f"config field {path!r} {problem}")
+        self.path, self.problem = path, problem
+
+    def inside(self, where: str) -> FieldError:
+        """The same of a field that is inside another."""
+        return FieldError(f"{where}.{self.path}", self.problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A dataclass whose fields are what their types say, however it was made."""
+
+    def __post_init__(self) -> None:
+        """Convert lists and whole numbers where fields want them; FieldError for what is wrong."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            read = read_value(type_hints(type(self))[field.name], value, field.name)
+            object.__setattr__(self, field.name, read)
 
 
 def read_fields(cls: type[T], raw: Any) -> T:
     """A dataclass of settings from nested mappings, such as `ConfigDict.to_dict()`.
 
-    Raises ValueError that names the field for one that is unknown, missing or of a wrong type.
+    Raises FieldError, a ValueError in one line that names the field, for one that is of a wrong
+    type or out of its range; ValueError for those that are unknown or missing.
     """
-    return _fields(cls, raw, "")
+    return cast(T, _fields(cls, raw, ""))
+
+
+def read_value(hint: Any, value: Any, path: str, verb: str = "is") -> Any:
+    """The value of a field, lists and whole numbers converted where its type wants others.
+
+    Arguments:
+        hint: the type, with ranges or without.
+        path: of the field.
+        verb: "is", or "has" for an entry of a list.
+
+    Raises as `read_fields` does.
+    """
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, cast(type, hint)) else _fields(hint, value, path)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        found = read_value(arguments[0], value, path, verb)
+        for check in arguments[1:]:
+            if problem := check.problem(found, verb):
+                raise FieldError(path, problem)
+        return found
+    if origin in (typing.Union, types.UnionType):
+        kind = next(kind for kind in arguments if kind is not type(None))
+        return None if value is None else read_value(kind, value, path, verb)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise FieldError(path, f"must be a sequence, got {shown(value)}")
+        return tuple(read_value(arguments[0], entry, path, "has") for entry in value)
+    if origin is not None:
+        if not isinstance(value, Mapping):
+            raise FieldError(path, f"must be a mapping, got {shown(value)}")
+        return {key: _plain(entry, f"{path}.{key}") for key, entry in value.items()}
+    return _leaf(hint, value, path)
 
 
 def plain_fields(settings: Any) -> dict[str, Any]:
@@ -29,45 +105,37 @@ def plain_fields(settings: Any) -> dict[str, Any]:
             return {k: plain(v) for k, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
-    return plain(settings)
+    return cast(dict[str, Any], plain(settings))
 
 
-def check_choices(name: str, values: Sequence[Any], known: Collection[Any] = ()) -> None:
-    """Refuse an empty list of choices, one that is in it twice, and one that is not among `known`.
-
-    An empty `known` takes any choice.
-
-    Raises ValueError that names the field.
-    """
-    if not values or len(set(values)) != len(values):
-        raise ValueError(f"config field {name!r} must list at least one, and none twice")
-    unknown = [value for value in values if known and value not in known]
-    if unknown:
-        raise ValueError(f"config field {name!r} has {unknown[0]!r}: known are {', '.join(known)}")
+def report_fields(cls: type, where: str = "") -> Iterator[str]:
+    """The paths of the fields that only the report reads."""
+    for field in dataclasses.fields(cast(Any, cls)):
+        hint = type_hints(cls)[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from report_fields(cast(type, hint), f"{where}{field.name}.")
+        elif field.metadata == FOR_REPORT:
+            yield where + field.name
 
 
-def check_least(*fields: tuple[str, int, int]) -> None:
-    """Refuse values below their least: (name, value, least) each.
-
-    Raises ValueError that names the first such field.
-    """
-    for name, value, least in fields:
-        if value < least:
-            raise ValueError(f"config field {name!r} is {value}: at least {least} is needed")
+@functools.cache
+def type_hints(cls: type) -> Mapping[str, Any]:
+    """The types of a dataclass's fields, with their ranges."""
+    return typing.get_type_hints(cls, include_extras=True)
 
 
-def _fields(cls: type, raw: Any, where: str) -> Any:
+def _fields(cls: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, Mapping):
-        raise ValueError(f"config field {where!r} must hold fields, got {raw!r}")
-    hints = typing.get_type_hints(cls)
+        raise FieldError(where, f"must hold fields, got {shown(raw)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
     for name in raw:
         if name not in fields:
             raise ValueError(
-                f"unknown config field {prefix + name!r}; known are {', '.join(fields)}"
+                f"unknown config field {f'{prefix}{name}'!r}; {known_are(name, fields)}"
             )
-    values = {name: _value(hints[name], value, prefix + name) for name, value in raw.items()}
+    hints = type_hints(cls)
+    values = {name: read_value(hints[name], value, prefix + name) for name, value in raw.items()}
     missing = [
         prefix + name
         for name, f in fields.items()
@@ -79,30 +147,35 @@ def _fields(cls: type, raw: Any, where: str) -> Any:
         raise ValueError(f"missing config fields: {', '.join(missing)}")
     try:
         return cls(**values)
-    except ValueError as error:
-        if not where:
-            raise
-        raise ValueError(f"config field {where!r}: {error}") from error
+    except FieldError as error:
+        raise error.inside(where) if where else error from None
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _fields(typing.cast(type, hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _value(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, tuple | list):
-            raise ValueError(f"config field {where!r} must be a sequence, got {value!r}")
-        return tuple(_value(arguments[0], item, where) for item in value)
-    if origin is not None:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"config field {where!r} must be a mapping, got {value!r}")
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ValueError(f"config field {where!r} must be of type {hint.__name__}, got {value!r}")
+def _leaf(kind: type, value: Any, path: str) -> Any:
+    """A value without parts, of exactly this type."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        if kind is float and is_number:
+            return float(value)
+        if kind is int and is_number and isinstance(value, numbers.Integral):
+            return int(value)
+        if kind is str and type(value) is str:
+            value.encode("utf-8")
+    except (OverflowError, UnicodeError) as error:
+        raise FieldError(path, f"is {shown(value)}: {error}") from None
+    if type(value) is not kind:
+        raise FieldError(path, f"must be of type {kind.__name__}, got {shown(value)}")
     return value
+
+
+def _plain(value: Any, path: str) -> Any:
+    """A value that JSON can hold and read back, lists as tuples."""
+    if isinstance(value, tuple | list):
+        return tuple(_plain(entry, path) for entry in value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry, f"{path}.{key}") for key, entry in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FieldError(path, f"is {value}: a finite number is needed")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise FieldError(path, f"is {shown(value)}: numbers, text, and lists of them can be written")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -29,11 +29,15 @@ of one such mapping; a pair of any of these and None for what may be missing or 
 """
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+def claim_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
     """Make the work directory this configuration's, or find that it is already.
 
     A field that only one of them knows, as one written by another version, must be off: None, 0,
     False or empty.
+
+    Arguments:
+        config: plain JSON values.
+        free: paths of the fields that may change; what is there then takes the new values.
 
     Raises ValueError, and touches nothing, where it holds another configuration or things that
     are not an experiment's.
@@ -44,12 +48,15 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             present = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); use another workdir") from error
-        differing = sorted(_differences(present, json.loads(json.dumps(config))))
+        changed = _differences(present, json.loads(json.dumps(config)))
+        differing = sorted(set(changed) - set(free))
         if differing:
             raise ValueError(
                 f"{workdir} holds another configuration; fields that differ: "
                 f"{', '.join(differing)}; use another workdir"
             )
+        if changed:
+            write_atomically(path, json.dumps(config, indent=2) + "\n")
         return
     # A claim that was killed half way leaves nothing but its part of the file.
     if workdir.exists() and any(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from tdjax.allocation import measures
 from tdjax.allocation.choices import cost_of
+from tdjax.allocation.exact import distinct, nearest
 from tdjax.allocation.measures import MeasureOptions, RatedChoices
 from tdjax.allocation.search import (
-    Errors,
-    Frontier,
+    Table,
     exchanged,
     frontier,
     least_maximum,
@@ -28,34 +30,56 @@ from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 
-STRATEGIES = ("uniform", "energy", "alds", "loss")
+# How the errors of the layers become what a strategy makes least.
+TOGETHER = {"uniform": np.maximum, "energy": np.maximum, "alds": np.maximum, "loss": np.add}
+STRATEGIES = tuple(TOGETHER)
 COSTS = ("params", "macs")
+# Formats that are tried at some shares of the weights, as the ranks are too many.
+AT_SHARES = frozenset(["cp", "tt"])
 OBJECTIVES = ("bound", "released")
 # How far from the budget a plan may be, as a share of the whole network.
 TOLERANCE = 0.005
+# Of a product with a budget, as a share of the whole network.
+ROUNDING = 1e-12
 
 
-class LayerTable(NamedTuple):
-    """What may become of a layer.
+class RatedLayer(NamedTuple):
+    """All that may become of a layer.
 
     Arguments:
-        frontier: the choices that no other one beats, the dense layer included.
-        measured: all choices, by format.
+        measured: its choices, by format.
         dense: the layer as it is.
+        cost: of all choices, then of the dense layer.
+        error: what each of them loses.
     """
 
-    frontier: Frontier
     measured: Sequence[RatedChoices]
     dense: PlannedLayer
+    cost: Int[np.ndarray, " n"]
+    error: Float[np.ndarray, " n"]
 
-    def entry(self, place: int) -> PlannedLayer:
-        """What a plan says of the layer at a place of its frontier."""
-        number = int(self.frontier.which[place])
+    def entry(self, number: int) -> PlannedLayer:
+        """What a plan says of the layer for one of the choices."""
         for choices, _ in self.measured:
             if number < len(choices.cost):
                 return choices.entry(choices.ranks[number].tolist())
             number -= len(choices.cost)
         return self.dense
+
+
+class Target(NamedTuple):
+    """What the costs of all layers that have choices are to add up to.
+
+    Arguments:
+        whole: cost of the dense network.
+        fixed: what is no choice of these layers.
+        least, most: bounds of the sum.
+    """
+
+    whole: int
+    fixed: int
+    least: int
+    most: int
 
 
 def allocate(
@@ -74,19 +98,56 @@ def allocate(
     _check(budget, methods, strategy=strategy, cost=cost, objective=objective)
     kept = None if splits is None else tuple(splits)
     options = MeasureOptions(cost, tuple(methods), kept, objective, jax.random.key(seed))
-    tables = {
-        layer.path: _table(layer, _measured(layer, model, strategy, options, moments), cost)
+    rated = _rated(model, strategy, options, moments)
+    target = _target(model, rated, budget, options, strategy)
+    found = _searched(rated, target, strategy) or _searched_exactly(rated, target, strategy)
+    at_shares = strategy == "uniform" or not AT_SHARES.isdisjoint(methods)
+    if _cost(rated, found) < target.least and at_shares:
+        rated = _rated(model, strategy, options._replace(fine=True), moments)
+        found = _searched_exactly(rated, target, strategy)
+    reached = target.fixed + _cost(rated, found)
+    if reached < target.fixed + target.least:
+        raise ValueError(
+            f"allocate: budget {budget:g} of the {cost} cannot be met within {TOLERANCE:.1%}: the "
+            f"steps between ranks are too large; {reached / target.whole:.4g} is within reach"
+        )
+    return _plan(model, {path: rated[path].entry(number) for path, number in found.items()})
+
+
+def _plan(model: Inventory, entries: Mapping[str, PlannedLayer]) -> Plan:
+    """The plan of a model, all layers that have no entry dense."""
+    layers = (
+        entries.get(layer.path) or PlannedLayer(layer, reason=layer.obstacle)
+        for layer in model.layers
+    )
+    return Plan(tuple(layers), model.other)
+
+
+def _rated(
+    model: Inventory,
+    strategy: str,
+    options: MeasureOptions,
+    moments: Mapping[str, LayerMoments] | None,
+) -> dict[str, RatedLayer]:
+    """By path, all choices of each layer that can be factorised."""
+    return {
+        layer.path: _with_dense(layer, _measured(layer, model, strategy, options, moments), options)
         for layer in model.layers
         if layer.obstacle is None
     }
-    places = _search(model, tables, budget, cost, strategy)
-    entries = [
-        tables[layer.path].entry(places[layer.path])
-        if layer.path in tables
-        else PlannedLayer(layer, reason=layer.obstacle)
-        for layer in model.layers
-    ]
-    return Plan(tuple(entries), model.other)
+
+
+def _with_dense(
+    layer: Layer, measured: Sequence[RatedChoices], options: MeasureOptions
+) -> RatedLayer:
+    """What may become of a layer, its choices and to stay as it is."""
+    reason = (
+        "the rest is better spared elsewhere" if measured else "nothing smaller is known for it"
+    )
+    dense = PlannedLayer(layer, reason=reason)
+    costs = [choices.cost for choices, _ in measured] + [np.array([cost_of(dense, options.cost)])]
+    errors = [own for _, own in measured] + [np.zeros(1)]
+    return RatedLayer(measured, dense, np.concatenate(costs), np.concatenate(errors))
 
 
 def _measured(
@@ -132,53 +193,61 @@ def _moments_of(layer: Layer, moments: Mapping[str, LayerMoments] | None) -> Lay
     return found
 
 
-def _table(layer: Layer, measured: Sequence[RatedChoices], cost: str) -> LayerTable:
-    reason = (
-        "the rest is better spared elsewhere" if measured else "nothing smaller is known for it"
-    )
-    dense = PlannedLayer(layer, reason=reason)
-    costs = [choices.cost for choices, _ in measured] + [np.array([cost_of(dense, cost)])]
-    errors = [own for _, own in measured] + [np.zeros(1)]
-    return LayerTable(frontier(np.concatenate(costs), np.concatenate(errors)), measured, dense)
-
-
-def _search(
-    model: Inventory, tables: Mapping[str, LayerTable], budget: float, cost: str, strategy: str
-) -> dict[str, int]:
-    """The place of each layer in its table. Raises ValueError for a budget out of reach."""
-    dense = {layer.path: cost_of(PlannedLayer(layer), cost) for layer in model.layers}
-    whole = sum(dense.values()) + (model.other if cost == "params" else 0)
-    frontiers = [table.frontier for table in tables.values()]
-    fixed = whole - sum(dense[path] for path in tables)
-    least = fixed + total(frontiers, [0] * len(frontiers))
-    aim, slack = budget * whole, TOLERANCE * whole
-    text = f"allocate: budget {budget:g} of the {cost}"
-    if not frontiers or least > aim + slack:
+def _target(
+    model: Inventory,
+    rated: Mapping[str, RatedLayer],
+    budget: float,
+    options: MeasureOptions,
+    strategy: str,
+) -> Target:
+    """What the layers may cost. Raises ValueError for a budget out of reach."""
+    plan = _plan(model, {})
+    whole = plan.size_before if options.cost == "params" else plan.macs_before
+    fixed = whole - sum(int(layer.cost[-1]) for layer in rated.values())
+    cheapest = sum(int(layer.cost.min()) for layer in rated.values())
+    # In floating point a budget of 0.29 of 100 is less than 29.
+    most = math.floor(budget * whole + ROUNDING * whole)
+    least = math.ceil((budget - TOLERANCE) * whole - ROUNDING * whole)
+    if not rated or fixed + cheapest > most:
         raise ValueError(
-            f"{text} is out of reach: strategy {strategy!r} reaches {least / whole:.4g} to 1"
+            f"allocate: budget {budget:g} of the {options.cost} is out of reach: strategy "
+            f"{strategy!r} reaches {(fixed + cheapest) / whole:.4g} to 1"
         )
-    search, lost = (least_sum, _sum) if strategy == "loss" else (least_maximum, _greatest)
-    most = max(int(aim), least) - fixed
-    places = search(frontiers, most)
-    if fixed + total(frontiers, places) < aim - slack:
-        lower = math.ceil(aim - slack) - fixed
-        nearer = exchanged(frontiers, places, lower, most, lost)
-        if nearer is None:
-            reached = (fixed + total(frontiers, places)) / whole
-            raise ValueError(
-                f"{text} cannot be met within {TOLERANCE:.1%}: the steps between ranks are too "
-                f"large; {reached:.4g} is within reach"
-            )
-        places = nearer
-    return dict(zip(tables, places, strict=True))
+    return Target(whole, fixed, least - fixed, most - fixed)
 
 
-def _sum(errors: Errors) -> Errors:
-    return np.sum(errors, axis=-1)
+def _searched(
+    rated: Mapping[str, RatedLayer], target: Target, strategy: str
+) -> dict[str, int] | None:
+    """The choice for each layer, or None where the search finds none of the right cost."""
+    tables = [frontier(layer.cost, layer.error) for layer in rated.values()]
+    together = TOGETHER[strategy]
+    search = least_sum if together is np.add else least_maximum
+    places: list[int] | None = search(tables, target.most)
+    if total(tables, places) < target.least:
+        lost = partial(together.reduce, axis=-1)
+        places = exchanged(tables, places, target.least, target.most, lost)
+    return None if places is None else _numbers(rated, tables, places)
 
 
-def _greatest(errors: Errors) -> Errors:
-    return np.max(errors, axis=-1)
+def _searched_exactly(
+    rated: Mapping[str, RatedLayer], target: Target, strategy: str
+) -> dict[str, int]:
+    """The choice for each layer; where none has the right cost, one as near below as can be."""
+    tables = [distinct(layer.cost, layer.error) for layer in rated.values()]
+    places = nearest(tables, target.least, target.most, TOGETHER[strategy])
+    return _numbers(rated, tables, places)
+
+
+def _cost(rated: Mapping[str, RatedLayer], numbers: Mapping[str, int]) -> int:
+    return sum(int(rated[path].cost[number]) for path, number in numbers.items())
+
+
+def _numbers(
+    paths: Iterable[str], tables: Sequence[Table], places: Sequence[int]
+) -> dict[str, int]:
+    numbers = (int(table.which[place]) for table, place in zip(tables, places, strict=True))
+    return dict(zip(paths, numbers, strict=True))
 
 
 def _check(budget: float, methods: Sequence[str], **named: str) -> None:

@@ -19,6 +19,8 @@ from tdjax.plan.rules import Rule
 MOST_RANKS = 64
 # Shares of a layer's weights at which formats are tried whose losses must be computed one by one.
 SHARES = tuple(k / 100 for k in range(1, 100))
+# Where the steps between those are too large for a budget.
+FINE_SHARES = tuple(k / 1000 for k in range(1, 1000))
 
 
 class Choices(NamedTuple):

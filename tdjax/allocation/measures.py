@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.allocation.choices import (
+    FINE_SHARES,
     SHARES,
     Choices,
     cost_of,
@@ -54,6 +55,7 @@ class MeasureOptions(NamedTuple):
         splits: groups of channels that low rank may have; None for all that divide them.
         objective: of ALDS, "bound", or "released" for that of its authors' code.
         key: for the random starts of CP.
+        fine: whether formats that are tried at some shares of the weights are tried at many.
     """
 
     cost: str
@@ -61,13 +63,14 @@ class MeasureOptions(NamedTuple):
     splits: tuple[int, ...] | None
     objective: str
     key: Array
+    fine: bool = False
 
 
 def uniform(layer: Layer, options: MeasureOptions) -> list[RatedChoices]:
     """The share that goes away, in the first format that makes the layer smaller."""
     dense = cost_of(PlannedLayer(layer), options.cost)
     for method in options.methods:
-        choices = share_choices(layer, options.cost, method, SHARES)
+        choices = _choices(layer, options, method)
         if (choices.cost < dense).any():
             return [RatedChoices(choices, 1 - choices.cost / dense)]
     return []
@@ -177,7 +180,7 @@ def _sampled(
 ) -> RatedChoices:
     """A format decomposed at some shares, the logarithm of its loss interpolated between them."""
     few = share_choices(layer, options.cost, method, SAMPLED)
-    many = share_choices(layer, options.cost, method, SHARES)
+    many = _choices(layer, options, method)
     if len(few.cost) == 0:
         return RatedChoices(few, np.zeros(0))
     array = jnp.asarray(array, jnp.float32)
@@ -194,6 +197,15 @@ def _sampled(
     inside = (many.cost >= few.cost[0]) & (many.cost <= few.cost[-1])
     choices = Choices(many.ranks[inside], many.cost[inside], many.entry)
     return RatedChoices(choices, between[inside])
+
+
+def _choices(layer: Layer, options: MeasureOptions, method: str) -> Choices:
+    """A format at the ranks of whole percents of the layer, or nearer to each other than those."""
+    if not options.fine:
+        return share_choices(layer, options.cost, method, SHARES)
+    if method == "svd":
+        return low_rank_choices(layer, options.cost)
+    return share_choices(layer, options.cost, method, FINE_SHARES)
 
 
 def _flat_moments(weights: Weights | None, layer: Layer) -> tuple[Array | None, Array | None]:

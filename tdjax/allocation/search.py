@@ -19,13 +19,13 @@ Errors = Float[np.ndarray, "*_"]
 REACH = 12
 
 
-class Frontier(NamedTuple):
-    """What may become of one layer: the cheapest first, every other one better than all before it.
+class Table(NamedTuple):
+    """What may become of one layer, the cheapest first.
 
     Arguments:
         cost: increasing.
-        error: decreasing.
-        which: the entry's place in the table that it was taken from.
+        error: what the layer loses; decreasing in the tables of `frontier`.
+        which: the entry's place in the arrays that it was taken from.
     """
 
     cost: Costs
@@ -33,15 +33,15 @@ class Frontier(NamedTuple):
     which: Int[np.ndarray, " n"]
 
 
-def frontier(cost: Costs, error: Errors) -> Frontier:
-    """The entries of a table that no other one beats in both; of equal ones the first."""
+def frontier(cost: Costs, error: Errors) -> Table:
+    """The entries that no other one beats in both, cost and error; of equal ones the first."""
     order = np.lexsort((error, cost))
     before = np.concatenate([[np.inf], np.minimum.accumulate(error[order])[:-1]])
     kept = order[error[order] < before]
-    return Frontier(cost[kept], error[kept], kept)
+    return Table(cost[kept], error[kept], kept)
 
 
-def least_maximum(tables: Sequence[Frontier], budget: int) -> list[int]:
+def least_maximum(tables: Sequence[Table], budget: int) -> list[int]:
     """The choices whose greatest error is the least, within a total cost.
 
     Exact: for every error that some choice has, each layer's cheapest choice within it is known,
@@ -49,7 +49,7 @@ def least_maximum(tables: Sequence[Frontier], budget: int) -> list[int]:
     the layers, the worst first.
 
     Arguments:
-        tables: one for each layer; the cheapest choices must fit the budget.
+        tables: one for each layer, from `frontier`; the cheapest choices must fit the budget.
 
     Returns: a place in each table.
     """
@@ -65,14 +65,14 @@ def least_maximum(tables: Sequence[Frontier], budget: int) -> list[int]:
     return _worst_lowered(tables, places, budget)
 
 
-def _cheapest_within(tables: Sequence[Frontier], level: float) -> list[int] | None:
+def _cheapest_within(tables: Sequence[Table], level: float) -> list[int] | None:
     """Each layer's cheapest choice of at most this error; None where a layer has none."""
     places = [int(np.searchsorted(-table.error, -level)) for table in tables]
     inside = all(place < len(table.cost) for place, table in zip(places, tables, strict=True))
     return places if inside else None
 
 
-def _worst_lowered(tables: Sequence[Frontier], places: Sequence[int], budget: int) -> list[int]:
+def _worst_lowered(tables: Sequence[Table], places: Sequence[int], budget: int) -> list[int]:
     """The choices once the worst layer that can still be bettered has been, as long as one can."""
     places = list(places)
     left = budget - total(tables, places)
@@ -90,7 +90,7 @@ def _worst_lowered(tables: Sequence[Frontier], places: Sequence[int], budget: in
         places[worst] += 1
 
 
-def least_sum(tables: Sequence[Frontier], budget: int) -> list[int]:
+def least_sum(tables: Sequence[Table], budget: int) -> list[int]:
     """The choices whose errors add up to little, within a total cost.
 
     On the lower convex hulls of the tables the steps that gain most for their cost are taken
@@ -103,7 +103,7 @@ def least_sum(tables: Sequence[Frontier], budget: int) -> list[int]:
     return _best_steps_taken(tables, _along_hulls(tables, budget), budget)
 
 
-def _along_hulls(tables: Sequence[Frontier], budget: int) -> list[int]:
+def _along_hulls(tables: Sequence[Table], budget: int) -> list[int]:
     """The choices after the steps along the lower convex hulls that gain most for their cost."""
     hulls = [_lower_hull(table) for table in tables]
     pairs = list(zip(tables, hulls, strict=True))
@@ -117,7 +117,7 @@ def _along_hulls(tables: Sequence[Frontier], budget: int) -> list[int]:
     return [int(hull[step]) for hull, step in zip(hulls, steps, strict=True)]
 
 
-def _best_steps_taken(tables: Sequence[Frontier], places: Sequence[int], budget: int) -> list[int]:
+def _best_steps_taken(tables: Sequence[Table], places: Sequence[int], budget: int) -> list[int]:
     """The choices once no change of one layer that gains still fits, the best ones made first."""
     places = list(places)
     left = budget - total(tables, places)
@@ -138,7 +138,7 @@ def _best_steps_taken(tables: Sequence[Frontier], places: Sequence[int], budget:
 
 
 def exchanged(
-    tables: Sequence[Frontier],
+    tables: Sequence[Table],
     places: Sequence[int],
     least: int,
     budget: int,
@@ -175,12 +175,12 @@ def exchanged(
     return found
 
 
-def total(tables: Sequence[Frontier], places: Sequence[int]) -> int:
+def total(tables: Sequence[Table], places: Sequence[int]) -> int:
     """The cost of a choice for every layer."""
     return int(sum(table.cost[place] for table, place in zip(tables, places, strict=True)))
 
 
-def _lower_hull(table: Frontier) -> Int[np.ndarray, " m"]:
+def _lower_hull(table: Table) -> Int[np.ndarray, " m"]:
     """The places of a table that lie on its lower convex hull, from the first to the last."""
     hull: list[int] = []
     for place in range(len(table.cost)):
@@ -190,6 +190,6 @@ def _lower_hull(table: Frontier) -> Int[np.ndarray, " m"]:
     return np.array(hull)
 
 
-def _slope(table: Frontier, start: int, end: int) -> float:
+def _slope(table: Table, start: int, end: int) -> float:
     change = table.error[end] - table.error[start]
     return float(change / (table.cost[end] - table.cost[start]))

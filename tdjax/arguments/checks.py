@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
+from tdjax.arguments import pruned
 from tdjax.arguments.described import described, is_array, is_shape
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
@@ -103,7 +104,7 @@ def _params(value: Any) -> Problem:
     if isinstance(value, nnx.Module):
         return TypeError(
             f"is {described(value)}, which holds its parameters: call "
-            "tdjax.factorize(model, plan, ...)"
+            "tdjax.factorize(model, plan, ...), or pass nnx.state(model, nnx.Param) to prune them"
         )
     if isinstance(value, nn.Module):
         return TypeError(f"is {described(value)}, which holds no parameters: pass its variables")
@@ -268,6 +269,11 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "key": _key,
     "budget": _budget,
     "path": _path,
+    "paths": pruned.check_paths,
+    "layers": pruned.check_layers,
+    "chain": pruned.check_chain,
+    "mask": pruned.check_mask,
+    "share": pruned.check_share,
 }
 
 

@@ -186,8 +186,11 @@ def remove_dead(model: Any, variables: Any, sample: Any) -> SmallerModel:
     Neurons are followed through the traced model: from Dense, Conv and ConvTranspose layers
     without feature groups, through elementwise functions, normalisation with stored statistics,
     pools, means and flattening with channels last, into such layers. Those that meet anything
-    else, as the sum of a shortcut does, are left alone, and so is the last layer. Trace it in the
-    mode in which it is used: batches without `train=True`, `model.eval()`.
+    else, as the sum of a shortcut does, are left alone, and so is the last layer; so are those
+    that go into a layer which takes other inputs too, those with a parameter that is read
+    elsewhere, and those whose number the model states or computes with, as where it flattens to
+    a size that is written out. Trace it in the mode in which it is used: batches without
+    `train=True`, `model.eval()`.
 
         >>> import flax.linen as nn, jax, jax.numpy as jnp, tdjax
         >>> model, x = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), jnp.ones((4, 3))
@@ -201,8 +204,7 @@ def remove_dead(model: Any, variables: Any, sample: Any) -> SmallerModel:
         model, variables, sample: as for `tdjax.make_plan`, with arrays in `variables`.
 
     Returns: a `tdjax.pruning.dead.SmallerModel`: model, variables, the neurons kept, and the layers
-    left alone with the reason. What was given is not changed. A model that states the shapes it
-    flattens to, in place of -1, cannot run narrower layers.
+    left alone with the reason. What was given is not changed.
 
     Raises TypeError for something that is no module.
     """

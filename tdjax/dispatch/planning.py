@@ -146,8 +146,10 @@ def allocate(
     - "loss": the sum of the rises of the loss that the moments predict, all formats compared;
       steps are taken where they save most for what they lose.
 
-    The rest of the budget is filled up with what gains most. Layers that cannot shrink, or are
-    better left alone, are kept dense, with the reason in the plan.
+    The rest of the budget is filled up with what gains most. Where steps between ranks are too
+    large for that, as in small networks, the best of all combinations of the right size is taken.
+    Layers that cannot shrink, or are better left alone, are kept dense, with the reason in the
+    plan.
 
         >>> import jax, jax.numpy as jnp, tdjax
         >>> from flax import nnx

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import jax
 from tdjax.linen.intercept import Interceptor, intercepted_class, rebuilt
 from tdjax.linen.table import plain, trace
 from tdjax.params.tree import join_path
-from tdjax.pruning.dead import SmallerModel, remove
+from tdjax.pruning.dead import Network, SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
 
@@ -24,12 +24,17 @@ def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
         if (names := names_of(path))[0] == "params"
     }
     leaves, structure = jax.tree.flatten(variables)
-    found = remove(trace(model, variables, sample), leaves, places)
-    widths = tuple((path, len(stay)) for path, stay in found.kept.items())
-    small = rebuilt(model, _narrower_class(type(model), widths))  # type: ignore[arg-type]
-    return SmallerModel(
-        small, jax.tree.unflatten(structure, found.leaves), found.kept, found.obstacles
+
+    def smaller(leaves: Sequence[Any], kept: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+        widths = tuple((path, len(stay)) for path, stay in kept.items())
+        cls: Any = _narrower_class(type(model), widths)  # type: ignore[arg-type]
+        return rebuilt(model, cls), jax.tree.unflatten(structure, leaves)
+
+    found = remove(
+        Network(trace(model, variables, sample), leaves, places),
+        lambda *made: trace(*smaller(*made), sample),
     )
+    return SmallerModel(*smaller(found.leaves, found.kept), found.kept, found.obstacles)
 
 
 @functools.lru_cache(maxsize=512)

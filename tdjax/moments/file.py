@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,10 +11,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from tdjax.files import replacing
+from tdjax.decompose.second_moment import SLACK
+from tdjax.files import array_digest, one_line, opened_npz, replacing
 from tdjax.moments.collect import LayerMoments
 
 NAMES = tuple(field.name for field in fields(LayerMoments))
+COUNTS = ("rows", "examples")
+# The entry with the SHA-256 of all others; that of an array has a colon in its name.
+DIGEST = "sha256"
 
 
 def save_moments(path: str | Path, moments: Mapping[str, LayerMoments]) -> None:
@@ -30,34 +35,110 @@ def save_moments(path: str | Path, moments: Mapping[str, LayerMoments]) -> None:
         if getattr(found, name) is not None
     }
     with replacing(Path(path)) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **{DIGEST: _digest(arrays), **arrays})  # type: ignore[arg-type]
 
 
 def load_moments(path: str | Path) -> dict[str, LayerMoments]:
     """Read what `save_moments` wrote.
 
     Raises ValueError that names the file where it is damaged or something else, FileNotFoundError
-    where it is missing.
+    where it is missing. What an earlier version wrote has no digest: it is read with a warning.
     """
-    found: dict[str, dict[str, np.ndarray]] = {}
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            for key in file.files:
-                layer, _, name = key.rpartition(":")
-                found.setdefault(layer, {})[name] = file[key]
-    except (zipfile.BadZipFile, ValueError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not a file of moments, or it is damaged: {error}") from error
-    for layer, arrays in found.items():
-        unknown = sorted(arrays.keys() - set(NAMES))
-        lacking = sorted({"rows", "examples"} - arrays.keys())
-        if unknown or lacking:
-            what = f"holds {', '.join(unknown)}" if unknown else f"lacks {', '.join(lacking)}"
-            raise ValueError(f"{path} is not a file of moments: layer {layer!r} {what}")
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise ValueError(f"{path}: layer {layer!r} holds NaN or Inf")
+        arrays = _arrays(path)
+    except FileNotFoundError:
+        raise
+    # Damaged archives fail in the reader with nearly any type of exception.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not a file of moments, or it is damaged: {one_line(error)}"
+        ) from error
+    digest = arrays.pop(DIGEST, None)
+    try:
+        found = _checked(arrays)
+        if digest is not None and not np.array_equal(digest, _digest(arrays)):
+            raise ValueError("its arrays are not those that were saved; collect the moments again")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a file of moments: {error}") from error
+    if digest is None:
+        warnings.warn(
+            f"{path} was written without a digest, so not all damage to it can be seen; "
+            "collect the moments again, or save them anew",
+            stacklevel=2,
+        )
     return {
         layer: LayerMoments(
-            **{name: jnp.asarray(arrays[name]) if name in arrays else None for name in NAMES}  # type: ignore[arg-type]
+            **{name: jnp.asarray(own[name]) if name in own else None for name in NAMES}  # type: ignore[arg-type]
         )
-        for layer, arrays in found.items()
+        for layer, own in found.items()
     }
+
+
+def _arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, which hold no more than its size: they are written as they are."""
+    with opened_npz(path) as members:
+        if sum(member.size for member in members.values()) > Path(path).stat().st_size:
+            raise ValueError("it would be unpacked to more than its size")
+        return {name: member.read() for name, member in members.items()}
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """SHA-256 of the names and digests of arrays, as bytes."""
+    text = "\n".join(f"{name} {array_digest(array)}" for name, array in arrays.items())
+    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+
+
+def _checked(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays by layer and name, known to be moments."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        layer, _, name = key.rpartition(":")
+        found.setdefault(layer, {})[name] = array
+    for layer, own in found.items():
+        unknown = sorted(own.keys() - set(NAMES))
+        lacking = sorted(set(COUNTS) - own.keys())
+        if unknown or lacking:
+            what = f"holds {', '.join(unknown)}" if unknown else f"lacks {', '.join(lacking)}"
+            raise ValueError(f"layer {layer!r} {what}")
+        problem = _problem(own)
+        if problem is not None:
+            raise ValueError(f"layer {layer!r}: {problem}")
+    return found
+
+
+def _problem(own: Mapping[str, np.ndarray]) -> str | None:
+    """Why the arrays of a layer cannot be its moments; None where they can."""
+    for name, array in own.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return f"{name} has dtype {array.dtype}"
+        if not np.isfinite(array).all():
+            return f"{name} holds NaN or Inf"
+        if name in COUNTS and (array.shape or array < 0):
+            return f"{name} is no count"
+    inputs, mean, outputs = (own.get(name) for name in ("inputs", "mean", "outputs"))
+    if (inputs is None) != (mean is None) or (inputs is None and outputs is None):
+        return "inputs or mean is missing"
+    if inputs is not None and mean is not None:
+        # Of rows that are looked up, the diagonal.
+        if mean.ndim < 2 or inputs.shape not in (mean.shape, (*mean.shape, mean.shape[-1])):
+            return f"inputs of shape {inputs.shape} do not belong to a mean of {mean.shape}"
+        full = inputs.shape != mean.shape
+        if not _is_moment(inputs, full):
+            return "inputs is no second moment"
+    if outputs is not None:
+        if outputs.ndim < 3 or outputs.shape[-1] != outputs.shape[-2]:
+            return f"outputs has shape {outputs.shape}"
+        if not _is_moment(outputs, True):
+            return "outputs is no second moment"
+    return None
+
+
+def _is_moment(moment: np.ndarray, full: bool) -> bool:
+    """Whether an array is symmetric and has no negative diagonal, up to rounding."""
+    slack = SLACK * abs(moment).max(initial=0)
+    if not full:
+        return bool((moment >= -slack).all())
+    diagonal = np.diagonal(moment, axis1=-2, axis2=-1)
+    return bool(
+        (diagonal >= -slack).all() and (abs(moment - moment.swapaxes(-1, -2)) <= slack).all()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,25 +11,32 @@ from flax import nnx
 from tdjax.nnx.graph import array_of, modules_of, own_params
 from tdjax.nnx.table import trace
 from tdjax.params.tree import join_path
-from tdjax.pruning.dead import SmallerModel, remove
+from tdjax.pruning.dead import Network, SmallerModel, remove
 from tdjax.pruning.prunable import names_of
 
 
 def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel:
     """See `tdjax.remove_dead`."""
-    copy = nnx.clone(model)
-    state = nnx.state(copy)
+    state = nnx.state(model)
     leaves, structure = jax.tree.flatten(state)
     places = {
         (join_path(*names[:-1]), names[-1]): place
         for place, (path, _) in enumerate(jax.tree.leaves_with_path(state))
         if (names := names_of(path))
     }
-    found = remove(trace(model, sample), leaves, places)
-    nnx.update(copy, jax.tree.unflatten(structure, found.leaves))
-    for module in modules_of(copy).values():
-        _fit(module)
-    return SmallerModel(copy, None, found.kept, found.obstacles)
+
+    def smaller(leaves: Sequence[Any]) -> nnx.Module:
+        copy = nnx.clone(model)
+        nnx.update(copy, jax.tree.unflatten(structure, leaves))
+        for module in modules_of(copy).values():
+            _fit(module)
+        return copy
+
+    found = remove(
+        Network(trace(model, sample), leaves, places),
+        lambda leaves, _: trace(smaller(leaves), sample),
+    )
+    return SmallerModel(smaller(found.leaves), None, found.kept, found.obstacles)
 
 
 def _fit(module: Any) -> None:

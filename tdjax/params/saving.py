@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tdjax.arguments.checks import checked
+from tdjax.files import one_line
 from tdjax.params.check import check_params
+from tdjax.params.digests import (
+    Digests,
+    check_arrays,
+    check_newest,
+    check_seal,
+    check_shapes,
+    digests_of,
+    seal_files,
+    sealed,
+)
 from tdjax.params.factorize import Params
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.tree import (
@@ -33,7 +45,9 @@ from tdjax.params.tree import (
 )
 from tdjax.plan.plan import Plan
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What the first version wrote, which knew no digests.
+OLD_VERSION, OLD_FIELDS = 1, {"version", "plan", "boxes"}
 # Metadata around an array that is saved with it: by name, as a checkpoint may name no class.
 BOXES = {"Partitioned": nn.Partitioned, "LogicallyPartitioned": nn.LogicallyPartitioned}
 
@@ -63,26 +77,33 @@ def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) 
     check_params(params, plan)
     arrays = map_leaves(_bare, params)
     _check_free(path)
-    about = {
-        "version": FORMAT_VERSION,
-        "plan": json.loads(plan.to_json()),
-        "boxes": _boxes(params),
-    }
+    about = sealed(
+        {
+            "version": FORMAT_VERSION,
+            "plan": json.loads(plan.to_json()),
+            "boxes": _boxes(params),
+            "arrays": digests_of(arrays),
+        }
+    )
     with _manager(path, create=True) as manager:
         latest = manager.latest_step()
+        step = 0 if latest is None else latest + 1
         manager.save(
-            0 if latest is None else latest + 1,
+            step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(arrays), plan=ocp.args.JsonSave(about)
             ),
         )
         manager.wait_until_finished()
+    seal_files(path / str(step))
 
 
 def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Plan]:
     """Read what `save_factorised` wrote as (params, plan); neither model nor kernels are needed.
 
-    Every array comes back bit for bit, on the default device; mappings come back as dicts.
+    Every array comes back bit for bit, on the default device; mappings come back as dicts. What
+    was saved has a digest of each array and of the plan, so that no flipped bit and no edit passes.
+    What an earlier version saved has none: it is read with a warning.
 
     Raises CheckpointError where nothing was saved, and for what is damaged or does not fit
     together; the message names the folder, and for parameters that do not fit the plan the layer
@@ -91,17 +112,20 @@ def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
     path = Path(folder).resolve()
     if not path.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder; save_factorised writes one")
-    with _manager(path, create=False) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{folder}: no factorised network was saved here")
-        try:
-            return _restored(manager, step)
-        except Exception as error:
-            raise CheckpointError(
-                f"{path / str(step)}: this is no readable factorised network "
-                f"({type(error).__name__}: {error}); if it is damaged, save it anew"
-            ) from error
+    where = path
+    try:
+        check_newest(path)
+        with _manager(path, create=False) as manager:
+            step = manager.latest_step()
+            if step is not None:
+                where = path / str(step)
+                return _restored(manager, step, where)
+    except Exception as error:
+        raise CheckpointError(
+            f"{where}: this is no readable factorised network "
+            f"({type(error).__name__}: {one_line(error)}); if it is damaged, save it anew"
+        ) from error
+    raise CheckpointError(f"{folder}: no factorised network was saved here")
 
 
 def _bare(path: str, leaf: Any) -> Any:
@@ -128,13 +152,11 @@ def _boxes(params: Tree) -> list[dict[str, Any]]:
     ]
 
 
-def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], Plan]:
+def _restored(manager: ocp.CheckpointManager, step: int, path: Path) -> tuple[dict[str, Any], Plan]:
     """Read one step; raises whatever a damaged one leads to."""
-    about = manager.restore(step, args=ocp.args.Composite(plan=ocp.args.JsonRestore())).plan
-    if about["version"] != FORMAT_VERSION:
-        raise ValueError(f"version {about['version']!r}, this library reads {FORMAT_VERSION}")
+    about = _about(manager, step, path)
     plan = Plan.from_json(json.dumps(about["plan"]))
-    params = _read(manager, step, plan)
+    params = _read(manager, step, plan, about.get("arrays"))
     for box in about["boxes"]:
         *above, name = box["path"]
         own = layer_params(params, join_path(*above))
@@ -143,8 +165,30 @@ def _restored(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any]
     return params, plan
 
 
-def _read(manager: ocp.CheckpointManager, step: int, plan: Plan) -> dict[str, Any]:
-    """The arrays of one step, which are those of its plan."""
+def _about(manager: ocp.CheckpointManager, step: int, path: Path) -> dict[str, Any]:
+    """What is beside the arrays, as it was saved."""
+    raw = manager.restore(step, args=ocp.args.Composite(plan=ocp.args.JsonRestore())).plan
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path / 'plan'} holds no fields")
+    if raw.get("version") == OLD_VERSION and raw.keys() == OLD_FIELDS:
+        warnings.warn(
+            f"{path} was saved without digests, so damage to its arrays cannot be seen; "
+            "save it anew",
+            stacklevel=4,
+        )
+        return raw
+    if raw.get("version") != FORMAT_VERSION:
+        raise ValueError(f"version {raw.get('version')!r}, this library reads {FORMAT_VERSION}")
+    try:
+        return check_seal(raw)
+    except ValueError as error:
+        raise ValueError(f"{path / 'plan'}: {error}") from error
+
+
+def _read(
+    manager: ocp.CheckpointManager, step: int, plan: Plan, digests: Digests | None
+) -> dict[str, Any]:
+    """The arrays of one step, which are those of its plan, and those that were saved."""
     # Shapes as they are on disk, not as a plan would have them.
     found = manager.item_metadata(step).params.tree
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -153,6 +197,8 @@ def _read(manager: ocp.CheckpointManager, step: int, plan: Plan) -> dict[str, An
     )
     # Before the arrays are read; the indices of sparse corrections are looked at after.
     check_params(shapes, plan)
+    if digests is not None:
+        check_shapes(shapes, digests)
     arguments = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
     arrays = manager.restore(step, args=arguments).params
     # Not tied to a device.
@@ -163,6 +209,8 @@ def _read(manager: ocp.CheckpointManager, step: int, plan: Plan) -> dict[str, An
         if leaf.dtype != shape.dtype:
             where = jax.tree_util.keystr(path)
             raise ValueError(f"{where} is {shape.dtype}: enable jax_enable_x64 to read it exactly")
+    if digests is not None:
+        check_arrays(params, digests)
     check_params(params, plan)
     return params
 

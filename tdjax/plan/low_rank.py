@@ -29,7 +29,8 @@ def obstacle(window: Sequence[int], channels: int, splits: int, fold: str) -> st
     if fold in ("rows", "columns") and len(window) != 2:
         return f"fold {fold!r} needs a window of two axes, got {tuple(window)}; use 'window'"
     if splits < 1 or channels % splits:
-        divisors = [k for k in range(1, channels + 1) if channels % k == 0]
+        small = [k for k in range(1, math.isqrt(channels) + 1) if channels % k == 0]
+        divisors = sorted({*small, *(channels // k for k in small)})
         return (
             f"{splits} splits do not divide its {channels} input channels; "
             f"use one of {', '.join(map(str, divisors))}"

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from tdjax.decompose.inputs import check_ranks
 from tdjax.hints import did_you_mean
-from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
-from tdjax.plan.layers import Layer, Storage
+from tdjax.plan.layers import Layer
 from tdjax.plan.printing import Table, as_html, as_text
+from tdjax.plan.reading import PLAN_VERSION, read_plan
 from tdjax.plan.stage import CORRECTION, Chain, Stage
 from tdjax.plan.timing import Profile, profile_calls
 
-PLAN_VERSION = 1
 # Indices are int32.
 INDEX_BITS = 32
 
@@ -220,18 +217,14 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read what `to_json` wrote. Raises ValueError that says what is wrong with the text."""
-        try:
-            raw = json.loads(text)
-            if raw["version"] != PLAN_VERSION:
-                raise ValueError(f"version {raw['version']!r}, this library reads {PLAN_VERSION}")
-            layers = tuple(_planned_from_dict(entry) for entry in raw["layers"])
-            if not isinstance(raw["other"], int):
-                raise ValueError(f"other {raw['other']!r} is not a number of parameters")
-            measured = Profile(*raw["measured"]) if "measured" in raw else None
-            return cls(layers, raw["other"], measured)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a plan: {error!r}") from error
+        """Read what `to_json` wrote, and nothing else.
+
+        Raises ValueError that names the field which is unknown, missing, of another type, out of
+        range, or not what other fields make of it.
+        """
+        found = read_plan(text)
+        layers = tuple(PlannedLayer(*entry) for entry in found.entries)
+        return cls(layers, found.other, found.measured)
 
 
 def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:
@@ -242,30 +235,6 @@ def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:
         own = asdict(entry.form)
         form, variant = ({name: own[name] for name in part} for part in (form, variant))
     return {"layer": asdict(entry.layer), **form, "reason": entry.reason, **variant}
-
-
-def _planned_from_dict(raw: dict[str, Any]) -> PlannedLayer:
-    """Read one entry; raises whatever a wrong one leads to."""
-    fields = _tuples(raw["layer"])
-    if fields.get("stored") is not None:
-        fields["stored"] = Storage(**_tuples(fields["stored"]))
-    layer = Layer(**fields)
-    own = {name: raw[name] for name in raw.keys() - {"layer", "reason"}}
-    form = None if own.get("method") is None else Form(**{**own, "ranks": tuple(raw["ranks"])})
-    entry = PlannedLayer(layer, form, raw.get("reason"))
-    if form is not None:
-        full = ranks.full_ranks(form.method, entry.chain.rank_shape)
-        check_ranks(form.ranks, full, f"layer {layer.path!r}")
-    nonzeros, most = own.get("nonzeros", 0), math.prod(layer.kernel_shape) if form else 0
-    if not (type(nonzeros) is int and 0 <= nonzeros <= most):
-        raise ValueError(f"layer {layer.path!r}: nonzeros {nonzeros!r} not in 0..{most}")
-    if not (entry.size >= 0 and entry.macs >= 0):
-        raise ValueError(f"layer {layer.path!r} has a negative size")
-    return entry
-
-
-def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
 
 
 def _row(entry: PlannedLayer) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from tdjax.arguments.later import checked_later
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import join_path
@@ -42,6 +43,7 @@ class Pruned(NamedTuple):
     converged: dict[str, bool]
 
 
+@checked_later
 def lasso_prune(
     params: Any,
     moments: Mapping[str, LayerMoments],

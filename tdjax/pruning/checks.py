@@ -39,11 +39,17 @@ def check_range(
 ) -> Float[Array, "*_"]:
     """A number in the range (low, high), or [low, high), as an array.
 
-    Inside `jit` its value is not visible, and not checked. Raises ValueError for any other number.
+    Inside `jit` its value is not visible, and not checked. Raises ValueError for any other number,
+    TypeError for what is none.
     """
     if not isinstance(value, jax.core.Tracer):
         # In NumPy: inside `jit` the values of JAX are not visible.
-        number = np.asarray(value, np.float64)
+        number = np.asarray(value)
+        if not (
+            np.issubdtype(number.dtype, np.number) or jnp.issubdtype(number.dtype, jnp.floating)
+        ):
+            raise TypeError(f"{what} must be a number, got {value!r}")
+        number = number.astype(np.float64)
         above = number >= low if low_too else number > low
         if not (above & (number < high)).all():
             bracket = "[" if low_too else "("

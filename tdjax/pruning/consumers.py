@@ -4,12 +4,15 @@ A neuron's output can be followed for as long as the program treats every neuron
 by itself: through elementwise functions, with vectors of one entry a neuron, pools, pads and sums
 over other axes, and where axes in front are flattened into that of the neurons. Whatever else it
 meets, it may matter there, and the neurons stay.
+
+So do those that go into a layer which takes other inputs too, whose rows they would take away, and
+those with a parameter that is read anywhere else.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,28 +20,13 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from tdjax.plan.layers import Layer
+from tdjax.pruning.axes import ELEMENTWISE, axis_after
 from tdjax.trace.marks import INPUT, mark_p
 from tdjax.trace.programs import How, calls_of, walk
 from tdjax.trace.trace import Trace
 
 # Layers whose kernel has one axis of inputs and one of outputs.
 FOLLOWED = ("dense", "conv", "conv_transpose")
-# Equations that compute each entry of the result from the same entry of the operands.
-ELEMENTWISE = frozenset({
-    "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt",
-    "ceil", "clamp", "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "erf_inv",
-    "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log",
-    "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not",
-    "optimization_barrier", "or", "pow", "real", "reduce_precision", "rem", "round", "rsqrt",
-    "select_n", "sharding_constraint", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient",
-    "sub", "tan", "tanh", "xor",
-})  # fmt: skip
-REDUCTIONS = frozenset(
-    ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"]
-)
-WINDOWS = frozenset(
-    ["reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"]
-)
 
 
 @dataclass(frozen=True)
@@ -50,12 +38,14 @@ class Value:
         source: path of the layer whose neurons they are; None for parameters.
         leaves: parameters, vectors of one entry a neuron, that it was made of.
         uniform: the same for all neurons, whichever axis those may lie along.
+        inside: path of the layer that computes it, between its marks.
     """
 
     axis: int | None = None
     source: str | None = None
     leaves: frozenset[int] = frozenset()
     uniform: bool = False
+    inside: str | None = None
 
 
 UNKNOWN, UNIFORM = Value(), Value(uniform=True)
@@ -76,35 +66,46 @@ class Reach:
     obstacle: str | None = None
 
 
-def reach_of(trace: Trace, leaves: Sequence[Any]) -> dict[str, Reach]:
+def reach_of(
+    trace: Trace, leaves: Sequence[Any], places: Mapping[tuple[str, str], int]
+) -> dict[str, Reach]:
     """Where the neurons of each layer of a model go, by path.
 
     Arguments:
         leaves: parameters and state, which the program takes first; arrays or shapes.
+        places: of a layer's parameter among them, by the layer's path and the parameter's name.
     """
-    walk = _Walk(trace, [tuple(leaf.shape) for leaf in leaves])
+    own = {
+        path: frozenset(place for (layer, _), place in places.items() if layer == path)
+        for path in trace.layers
+    }
+    walk = _Walk(trace, [tuple(leaf.shape) for leaf in leaves], own)
     walk.whole()
-    shared: dict[int, list[str]] = {}
-    for path, reach in walk.found.items():
-        for leaf in reach.leaves:
-            shared.setdefault(leaf, []).append(path)
-    for paths in shared.values():
-        if len(paths) > 1:
-            for path in paths:
-                walk.block(path, "its neurons share a parameter with those of another layer")
     return walk.found
 
 
 class _Walk:
-    """One walk through a program."""
+    """One walk through a program.
 
-    def __init__(self, trace: Trace, shapes: Sequence[tuple[int, ...]]) -> None:
-        self.trace, self.shapes = trace, shapes
+    Attributes:
+        own: places of the parameters of each layer, by path.
+        met: numbers of the calls that were come by.
+        fed: by path of a layer, the layers whose neurons its calls take; None for other inputs.
+        read: places of the parameters that are read where they cannot be made smaller.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        shapes: Sequence[tuple[int, ...]],
+        own: Mapping[str, frozenset[int]],
+    ) -> None:
+        self.trace, self.shapes, self.own = trace, shapes, own
         self.found = {path: Reach() for path in trace.layers}
         self.met: set[int] = set()
-        calls: dict[str, int] = {}
-        for made in trace.calls.values():
-            calls[made.layer.path] = calls.get(made.layer.path, 0) + 1
+        self.fed: dict[str, set[str | None]] = {path: set() for path in trace.layers}
+        self.read: set[int] = set()
+        calls = Counter(made.layer.path for made in trace.calls.values())
         for path, layer in trace.layers.items():
             why = _obstacle(layer)
             if why is None and calls[path] > 1:
@@ -112,9 +113,9 @@ class _Walk:
             if why is not None:
                 self.block(path, why)
 
-    def block(self, path: str, why: str) -> None:
+    def block(self, path: str | None, why: str) -> None:
         """Leave the neurons of a layer alone; the first reason stays."""
-        if self.found[path].obstacle is None:
+        if path is not None and self.found[path].obstacle is None:
             self.found[path].obstacle = why
 
     def whole(self) -> None:
@@ -126,11 +127,35 @@ class _Walk:
         ]
         arguments += [UNKNOWN] * (len(program.jaxpr.invars) - len(arguments))
         for value in self.program(program, arguments):
-            if value.source is not None:
-                self.block(value.source, "the model returns its outputs")
+            self.block(value.source, "the model returns its outputs")
+            self.read |= value.leaves
         for number, made in self.trace.calls.items():
             if made.call is not None and number not in self.met:
-                self.block(made.layer.path, "it has no call outside loops and conditions")
+                path = made.layer.path
+                self.block(path, "it has no call outside loops and conditions")
+                self.leave_inputs(path, f"layer {path!r} is also called in a loop or a condition")
+        for path, sources in self.fed.items():
+            if len(sources) > 1:
+                self.leave_inputs(path, f"layer {path!r} takes other inputs too")
+        self.check_parameters()
+
+    def leave_inputs(self, path: str, why: str) -> None:
+        """Leave the neurons alone that go into a layer."""
+        for source in self.fed[path]:
+            self.block(source, why)
+
+    def check_parameters(self) -> None:
+        """Leave neurons alone with parameters that are not theirs alone."""
+        users: dict[int, list[str]] = {}
+        for path, reach in self.found.items():
+            for leaf in reach.leaves | self.own[path]:
+                users.setdefault(leaf, []).append(path)
+        for leaf, paths in users.items():
+            for path in paths:
+                if len(paths) > 1:
+                    self.block(path, "its neurons share a parameter with those of another layer")
+                elif leaf in self.read:
+                    self.block(path, "a parameter of its neurons is read elsewhere too")
 
     def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Walk through a program; what is known of its results."""
@@ -154,25 +179,27 @@ class _Walk:
         last = len(eqn.invars[0].aval.shape) - 1
         if eqn.params["stacked"]:
             self.block(layer.path, "it is called inside a vmap")
-        if eqn.params["end"] == INPUT:
-            if value.source is not None:
-                if value.axis != last or _obstacle(layer) is not None or eqn.params["stacked"]:
-                    self.block(
-                        value.source,
-                        f"layer {layer.path!r} does not read its neurons channel by channel",
-                    )
-                self.found[value.source].consumers.add(layer.path)
-            return UNKNOWN
-        return Value(last, layer.path)
-
-    def lost(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
-        """Neurons that go where they cannot be followed."""
-        for value in reads:
-            if value.source is not None:
+        if eqn.params["end"] != INPUT:
+            return Value(last, layer.path)
+        self.read |= value.leaves
+        self.fed[layer.path].add(value.source)
+        if value.source is not None:
+            if value.axis != last or _obstacle(layer) is not None or eqn.params["stacked"]:
                 self.block(
                     value.source,
-                    f"its outputs go through {eqn.primitive.name}, where they may meet others",
+                    f"layer {layer.path!r} does not read its neurons channel by channel",
                 )
+            self.found[value.source].consumers.add(layer.path)
+        return Value(inside=layer.path)
+
+    def lost(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
+        """Neurons and parameters that go where they cannot be followed."""
+        for value in reads:
+            self.read |= value.leaves
+            self.block(
+                value.source,
+                f"its outputs go through {eqn.primitive.name}, where they may meet others",
+            )
         return [UNKNOWN] * len(eqn.outvars)
 
     def computed(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
@@ -181,18 +208,32 @@ class _Walk:
             # Of numbers that are the same everywhere, whatever has no entries of its own.
             same = eqn.primitive.name in ELEMENTWISE or eqn.primitive.name == "broadcast_in_dim"
             return [UNIFORM if same else UNKNOWN] * len(eqn.outvars)
+        inside = {value.inside for value in reads} - {None}
+        if len(inside) == 1:
+            (path,) = inside
+            self.within(path, eqn, reads)
+            return [Value(inside=path)] * len(eqn.outvars)
         if eqn.primitive.name in ELEMENTWISE:
             together = self.together(eqn, reads)
         else:
             first, *others = reads
             plain = all(value.uniform for value in others)
-            axis = _axis_after(eqn, first.axis) if plain and first.axis is not None else None
+            axis = axis_after(eqn, first.axis) if plain and first.axis is not None else None
             together = None
             if axis is not None:
                 together = Value(axis, first.source, first.leaves)
         if together is None:
             return self.lost(eqn, reads)
         return [together] * len(eqn.outvars)
+
+    def within(self, path: str, eqn: JaxprEqn, reads: Sequence[Value]) -> None:
+        """A layer computes something: with other parameters than its own, all of them stay."""
+        others = [
+            value for value in reads if value.source is not None or value.leaves - self.own[path]
+        ]
+        if others:
+            self.lost(eqn, others)
+            self.block(path, "it reads a parameter or neurons of another layer")
 
     def together(self, eqn: Any, reads: Sequence[Value]) -> Value | None:
         """Values that meet entry by entry; None where neurons meet something else."""
@@ -211,6 +252,8 @@ class _Walk:
         if leaves and eqn.outvars[0].aval.shape[axis] != features:
             return None
         if any(self.shapes[leaf] != (features,) for leaf in leaves):
+            return None
+        if any(leaves & own for own in self.own.values()):
             return None
         self.found[source].leaves |= leaves
         return Value(axis, source)
@@ -235,42 +278,3 @@ def _obstacle(layer: Layer) -> str | None:
     if layer.groups > 1:
         return "it has feature groups"
     return "it is a stack of layers" if layer.storage.stack is not None else None
-
-
-def _axis_after(eqn: Any, axis: int) -> int | None:
-    """Where the axis of the neurons is in the result; None where they are mixed or not all."""
-    name, params = eqn.primitive.name, eqn.params
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if name in REDUCTIONS:
-        axes = params["axes"]
-        return None if axis in axes else axis - sum(gone < axis for gone in axes)
-    if name in WINDOWS:
-        alone = params["window_dimensions"][axis] == 1 and before[axis] == after[axis]
-        return axis if alone else None
-    if name == "broadcast_in_dim":
-        place = params["broadcast_dimensions"][axis]
-        return place if after[place] == before[axis] else None
-    if name == "transpose":
-        return list(params["permutation"]).index(axis)
-    if name == "squeeze":
-        gone = params["dimensions"]
-        return None if axis in gone else axis - sum(dim < axis for dim in gone)
-    if name == "reshape":
-        return _after_reshape(before, after, axis)
-    if name == "rev":
-        return None if axis in params["dimensions"] else axis
-    if name == "pad":
-        return axis if tuple(params["padding_config"][axis]) == (0, 0, 0) else None
-    if name in ("slice", "dynamic_slice"):
-        return axis if before[axis] == after[axis] else None
-    return None
-
-
-def _after_reshape(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
-    size = before[axis]
-    if math.prod(before) == size:
-        return next((k for k, length in enumerate(after) if length == size), None)
-    if axis != len(before) - 1 or not after or after[-1] % size:
-        return None
-    # Axes in front that are flattened into it run slower.
-    return len(after) - 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 
 from tdjax.plan.layers import Layer
 from tdjax.pruning.consumers import Reach, followed, reach_of
+from tdjax.pruning.literals import numbers_in
 from tdjax.trace.trace import Trace
 
 
@@ -32,45 +34,118 @@ class SmallerModel(NamedTuple):
 class SmallerLeaves(NamedTuple):
     """The leaves of a model without its dead neurons; see `SmallerModel`."""
 
-    leaves: list[Any]
+    leaves: Sequence[Any]
     kept: dict[str, np.ndarray]
     obstacles: dict[str, str]
 
 
-def remove(
-    trace: Trace, leaves: Sequence[Any], places: Mapping[tuple[str, str], int]
-) -> SmallerLeaves:
-    """Take the dead neurons out of the leaves of a model.
+@dataclass(frozen=True)
+class Network:
+    """A traced network and its arrays.
 
     Arguments:
-        leaves: the arrays that the traced program takes first.
+        trace: of its program.
+        leaves: the arrays that the program takes first.
         places: of a layer's parameter among them, by the layer's path and the parameter's name.
     """
-    reaches, layers = reach_of(trace, leaves), trace.layers
-    kernels = {
-        path: places[path, layer.storage.name] for path, layer in layers.items() if followed(layer)
+
+    trace: Trace
+    leaves: Sequence[Any]
+    places: Mapping[tuple[str, str], int]
+
+    def kernel(self, path: str) -> int:
+        """The place of a layer's kernel."""
+        return self.places[path, self.trace.layers[path].storage.name]
+
+
+# From the smaller leaves of a network and the neurons kept to the trace of its program.
+Retrace = Callable[[Sequence[Any], Mapping[str, np.ndarray]], Trace]
+
+
+def remove(network: Network, retrace: Retrace) -> SmallerLeaves:
+    """Take the dead neurons out of the leaves of a model.
+
+    The smaller model is traced: layers with which it cannot run, or computes with other numbers
+    as it asks for its sizes, are left alone.
+    """
+    reaches = reach_of(network.trace, network.leaves, network.places)
+    while True:
+        kept = _kept(network, reaches)
+        leaves = _smaller(network, reaches, kept)
+        why = _difference(network.trace, leaves, kept, retrace) if kept else None
+        if why is None:
+            obstacles = {path: reach.obstacle for path, reach in reaches.items() if reach.obstacle}
+            return SmallerLeaves(leaves, kept, obstacles)
+        alone = {}
+        for path, stay in kept.items():
+            only = {path: stay}
+            smaller = _smaller(network, reaches, only)
+            alone[path] = _difference(network.trace, smaller, only, retrace)
+        found = {path: own for path, own in alone.items() if own is not None}
+        for path, own in (found or dict.fromkeys(kept, why)).items():
+            reaches[path].obstacle = own
+
+
+def _kept(network: Network, reaches: Mapping[str, Reach]) -> dict[str, np.ndarray]:
+    """Of each layer with dead neurons, by path, the places of those that stay."""
+    layers = network.trace.layers
+    arrays = {
+        path: np.asarray(network.leaves[network.kernel(path)])
+        for path, layer in layers.items()
+        if followed(layer)
     }
-    arrays = {path: np.asarray(leaves[place]) for path, place in kernels.items()}
-    found = neurons_used(reaches, layers, arrays)
-    result = list(leaves)
-    kept = {path: np.flatnonzero(own) for path, own in found.items() if not own.all()}
+    used = neurons_used(reaches, layers, arrays)
+    return {path: np.flatnonzero(own) for path, own in used.items() if not own.all()}
+
+
+def _smaller(
+    network: Network, reaches: Mapping[str, Reach], kept: Mapping[str, np.ndarray]
+) -> list[Any]:
+    """The leaves once neurons are taken out."""
+    layers, places, result = network.trace.layers, network.places, list(network.leaves)
     for path, stay in kept.items():
         *_, outputs = layers[path].storage.order
-        _take(result, kernels[path], stay, outputs)
-        if (path, "bias") in places:
-            _take(result, places[path, "bias"], stay, 0)
-        for leaf in reaches[path].leaves:
-            _take(result, leaf, stay, 0)
+        features = layers[path].kernel_shape[-1]
+        vectors = [
+            *reaches[path].leaves,
+            *([places[path, "bias"]] if (path, "bias") in places else []),
+        ]
+        for place, axis in ((network.kernel(path), outputs), *((vector, 0) for vector in vectors)):
+            result[place] = _taken(result[place], stay, features, axis, path)
         for consumer in reaches[path].consumers:
             *_, inputs, _ = layers[consumer].storage.order
-            copies = arrays[consumer].shape[inputs] // len(found[path])
-            _take(result, kernels[consumer], np.flatnonzero(np.tile(found[path], copies)), inputs)
-    obstacles = {path: reach.obstacle for path, reach in reaches.items() if reach.obstacle}
-    return SmallerLeaves(result, kept, obstacles)
+            place = network.kernel(consumer)
+            result[place] = _taken(result[place], stay, features, inputs, path)
+    return result
 
 
-def _take(leaves: list[Any], place: int, stay: np.ndarray, axis: int) -> None:
-    leaves[place] = jnp.take(leaves[place], stay, axis=axis)
+def _taken(array: Any, stay: np.ndarray, features: int, axis: int, path: str) -> Any:
+    """An array without some neurons along an axis, on which each of them lies as often.
+
+    Raises ValueError where they do not.
+    """
+    copies, rest = divmod(array.shape[axis], features)
+    if rest or not copies:
+        raise ValueError(
+            f"layer {path!r}: its {features} neurons do not lie along axis {axis} of an array of "
+            f"shape {array.shape}"
+        )
+    places = (features * np.arange(copies)[:, None] + stay).ravel()
+    return jnp.take(array, places, axis=axis)
+
+
+def _difference(
+    trace: Trace, leaves: Sequence[Any], kept: Mapping[str, np.ndarray], retrace: Retrace
+) -> str | None:
+    """Why a smaller model is not the same function; None where its program says nothing else."""
+    try:
+        smaller = retrace(leaves, kept)
+    except Exception as error:  # Whatever the user's own code raises.
+        first, *_ = str(error).splitlines() or [""]
+        return f"the model cannot run with fewer of its neurons: {type(error).__name__}: {first}"
+    if numbers_in(smaller.jaxpr) != numbers_in(trace.jaxpr):
+        return "the model computes with the number of its neurons"
+    return None
 
 
 def neurons_used(

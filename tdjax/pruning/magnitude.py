@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdjax.arguments.later import checked_later
 from tdjax.plan.layers import Layer
 from tdjax.pruning.bounds import tail_sizes
 from tdjax.pruning.checks import check_order, check_range
@@ -24,6 +25,7 @@ HALVINGS = 48
 SLACK = 32
 
 
+@checked_later
 def magnitude_prune(
     params: Any,
     share: float,
@@ -70,6 +72,7 @@ def magnitude_prune(
     return prune(params, _without, removed, scope=scope, layers=layers, paths=paths)
 
 
+@checked_later
 def adaptive_prune(
     params: Any,
     q: Any = 0.5,
@@ -103,6 +106,7 @@ def adaptive_prune(
     return pq_prune(params, q, 1.0, eta, share=share, scope="neuron", layers=layers, paths=paths)
 
 
+@checked_later
 def pq_prune(
     params: Any,
     p: Any = 0.5,
@@ -145,6 +149,7 @@ def pq_prune(
     return prune(params, _effective_share, target, scope=scope, layers=layers, paths=paths)
 
 
+@checked_later
 def tail_prune(
     params: Any,
     tolerance: Any,

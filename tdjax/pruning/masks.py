@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tdjax.arguments.later import checked_later
 from tdjax.params.tree import join_path
 from tdjax.pruning.prunable import names_of, prunable
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import optax
 
 
+@checked_later
 def apply_mask(params: Any, mask: Any) -> Any:
     """The parameters with zeros where the mask is False.
 
@@ -26,6 +28,7 @@ def apply_mask(params: Any, mask: Any) -> Any:
     return _masked(params, mask)
 
 
+@checked_later
 def pruned_share(params: Any, mask: Any) -> float:
     """The share that goes of the weights of all kernels and embeddings, in [0, 1].
 
@@ -49,6 +52,7 @@ class KeepZerosState(NamedTuple):
     mask: Any
 
 
+@checked_later
 def keep_zeros(mask: Any) -> optax.GradientTransformation:
     """Updates of zero where the mask is False: what is pruned stays so in training.
 

@@ -16,7 +16,7 @@ from experiments.data_aware.settings import DataAware
 from experiments.error_study.choices import enumerate_choices
 from experiments.error_study.paper import published_study
 from experiments.error_study.protocol import Protocol
-from experiments.network.network import build_network
+from experiments.network.build import build_network
 from experiments.workdir.fields import plain_fields, read_fields
 from tdjax.allocation.allocate import allocate
 from tdjax.linen import layer_table

@@ -80,7 +80,7 @@ def test_a_network_of_your_own_is_measured_as_it_was_given(splits, variables, tm
 
 def test_what_a_given_network_lacks_is_told(splits, variables, tmp_path):
     settings = read_fields(Compress, {**RAW, "reestimate": True})
-    with pytest.raises(ValueError, match="'reestimate': mine has no batch statistics"):
+    with pytest.raises(ValueError, match="'reestimate' is True: mine has no batch statistics"):
         given(settings, Mine(), variables, splits)
     settings = read_fields(Compress, {**RAW, "calibration": {"images": [250]}})
     with pytest.raises(ValueError, match="asks for 250, but source 'same' has 240 images"):

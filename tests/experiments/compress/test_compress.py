@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tdjax
+from experiments.compress.reach import least_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import Compress, enumerate_trials
 from experiments.network.network import configured
@@ -150,16 +151,42 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("budgets", [1.0], "'budgets' must hold shares between 0 and 1"),
+        ("budgets", [1.0], r"'budgets' has 1\.0: at least 1e-06 and at most 0\.999999"),
         ("budgets", [0.001], r"budget 0\.0316228 of the params is out of reach"),
-        ("cost", "time", "'cost' has 'time': known are params, macs"),
+        ("timed_images", 51, "'timed_images' is 51, but there are 50 test images"),
+        ("cost", "time", "'cost' is 'time': known are params, macs"),
         ("strategies", ["best"], "'strategies' has 'best': known are uniform"),
-        ("norms", ["frobenius"], "'norms': strategy 'loss' needs one that sees data"),
-        ("finetune", {"epochs": 0}, "'rounds': more than one needs finetune.epochs"),
+        ("norms", ["frobenius"], "'norms' is .*: strategy 'loss' needs one that sees data"),
+        ("finetune", {"epochs": 0}, "'rounds' is 2: more than one needs finetune.epochs"),
         ("budget", 0.5, "unknown config field 'budget'"),
     ],
 )
 def test_what_is_wrong_is_found_before_any_work(tmp_path, field, value, message):
     with pytest.raises(ValueError, match=message):
         carry_out({**CONFIG, "rounds": 2, field: value}, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def allocate(network, cost, strategy, methods, budget):
+    model, variables = network.module, network.start.collections
+    options = {"cost": cost, "strategy": strategy, "methods": methods}
+    return tdjax.allocate(model, variables, network.sample, budget=budget, **options)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cost"), [("energy", "macs"), ("alds", "params"), ("loss", "params")]
+)
+def test_budgets_out_of_reach_are_told_before_the_training(tmp_path, strategy, cost):
+    raw = {**CONFIG, "strategies": [strategy], "cost": cost, "methods": ["svd", "tucker"]}
+    network = configured(read_fields(Compress, raw))
+    methods = ["svd"] if strategy == "alds" else raw["methods"]
+    least = least_share(network.dense, cost, methods)
+    # The same network at its smallest, by the library's own search.
+    if strategy != "loss":
+        with pytest.raises(ValueError, match="out of reach") as caught:
+            allocate(network, cost, strategy, methods, 1e-3)
+        assert f"reaches {least:.4g} to 1" in str(caught.value)
+    raw["budgets"] = [0.6, round(least - 1e-3, 4)]
+    with pytest.raises(ValueError, match=f"'budgets' has .*: strategy '{strategy}' reaches"):
+        carry_out(raw, tmp_path / "none")
     assert not (tmp_path / "none").exists()

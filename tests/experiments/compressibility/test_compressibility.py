@@ -359,18 +359,18 @@ def test_published_figures():
     ("field", "value", "message"),
     [
         ("methods", ["best"], "'methods' has 'best': known are magnitude"),
-        ("shares", [1.0], "'shares' must hold numbers between 0 and 1"),
-        ("qs", [1.0], "'qs' must hold numbers between 0 and 1"),
-        ("etas", [0.0], "'etas' must hold finite numbers above 0"),
-        ("penalties", [-1.0], "'penalties' must hold finite numbers above 0"),
-        ("eta_q", 1.0, "'eta_q' must lie between 0 and 1"),
-        ("tolerance", 0.0, "'tolerance' must be finite and above 0"),
+        ("shares", [1.0], r"'shares' has 1\.0: at least 1e-06 and at most 0\.999999"),
+        ("qs", [1.0], r"'qs' has 1\.0: at least 0\.01 and at most 0\.99"),
+        ("etas", [0.0], r"'etas' has 0\.0: above 0 and finite"),
+        ("penalties", [-1.0], r"'penalties' has -1\.0: above 0 and finite"),
+        ("eta_q", 1.0, r"'eta_q' is 1\.0: at least 0\.01"),
+        ("tolerance", 0.0, r"'tolerance' is 0\.0: above 0 and finite"),
         ("runs", 0, "'runs' is 0: at least 1"),
-        ("published", "another", "published figures of 'another' are unknown"),
+        ("published", "another", "'published' is 'another': known are yang2022"),
         ("model", {"name": "garipovnet"}, "'model.name' is 'garipovnet': no such thing for"),
-        ("train", {**CONFIG["train"], "augment": True}, r"'train\.augment': no such thing"),
+        ("train", {**CONFIG["train"], "augment": True}, r"'train\.augment' is True: no such thing"),
         ("test", {"change": "flipped"}, r"'test\.change' is 'flipped': no such thing"),
-        ("reestimate", True, "'reestimate': no such thing"),
+        ("reestimate", True, "'reestimate' is True: no such thing"),
         ("calibration", {"images": [1000]}, "but source 'same' has 120 images"),
     ],
 )
@@ -405,7 +405,7 @@ def test_magnitude_pruning_of_all_weights(pruner):
 
 def test_other_experiments_refuse_tables():
     raw = {name: CONFIG[name] for name in ("data", "model", "train", "calibration")}
-    with pytest.raises(ValueError, match="'diabetes' is a table, which only the experiment"):
+    with pytest.raises(ValueError, match="'diabetes', a table, which only the experiment"):
         configured(read_fields(DataAware, raw))
 
 

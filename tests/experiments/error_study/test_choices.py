@@ -10,7 +10,7 @@ import experiments.error_study
 from configs import garipov_cifar10, resnet18_cifar10
 from experiments.error_study.choices import enumerate_choices
 from experiments.error_study.protocol import Choice, Protocol
-from experiments.network.network import build_network
+from experiments.network.build import build_network
 from experiments.workdir.fields import read_fields
 from tdjax.linen import layer_table
 
@@ -122,12 +122,13 @@ def test_the_order_is_the_configuration_s(tables):
         ({"layers": ["norm1"], "decompose": {"ranks": "rule"}}, "norm1"),
         ({"layers": ["conv1"]}, "no cp ranks for layer 'conv1' at 90 % kept"),
         ({"compressions": [0.4]}, "no cp ranks for layer 'conv2' at 60 % kept"),
+        ({"compressions": [0.501]}, r"no cp ranks for layer 'conv2' at 49\.9 % kept"),
         ({"methods": ["svd"]}, "no svd ranks for layer 'conv2'"),
         ({"decompose": {"ranks": "vgg"}}, "'vgg': known are rule, garipovnet, resnet18"),
         ({"decompose": {"ranks": "note"}}, "'note': known are rule, garipovnet, resnet18"),
-        ({"methods": ["lu"], "decompose": {"ranks": "rule"}}, "unknown method"),
-        ({"compressions": [1.0], "decompose": {"ranks": "rule"}}, "between 0 and 1"),
-        ({"compressions": [float("nan")], "decompose": {"ranks": "rule"}}, "between 0 and 1"),
+        ({"methods": ["lu"], "decompose": {"ranks": "rule"}}, "'lu': known are cp, tucker"),
+        ({"compressions": [1.0], "decompose": {"ranks": "rule"}}, r"has 1\.0: at least 1e-06"),
+        ({"compressions": [float("nan")], "decompose": {"ranks": "rule"}}, "has nan: at least"),
     ],
 )
 def test_what_cannot_be_planned_is_named(tables, changes, message):

@@ -1,0 +1,137 @@
+"""Our networks by name, built and traced with shapes alone before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from experiments import models
+from experiments.data.splits import installed_memory
+from experiments.network.settings import ModelSettings
+from experiments.workdir.fields import FieldError, read_value, type_hints
+from tdjax.hints import known_are
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": models.MLP,
+    "garipovnet": models.GaripovNet,
+    "resnet18": models.ResNet18,
+    "resnet20": models.ResNet20,
+    "resnet56": models.ResNet56,
+    "resnet110": models.ResNet110,
+    "vgg16": models.VGG16,
+    "densenet22": models.DenseNet22,
+    "wrn16_8": models.WRN16_8,
+    "resnet18_imagenet": models.ImageNetResNet18,
+    "resnet50": models.ResNet50,
+    "googlenet": models.GoogLeNet,
+}
+# Arrays as large as the parameters that training holds: they and the best, gradient and momentum.
+COPIES = 4
+
+
+def build_network(settings: ModelSettings, classes: int) -> nn.Module:
+    """The network of a configuration. Raises FieldError for a name or argument it lacks."""
+    if settings.name not in NETWORKS:
+        raise FieldError(
+            "model.name", f"is {settings.name!r}: {known_are(settings.name, NETWORKS)}"
+        )
+    make = NETWORKS[settings.name]
+    known, values = _arguments_of(make), {}
+    for name, value in settings.arguments.items():
+        if name not in known:
+            raise FieldError("model.arguments", f"has {name!r}: {known_are(name, known)}")
+        values[name] = read_value(known[name], value, f"model.arguments.{name}")
+    with model_errors(settings):
+        return make(classes=classes, **values)
+
+
+def shapes_of(
+    settings: ModelSettings, init: Callable[..., Any], key: jax.Array, sample: jax.Array
+) -> Any:
+    """The shapes of a network's variables.
+
+    Raises FieldError for a network that cannot take such inputs, that has an array without
+    entries, or that is too large for the machine.
+    """
+    with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
+        shapes = jax.eval_shape(init, key, sample)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    for path, leaf in leaves:
+        if not math.prod(leaf.shape):
+            name = "/".join(str(entry.key) for entry in path)
+            raise FieldError(
+                "model",
+                f"is {_named(settings)}: on inputs of shape {sample.shape[1:]} its array {name} "
+                f"has shape {leaf.shape}",
+            )
+    needed = COPIES * sum(leaf.dtype.itemsize * math.prod(leaf.shape) for _, leaf in leaves)
+    present = installed_memory()
+    if present is not None and needed > present:
+        raise FieldError(
+            "model",
+            f"is {_named(settings)}: its training needs {needed / 1e9:.3g} GB of memory, this "
+            f"machine has {present / 1e9:.3g} GB",
+        )
+    return shapes
+
+
+def check_outputs(
+    settings: ModelSettings,
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    sample: jax.Array,
+    classes: int,
+    *,
+    train: bool,
+) -> None:
+    """Trace one call, of training where it is trained on.
+
+    Raises FieldError where that fails, or ends in anything but outputs (1, classes).
+    """
+    state = [name for name in variables if name != "params"]
+    call: Callable[..., Any] = module.apply
+    if train:
+        call = partial(call, train=True, mutable=state, rngs={"dropout": jax.random.key(0)})
+    with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
+        outputs = jax.eval_shape(call, variables, sample)
+        shape = (outputs[0] if train else outputs).shape
+    if shape != (1, classes):
+        raise FieldError(
+            "model",
+            f"is {_named(settings)}: of one example its outputs have shape {shape}, where "
+            f"{(1, classes)} is needed",
+        )
+
+
+@contextmanager
+def model_errors(settings: ModelSettings, where: str = "") -> Iterator[None]:
+    """Whatever is raised inside, as a FieldError in one line that names the model."""
+    try:
+        yield
+    except Exception as error:
+        first, *_ = str(error).splitlines() or [""]
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        place = f" {where}" if where else ""
+        problem = f"is {_named(settings)}{place}: {kind}{first[:300]}"
+        raise FieldError("model", problem) from error
+
+
+def _named(settings: ModelSettings) -> str:
+    given = ", ".join(f"{name}={value}" for name, value in settings.arguments.items())
+    return f"{settings.name}({given})" if given else settings.name
+
+
+def _arguments_of(make: Callable[..., nn.Module]) -> dict[str, Any]:
+    """The arguments that a configuration may give a network, with their types."""
+    bound = len(make.args) if isinstance(make, partial) else 0
+    cls: Any = make.func if isinstance(make, partial) else make
+    names = [field.name for field in dataclasses.fields(cls) if field.init][bound:]
+    hints = type_hints(cls)
+    return {name: hints[name] for name in names if name not in ("classes", "parent", "name")}

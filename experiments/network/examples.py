@@ -1,0 +1,84 @@
+"""The examples of a configuration: read, checked, split, standardised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from experiments.data import (
+    DATASETS,
+    TABLES,
+    DataError,
+    DataSplits,
+    Examples,
+    load,
+    load_table,
+    prepare,
+    prepare_table,
+)
+from experiments.network.calibrate import altered
+from experiments.network.settings import NetworkSettings
+from experiments.workdir.fields import FieldError
+from tdjax.hints import known_are
+
+
+def read_splits(settings: NetworkSettings) -> DataSplits:
+    """The three sets of examples that a configuration asks for.
+
+    Raises FieldError for what the data set does not have, `experiments.data.DataError` for files
+    that are missing or damaged.
+    """
+    data = settings.data
+    if data.name not in (*DATASETS, *TABLES):
+        raise FieldError(
+            "data.name", f"is {data.name!r}: {known_are(data.name, (*DATASETS, *TABLES))}"
+        )
+    try:
+        return _table(settings) if data.name in TABLES else _images(settings)
+    except FieldError:
+        raise
+    except DataError as error:
+        raise DataError(f"config field 'data.folder' is {data.folder!r}: {error}") from error
+    except ValueError as error:
+        raise FieldError("data", f"is {data.name!r}: {error}") from error
+
+
+def _images(settings: NetworkSettings) -> DataSplits:
+    data, mean, deviation = settings.data, settings.inputs.mean, settings.inputs.deviation
+    raw, statistics = load(data.name, data.folder), None
+    if mean is not None and deviation is not None:
+        channels = raw.train_images.shape[-1]
+        if len(mean) != channels:
+            raise FieldError(
+                "inputs.mean", f"is {mean}: one for each of {channels} channels is needed"
+            )
+        statistics = tuple(255 * v for v in mean), tuple(255 * v for v in deviation)
+    splits = prepare(raw, data.validation_share, settings.seed, *_sizes(settings), statistics)
+    images = altered(splits.test.images, settings.test.change, settings, splits)
+    return replace(splits, test=Examples(images, splits.test.labels))
+
+
+def _table(settings: NetworkSettings) -> DataSplits:
+    data = settings.data
+    if not settings.takes_tables:
+        raise FieldError(
+            "data.name",
+            f"is {data.name!r}, a table, which only the experiment 'compressibility' takes",
+        )
+    what = f"no such thing for {data.name!r}, which is a table"
+    for field, value, only in (
+        ("model.name", settings.model.name, "mlp"),
+        ("inputs.mean", settings.inputs.mean, None),
+        ("train.augment", settings.train.augment, False),
+        ("test.change", settings.test.change, "same"),
+        ("calibration.sources", settings.calibration.sources, ("same",)),
+        ("reestimate", settings.reestimate, False),
+    ):
+        if value != only:
+            raise FieldError(field, f"is {value!r}: {what}; use {only!r}")
+    table = load_table(data.name, data.folder)
+    return prepare_table(table, data.validation_share, settings.seed, *_sizes(settings))
+
+
+def _sizes(settings: NetworkSettings) -> tuple[int | None, int | None, int | None]:
+    data = settings.data
+    return data.train_size, data.validation_size, data.test_size

@@ -1,0 +1,266 @@
+"""A plan read from JSON as strictly as it is written.
+
+Every field is there, of its type and in range, none is unknown, and what follows from other fields
+agrees with them: nothing is filled in, rounded or passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import reprlib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from tdjax.decompose.inputs import check_ranks
+from tdjax.decompose.tt import clip_ranks
+from tdjax.files import one_line
+from tdjax.plan import ranks
+from tdjax.plan.chain import chain_of
+from tdjax.plan.form import Form
+from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer, Storage
+from tdjax.plan.timing import Profile
+
+PLAN_VERSION = 1
+# What no array has, and what would take for ever to split into factors.
+MOST_AXES, LONGEST_AXIS, LARGEST = 32, 2**31 - 1, 2**63 - 1
+
+
+class ReadEntry(NamedTuple):
+    """A layer, how its kernel is decomposed, and why it is kept dense."""
+
+    layer: Layer
+    form: Form | None
+    reason: str | None
+
+
+class ReadPlan(NamedTuple):
+    """What a plan holds."""
+
+    entries: tuple[ReadEntry, ...]
+    other: int
+    measured: Profile | None
+
+
+def read_plan(text: str) -> ReadPlan:
+    """Read what `Plan.to_json` wrote. Raises ValueError that names the field that is wrong."""
+    try:
+        raw = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        if not isinstance(raw, dict):
+            raise ValueError(f"it must hold fields, got {_shown(raw)}")
+        version = _value(int, raw.get("version"), "version")
+        if version != PLAN_VERSION:
+            raise ValueError(f"version {version}, this library reads {PLAN_VERSION}")
+        measured = _profile(raw.pop("measured")) if "measured" in raw else None
+        plain = _fields(_Plan, raw, "")
+        entries = [_entry(own, f"layers[{k}]") for k, own in enumerate(plain.layers)]
+        _check_paths(entries)
+        return ReadPlan(tuple(entries), plain.other, measured)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a plan: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry as it is written: its form is spread among its other fields."""
+
+    layer: Layer
+    method: str | None
+    ranks: tuple[int, ...]
+    spatial: str
+    reason: str | None
+    splits: int
+    fold: str
+    nonzeros: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    version: int
+    other: int
+    layers: tuple[_Entry, ...]
+
+
+def _fields(cls: Any, raw: Any, where: str) -> Any:
+    """A dataclass from a JSON object with exactly its fields."""
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"field {where!r} must hold fields, got {_shown(raw)}")
+    hints, prefix = _hints(cls), f"{where}." if where else ""
+    for name in raw:
+        if name not in hints:
+            raise ValueError(f"unknown field {prefix + name!r}; known are {', '.join(hints)}")
+    missing = [repr(prefix + name) for name in hints if name not in raw]
+    if missing:
+        raise ValueError(f"missing fields: {', '.join(missing)}")
+    return cls(**{name: _value(hints[name], raw[name], prefix + name) for name in hints})
+
+
+@lru_cache
+def _hints(cls: Any) -> dict[str, Any]:
+    types_of = typing.get_type_hints(cls)
+    return {field.name: types_of[field.name] for field in fields(cls)}
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return None if value is None else _value(arguments[0], value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"field {where!r} must be a list, got {_shown(value)}")
+        return tuple(_value(arguments[0], item, f"{where}[{k}]") for k, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return _fields(hint, value, where)
+    # True is an int to Python, and 1.0 equals 1.
+    if type(value) is not hint:
+        raise ValueError(f"field {where!r} must be of type {hint.__name__}, got {_shown(value)}")
+    if hint is int and not 0 <= value <= LARGEST:
+        raise ValueError(f"field {where!r} must be from 0 to {LARGEST}, got {_shown(value)}")
+    return value
+
+
+def _profile(raw: Any) -> Profile:
+    kinds = typing.get_type_hints(Profile)
+    if not isinstance(raw, list) or len(raw) != len(kinds):
+        raise ValueError(f"field 'measured' must list {', '.join(kinds)}, got {_shown(raw)}")
+    found = Profile(*(
+        _value(kind, own, f"measured.{name}")
+        for (name, kind), own in zip(kinds.items(), raw, strict=True)
+    ))  # fmt: skip
+    *seconds, rounds = found
+    if not all(0 < number < math.inf for number in seconds) or rounds < 1:
+        raise ValueError(f"field 'measured' holds what no clock shows: {_shown(raw)}")
+    if not found.least <= found.speedup <= found.most:
+        raise ValueError("field 'measured.speedup' does not lie between the least and the most")
+    return found
+
+
+def _entry(own: _Entry, where: str) -> ReadEntry:
+    """An entry whose fields agree. Raises ValueError that names the one that does not."""
+    for name, problem in _layer_problems(own.layer):
+        raise ValueError(f"field '{where}.layer.{name}': {problem}")
+    form = (own.ranks, own.spatial, own.splits, own.fold, own.nonzeros)
+    if own.method is None:
+        if form != ((), Form.spatial, Form.splits, Form.fold, Form.nonzeros):
+            raise ValueError(f"field '{where}.method' is null, but the layer has a form")
+        if own.reason is not None and own.layer.obstacle not in (None, own.reason):
+            raise ValueError(f"field '{where}.reason' is not the obstacle of its layer")
+        return ReadEntry(own.layer, None, own.reason)
+    if own.reason is not None or own.layer.obstacle is not None:
+        raise ValueError(f"field '{where}.method': {own.method!r}, but the layer is kept dense")
+    try:
+        read = Form(own.method, *form)
+        _check_form(own.layer, read)
+    except ValueError as error:
+        raise ValueError(f"field {where!r}: {error}") from error
+    return ReadEntry(own.layer, read, None)
+
+
+def _layer_problems(layer: Layer) -> Iterator[tuple[str, str]]:
+    """Fields of a layer that cannot be so, and why."""
+    shape, stored = layer.kernel_shape, layer.stored
+    for name, sizes in (("kernel_shape", shape), ("stored.shape", stored.shape if stored else ())):
+        if len(sizes) > MOST_AXES or max(sizes, default=0) > LONGEST_AXIS:
+            yield name, f"an array has up to {MOST_AXES} axes of up to {LONGEST_AXIS} entries"
+            return
+    if not shape:
+        yield "kernel_shape", "a weight array has an axis"
+    if layer.groups < 1 or (shape and shape[-1] % layer.groups):
+        yield "groups", f"{layer.groups} do not divide a kernel of shape {shape}"
+    if stored is not None:
+        yield from _storage_problems(stored)
+    if layer.obstacle is None:
+        yield from _kind_problems(layer)
+
+
+def _kind_problems(layer: Layer) -> Iterator[tuple[str, str]]:
+    """What cannot be so of a layer that a method can take."""
+    kind, window = layer.kind, len(layer.kernel_shape) - 2
+    if kind not in (*MATRICES, *CONVOLUTIONS):
+        known = ", ".join((*MATRICES, *CONVOLUTIONS))
+        yield "kind", f"{kind!r} needs an obstacle; known are {known}"
+    if window < 0 or (kind in MATRICES and window):
+        yield "kernel_shape", f"{layer.kernel_shape} is no kernel of kind {kind}"
+        return
+    for name, sizes in (("in_spatial", layer.in_spatial), ("out_spatial", layer.out_spatial)):
+        if len(sizes) != window:
+            yield name, f"{sizes} is not of the {window} axes of its window"
+    if layer.groups > 1 and kind != "conv":
+        yield "groups", f"a layer of kind {kind} has one group"
+    if layer.lookups and kind != "embed":
+        yield "lookups", f"a layer of kind {kind} looks nothing up"
+    yield from _order_problems(layer, layer.storage)
+
+
+def _storage_problems(stored: Storage) -> Iterator[tuple[str, str]]:
+    if sorted(stored.order) != list(range(len(stored.shape))):
+        yield "stored.order", f"{stored.order} does not order {len(stored.shape)} axes"
+    if (stored.stack or 0) > len(stored.shape):
+        yield "stored.stack", f"{stored.stack} is no axis of a stack of {stored.shape}"
+    if stored.copies < 1 or (stored.stack is None and stored.copies > 1):
+        yield "stored.copies", f"{stored.copies} layers do not lie along axis {stored.stack}"
+
+
+def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
+    """What cannot be so of the axes that a kernel is made of."""
+    kind, axes = layer.kind, tuple(range(len(stored.shape)))
+    if stored.flipped and kind != "conv_transpose":
+        yield "stored.flipped", f"the window of a layer of kind {kind} runs forwards"
+    # An einsum has its axes in any order, a transposed convolution the outputs first at times.
+    expected = (*axes[:-2], *axes[:-3:-1]) if stored.flipped else axes
+    if kind != "einsum" and stored.order != expected:
+        yield "stored.order", f"{stored.order} is not that of kind {kind}, {expected}"
+    *window, inputs, outputs = layer.kernel_shape
+    ordered = [stored.shape[axis] for axis in stored.order]
+    channels = ordered[len(window) :]
+    merged = any(
+        (math.prod(channels[:k]), math.prod(channels[k:])) == (inputs, outputs)
+        for k in range(len(channels) + 1)
+    )
+    plain = kind in ("dense_general", "einsum") or len(channels) == 2
+    if ordered[: len(window)] != window or not merged or not plain:
+        yield "stored.shape", f"{stored.shape} does not hold a kernel of {layer.kernel_shape}"
+
+
+def _check_form(layer: Layer, form: Form) -> None:
+    """Refuse, with a ValueError, a form that the layer cannot have."""
+    chain = chain_of(layer, form)
+    shape = chain.rank_shape
+    full = ranks.full_ranks(form.method, shape)
+    check_ranks(form.ranks, full, "ranks")
+    if form.method == "tt" and clip_ranks(ranks.tt_order(shape), form.ranks) != form.ranks:
+        raise ValueError(f"ranks {form.ranks}: one is above what its neighbours let it reach")
+    most = math.prod(layer.kernel_shape)
+    if form.nonzeros > most:
+        raise ValueError(f"nonzeros {form.nonzeros} are more than the {most} of its kernel")
+
+
+def _check_paths(entries: list[ReadEntry]) -> None:
+    seen = set()
+    for number, entry in enumerate(entries):
+        if entry.layer.path in seen:
+            raise ValueError(f"field 'layers[{number}].layer.path': {entry.layer.path!r} twice")
+        seen.add(entry.layer.path)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a name that is there twice, Python would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is there twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no value of a field")
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value)
