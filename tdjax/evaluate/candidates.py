@@ -108,8 +108,6 @@ def candidate_means(
     path, own = function.path, unboxed(function.network.kernel(variables, function.path))
     if own is None:
         raise KeyError(f"candidates: {path!r} has no kernel")
-    if chunk < 1:
-        raise ValueError(f"candidates: chunk must be at least 1, got {chunk}")
     kernels = jnp.asarray(kernels)
     if kernels.shape[1:] != own.shape or kernels.shape[:1] in ((), (0,)):
         raise ValueError(
