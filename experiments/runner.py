@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,21 @@ from typing import Any
 from experiments.network.baseline import baseline_record, trained
 from experiments.network.network import Network, configured
 from experiments.network.training import Variables
+from experiments.workdir.claim import in_use
+from experiments.workdir.environment import environment
 from experiments.workdir.fields import plain_fields, read_fields, report_fields
-from experiments.workdir.journal import Identity, Journal, Schema, claim_workdir, read_journal
+from experiments.workdir.files import remove_leftovers
+from experiments.workdir.journal import (
+    Identity,
+    Journal,
+    Schema,
+    check_workdir,
+    claim_workdir,
+    read_config,
+    read_journal,
+)
 from experiments.workdir.progress import progress_bar
+from experiments.workdir.stops import undone
 from experiments.workdir.threads import Records, in_threads
 from tdjax.hints import known_are
 
@@ -80,19 +93,30 @@ def carry_out(raw: Mapping[str, Any], workdir: Path) -> Path:
 
 def report(workdir: Path) -> Path:
     """The report of whatever was measured in a work directory; the path of its page."""
-    path = workdir / "config.json"
-    name = json.loads(path.read_text("utf-8")).get("experiment") if path.exists() else "study"
-    return experiment_named(name if name in EXPERIMENTS else "study").report(workdir)
+    name = read_config(workdir).get("experiment")
+    # Studies of an earlier version do not say what they are.
+    known = isinstance(name, str) and name in EXPERIMENTS
+    return experiment_named(name if known else "study").report(workdir)
 
 
-def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Journal:
-    """Make a work directory an experiment's; what is recorded there already.
+@contextmanager
+def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Iterator[Journal]:
+    """Make a work directory an experiment's, for as long as the block lasts this process's alone.
 
-    Raises ValueError where it holds another configuration or a damaged journal.
+    What is recorded there already is what the block gets.
+
+    Raises ValueError, and touches nothing, where it holds another configuration or a damaged
+    journal; `experiments.workdir.claim.InUseError` where another process is at work there.
     """
     config = {**plain_fields(settings), "experiment": name}
-    claim_workdir(workdir, config, tuple(report_fields(type(settings))))
-    return read_journal(workdir / "metrics.jsonl", schema)
+    free = tuple(report_fields(type(settings)))
+    check_workdir(workdir, config, free)
+    with in_use(workdir):
+        claim_workdir(workdir, config, free)
+        journal = read_journal(workdir / "metrics.jsonl", schema)
+        remove_leftovers(workdir)
+        with undone(partial(remove_leftovers, workdir)):
+            yield replace(journal, environment=environment())
 
 
 def baseline(

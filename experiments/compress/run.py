@@ -26,7 +26,7 @@ from experiments.network.train_on import moments_for
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.fields import FieldError
-from experiments.workdir.journal import Identity, Journal, read_journal
+from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate
@@ -46,16 +46,16 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
     """
     trials = enumerate_trials(settings)
     check_reach(network, settings, trials)
-    journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
-    model = baseline(network, journal, workdir, ("test",))
-    measure(
-        journal,
-        [name for trial in trials for name in _names(journal, settings, trial)],
-        [partial(_measure, network, settings, model, trials, journal, workdir)],
-    )
-    if settings.timed_images:
-        _time(network, settings, model, trials, workdir)
-    return write_report(workdir)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+        model = baseline(network, journal, workdir, ("test",))
+        measure(
+            journal,
+            [name for trial in trials for name in _names(journal, settings, trial)],
+            [partial(_measure, network, settings, model, trials, journal, workdir)],
+        )
+        if settings.timed_images:
+            _time(network, settings, model, trials, journal.again(), workdir)
+        return write_report(workdir)
 
 
 EXPERIMENT = Experiment("compress", Compress, run, write_report)
@@ -127,10 +127,14 @@ def _measure(
 
 
 def _time(
-    network: Network, settings: Compress, model: Variables, trials: Sequence[Trial], workdir: Path
+    network: Network,
+    settings: Compress,
+    model: Variables,
+    trials: Sequence[Trial],
+    journal: Journal,
+    workdir: Path,
 ) -> None:
     """Inference of each network against that of the original, in turns, nothing beside it."""
-    journal = read_journal(workdir / "metrics.jsonl", SCHEMA)
     images = jnp.asarray(network.splits.test.images[: settings.timed_images])
     whole = model.collections
     before = jax.jit(lambda variables: network.module.apply(variables, images))

@@ -41,12 +41,12 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
         )
     if "abp-l" in settings.methods:
         check_chain(network)
-    journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
-    names = [journal.identity("baseline", {"run": number}) for number in range(settings.runs)]
-    for number, trial in product(range(settings.runs), enumerate_trials(settings)):
-        names += _names(journal, settings, trial, number)
-    measure(journal, names, [partial(_runs, network, settings, journal, workdir)])
-    return write_report(workdir)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+        names = [journal.identity("baseline", {"run": number}) for number in range(settings.runs)]
+        for number, trial in product(range(settings.runs), enumerate_trials(settings)):
+            names += _names(journal, settings, trial, number)
+        measure(journal, names, [partial(_runs, network, settings, journal, workdir)])
+        return write_report(workdir)
 
 
 EXPERIMENT = Experiment("compressibility", Compressibility, run, write_report)

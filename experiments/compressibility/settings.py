@@ -9,7 +9,7 @@ from experiments.compressibility.paper import published_names
 from experiments.data import TABLES
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FOR_REPORT, FieldError
-from experiments.workdir.journal import Fields, Kind, Schema, share
+from experiments.workdir.journal import Fields, Kind, Schema, natural, numbers, share
 from experiments.workdir.ranges import SEEDS, Choices, OneOf, Positive, Range, Repeats, Share
 from tdjax.pruning.prunable import SCOPES
 
@@ -81,18 +81,26 @@ TRIAL: Fields = {
     "value": (float, None),
 }
 _OF_A_RUN: Fields = {"run": int, **TRIAL}
-_TEST: Fields = {"loss": float, "accuracy": (share, None)}
-_INDICES: Fields = dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float)
+_TEST: Fields = {"loss": float, "count": (natural, None), "accuracy": (share, None)}
+_INDICES: Fields = {
+    **dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float),
+    "effective_quantiles": (numbers, None),
+    "looseness": ({"neurons": int, "bound": numbers, "tail": numbers}, None),
+}
 SCHEMA: Schema = {
-    "baseline": Kind({"run": int}, {"params": int, "test": _TEST}),
+    "baseline": Kind({"run": int}, {"params": natural, "epoch": (int, None), "test": _TEST}),
     "layer": Kind(
         {"run": int, "layer": str},
         {"inputs": int, "neurons": int, "reached": float, "by_q": [_INDICES]},
     ),
     "pruned": Kind(
-        _OF_A_RUN, {"pruned": float, "gone": float, "size": int, "left": int, "test": _TEST}
+        _OF_A_RUN,
+        {
+            **{"pruned": float, "gone": float, "size": int, "left": natural, "test": _TEST},
+            "rivals": (dict.fromkeys(SCOPES, (_TEST, None)), None),
+        },
     ),
-    "tuned": Kind(_OF_A_RUN, {"test": _TEST}),
+    "tuned": Kind(_OF_A_RUN, {"epoch": (int, None), "test": _TEST}),
 }
 
 NAMES = {

@@ -46,23 +46,23 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
     """
     layer_test = layer_examples(settings, network.splits.test)
     plans = plan_networks(network, settings)
-    journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
-    sizes = [
-        {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
-        for (method, keep), plan in plans.items()
-    ]
-    model = baseline(network, journal, workdir, ("test",), sizes=sizes)
-    press = Press(network, settings, model, plans, layer_test)
-    trials = enumerate_trials(settings)
-    measure(
-        journal,
-        [name for own in trials.values() for t in own for name in _names(journal, press, t)],
-        [
-            partial(_measure, press, calibration, own, journal, workdir / "moments")
-            for calibration, own in trials.items()
-        ],
-    )
-    return write_report(workdir)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+        sizes = [
+            {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
+            for (method, keep), plan in plans.items()
+        ]
+        model = baseline(network, journal, workdir, ("test",), sizes=sizes)
+        press = Press(network, settings, model, plans, layer_test)
+        trials = enumerate_trials(settings)
+        measure(
+            journal,
+            [name for own in trials.values() for t in own for name in _names(journal, press, t)],
+            [
+                partial(_measure, press, calibration, own, journal, workdir / "moments")
+                for calibration, own in trials.items()
+            ],
+        )
+        return write_report(workdir)
 
 
 EXPERIMENT = Experiment("data_aware", DataAware, run, write_report)

@@ -34,20 +34,20 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
     Returns the path of the report's page; see `experiments.runner.carry_out`.
     """
     study = plan_study(network, settings)
-    journal = begin(EXPERIMENT.name, settings, SCHEMA, workdir)
-    check_records(settings, journal)
-    model = baseline(network, journal, workdir, ("train", "validation", "test"))
-    moments = _moments_for(study, model, journal)
-    expected = product(settings.kinds, settings.keys)
-    measure(
-        journal,
-        [journal.identity(kind, choice_fields(key)) for kind, key in expected],
-        [
-            partial(_measure_layer, study, model, path, journal, moments.get(path))
-            for path in settings.layers
-        ],
-    )
-    return write_report(workdir)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+        check_records(settings, journal)
+        model = baseline(network, journal, workdir, ("train", "validation", "test"))
+        moments = _moments_for(study, model, journal)
+        expected = product(settings.kinds, settings.keys)
+        measure(
+            journal,
+            [journal.identity(kind, choice_fields(key)) for kind, key in expected],
+            [
+                partial(_measure_layer, study, model, path, journal, moments.get(path))
+                for path in settings.layers
+            ],
+        )
+        return write_report(workdir)
 
 
 EXPERIMENT = Experiment("study", Protocol, run, write_report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +13,13 @@ import jinja2
 
 from experiments.network.settings import NetworkSettings
 from experiments.report.tables import Table, Tau, number, percent, to_markdown
+from experiments.workdir.environment import versions
+from experiments.workdir.files import remove_leftovers
 from experiments.workdir.journal import Journal, Schema, read_workdir
+from experiments.workdir.stops import undone
 from tdjax.files import write_atomically
 
 T = TypeVar("T", bound=NetworkSettings)
-
-PACKAGES = ("tdjax", "jax", "flax", "numpy")
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,25 @@ def publish(workdir: Path, report: Report) -> Path:
     """Write `workdir/report/`; return its `index.html`."""
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
+    remove_leftovers(folder)
+    with undone(partial(remove_leftovers, folder)):
+        return _publish(folder, report)
+
+
+def _publish(folder: Path, report: Report) -> Path:
     tables = [table for section in report.sections for table in section.tables]
     pictures = [picture for section in report.sections for picture in section.pictures]
     files: dict[str, str | bytes] = {**report.files, "tables.md": to_markdown(tables, report.note)}
     for name, content in {**files, **{one.file: one.png for one in pictures}}.items():
-        write_atomically(folder / name, content)
+        write_atomically(folder / name, _encoded(content))
     # Last, so that whatever the page refers to is already there.
-    write_atomically(folder / "index.html", render(report, list(files)))
+    write_atomically(folder / "index.html", _encoded(render(report, list(files))))
     return folder / "index.html"
+
+
+def _encoded(content: str | bytes) -> bytes:
+    # JSON can hold halves of characters, which no file of text can.
+    return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
 
 def render(report: Report, files: Sequence[str]) -> str:
@@ -148,15 +160,3 @@ def baseline_facts(baseline: Mapping[str, Any] | None) -> dict[str, str]:
         "parameters": f"{baseline['params']:,}",
         "multiply-adds": f"{baseline['macs'] / 1e6:,.1f} M",
     }
-
-
-def versions() -> dict[str, str]:
-    """The packages that a report rests on with their versions, "not installed" where missing."""
-    return {package: _version(package) for package in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

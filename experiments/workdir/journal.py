@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from experiments.workdir.claim import BESIDE, FILE
 from experiments.workdir.fields import read_fields
+from experiments.workdir.files import append_lines, naming, parse_json, read_bytes, read_json
 from tdjax.files import write_atomically
 
 T = TypeVar("T")
 
+CONFIG = "config.json"
+# Kind of the records that say with which versions the others were measured.
+ENVIRONMENT = "environment"
 # In place of a field that one of two configurations lacks.
 OFF: Mapping[str, Any] = MappingProxyType({})
 Record = Mapping[str, Any]
@@ -29,8 +34,8 @@ of one such mapping; a pair of any of these and None for what may be missing or 
 """
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
-    """Make the work directory this configuration's, or find that it is already.
+def check_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> bool:
+    """Whether the configuration of a work directory is to be written; nothing is touched.
 
     A field that only one of them knows, as one written by another version, must be off: None, 0,
     False or empty.
@@ -39,48 +44,60 @@ def claim_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str
         config: plain JSON values.
         free: paths of the fields that may change; what is there then takes the new values.
 
-    Raises ValueError, and touches nothing, where it holds another configuration or things that
-    are not an experiment's.
+    Raises ValueError where the folder holds another configuration or things that are not an
+    experiment's, or cannot be one.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        try:
-            present = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); use another workdir") from error
-        changed = _differences(present, json.loads(json.dumps(config)))
-        differing = sorted(set(changed) - set(free))
-        if differing:
+    with naming(workdir):
+        if (workdir / CONFIG).exists():
+            present = read_config(workdir)
+        elif workdir.exists() and any(not _is_begun(found.name) for found in workdir.iterdir()):
             raise ValueError(
-                f"{workdir} holds another configuration; fields that differ: "
-                f"{', '.join(differing)}; use another workdir"
+                f"{workdir} is not empty and holds no config.json; use another workdir"
             )
-        if changed:
-            write_atomically(path, json.dumps(config, indent=2) + "\n")
-        return
-    # A claim that was killed half way leaves nothing but its part of the file.
-    if workdir.exists() and any(
-        not found.name.startswith(f".{path.name}.") for found in workdir.iterdir()
-    ):
-        raise ValueError(f"{workdir} is not empty and holds no config.json; use another workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(config, indent=2) + "\n")
+        else:
+            return True
+    changed = _differences(present, json.loads(json.dumps(config)))
+    differing = sorted(set(changed) - set(free))
+    if differing:
+        raise ValueError(
+            f"{workdir} holds another configuration; fields that differ: "
+            f"{', '.join(differing)}; use another workdir"
+        )
+    return bool(changed)
+
+
+def claim_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
+    """Make the work directory this configuration's, or find that it is already.
+
+    Arguments and what is raised are those of `check_workdir`; then nothing is touched.
+    """
+    if check_workdir(workdir, config, free):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The configuration of a work directory, as it is written.
+
+    Raises FileNotFoundError where there is none, ValueError where it cannot be understood.
+    """
+    path = workdir / CONFIG
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); use another workdir") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no fields); use another workdir")
+    return found
 
 
 def append_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Append JSON lines with one write, after cutting off what a killed writer left unfinished."""
+    """Append JSON lines with one write, after cutting off what a killed writer left unfinished.
+
+    Raises OSError that names the file, on a full disk for example; what it held is kept.
+    """
     lines = "".join(json.dumps(record, allow_nan=True) + "\n" for record in records)
-    with open(path, "ab+") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end:
-            file.seek(0)
-            whole = file.read().rfind(b"\n") + 1
-            if whole < end:
-                file.truncate(whole)
-                file.seek(0, os.SEEK_END)
-        file.write(lines.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
+    append_lines(path, lines.encode("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -105,12 +122,18 @@ class Journal:
 
     Arguments:
         schema: the kinds of records by name.
-        found: every record, in the order of the file.
+        found: every record of these, in the order of the file.
+        environments: with which versions they were measured, in the order of the file.
+        environment: the versions of this process, recorded with its first record where the last
+            ones were others; None to record none.
     """
 
     path: Path
     schema: Schema
     found: Mapping[Identity, Record]
+    environments: tuple[Record, ...] = ()
+    environment: Record | None = None
+    _appended: dict[Identity, str] = field(default_factory=dict)
 
     def identity(self, kind: str, fields: Record) -> Identity:
         """What identifies a record of such fields."""
@@ -124,12 +147,52 @@ class Journal:
         """All records of some kinds."""
         return [record for identity, record in self.found.items() if identity[0] in kinds]
 
+    def again(self) -> Journal:
+        """The journal as it is now, with what was appended since it was read."""
+        return replace(read_journal(self.path, self.schema), environment=self.environment)
+
     def append(self, records: Sequence[Record]) -> list[Record]:
-        """Append those that were not found when the journal was read; these are returned."""
-        new = [r for r in records if self.identity(r["kind"], r) not in self.found]
+        """Append those that were not found when the journal was read; these are returned.
+
+        Raises ValueError that names the record, and writes nothing of them, for one that could not
+        be read again: a field that the schema refuses, a second record of the same thing.
+        """
+        texts = dict(self._appended)
+        new = []
+        for record in records:
+            identity, text = self._as_read(record)
+            if identity in self.found:
+                continue
+            if identity not in texts:
+                texts[identity] = text
+                new.append(record)
+            elif texts[identity] != text:
+                raise ValueError(
+                    f"{self.path}: {_named(identity)} was measured twice with other results, so "
+                    "it is not recorded again; start again, and if it happens again, leave it out "
+                    "of the configuration"
+                )
         if new:
-            append_records(self.path, new)
+            about = None if self._appended else self.environment
+            told = [] if about in (None, *self.environments[-1:]) else [about]
+            append_records(self.path, [*new, *told])
+            self._appended.update(texts)
         return new
+
+    def _as_read(self, record: Record) -> tuple[Identity, str]:
+        """What identifies a record when it is read again, and all of it as text."""
+        try:
+            read = _read(json.dumps(record).encode("utf-8"), self.schema)
+        except (ValueError, TypeError) as error:
+            kind = record.get("kind")
+            names = self.schema[kind].names if kind in self.schema else ()
+            named = _named((kind, *(record.get(name) for name in names)))
+            raise ValueError(
+                f"{self.path}: {named} cannot be recorded, since it could not be read again: "
+                f"{error}. Nothing was written; look whether the data and the weights of the "
+                "network are finite, or leave it out of the configuration"
+            ) from error
+        return self.identity(read["kind"], read), _text(read)
 
 
 def read_journal(path: Path, schema: Schema) -> Journal:
@@ -139,21 +202,24 @@ def read_journal(path: Path, schema: Schema) -> Journal:
     a field that is missing or of the wrong kind, and a second record of the same thing that differs
     from the first; one that is equal counts once.
     """
-    journal = Journal(path, schema, {})
     found: dict[Identity, Record] = {}
-    content = path.read_bytes() if path.exists() else b""
+    journal = Journal(path, schema, found)
+    environments = []
+    content = read_bytes(path) if path.exists() else b""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         if not line.strip():
             continue
         try:
             record = _read(line, schema)
+            if record["kind"] == ENVIRONMENT:
+                environments.append(record)
+                continue
             identity = journal.identity(record["kind"], record)
             if _text(found.setdefault(identity, record)) != _text(record):
-                named = f"the {identity[0]} {', '.join(map(str, identity[1:]))}".rstrip()
-                raise ValueError(f"{named} is recorded a second time")
+                raise ValueError(f"{_named(identity)} is recorded a second time")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-    return Journal(path, schema, found)
+    return replace(journal, environments=tuple(environments))
 
 
 def read_workdir(
@@ -164,12 +230,11 @@ def read_workdir(
     Raises FileNotFoundError where the configuration is missing, ValueError where one of the files
     cannot be understood.
     """
-    path = workdir / "config.json"
+    raw = read_config(workdir)
     try:
-        raw = json.loads(path.read_text("utf-8"))
         asked = read_fields(settings, raw)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{workdir / CONFIG}: {error}") from error
     return raw, asked, read_journal(workdir / "metrics.jsonl", schema)
 
 
@@ -192,6 +257,8 @@ def required(record: Record, name: str, kind: type) -> Any:
     if name not in record:
         raise ValueError(f"field {name!r} is missing")
     value = record[name]
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"field {name!r} is a number of more than 64 bits")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -208,8 +275,21 @@ def share(name: str, value: Any) -> float:
     return number
 
 
+def natural(name: str, value: Any) -> int:
+    """A whole number of at least 1. Raises ValueError for anything else."""
+    number = int(required({name: value}, name, int))
+    if number < 1:
+        raise ValueError(f"{name} is {number}, not at least 1")
+    return number
+
+
+def numbers(name: str, value: Any) -> list[float]:
+    """A list of numbers. Raises ValueError for anything else."""
+    return [required({name: one}, name, float) for one in required({name: value}, name, list)]
+
+
 # How a network does on a set of examples.
-SCORES: Fields = {"accuracy": share, "cross_entropy": float}
+SCORES: Fields = {"accuracy": share, "cross_entropy": float, "count": (natural, None)}
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:
@@ -226,12 +306,33 @@ def _differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
+def _is_begun(name: str) -> bool:
+    """Whether a file may be of a process that is about to claim the folder, or was killed then."""
+    return name == FILE or name.startswith((BESIDE, f".{CONFIG}."))
+
+
 def _read(line: bytes, schema: Schema) -> dict[str, Any]:
-    record = checked(json.loads(line), {})
+    record = checked(parse_json(line), {})
     kind = required(record, "kind", str)
+    if kind == ENVIRONMENT:
+        return checked(record, dict.fromkeys(record, str))
     if kind not in schema:
         raise ValueError(f"kind {kind!r} is unknown; kinds are: {', '.join(schema)}")
-    return checked(record, {**schema[kind].names, **schema[kind].holds})
+    names, holds = schema[kind].names, schema[kind].holds
+    try:
+        read = checked(record, {**names, **holds})
+    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        # Of a field's own function, for which the value was too odd.
+        raise ValueError(f"a field is of a wrong type ({error})") from error
+    for name in names:
+        # What is not equal to itself identifies nothing.
+        if isinstance(read.get(name), float) and not math.isfinite(read[name]):
+            raise ValueError(f"field {name!r} is {read[name]}, not a finite number")
+    return read
+
+
+def _named(identity: Identity) -> str:
+    return f"the {identity[0]} {', '.join(map(str, identity[1:]))}".rstrip()
 
 
 def _text(record: Record) -> str:

@@ -27,8 +27,16 @@ def in_threads(
 ) -> None:
     """Run generators in threads, handing what they yield to `take`, one call at a time.
 
-    The first error stops all of them and is raised.
+    Where one runs at a time, that is in the thread of the caller.
+
+    The first error is raised at once and stops all of them: nothing that another yields later is
+    taken, and it ends there.
     """
+    if min(workers(), len(tasks)) <= 1:
+        for task in tasks:
+            for records in task():
+                take(records)
+        return
     lock, stop = threading.Lock(), threading.Event()
 
     def run(task: Callable[[], Iterator[Records]]) -> None:
@@ -38,12 +46,14 @@ def in_threads(
                     return
                 take(records)
 
-    with ThreadPoolExecutor(workers()) as pool:
-        futures = [pool.submit(run, task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
+    pool = ThreadPoolExecutor(workers())
+    try:
+        for future in as_completed([pool.submit(run, task) for task in tasks]):
+            future.result()
+    except BaseException:
+        # Not in the midst of a call of `take`.
+        with lock:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import relative_error
+from tdjax.decompose.scale import relative_error
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.options import Options
 from tdjax.plan.decide import plan_layer

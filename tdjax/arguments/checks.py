@@ -238,6 +238,15 @@ def _key(value: Any) -> Problem:
     return TypeError(f"is {described(value)}: pass jax.random.key({seed})")
 
 
+def _method(value: Any) -> Problem:
+    if value is None or callable(value) or isinstance(value, str):
+        return None
+    return TypeError(
+        f"is {described(value)}: pass the name of a method of the model, or a function of the "
+        "model and the inputs"
+    )
+
+
 def _path(value: Any) -> Problem:
     if isinstance(value, str):
         return None
@@ -259,6 +268,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "row_weights": _row_weights,
     "key": _key,
     "budget": numeric.budget,
+    "method": _method,
     "path": _path,
     "max_iters": numeric.whole(0),
     "tol": numeric.tolerance,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from tdjax.decompose.scale import error_ratio
 
 State = TypeVar("State")
 
@@ -22,7 +24,9 @@ class Info(NamedTuple):
         error: norm(x - result) / norm(x), computed from the difference itself.
         iterations: number of sweeps that were made.
         errors: (max_iters,) relative error after each sweep, NaN behind the last one.
-        converged: whether the last sweep changed the relative error by less than `tol`.
+        converged: whether the last sweep is known to have changed the relative error by less than
+            `tol`. Where rounding hides so small a change, sweeps end when none is seen, and this
+            is False.
     """
 
     error: Float[Array, ""]
@@ -32,16 +36,38 @@ class Info(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What the loop knows besides the state of the method."""
+    """What the loop knows besides the state of the method.
+
+    Arguments:
+        iterations, errors, converged: as in `Info`.
+        last: the relative error of the state.
+        ended: whether there is nothing left to do.
+    """
 
     iterations: Int[Array, ""]
     errors: Float[Array, " sweeps"]
     last: Float[Array, ""]
     converged: Bool[Array, ""]
+    ended: Bool[Array, ""]
+
+
+class Swept(NamedTuple):
+    """What comes of a sweep.
+
+    Arguments:
+        state: the new one.
+        error: its relative error.
+        fall: by how much the sweep lowered the square of that, from the changes that it made: as
+            a difference of two errors it drowns in their rounding. None where it is not known.
+    """
+
+    state: Any
+    error: Float[Array, ""]
+    fall: Float[Array, ""] | None = None
 
 
 def iterate(
-    sweep: Callable[[State], tuple[State, Float[Array, ""]]],
+    sweep: Callable[[State], Swept],
     state: State,
     error: Float[Array, ""],
     *,
@@ -51,8 +77,11 @@ def iterate(
 ) -> tuple[State, Progress]:
     """Sweep until the relative error changes by less than `tol`, at most `max_iters` times.
 
+    Where the change cannot be told from rounding, it ends too once no change is seen, but does not
+    claim to have converged.
+
     Arguments:
-        sweep: state -> (new state, its relative error).
+        sweep: what makes a state better.
         state: where to start, any pytree.
         error: relative error of the start; `inf` where it is not known.
         max_iters: static.
@@ -60,35 +89,61 @@ def iterate(
         stop_when_worse: drop a sweep that raises the error, which only rounding can do, and end
             there. For methods whose error is exact enough to tell.
     """
-    start = Progress(
-        jnp.asarray(0), jnp.full((max_iters,), jnp.nan, error.dtype), error, jnp.asarray(False)
-    )
+    no = jnp.asarray(False)
+    start = Progress(jnp.asarray(0), jnp.full((max_iters,), jnp.nan, error.dtype), error, no, no)
 
     if max_iters == 0:
         return state, start
 
     def unfinished(carry: tuple[State, Progress]) -> Bool[Array, ""]:
-        return (carry[1].iterations < max_iters) & ~carry[1].converged
+        return (carry[1].iterations < max_iters) & ~carry[1].ended
 
     def body(carry: tuple[State, Progress]) -> tuple[State, Progress]:
         state, progress = carry
-        new, error = sweep(state)
-        worse = error > progress.last if stop_when_worse else jnp.asarray(False)
-        error = jnp.where(worse, progress.last, error)
-        state = jax.tree.map(lambda old, fresh: jnp.where(worse, old, fresh), state, new)
+        swept, last = sweep(state), progress.last
+        converged, still = _at_rest(swept, last, tol)
+        error, worse = swept.error, no
+        if stop_when_worse:
+            # NaN is worse than any error.
+            worse = ~(error <= last)
+            if swept.fall is not None:
+                # Above, an error that rises is one that rounding has raised.
+                worse = worse & ~(last >= CANCELS_BELOW)
+            error = jnp.where(error <= last, error, last)
+        state = jax.tree.map(lambda old, fresh: jnp.where(worse, old, fresh), state, swept.state)
         return state, Progress(
             progress.iterations + 1,
             progress.errors.at[progress.iterations].set(error),
             error,
-            worse | (jnp.abs(progress.last - error) < tol),
+            converged,
+            converged | still | worse,
         )
 
     return jax.lax.while_loop(unfinished, body, (state, start))
 
 
+def _at_rest(
+    swept: Swept, last: Float[Array, ""], tol: Float[Array, ""] | float
+) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    """Whether a sweep changed the error by less than `tol`, and whether it seems so."""
+    seems = jnp.abs(last - swept.error) < tol
+    converged = seems & (resolution(last) <= tol)
+    if swept.fall is None:
+        return converged, seems
+    change = safe_ratio(jnp.abs(swept.fall), last + swept.error)
+    converged = converged | (jnp.isfinite(last) & (change < tol))
+    return converged, converged
+
+
+def resolution(error: Float[Array, ""]) -> Float[Array, ""]:
+    """What a relative error is uncertain by: more where it comes of squares that cancel."""
+    eps = jnp.finfo(error.dtype).eps
+    return eps * jnp.where(error < CANCELS_BELOW, error, 1 / error)
+
+
 def relative_error(x: Float[Array, "*_"], approximation: Float[Array, "*_"]) -> Float[Array, ""]:
-    """norm(x - approximation) / norm(x), and 0 where both vanish."""
-    return safe_ratio(jnp.linalg.norm(x - approximation), jnp.linalg.norm(x))
+    """norm(x - approximation) / norm(x), of entries around 1; see `error_ratio` for zeros."""
+    return error_ratio(jnp.linalg.norm(x - approximation), jnp.linalg.norm(x))
 
 
 def safe_ratio(above: Float[Array, "*_"], below: Float[Array, "*_"]) -> Float[Array, "*_"]:

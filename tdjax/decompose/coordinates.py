@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.formats import Format
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST, Matrices, mode_products
+from tdjax.decompose.scale import (
+    Exponent,
+    at_unit_scale,
+    error_ratio,
+    shifted,
+    unit,
+    unit_difference,
+)
 from tdjax.decompose.second_moment import SecondMoment, check_size, times
 
 F = TypeVar("F", bound=Format)
@@ -36,12 +45,15 @@ class Coordinates:
         inverses: those of `roots` where they are known; None to have them computed.
         balanced: whether a format that is taken back is balanced, see `Format.balanced`, as roots
             far from orthogonal ask for.
+        exponent: None where `roots` and `row_weight` may be of any scale; else they have entries
+            around 1, and norm(x)^2 = 2^exponent tr(Y^T S Y), for a whole and even exponent.
     """
 
     roots: Matrices | None = None
     row_weight: SecondMoment | None = None
     inverses: Matrices | None = None
     balanced: bool = False
+    exponent: Exponent | None = None
 
     def of_array(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """An array in these coordinates."""
@@ -60,6 +72,26 @@ class Coordinates:
         ]
         found = found.mode_products(inverses)
         return found.balanced() if self.balanced else found
+
+    def at_unit_scale(self, dtype: jnp.dtype) -> Coordinates:
+        """The same with roots and weight of entries around 1, their scale in `exponent`."""
+        if self.exponent is not None:
+            return self
+        exponent: Exponent = 0
+        roots, inverses, weight = self.roots, self.inverses, self.row_weight
+        if roots is not None:
+            pairs = [None if r is None else unit(jnp.asarray(r, dtype)) for r in roots]
+            exponent = sum((2 * pair[1] for pair in pairs if pair is not None), exponent)
+            roots = [None if pair is None else pair[0] for pair in pairs]
+            if inverses is not None:
+                inverses = [
+                    None if inverse is None or pair is None else shifted(inverse, pair[1])
+                    for inverse, pair in zip(inverses, pairs, strict=True)
+                ]
+        if weight is not None:
+            weight, own = unit(jnp.asarray(weight, dtype))
+            exponent = exponent + own
+        return replace(self, roots=roots, inverses=inverses, row_weight=weight, exponent=exponent)
 
 
 class Norm(ABC):
@@ -90,16 +122,18 @@ class Norm(ABC):
     def coordinates(self, x: Shaped) -> Coordinates:
         """Where the norm is simple, for arrays of x's shape and dtype, which alone count."""
 
+    @on_any_mesh
     def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """H x, for which the squared norm of x is <x, H x>."""
         found = coordinates_of(self, x)
         y = found.of_array(x)
         if found.row_weight is not None:
             y = times(found.row_weight, y.reshape(-1, x.shape[-1])).reshape(x.shape)
-        if found.roots is None:
-            return y
-        return mode_products(y, [None if root is None else root.T for root in found.roots])
+        if found.roots is not None:
+            y = mode_products(y, [None if root is None else root.T for root in found.roots])
+        return shifted(y, found.exponent)
 
+    @on_any_mesh
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The diagonal of H: for each entry of x what it weighs by itself."""
         found = coordinates_of(self, x)
@@ -110,23 +144,34 @@ class Norm(ABC):
         basis = mode_products(basis, [*front, None]).reshape(size, size)
         weighed = basis if found.row_weight is None else times(found.row_weight, basis)
         rows = jnp.sum(basis * weighed, axis=0).reshape(*x.shape[:-1], 1)
+        rows = shifted(rows, found.exponent)
         return jnp.broadcast_to(rows if last is None else rows * jnp.sum(last**2, axis=0), x.shape)
 
+    @on_any_mesh
     def inner(self, x: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, ""]:
         """<x, H y>."""
-        return jnp.vdot(x, self.weigh(y), precision=HIGHEST)
+        one, its = unit(jnp.asarray(x))
+        other, own = unit(jnp.asarray(y))
+        weighed, exponent = unit(self.weigh(other))
+        return shifted(jnp.vdot(one, weighed, precision=HIGHEST), its + own + exponent)
 
+    @on_any_mesh
     def relative_error(
         self, x: Float[Array, "*n"], approximation: Float[Array, "*n"]
     ) -> Float[Array, ""]:
-        """Norm of x - approximation over that of x, and 0 where both vanish."""
-        difference = x - approximation
-        squared, whole = self.inner(difference, difference), self.inner(x, x)
-        return jnp.sqrt(
-            jnp.maximum(
-                0.0, jnp.where(squared == 0, 0.0, squared / jnp.where(whole == 0, 1.0, whole))
-            )
-        )
+        """Norm of x - approximation over that of x; where that is 0, 0 if both vanish, else inf."""
+        x, approximation = jnp.asarray(x), jnp.asarray(approximation)
+        difference, lost = unit_difference(x, approximation)
+        whole, own = unit(x)
+        (above, high), (below, low) = self._squared(difference), self._squared(whole)
+        # Both exponents of squares are even, as those of moments are.
+        exponent = lost - own + (high - low) // 2
+        return shifted(jnp.sqrt(error_ratio(jnp.maximum(0.0, above), below)), exponent)
+
+    def _squared(self, x: Float[Array, "*n"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+        """<x, H x> / 2^e for x of entries around 1, and e."""
+        weighed, exponent = unit(self.weigh(x))
+        return jnp.vdot(x, weighed, precision=HIGHEST), exponent
 
 
 def check_known(norm: Any) -> None:
@@ -141,15 +186,46 @@ def check_known(norm: Any) -> None:
 
 
 def coordinates_of(norm: Norm | None, x: Float[Array, "*_"]) -> Coordinates:
-    """The coordinates in which a norm of arrays like x is simple, its row weight in x's dtype.
+    """The coordinates in which a norm of arrays like x is simple, at unit scale, in x's dtype.
 
     Raises TypeError for what is no norm, ValueError for a row weight of another size.
     """
     check_known(norm)
     found = Coordinates() if norm is None else norm.coordinates(x)
-    if found.row_weight is None:
-        return found
-    weight = jnp.asarray(found.row_weight, x.dtype)
-    name = f"row_weight of {type(norm).__name__}"
-    check_size(weight, math.prod(x.shape[:-1]), name, "all modes but the last", x.shape)
-    return replace(found, row_weight=weight)
+    if found.row_weight is not None:
+        name = f"row_weight of {type(norm).__name__}"
+        size = math.prod(x.shape[:-1])
+        check_size(found.row_weight, size, name, "all modes but the last", x.shape)
+    return found.at_unit_scale(x.dtype)
+
+
+class Posed(NamedTuple):
+    """A problem of approximation, whatever the scale and the norm, as one of entries around 1.
+
+    Arguments:
+        array: y, what is to be approximated in the norm tr(E^T S E).
+        weight: S; None for the Frobenius norm.
+        space: the coordinates of y.
+        exponent: e, by which an approximation of y is multiplied, 2^e.
+    """
+
+    array: Float[Array, "*n"]
+    weight: SecondMoment | None
+    space: Coordinates
+    exponent: Int[Array, ""]
+
+    def start(self, found: F) -> F:
+        """A format to start from, up to its scale."""
+        return self.space.of_format(at_unit_scale(found))
+
+    def back(self, found: F) -> F:
+        """A format that approximates y as one that approximates what was posed."""
+        return self.space.back(found).scaled(self.exponent)
+
+
+def posed(x: Float[Array, "*n"], space: Coordinates) -> Posed:
+    """The problem of approximating x, in coordinates at unit scale."""
+    x, exponent = unit(x)
+    # Roots of unlike entries may have moved it again.
+    y, moved = unit(space.of_array(x)) if space.roots is not None else (x, 0)
+    return Posed(y, space.row_weight, space, exponent + moved)

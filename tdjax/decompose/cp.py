@@ -6,16 +6,33 @@ import math
 from collections.abc import Sequence
 from functools import partial, reduce
 from operator import mul
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
-from tdjax.decompose.coordinates import Norm, coordinates_of
+from tdjax.decompose.als import (
+    CANCELS_BELOW,
+    Info,
+    Swept,
+    iterate,
+    relative_error,
+    resolution,
+    safe_ratio,
+)
+from tdjax.decompose.coordinates import Norm, coordinates_of, posed
 from tdjax.decompose.formats import CP
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.normal_equations import (
+    EXACT_UP_TO,
+    EXACT_UP_TO_BELOW_MODE,
+    Factor,
+    Gram,
+    gain,
+    solve_normal,
+)
 from tdjax.decompose.products import HIGHEST, khatri_rao
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_cp import weighted_cp
@@ -23,22 +40,13 @@ from tdjax.hints import known_are
 
 INITS = ("random", "normal", "hosvd")
 
-Factor = Float[Array, "n r"]
-Gram = Float[Array, "r r"]
 Factors = list[Float[Array, "_ r"]]
-State = tuple[Factors, Float[Array, " r"]]
 
-# Up to these ranks the R x R normal equations are solved by factorisation. Above them a few
-# conjugate gradient steps from the present factor take half the time or less, and on convolution
-# kernels end at the same error or a lower one after 100 sweeps. Ranks above the largest mode make
-# the equations ill conditioned, and factorisation worth its price for longer.
-EXACT_UP_TO = 64
-EXACT_UP_TO_BELOW_MODE = 24
-CG_STEPS = 5
 # Where the Frobenius solution that a weighted decomposition starts from may stop.
 START_TOLERANCE = 1e-5
 
 
+@on_any_mesh
 @whole_ranks
 def cp_als(
     x: Any,
@@ -88,9 +96,9 @@ def cp_als(
     if max_iters < 1:
         raise ValueError(f"cp_als: max_iters must be at least 1, got {max_iters}")
     _check_init(init, key, x.shape, rank)
-    space = coordinates_of(norm, x)
-    y, weight = space.of_array(x), space.row_weight
-    start = space.of_format(init) if isinstance(init, CP) else None
+    problem = posed(x, coordinates_of(norm, x))
+    y, weight = problem.array, problem.weight
+    start = problem.start(init) if isinstance(init, CP) else None
     key = jax.random.key(0) if start is not None or key is None else key
     kind = init if isinstance(init, str) else "given"
     frobenius = partial(_cp_als, y, key, rank=rank, init=kind, max_iters=max_iters)
@@ -101,7 +109,7 @@ def cp_als(
             # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
             start, _ = frobenius(None, jnp.maximum(tol, START_TOLERANCE))
         found, info = weighted_cp(y, weight, start, tol, max_iters=max_iters)
-    return space.back(found), info
+    return problem.back(found), info
 
 
 def _check_init(init: str | CP, key: Array | None, shape: tuple[int, ...], rank: int) -> None:
@@ -138,58 +146,148 @@ def _cp_als(
     energy = scale @ reduce(mul, [_gram(factor) for factor in factors]) @ scale
     scale = scale * jnp.sqrt(safe_ratio(squared, energy))
 
-    exact_up_to = EXACT_UP_TO if rank > max(x.shape) else EXACT_UP_TO_BELOW_MODE
     middle = split_point(x.shape)
-    first, second = tuple(range(middle)), tuple(range(middle, x.ndim))
     # Both layouts of x are made once, outside the loop.
     rows = x.reshape(math.prod(x.shape[:middle]), -1)
-    columns = rows.T
-
-    def sweep(state: State) -> tuple[State, Float[Array, ""]]:
-        factors, scale = list(state[0]), state[1]
-        grams = [_gram(factor) for factor in factors]
-
-        def update(mode: int, product: Factor) -> Float[Array, ""]:
-            """Renew one factor; returns the squared error after it."""
-            nonlocal scale
-            normal = reduce(mul, [gram for m, gram in enumerate(grams) if m != mode])
-            solved = solve_normal(normal, product, factors[mode] * scale, exact_up_to=exact_up_to)
-            factors[mode], scale = _normalise(solved)
-            grams[mode] = _gram(factors[mode])
-            own = jnp.sum(normal * _gram(solved))
-            return squared - 2 * jnp.sum(product * solved) + own
-
-        def visit(contracted: Float[Array, "... r"], modes: tuple[int, ...]) -> Float[Array, ""]:
-            """Renew the factors of `modes`, given x contracted with all other factors."""
-            if len(modes) == 1:
-                return update(modes[0], contracted)
-            k = split_point(contracted.shape[:-1])
-            right = khatri_rao([factors[mode] for mode in modes[k:]])
-            folded = contracted.reshape(*contracted.shape[:k], *right.shape)
-            visit(pairwise_sum(folded * right, axis=k), modes[:k])
-            left = khatri_rao([factors[mode] for mode in modes[:k]])
-            folded = contracted.reshape(left.shape[0], *contracted.shape[k:])
-            left = left.reshape(left.shape[0], *(1,) * (contracted.ndim - k - 1), rank)
-            return visit(pairwise_sum(folded * left, axis=0), modes[k:])
-
-        for matrix, group, others in ((rows, first, second), (columns, second, first)):
-            outside = khatri_rao([factors[mode] for mode in others])
-            contracted = jnp.matmul(matrix, outside, precision=HIGHEST)
-            loss = visit(contracted.reshape(*(x.shape[mode] for mode in group), rank), group)
-        error = jnp.sqrt(jnp.maximum(0.0, safe_ratio(loss, squared)))
-
-        def measured() -> Float[Array, ""]:
-            return relative_error(x, CP((*factors[:-1], factors[-1] * scale)).to_tensor())
-
-        return (factors, scale), jax.lax.cond(error < CANCELS_BELOW, measured, lambda: error)
-
-    (factors, scale), progress = iterate(
-        sweep, (factors, scale), jnp.asarray(jnp.inf, x.dtype), max_iters=max_iters, tol=tol
-    )
-    share = scale ** (1 / x.ndim)
-    cp = CP(tuple(factor * share for factor in factors))
+    problem = _Problem(x, rows, rows.T, squared, middle)
+    unknown = jnp.asarray(jnp.inf, x.dtype)
+    first = _Terms(factors, scale)
+    state, progress = iterate(
+        partial(_sweep, problem), _State(first, first, unknown), unknown,
+        max_iters=max_iters, tol=tol,
+    )  # fmt: skip
+    # Near singular equations a sweep may end above where an earlier one did.
+    back = ~(progress.last <= state.least + resolution(state.least))
+    terms = jax.tree.map(partial(jnp.where, back), state.best, state.terms)
+    share = terms.scale ** (1 / x.ndim)
+    cp = CP(tuple(factor * share for factor in terms.factors))
     error = relative_error(x, cp.to_tensor())
     return cp, Info(error, progress.iterations, progress.errors, progress.converged)
+
+
+class _Terms(NamedTuple):
+    """The terms of a CP: columns of norm 1, and what each term is multiplied by."""
+
+    factors: Factors
+    scale: Float[Array, " r"]
+
+    def to_tensor(self) -> Float[Array, "*_"]:
+        """The dense array."""
+        return CP((*self.factors[:-1], self.factors[-1] * self.scale)).to_tensor()
+
+
+class _State(NamedTuple):
+    """The terms, and those with the least error so far."""
+
+    terms: _Terms
+    best: _Terms
+    least: Float[Array, ""]
+
+
+class _Problem(NamedTuple):
+    """What stays through all sweeps.
+
+    Arguments:
+        x: (n_1, ..., n_N).
+        rows, columns: x as a matrix of its modes before and from `middle` on, and its transpose.
+        squared: the square of its norm.
+        middle: where the modes are cut in two.
+    """
+
+    x: Float[Array, "*_"]
+    rows: Float[Array, "m n"]
+    columns: Float[Array, "n m"]
+    squared: Float[Array, ""]
+    middle: int
+
+
+class _Renewing(NamedTuple):
+    """The factors while they are renewed one after the other.
+
+    Arguments:
+        factors, scale: see `_Terms`.
+        grams: V_n = A_n^T A_n of each factor.
+        gained: by how much the squared error has fallen so far.
+        crossed, own: <x, t> and <t, t> for the sum t of the terms, after the last renewal.
+        magnitude: <t, t> if its terms did not cancel each other.
+    """
+
+    factors: Factors
+    scale: Float[Array, " r"]
+    grams: list[Gram]
+    gained: Float[Array, ""]
+    crossed: Float[Array, ""]
+    own: Float[Array, ""]
+    magnitude: Float[Array, ""]
+
+
+def _sweep(problem: _Problem, state: _State) -> Swept:
+    """Every factor renewed once."""
+    terms, zero = state.terms, jnp.zeros_like(problem.squared)
+    grams = [_gram(factor) for factor in terms.factors]
+    turn = _Renewing(list(terms.factors), terms.scale, grams, zero, zero, zero, zero)
+    shape, modes = problem.x.shape, tuple(range(problem.x.ndim))
+    first, second = modes[: problem.middle], modes[problem.middle :]
+    halves = ((problem.rows, first, second), (problem.columns, second, first))
+    for matrix, group, others in halves:
+        outside = khatri_rao([turn.factors[mode] for mode in others])
+        contracted = jnp.matmul(matrix, outside, precision=HIGHEST)
+        turn = _visited(turn, contracted.reshape(*(shape[mode] for mode in group), -1), group)
+    terms = _Terms(turn.factors, turn.scale)
+    error = _error(problem, turn, terms)
+    better = error < state.least
+    best = jax.tree.map(partial(jnp.where, better), terms, state.best)
+    fall = safe_ratio(turn.gained, problem.squared)
+    return Swept(_State(terms, best, jnp.where(better, error, state.least)), error, fall)
+
+
+def _error(problem: _Problem, turn: _Renewing, terms: _Terms) -> Float[Array, ""]:
+    """The relative error by the squares, measured where they cancel."""
+    loss = problem.squared - 2 * turn.crossed + turn.own
+    cancels = loss < CANCELS_BELOW**2 * jnp.maximum(problem.squared, turn.magnitude)
+    return jax.lax.cond(
+        cancels,
+        lambda: relative_error(problem.x, terms.to_tensor()),
+        lambda: jnp.sqrt(jnp.maximum(0.0, safe_ratio(loss, problem.squared))),
+    )
+
+
+def _visited(
+    turn: _Renewing, contracted: Float[Array, "... r"], modes: tuple[int, ...]
+) -> _Renewing:
+    """The factors of `modes` renewed, given x contracted with all other factors."""
+    if len(modes) == 1:
+        return _renewed(turn, modes[0], contracted)
+    k = split_point(contracted.shape[:-1])
+    right = khatri_rao([turn.factors[mode] for mode in modes[k:]])
+    folded = contracted.reshape(*contracted.shape[:k], *right.shape)
+    turn = _visited(turn, pairwise_sum(folded * right, axis=k), modes[:k])
+    left = khatri_rao([turn.factors[mode] for mode in modes[:k]])
+    folded = contracted.reshape(left.shape[0], *contracted.shape[k:])
+    left = left.reshape(left.shape[0], *(1,) * (contracted.ndim - k - 1), left.shape[1])
+    return _visited(turn, pairwise_sum(folded * left, axis=0), modes[k:])
+
+
+def _renewed(turn: _Renewing, mode: int, product: Factor) -> _Renewing:
+    """One factor renewed, given x contracted with all others."""
+    factors, grams = list(turn.factors), list(turn.grams)
+    by_size = max(len(factor) for factor in factors)
+    exact_up_to = EXACT_UP_TO if len(turn.scale) > by_size else EXACT_UP_TO_BELOW_MODE
+    normal = reduce(mul, [gram for m, gram in enumerate(grams) if m != mode])
+    present = factors[mode] * turn.scale
+    solved = solve_normal(normal, product, present, exact_up_to=exact_up_to)
+    factors[mode], scale = _normalise(solved)
+    grams[mode] = _gram(factors[mode])
+    products = normal * _gram(solved)
+    return _Renewing(
+        factors,
+        scale,
+        grams,
+        gained=turn.gained + gain(normal, product, present, solved),
+        crossed=jnp.sum(product * solved),
+        own=jnp.sum(products),
+        magnitude=jnp.sum(jnp.abs(products)),
+    )
 
 
 def initial_factors(x: Float[Array, "*_"], rank: int, key: Array, init: str) -> Factors:
@@ -213,62 +311,6 @@ def split_point(shape: Sequence[int]) -> int:
     """
     cuts = range(1, len(shape))
     return min(cuts, key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
-
-
-def solve_normal(
-    normal: Gram, product: Factor, present: Factor, *, exact_up_to: int = EXACT_UP_TO
-) -> Factor:
-    """Solve A @ normal = product for A.
-
-    Up to rank `exact_up_to` by a Cholesky factorisation with a relative ridge and one step of
-    refinement, which takes the bias of the ridge away where the equations are well posed. Above
-    it, or where the factorisation breaks down, by conjugate gradients from the present factor,
-    each row with step sizes of its own.
-
-    Arguments:
-        normal: (R, R), symmetric positive semi-definite, unit diagonal.
-        product: (n, R).
-        present: (n, R).
-    """
-    rank = normal.shape[0]
-
-    def by_gradients() -> Factor:
-        return conjugate_gradients(normal, product, present, CG_STEPS)
-
-    if rank > exact_up_to:
-        return by_gradients()
-    ridge = 4 * jnp.finfo(normal.dtype).eps * rank
-    factor = jnp.linalg.cholesky(normal + ridge * jnp.eye(rank, dtype=normal.dtype))
-
-    def by_factor(right: Factor) -> Factor:
-        return jax.scipy.linalg.cho_solve((factor, True), right.T).T
-
-    # Refining the present factor would save a solve, but where the equations are singular nothing
-    # holds it: its rounding errors, divided by the ridge, would grow from sweep to sweep.
-    solution = by_factor(product)
-    residual = product - jnp.matmul(solution, normal, precision=HIGHEST)
-    refined = solution + by_factor(residual)
-    return jax.lax.cond(jnp.isfinite(refined).all(), lambda: refined, by_gradients)
-
-
-def conjugate_gradients(normal: Gram, product: Factor, start: Factor, steps: int) -> Factor:
-    """A few conjugate gradient steps on A @ normal = product, for all rows of A side by side."""
-
-    def squares(rows: Factor) -> Float[Array, "n 1"]:
-        return jnp.sum(rows * rows, axis=1, keepdims=True)
-
-    solution = start
-    residual = product - jnp.matmul(start, normal, precision=HIGHEST)
-    direction, energy = residual, squares(residual)
-    for _ in range(steps):
-        image = jnp.matmul(direction, normal, precision=HIGHEST)
-        length = safe_ratio(energy, jnp.sum(direction * image, axis=1, keepdims=True))
-        solution = solution + length * direction
-        residual = residual - length * image
-        following = squares(residual)
-        direction = residual + safe_ratio(following, energy) * direction
-        energy = following
-    return solution
 
 
 def pairwise_sum(x: Float[Array, "*_"], axis: int) -> Float[Array, "*_"]:

@@ -23,8 +23,12 @@ from tdjax.decompose.products import (
     one_per_mode,
 )
 from tdjax.decompose.pytree import register
+from tdjax.decompose.scale import Exponent, shifted
 
 F = TypeVar("F", bound="Format")
+
+# Up to 2^60 and from 2^-60 on, one array of a format takes all of a scale.
+MOST = 60
 
 
 class Format:
@@ -53,6 +57,13 @@ class Format:
         """Multiply mode n of the array by `matrices[n]` (rows: new size), without forming it.
 
         `None` leaves a mode as it is. Raises ValueError if there is not one entry for each mode.
+        """
+        raise TypeError(f"{type(self).__name__} is abstract")
+
+    def scaled(self: F, exponent: Exponent) -> F:
+        """The array times 2^exponent, shared by the factors so that none leaves its dtype's range.
+
+        Orthonormal ones keep their norms as long as that does no harm.
         """
         raise TypeError(f"{type(self).__name__} is abstract")
 
@@ -106,6 +117,10 @@ class LowRank(Format):
         )
         return LowRank(left, right)
 
+    def scaled(self, exponent: Exponent) -> LowRank:
+        """See `Format.scaled`: evenly."""
+        return LowRank(*_evenly_scaled((self.left, self.right), exponent))
+
     def balanced(self) -> LowRank:
         """See `Format.balanced`: orthogonal factors, the singular values split evenly."""
         return LowRank(*_split_evenly(self.left, self.right))
@@ -151,6 +166,10 @@ class GroupedLowRank(Format):
         if columns is None:
             return self
         return GroupedLowRank(self.left, jnp.matmul(self.right, columns.T, precision=HIGHEST))
+
+    def scaled(self, exponent: Exponent) -> GroupedLowRank:
+        """See `Format.scaled`: evenly."""
+        return GroupedLowRank(*_evenly_scaled((self.left, self.right), exponent))
 
     def balanced(self) -> GroupedLowRank:
         """See `Format.balanced`: each block as of `LowRank`."""
@@ -208,6 +227,10 @@ class CP(Format):
             )
         )
 
+    def scaled(self, exponent: Exponent) -> CP:
+        """See `Format.scaled`: evenly."""
+        return CP(_evenly_scaled(self.factors, exponent))
+
     def balanced(self) -> CP:
         """See `Format.balanced`: the norms of a term's columns spread evenly over the factors."""
         scales = even_scales(self.factors)
@@ -258,6 +281,14 @@ class Tucker(Format):
             f if f is None or m is None else jnp.matmul(m, f, precision=HIGHEST) for f, m in pairs
         )
         return Tucker(core, factors)
+
+    def scaled(self, exponent: Exponent) -> Tucker:
+        """See `Format.scaled`: by the core, but for extremes."""
+        own, rest = _mostly(exponent)
+        factors = tuple(factor for factor in self.factors if factor is not None)
+        others = iter(_evenly_scaled(factors, rest))
+        moved = tuple(None if factor is None else next(others) for factor in self.factors)
+        return Tucker(shifted(self.core, own if factors else exponent), moved)
 
     def balanced(self) -> Tucker:
         """See `Format.balanced`: orthonormal factors."""
@@ -312,6 +343,13 @@ class TT(Format):
             )
         )
 
+    def scaled(self, exponent: Exponent, core: int = -1) -> TT:
+        """See `Format.scaled`: by the core of this number, but for extremes."""
+        own, rest = _mostly(exponent)
+        cores = list(_evenly_scaled(self.cores, rest))
+        cores[core] = shifted(cores[core], own)
+        return TT(tuple(cores))
+
     def balanced(self) -> TT:
         """See `Format.balanced`: the last core of orthonormal rows, its scale in the one before."""
         if len(self.cores) < 2:
@@ -320,6 +358,20 @@ class TT(Format):
         basis, right = jnp.linalg.qr(last[:, :, 0].T)
         before = jnp.matmul(before, right.T, precision=HIGHEST)
         return TT((*cores, before, basis.T[:, :, None]))
+
+
+def _evenly_scaled(arrays: tuple[Array, ...], exponent: Exponent) -> tuple[Array, ...]:
+    """Each of n arrays times 2^(exponent / n)."""
+    number = max(1, len(arrays))
+    part = jnp.asarray(exponent) // number
+    more = (exponent - part * number) / number
+    return tuple(shifted(array, part) * jnp.exp2(more).astype(array.dtype) for array in arrays)
+
+
+def _mostly(exponent: Exponent) -> tuple[Exponent, Exponent]:
+    """What one array can take of an exponent with room to spare, and the rest."""
+    own = jnp.clip(jnp.asarray(exponent), -MOST, MOST)
+    return own, exponent - own
 
 
 def _split_evenly(

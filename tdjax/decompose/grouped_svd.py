@@ -14,16 +14,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.als import Info, iterate, relative_error
-from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of
+from tdjax.decompose.als import Info, Swept, iterate, relative_error
+from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, posed
 from tdjax.decompose.formats import GroupedLowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import times
 from tdjax.decompose.svd import best_by_root, truncated_svd
 from tdjax.decompose.weighted import dot, robust_cholesky, root_ratio, solve_with
 
 
+@on_any_mesh
 @whole_ranks
 def grouped_svd(
     matrix: Any,
@@ -66,14 +68,14 @@ def grouped_svd(
         raise ValueError(f"grouped_svd: {splits} splits do not divide {rows} rows")
     (rank,) = check_ranks((rank,), (min(rows // splits, columns),), "grouped_svd")
 
-    space = _with_rows_weighed(coordinates_of(norm, x))
-    y, weight = space.of_array(x), space.row_weight
+    problem = posed(x, _with_rows_weighed(coordinates_of(norm, x)))
+    y, weight = problem.array, problem.weight
     found, info = (
         _uncoupled(y, rank=rank, splits=splits, max_iters=max_iters)
         if weight is None
         else _coupled(y, weight, tol, rank=rank, splits=splits, max_iters=max_iters)
     )
-    return space.back(found), info
+    return problem.back(found), info
 
 
 def _with_rows_weighed(space: Coordinates) -> Coordinates:
@@ -81,12 +83,14 @@ def _with_rows_weighed(space: Coordinates) -> Coordinates:
     if space.roots is None or (root := space.roots[0]) is None:
         return space
     weighed = root if space.row_weight is None else times(space.row_weight, root)
+    weight = jnp.matmul(root.T, weighed, precision=HIGHEST)
     return replace(
         space,
         roots=(None, *space.roots[1:]),
         inverses=space.inverses and (None, *space.inverses[1:]),
-        row_weight=jnp.matmul(root.T, weighed, precision=HIGHEST),
-    )
+        row_weight=weight,
+        exponent=None,
+    ).at_unit_scale(weight.dtype)
 
 
 @partial(jax.jit, static_argnames=("rank", "splits", "max_iters"))
@@ -176,14 +180,12 @@ def _error(problem: _CoupledBlocks, rest: Float[Array, "k m n"]) -> Float[Array,
     return root_ratio(dot(flat, times(problem.weight, flat)), problem.squared)
 
 
-def _sweep(
-    problem: _CoupledBlocks, state: _ApproximatedBlocks, rank: int
-) -> tuple[_ApproximatedBlocks, Float[Array, ""]]:
+def _sweep(problem: _CoupledBlocks, state: _ApproximatedBlocks, rank: int) -> Swept:
     """Renew one block after the other."""
     state = jax.lax.fori_loop(
         0, len(problem.blocks), lambda i, state: _renewed(problem, i, state, rank), state
     )
-    return state, _error(problem, state.rest)
+    return Swept(state, _error(problem, state.rest))
 
 
 def _renewed(

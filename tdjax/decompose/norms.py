@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
 from tdjax.decompose.pytree import register
+from tdjax.decompose.scale import shifted
 from tdjax.decompose.second_moment import (
     SecondMoment,
     check_moment,
     check_size,
     diagonal_of,
-    regularised,
+    regularised_unit,
     roots,
     times,
 )
@@ -78,11 +79,11 @@ class _OfInputs(Norm):
             raise ValueError(f"ridge must be a number of at least 0, got {self.ridge}")
         check_moment(self.second_moment, "second_moment")
 
-    def input_weight(self, x: Shaped) -> SecondMoment:
-        """S with its ridge, in the dtype of `x`, whose shape it must fit."""
+    def input_weight(self, x: Shaped) -> tuple[SecondMoment, Int[Array, ""]]:
+        """S / 2^e with its ridge, in the dtype of `x`, whose shape it must fit, and e."""
         rows = math.prod(x.shape[:-1])
         check_size(self.second_moment, rows, "second_moment", "all modes but the last", x.shape)
-        return regularised(jnp.asarray(self.second_moment, x.dtype), self.ridge)
+        return regularised_unit(jnp.asarray(self.second_moment, x.dtype), self.ridge)
 
 
 @register
@@ -122,11 +123,13 @@ class Covariance(_OfInputs):
 
     def coordinates(self, x: Shaped) -> Coordinates:
         """See `Norm.coordinates`."""
-        return Coordinates(row_weight=self.input_weight(x))
+        weight, exponent = self.input_weight(x)
+        return Coordinates(row_weight=weight, exponent=exponent)
 
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.diagonal`."""
-        rows = diagonal_of(self.input_weight(x)).reshape(*x.shape[:-1], 1)
+        weight, exponent = self.input_weight(x)
+        rows = shifted(diagonal_of(weight), exponent).reshape(*x.shape[:-1], 1)
         return jnp.broadcast_to(rows, x.shape)
 
 
@@ -161,26 +164,30 @@ class Kronecker(_OfInputs):
         super().__post_init__()
         check_moment(self.gradient_moment, "gradient_moment")
 
-    def output_weight(self, x: Shaped) -> SecondMoment:
-        """G with its ridge, in the dtype of `x`, whose shape it must fit."""
+    def output_weight(self, x: Shaped) -> tuple[SecondMoment, Int[Array, ""]]:
+        """G / 2^e with its ridge, in the dtype of `x`, whose shape it must fit, and e."""
         check_size(self.gradient_moment, x.shape[-1], "gradient_moment", "the last mode", x.shape)
-        return regularised(jnp.asarray(self.gradient_moment, x.dtype), self.ridge)
+        return regularised_unit(jnp.asarray(self.gradient_moment, x.dtype), self.ridge)
 
     def coordinates(self, x: Shaped) -> Coordinates:
         """See `Norm.coordinates`: the one-sided norm of E G^(1/2)."""
-        root, inverse = roots(self.output_weight(x))
+        weight, exponent = self.input_weight(x)
+        outputs, own = self.output_weight(x)
+        root, inverse = roots(outputs)
         others = (None,) * (len(x.shape) - 1)
         # In its own coordinates the output factor is as ill-conditioned as G^(-1/2).
         return Coordinates(
-            (*others, root), self.input_weight(x), inverses=(*others, inverse), balanced=True
+            (*others, root), weight, (*others, inverse), balanced=True, exponent=exponent + own
         )
 
     def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.weigh`."""
-        matrix = times(self.input_weight(x), x.reshape(-1, x.shape[-1]))
-        return times(self.output_weight(x), matrix.T).T.reshape(x.shape)
+        (inputs, own), (outputs, other) = self.input_weight(x), self.output_weight(x)
+        matrix = times(inputs, x.reshape(-1, x.shape[-1]))
+        return shifted(times(outputs, matrix.T).T.reshape(x.shape), own + other)
 
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.diagonal`."""
-        rows = diagonal_of(self.input_weight(x)).reshape(*x.shape[:-1], 1)
-        return rows * diagonal_of(self.output_weight(x))
+        (inputs, own), (outputs, other) = self.input_weight(x), self.output_weight(x)
+        rows = diagonal_of(inputs).reshape(*x.shape[:-1], 1)
+        return shifted(rows * diagonal_of(outputs), own + other)

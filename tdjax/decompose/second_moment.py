@@ -7,9 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.scale import shifted, unit
 
 SecondMoment = Float[Array, "d d"] | Float[Array, " d"]
 
@@ -21,12 +22,19 @@ SLACK = 1e-3
 @partial(jax.jit, static_argnames=("ridge",))
 def regularised(moment: SecondMoment, ridge: float) -> SecondMoment:
     """The moment plus `ridge` times its mean diagonal; the identity in place of zeros."""
+    return shifted(*regularised_unit(moment, ridge))
+
+
+@partial(jax.jit, static_argnames=("ridge",))
+def regularised_unit(moment: SecondMoment, ridge: float) -> tuple[SecondMoment, Int[Array, ""]]:
+    """`regularised` divided by 2^e so that its entries are around 1, and e."""
+    moment, exponent = unit(moment)
     mean = jnp.mean(diagonal_of(moment))
     identity = (
         jnp.ones_like(moment) if moment.ndim == 1 else jnp.eye(len(moment), dtype=moment.dtype)
     )
     symmetric = moment if moment.ndim == 1 else (moment + moment.T) / 2
-    return jnp.where(mean > 0, symmetric + ridge * mean * identity, identity)
+    return jnp.where(mean > 0, symmetric + ridge * mean * identity, identity), exponent
 
 
 def times(moment: SecondMoment, matrix: Float[Array, "d t"]) -> Float[Array, "d t"]:

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.als import iterate, safe_ratio
+from tdjax.decompose.als import Swept, iterate, safe_ratio
+from tdjax.decompose.scale import Exponent, shifted, unit
 from tdjax.decompose.weighted import conjugate_gradients, dot, root_ratio
 
 P = TypeVar("P")
@@ -122,19 +123,35 @@ def alternate(
         raise ValueError(f"{nonzeros} nonzeros are not between 1 and {x.size}, the size of x")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    problem = SparseProblem(x, nonzeros, decompose, dense, operator, _squared(x, operator))
+    x, exponent = unit(x)
+    if operator is not None:
+        operator = _at_unit_scale(operator)
+    squared = _squared(x, operator)
+    problem = SparseProblem(x, exponent, nonzeros, decompose, dense, operator, squared)
     first = (start, *_chosen(x, x, nonzeros, operator))
     unknown = jnp.asarray(jnp.inf, x.dtype)
     (part, values, indices), progress = iterate(
         partial(_round, problem), first, unknown, max_iters=rounds, tol=tol, stop_when_worse=True
     )
-    return Corrected(part, values, indices, progress.errors)
+    return Corrected(part, shifted(values, exponent), indices, progress.errors)
+
+
+def _at_unit_scale(operator: Operator) -> Operator:
+    """The operator divided by a power of two that brings its diagonal near 1."""
+    diagonal, exponent = unit(operator.diagonal)
+    return Operator(lambda x: shifted(operator.weigh(x), -exponent), diagonal)
 
 
 class SparseProblem(NamedTuple):
-    """What stays through all rounds; see `alternate`, and the squared norm of x."""
+    """What stays through all rounds; see `alternate`.
+
+    Arguments:
+        x: divided by 2^exponent, as the sparse array is; the decomposition is not.
+        squared: the squared norm of x.
+    """
 
     x: Float[Array, "*n"]
+    exponent: Exponent
     nonzeros: int
     decompose: Callable[[Array, Any], Any]
     dense: Callable[[Any], Array]
@@ -142,19 +159,17 @@ class SparseProblem(NamedTuple):
     squared: Float[Array, ""]
 
 
-def _round(
-    problem: SparseProblem, state: PartAndSparse[P]
-) -> tuple[PartAndSparse[P], Float[Array, ""]]:
+def _round(problem: SparseProblem, state: PartAndSparse[P]) -> Swept:
     """First the decomposition renewed, then the sparse array."""
     x, operator = problem.x, problem.operator
     part, values, indices = state
     sparse = scattered(values, indices, x.shape)
-    part = problem.decompose(x - sparse, part)
-    rest = x - problem.dense(part)
+    part = problem.decompose(shifted(x - sparse, problem.exponent), part)
+    rest = x - shifted(problem.dense(part), -problem.exponent)
     wanted = rest if operator is None else _descended(rest, sparse, operator)
     values, indices = _chosen(rest, wanted, problem.nonzeros, operator)
     left = _squared(rest - scattered(values, indices, x.shape), operator)
-    return (part, values, indices), root_ratio(left, problem.squared)
+    return Swept((part, values, indices), root_ratio(left, problem.squared))
 
 
 def _squared(x: Float[Array, "*n"], operator: Operator | None) -> Float[Array, ""]:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
-from tdjax.decompose.coordinates import Norm, check_known, coordinates_of
+from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
 from tdjax.decompose.formats import LowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.padding import Kept, first, rounded_up
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.weighted import robust_cholesky
@@ -23,6 +24,7 @@ from tdjax.decompose.weighted import robust_cholesky
 GRAM_TAIL = 1e-3
 
 
+@on_any_mesh
 @whole_ranks
 def truncated_svd(
     matrix: Any, rank: int, *, norm: Norm | None = None, pad: bool = False
@@ -61,12 +63,12 @@ def truncated_svd(
 
 @partial(jax.jit, static_argnames=("rank",))
 def _low_rank(x: Float[Array, "m n"], norm: Norm | None, kept: Kept, *, rank: int) -> LowRank:
-    space = coordinates_of(norm, x)
-    y, weight = space.of_array(x), space.row_weight
+    problem = posed(x, coordinates_of(norm, x))
+    y, weight = problem.array, problem.weight
     if weight is None:
-        return space.back(_truncated_svd(y, rank, kept))
+        return problem.back(_truncated_svd(y, rank, kept))
     root = jnp.sqrt(weight) if weight.ndim == 1 else robust_cholesky(weight)
-    return space.back(best_by_root(y, root, rank, kept))
+    return problem.back(best_by_root(y, root, rank, kept))
 
 
 def _truncated_svd(x: Float[Array, "m n"], rank: int, kept: Kept) -> LowRank:

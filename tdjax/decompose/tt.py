@@ -13,14 +13,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import Info
-from tdjax.decompose.coordinates import Norm, coordinates_of
+from tdjax.decompose.coordinates import Norm, Posed, coordinates_of, posed
 from tdjax.decompose.formats import TT
 from tdjax.decompose.inputs import as_float, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tt import weighted_tt
 
 
+@on_any_mesh
 @whole_ranks
 def tt_svd(
     x: Any,
@@ -64,18 +66,19 @@ def tt_svd(
         raise ValueError("tt_svd: give exactly one of ranks and eps")
     if eps is not None and not eps >= 0:
         raise ValueError(f"tt_svd: eps must not be negative, got {eps}")
-    space = coordinates_of(norm, x)
-    y, weight = space.of_array(x), space.row_weight
+    problem = posed(x, coordinates_of(norm, x))
     if eps is not None:
-        if weight is not None:
+        if problem.weight is not None:
             raise ValueError("tt_svd: eps needs a norm of the modes; give ranks with a moment")
-        return space.back(_within(y, eps))
+        return _back(problem, _within(problem.array, eps), -1)
     clipped = clip_ranks(x.shape, ranks or ())
-    if weight is None:
-        return space.back(_tt_svd(y, clipped))
-    return space.back(weighted_tt(y, weight, None, 0.0, ranks=clipped, max_iters=0)[0])
+    if problem.weight is None:
+        return _back(problem, _tt_svd(problem.array, clipped), -1)
+    found, _ = weighted_tt(problem.array, problem.weight, None, 0.0, ranks=clipped, max_iters=0)
+    return _back(problem, found, -2)
 
 
+@on_any_mesh
 @whole_ranks
 def tt_als(
     x: Any,
@@ -118,12 +121,18 @@ def tt_als(
             f"tt_als: init has shape {init.shape} and ranks {init.ranks}, "
             f"expected {x.shape} and {clipped}"
         )
-    space = coordinates_of(norm, x)
-    start = None if init is None else space.of_format(init)
+    problem = posed(x, coordinates_of(norm, x))
+    start = None if init is None else problem.start(init)
     found, info = weighted_tt(
-        space.of_array(x), space.row_weight, start, tol, ranks=clipped, max_iters=max_iters
+        problem.array, problem.weight, start, tol, ranks=clipped, max_iters=max_iters
     )
-    return space.back(found), info
+    return _back(problem, found, -2), info
+
+
+def _back(problem: Posed, found: TT, core: int) -> TT:
+    """See `Posed.back`; `core` is the one that is not orthonormal, where none is balanced."""
+    core = -2 if problem.space.balanced else core
+    return problem.space.back(found).scaled(problem.exponent, core)
 
 
 def clip_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, relative_error, safe_ratio
-from tdjax.decompose.coordinates import Norm, check_known, coordinates_of
+from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, relative_error, safe_ratio
+from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
 from tdjax.decompose.formats import Tucker
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.padding import Kept, rounded_up
-from tdjax.decompose.products import mode_products
+from tdjax.decompose.products import HIGHEST, mode_products
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tucker import weighted_tucker
 
@@ -24,6 +25,7 @@ Ranks = tuple[int | None, ...]
 Factors = tuple[Float[Array, "_ _"] | None, ...]
 
 
+@on_any_mesh
 @whole_ranks
 def tucker_als(
     x: Any,
@@ -86,16 +88,17 @@ def _tucker(
     ranks: Ranks,
     max_iters: int,
 ) -> tuple[Tucker, Info]:
-    space = coordinates_of(norm, x)
-    y, weight = space.of_array(x), space.row_weight
+    problem = posed(x, coordinates_of(norm, x))
+    y, weight = problem.array, problem.weight
     found, info = (
         _hooi(y, tol, kept, ranks=ranks, max_iters=max_iters)
         if weight is None
         else weighted_tucker(y, weight, tol, ranks=ranks, max_iters=max_iters, kept=kept)
     )
-    return space.back(found), info
+    return problem.back(found), info
 
 
+@on_any_mesh
 @whole_ranks
 def hosvd(x: Any, ranks: Sequence[int | None], *, norm: Norm | None = None) -> Tucker:
     """Sequentially truncated higher-order SVD (Vannieuwenhoven et al. 2012).
@@ -138,19 +141,44 @@ def _hooi_sweep(
     ranks: Ranks,
     kept: tuple[Kept, ...],
     tucker: Tucker,
-) -> tuple[Tucker, Float[Array, ""]]:
+) -> Swept:
     """Every factor renewed, the leading singular vectors of x projected on the others."""
-    factors, core = list(tucker.factors), tucker.core
+    factors, core, gained = list(tucker.factors), tucker.core, jnp.zeros_like(total)
     for mode in _compressed(ranks):
         others = [f if k != mode else None for k, f in enumerate(factors)]
         projected = mode_products(x, _transposed(others))
-        factor = leading_subspace(
-            _unfold(projected, mode), _rank(ranks, mode), accurate=False, kept=kept[mode]
-        )
-        factors[mode] = factor
+        seen = _unfold(projected, mode)
+        factor = leading_subspace(seen, _rank(ranks, mode), accurate=False, kept=kept[mode])
         core = mode_products(projected, [factor.T if k == mode else None for k in range(x.ndim)])
+        present = factors[mode]
+        assert present is not None
+        gained = gained + _gain(seen, _unfold(core, mode), present, factor)
+        factors[mode] = factor
     renewed = Tucker(core, tuple(factors))
-    return renewed, _projection_error(x, total, renewed)
+    fall = safe_ratio(gained, total * total)
+    return Swept(renewed, _projection_error(x, total, renewed), fall)
+
+
+def _gain(
+    x: Float[Array, "m n"],
+    kept: Float[Array, "r n"],
+    present: Float[Array, "m r"],
+    factor: Float[Array, "m r"],
+) -> Float[Array, ""]:
+    """The energy of x in the space of its leading singular vectors, over that in another one.
+
+    What lies in either space alone makes the difference, free of cancellation.
+
+    Arguments:
+        kept: x projected on `factor`.
+        present, factor: orthonormal columns that span the other space and the leading one.
+    """
+    both = jnp.matmul(present.T, factor, precision=HIGHEST)
+    came = factor - jnp.matmul(present, both, precision=HIGHEST)
+    went = present - jnp.matmul(factor, both.T, precision=HIGHEST)
+    lost = jnp.matmul(went.T, x, precision=HIGHEST)
+    won = jnp.matmul(came, kept, precision=HIGHEST)
+    return jnp.sum(won * won) - jnp.sum(lost * lost)
 
 
 def _st_hosvd(

@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.als import CANCELS_BELOW, Info, iterate, safe_ratio
+from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, safe_ratio
 from tdjax.decompose.formats import Format
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.scale import error_ratio, shifted, unit
 
 F = TypeVar("F", bound=Format)
 Weigh = Callable[[Array], Array]
 
 
+@on_any_mesh
 def weighted_als(
     x: Float[Array, "*n"],
     start: F,
@@ -57,8 +60,14 @@ def weighted_als(
     """
     if start.shape != x.shape:
         raise ValueError(f"weighted_als: start has shape {start.shape}, expected {x.shape}")
-    arrays, structure = jax.tree.flatten(start)
-    problem = _GenericProblem(x, structure, weigh, dot(x, weigh(x)), steps)
+    x, exponent = unit(x)
+    arrays, structure = jax.tree.flatten(start.scaled(-exponent))
+    weighed, own = unit(weigh(x))
+
+    def weigh_unit(y: Array) -> Array:
+        return shifted(weigh(y), -own)
+
+    problem = _GenericProblem(x, structure, weigh_unit, dot(x, weighed), steps)
     arrays, progress = iterate(
         partial(_improved_in_turn, problem),
         arrays,
@@ -69,7 +78,7 @@ def weighted_als(
     )
     error = _generic_error(problem, arrays)
     info = Info(error, progress.iterations, progress.errors, progress.converged)
-    return jax.tree.unflatten(structure, arrays), info
+    return jax.tree.unflatten(structure, arrays).scaled(exponent), info
 
 
 class _GenericProblem(NamedTuple):
@@ -99,13 +108,11 @@ def _generic_error(problem: _GenericProblem, arrays: list[Array]) -> Float[Array
     return root_ratio(dot(difference, problem.weigh(difference)), problem.squared)
 
 
-def _improved_in_turn(
-    problem: _GenericProblem, arrays: list[Array]
-) -> tuple[list[Array], Float[Array, ""]]:
+def _improved_in_turn(problem: _GenericProblem, arrays: list[Array]) -> Swept:
     arrays = list(arrays)
     for k, array in enumerate(arrays):
         arrays[k] = array + _improvement(problem, arrays, k)
-    return arrays, _generic_error(problem, arrays)
+    return Swept(arrays, _generic_error(problem, arrays))
 
 
 def _improvement(problem: _GenericProblem, arrays: list[Array], k: int) -> Array:
@@ -230,5 +237,5 @@ def dot(x: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, ""]:
 
 
 def root_ratio(squared: Float[Array, ""], whole: Float[Array, ""]) -> Float[Array, ""]:
-    """Relative error from squared norms; 0 where the whole vanishes."""
-    return jnp.sqrt(jnp.maximum(0.0, safe_ratio(squared, whole)))
+    """Relative error from squared norms; see `error_ratio` for zeros."""
+    return jnp.sqrt(error_ratio(jnp.maximum(0.0, squared), whole))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import Info, iterate, safe_ratio
+from tdjax.decompose.als import Info, Swept, iterate, safe_ratio
 from tdjax.decompose.formats import CP
 from tdjax.decompose.moment import PRECONDITIONER_RIDGE, ModeMoment, kronecker_solve, lay_out
 from tdjax.decompose.products import HIGHEST, even_scales, khatri_rao
@@ -126,7 +126,7 @@ def _started(problem: CPProblem, start: CP) -> CPState:
     return _balanced(_with_output(problem, state))
 
 
-def _sweep(problem: CPProblem, old: CPState) -> tuple[CPState, Float[Array, ""]]:
+def _sweep(problem: CPProblem, old: CPState) -> Swept:
     """Renew all factors, then go on in the same direction as long as that helps.
 
     Alternating least squares creeps along curved valleys, which this shortens (Bro 1998).
@@ -137,7 +137,7 @@ def _sweep(problem: CPProblem, old: CPState) -> tuple[CPState, Float[Array, ""]]
     helps = errors[1] < errors[0]
     state = jax.tree.map(partial(jnp.where, helps), further, new)
     reach = jnp.where(helps, GROW * state.reach, jnp.maximum(SHRINK * state.reach, LEAST_REACH))
-    return state._replace(reach=reach), jnp.where(helps, *errors[::-1])
+    return Swept(state._replace(reach=reach), jnp.where(helps, *errors[::-1]))
 
 
 def _renewed(problem: CPProblem, state: CPState) -> CPState:

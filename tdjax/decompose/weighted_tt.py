@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import Info, iterate
+from tdjax.decompose.als import Info, Swept, iterate
 from tdjax.decompose.formats import TT
 from tdjax.decompose.moment import (
     Image,
@@ -128,10 +128,10 @@ def weighted_tt(
     first = None if dense is None or len(sizes) < 2 else _laid_out(dense, sizes[0])
     problem = TTProblem(weighted_target(x, dense), first, tuple(sizes), ranks, steps)
     if start is None:
-        state, error = _walked(problem, partial(_leading, problem), ())
+        state, error = _walked(problem, partial(_leading, problem), (), accurate=True)
     else:
         cores = tuple(core.astype(x.dtype) for core in start.cores[:-1])
-        state, error = _walked(problem, _orthonormalised, cores)
+        state, error = _walked(problem, _orthonormalised, cores, accurate=True)
     state, progress = iterate(
         partial(_sweep, problem), state, error, max_iters=max_iters, tol=tol, stop_when_worse=True
     )
@@ -140,12 +140,12 @@ def weighted_tt(
     return tt, Info(error, progress.iterations, progress.errors, progress.converged)
 
 
-def _sweep(problem: TTProblem, state: TTState) -> tuple[TTState, Float[Array, ""]]:
-    return _walked(problem, partial(_improved, problem, state), state.cores)
+def _sweep(problem: TTProblem, state: TTState) -> Swept:
+    return Swept(*_walked(problem, partial(_improved, problem, state), state.cores))
 
 
 def _walked(
-    problem: TTProblem, choose: Choose, present: TTCores
+    problem: TTProblem, choose: Choose, present: TTCores, *, accurate: bool = False
 ) -> tuple[TTState, Float[Array, ""]]:
     """Cores from left to right, each chosen given S and S x compressed by those before it.
 
@@ -153,6 +153,7 @@ def _walked(
         choose: (k, what core k has to choose from, the present cores from k on) -> core k as an
             orthonormal matrix (r_{k-1} n_k, r_k), and the present cores behind it.
         present: the cores but the last, or none.
+        accurate: see `leading_subspace`. Sweeps that it would have kept from rounding are dropped.
     """
     matrix, product = problem.target.weight, problem.target.product
     cores: list[Array] = []
@@ -163,7 +164,7 @@ def _walked(
         matrix, product, image = _compressed(part, factor)
         first_image = image if k == 0 else first_image
         cores.append(factor.reshape(-1, size, rank))
-    return _with_last_two(problem, matrix, product, tuple(cores), first_image)
+    return _with_last_two(problem, matrix, product, tuple(cores), first_image, accurate)
 
 
 def _part_of(
@@ -198,11 +199,12 @@ def _with_last_two(
     product: Float[Array, "n t"],
     cores: TTCores,
     image: Image | None,
+    accurate: bool,
 ) -> tuple[TTState, Float[Array, ""]]:
     """The state with the last two cores, which are best together, and its error."""
     size, rank, target = problem.sizes[-1], problem.ranks[-1], problem.target
     if matrix is None:
-        output = leading_subspace(product.T, rank, accurate=False)
+        output = leading_subspace(product.T, rank, accurate=accurate)
         core = jnp.matmul(product, output, precision=HIGHEST)
         own = dot(core, core)
     else:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import Info, iterate
+from tdjax.decompose.als import Info, Swept, iterate
 from tdjax.decompose.formats import Tucker
 from tdjax.decompose.moment import (
     Image,
@@ -174,7 +174,7 @@ def _started(problem: TuckerProblem) -> TuckerState:
     return _fitted(problem, modes[-1], _moment_of(problem, modes[-1], factors), factors)
 
 
-def _sweep(problem: TuckerProblem, state: TuckerState) -> tuple[TuckerState, Float[Array, ""]]:
+def _sweep(problem: TuckerProblem, state: TuckerState) -> Swept:
     """Improve each input factor, then renew core and output factor together."""
     factors, core, residual = state.factors, state.core, state.residual
     for i, mode in enumerate(problem.modes):
@@ -190,7 +190,7 @@ def _sweep(problem: TuckerProblem, state: TuckerState) -> tuple[TuckerState, Flo
         factors = (*factors[:i], factor, *factors[i + 1 :])
         core = mode_products(core, [triangle if k == mode else None for k in range(core.ndim)])
     state = _fitted(problem, problem.modes[-1], moment, factors)
-    return state, _error(problem, state)
+    return Swept(state, _error(problem, state))
 
 
 def _residual(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.als import safe_ratio
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.scale import error_ratio, exponent_of, shifted, unit, unit_difference
 from tdjax.decompose.second_moment import times
 from tdjax.evaluate.candidates import Network, examples
 from tdjax.params.factorize import dense_tree, factor_tree, weight_name
@@ -27,13 +28,15 @@ from tdjax.trace.call import StaticPart, split_arrays
 ERRORS = ("absolute", "relative", "scaled")
 
 
+@on_any_mesh
 def weight_errors(
     kernel: Float[Array, "*_"], approx: Float[Array, "*_"]
 ) -> dict[str, Float[Array, ""]]:
     """Errors of an approximated kernel in the Frobenius norm.
 
-    "absolute" is norm(W - W~), "relative" norm(W - W~) / norm(W) (0 for two zero kernels),
-    "scaled" norm(W - W~) / n with n the number of weights (Schuurmans et al., ICLR 2023).
+    "absolute" is norm(W - W~), "relative" norm(W - W~) / norm(W) (of a kernel of zeros, 0 for
+    another one, else inf), "scaled" norm(W - W~) / n with n the number of weights (Schuurmans et
+    al., ICLR 2023). At every scale that the dtype holds; subnormal numbers count as zeros.
 
         >>> import jax.numpy as jnp, tdjax
         >>> errors = tdjax.weight_errors(jnp.ones((2, 2)), jnp.zeros((2, 2)))
@@ -46,14 +49,18 @@ def weight_errors(
     if jnp.shape(kernel) != jnp.shape(approx):
         raise ValueError(f"weight_errors: shapes {jnp.shape(kernel)} and {jnp.shape(approx)}")
     kernel, approx = _at_least_single(kernel), _at_least_single(approx)
-    absolute = jnp.linalg.norm((kernel - approx).ravel())
+    difference, exponent = unit_difference(kernel, approx)
+    whole, own = unit(kernel)
+    error = jnp.linalg.norm(difference.ravel())
+    relative = error_ratio(error, jnp.linalg.norm(whole.ravel()))
     return {
-        "absolute": absolute,
-        "relative": safe_ratio(absolute, jnp.linalg.norm(kernel.ravel())),
-        "scaled": absolute / kernel.size,
+        "absolute": shifted(error, exponent),
+        "relative": shifted(relative, exponent - own),
+        "scaled": shifted(error / kernel.size, exponent),
     }
 
 
+@on_any_mesh
 def data_errors(
     kernel: Float[Array, "*_"],
     approx: Float[Array, "*_"],
@@ -63,11 +70,12 @@ def data_errors(
     """Errors of an approximated kernel in the norm of a layer's data.
 
     "absolute" is sqrt(tr(G E^T S E)) with E = W - W~, both (D, T), summed over the groups under the
-    root; "relative" is that over the same of W (0 for two kernels that the data does not tell
-    apart from zero). S is the second moment of the rows that go in; with G the identity, the
-    absolute error is the root of the mean square of what the approximation changes in a row that
-    comes out (Kalle et al., NeurIPS 2025). With G that of the loss gradient at those rows, its
-    square predicts, up to a constant, by how much the loss rises (Martens & Grosse 2015).
+    root; "relative" is that over the same of W (where the data does not tell W apart from zero, 0
+    if it does not tell W~ apart either, else inf). S is the second moment of the rows that go in;
+    with G the identity, the absolute error is the root of the mean square of what the
+    approximation changes in a row that comes out (Kalle et al., NeurIPS 2025). With G that of the
+    loss gradient at those rows, its square predicts, up to a constant, by how much the loss rises
+    (Martens & Grosse 2015).
 
     Arguments:
         kernel, approx: arrays of one shape, (*window, C / groups, T), or (in, out).
@@ -90,6 +98,11 @@ def data_errors(
             f"{kernel.shape}"
         )
 
+    inputs, scale = unit(jnp.asarray(inputs))
+    if outputs is not None:
+        outputs, more = unit(jnp.asarray(outputs))
+        scale = scale + more
+
     def norm(x: Array) -> Array:
         parts = jnp.moveaxis(x.reshape(rows, groups, columns // groups), 1, 0)
         # Not a `Norm`, which takes a moment of zeros for the identity: right where a factor is
@@ -100,8 +113,14 @@ def data_errors(
         return jnp.sqrt(jnp.maximum(0.0, jnp.vdot(parts, weighed, precision=HIGHEST)))
 
     kernel, approx = _at_least_single(kernel), _at_least_single(approx)
-    absolute = norm(kernel - approx)
-    return {"absolute": absolute, "relative": safe_ratio(absolute, norm(kernel))}
+    difference, exponent = unit_difference(kernel, approx)
+    whole, own = unit(kernel)
+    error = norm(difference)
+    return {
+        # The exponents of moments are even.
+        "absolute": shifted(error, exponent + scale // 2),
+        "relative": shifted(error_ratio(error, norm(whole)), exponent - own),
+    }
 
 
 def feature_errors(
@@ -208,15 +227,24 @@ def _error_sums(
         # The calls of a shared layer together make up its features.
         change = [(a - b).reshape(number, -1) for a, b in pairs]
         features = [a.reshape(number, -1) for a, _ in pairs]
-        absolute = jnp.sqrt(sum(jnp.sum(c * c, axis=1) for c in change))
-        norms = jnp.sqrt(sum(jnp.sum(f * f, axis=1) for f in features))
+        absolute, exponent = _unit_norms(change)
+        norms, own = _unit_norms(features)
+        total = jnp.sum(shifted(absolute, exponent))
         return {
-            "absolute": jnp.sum(absolute),
-            "relative": jnp.sum(safe_ratio(absolute, norms)),
-            "scaled": jnp.sum(absolute) / sum(f.shape[1] for f in features),
+            "absolute": total,
+            "relative": jnp.sum(shifted(error_ratio(absolute, norms), exponent - own)),
+            "scaled": total / sum(f.shape[1] for f in features),
         }
 
     return {path: sums(path) for path in kernels}
+
+
+def _unit_norms(parts: Sequence[Array]) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+    """Norms of the rows of matrices side by side, each divided by 2^e, and these e."""
+    largest = jnp.stack([jnp.max(jnp.abs(part), axis=1) for part in parts], axis=1)
+    exponents = exponent_of(largest, axis=1)
+    squares = [jnp.sum(shifted(part, -exponents) ** 2, axis=1) for part in parts]
+    return jnp.sqrt(sum(squares)), exponents[:, 0]
 
 
 def _kernel(params: Any, path: str) -> Array:

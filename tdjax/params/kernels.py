@@ -23,6 +23,7 @@ from tdjax.decompose import (
 )
 from tdjax.decompose.formats import CP, Format
 from tdjax.decompose.inputs import as_float
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.norms import Covariance, Kronecker, Norm
 from tdjax.decompose.sparse import Corrected, Operator, alternate
 from tdjax.params.options import DEFAULTS, Options
@@ -54,6 +55,7 @@ class Weights(NamedTuple):
         return Kronecker(inputs, self.outputs[group])
 
 
+@on_any_mesh
 def decompose_kernel(
     kernel: Float[Array, "*_"],
     entry: PlannedLayer,
@@ -165,6 +167,7 @@ def _padded(tensor: Array) -> bool:
     return not isinstance(tensor, jax.core.Tracer)
 
 
+@on_any_mesh
 def correct_kernel(
     kernel: Float[Array, "*_"],
     entry: PlannedLayer,

@@ -20,7 +20,11 @@ Choose = Callable[[Layer, Rule], PlannedLayer]
 
 
 def plan_layers(
-    table: Sequence[Layer], rules: Sequence[Rule], other: int = 0, choose: Choose | None = None
+    table: Sequence[Layer],
+    rules: Sequence[Rule],
+    other: int = 0,
+    choose: Choose | None = None,
+    other_macs: int = 0,
 ) -> Plan:
     """Apply the rules to a layer table; the first that matches a layer decides.
 
@@ -32,6 +36,7 @@ def plan_layers(
         rules: see `Rule`.
         other: parameters of the model that belong to no weight array.
         choose: plans a layer for a rule with method "auto".
+        other_macs: multiply-accumulates for one example that belong to no layer.
 
     Raises ValueError for a rule that matches no layer and for ranks out of range; the message
     names the rule, the layer and the remedy.
@@ -40,7 +45,8 @@ def plan_layers(
         if not any(re.fullmatch(rule.path, layer.path) for layer in table):
             near = did_you_mean(rule.path, (layer.path for layer in table))
             raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}{near}")
-    return Plan(tuple(_decide(layer, rules, choose) for layer in table), other)
+    entries = tuple(_decide(layer, rules, choose) for layer in table)
+    return Plan(entries, other, other_macs=other_macs)
 
 
 def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:

@@ -26,7 +26,8 @@ from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer, Storage
 from tdjax.plan.timing import Profile
 
-PLAN_VERSION = 1
+# Plans whose products are all in layers stay as the first version wrote them.
+FIRST_VERSION, PLAN_VERSION = 1, 2
 # What no array has, and what would take for ever to split into factors.
 MOST_AXES, LONGEST_AXIS, LARGEST = 32, 2**31 - 1, 2**63 - 1
 
@@ -45,6 +46,7 @@ class ReadPlan(NamedTuple):
     entries: tuple[ReadEntry, ...]
     other: int
     measured: Profile | None
+    other_macs: int
 
 
 def read_plan(text: str) -> ReadPlan:
@@ -54,13 +56,15 @@ def read_plan(text: str) -> ReadPlan:
         if not isinstance(raw, dict):
             raise ValueError(f"it must hold fields, got {_shown(raw)}")
         version = _value(int, raw.get("version"), "version")
-        if version != PLAN_VERSION:
-            raise ValueError(f"version {version}, this library reads {PLAN_VERSION}")
+        if version not in _PLANS:
+            raise ValueError(
+                f"version {version}, this library reads {FIRST_VERSION} to {PLAN_VERSION}"
+            )
         measured = _profile(raw.pop("measured")) if "measured" in raw else None
-        plain = _fields(_Plan, raw, "")
+        plain = _fields(_PLANS[version], raw, "")
         entries = [_entry(own, f"layers[{k}]") for k, own in enumerate(plain.layers)]
         _check_paths(entries)
-        return ReadPlan(tuple(entries), plain.other, measured)
+        return ReadPlan(tuple(entries), plain.other, measured, getattr(plain, "other_macs", 0))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not a plan: {one_line(error)}") from error
 
@@ -80,10 +84,18 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _FirstPlan:
     version: int
     other: int
     layers: tuple[_Entry, ...]
+
+
+@dataclass(frozen=True)
+class _Plan(_FirstPlan):
+    other_macs: int
+
+
+_PLANS: Mapping[int, type[_FirstPlan]] = {FIRST_VERSION: _FirstPlan, PLAN_VERSION: _Plan}
 
 
 def _fields(cls: Any, raw: Any, where: str) -> Any:

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from tensorly.decomposition import parafac
 
 from tdjax.decompose import cp_als
-from tdjax.decompose.cp import (
-    EXACT_UP_TO,
-    conjugate_gradients,
-    initial_factors,
-    pairwise_sum,
-    solve_normal,
-    split_point,
-)
+from tdjax.decompose.cp import initial_factors, pairwise_sum, split_point
 from tdjax.decompose.formats import CP
+from tdjax.decompose.normal_equations import EXACT_UP_TO, conjugate_gradients, solve_normal
 
 KERNEL = (3, 3, 16, 16)
 SWEEPS = 20

@@ -71,7 +71,7 @@ def test_every_trial_once():
 
 
 def test_records_and_report(unbroken):
-    first, *records = map(json.loads, lines(unbroken))
+    first, _, *records = map(json.loads, lines(unbroken))
     kinds = [record["kind"] for record in records]
     assert first["kind"] == "baseline"
     assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
@@ -133,7 +133,7 @@ def test_rounds_of_compression_and_training(tmp_path):
     raw |= {"reestimate": False, "sequential": True}
     raw["calibration"] = {**CONFIG["calibration"], "subsets": 1}
     carry_out(raw, tmp_path / "run")
-    first, network, tuned = map(json.loads, lines(tmp_path / "run"))
+    first, _, network, tuned = map(json.loads, lines(tmp_path / "run"))
     plan = tdjax.Plan.from_json(network["plan"])
     assert 0.595 <= plan.size / first["params"] <= 0.6
     assert tuned["kind"] == "tuned"

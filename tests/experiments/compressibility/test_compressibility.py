@@ -119,6 +119,7 @@ def test_records_and_report(unbroken):
     kinds = [record["kind"] for record in records]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "baseline": 2,
+        "environment": 1,
         "layer": 4,
         "pruned": 22,
         "tuned": 22,
@@ -176,7 +177,7 @@ def test_a_row_says_what_was_measured(unbroken):
         for r in records
         for whole in records
         if (r["kind"], r.get("method"), r.get("share")) == ("pruned", "abp-l", 0.5)
-        and (whole["kind"], whole["run"]) == ("baseline", r["run"])
+        and (whole["kind"], whole.get("run")) == ("baseline", r["run"])
     ]
     assert float(gain["rise"]) == pytest.approx(np.mean(pairs), abs=1e-6)
 

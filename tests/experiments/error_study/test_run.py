@@ -79,9 +79,9 @@ def test_files_and_lines(unbroken):
     }
     records = [json.loads(line) for line in journal(unbroken).splitlines()]
     kinds = [record["kind"] for record in records]
-    assert kinds[0] == "baseline"
+    assert kinds[:2] == ["baseline", "environment"]
     assert (kinds.count("compressed"), kinds.count("finetuned")) == (COUNT, COUNT)
-    assert len(kinds) == 1 + 2 * COUNT
+    assert len(kinds) == 2 + 2 * COUNT
     assert (unbroken / "report" / "index.html").exists()
     rows = tables(unbroken)
     assert len(rows["measurements.csv"].splitlines()) == 1 + COUNT
@@ -277,7 +277,7 @@ def test_without_finetuning(tmp_path):
     config = {**SMALLER, "finetune": {"epochs": 0}}
     carry_out(config, tmp_path / "study")
     kinds = [json.loads(line)["kind"] for line in journal(tmp_path / "study").splitlines()]
-    assert kinds == ["baseline", "compressed", "compressed"]
+    assert kinds == ["baseline", "environment", "compressed", "compressed"]
     header, *rows = tables(tmp_path / "study")["measurements.csv"].decode().splitlines()
     assert "after" not in header
     assert len(rows) == 2

@@ -1,0 +1,104 @@
+"""The command line: from flags to one function call, and from whatever goes wrong to one line."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.runner import carry_out
+from experiments.workdir.stops import end
+from tdjax.files import one_line
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for measurements, checkpoints and report.")
+CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tdjax" / "xla")),
+    "Folder where compiled programs are kept between runs; empty for none.",
+)
+TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
+
+# Errors whose message is meant for the reader.
+READABLE = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(argv: list[str]) -> None:
+    """From flags to one function call."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    # The experiments keep the cores busy themselves: threads of LAPACK would only wait for them.
+    # Read when SciPy is loaded, which JAX does with the first array.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Orbax logs every step of every save.
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if not WORKDIR.value:
+            raise ValueError("--workdir is empty: name a folder")
+        if CACHE.value:
+            jax.config.update("jax_compilation_cache_dir", CACHE.value)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        page = carry_out(CONFIG.value.to_dict(), Path(WORKDIR.value))
+    except Exception as error:
+        if TRACEBACK.value:
+            raise
+        # The message says what to change: a traceback would only hide it. Other tasks may still
+        # compute, and are not waited for.
+        end(1, f"error: {in_one_line(error)}")
+    # A folder's name may hold bytes that are no text.
+    print(f"report: {page}".encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; whatever the config file or an override raises ends with one clear line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        # A ConfigDict raises these for an override of an unknown field or of another type.
+        overrides = ", ".join(arg for arg in argv if arg.startswith("--config."))
+        what = f"the configuration does not take one of {overrides}: " if overrides else ""
+        sys.exit(f"error: {what}{in_one_line(error)}")
+    except Exception as error:
+        sys.exit(f"error: {in_one_line(error)}")
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, and what to do where that is known.
+
+    Errors that are meant for the reader are their message; others have their class before it.
+    """
+    chain = list(_causes(error))
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    if not text or not isinstance(error, READABLE):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    # What XLA says of memory fills pages.
+    text = one_line(text)
+    if any(
+        (isinstance(one, OSError) and one.errno in FULL) or os.strerror(errno.ENOSPC) in str(one)
+        for one in chain
+    ):
+        text += "; make room on the disk and start the same command again: it goes on from there"
+    elif any(isinstance(one, MemoryError) or "RESOURCE_EXHAUSTED" in str(one) for one in chain):
+        text += "; out of memory: use smaller batches, or a machine with more"
+    elif not isinstance(error, READABLE):
+        text += "; --traceback shows where it arose"
+    return text
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def run() -> None:
+    """Read the flags and do what they say."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse)
