@@ -50,10 +50,11 @@ def budget(value: Any) -> Problem:
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return TypeError(f"is {_text(value)}: pass a share, as 0.5")
-    if 0 < float(value) < 1:
+    share = float(value)
+    if 0 < share < 1:
         return None
-    share = f": for {value:g} % pass {value / 100:g}" if 2 <= value < 100 else ""
-    return ValueError(f"{float(value):g} is no share between 0 and 1{share}")
+    percent = f": for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
+    return ValueError(f"{share:g} is no share between 0 and 1{percent}")
 
 
 def splits(value: Any) -> Problem:

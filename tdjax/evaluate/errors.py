@@ -195,7 +195,7 @@ def _check_finite(weights: Mapping[str, Any]) -> None:
     """Refuse weights that hold NaN or Inf, with a ValueError that names the layer."""
     for path, own in mappings(weights):
         for name, leaf in own.items():
-            array = None if isinstance(leaf, Mapping) else unboxed(leaf)
+            array: Any = unboxed(leaf)
             numeric = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.inexact)
             if numeric and not bool(jnp.isfinite(array).all()):
                 raise ValueError(f"feature_errors: layer {path!r}: the {name} holds NaN or Inf")

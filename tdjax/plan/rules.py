@@ -113,8 +113,9 @@ def _check_share(rule: Rule, name: str, share: Any, remedy: str) -> None:
     """Refuse a share that is none."""
     if isinstance(share, bool) or not isinstance(share, numbers.Real):
         raise TypeError(f"{rule}: {name} {share!r} is no number; pass a share, as 0.75")
-    if not 0 < share < 1:
-        percent = f"; for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
+    part = float(share)
+    if not 0 < part < 1:
+        percent = f"; for {part:g} % pass {part / 100:g}" if 2 <= part < 100 else ""
         raise ValueError(f"{rule}: {name} must lie between 0 and 1, got {share}{percent}{remedy}")
 
 
