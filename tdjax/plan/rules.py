@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +20,8 @@ class Rule:
     """What to do with the layers whose path matches.
 
     Arguments:
-        path: regular expression that must match the whole '/'-joined module path.
+        path: regular expression that must match the whole '/'-joined module path; one that Python
+            could try on a path in millions of ways is refused where it meets that path.
         method: "cp", "tucker", "tt", "svd", or "auto" for the one whose weight error is the
             least at this compression. Between matrices "tt" is a TT-matrix, and stands for "svd"
             where their sizes have no factors; "cp" and "tucker" always do.
@@ -70,13 +70,15 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Refuse a rule that cannot mean anything, before it meets a model."""
-        for name in ("path", "method", "spatial", "fold"):
+        if not isinstance(self.path, str):
+            raise TypeError(f"Rule path {self.path!r} is no pattern; pass a str, as '.*conv.*'")
+        for name in ("method", "spatial", "fold"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(f"Rule: {name} {getattr(self, name)!r} is no str")
+                raise TypeError(f"{self}: {name} {getattr(self, name)!r} is no str")
         check_whole(self.splits, f"{self}: splits")
         try:
             re.compile(self.path)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{self}: the path is not a valid regular expression: {error}"
             ) from None
@@ -117,9 +119,3 @@ def _check_share(rule: Rule, name: str, share: Any, remedy: str) -> None:
     if not 0 < part < 1:
         percent = f"; for {part:g} % pass {part / 100:g}" if 2 <= part < 100 else ""
         raise ValueError(f"{rule}: {name} must lie between 0 and 1, got {share}{percent}{remedy}")
-
-
-def matches(path: str, patterns: str | Sequence[str]) -> bool:
-    """Whether a '/'-joined module path matches one of some patterns as a whole."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return any(re.fullmatch(pattern, path) for pattern in patterns)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Shaped
 
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.layers import Layer, Storage, is_weight
-from tdjax.plan.rules import matches
+from tdjax.plan.patterns import matches
 from tdjax.trace.names import names_of
 
 # Whose weights are compared with each other.

@@ -173,7 +173,7 @@ def test_rule_that_means_nothing_is_refused(arguments, message):
         ({"compression": "0.5"}, "compression '0.5' is no number"),
         ({"rank": 2, "sparse": True}, "sparse True is no number"),
         ({"rank": 2, "fold": 1}, "fold 1 is no str"),
-        ({"rank": 2, "path": None}, "path None is no str"),
+        ({"rank": 2, "path": None}, "path None is no pattern"),
     ],
 )
 def test_rule_of_values_of_a_wrong_kind_is_refused(arguments, message):
