@@ -19,7 +19,7 @@ from tdjax.linen.place import Place
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
 from tdjax.plan.decide import plan_layers
-from tdjax.plan.layers import VECTORS, Inventory, Layer
+from tdjax.plan.layers import Inventory, Layer, is_weight
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
@@ -192,6 +192,5 @@ def _owns_weights(params: Any, path: Sequence[str]) -> bool:
 
 
 def _weights(own: Mapping[str, Any]) -> list[Any]:
-    """The arrays of a module that are weights: not its vectors, which a stack makes matrices."""
-    arrays = [leaf for name, leaf in own.items() if name not in VECTORS]
-    return [leaf for leaf in arrays if len(getattr(leaf, "shape", ())) >= 2]
+    """The arrays of a module that are weights."""
+    return [leaf for name, leaf in own.items() if is_weight(str(name), getattr(leaf, "shape", ()))]

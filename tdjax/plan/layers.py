@@ -149,6 +149,14 @@ class Inventory(NamedTuple):
     other_macs: int = 0
 
 
+def is_weight(name: str, shape: Sequence[int]) -> bool:
+    """Whether one of a module's parameters is a weight, which the layer table lists and counts.
+
+    Every array of two axes or more is, but no bias or scale, which a stack gives another axis.
+    """
+    return name not in VECTORS and len(shape) >= 2
+
+
 def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
     """A layer whose array was found to have `shape`: of one layer, or of a stack of them."""
     if layer.obstacle is not None:
