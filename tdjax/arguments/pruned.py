@@ -16,10 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tdjax.arguments.described import described, is_array
+from tdjax.arguments.numeric import Problem
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
-
-Problem = TypeError | ValueError | None
 
 
 def check_layers(value: Any) -> Problem:
