@@ -47,10 +47,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Convert lists and whole numbers where fields want them; FieldError for what is wrong."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            read = read_value(type_hints(type(self))[field.name], value, field.name)
-            object.__setattr__(self, field.name, read)
+        own: Any = type(self)
+        for name, hint in type_hints(own).items():
+            if name in self.__dataclass_fields__:
+                value = read_value(hint, getattr(self, name), name)
+                object.__setattr__(self, name, value)
 
 
 def read_fields(cls: type[T], raw: Any) -> T:
