@@ -48,10 +48,10 @@ class Settings:
     def __post_init__(self) -> None:
         """Convert lists and whole numbers where fields want them; FieldError for what is wrong."""
         own: Any = type(self)
-        for name, hint in type_hints(own).items():
-            if name in self.__dataclass_fields__:
-                value = read_value(hint, getattr(self, name), name)
-                object.__setattr__(self, name, value)
+        hints = type_hints(own)
+        for field in dataclasses.fields(self):
+            value = read_value(hints[field.name], getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, value)
 
 
 def read_fields(cls: type[T], raw: Any) -> T:
