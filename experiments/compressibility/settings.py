@@ -86,7 +86,7 @@ _TEST: Fields = {"loss": float, "count": (natural, None), "accuracy": (share, No
 _INDICES: Fields = {
     **dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float),
     "effective_quantiles": (numbers, None),
-    "looseness": ({"neurons": int, "bound": numbers, "tail": numbers}, None),
+    "looseness": ({"neurons": int, "bound": (numbers, None), "tail": (numbers, None)}, None),
 }
 SCHEMA: Schema = {
     "baseline": Kind({"run": int}, {"params": natural, "epoch": (int, None), "test": _TEST}),
