@@ -47,11 +47,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Convert lists and whole numbers where fields want them; FieldError for what is wrong."""
-        own: Any = type(self)
-        hints = type_hints(own)
+        hints = type_hints(cast(Any, type(self)))
         for field in dataclasses.fields(self):
-            value = read_value(hints[field.name], getattr(self, field.name), field.name)
-            object.__setattr__(self, field.name, value)
+            read = read_value(hints[field.name], getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, read)
 
 
 def read_fields(cls: type[T], raw: Any) -> T:
