@@ -61,7 +61,7 @@ EXPERIMENTS = {
 REPORT = "report"
 
 
-def experiment_named(name: str) -> Experiment:
+def experiment_named(name: object) -> Experiment:
     """One of the experiments. Raises ValueError for a name that none has."""
     if not isinstance(name, str) or name not in EXPERIMENTS:
         known = known_are(name, (*EXPERIMENTS, REPORT))
