@@ -164,7 +164,9 @@ def _in_blocks(x: Float[Array, "m n"], weight: Array, splits: int) -> _CoupledBl
     # (k, rows, k, rows) at equal k, which the diagonal moves to the end.
     pairs = weight.reshape(splits, rows, splits, rows)
     diagonal = jnp.moveaxis(jnp.diagonal(pairs, axis1=0, axis2=2), -1, 0)
-    return _CoupledBlocks(blocks, weight, squared, diagonal, jax.vmap(robust_cholesky)(diagonal))
+    return _CoupledBlocks(
+        blocks, weight, squared, diagonal, jax.vmap(partial(robust_cholesky, solves=True))(diagonal)
+    )
 
 
 def _best_alone(problem: _CoupledBlocks, rank: int) -> _ApproximatedBlocks:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from tdjax.allocation.allocate import allocate as allocate_budget
 from tdjax.arguments.checks import check_moments_fit
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
@@ -30,6 +31,7 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan: ..
 
 
 @on_models
+@on_any_mesh
 def make_plan(model: Any, variables: Any, rules: Sequence[Rule], sample: Any) -> Plan:
     """Decide for every layer of a model which format it gets.
 
@@ -117,6 +119,7 @@ def allocate(
 
 
 @on_models
+@on_any_mesh
 def allocate(
     model: Any,
     variables: Any,
