@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
 from tdjax.decompose.pytree import register
-from tdjax.decompose.scale import shifted
+from tdjax.decompose.scale import Exponent, shifted
 from tdjax.decompose.second_moment import (
     SecondMoment,
     check_moment,
@@ -180,11 +180,10 @@ class Kronecker(_OfInputs):
             (*others, root), weight, (*others, inverse), balanced=True, exponent=exponent + own
         )
 
-    def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """See `Norm.weigh`."""
+    def _weighed(self, x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Exponent]:
         (inputs, own), (outputs, other) = self.input_weight(x), self.output_weight(x)
         matrix = times(inputs, x.reshape(-1, x.shape[-1]))
-        return shifted(times(outputs, matrix.T).T.reshape(x.shape), own + other)
+        return times(outputs, matrix.T).T.reshape(x.shape), own + other
 
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.diagonal`."""

@@ -163,20 +163,19 @@ def test_tt_als_is_never_worse_than_tt_svd(noise):
         assert als <= 1.001 * svd + 5e-8
 
 
-@pytest.mark.parametrize("rank", [1, 12])
-def test_errors_are_true_in_singular_norms_without_a_ridge(rank):
-    random = np.random.default_rng(0)
-    x, half = kernel(2, 3, 5, 6, seed=0), random.standard_normal((30, rank))
-    s = half @ half.T
-    norm = tdjax.Covariance(jnp.asarray(s, jnp.float32), ridge=0.0)
-    ways = (
-        lambda x, n: tdjax.tucker_als(x, (None, None, 3, 4), norm=n, max_iters=30),
-        lambda x, n: tdjax.cp_als(x, 4, key=jax.random.key(0), norm=n, max_iters=30),
-        lambda x, n: tdjax.tt_als(x, (2, 4, 4), norm=n, max_iters=30),
-        lambda x, n: tdjax.grouped_svd(x.reshape(30, 6), 2, 3, norm=n, max_iters=30),
-    )
-    for way in ways:
-        found, info = jax.jit(way)(x, norm)
-        dense = np.asarray(found.to_tensor())
-        assert np.abs(dense).max() < 1e3
-        assert float(info.error) == pytest.approx(weighted_error(x, dense, s), rel=1e-2, abs=2e-3)
+def test_errors_are_true_in_singular_norms_without_a_ridge():
+    ways = [
+        jax.jit(lambda x, n: tdjax.tucker_als(x, (None, None, 3, 4), norm=n, max_iters=30)),
+        jax.jit(lambda x, n: tdjax.cp_als(x, 4, key=jax.random.key(0), norm=n, max_iters=30)),
+    ]
+    for rank in (1, 12):
+        random = np.random.default_rng(0)
+        x, half = kernel(2, 3, 5, 6, seed=0), random.standard_normal((30, rank))
+        s = half @ half.T
+        norm = tdjax.Covariance(jnp.asarray(s, jnp.float32), ridge=0.0)
+        for way in ways:
+            found, info = way(x, norm)
+            dense = np.asarray(found.to_tensor())
+            assert np.abs(dense).max() < 1e3
+            error = weighted_error(x, dense, s)
+            assert float(info.error) == pytest.approx(error, rel=1e-2, abs=2e-3)
