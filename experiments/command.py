@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from experiments.runner import carry_out
 from experiments.workdir.stops import end
+from tdjax.files import one_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for measurements, checkpoints and report.")
@@ -22,8 +23,6 @@ CACHE = flags.DEFINE_string(
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
-# Of the longest message: what XLA says of memory fills pages.
-LENGTH = 1000
 # Errors whose message is meant for the reader.
 READABLE = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -79,8 +78,8 @@ def in_one_line(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     if not text or not isinstance(error, READABLE):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    text = " ".join(text.split())
-    text = text if len(text) <= LENGTH else f"{text[:LENGTH]} ..."
+    # What XLA says of memory fills pages.
+    text = one_line(text)
     if any(
         (isinstance(one, OSError) and one.errno in FULL) or os.strerror(errno.ENOSPC) in str(one)
         for one in chain

@@ -27,6 +27,7 @@ from experiments.workdir.journal import (
     read_journal,
 )
 from experiments.workdir.progress import progress_bar
+from experiments.workdir.ranges import shown
 from experiments.workdir.stops import undone
 from experiments.workdir.threads import Records, in_threads
 from tdjax.hints import known_are
@@ -64,7 +65,7 @@ def experiment_named(name: str) -> Experiment:
     """One of the experiments. Raises ValueError for a name that none has."""
     if not isinstance(name, str) or name not in EXPERIMENTS:
         known = known_are(name, (*EXPERIMENTS, REPORT))
-        raise ValueError(f"config field 'experiment' is {name!r}: {known}")
+        raise ValueError(f"config field 'experiment' is {shown(name)}: {known}")
     found: Experiment = import_module(EXPERIMENTS[name]).EXPERIMENT
     return found
 

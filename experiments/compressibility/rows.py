@@ -76,7 +76,9 @@ def measurement_rows(
 
 
 def _performance(test: Record, whole: Record) -> Row:
-    return {**test, "rise": test["loss"] / whole["test"]["loss"] - 1}
+    before = whole["test"]["loss"]
+    # Of a loss of zero there is no share.
+    return {**test, "rise": test["loss"] / before - 1 if before else math.nan}
 
 
 def averaged_rows(rows: pd.DataFrame) -> pd.DataFrame:

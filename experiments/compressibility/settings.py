@@ -9,14 +9,15 @@ from experiments.compressibility.paper import published_names
 from experiments.data import TABLES
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FOR_REPORT, FieldError
-from experiments.workdir.journal import Fields, Kind, Schema, share
-from experiments.workdir.ranges import SEEDS, Choices, OneOf, Positive, Range, Repeats, Share
+from experiments.workdir.journal import Fields, Kind, Schema, natural, numbers, share
+from experiments.workdir.ranges import SEEDS, Choices, OneOf, Range, Repeats, Share
 from tdjax.pruning.prunable import SCOPES
 
 MAGNITUDE = tuple(f"magnitude {scope}" for scope in reversed(SCOPES))
 # Whose share is searched for, and met as nearly as it can be.
 SEARCHED = ("tail", "abp-l")
 METHODS = (*MAGNITUDE, "abp-m", "sap", *SEARCHED)
+Setting = Annotated[float, Range(above=0, most=1e6)]
 Exponent = Annotated[float, Range(least=0.01, most=0.99)]
 
 
@@ -47,11 +48,11 @@ class Compressibility(NetworkSettings):
     methods: Choices[Annotated[str, OneOf(METHODS)]] = METHODS
     shares: Choices[Share] = (0.3, 0.5, 0.7, 0.8, 0.9)
     qs: Choices[Exponent] = (0.3, 0.5, 0.7)
-    etas: Choices[Positive] = (0.1, 0.2, 0.3)
+    etas: Choices[Setting] = (0.1, 0.2, 0.3)
     eta_q: Exponent = 0.5
-    penalties: Choices[Positive] = (1e-3, 1e-4, 1e-5)
+    penalties: Choices[Setting] = (1e-3, 1e-4, 1e-5)
     layer_steps: Annotated[int, Range(least=1, most=100_000)] = 49
-    tolerance: Positive = 0.01
+    tolerance: Setting = 0.01
     published: Annotated[str, OneOf(published_names())] | None = field(
         default=None, metadata=FOR_REPORT
     )
@@ -81,18 +82,26 @@ TRIAL: Fields = {
     "value": (float, None),
 }
 _OF_A_RUN: Fields = {"run": int, **TRIAL}
-_TEST: Fields = {"loss": float, "accuracy": (share, None)}
-_INDICES: Fields = dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float)
+_TEST: Fields = {"loss": float, "count": (natural, None), "accuracy": (share, None)}
+_INDICES: Fields = {
+    **dict.fromkeys(("q", "sparsity_index", "pq_index", "effective_number"), float),
+    "effective_quantiles": (numbers, None),
+    "looseness": ({"neurons": int, "bound": (numbers, None), "tail": (numbers, None)}, None),
+}
 SCHEMA: Schema = {
-    "baseline": Kind({"run": int}, {"params": int, "test": _TEST}),
+    "baseline": Kind({"run": int}, {"params": natural, "epoch": (int, None), "test": _TEST}),
     "layer": Kind(
         {"run": int, "layer": str},
         {"inputs": int, "neurons": int, "reached": float, "by_q": [_INDICES]},
     ),
     "pruned": Kind(
-        _OF_A_RUN, {"pruned": float, "gone": float, "size": int, "left": int, "test": _TEST}
+        _OF_A_RUN,
+        {
+            **{"pruned": float, "gone": float, "size": int, "left": natural, "test": _TEST},
+            "rivals": (dict.fromkeys(SCOPES, (_TEST, None)), None),
+        },
     ),
-    "tuned": Kind(_OF_A_RUN, {"test": _TEST}),
+    "tuned": Kind(_OF_A_RUN, {"epoch": (int, None), "test": _TEST}),
 }
 
 NAMES = {

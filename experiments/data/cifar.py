@@ -3,7 +3,6 @@
 CIFAR-10 as binary or Python batches, CIFAR-100 in its binary version.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -13,7 +12,7 @@ from jaxtyping import Int32, UInt8
 
 from experiments.data.errors import data_error
 from experiments.data.published import Form, read_published
-from experiments.data.unpickle import BatchUnpickler, PickledArray
+from experiments.data.unpickle import PickledArray, load_batch
 
 # Both sets are on the same page.
 CIFAR10_HOME = CIFAR100_HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -26,11 +25,22 @@ _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+# Images of the largest file: a batch of CIFAR-10, the training set of CIFAR-100.
+_MOST, _MOST_100 = 10_000, 50_000
 _BINARY = Form(
-    "cifar-10-batches-bin", "cifar-10-binary.tar.gz", tuple(f"{batch}.bin" for batch in _BATCHES)
+    "cifar-10-batches-bin",
+    "cifar-10-binary.tar.gz",
+    tuple(f"{batch}.bin" for batch in _BATCHES),
+    _MOST * (1 + _PIXELS),
 )
-_PYTHON = Form("cifar-10-batches-py", "cifar-10-python.tar.gz", _BATCHES)
-_BINARY_100 = Form("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin", "test.bin"))
+# As text, in which Python 3 writes bytes in the protocol of the published files, half as much more.
+_PYTHON = Form("cifar-10-batches-py", "cifar-10-python.tar.gz", _BATCHES, _MOST * 2 * _PIXELS)
+_BINARY_100 = Form(
+    "cifar-100-binary",
+    "cifar-100-binary.tar.gz",
+    ("train.bin", "test.bin"),
+    _MOST_100 * (2 + _PIXELS),
+)
 # So many training images are published for each test image.
 _RATIO_100 = 5
 
@@ -181,7 +191,7 @@ def parse_python_batch(content: bytes, origin: str) -> Batch:
     Source: `CIFAR10_HOME`, "Python / Matlab versions".
     """
     try:
-        loaded = BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        loaded = load_batch(content)
     # Damaged pickles fail in the unpickler with nearly any type of exception.
     except Exception as error:
         problem = f"not a readable batch ({error}); expected a pickle of a dict of data and labels"

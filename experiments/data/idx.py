@@ -2,13 +2,16 @@
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
+from typing import IO, NoReturn
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from experiments.data.errors import data_error, read_bytes
+from experiments.data.errors import data_error
+from tdjax.files import open_regular
 
 MNIST_HOME = "http://yann.lecun.com/exdb/mnist/"
 FASHION_MNIST_HOME = "https://github.com/zalandoresearch/fashion-mnist"
@@ -16,6 +19,8 @@ NUM_CLASSES = 10
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
+# So many bytes one of gzip stands for at most.
+_MOST_PACKED = 1032
 
 
 def read_idx(path: str | Path, ndim: int, home: str) -> UInt8[np.ndarray, "..."]:
@@ -36,42 +41,77 @@ def read_idx(path: str | Path, ndim: int, home: str) -> UInt8[np.ndarray, "..."]
     Source: the format's description on the MNIST home page (`MNIST_HOME`).
     """
     path = Path(path)
-    content = read_bytes(path, home)
-    # Browsers may decompress a download and keep the name, so the suffix says little.
-    if content.startswith(_GZIP_MAGIC):
-        content = _decompressed(content, path, home)
-    magic = bytes([0, 0, _UNSIGNED_BYTE, ndim])
-    if content[:4] != magic:
-        raise data_error(
-            path,
-            f"starts with the bytes 0x{content[:4].hex()}; expected the magic number "
-            f"0x{magic.hex()} (IDX, unsigned bytes, {ndim} dimensions) or gzip data of such a file",
-            home,
-        )
-    header = 4 + 4 * ndim
-    if len(content) < header:
-        problem = f"has {len(content)} bytes; expected a header of {header} bytes"
-        raise data_error(path, problem, home)
-    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
-    size = header + math.prod(shape)
-    if len(content) != size:
-        raise data_error(
-            path,
-            f"has {len(content)} bytes; expected {size} bytes "
-            f"(a header of {header} and an array of shape {shape})",
-            home,
-        )
-    if size == header:
-        raise data_error(path, f"holds no data (shape {shape}); expected at least one entry", home)
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-def _decompressed(content: bytes, path: str | Path, home: str) -> bytes:
     try:
-        return gzip.decompress(content)
+        with open_regular(path) as file:
+            # Browsers may decompress a download and keep the name, so the suffix says little.
+            if file.peek(2).startswith(_GZIP_MAGIC):
+                return _read_packed(file, path, ndim, home)
+            size = os.fstat(file.fileno()).st_size
+            shape, expected = _read_header(file, path, ndim, home)
+            if size != expected:
+                _refuse_size(path, f"has {size} bytes", shape, expected, home)
+            return _array(file.read(), shape)
+    except OSError as error:
+        raise data_error(path, f"cannot be read ({error.strerror or error})", home) from error
+
+
+def _read_packed(file: IO[bytes], path: Path, ndim: int, home: str) -> UInt8[np.ndarray, "..."]:
+    """The array of a gzip stream, of which no more is unpacked than its header says."""
+    packed = os.fstat(file.fileno()).st_size
+    try:
+        with gzip.open(file) as stream:
+            shape, expected = _read_header(stream, path, ndim, home)
+            if expected > packed * _MOST_PACKED:
+                _refuse_size(path, f"is gzip data of {packed} bytes", shape, expected, home)
+            header = expected - math.prod(shape)
+            # One more, to see the end, where the checksum is compared.
+            content = stream.read(expected - header + 1)
     except (EOFError, OSError, zlib.error) as error:
         problem = f"truncated or damaged gzip data ({error}); expected one whole gzip stream"
         raise data_error(path, problem, home) from error
+    found = header + len(content)
+    if found != expected:
+        more = "more than " if found > expected else ""
+        _refuse_size(path, f"has {more}{min(found, expected)} bytes", shape, expected, home)
+    return _array(content, shape)
+
+
+def _read_header(
+    stream: IO[bytes], path: Path, ndim: int, home: str
+) -> tuple[tuple[int, ...], int]:
+    """The shape of the array, and the bytes that a file with it has."""
+    size = 4 + 4 * ndim
+    header = stream.read(size)
+    magic = bytes([0, 0, _UNSIGNED_BYTE, ndim])
+    if header[:4] != magic:
+        raise data_error(
+            path,
+            f"starts with the bytes 0x{header[:4].hex()}; expected the magic number "
+            f"0x{magic.hex()} (IDX, unsigned bytes, {ndim} dimensions) or gzip data of such a file",
+            home,
+        )
+    if len(header) < size:
+        problem = f"has {len(header)} bytes; expected a header of {size} bytes"
+        raise data_error(path, problem, home)
+    shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, size, 4))
+    if not math.prod(shape):
+        raise data_error(path, f"holds no data (shape {shape}); expected at least one entry", home)
+    return shape, size + math.prod(shape)
+
+
+def _refuse_size(
+    path: Path, found: str, shape: tuple[int, ...], expected: int, home: str
+) -> NoReturn:
+    header = expected - math.prod(shape)
+    raise data_error(
+        path,
+        f"{found}; expected {expected} bytes (a header of {header} and an array of shape {shape})",
+        home,
+    )
+
+
+def _array(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_idx_folder(

@@ -20,6 +20,8 @@ AIRCRAFT_PARTS = ("train", "val", "trainval", "test")
 _ENDINGS = (".jpeg", ".jpg", ".png")
 # Rows at the bottom of every photograph of FGVC-Aircraft that name its owner.
 _BANNER = 20
+# Bytes of a list of them, ten times those that are published.
+_MOST_LIST = 1 << 22
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +108,12 @@ def imagenet_files(folder: str | Path, part: str) -> ImageFiles:
             )
     files, counts = [], []
     for name in train:
-        inside = sorted(f for f in _names(root / part / name) if f.lower().endswith(_ENDINGS))
+        # Among hidden files are those that macOS lays beside others under the same ending.
+        inside = sorted(
+            file
+            for file in _names(root / part / name)
+            if file.lower().endswith(_ENDINGS) and not file.startswith(".")
+        )
         if not inside:
             raise data_error(
                 root / part / name,
@@ -225,7 +232,7 @@ def _check_list(
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = read_bytes(path, AIRCRAFT_HOME).decode("utf-8")
+        text = read_bytes(path, AIRCRAFT_HOME, _MOST_LIST).decode("utf-8")
     except UnicodeDecodeError as error:
         raise data_error(path, f"is no text ({error.reason})", AIRCRAFT_HOME) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -8,9 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from experiments.data.errors import data_error
+from tdjax.files import open_regular
 
 # Eight bits for each channel; others, such as 16-bit grey, would be cut off at white.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+# Beyond it Pillow warns of files that are small and fill the memory.
+_MOST_PIXELS = 89_478_485
+_LONGEST = 100
 
 
 def read_photograph(path: str | Path, home: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -20,22 +24,25 @@ def read_photograph(path: str | Path, home: str) -> UInt8[np.ndarray, "h w 3"]:
     out.
 
     Args:
-        path: a file in any format that Pillow reads.
+        path: a file in JPEG or PNG, whatever its name.
         home: where the data set is published, for the error message.
 
     Returns:
         The pixels, uint8 (h, w, 3), not writable.
 
     Raises:
-        DataError: the file is missing, damaged, or has other than eight bits for each channel.
+        DataError: the file is missing, damaged, in another format, has other than eight bits for
+            each channel, more than `_MOST_PIXELS` pixels, or a side `_LONGEST` times the other.
         ImportError: Pillow is not installed.
     """
     images, operations = _pillow()
     try:
-        with images.open(path) as file:
-            file.load()
+        # Other formats are handed on to other programs, PostScript to one that runs it.
+        with open_regular(path) as raw, images.open(raw, formats=("JPEG", "PNG")) as file:
+            _check_size(*file.size)
             if file.mode not in _MODES:
                 raise ValueError(f"pixels of mode {file.mode}; expected 8 bits for each channel")
+            file.load()
             upright = _upright(file, operations)
             # A palette with transparency goes to colours by way of RGBA only.
             if "transparency" in upright.info:
@@ -45,6 +52,15 @@ def read_photograph(path: str | Path, home: str) -> UInt8[np.ndarray, "h w 3"]:
     except Exception as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise data_error(path, f"cannot be read as an image ({reason})", home) from error
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuse, before it is decoded, what no camera takes and no memory holds."""
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; expected {_MOST_PIXELS:,} at most")
+    # Its shorter side would be made the view's, the other as much longer.
+    if max(width, height) > _LONGEST * min(width, height):
+        raise ValueError(f"{width} x {height} pixels; expected sides of a photograph")
 
 
 def resized(

@@ -5,17 +5,27 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from experiments.data.errors import data_error, read_bytes
+from tdjax.files import open_regular
+
+# Far more than any of the sets has.
+_MOST_MEMBERS = 1000
 
 
 class Form(NamedTuple):
-    """One of the forms in which a set is published: names of its folder, archive and files."""
+    """One of the forms in which a set is published.
+
+    Args:
+        folder, archive, files: their names.
+        most: bytes of one of its files at most.
+    """
 
     folder: str
     archive: str
     files: Sequence[str]
+    most: int
 
 
 class File(NamedTuple):
@@ -45,40 +55,33 @@ def read_published(
     """
     for form in forms:
         if (folder / form.folder).is_dir():
-            return form, _read_folder(folder / form.folder, form.files, home)
+            return form, _read_folder(folder / form.folder, form, home)
         if any((folder / file).is_file() for file in form.files):
-            return form, _read_folder(folder, form.files, home)
+            return form, _read_folder(folder, form, home)
     for form in forms:
         if (folder / form.archive).is_file():
-            names = [f"{form.folder}/{file}" for file in form.files]
-            return form, _read_archive(folder / form.archive, names, home)
+            return form, _read_archive(folder / form.archive, form, home)
     for form in forms:
         if folder.name == form.folder:
-            return form, _read_folder(folder, form.files, home)
+            return form, _read_folder(folder, form, home)
     raise data_error(folder, expected, home)
 
 
-def _read_folder(folder: Path, names: Sequence[str], home: str) -> list[File]:
-    for name in names:
+def _read_folder(folder: Path, form: Form, home: str) -> list[File]:
+    for name in form.files:
         if not (folder / name).is_file():
-            problem = f"no such file; expected {', '.join(names)} in the folder"
+            problem = f"no such file; expected {', '.join(form.files)} in the folder"
             raise data_error(folder / name, problem, home)
-    return [File(str(folder / name), read_bytes(folder / name, home)) for name in names]
+    return [
+        File(str(folder / name), read_bytes(folder / name, home, form.most)) for name in form.files
+    ]
 
 
-def _read_archive(path: Path, names: Sequence[str], home: str) -> list[File]:
-    contents: dict[str, bytes] = {}
+def _read_archive(path: Path, form: Form, home: str) -> list[File]:
+    names = [f"{form.folder}/{file}" for file in form.files]
     try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            for member in archive:
-                name = str(PurePosixPath(member.name))
-                if name in names and member.isfile():
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    contents[name] = file.read()
-            # gzip compares its checksum at the end of the stream only, tar stops before it.
-            while stream.read(1 << 20):
-                pass
+        with open_regular(path) as file, gzip.open(file) as stream:
+            contents = _members(stream, names, form.most)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         problem = f"truncated or damaged archive ({error}); expected a whole tar.gz file"
         raise data_error(path, problem, home) from error
@@ -87,3 +90,41 @@ def _read_archive(path: Path, names: Sequence[str], home: str) -> list[File]:
             problem = f"no file {name} in the archive; expected {', '.join(names)}"
             raise data_error(path, problem, home)
     return [File(f"{path} ({name})", contents[name]) for name in names]
+
+
+class _Bounded:
+    """A stream of which no more than `most` bytes are read; raises tarfile.ReadError beyond."""
+
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        self._stream, self._most, self._left = stream, most, most
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise tarfile.ReadError(f"it is unpacked to more than {self._most:,} bytes")
+        return content
+
+
+def _members(stream: IO[bytes], names: Sequence[str], most: int) -> dict[str, bytes]:
+    """The files of a tar archive that have these names, each of `most` bytes at most."""
+    contents: dict[str, bytes] = {}
+    # What else is in an archive is less than another of its files.
+    bounded = _Bounded(stream, (len(names) + 1) * most)
+    with tarfile.open(fileobj=bounded, mode="r|") as archive:  # type: ignore[call-overload]
+        for number, member in enumerate(archive):
+            if number == _MOST_MEMBERS:
+                raise tarfile.ReadError(f"it has more than {_MOST_MEMBERS} members")
+            name = str(PurePosixPath(member.name))
+            if name not in names or not member.isfile():
+                continue
+            # Of a sparse file the archive holds less than its size says.
+            if member.issparse() or member.size > most:
+                raise tarfile.ReadError(f"{name} has {member.size:,} bytes")
+            file = archive.extractfile(member)
+            assert file is not None
+            contents[name] = file.read()
+    # gzip compares its checksum at the end of the stream only, tar stops before it.
+    while bounded.read(1 << 20):
+        pass
+    return contents

@@ -15,7 +15,7 @@ CALIFORNIA_HOME = "https://www.dcc.fc.up.pt/~ltorgo/Regression/cal_housing.html"
 CALIFORNIA_FILE = "cal_housing.data"
 TABLES = ("diabetes", "california_housing")
 
-_CALIFORNIA = Form("CaliforniaHousing", "cal_housing.tgz", (CALIFORNIA_FILE,))
+_CALIFORNIA = Form("CaliforniaHousing", "cal_housing.tgz", (CALIFORNIA_FILE,), most=1 << 23)
 _CALIFORNIA_SHAPE = (20640, 9)
 _TEST_SHARE = 0.2
 _TEST_SEED = 0

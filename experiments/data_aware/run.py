@@ -182,10 +182,10 @@ def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, floa
     plans = {}
     for method in settings.methods:
         for keep in settings.keeps:
-            rules = tuple(
-                Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
-            )
             try:
+                rules = tuple(
+                    Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
+                )
                 plan = make_plan(network.module, network.start.collections, rules, network.sample)
             except ValueError as error:
                 raise FieldError("layers", f"is {settings.layers}: {error}") from error

@@ -89,7 +89,7 @@ def _errors(name: str, value: Any) -> dict[str, float]:
 
 
 def _ranks(name: str, value: Any) -> tuple[int, ...]:
-    return tuple(int(rank) for rank in required({name: value}, name, list))
+    return tuple(required({name: rank}, name, int) for rank in required({name: value}, name, list))
 
 
 def _performance(name: str, value: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from experiments import models
 from experiments.data.splits import installed_memory
 from experiments.network.settings import ModelSettings
 from experiments.workdir.fields import FieldError, read_value, type_hints
+from experiments.workdir.ranges import shown
+from tdjax.files import one_line
 from tdjax.hints import known_are
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -39,14 +41,14 @@ COPIES = 4
 def build_network(settings: ModelSettings, classes: int) -> nn.Module:
     """The network of a configuration. Raises FieldError for a name or argument it lacks."""
     if settings.name not in NETWORKS:
-        raise FieldError(
-            "model.name", f"is {settings.name!r}: {known_are(settings.name, NETWORKS)}"
-        )
+        problem = f"is {shown(settings.name)}: {known_are(settings.name, NETWORKS)}"
+        raise FieldError("model.name", problem)
     make = NETWORKS[settings.name]
     known, values = _arguments_of(make), {}
     for name, value in settings.arguments.items():
         if name not in known:
-            raise FieldError("model.arguments", f"has {name!r}: {known_are(name, known)}")
+            problem = f"has {shown(name)}: {known_are(name, known) if known else 'it takes none'}"
+            raise FieldError("model.arguments", problem)
         values[name] = read_value(known[name], value, f"model.arguments.{name}")
     with model_errors(settings):
         return make(classes=classes, **values)
@@ -116,10 +118,9 @@ def model_errors(settings: ModelSettings, where: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first, *_ = str(error).splitlines() or [""]
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         place = f" {where}" if where else ""
-        problem = f"is {_named(settings)}{place}: {kind}{first[:300]}"
+        problem = f"is {_named(settings)}{place}: {kind}{one_line(error)}"
         raise FieldError("model", problem) from error
 
 

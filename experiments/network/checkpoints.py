@@ -84,30 +84,32 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
             if step is None:
                 return None
             where = folder / str(step)
-            return step, _restored(manager, step, where, shapes)
+            is_old = (where / OLD).is_dir()
+            tree = _restored(manager, step, shapes, is_old=is_old)
     except Exception as error:
         raise CheckpointError(
             f"{where}: the checkpoint is damaged or belongs to another network "
             f"({type(error).__name__}: {one_line(error)}); remove {folder} to train from scratch"
         ) from error
-
-
-def _restored(manager: ocp.CheckpointManager, step: int, where: Path, shapes: Tree) -> Tree:
-    """The arrays of one step, known to be those that were saved; raises whatever else leads to."""
-    digests, arguments = None, ocp.args.StandardRestore(shapes)
-    if (where / OLD).is_dir():
+    if is_old:
         warnings.warn(
             f"{where} was written without digests, so damage to it cannot be seen; "
-            f"remove {where.parent} to train from scratch",
-            stacklevel=3,
+            f"remove {folder} to train from scratch",
+            stacklevel=2,
         )
-        tree = manager.restore(step, args=ocp.args.Composite(**{OLD: arguments}))[OLD]
-    else:
-        found = manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))
-        digests = check_seal(found.digests)["arrays"]
-        check_shapes(shapes, digests)
-        tree = manager.restore(step, args=ocp.args.Composite(tree=arguments)).tree
-        check_arrays(tree, digests)
     # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
     # of an unbroken run, would be compiled again for them.
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+    return step, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, shapes: Tree, *, is_old: bool) -> Tree:
+    """The arrays of one step, known to be those that were saved; raises whatever else leads to."""
+    arguments = ocp.args.StandardRestore(shapes)
+    if is_old:
+        return manager.restore(step, args=ocp.args.Composite(**{OLD: arguments}))[OLD]
+    found = manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))
+    digests = check_seal(found.digests)["arrays"]
+    check_shapes(shapes, digests)
+    tree = manager.restore(step, args=ocp.args.Composite(tree=arguments)).tree
+    check_arrays(tree, digests)
+    return tree

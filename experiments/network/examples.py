@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from experiments.data import (
@@ -18,6 +19,7 @@ from experiments.data import (
 from experiments.network.calibrate import altered
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FieldError
+from experiments.workdir.ranges import shown
 from tdjax.hints import known_are
 
 
@@ -28,10 +30,10 @@ def read_splits(settings: NetworkSettings) -> DataSplits:
     that are missing or damaged.
     """
     data = settings.data
-    if data.name not in (*DATASETS, *TABLES):
-        raise FieldError(
-            "data.name", f"is {data.name!r}: {known_are(data.name, (*DATASETS, *TABLES))}"
-        )
+    known = (*DATASETS, *TABLES)
+    if data.name not in known:
+        raise FieldError("data.name", f"is {shown(data.name)}: {known_are(data.name, known)}")
+    check_folder("data.folder", data.folder)
     try:
         return _table(settings) if data.name in TABLES else _images(settings)
     except FieldError:
@@ -40,6 +42,12 @@ def read_splits(settings: NetworkSettings) -> DataSplits:
         raise DataError(f"config field 'data.folder' is {data.folder!r}: {error}") from error
     except ValueError as error:
         raise FieldError("data", f"is {data.name!r}: {error}") from error
+
+
+def check_folder(field: str, folder: str | None) -> None:
+    """Raise FieldError for a folder that is not there."""
+    if folder is not None and not os.path.exists(folder):
+        raise FieldError(field, f"is {shown(folder)}: there is no such folder")
 
 
 def _images(settings: NetworkSettings) -> DataSplits:
@@ -74,7 +82,7 @@ def _table(settings: NetworkSettings) -> DataSplits:
         ("reestimate", settings.reestimate, False),
     ):
         if value != only:
-            raise FieldError(field, f"is {value!r}: {what}; use {only!r}")
+            raise FieldError(field, f"is {shown(value)}: {what}; use {only!r}")
     table = load_table(data.name, data.folder)
     return prepare_table(table, data.validation_share, settings.seed, *_sizes(settings))
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from experiments.data import DataSplits, Examples
 from experiments.network.build import build_network, check_outputs, model_errors, shapes_of
 from experiments.network.calibrate import Batch, Calibration, batches_of, source_examples
-from experiments.network.examples import read_splits
+from experiments.network.examples import check_folder, read_splits
 from experiments.network.settings import ExperimentSettings, NetworkSettings
 from experiments.network.torch_weights import load_torch_npz
 from experiments.network.training import LinenNetwork, Variables, steps_per_epoch
 from experiments.workdir.fields import FieldError
-from experiments.workdir.ranges import INT32
+from experiments.workdir.ranges import INT32, shown
 from tdjax.linen import make_plan
 from tdjax.plan.plan import Plan
 
@@ -77,6 +77,7 @@ def configured(asked: ExperimentSettings) -> Network:
     would stop an experiment later.
     """
     settings = asked.network
+    check_folder("calibration.folder", settings.calibration.folder)
     splits = read_splits(settings)
     module = build_network(settings.model, splits.num_classes)
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
@@ -87,7 +88,7 @@ def configured(asked: ExperimentSettings) -> Network:
     elif os.path.isfile(settings.weights):
         variables = load_torch_npz(settings.weights, shapes)
     else:
-        raise FieldError("weights", f"is {settings.weights!r}: there is no such file")
+        raise FieldError("weights", f"is {shown(settings.weights)}: there is no such file")
     return _network(asked, module, variables, splits, is_trained=settings.weights is not None)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import optax
 
 from experiments.workdir.fields import FieldError, Settings
-from experiments.workdir.ranges import Epochs, Natural, NotNegative, OneOf, Part, Positive
+from experiments.workdir.ranges import Epochs, Natural, OneOf, Part, Range, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class FitSettings(Settings):
     epochs: Epochs
     batch_size: Natural = 128
     optimizer: Annotated[str, OneOf(("sgd", "adam"))] = "sgd"
-    learning_rate: Positive = 0.1
+    learning_rate: Rate = 0.1
     boundaries: tuple[Natural, ...] = ()
-    factor: Positive = 0.1
+    factor: Rate = 0.1
     warmup: Epochs = 0
     momentum: Part = 0.9
     nesterov: bool = False
-    weight_decay: NotNegative = 0.0
+    weight_decay: Annotated[float, Range(least=0, most=1000)] = 0.0
     patience: Natural | None = None
     augment: bool = False
 

@@ -17,8 +17,8 @@ from experiments.workdir.ranges import (
     Natural,
     OneOf,
     Part,
-    Positive,
     Range,
+    Rate,
     Repeats,
     Seed,
     Share,
@@ -146,7 +146,7 @@ class FinetuneSettings(Settings):
 
     epochs: Epochs = 10
     patience: Natural | None = None
-    learning_rate: Positive | None = None
+    learning_rate: Rate | None = None
     repeat: bool = False
 
     def fit_after(self, train: FitSettings) -> FitSettings:

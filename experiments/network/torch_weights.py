@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tdjax.files import Member, one_line, opened_npz
+
 # Collection and name of a Linen array, and the name of its counterpart in PyTorch.
 NAMES = {
     ("params", "kernel"): "weight",
@@ -20,6 +22,10 @@ NAMES = {
 }
 # Of each BatchNorm; Linen needs no such count.
 COUNTER = "num_batches_tracked"
+
+
+class WeightsError(ValueError):
+    """A file of weights that is missing, damaged or another network's; the message names it."""
 
 
 def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> Any:
@@ -44,19 +50,24 @@ def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -
     Returns:
         A pytree of the structure, shapes and dtypes of `variables`.
 
-    Raises ValueError, which names the file, where it is missing or damaged, lacks an array or has
-    one too many, and for an array of another shape, of no floating-point dtype or with NaN or Inf;
-    also for variables of another kind than those above.
+    Raises WeightsError, a ValueError which names the file, where it is missing or damaged, lacks
+    an array or has one too many, and for an array of another shape, of no floating-point dtype or
+    with NaN or Inf; ValueError for variables of another kind than those above.
 
     Source: the documentation of `torch.nn.Conv2d`, `torch.nn.Linear` and `torch.nn.BatchNorm2d`.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
     names = [_torch_name(_keys(path)) for path, _ in leaves]
     counters = {_sibling(name, COUNTER) for name in names if name.endswith("running_mean")}
-    arrays = _read(path, set(names), counters)
+    kernels = [_keys(path)[-1] == "kernel" for path, _ in leaves]
+    shapes = {
+        name: _torch_shape(leaf, is_kernel)
+        for name, (_, leaf), is_kernel in zip(names, leaves, kernels, strict=True)
+    }
+    arrays = _read(path, shapes, counters)
     loaded = [
-        _translated(path, name, arrays[name], leaf, is_kernel=_keys(at)[-1] == "kernel")
-        for name, (at, leaf) in zip(names, leaves, strict=True)
+        _translated(path, name, arrays[name], leaf, is_kernel)
+        for name, (_, leaf), is_kernel in zip(names, leaves, kernels, strict=True)
     ]
     return jax.tree.unflatten(structure, loaded)
 
@@ -81,27 +92,45 @@ def _sibling(name: str, other: str) -> str:
 
 
 def _read(
-    path: str | os.PathLike[str], names: set[str], ignored: set[str]
+    path: str | os.PathLike[str], expected: Mapping[str, tuple[int, ...]], ignored: set[str]
 ) -> dict[str, np.ndarray]:
-    found: set[str] = set()
+    """The arrays of these names and shapes; none is read before all of them are known to fit."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            found = set(content.files)
-            arrays = {name: np.asarray(content[name]) for name in sorted(names & found)}
+        with opened_npz(path) as members:
+            _check_names(path, set(expected), set(members), ignored)
+            for name, shape in expected.items():
+                _check_member(path, name, members[name], shape)
+            return {name: members[name].read() for name in sorted(expected)}
+    except WeightsError:
+        raise
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     # Damaged archives fail in the reader with nearly any type of exception.
     except Exception as error:
-        raise ValueError(
-            f"{path}: not a whole npz file of plain arrays ({type(error).__name__}: {error})"
+        raise WeightsError(
+            f"{path}: not a whole npz file of plain arrays ({type(error).__name__}: "
+            f"{one_line(error)})"
         ) from error
+
+
+def _check_names(
+    path: str | os.PathLike[str], names: set[str], found: set[str], ignored: set[str]
+) -> None:
     for problem, wrong in (
         ("lacks", names - found),
         ("holds, and the model has no place for,", found - names - ignored),
     ):
         if wrong:
-            raise ValueError(f"{path}: {problem} {_listed(wrong)}")
-    return arrays
+            raise WeightsError(f"{path}: {problem} {_listed(wrong)}")
+
+
+def _check_member(
+    path: str | os.PathLike[str], name: str, member: Member, shape: tuple[int, ...]
+) -> None:
+    if not np.issubdtype(member.dtype, np.floating):
+        raise WeightsError(f"{path}: {name} has dtype {member.dtype}; expected floating point")
+    if member.shape != shape:
+        raise WeightsError(f"{path}: {name} has shape {member.shape}; the model needs {shape}")
 
 
 def _listed(names: set[str], most: int = 5) -> str:
@@ -109,21 +138,20 @@ def _listed(names: set[str], most: int = 5) -> str:
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
 
 
+def _torch_shape(leaf: Any, is_kernel: bool) -> tuple[int, ...]:
+    shape = tuple(leaf.shape)
+    return (shape[-1], shape[-2], *shape[:-2]) if is_kernel else shape
+
+
 def _translated(
     path: str | os.PathLike[str], name: str, array: np.ndarray, leaf: Any, is_kernel: bool
 ) -> jax.Array:
-    shape = tuple(leaf.shape)
-    expected = (shape[-1], shape[-2], *shape[:-2]) if is_kernel else shape
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{path}: {name} has dtype {array.dtype}; expected floating point")
-    if array.shape != expected:
-        raise ValueError(f"{path}: {name} has shape {array.shape}; the model needs {expected}")
     # What is too large for the model's dtype becomes Inf, and is refused as such.
     with np.errstate(over="ignore"):
         cast = array.astype(leaf.dtype)
     bad = np.count_nonzero(~np.isfinite(cast))
     if bad:
-        raise ValueError(
+        raise WeightsError(
             f"{path}: {name} holds {bad} values that are NaN, Inf or beyond {np.dtype(leaf.dtype)}"
         )
     return jnp.asarray(cast.transpose(*range(2, cast.ndim), 1, 0) if is_kernel else cast)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from experiments.report.tables import Table, Tau, number, percent, to_markdown
 from experiments.workdir.environment import versions
 from experiments.workdir.files import remove_leftovers
 from experiments.workdir.journal import Journal, Schema, read_workdir
+from experiments.workdir.stops import undone
 from tdjax.files import write_atomically
 
 T = TypeVar("T", bound=NetworkSettings)
@@ -107,14 +109,24 @@ def publish(workdir: Path, report: Report) -> Path:
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
     remove_leftovers(folder)
+    with undone(partial(remove_leftovers, folder)):
+        return _publish(folder, report)
+
+
+def _publish(folder: Path, report: Report) -> Path:
     tables = [table for section in report.sections for table in section.tables]
     pictures = [picture for section in report.sections for picture in section.pictures]
     files: dict[str, str | bytes] = {**report.files, "tables.md": to_markdown(tables, report.note)}
     for name, content in {**files, **{one.file: one.png for one in pictures}}.items():
-        write_atomically(folder / name, content)
+        write_atomically(folder / name, _encoded(content))
     # Last, so that whatever the page refers to is already there.
-    write_atomically(folder / "index.html", render(report, list(files)))
+    write_atomically(folder / "index.html", _encoded(render(report, list(files))))
     return folder / "index.html"
+
+
+def _encoded(content: str | bytes) -> bytes:
+    # JSON can hold halves of characters, which no file of text can.
+    return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
 
 def render(report: Report, files: Sequence[str]) -> str:

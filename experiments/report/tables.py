@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,15 +185,32 @@ def to_csv(rows: pd.DataFrame, decimals: int | None = None) -> str:
 
 
 def to_markdown(tables: Iterable[Table], note: str = "") -> str:
-    """The tables as GitHub-flavoured Markdown, each under a heading, below a note."""
-    return "\n".join([*([note, ""] if note else []), *map(_markdown, tables)])
+    """The tables as GitHub-flavoured Markdown, each under a heading, below a note.
+
+    All text stands as it is: what would be markup is escaped, line breaks are spaces.
+    """
+    above = _escaped(note)
+    # What would begin a heading, a quotation or a list.
+    above = re.sub(r"^(\d*)([#>+.)=-])", r"\1\\\2", above)
+    return "\n".join([*([above, ""] if above else []), *map(_markdown, tables)])
 
 
 def _markdown(table: Table) -> str:
     cells, labels = table.cells, table.labels
     rules = ["---"] * labels + ["---:"] * (len(cells.columns) - labels)
-    rows = [list(cells.columns), rules, *cells.to_numpy().tolist()] if len(cells) else []
-    lines = [
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows
-    ]
-    return "\n".join([f"## {table.title}", "", *(lines or ["None."]), ""])
+    heads, *rows = (
+        [_escaped(str(cell)) for cell in row]
+        for row in (list(cells.columns), *cells.to_numpy().tolist())
+    )
+    shown = [heads, rules, *rows] if rows else []
+    lines = ["| " + " | ".join(row) + " |" for row in shown]
+    return "\n".join([f"## {_escaped(table.title)}", "", *(lines or ["None."]), ""])
+
+
+def _escaped(text: str) -> str:
+    """Text in one line that Markdown shows as it is.
+
+    Brackets, "<" and "&" alone, as around an interval, are no markup.
+    """
+    line = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*", " ", text.strip())
+    return re.sub(r"[\\`*_|~$]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|](?=[(\[:])", r"\\\g<0>", line)

@@ -17,11 +17,13 @@ from experiments.workdir.fields import read_fields
 from experiments.workdir.files import naming, read_json
 from experiments.workdir.processes import Process, this_process
 from experiments.workdir.stops import undone
-from tdjax.files import partial_file, write_atomically
+from tdjax.files import one_line, partial_file, write_atomically
 
 FILE = "in_use.json"
 # Files beside it, of those that are about to take it over, begin so.
 BESIDE = f".{FILE}."
+# Seconds that an unfinished file is waited for.
+PATIENCE = 1.0
 
 
 class InUseError(RuntimeError):
@@ -129,9 +131,9 @@ def _write_new(path: Path, mine: Claim) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path, patience: float = 1.0) -> Claim | None:
-    """What a file says; None where there is none. An unfinished one is waited for, in seconds."""
-    deadline = time.monotonic() + patience
+def _read(path: Path) -> Claim | None:
+    """What a file says; None where there is none."""
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             found = read_fields(Claim, read_json(path))
@@ -142,12 +144,13 @@ def _read(path: Path, patience: float = 1.0) -> Claim | None:
             # A link that leads nowhere is in the way too.
             if not path.is_symlink():
                 return None
-        except ValueError:
-            pass
+            problem = "it is a link that leads nowhere"
+        except (ValueError, OSError) as error:
+            problem = one_line(error)
         if time.monotonic() > deadline:
             raise InUseError(
-                f"{path} should say which process uses the folder, but it is damaged: remove it "
-                "if there is none"
+                f"{path} should say which process uses the folder, but it is damaged ({problem}): "
+                "remove it if there is none"
             )
         time.sleep(0.05)
 
@@ -168,5 +171,5 @@ def _release(path: Path, mine: Claim) -> None:
     # may have let another in.
     if os.getpid() == mine.process.pid:
         with suppress(OSError, InUseError):
-            if _read(path, patience=0) == mine:
+            if _read(path) == mine:
                 path.unlink()

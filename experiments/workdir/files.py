@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.workdir.processes import start_of
-from tdjax.files import writer_of
+from tdjax.files import open_regular, writer_of
 
 
 @contextmanager
@@ -21,22 +21,21 @@ def naming(workdir: Path) -> Iterator[None]:
 
     Raises ValueError that names it where it cannot be one: a file, a loop of links, a long name.
     """
+    if "\0" in str(workdir):
+        raise ValueError(f"workdir {str(workdir)!r}: no name holds a NUL; use another workdir")
     try:
         yield
     except OSError as error:
-        is_taken = isinstance(error, FileExistsError)
-        problem = "it is no folder, or a link that leads to none" if is_taken else error.strerror
+        problem = f"{error.filename}: {error.strerror}"
+        if isinstance(error, FileExistsError):
+            problem = "it is no folder, or a link that leads to none"
         raise ValueError(f"workdir {workdir}: {problem}; use another workdir") from error
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises ValueError for what is no file, such as a pipe, which would be waited for.
-    """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is a folder or a device, not a file; remove it")
-    return path.read_bytes()
+    """The content of a file. Raises OSError for what is no file, such as a pipe."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def parse_json(text: bytes) -> Any:

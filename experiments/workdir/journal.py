@@ -257,6 +257,8 @@ def required(record: Record, name: str, kind: type) -> Any:
     if name not in record:
         raise ValueError(f"field {name!r} is missing")
     value = record[name]
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"field {name!r} is a number of more than 64 bits")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -273,8 +275,21 @@ def share(name: str, value: Any) -> float:
     return number
 
 
+def natural(name: str, value: Any) -> int:
+    """A whole number of at least 1. Raises ValueError for anything else."""
+    number = int(required({name: value}, name, int))
+    if number < 1:
+        raise ValueError(f"{name} is {number}, not at least 1")
+    return number
+
+
+def numbers(name: str, value: Any) -> list[float]:
+    """A list of numbers. Raises ValueError for anything else."""
+    return [required({name: one}, name, float) for one in required({name: value}, name, list)]
+
+
 # How a network does on a set of examples.
-SCORES: Fields = {"accuracy": share, "cross_entropy": float}
+SCORES: Fields = {"accuracy": share, "cross_entropy": float, "count": (natural, None)}
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -109,8 +109,8 @@ Epochs = Annotated[int, Range(least=0, most=1_000_000)]
 Sweeps = Annotated[int, Range(least=1, most=100_000)]
 Seed = Annotated[int, Range(least=0, most=SEEDS)]
 # Numbers.
-Positive = Annotated[float, Range(above=0)]
-NotNegative = Annotated[float, Range(least=0)]
+# Above, no training stays finite.
+Rate = Annotated[float, Range(above=0, most=1000)]
 Share = Annotated[float, Range(least=STEP, most=1 - STEP)]
 # A share that may be none, but not all.
 Part = Annotated[float, Range(least=0, below=1)]

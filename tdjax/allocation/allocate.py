@@ -120,7 +120,7 @@ def _plan(model: Inventory, entries: Mapping[str, PlannedLayer]) -> Plan:
         entries.get(layer.path) or PlannedLayer(layer, reason=layer.obstacle)
         for layer in model.layers
     )
-    return Plan(tuple(layers), model.other)
+    return Plan(tuple(layers), model.other, other_macs=model.other_macs)
 
 
 def _rated(
@@ -223,11 +223,12 @@ def _searched(
     tables = [frontier(layer.cost, layer.error) for layer in rated.values()]
     together = TOGETHER[strategy]
     search = least_sum if together is np.add else least_maximum
-    places: list[int] | None = search(tables, target.most)
-    if total(tables, places) < target.least:
-        lost = partial(together.reduce, axis=-1)
-        places = exchanged(tables, places, target.least, target.most, lost)
-    return None if places is None else _numbers(rated, tables, places)
+    places = search(tables, target.most)
+    if total(tables, places) >= target.least:
+        return _numbers(rated, tables, places)
+    lost = partial(together.reduce, axis=-1)
+    nearer = exchanged(tables, places, target.least, target.most, lost)
+    return None if nearer is None else _numbers(rated, tables, nearer)
 
 
 def _searched_exactly(

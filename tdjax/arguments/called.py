@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,31 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from tdjax.arguments.described import described, is_array, shapes_text
+from tdjax.hints import did_you_mean
 from tdjax.trace.call import batch_size, split_arrays
+
+# How a model is called: by its own call, by the method of a name, or by a function of the model and
+# the inputs.
+Method = str | Callable[..., Any] | None
+
+
+def call_model(model: Any, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a model that holds its arrays, or is bound to them, returns.
+
+    Raises AttributeError for a model without such a method.
+    """
+    if callable(method):
+        # Of a method of one model, the function: it is called on this one.
+        return getattr(method, "__func__", method)(model, *args, **kwargs)
+    name = "__call__" if method is None else method
+    if not callable(getattr(model, name, None)):
+        others = [other for other in dir(type(model)) if not other.startswith("_")]
+        raise AttributeError(
+            f"{type(model).__name__} has no method {name!r}{did_you_mean(name, others)}: "
+            "name one that takes these inputs, as in method='encode', or pass a function of the "
+            "model and the inputs"
+        )
+    return getattr(model, name)(*args, **kwargs)
 
 
 @contextmanager

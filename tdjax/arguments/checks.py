@@ -247,6 +247,15 @@ def _budget(value: Any) -> Problem:
     return ValueError(f"{value:g} is no share between 0 and 1{share}")
 
 
+def _method(value: Any) -> Problem:
+    if value is None or callable(value) or isinstance(value, str):
+        return None
+    return TypeError(
+        f"is {described(value)}: pass the name of a method of the model, or a function of the "
+        "model and the inputs"
+    )
+
+
 def _path(value: Any) -> Problem:
     if isinstance(value, str):
         return None
@@ -268,6 +277,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "row_weights": _row_weights,
     "key": _key,
     "budget": _budget,
+    "method": _method,
     "path": _path,
     "paths": pruned.check_paths,
     "layers": pruned.check_layers,

@@ -10,7 +10,7 @@ import flax.linen as nn
 from flax import nnx
 
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import checked_weights, example_losses
+from tdjax.arguments.called import Method, checked_weights, example_losses
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments, RowWeights, collect
@@ -31,6 +31,7 @@ def collect_moments(
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -43,6 +44,7 @@ def collect_moments(
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -57,6 +59,7 @@ def collect_moments(
     paths: str | Sequence[str] = ".*",
     memory: int = 2**32,
     row_weights: RowWeights | None = None,
+    method: Method = None,
 ) -> dict[str, LayerMoments]:
     """Second moments of what goes into each layer that can be factorised, and of what comes back.
 
@@ -89,6 +92,7 @@ def collect_moments(
             the gradient, and `rows` is the sum of the weights. Layers whose rows have these axes
             in front, merged or not, are weighed row by row; others example by example, by the
             largest weight that an example has. What rows of weight 0 hold does not matter.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each path a `tdjax.moments.collect.LayerMoments`.
 
@@ -100,7 +104,7 @@ def collect_moments(
     loss or weights of another form.
     """
     room, arrays = room_of(model), with_arrays(model, variables)
-    trace_of, reading = partial(room.trace, *arrays), Reading.WHOLE
+    trace_of, reading = partial(room.trace, *arrays, method=method), Reading.WHOLE
     if loss_fn is not None or row_weights is not None:
         reading, batches = read_batches("collect_moments", model, trace_of, batches)
     return collect(
@@ -113,16 +117,20 @@ def collect_moments(
 
 @overload
 def reestimate_batch_stats(
-    model: nn.Module, variables: Variables, batches: Iterable[Any]
+    model: nn.Module, variables: Variables, batches: Iterable[Any], *, method: Method = ...
 ) -> dict[str, Any]: ...
 
 
 @overload
-def reestimate_batch_stats(model: Model, batches: Iterable[Any]) -> Model: ...
+def reestimate_batch_stats(
+    model: Model, batches: Iterable[Any], *, method: Method = ...
+) -> Model: ...
 
 
 @on_models
-def reestimate_batch_stats(model: Any, variables: Any, batches: Iterable[Any]) -> Any:
+def reestimate_batch_stats(
+    model: Any, variables: Any, batches: Iterable[Any], *, method: Method = None
+) -> Any:
     """Means and variances of batch normalisation, estimated again on inputs alone.
 
     `reestimate_batch_stats(model, variables, batches)` for Linen gives the variables with other
@@ -143,7 +151,14 @@ def reestimate_batch_stats(model: Any, variables: Any, batches: Iterable[Any]) -
         model, variables: factorised or not.
         batches: each the model's input as in `tdjax.make_plan`; of the sizes that training had, or
             larger.
+        method: how the model is called, as for `tdjax.make_plan`.
 
-    Raises ValueError for no batches, NaN or Inf in one, or a model without batch normalisation.
+    Layers of subclasses are re-estimated, whatever momentum and mode they have: those too whose
+    momentum of 1 keeps training from changing them.
+
+    Raises ValueError for no batches, NaN or Inf in one, a model without batch normalisation, and a
+    layer that keeps batch statistics in a way of its own.
     """
-    return room_of(model).reestimate_batch_stats(*with_arrays(model, variables), batches)
+    return room_of(model).reestimate_batch_stats(
+        *with_arrays(model, variables), batches, method=method
+    )

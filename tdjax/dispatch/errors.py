@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 import tdjax.evaluate.errors
 from tdjax.arguments.batches import read_batches
+from tdjax.arguments.called import Method
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
@@ -30,6 +31,7 @@ def feature_errors(
     batches: Iterable[Any],
     *,
     key: Array | None = ...,
+    method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
 
 
@@ -40,6 +42,7 @@ def feature_errors(
     batches: Iterable[Any],
     *,
     key: Array | None = ...,
+    method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
 
 
@@ -51,6 +54,7 @@ def feature_errors(
     batches: Iterable[Any],
     *,
     key: Array | None = None,
+    method: Method = None,
 ) -> dict[str, dict[str, float]]:
     """Errors of each layer's output features F, one norm for each example, then the mean.
 
@@ -77,6 +81,8 @@ def feature_errors(
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
             are compared.
         batches: inputs of the model as in `tdjax.make_plan`; the first axis is the batch.
+        batches: inputs of the model, see `tdjax.make_plan`; the first axis is the batch.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each layer path the three errors.
 
@@ -85,7 +91,7 @@ def feature_errors(
     room, arrays = room_of(model), with_arrays(model, variables)
     is_plan = isinstance(plan_or_params, Plan)
     other = plan_or_params if is_plan else room.approximated_weights(plan_or_params)
-    network, state = room.network_of(*arrays)
+    network, state = room.network_of(*arrays, method=method)
     return tdjax.evaluate.errors.feature_errors(
         network, state, room.layer_weights(*arrays), other, batches, key=key
     )
@@ -100,12 +106,19 @@ def candidate_feature_errors(
     batches: Iterable[Any],
     *,
     chunk: int = ...,
+    method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
 
 @overload
 def candidate_feature_errors(
-    model: nnx.Module, path: str, kernels: Kernels, batches: Iterable[Any], *, chunk: int = ...
+    model: nnx.Module,
+    path: str,
+    kernels: Kernels,
+    batches: Iterable[Any],
+    *,
+    chunk: int = ...,
+    method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
 
@@ -118,13 +131,14 @@ def candidate_feature_errors(
     batches: Iterable[Any],
     *,
     chunk: int = 25,
+    method: Method = None,
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """The three feature errors of many kernels of one layer, side by side.
 
     Arguments and errors as `tdjax.evaluate_candidates`, `batches` holding inputs alone. Returns a
     float64 array over the candidates for each error of `tdjax.feature_errors`.
     """
-    network, arrays = room_of(model).network_of(*with_arrays(model, variables))
+    network, arrays = room_of(model).network_of(*with_arrays(model, variables), method=method)
     return candidate_means(FeatureErrors(network, path), arrays, kernels, batches, chunk)
 
 
@@ -138,6 +152,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = ...,
+    method: Method = ...,
 ) -> Any: ...
 
 
@@ -150,6 +165,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = ...,
+    method: Method = ...,
 ) -> Any: ...
 
 
@@ -163,6 +179,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = 25,
+    method: Method = None,
 ) -> Any:
     """Performance of a network with each of many kernels in place of one layer's, side by side.
 
@@ -187,6 +204,7 @@ def evaluate_candidates(
             (input, rest), whose rest `metric_fn` may use.
         metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
         chunk: candidates at once, which bounds memory; more candidates run in turns.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: pytree as of `metric_fn` with float64 arrays (n,): the mean over all examples.
 
@@ -195,8 +213,8 @@ def evaluate_candidates(
     or ValueError for a metric of another form.
     """
     room, whole = room_of(model), with_arrays(model, variables)
-    trace_of = partial(room.trace, *whole)
+    trace_of = partial(room.trace, *whole, method=method)
     reading, batches = read_batches("evaluate_candidates", model, trace_of, batches)
-    network, arrays = room.network_of(*whole)
+    network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
     return candidate_means(function, arrays, kernels, batches, chunk)

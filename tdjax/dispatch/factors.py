@@ -9,6 +9,7 @@ import flax.linen as nn
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tdjax.arguments.called import Method
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.options import Options
@@ -97,6 +98,7 @@ def factorize_sequentially(
     init: str = ...,
     max_iters: int = ...,
     tol: float | Float[Array, ""] = ...,
+    method: Method = ...,
 ) -> dict[str, Any]: ...
 
 
@@ -112,6 +114,7 @@ def factorize_sequentially(
     init: str = ...,
     max_iters: int = ...,
     tol: float | Float[Array, ""] = ...,
+    method: Method = ...,
 ) -> Model: ...
 
 
@@ -128,6 +131,7 @@ def factorize_sequentially(
     init: str = Options.init,
     max_iters: int = Options.max_iters,
     tol: float | Float[Array, ""] = Options.tol,
+    method: Method = None,
 ) -> Any:
     """Factors of all layers of a plan, each making up for what the layers before it lost.
 
@@ -154,6 +158,7 @@ def factorize_sequentially(
             gradient too.
         correct_bias: see `tdjax.factorize_params`.
         key, init, max_iters, tol: see `tdjax.factorize_params`.
+        method: how the model is called, as for `tdjax.make_plan`.
 
     Raises ValueError for no batches or an iterator, and as `tdjax.factorize_params`.
     """
@@ -161,20 +166,22 @@ def factorize_sequentially(
         key=key, init=init, max_iters=max_iters, tol=tol, moments=moments, correct_bias=correct_bias
     )
     return room_of(model).factorize_sequentially(
-        *with_arrays(model, variables), plan, batches, options
+        *with_arrays(model, variables), plan, batches, options, method=method
     )
 
 
 @overload
-def remove_dead(model: nn.Module, variables: Variables, sample: Any) -> SmallerModel: ...
+def remove_dead(
+    model: nn.Module, variables: Variables, sample: Any, *, method: Method = ...
+) -> SmallerModel: ...
 
 
 @overload
-def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel: ...
+def remove_dead(model: nnx.Module, sample: Any, *, method: Method = ...) -> SmallerModel: ...
 
 
 @on_models
-def remove_dead(model: Any, variables: Any, sample: Any) -> SmallerModel:
+def remove_dead(model: Any, variables: Any, sample: Any, *, method: Method = None) -> SmallerModel:
     """The same function with smaller arrays: neurons go that no layer takes any more.
 
     `remove_dead(model, variables, sample)` for Linen, `remove_dead(model, sample)` for NNX. A
@@ -201,11 +208,11 @@ def remove_dead(model: Any, variables: Any, sample: Any) -> SmallerModel:
         (3, 2)
 
     Arguments:
-        model, variables, sample: as for `tdjax.make_plan`, with arrays in `variables`.
+        model, variables, sample, method: as for `tdjax.make_plan`, with arrays in `variables`.
 
     Returns: a `tdjax.pruning.dead.SmallerModel`: model, variables, the neurons kept, and the layers
     left alone with the reason. What was given is not changed.
 
     Raises TypeError for something that is no module.
     """
-    return room_of(model).remove_dead(*with_arrays(model, variables), sample)
+    return room_of(model).remove_dead(*with_arrays(model, variables), sample, method=method)

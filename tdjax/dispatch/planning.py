@@ -9,6 +9,7 @@ import flax.linen as nn
 from flax import nnx
 
 from tdjax.allocation.allocate import allocate as allocate_budget
+from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.models import on_models, room_of, with_arrays
@@ -22,17 +23,26 @@ Variables = Mapping[str, Any]
 
 @overload
 def make_plan(
-    model: nn.Module, variables: Variables, rules: Sequence[Rule], sample: Any
+    model: nn.Module,
+    variables: Variables,
+    rules: Sequence[Rule],
+    sample: Any,
+    *,
+    method: Method = ...,
 ) -> Plan: ...
 
 
 @overload
-def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan: ...
+def make_plan(
+    model: nnx.Module, rules: Sequence[Rule], sample: Any, *, method: Method = ...
+) -> Plan: ...
 
 
 @on_models
 @on_any_mesh
-def make_plan(model: Any, variables: Any, rules: Sequence[Rule], sample: Any) -> Plan:
+def make_plan(
+    model: Any, variables: Any, rules: Sequence[Rule], sample: Any, *, method: Method = None
+) -> Plan:
     """Decide for every layer of a model which format it gets.
 
     `make_plan(model, variables, rules, sample)` for Linen, `make_plan(model, rules, sample)` for
@@ -53,23 +63,31 @@ def make_plan(model: Any, variables: Any, rules: Sequence[Rule], sample: Any) ->
         rules: the first whose path matches a layer decides; see `tdjax.Rule`.
         sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
             positional or a dict of keyword arguments. The first axis is the batch.
+        method: how the model is called, where not by its own call: the name of one of its
+            methods, as "encode", or a function of the model and the inputs, as
+            `lambda model, x: model.decode(model.encode(x))`. The model that is factorised answers
+            to all of its methods.
 
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, and for a
     sample that the model cannot be called with; TypeError for something that is no module.
     """
-    return room_of(model).make_plan(*with_arrays(model, variables), rules, sample)
+    return room_of(model).make_plan(*with_arrays(model, variables), rules, sample, method=method)
 
 
 @overload
-def layer_table(model: nn.Module, variables: Variables, sample: Any) -> tuple[Layer, ...]: ...
+def layer_table(
+    model: nn.Module, variables: Variables, sample: Any, *, method: Method = ...
+) -> tuple[Layer, ...]: ...
 
 
 @overload
-def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]: ...
+def layer_table(model: nnx.Module, sample: Any, *, method: Method = ...) -> tuple[Layer, ...]: ...
 
 
 @on_models
-def layer_table(model: Any, variables: Any, sample: Any) -> tuple[Layer, ...]:
+def layer_table(
+    model: Any, variables: Any, sample: Any, *, method: Method = None
+) -> tuple[Layer, ...]:
     """All modules of a model that hold a weight array, in the order in which they are called.
 
     `layer_table(model, variables, sample)` for Linen, `layer_table(model, sample)` for NNX. No
@@ -82,7 +100,7 @@ def layer_table(model: Any, variables: Any, sample: Any) -> tuple[Layer, ...]:
         >>> [(layer.path, layer.macs) for layer in tdjax.layer_table(model, jnp.ones((8, 32)))]
         [('layers/0', 512)]
     """
-    return room_of(model).layer_table(*with_arrays(model, variables), sample)
+    return room_of(model).layer_table(*with_arrays(model, variables), sample, method=method)
 
 
 @overload
@@ -99,6 +117,7 @@ def allocate(
     splits: Sequence[int] | None = ...,
     objective: str = ...,
     seed: int = ...,
+    method: Method = ...,
 ) -> Plan: ...
 
 
@@ -115,6 +134,7 @@ def allocate(
     splits: Sequence[int] | None = ...,
     objective: str = ...,
     seed: int = ...,
+    method: Method = ...,
 ) -> Plan: ...
 
 
@@ -133,6 +153,7 @@ def allocate(
     splits: Sequence[int] | None = None,
     objective: str = "bound",
     seed: int = 0,
+    method: Method = None,
 ) -> Plan:
     """A plan that keeps a share of the whole network, formats and ranks chosen together.
 
@@ -162,7 +183,7 @@ def allocate(
         0.5
 
     Arguments:
-        model, variables, sample: as for `tdjax.make_plan`.
+        model, variables, sample, method: as for `tdjax.make_plan`.
         budget: share of the whole network kept, in (0, 1): of all its parameters, biases and
             normalisation included, or of its multiply-accumulates.
         cost: "params" or "macs".
@@ -182,7 +203,7 @@ def allocate(
     Raises ValueError for a budget that cannot be met, with what is within reach, for an unknown
     name, for moments that are missing or another network's, and for NaN or Inf in the weights.
     """
-    inventory = room_of(model).inventory(*with_arrays(model, variables), sample)
+    inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     if moments is not None:
         check_moments_fit(inventory.layers, moments)
     return allocate_budget(

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tdjax.arguments.called import calling_the_model
-from tdjax.moments.pooled import Pooled
+from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.linen.intercept import Interceptor, apply_inside
+from tdjax.linen.place import Path, Place
+from tdjax.moments.pooled import LEFT, Pooled, batch_statistics
+from tdjax.params.tree import join_path
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
 
-Path = tuple[str, ...]
+# What computes the statistics of a batch; subclasses that have another call pass on to it.
+NORMALISES = nn.BatchNorm.__call__.__wrapped__
+_passes = itertools.count()
 
 
 def reestimate_batch_stats(
-    model: nn.Module, variables: Mapping[str, Any], batches: Iterable[Any]
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    method: Method = None,
 ) -> dict[str, Any]:
     """See `tdjax.reestimate_batch_stats`."""
     if not variables.get("batch_stats"):
@@ -27,18 +36,12 @@ def reestimate_batch_stats(
     known: dict[Path, Any] = dict(flatten_dict(variables["batch_stats"]))
     pooled = Pooled("reestimate_batch_stats")
     steps: dict[Any, Callable[..., Any]] = {}
-    shares: dict[Path, float] = {}
     for batch in batches:
         arrays, frame = split_arrays(call_arguments(batch))
         if frame not in steps:
-            steps[frame] = _step(model, frame, shares)
+            steps[frame] = _step(model, method, frame)
         with calling_the_model(batch):
-            found = flatten_dict(steps[frame](variables, arrays))
-        own = {
-            path: leaf / shares[path[:-1]] for path, leaf in found.items() if path[:-1] in shares
-        }
-        means = {path[:-1]: leaf for path, leaf in own.items() if path[-1] == "mean"}
-        variances = {path[:-1]: leaf for path, leaf in own.items() if path[-1] == "var"}
+            means, variances = steps[frame](variables, arrays)
         pooled.add(means, variances, batch_size(arrays))
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")
@@ -48,40 +51,77 @@ def reestimate_batch_stats(
     return {**variables, "batch_stats": unflatten_dict(known)}
 
 
-def _step(model: nn.Module, frame: Any, shares: dict[Path, float]) -> Callable[..., Any]:
-    """(variables, arrays) -> the statistics that one batch adds to none.
-
-    Arguments:
-        shares: filled in when the program is traced: what part of a batch's own statistics a layer
-            adds, by path.
-    """
+def _step(model: nn.Module, method: Method, frame: Any) -> Callable[..., Any]:
+    """(variables, arrays) -> means and variances of one batch, by path."""
 
     @jax.jit
     def step(variables: Any, arrays: Any) -> Any:
-        calls: Counter[Path] = Counter()
-
-        def training(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            module = context.module
-            if type(module) is not nn.BatchNorm or context.method_name != "__call__":
-                return next_fun(*args, **kwargs)
-            path = tuple(module.path)
-            calls[path] += 1
-            if module.momentum < 1:
-                shares[path] = 1 - module.momentum ** calls[path]
-            # Given to the layer or to its call; it may not be given to both.
-            given = module.use_running_average
-            object.__setattr__(module, "use_running_average", None)
-            try:
-                return next_fun(*args[:1], **{**kwargs, "use_running_average": False})
-            finally:
-                object.__setattr__(module, "use_running_average", given)
-
+        every = flatten_dict(variables["batch_stats"])
         args, kwargs = frame.join(arrays)
-        empty = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-        with nn.intercept_methods(training):
-            _, changed = model.apply(
-                {**variables, "batch_stats": empty}, *args, **kwargs, mutable=["batch_stats"]
-            )
-        return changed["batch_stats"]
+
+        def after(start: dict[Path, Any]) -> Any:
+            # A collection of another name every time: `nn.jit` in the model traces again.
+            mutable = ["batch_stats", f"tdjax_{next(_passes)}"]
+            call = partial(call_model, method=method, args=args, kwargs=kwargs)
+            given = {**variables, "batch_stats": unflatten_dict({**every, **start})}
+            interceptor_at = partial(_training, set())
+            _, changed = apply_inside(model, interceptor_at, given, call, mutable=mutable)
+            made = flatten_dict(changed["batch_stats"])
+            return {path: made[path] for path in start}
+
+        known = {path: x for path, x in every.items() if path[-1] in ("mean", "var")}
+        found = batch_statistics(after, known)
+        return tuple(
+            {path[:-1]: x for path, x in found.items() if path[-1] == kind}
+            for kind in ("mean", "var")
+        )
 
     return step
+
+
+def _training(reached: set[Path], place: Place) -> Interceptor:
+    """An interceptor that lets batch normalisation keep the statistics of the batch.
+
+    Arguments:
+        reached: filled in: the layers that do.
+    """
+
+    def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module, path = context.module, place.path_of(context.module)
+        if path is None or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        if getattr(context.orig_method, "func", None) is NORMALISES:
+            reached.add(path)
+            with _settings(module, momentum=LEFT, use_running_average=None):
+                return next_fun(*args[:1], **{**kwargs, "use_running_average": False})
+        output = next_fun(*args, **kwargs)
+        _check(module, path, reached)
+        return output
+
+    return intercept
+
+
+@contextmanager
+def _settings(module: Any, **settings: Any) -> Iterator[None]:
+    """A module with other settings. The mode is given to it or to its call, never to both."""
+    given = {name: getattr(module, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            object.__setattr__(module, name, value)
+        yield
+    finally:
+        for name, value in given.items():
+            object.__setattr__(module, name, value)
+
+
+def _check(module: nn.Module, path: Path, reached: set[Path]) -> None:
+    """Refuse a layer that was called and keeps statistics of batches in a way of its own."""
+    own = module.variables.get("batch_stats", {})
+    # That of a spectral norm is one of the weights.
+    known = path in reached or isinstance(module, nn.SpectralNorm)
+    if not known and any(not isinstance(leaf, Mapping) for leaf in own.values()):
+        raise ValueError(
+            f"reestimate_batch_stats: layer {join_path(*path)!r} ({type(module).__name__}) keeps "
+            "statistics in a way of its own: let its call pass on to that of nn.BatchNorm, or run "
+            "the model in its training mode with mutable=['batch_stats']"
+        )

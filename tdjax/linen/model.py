@@ -10,94 +10,125 @@ outermost call of the model's own methods the parameters that it has, or has mad
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import flax.linen as nn
 
 from tdjax.linen.fit import check_call, check_params
-from tdjax.linen.intercept import Interceptor, dense_class, intercepted_class, rebuilt
+from tdjax.linen.intercept import Interceptor, changed, changes_of, dense_class
 from tdjax.linen.kinds import KINDS
+from tdjax.linen.place import Path, Place
 from tdjax.params.tree import join_path
-from tdjax.plan.plan import Plan
+from tdjax.plan.plan import Plan, PlannedLayer
 
-Path = tuple[str, ...]
-# Paths of models whose methods are running, in one thread.
-Running = ContextVar[frozenset[Path]]
+# Models whose methods are running, by the key of their place, in one thread.
+_running: ContextVar[frozenset[int]] = ContextVar("running", default=frozenset())
 
 
 def factorize(model: nn.Module, plan: Plan) -> nn.Module:
     """The model with the layers of the plan factorised: same signature, fewer parameters.
 
-    `init`, `apply` with any method, `TrainState`, `jax.jit` and nesting inside other modules work
-    as before. The result is an instance of a subclass of the model's class; equal models with
-    equal plans are equal.
+    `init`, `apply` with any method, `bind`, `TrainState`, `jax.jit`, pickling and nesting inside
+    other modules work as before, and modules taken out of it are factorised too. The result is an
+    instance of a subclass of the model's class; equal models with equal plans are equal.
 
     Raises TypeError for something that is not a Linen module, ValueError for a layer that is
     factorised already. The result raises ValueError when it is called with a plan of another model.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a flax.linen.Module, got {type(model).__name__}")
-    done = getattr(model, "_factorised", ())
+    made = [change for change in changes_of(type(model)) if isinstance(change, Factors)]
+    done = {path for change in made for path in change.entries}
     for entry in plan.factorised:
         if entry.layer.path in done:
             raise ValueError(
                 f"factorize: layer {entry.layer.path!r} of the model is factorised already: pass "
                 "the model that the plan was made for, or make a plan for this one"
             )
-    return rebuilt(model, _factorised_class(type(model), plan))  # type: ignore[arg-type]
+    return changed(model, Factors(plan))
 
 
-@functools.lru_cache(maxsize=512)
-def _factorised_class(cls: type[nn.Module], plan: Plan) -> type[nn.Module]:
-    """A subclass whose methods run inside the interceptor; cached, so that jit caches hold."""
-    running: Running = ContextVar("running", default=frozenset())
-    made: Any = intercepted_class(cls, functools.partial(_interceptor, plan, running))
-    paths = (entry.layer.path for entry in plan.factorised)
-    made._factorised = (*getattr(cls, "_factorised", ()), *paths)
-    return made
+@dataclass(frozen=True)
+class Factors:
+    """Chains of thin layers in place of the layers of a plan; see `tdjax.linen.intercept.Change`.
+
+    Arguments:
+        plan: its paths start at the model.
+        part: whether the model was taken out of another, whose plan this is a part of.
+    """
+
+    plan: Plan
+    part: bool = False
+
+    @cached_property
+    def entries(self) -> dict[str, PlannedLayer]:
+        """The layers that are factorised, by path."""
+        return {entry.layer.path: entry for entry in self.plan.factorised}
+
+    @cached_property
+    def _known(self) -> int:
+        return hash((self.plan, self.part))
+
+    def __hash__(self) -> int:
+        """As of the fields; asked for at every call, and that of a plan takes its time."""
+        return self._known
+
+    def below(self, path: Path) -> Factors | None:
+        """The part for a module of the model; None where nothing in it is factorised."""
+        start = join_path(*path)
+        if any(own == start or own.startswith(f"{start}/") for own in self.entries):
+            return _part(self.plan, start)
+        return None
+
+    def interceptor(self, place: Place) -> Interceptor:
+        """Answers the calls of the plan's layers, and holds what it meets against the plan."""
+
+        def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
+            module, method = context.module, context.method_name
+            entry, kind = self.entries.get(join_path(*path)), KINDS.get(dense_class(type(module)))
+            if entry is None or kind is None or method not in kind.methods:
+                return next_fun(*args, **kwargs)
+            check_call(kind, entry, module, method, [*args, *kwargs.values()])
+            return kind.methods[method](module, entry, *args, **kwargs)
+
+        def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            path = place.path_of(context.module)
+            if path is None:
+                return next_fun(*args, **kwargs)
+            if path or context.method_name == "setup" or place.key in _running.get():
+                return answer(next_fun, args, kwargs, context, path)
+            whole = context.method_name == "__call__" and not self.part
+            with _fitting(self.plan, place, context.module, whole=whole):
+                return answer(next_fun, args, kwargs, context, path)
+
+        return intercept
 
 
-def _interceptor(plan: Plan, running: Running, prefix: Path) -> Interceptor:
-    entries = {entry.layer.path: entry for entry in plan.factorised}
-
-    def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
-        module, method = context.module, context.method_name
-        # Inside another model the path is absolute, the plan's is not.
-        within = path[: len(prefix)] == prefix
-        entry = entries.get(join_path(*path[len(prefix) :])) if within else None
-        kind = KINDS.get(dense_class(module))
-        if entry is None or kind is None or method not in kind.methods:
-            return next_fun(*args, **kwargs)
-        check_call(kind, entry, module, method, [*args, *kwargs.values()])
-        return kind.methods[method](module, entry, *args, **kwargs)
-
-    def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if module.scope is None:
-            return next_fun(*args, **kwargs)
-        path = module.path
-        if path != prefix or context.method_name == "setup" or path in running.get():
-            return answer(next_fun, args, kwargs, context, path)
-        with _fitting(plan, running, module, whole=context.method_name == "__call__"):
-            return answer(next_fun, args, kwargs, context, path)
-
-    return intercept
+@lru_cache(maxsize=1024)
+def _part(plan: Plan, start: str) -> Factors:
+    """The part of a plan for the module at a path."""
+    inside = [
+        replace(entry, layer=replace(layer, path=layer.path.removeprefix(start).removeprefix("/")))
+        for entry in plan.layers
+        if (layer := entry.layer).path == start or layer.path.startswith(f"{start}/")
+    ]
+    return Factors(Plan(tuple(inside)), part=True)
 
 
 @contextmanager
-def _fitting(plan: Plan, running: Running, model: Any, *, whole: bool) -> Iterator[None]:
+def _fitting(plan: Plan, place: Place, model: Any, *, whole: bool) -> Iterator[None]:
     """Hold the parameters that a model's method is given, or makes, against the plan.
 
     Arguments:
-        running: models whose methods are running: those that they call see a part alone.
+        place: of the model. Methods that are called by its methods see a part alone.
         whole: whether the method is the model's own call, which meets all of its layers.
     """
-    path = model.path
-    before = running.set(running.get() | {path})
+    before = _running.set(_running.get() | {place.key})
     try:
         made = model.is_mutable_collection("params")
         if not made:
@@ -106,4 +137,4 @@ def _fitting(plan: Plan, running: Running, model: Any, *, whole: bool) -> Iterat
         if made:
             check_params(plan, model.variables.get("params", {}), whole=whole)
     finally:
-        running.reset(before)
+        _running.reset(before)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array
 
-from tdjax.arguments.called import calling_the_model
+from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.hints import did_you_mean
 from tdjax.linen.fit import paths_of
 from tdjax.linen.outputs import layer_outputs
@@ -23,16 +24,18 @@ class Network:
     """A model that may hold lists, which have no hash; see `tdjax.evaluate.candidates.Network`."""
 
     model: nn.Module
+    method: Method = None
 
     def __hash__(self) -> int:
         """Equal models have equal classes."""
-        return hash(type(self.model))
+        return hash((type(self.model), self.method))
 
     def outputs(self, variables: Any, inputs: Any) -> Any:
         """What the model returns for one batch."""
         args, kwargs = call_arguments(inputs)
+        call = partial(call_model, method=self.method, args=args, kwargs=kwargs)
         with calling_the_model(inputs):
-            return self.model.apply(variables, *args, **kwargs)
+            return self.model.apply(variables, method=call)
 
     def kernel(self, variables: Any, path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
@@ -51,12 +54,14 @@ class Network:
     ) -> dict[str, list[tuple[Array, Array]]]:
         """Outputs of some layers with their own kernel and with another, on the same input."""
         with calling_the_model(inputs):
-            return layer_outputs(self.model, variables, kernels, inputs)
+            return layer_outputs(self.model, variables, kernels, inputs, self.method)
 
 
-def network_of(model: nn.Module, variables: Mapping[str, Any]) -> tuple[Network, Any]:
+def network_of(
+    model: nn.Module, variables: Mapping[str, Any], method: Method = None
+) -> tuple[Network, Any]:
     """A model as a static argument, and its variables."""
-    return Network(model), variables
+    return Network(model, method), variables
 
 
 def layer_weights(model: nn.Module, variables: Mapping[str, Any]) -> Mapping[str, Any]:

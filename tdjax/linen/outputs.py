@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
+from tdjax.arguments.called import Method, call_model
+from tdjax.linen.intercept import Interceptor, apply_inside
+from tdjax.linen.place import Place
 from tdjax.params.factorize import weight_name
 from tdjax.params.tree import layer_params, split_path
 from tdjax.trace.call import call_arguments
@@ -22,6 +26,7 @@ def layer_outputs(
     variables: Mapping[str, Any],
     kernels: Mapping[str, Float[Array, "*_"]],
     inputs: Any,
+    method: Method = None,
 ) -> dict[str, list[tuple[Array, Array]]]:
     """Outputs of some layers with their own kernel and with another, on the same layer input.
 
@@ -30,15 +35,28 @@ def layer_outputs(
 
     Arguments:
         kernels: for each path the other kernel.
-        inputs: one batch, see `make_plan`.
+        inputs, method: one batch, and how the model is called on it, see `tdjax.make_plan`.
     """
+    params = variables["params"]
+    names = {path: weight_name(layer_params(params, path)) or "kernel" for path in kernels}
+    others = unflatten_dict({(*split_path(path), names[path]): k for path, k in kernels.items()})
+    args, kwargs = call_arguments(inputs)
+    call = partial(call_model, method=method, args=args, kwargs=kwargs)
+    given = {**variables, COMPARED: others}
+    _, found = apply_inside(model, _comparing, given, call, mutable=[COMPARED])
+    return {path: list(layer_params(found[COMPARED], path).get("pairs", ())) for path in kernels}
 
-    def compare(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        output = next_fun(*args, **kwargs)
+
+def _comparing(place: Place) -> Interceptor:
+    """An interceptor that lets layers keep pairs of outputs."""
+
+    def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module, output = context.module, next_fun(*args, **kwargs)
+        if context.method_name not in ("__call__", "attend") or place.path_of(module) is None:
+            return output
         # Variables reach a layer, and leave it, through `nn.jit` and `nn.remat` too.
         name = weight_name(module.variables.get(COMPARED, {}))
-        if context.method_name in ("__call__", "attend") and name is not None:
+        if name is not None:
             own = {**module.variables["params"], name: module.get_variable(COMPARED, name)}
             other = module.clone(parent=None, name=None).apply(
                 {"params": own}, *args, **kwargs, method=context.method_name
@@ -46,10 +64,4 @@ def layer_outputs(
             module.sow(COMPARED, "pairs", (output, other))
         return output
 
-    params = variables["params"]
-    names = {path: weight_name(layer_params(params, path)) or "kernel" for path in kernels}
-    others = unflatten_dict({(*split_path(path), names[path]): k for path, k in kernels.items()})
-    args, kwargs = call_arguments(inputs)
-    with nn.intercept_methods(compare):
-        _, found = model.apply({**variables, COMPARED: others}, *args, **kwargs, mutable=[COMPARED])
-    return {path: list(layer_params(found[COMPARED], path).get("pairs", ())) for path in kernels}
+    return intercept

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from tdjax.linen.intercept import Interceptor, intercepted_class, rebuilt
+from tdjax.arguments.called import Method
+from tdjax.linen.intercept import Interceptor, changed, changes_of
+from tdjax.linen.place import Path, Place, place_of
 from tdjax.linen.table import plain, trace
 from tdjax.params.tree import join_path
 from tdjax.pruning.dead import Network, SmallerModel, remove
-from tdjax.pruning.prunable import names_of
+from tdjax.trace.names import names_of
 
 
-def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> SmallerModel:
+def remove_dead(
+    model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
+) -> SmallerModel:
     """See `tdjax.remove_dead`."""
     places = {
         (join_path(*names[1:-1]), names[-1]): place
@@ -27,45 +32,66 @@ def remove_dead(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> 
 
     def smaller(leaves: Sequence[Any], kept: Mapping[str, Any]) -> tuple[nn.Module, Any]:
         widths = tuple((path, len(stay)) for path, stay in kept.items())
-        cls: Any = _narrower_class(type(model), widths)  # type: ignore[arg-type]
-        return rebuilt(model, cls), jax.tree.unflatten(structure, leaves)
+        return changed(model, Widths(widths)), jax.tree.unflatten(structure, leaves)
 
     found = remove(
-        Network(trace(model, variables, sample), leaves, places),
-        lambda *made: trace(*smaller(*made), sample),
+        Network(trace(model, variables, sample, method), leaves, places),
+        lambda *made: trace(*smaller(*made), sample, method),
     )
     return SmallerModel(*smaller(found.leaves, found.kept), found.kept, found.obstacles)
 
 
-@functools.lru_cache(maxsize=512)
-def _narrower_class(cls: type[nn.Module], widths: tuple[tuple[str, int], ...]) -> type[nn.Module]:
-    """A subclass with other numbers of features; cached, so that jit caches hold."""
-    made: Any = intercepted_class(cls, functools.partial(_interceptor, dict(widths)))
-    made._widths = {**getattr(cls, "_widths", {}), **dict(widths)}
-    return made
+@dataclass(frozen=True)
+class Widths:
+    """Other numbers of features of some layers; see `tdjax.linen.intercept.Change`.
+
+    Arguments:
+        widths: pairs of a layer's path, from the model on, and its features.
+    """
+
+    widths: tuple[tuple[str, int], ...]
+
+    @cached_property
+    def by_path(self) -> dict[str, int]:
+        """The features by path."""
+        return dict(self.widths)
+
+    def below(self, path: Path) -> Widths | None:
+        """The part for a module of the model; None where no layer in it changes."""
+        start = join_path(*path)
+        inside = tuple(
+            (own.removeprefix(start).removeprefix("/"), width)
+            for own, width in self.widths
+            if own == start or own.startswith(f"{start}/")
+        )
+        return Widths(inside) if inside else None
+
+    def interceptor(self, place: Place) -> Interceptor:
+        """Gives the layers their numbers of features."""
+
+        def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            path = place.path_of(context.module)
+            width = None if path is None else self.by_path.get(join_path(*path))
+            if width is not None:
+                # Of this call's own copy of the module, which Flax has frozen.
+                # A model that was made narrower twice keeps the fewer.
+                features = min(width, context.module.features)
+                object.__setattr__(context.module, "features", features)
+            return next_fun(*args, **kwargs)
+
+        return intercept
 
 
 def width_of(module: Any) -> int | None:
     """The features of a layer of a narrower model that is running; None for those of its own."""
     # Of those around it, the one that was made narrower.
-    around, path = module, module.path
-    while isinstance(around, nn.Module) and around.scope is not None:
-        widths = getattr(type(around), "_widths", {})
-        width = widths.get(join_path(*path[len(around.path) :]))
-        if width is not None:
-            return width
+    around = module
+    while isinstance(around, nn.Module) and (place := place_of(around)) is not None:
+        path = place.path_of(module)
+        for change in reversed(changes_of(type(around))):
+            if path is not None and isinstance(change, Widths):
+                width = change.by_path.get(join_path(*path))
+                if width is not None:
+                    return width
         around = around.parent
     return None
-
-
-def _interceptor(widths: Mapping[str, int], prefix: tuple[str, ...]) -> Interceptor:
-    def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module, path = context.module, context.module.path
-        within = path[: len(prefix)] == prefix
-        width = widths.get(join_path(*path[len(prefix) :])) if within else None
-        if width is not None:
-            # Of this call's own copy of the module, which Flax has frozen.
-            object.__setattr__(module, "features", width)
-        return next_fun(*args, **kwargs)
-
-    return intercept

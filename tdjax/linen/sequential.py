@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from tdjax.arguments.called import Method
 from tdjax.linen.table import plain, trace
 from tdjax.params.factorize import DenseLayer, with_dense, with_factors
 from tdjax.params.options import Options
@@ -22,6 +23,7 @@ def factorize_sequentially(
     plan: Plan,
     batches: Iterable[Any],
     options: Options,
+    method: Method = None,
 ) -> dict[str, Any]:
     """See `tdjax.factorize_sequentially`."""
     whole = {**plain(variables)}
@@ -30,6 +32,6 @@ def factorize_sequentially(
     def leaves_of(layers: Mapping[str, DenseLayer]) -> list[Any]:
         return jax.tree.leaves({**whole, "params": with_dense(params, plan, layers)})
 
-    traced = TracedModel(partial(trace, model, variables), leaves_of, params)
+    traced = TracedModel(partial(trace, model, variables, method=method), leaves_of, params)
     layers = sequential(traced, plan, batches, options)
     return with_factors(variables["params"], plan, layers)

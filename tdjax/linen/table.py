@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from tdjax.allocation.auto import best_format
-from tdjax.arguments.called import calling_the_model
-from tdjax.linen.intercept import Interceptor
+from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.linen.intercept import Interceptor, apply_inside, dense_class
 from tdjax.linen.kinds import KINDS
+from tdjax.linen.place import Place
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
 from tdjax.plan.decide import plan_layers
@@ -27,7 +29,11 @@ _passes = itertools.count()
 
 
 def make_plan(
-    model: nn.Module, variables: Mapping[str, Any], rules: Sequence[Rule], sample: Any
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    rules: Sequence[Rule],
+    sample: Any,
+    method: Method = None,
 ) -> Plan:
     """Decide for every layer of a Linen model which format it gets.
 
@@ -37,34 +43,46 @@ def make_plan(
         rules: the first whose path matches a layer decides; see `tdjax.Rule`.
         sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
             positional or a dict of keyword arguments. The first axis is the batch.
+        method: how the model is called, see `tdjax.make_plan`.
 
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, TypeError
     for something that is not a Linen module.
     """
-    found = inventory(model, variables, sample)
-    return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
+    found = inventory(model, variables, sample, method)
+    choose = best_format(found.array_of)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
 
 
-def inventory(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Inventory:
+def inventory(
+    model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
+) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    table = layer_table(model, variables, sample)
+    traced = trace(model, variables, sample, method)
+    table = _with_the_rest(traced, variables)
     params = variables["params"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
     def array_of(layer: Layer) -> Any:
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
-    return Inventory(table, total - sum(layer.size for layer in table), array_of)
+    other = total - sum(layer.size for layer in table)
+    return Inventory(table, other, array_of, traced.other_macs)
 
 
-def layer_table(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> tuple[Layer, ...]:
+def layer_table(
+    model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
+) -> tuple[Layer, ...]:
     """All modules of a model that hold a weight array, in the order in which they are called.
 
     No arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
     Modules that cannot be factorised are listed with the obstacle.
     """
-    table = trace(model, variables, sample).layers
-    params = jax.eval_shape(lambda: plain(variables))["params"]
+    return _with_the_rest(trace(model, variables, sample, method), variables)
+
+
+def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """The layers of a pass, and all modules with weights that it did not meet."""
+    table, params = dict(traced.layers), jax.eval_shape(lambda: plain(variables))["params"]
     for path, own in mappings(params):
         if _weights(own) and path not in table:
             table[path] = _unsupported(path, params, "a module", "was not called")
@@ -81,7 +99,9 @@ def leaves(model: nn.Module, variables: Mapping[str, Any]) -> list[Any]:
     return jax.tree.leaves(plain(variables))
 
 
-def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
+def trace(
+    model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
+) -> Trace:
     """The calls of all modules that hold a weight array, as they are in the traced program.
 
     The program takes the leaves of `plain(variables)`, then the arrays of the sample. Arguments
@@ -91,7 +111,7 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
         raise TypeError(f"expected a flax.linen.Module, got {type(model).__name__}")
     shapes = jax.eval_shape(lambda: plain(variables))
     recorder = Recorder()
-    interceptor = _recording(recorder, shapes["params"])
+    recording = partial(_recording, recorder, shapes["params"])
 
     def run(variables: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         # Other streams fall back to "params"; nothing is drawn here.
@@ -99,32 +119,38 @@ def trace(model: nn.Module, variables: Mapping[str, Any], sample: Any) -> Trace:
         # All collections may change; the name of no collection is new every time, which makes
         # `nn.jit` in the model trace again, and the calls inside it show.
         mutable = nn.DenyList(f"tdjax_{next(_passes)}")
-        with nn.intercept_methods(interceptor):
-            return model.apply(variables, *args, **kwargs, rngs=rngs, mutable=mutable)[0]
+        call = partial(call_model, method=method, args=args, kwargs=kwargs)
+        outputs, recorder.kept = apply_inside(
+            model, recording, variables, call, rngs=rngs, mutable=mutable
+        )
+        return outputs
 
     with calling_the_model(sample):
         return trace_model(recorder, run, shapes, sample)
 
 
-def _recording(recorder: Recorder, params: Any) -> Interceptor:
+def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
     """An interceptor that hands the calls of modules with weights to a recorder.
 
     Arguments:
         params: of the model, as shapes.
+        place: of the model. Those that it applies inside are other models.
     """
     kinds: dict[str, str] = {}
 
     def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
-        kind = KINDS.get(type(module))
+        _trace_anew(module)
+        kind, names = KINDS.get(dense_class(type(module))), place.path_of(module)
         known = method == "__call__" if kind is None else method in kind.methods
-        if not known or method == "setup" or not _owns_weights(params, module.path):
+        if not known or method == "setup" or names is None or not _owns_weights(params, names):
             return next_fun(*args, **kwargs)
-        path, name = join_path(*module.path), type(module).__name__
+        path, name = join_path(*names), type(module).__name__
         if kind is not None:
             kinds[path] = name
             own = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
-            layer = CalledLayer(path, module, kind.weight, own, kind.describe)
+            array = ("params", *names, kind.weight)
+            layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
             kernel = module.variables["params"][kind.weight]
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
         number, output = recorder.number(), next_fun(*args, **kwargs)
@@ -135,6 +161,20 @@ def _recording(recorder: Recorder, params: Any) -> Interceptor:
         return output
 
     return record
+
+
+class _New:
+    """A value that is never found in a cache."""
+
+    def __hash__(self) -> int:
+        """Another number every time."""
+        return next(_passes)
+
+
+def _trace_anew(module: Any) -> None:
+    """Let `nn.jit` below a module trace each of its own: equal ones would share their marks."""
+    if module.scope is not None:
+        module.scope.flags = {**module.scope.flags, "tdjax": _New()}
 
 
 def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:

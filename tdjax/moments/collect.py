@@ -24,7 +24,7 @@ from tdjax.moments.finite import Watch
 from tdjax.moments.rows import Rows
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
 from tdjax.moments.sums import BatchSums, LossFn, SummedCall, Sums, batch_sums, summed_calls
-from tdjax.plan.rules import matches
+from tdjax.plan.patterns import matches
 from tdjax.trace.call import Reading, batch_size, peeked, split_arrays
 from tdjax.trace.trace import Trace
 

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tdjax.moments.finite import Watch, all_finite
+
+# Of what a layer knew, the share that is left after a call in training mode.
+LEFT = 0.9
+
+
+def batch_statistics(
+    after: Callable[[dict[Any, Any]], Mapping[Any, Any]], known: Mapping[Any, Any]
+) -> dict[Any, Any]:
+    """Running statistics as one batch would have them alone; known ones where it does not come.
+
+    How often a layer is called is not told: transformations run calls in loops, and trace one call
+    twice. So the model runs from two starts. What is left of their difference tells the share of
+    the calls in the statistics, and with it their mean; all else in the two runs is the same.
+
+    Arguments:
+        after: statistics before a batch -> those after it, each call leaving the share `LEFT`.
+        known: the statistics that there are, by any keys.
+    """
+    low = after({key: jnp.zeros_like(x) for key, x in known.items()})
+    # As large as the statistics, for the difference to be exact.
+    far = {key: 1 + jnp.abs(x).max() for key, x in low.items()}
+    high = after({key: jnp.full_like(x, far[key]) for key, x in known.items()})
+    found = {}
+    for key, x in known.items():
+        left = (high[key] - low[key]) / far[key]
+        reached = left < (1 + LEFT) / 2
+        found[key] = jnp.where(reached, low[key] / jnp.where(reached, 1 - left, 1), x)
+    return found
 
 
 class Pooled:

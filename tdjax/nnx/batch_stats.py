@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from tdjax.arguments.called import calling_the_model
-from tdjax.moments.pooled import Pooled
-from tdjax.nnx.graph import modules_of
+from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.moments.pooled import LEFT, Pooled, batch_statistics
+from tdjax.nnx.graph import become, modules_of
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 
 M = TypeVar("M", bound=nnx.Module)
+KINDS = ("mean", "var")
 
 
-def reestimate_batch_stats(model: M, batches: Iterable[Any]) -> M:
+def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = None) -> M:
     """See `tdjax.reestimate_batch_stats`."""
     result = nnx.clone(model)
-    layers = {path: m for path, m in modules_of(result).items() if type(m) is nnx.BatchNorm}
+    layers = _layers(result)
     if not layers:
         raise ValueError("reestimate_batch_stats: the model has no batch statistics")
-    moving = {path: layer for path, layer in layers.items() if layer.momentum < 1}
-    before = {path: layer.use_running_average for path, layer in moving.items()}
-    for layer in moving.values():
-        layer.use_running_average = False
     graph, state = nnx.split(result)
 
     @partial(jax.jit, static_argnums=2)
     def step(state: Any, arrays: Any, frame: StaticPart) -> Any:
-        copy = nnx.merge(graph, state)
-        own = {path: m for path, m in modules_of(copy).items() if path in moving}
-        for layer in own.values():
-            layer.mean[...], layer.var[...] = (
-                jnp.zeros(layer.mean.shape),
-                jnp.zeros(layer.var.shape),
-            )
         args, kwargs = frame.join(arrays)
-        copy(*args, **kwargs)
-        shares = {path: 1 - layer.momentum for path, layer in own.items()}
-        return tuple(
-            {path: getattr(layer, kind)[...] / shares[path] for path, layer in own.items()}
-            for kind in ("mean", "var")
-        )
+        known = {
+            (path, kind): getattr(layer, kind)[...]
+            for path, layer in _layers(nnx.merge(graph, state)).items()
+            for kind in KINDS
+        }
+        found = batch_statistics(partial(_after, graph, state, method, args, kwargs), known)
+        return tuple({path: x for (path, own), x in found.items() if own == kind} for kind in KINDS)
 
     pooled = Pooled("reestimate_batch_stats")
     for batch in batches:
@@ -56,7 +46,77 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any]) -> M:
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")
     means, variances = pooled.mean_and_variance()
-    for path, layer in moving.items():
-        layer.mean[...], layer.var[...] = means[path], variances[path]
-        layer.use_running_average = before[path]
+    for path, layer in layers.items():
+        for kind, found in (("mean", means), ("var", variances)):
+            variable = getattr(layer, kind)
+            variable[...] = found[path].astype(variable[...].dtype)
     return result
+
+
+def _layers(model: nnx.Module) -> dict[str, Any]:
+    """The layers that are re-estimated, by path; ValueError for others that keep statistics."""
+    modules = modules_of(model)
+    for path, module in modules.items():
+        if not isinstance(module, nnx.BatchNorm) and any(
+            isinstance(own, nnx.BatchStat) for own in vars(module).values()
+        ):
+            raise ValueError(_refusal(path, module))
+    return {path: m for path, m in modules.items() if isinstance(m, nnx.BatchNorm)}
+
+
+def _refusal(path: str, module: nnx.Module) -> str:
+    return (
+        f"reestimate_batch_stats: layer {path!r} ({type(module).__name__}) keeps statistics in a "
+        "way of its own: let its call pass on to that of nnx.BatchNorm, or run the model in its "
+        "training mode"
+    )
+
+
+def _after(
+    graph: Any, state: Any, method: Method, args: Any, kwargs: Any, start: dict[Any, Any]
+) -> dict[Any, Any]:
+    """The statistics after a batch in training mode, from those before."""
+    copy = nnx.merge(graph, state)
+    layers = _layers(copy)
+    for (path, kind), x in start.items():
+        getattr(layers[path], kind)[...] = x
+    for layer in layers.values():
+        layer.tdjax_calls = _Calls()
+        become(layer, _training_class(type(layer)))
+    call_model(copy, method, args, kwargs)
+    for path, layer in layers.items():
+        if layer.tdjax_calls.own and not layer.tdjax_calls.normalising:
+            raise ValueError(_refusal(path, layer))
+    return {(path, kind): getattr(layers[path], kind)[...] for path, kind in start}
+
+
+class _Calls:
+    """How often a layer's own call ran, and that of nnx.BatchNorm; equal to itself alone."""
+
+    own = 0
+    normalising = 0
+
+
+class _Training(nnx.BatchNorm):
+    """Batch normalisation that keeps the statistics of the batch, whatever mode it is given."""
+
+    def __call__(self, x: Any, use_running_average: Any = None, **options: Any) -> Any:
+        self.tdjax_calls.normalising += 1
+        given, self.momentum = self.momentum, LEFT
+        try:
+            return super().__call__(x, use_running_average=False, **options)
+        finally:
+            self.momentum = given
+
+
+@lru_cache(maxsize=256)
+def _training_class(cls: type) -> type:
+    """A subclass between whose calls and that of nnx.BatchNorm is the one for training."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.tdjax_calls.own += 1
+        return super(made, self).__call__(*args, **kwargs)
+
+    bases = (_Training,) if cls is nnx.BatchNorm else (cls, _Training)
+    made: Any = type(cls.__name__, bases, {"__call__": call})
+    return made

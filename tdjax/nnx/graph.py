@@ -41,14 +41,26 @@ def own_params(module: nnx.Module) -> dict[str, Any]:
 
 def array_of(variable: Any) -> Any:
     """The array of a parameter, or its shape where a model holds shapes alone."""
-    # Versions of Flax differ in the name, and warn of the other.
-    raw = variable.get_raw_value() if hasattr(variable, "get_raw_value") else variable.raw_value
+    raw = _raw(variable)
     return raw if isinstance(raw, jax.ShapeDtypeStruct) else variable[...]
+
+
+def holds_array(variable: Any) -> bool:
+    """Whether something is a parameter of one array: not one that was quantised to several."""
+    if not isinstance(variable, nnx.Variable):
+        return False
+    raw = _raw(variable)
+    return hasattr(raw, "shape") and jax.tree_util.all_leaves([raw])
 
 
 def shape_of(variable: Any) -> tuple[int, ...]:
     """Shape of a parameter's array; () where it holds something else."""
     return tuple(getattr(variable, "shape", ()))
+
+
+def _raw(variable: Any) -> Any:
+    # Versions of Flax differ in the name, and warn of the other.
+    return variable.get_raw_value() if hasattr(variable, "get_raw_value") else variable.raw_value
 
 
 def become(module: nnx.Module, cls: type[nnx.Module]) -> None:

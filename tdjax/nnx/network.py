@@ -11,9 +11,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from tdjax.arguments.called import calling_the_model
+from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.hints import did_you_mean
-from tdjax.nnx.graph import array_of, become, modules_of, shape_of, with_calls
+from tdjax.nnx.graph import array_of, become, holds_array, modules_of, shape_of, with_calls
 from tdjax.nnx.kinds import KINDS
 from tdjax.params.tree import put
 from tdjax.trace.call import call_arguments
@@ -29,18 +29,20 @@ class Network:
     Arguments:
         graph, structure: what is left of `nnx.split(model)`, its state without the leaves. Those
             are the variables.
+        method: how the model is called.
     """
 
     graph: Any
     structure: Any
+    method: Method = None
 
     def __hash__(self) -> int:
         """The metadata of variables may have no hash."""
-        return hash(self.graph)
+        return hash((self.graph, self.method))
 
     def outputs(self, variables: Sequence[Any], inputs: Any) -> Any:
         """What the model returns for one batch."""
-        return _called(self._merged(variables), inputs)
+        return _called(self._merged(variables), inputs, self.method)
 
     def kernel(self, variables: Sequence[Any], path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
@@ -70,7 +72,7 @@ class Network:
                 )
             layer.tdjax_compared = _Compared(kernels[path])
             become(layer, _COMPARING[type(layer)])
-        _called(model, inputs)
+        _called(model, inputs, self.method)
         return {path: _pairs(layer) for path, layer in layers.items()}
 
     def _merged(self, variables: Sequence[Any]) -> nnx.Module:
@@ -84,10 +86,10 @@ def _module_at(model: nnx.Module, path: str) -> Any:
     return modules[path]
 
 
-def _called(model: Any, inputs: Any) -> Any:
+def _called(model: Any, inputs: Any, method: Method) -> Any:
     args, kwargs = call_arguments(inputs)
     with calling_the_model(inputs):
-        return model(*args, **kwargs)
+        return call_model(model, method, args, kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +136,11 @@ def _pairs(layer: Any) -> list[tuple[Array, Array]]:
 _COMPARING = {cls: with_calls(cls, _kept) for cls in KINDS}
 
 
-def network_of(model: nnx.Module) -> tuple[Network, list[Any]]:
+def network_of(model: nnx.Module, method: Method = None) -> tuple[Network, list[Any]]:
     """A model as a static argument, and its arrays."""
     graph, state = nnx.split(model)
     leaves, structure = jax.tree.flatten(state)
-    return Network(graph, structure), leaves
+    return Network(graph, structure, method), leaves
 
 
 def layer_weights(model: nnx.Module) -> dict[str, Any]:
@@ -147,7 +149,9 @@ def layer_weights(model: nnx.Module) -> dict[str, Any]:
     for path, module in modules_of(model).items():
         if type(module) in KINDS:
             name = KINDS[type(module)].weight
-            put(tree, path, {name: array_of(getattr(module, name))})
+            weight = getattr(module, name)
+            if holds_array(weight):
+                put(tree, path, {name: array_of(weight)})
     return tree
 
 

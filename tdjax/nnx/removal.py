@@ -8,14 +8,15 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tdjax.arguments.called import Method
 from tdjax.nnx.graph import array_of, modules_of, own_params
 from tdjax.nnx.table import trace
 from tdjax.params.tree import join_path
 from tdjax.pruning.dead import Network, SmallerModel, remove
-from tdjax.pruning.prunable import names_of
+from tdjax.trace.names import names_of
 
 
-def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel:
+def remove_dead(model: nnx.Module, sample: Any, method: Method = None) -> SmallerModel:
     """See `tdjax.remove_dead`."""
     state = nnx.state(model)
     leaves, structure = jax.tree.flatten(state)
@@ -33,8 +34,8 @@ def remove_dead(model: nnx.Module, sample: Any) -> SmallerModel:
         return copy
 
     found = remove(
-        Network(trace(model, sample), leaves, places),
-        lambda leaves, _: trace(smaller(leaves), sample),
+        Network(trace(model, sample, method), leaves, places),
+        lambda leaves, _: trace(smaller(leaves), sample, method),
     )
     return SmallerModel(smaller(found.leaves), None, found.kept, found.obstacles)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from tdjax.arguments.called import Method
 from tdjax.nnx.graph import modules_of
 from tdjax.nnx.model import own_arrays, with_chains
 from tdjax.nnx.table import trace
@@ -21,7 +22,9 @@ from tdjax.plan.plan import Plan
 M = TypeVar("M", bound=nnx.Module)
 
 
-def factorize_sequentially(model: M, plan: Plan, batches: Iterable[Any], options: Options) -> M:
+def factorize_sequentially(
+    model: M, plan: Plan, batches: Iterable[Any], options: Options, method: Method = None
+) -> M:
     """See `tdjax.factorize_sequentially`."""
     params = own_arrays(model, plan, bias=options.correct_bias)
 
@@ -35,6 +38,6 @@ def factorize_sequentially(model: M, plan: Plan, batches: Iterable[Any], options
                 bias[...] = shifted(bias[...], shift)
         return jax.tree.leaves(nnx.state(copy))
 
-    traced = TracedModel(partial(trace, model), leaves_of, params)
+    traced = TracedModel(partial(trace, model, method=method), leaves_of, params)
     layers = sequential(traced, plan, batches, options)
     return with_chains(model, plan, with_factors(params, plan, layers))

@@ -41,8 +41,14 @@ def _sparse(cls: type) -> Any:
     return type(f"Sparse{cls.__name__}", (Sparse, cls), about)
 
 
+# Under their names here, by which pickle finds them.
+SparseConv, SparseLinear = _sparse(nnx.Conv), _sparse(nnx.Linear)
+SparseLinearGeneral, SparseEinsum = _sparse(nnx.LinearGeneral), _sparse(nnx.Einsum)
 SPARSE: dict[type, Any] = {
-    cls: _sparse(cls) for cls in (nnx.Conv, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
+    nnx.Conv: SparseConv,
+    nnx.Linear: SparseLinear,
+    nnx.LinearGeneral: SparseLinearGeneral,
+    nnx.Einsum: SparseEinsum,
 }
 
 

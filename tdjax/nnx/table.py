@@ -13,10 +13,11 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.auto import best_format
-from tdjax.arguments.called import calling_the_model
+from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.nnx.graph import (
     array_of,
     become,
+    holds_array,
     modules_of,
     own_params,
     shape_of,
@@ -24,7 +25,7 @@ from tdjax.nnx.graph import (
     with_calls,
 )
 from tdjax.nnx.kinds import KINDS
-from tdjax.params.tree import join_path
+from tdjax.params.tree import join_path, split_path
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
@@ -33,7 +34,7 @@ from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace
 
 
-def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
+def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any, method: Method = None) -> Plan:
     """Decide for every layer of an NNX model which format it gets.
 
     Arguments:
@@ -41,35 +42,39 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any) -> Plan:
         rules: the first whose path matches a layer decides; see `tdjax.Rule`.
         sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
             positional or a dict of keyword arguments. The first axis is the batch.
+        method: how the model is called, see `tdjax.make_plan`.
 
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, TypeError
     for something that is not an NNX module.
     """
-    found = inventory(model, sample)
-    return plan_layers(found.layers, rules, found.other, best_format(found.array_of))
+    found = inventory(model, sample, method)
+    choose = best_format(found.array_of)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
 
 
-def inventory(model: nnx.Module, sample: Any) -> Inventory:
+def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    table = layer_table(model, sample)
-    modules = modules_of(model)
+    traced, modules = trace(model, sample, method), modules_of(model)
+    table = tuple(_with_the_rest(model, modules, traced.layers).values())
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     total = sum(math.prod(leaf.shape) for leaf in params)
 
     def kernel_of(layer: Layer) -> Any:
         return array_of(getattr(modules[layer.path], layer.storage.name))
 
-    return Inventory(table, total - sum(layer.size for layer in table), kernel_of)
+    other = total - sum(layer.size for layer in table)
+    return Inventory(table, other, kernel_of, traced.other_macs)
 
 
-def layer_table(model: nnx.Module, sample: Any) -> tuple[Layer, ...]:
+def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:
     """All modules of a model that hold a weight array, in the order in which they are called.
 
     No arithmetic is done: a copy of the model is traced with shapes. Arguments and errors as
     `make_plan`. Modules that cannot be factorised are listed last, with the obstacle. A module at
     several paths is listed under the first of them.
     """
-    return tuple(_with_the_rest(model, modules_of(model), trace(model, sample).layers).values())
+    layers = trace(model, sample, method).layers
+    return tuple(_with_the_rest(model, modules_of(model), layers).values())
 
 
 def leaves(model: nnx.Module) -> list[Any]:
@@ -77,7 +82,7 @@ def leaves(model: nnx.Module) -> list[Any]:
     return jax.tree.leaves(nnx.state(model))
 
 
-def trace(model: nnx.Module, sample: Any) -> Trace:
+def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
     """The calls of all layers that can be factorised, as they are in the traced program.
 
     The program takes the leaves of `nnx.split(model)[1]`, then the arrays of the sample. Arguments
@@ -89,10 +94,12 @@ def trace(model: nnx.Module, sample: Any) -> Trace:
     def run(state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         copy: Any = nnx.merge(graph, state)
         for path, module in modules_of(copy).items():
-            if type(module) in _RECORDED:
+            if type(module) in _RECORDED and holds_array(getattr(module, _weight(module))):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
-        return copy(*args, **kwargs)
+        outputs = call_model(copy, method, args, kwargs)
+        recording.recorder.kept = nnx.state(copy)
+        return outputs
 
     with calling_the_model(sample):
         return trace_model(recording.recorder, run, state, sample)
@@ -113,7 +120,8 @@ class _Recording:
         shapes = {name: shape_of(param) for name, param in own_params(module).items()}
         shared = self.uses[id(getattr(module, kind.weight))] > 1
         obstacle = f"its {kind.weight} is another module's" if shared else None
-        return CalledLayer(path, module, kind.weight, shapes, kind.describe, obstacle)
+        array = (*split_path(path), kind.weight)
+        return CalledLayer(path, module, kind.weight, shapes, kind.describe, obstacle, array)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,10 +163,26 @@ def _with_the_rest(
         depth = next(k for k in range(len(path) - 1, -1, -1) if join_path(*path[:k]) in modules)
         owner, shape = join_path(*path[:depth]), shape_of(param)
         module = modules[owner]
-        kind, name, known = KINDS.get(type(module)), type(module).__name__, table.get(owner)
-        if owner in seen or (kind is not None and param is not getattr(module, kind.weight)):
+        weight, known = getattr(module, _weight(module), None), table.get(owner)
+        if owner in seen or (holds_array(weight) and param is not weight):
             continue
         if known is None or math.prod(known.kernel_shape) < math.prod(shape):
-            why = "is not supported" if kind is None else "was not called"
-            table[owner] = Layer(owner, name, shape, obstacle=f"{name} {why}")
+            obstacle = _obstacle(module, weight)
+            table[owner] = Layer(owner, type(module).__name__, shape, obstacle=obstacle)
     return table
+
+
+def _obstacle(module: Any, weight: Any) -> str:
+    """Why a module that was not recorded cannot be factorised."""
+    name = type(module).__name__
+    if type(module) not in KINDS:
+        return f"{name} is not supported"
+    if not holds_array(weight):
+        return f"its {_weight(module)} is no array, but {type(weight).__name__}"
+    return f"{name} was not called"
+
+
+def _weight(module: Any) -> str:
+    """The name of a layer's array; empty for what is no layer."""
+    kind = KINDS.get(type(module))
+    return "" if kind is None else kind.weight

@@ -23,14 +23,9 @@ def digests_of(tree: Any) -> dict[str, Any]:
     """What JSON keeps of each array of a pytree, by its path, so that it can be known again."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_empty)
     return {
-        jax.tree_util.keystr(path): None
-        if _is_empty(leaf)
-        else {
-            "dtype": str(leaf.dtype),
-            "shape": list(leaf.shape),
-            "sha256": array_digest(np.asarray(leaf)),
-        }
+        jax.tree_util.keystr(path): plain and {**plain, "sha256": array_digest(np.asarray(leaf))}
         for path, leaf in leaves
+        for plain in (_plainly(leaf),)
     }
 
 
@@ -46,14 +41,9 @@ def check_shapes(tree: Any, expected: Digests) -> None:
         problem = "was saved and is missing" if path in expected else "was not saved"
         raise ValueError(f"array {path} {problem}")
     for path, leaf in found.items():
-        known = expected[path]
-        if _is_empty(leaf) or known is None:
-            same, shown = _is_empty(leaf) and known is None, "empty"
-        else:
-            same = [str(leaf.dtype), list(leaf.shape)] == [known["dtype"], known["shape"]]
-            shown = f"{leaf.dtype} {tuple(leaf.shape)}"
-        if not same:
-            raise ValueError(f"array {path} is {shown}, not what was saved, {_told(known)}")
+        shown, known = _told(_plainly(leaf)), _told(expected[path])
+        if shown != known:
+            raise ValueError(f"array {path} is {shown}, not what was saved, {known}")
 
 
 def check_arrays(tree: Any, expected: Digests) -> None:
@@ -136,6 +126,12 @@ def _digest(fields: Mapping[str, Any]) -> str:
 
 def _is_empty(leaf: Any) -> bool:
     return isinstance(leaf, Mapping) and not leaf
+
+
+def _plainly(leaf: Any) -> dict[str, Any] | None:
+    if _is_empty(leaf):
+        return None
+    return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
 
 
 def _told(known: Any) -> str:

@@ -119,13 +119,22 @@ def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
             step = manager.latest_step()
             if step is not None:
                 where = path / str(step)
-                return _restored(manager, step, where)
+                about = _about(manager, step, where)
+                found = _restored(manager, step, about)
     except Exception as error:
         raise CheckpointError(
             f"{where}: this is no readable factorised network "
             f"({type(error).__name__}: {one_line(error)}); if it is damaged, save it anew"
         ) from error
-    raise CheckpointError(f"{folder}: no factorised network was saved here")
+    if step is None:
+        raise CheckpointError(f"{folder}: no factorised network was saved here")
+    if about["version"] == OLD_VERSION:
+        warnings.warn(
+            f"{where} was saved without digests, so damage to its arrays cannot be seen; "
+            "save it anew",
+            stacklevel=2,
+        )
+    return found
 
 
 def _bare(path: str, leaf: Any) -> Any:
@@ -152,9 +161,10 @@ def _boxes(params: Tree) -> list[dict[str, Any]]:
     ]
 
 
-def _restored(manager: ocp.CheckpointManager, step: int, path: Path) -> tuple[dict[str, Any], Plan]:
+def _restored(
+    manager: ocp.CheckpointManager, step: int, about: dict[str, Any]
+) -> tuple[dict[str, Any], Plan]:
     """Read one step; raises whatever a damaged one leads to."""
-    about = _about(manager, step, path)
     plan = Plan.from_json(json.dumps(about["plan"]))
     params = _read(manager, step, plan, about.get("arrays"))
     for box in about["boxes"]:
@@ -170,15 +180,11 @@ def _about(manager: ocp.CheckpointManager, step: int, path: Path) -> dict[str, A
     raw = manager.restore(step, args=ocp.args.Composite(plan=ocp.args.JsonRestore())).plan
     if not isinstance(raw, dict):
         raise ValueError(f"{path / 'plan'} holds no fields")
-    if raw.get("version") == OLD_VERSION and raw.keys() == OLD_FIELDS:
-        warnings.warn(
-            f"{path} was saved without digests, so damage to its arrays cannot be seen; "
-            "save it anew",
-            stacklevel=4,
-        )
+    version = raw.get("version")
+    if version == OLD_VERSION and type(version) is int and raw.keys() == OLD_FIELDS:
         return raw
-    if raw.get("version") != FORMAT_VERSION:
-        raise ValueError(f"version {raw.get('version')!r}, this library reads {FORMAT_VERSION}")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"version {version!r}, this library reads {FORMAT_VERSION}")
     try:
         return check_seal(raw)
     except ValueError as error:

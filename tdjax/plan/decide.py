@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
+from tdjax.plan.patterns import matches
 from tdjax.plan.plan import Plan, PlannedLayer, paths_text, ranks_text
 from tdjax.plan.rules import AUTO, Rule
 
@@ -20,7 +20,11 @@ Choose = Callable[[Layer, Rule], PlannedLayer]
 
 
 def plan_layers(
-    table: Sequence[Layer], rules: Sequence[Rule], other: int = 0, choose: Choose | None = None
+    table: Sequence[Layer],
+    rules: Sequence[Rule],
+    other: int = 0,
+    choose: Choose | None = None,
+    other_macs: int = 0,
 ) -> Plan:
     """Apply the rules to a layer table; the first that matches a layer decides.
 
@@ -32,15 +36,17 @@ def plan_layers(
         rules: see `Rule`.
         other: parameters of the model that belong to no weight array.
         choose: plans a layer for a rule with method "auto".
+        other_macs: multiply-accumulates for one example that belong to no layer.
 
-    Raises ValueError for a rule that matches no layer and for ranks out of range; the message
-    names the rule, the layer and the remedy.
+    Raises ValueError for a rule that matches no layer, for a pattern that would be tried for ever
+    and for ranks out of range; the message names the rule, the layer and the remedy.
     """
     for rule in rules:
-        if not any(re.fullmatch(rule.path, layer.path) for layer in table):
+        if not any(matches(layer.path, rule.path) for layer in table):
             near = did_you_mean(rule.path, (layer.path for layer in table))
             raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}{near}")
-    return Plan(tuple(_decide(layer, rules, choose) for layer in table), other)
+    entries = tuple(_decide(layer, rules, choose) for layer in table)
+    return Plan(entries, other, other_macs=other_macs)
 
 
 def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
@@ -102,7 +108,7 @@ def _given_ranks(shape: Sequence[int], method: str, rule: Rule, path: str) -> tu
 
 
 def _decide(layer: Layer, rules: Sequence[Rule], choose: Choose | None) -> PlannedLayer:
-    rule = next((rule for rule in rules if re.fullmatch(rule.path, layer.path)), None)
+    rule = next((rule for rule in rules if matches(layer.path, rule.path)), None)
     if layer.obstacle is not None:
         return PlannedLayer(layer, reason=layer.obstacle)
     if rule is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -138,11 +138,13 @@ class Inventory(NamedTuple):
         layers: the layer table.
         other: parameters that belong to no weight array: biases, normalisation.
         array_of: the array that holds a layer's kernel, or its shape alone.
+        other_macs: multiply-accumulates for one example that belong to no layer.
     """
 
     layers: tuple[Layer, ...]
     other: int
     array_of: Callable[[Layer], Any]
+    other_macs: int = 0
 
 
 def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
@@ -158,6 +160,21 @@ def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
             return replace(layer, stored=stored)
     obstacle = f"its {weight} has shape {shape}, not {stored.shape} or a stack of them"
     return replace(layer, kernel_shape=shape, stored=None, obstacle=obstacle)
+
+
+def stacked_along(layer: Layer, axes: Collection[int]) -> Layer:
+    """A layer with its stack along the axis that was seen to be sliced: shapes alone may fit two.
+
+    Arguments:
+        axes: of the whole array.
+    """
+    stored = layer.storage
+    if stored.stack is None or len(axes) != 1 or stored.stack in axes:
+        return layer
+    (axis,), whole = axes, stored.whole_shape
+    if whole[:axis] + whole[axis + 1 :] != stored.shape:
+        return layer
+    return replace(layer, stored=replace(stored, stack=axis, copies=whole[axis]))
 
 
 def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:
@@ -179,3 +196,13 @@ def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:
         positions=for_one_example(sum(call.positions * runs for call, runs in calls)),
         lookups=for_one_example(sum(call.lookups * runs for call, runs in calls)),
     )
+
+
+def with_products(layer: Layer, macs: int) -> Layer:
+    """The entry of a call by its multiply-accumulates, of a layer whose array is no plain kernel.
+
+    Arguments:
+        macs: of all runs of the call, for all examples.
+    """
+    once = replace(layer, positions=1).macs
+    return replace(layer, positions=-(-macs // max(once, 1)))

@@ -13,7 +13,7 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.printing import Table, as_html, as_text
-from tdjax.plan.reading import PLAN_VERSION, read_plan
+from tdjax.plan.reading import FIRST_VERSION, PLAN_VERSION, read_plan
 from tdjax.plan.stage import CORRECTION, Chain, Stage
 from tdjax.plan.timing import Profile, profile_calls
 
@@ -116,11 +116,14 @@ class Plan:
         layers: in the order in which the model calls them.
         other: parameters of the model that belong to no weight array: biases, normalisation.
         measured: what `profile` found; not part of what makes plans equal.
+        other_macs: multiply-accumulates for one example of products that belong to no layer:
+            attention's queries and keys, an einsum on the model's own arrays.
     """
 
     layers: tuple[PlannedLayer, ...]
     other: int = 0
     measured: Profile | None = field(default=None, compare=False)
+    other_macs: int = 0
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
@@ -144,13 +147,13 @@ class Plan:
 
     @property
     def macs_before(self) -> int:
-        """Multiply-accumulates for one example, dense."""
-        return sum(entry.layer.macs for entry in self.layers)
+        """Multiply-accumulates of the whole model for one example, dense."""
+        return self.other_macs + sum(entry.layer.macs for entry in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one example, factorised."""
-        return sum(entry.macs for entry in self.layers)
+        """Multiply-accumulates of the whole factorised model for one example."""
+        return self.other_macs + sum(entry.macs for entry in self.layers)
 
     def profile(
         self, dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
@@ -191,6 +194,8 @@ class Plan:
         parameters = _change(self.size_before, self.size)
         total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
         rows = [_row(entry) for entry in self.layers]
+        if self.other_macs:
+            rows.append(("(other products)", *[""] * 5, f"{self.other_macs:,}", ""))
         return Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
 
     def _notes(self) -> list[str]:
@@ -210,7 +215,9 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         layers = [_planned_to_dict(entry) for entry in self.layers]
-        raw = {"version": PLAN_VERSION, "other": self.other, "layers": layers}
+        raw = {"version": FIRST_VERSION, "other": self.other, "layers": layers}
+        if self.other_macs:
+            raw |= {"version": PLAN_VERSION, "other_macs": self.other_macs}
         if self.measured is not None:
             raw["measured"] = self.measured
         return json.dumps(raw)
@@ -224,7 +231,7 @@ class Plan:
         """
         found = read_plan(text)
         layers = tuple(PlannedLayer(*entry) for entry in found.entries)
-        return cls(layers, found.other, found.measured)
+        return cls(layers, found.other, found.measured, found.other_macs)
 
 
 def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:

@@ -26,7 +26,13 @@ from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer, Storage
 from tdjax.plan.timing import Profile
 
-PLAN_VERSION = 1
+# Plans whose products are all in layers stay as the first version wrote them.
+FIRST_VERSION, PLAN_VERSION = 1, 2
+# Fields of an entry that plans of earlier versions lack, all their entries alike.
+LATER: tuple[dict[str, Any], ...] = (
+    {"splits": Form.splits, "fold": Form.fold},
+    {"nonzeros": Form.nonzeros},
+)
 # What no array has, and what would take for ever to split into factors.
 MOST_AXES, LONGEST_AXIS, LARGEST = 32, 2**31 - 1, 2**63 - 1
 
@@ -45,6 +51,7 @@ class ReadPlan(NamedTuple):
     entries: tuple[ReadEntry, ...]
     other: int
     measured: Profile | None
+    other_macs: int
 
 
 def read_plan(text: str) -> ReadPlan:
@@ -54,13 +61,15 @@ def read_plan(text: str) -> ReadPlan:
         if not isinstance(raw, dict):
             raise ValueError(f"it must hold fields, got {_shown(raw)}")
         version = _value(int, raw.get("version"), "version")
-        if version != PLAN_VERSION:
-            raise ValueError(f"version {version}, this library reads {PLAN_VERSION}")
+        if version not in _PLANS:
+            raise ValueError(
+                f"version {version}, this library reads {FIRST_VERSION} to {PLAN_VERSION}"
+            )
         measured = _profile(raw.pop("measured")) if "measured" in raw else None
-        plain = _fields(_Plan, raw, "")
+        plain = _fields(_PLANS[version], raw | {"layers": _completed(raw.get("layers"))}, "")
         entries = [_entry(own, f"layers[{k}]") for k, own in enumerate(plain.layers)]
         _check_paths(entries)
-        return ReadPlan(tuple(entries), plain.other, measured)
+        return ReadPlan(tuple(entries), plain.other, measured, getattr(plain, "other_macs", 0))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not a plan: {one_line(error)}") from error
 
@@ -80,10 +89,28 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _FirstPlan:
     version: int
     other: int
     layers: tuple[_Entry, ...]
+
+
+@dataclass(frozen=True)
+class _Plan(_FirstPlan):
+    other_macs: int
+
+
+_PLANS: Mapping[int, type[_FirstPlan]] = {FIRST_VERSION: _FirstPlan, PLAN_VERSION: _Plan}
+
+
+def _completed(layers: Any) -> Any:
+    """The entries with the fields that came after the version that wrote them."""
+    if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
+        return layers
+    for absent in LATER:
+        if all(absent.keys().isdisjoint(entry) for entry in layers):
+            layers = [{**absent, **entry} for entry in layers]
+    return layers
 
 
 def _fields(cls: Any, raw: Any, where: str) -> Any:
@@ -145,6 +172,7 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
     for name, problem in _layer_problems(own.layer):
         raise ValueError(f"field '{where}.layer.{name}': {problem}")
     form = (own.ranks, own.spatial, own.splits, own.fold, own.nonzeros)
+    _check_nonzeros(own)
     if own.method is None:
         if form != ((), Form.spatial, Form.splits, Form.fold, Form.nonzeros):
             raise ValueError(f"field '{where}.method' is null, but the layer has a form")
@@ -209,6 +237,9 @@ def _storage_problems(stored: Storage) -> Iterator[tuple[str, str]]:
 def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
     """What cannot be so of the axes that a kernel is made of."""
     kind, axes = layer.kind, tuple(range(len(stored.shape)))
+    name = "embedding" if kind == "embed" else "kernel"
+    if layer.stored is not None and stored.name != name:
+        yield "stored.name", f"{stored.name!r} is not that of kind {kind}, {name!r}"
     if stored.flipped and kind != "conv_transpose":
         yield "stored.flipped", f"the window of a layer of kind {kind} runs forwards"
     # An einsum has its axes in any order, a transposed convolution the outputs first at times.
@@ -227,6 +258,12 @@ def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
         yield "stored.shape", f"{stored.shape} does not hold a kernel of {layer.kernel_shape}"
 
 
+def _check_nonzeros(own: _Entry) -> None:
+    most = math.prod(own.layer.kernel_shape) if own.method is not None else 0
+    if own.nonzeros > most:
+        raise ValueError(f"layer {own.layer.path!r}: nonzeros {own.nonzeros} not in 0..{most}")
+
+
 def _check_form(layer: Layer, form: Form) -> None:
     """Refuse, with a ValueError, a form that the layer cannot have."""
     chain = chain_of(layer, form)
@@ -235,9 +272,6 @@ def _check_form(layer: Layer, form: Form) -> None:
     check_ranks(form.ranks, full, "ranks")
     if form.method == "tt" and clip_ranks(ranks.tt_order(shape), form.ranks) != form.ranks:
         raise ValueError(f"ranks {form.ranks}: one is above what its neighbours let it reach")
-    most = math.prod(layer.kernel_shape)
-    if form.nonzeros > most:
-        raise ValueError(f"nonzeros {form.nonzeros} are more than the {most} of its kernel")
 
 
 def _check_paths(entries: list[ReadEntry]) -> None:

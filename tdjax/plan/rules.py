@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tdjax.decompose.inputs import check_whole
@@ -20,7 +19,8 @@ class Rule:
     """What to do with the layers whose path matches.
 
     Arguments:
-        path: regular expression that must match the whole '/'-joined module path.
+        path: regular expression that must match the whole '/'-joined module path; one that Python
+            could try on a path in millions of ways is refused where it meets that path.
         method: "cp", "tucker", "tt", "svd", or "auto" for the one whose weight error is the
             least at this compression. Between matrices "tt" is a TT-matrix, and stands for "svd"
             where their sizes have no factors; "cp" and "tucker" always do.
@@ -60,9 +60,11 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Refuse a rule that cannot mean anything, before it meets a model."""
+        if not isinstance(self.path, str):
+            raise TypeError(f"Rule path {self.path!r} is no pattern; pass a str, as '.*conv.*'")
         try:
             re.compile(self.path)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{self}: the path is not a valid regular expression: {error}"
             ) from None
@@ -102,9 +104,3 @@ def _check_sizes(rule: Rule) -> None:
     if rule.rank is not None:
         for rank in rule.rank if isinstance(rule.rank, (list, tuple)) else (rule.rank,):
             check_whole(rank, f"{rule}: rank")
-
-
-def matches(path: str, patterns: str | Sequence[str]) -> bool:
-    """Whether a '/'-joined module path matches one of some patterns as a whole."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return any(re.fullmatch(pattern, path) for pattern in patterns)

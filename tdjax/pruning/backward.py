@@ -26,7 +26,8 @@ from tdjax.params.tree import join_path
 from tdjax.plan.layers import Layer
 from tdjax.pruning.checks import check_range
 from tdjax.pruning.lasso import solve
-from tdjax.pruning.prunable import Leaf, names_of, prunable
+from tdjax.pruning.prunable import Leaf, prunable
+from tdjax.trace.names import names_of
 
 
 class Pruned(NamedTuple):

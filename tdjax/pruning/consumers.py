@@ -126,7 +126,9 @@ class _Walk:
             for place, shape in enumerate(self.shapes)
         ]
         arguments += [UNKNOWN] * (len(program.jaxpr.invars) - len(arguments))
-        for value in self.program(program, arguments):
+        results = self.program(program, arguments)
+        # Behind the outputs come values that the model keeps.
+        for value in results[: len(results) - len(self.trace.kept)]:
             self.block(value.source, "the model returns its outputs")
             self.read |= value.leaves
         for number, made in self.trace.calls.items():
@@ -208,7 +210,7 @@ class _Walk:
             # Of numbers that are the same everywhere, whatever has no entries of its own.
             same = eqn.primitive.name in ELEMENTWISE or eqn.primitive.name == "broadcast_in_dim"
             return [UNIFORM if same else UNKNOWN] * len(eqn.outvars)
-        inside = {value.inside for value in reads} - {None}
+        inside = {value.inside for value in reads if value.inside is not None}
         if len(inside) == 1:
             (path,) = inside
             self.within(path, eqn, reads)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from tdjax.arguments.later import checked_later
 from tdjax.params.tree import join_path
-from tdjax.pruning.prunable import names_of, prunable
+from tdjax.pruning.prunable import prunable
+from tdjax.trace.names import names_of
 
 if TYPE_CHECKING:
     import optax

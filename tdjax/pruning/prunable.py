@@ -12,19 +12,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from jaxtyping import Array, Shaped
 
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.layers import Layer, Storage
-from tdjax.plan.rules import matches
+from tdjax.plan.patterns import matches
+from tdjax.trace.names import names_of
 
 # Whose weights are compared with each other.
 SCOPES = ("neuron", "layer", "global")
 # The parameters that hold the kernels of Flax's layers.
 WEIGHTS = ("kernel", "embedding")
-# Where wrappers of Flax, Linen's metadata and NNX's variables, keep their array.
-WRAPPED = ("value", "raw_value")
 
 
 @dataclass(frozen=True)
@@ -93,20 +91,6 @@ def prunable(
         if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
             raise ValueError(f"layer {leaf.path!r}: the {leaf.storage.name} holds NaN or Inf")
     return chosen
-
-
-def names_of(key_path: Sequence[Any]) -> tuple[str, ...]:
-    """The names along the path of a leaf, without those of wrappers around its array."""
-    names = []
-    for key in key_path:
-        if isinstance(key, DictKey):
-            names.append(str(key.key))
-        elif isinstance(key, SequenceKey):
-            names.append(str(key.idx))
-        elif isinstance(key, GetAttrKey):
-            names.append(key.name)
-    wrapped = names and key_path and not isinstance(key_path[-1], DictKey | SequenceKey)
-    return tuple(names[:-1] if wrapped and names[-1] in WRAPPED else names)
 
 
 def _named(params: Any) -> list[Leaf]:

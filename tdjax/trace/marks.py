@@ -2,18 +2,25 @@
 
 A mark is an identity on an array, beside the layer's kernel. Under `vmap` it records which of the
 new axes the kernel has too: those are layers of a stack, the others further examples.
+
+What a layer does between its marks carries the number of the call in the name stack of its
+equations, which goes through all transformations too: those of its derivatives carry it as well.
 """
 
 from __future__ import annotations
 
+import re
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
+from jax.extend.core import JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 INPUT, OUTPUT = "input", "output"
+SCOPE = "tdjax_call_"
 
 mark_p = Primitive("tdjax_mark")
 
@@ -40,6 +47,17 @@ def mark(x: Array, kernel: Array, number: int, end: str) -> Array:
         number: of the call.
     """
     return mark_p.bind(x, kernel, number=number, end=end, stacked=())
+
+
+def inside_call(number: int) -> AbstractContextManager[Any]:
+    """A context in which equations are known as those of a layer's call."""
+    return jax.named_scope(f"{SCOPE}{number}")
+
+
+def calls_around(eqn: JaxprEqn) -> tuple[int, ...]:
+    """The calls that an equation is part of, in its own program, the outermost first."""
+    names = str(eqn.source_info.name_stack)
+    return tuple(map(int, re.findall(rf"{SCOPE}(\d+)", names))) if SCOPE in names else ()
 
 
 def _identity(x: Any, kernel: Any, **_: Any) -> Any:

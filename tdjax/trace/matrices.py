@@ -75,14 +75,14 @@ def einsum_labels(module: Any, equation: str | None, ndim: int, kernel_ndim: int
 def einsum_rows(inputs: Float[Array, "*_"], labels: Labels) -> Float[Array, "*_"]:
     """The input with its contracted axes as one, the last."""
     kept = _kept(labels)
-    x = jnp.einsum(f"{labels.inputs}->{kept}{labels.contracted}", inputs)
+    x = _ordered(inputs, labels.inputs, kept + labels.contracted)
     return x.reshape(*x.shape[: len(kept)], -1)
 
 
 def einsum_columns(y: Float[Array, "*_"], labels: Labels) -> Float[Array, "*_"]:
     """The output with the axes that the kernel brings in as one, the last."""
     kept = _kept(labels)
-    y = jnp.einsum(f"{labels.output}->{kept}{labels.made}", y)
+    y = _ordered(y, labels.output, kept + labels.made)
     return y.reshape(*y.shape[: len(kept)], -1)
 
 
@@ -92,7 +92,12 @@ def einsum_output(
     """The output, of rows whose last axis merges those that the kernel brings in."""
     sizes = dict(zip(labels.kernel, kernel_shape, strict=True))
     y = y.reshape(*y.shape[:-1], *(sizes[label] for label in labels.made))
-    return jnp.einsum(f"{_kept(labels)}{labels.made}->{labels.output}", y)
+    return _ordered(y, _kept(labels) + labels.made, labels.output)
+
+
+def _ordered(x: Float[Array, "*_"], labels: str, wanted: str) -> Float[Array, "*_"]:
+    """The axes of an array in another order."""
+    return jnp.transpose(x, [labels.index(label) for label in wanted])
 
 
 def einsum_bias(labels: Labels, kernel_shape: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -15,14 +15,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from tdjax.plan.layers import Layer, in_stack
 from tdjax.trace.call import Call, batch_size, call_arguments, split_arrays
-from tdjax.trace.marks import INPUT, OUTPUT, mark
+from tdjax.trace.marks import INPUT, OUTPUT, inside_call, mark
+from tdjax.trace.names import Names, leaf_names
 from tdjax.trace.trace import Trace, TracedCall
 
 # The array that goes into a layer, where it is given by name: of a call, of an embedding's attend.
 INPUT_NAMES = ("inputs", "query")
+# Bits of the smallest numbers that factors can be rounded to.
+SMALLEST_FLOAT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,7 @@ class CalledLayer:
         shapes: of all the layer's own parameters, by name.
         describe: a layer table's entry from a call, without path.
         obstacle: why it cannot be factorised, where the call does not tell.
+        array: names of the array that is decomposed among those of the model.
     """
 
     path: str
@@ -44,17 +49,21 @@ class CalledLayer:
     shapes: Mapping[str, tuple[int, ...]]
     describe: Callable[[Call], Layer]
     obstacle: str | None = None
+    array: Names | None = None
 
-    def entry(self, call: Call) -> Layer:
-        """The entry of the layer from one call, with the stack that its array may lie in."""
+    def entry(self, call: Call, dtype: Any) -> Layer:
+        """The entry of the layer from one call, with the stack that its array may lie in.
+
+        Arguments:
+            dtype: of the array.
+        """
         others = [shape for name, shape in self.shapes.items() if name != self.weight]
         layer = dataclasses.replace(
             self.describe(call), path=self.path, other=sum(map(math.prod, others))
         )
         layer = in_stack(layer, self.weight, self.shapes[self.weight])
-        if layer.obstacle is None and self.obstacle is not None:
-            return dataclasses.replace(layer, obstacle=self.obstacle)
-        return layer
+        obstacle = layer.obstacle or self.obstacle or _of_numbers(self.weight, dtype)
+        return dataclasses.replace(layer, obstacle=obstacle)
 
 
 class Recorder:
@@ -62,11 +71,13 @@ class Recorder:
 
     Attributes:
         calls: by number, in the order in which they begin.
+        kept: what the model keeps beside its outputs, a pytree named as its state is.
     """
 
     def __init__(self) -> None:
         """No call is known yet."""
         self.calls: dict[int, TracedCall] = {}
+        self.kept: Any = ()
         self._numbers = itertools.count()
 
     def number(self) -> int:
@@ -96,10 +107,11 @@ class Recorder:
             args[0] = inputs
         else:
             kwargs[name] = inputs
-        output = answer(*args, **kwargs)
+        with inside_call(number):
+            output = answer(*args, **kwargs)
         equation = args[1] if len(args) > 1 else kwargs.get("einsum_str")
         call = Call(layer.module, method, inputs, output, equation)
-        self.calls[number] = TracedCall(layer.entry(call), call)
+        self.calls[number] = TracedCall(layer.entry(call, kernel.dtype), call, layer.array)
         return mark(output, kernel, number, OUTPUT)
 
 
@@ -118,10 +130,23 @@ def trace_model(
         sample: one batch as the model takes it, see `tdjax.make_plan`.
     """
     arrays, static = split_arrays(call_arguments(sample))
+    kept_names: list[Names] = []
 
     def program(state: Any, arrays: Any) -> Any:
         args, kwargs = static.join(arrays)
-        return model(state, args, kwargs)
+        outputs = model(state, args, kwargs)
+        kept, rest = split_arrays(recorder.kept)
+        names = leaf_names(recorder.kept)
+        kept_names[:] = [names[place] for place in rest.places]
+        return outputs, kept
 
-    jaxpr, outputs = jax.make_jaxpr(program, return_shape=True)(state, arrays)
-    return Trace(jaxpr, recorder.calls, outputs, batch_size(arrays))
+    jaxpr, (outputs, _) = jax.make_jaxpr(program, return_shape=True)(state, arrays)
+    return Trace(
+        jaxpr, recorder.calls, outputs, batch_size(arrays), leaf_names(state), tuple(kept_names)
+    )
+
+
+def _of_numbers(weight: str, dtype: Any) -> str | None:
+    """Why an array of such numbers cannot be decomposed; None where it can."""
+    real = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= SMALLEST_FLOAT
+    return None if real else f"its {weight} holds {jnp.dtype(dtype).name} numbers"

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.report import plots
+from experiments.workdir.journal import read_journal
 
 pytest.importorskip("matplotlib")
 
@@ -53,6 +55,46 @@ def test_the_order_of_records_does_not_matter(journal):
     assert {file: found[file] == (folder / file).read_bytes() for file in found} == dict.fromkeys(
         found, True
     )
+
+
+ODD = (None, [], {}, "x", -1, 0, math.inf, math.nan, 10**400, True, [None], 2**70, 0.5)
+
+
+def places(value, path=()):
+    """The path of every value inside of a JSON value."""
+    inside = value.items() if isinstance(value, dict) else ()
+    inside = enumerate(value) if isinstance(value, list) else inside
+    for name, one in inside:
+        yield (*path, name)
+        yield from places(one, (*path, name))
+
+
+def test_whatever_a_field_becomes_it_is_read_or_named(journal):
+    name, _, workdir = journal
+    module = importlib.import_module(
+        "experiments.error_study.records"
+        if name == "error_study"
+        else f"experiments.{name}.settings"
+    )
+    path, rng = workdir / "metrics.jsonl", random.Random(1)
+    lines = path.read_text().splitlines()
+    refused = 0
+    for _ in range(60):
+        number = rng.randrange(len(lines))
+        changed = json.loads(lines[number])
+        *inside, last = rng.choice(list(places(changed)))
+        value = changed
+        for part in inside:
+            value = value[part]
+        value[last] = rng.choice(ODD)
+        path.write_text("\n".join([*lines[:number], json.dumps(changed), ""]))
+        try:
+            read_journal(path, module.SCHEMA)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}, line {number + 1}: ")
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 20
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])

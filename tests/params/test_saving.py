@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import sys
@@ -17,6 +18,7 @@ from plain_models import MLP, ConvNet, Scanned, Zoo, normal, random_variables
 import tdjax
 from experiments.network.checkpoints import CheckpointError, save
 from tdjax import Layer, Plan, PlannedLayer, Rule
+from tdjax.params.digests import check_seal, seal_files, sealed
 from tdjax.params.saving import check_params, load_factorised, save_factorised
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.layers import Storage
@@ -25,7 +27,7 @@ IMAGES, TOKENS = normal(0, 2, 8, 8, 3), jnp.zeros((2, 6), jnp.int32)
 METHODS = ("svd", "tucker", "cp", "tt")
 
 
-def random(shapes):
+def arrays_of(shapes):
     """Arrays of these shapes: what is saved need not come from a decomposition."""
     leaves, structure = jax.tree.flatten(shapes)
     arrays = [normal(k, *leaf.shape).astype(leaf.dtype) for k, leaf in enumerate(leaves)]
@@ -38,7 +40,7 @@ def factorised(model, sample, path=".*", **rule):
     plan = tdjax.make_plan(model, variables, [Rule(path=path, **rule)], sample)
     assert plan.factorised
     small = tdjax.factorize(model, plan)
-    return random(jax.eval_shape(lambda key: small.init(key, *sample), jax.random.key(0))), plan
+    return arrays_of(jax.eval_shape(lambda key: small.init(key, *sample), jax.random.key(0))), plan
 
 
 def mlp(scale=1.0, path="dense[01]", rank=2):
@@ -302,10 +304,12 @@ def test_damage_is_refused(tmp_path, damage):
 
 
 def edit(folder, change):
+    """Edit what is beside the arrays, with digests of what it is then."""
     file = folder / "0" / "plan" / "metadata"
-    about = json.loads(file.read_text())
+    about = check_seal(json.loads(file.read_text()))
     change(about)
-    file.write_text(json.dumps(about))
+    file.write_text(json.dumps(sealed(about)))
+    seal_files(folder / "0")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +318,8 @@ def edit(folder, change):
         (lambda about: about.update(plan={"rules": []}), "not a plan"),
         (lambda about: about["plan"].update(version=99), "not a plan.*version 99"),
         (lambda about: about.pop("plan"), "plan"),
-        (lambda about: about.update(version=2), "version 2, this library reads 1"),
+        (lambda about: about.update(version=3), "version 3, this library reads 2"),
+        (lambda about: about["arrays"].popitem(), "array .* was not saved"),
         (lambda about: about.update(boxes=[{"path": ["no", "x"]}]), "no parameters at 'no'"),
         (
             lambda about: about["plan"]["layers"][0].update(ranks=[3]),
@@ -334,11 +339,19 @@ def test_a_plan_that_does_not_fit_is_refused(tmp_path, change, message):
     assert str(tmp_path / "0") in str(caught.value)
 
 
+def swapped(folder, one, two):
+    """Two networks, the second one's arrays in the first one's place."""
+    save_factorised(folder / "one", *one)
+    save_factorised(folder / "two", *two)
+    shutil.rmtree(folder / "one" / "0" / "params")
+    shutil.copytree(folder / "two" / "0" / "params", folder / "one" / "0" / "params")
+
+
 def test_parameters_of_another_network_are_refused(tmp_path):
-    save_factorised(tmp_path / "one", *mlp())
-    save_factorised(tmp_path / "two", *mlp(path="dense[02]"))
-    shutil.rmtree(tmp_path / "one" / "0" / "params")
-    shutil.copytree(tmp_path / "two" / "0" / "params", tmp_path / "one" / "0" / "params")
+    swapped(tmp_path, mlp(), mlp(path="dense[02]"))
+    with pytest.raises(CheckpointError, match=r"one/0/params/.* (is missing|digest differs)"):
+        load_factorised(tmp_path / "one")
+    seal_files(tmp_path / "one" / "0")
     expected = (
         r"one/0: .*layer 'dense1' is factorised in the plan \(svd\), found a dense kernel of shape "
         r"\(8, 7\); .*layer 'dense2' is dense in the plan: expected kernel \(7, 6\), found "
@@ -346,6 +359,76 @@ def test_parameters_of_another_network_are_refused(tmp_path):
     )
     with pytest.raises(CheckpointError, match=expected):
         load_factorised(tmp_path / "one")
+
+
+def test_other_arrays_of_the_same_shapes_are_refused(tmp_path):
+    swapped(tmp_path, mlp(), mlp(2.0))
+    # As a kill leaves it, between the arrays and the digests of their files.
+    (tmp_path / "one" / "0" / "digests.json").unlink()
+    with pytest.raises(CheckpointError, match=r"one/0: .*array \['dense0'\].* its digest differs"):
+        load_factorised(tmp_path / "one")
+
+
+def flipped(content, rng):
+    place, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
+    return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+
+
+def test_a_flipped_bit_is_named(tmp_path):
+    rng = random.Random(0)
+    params, plan = mlp()
+    save_factorised(tmp_path, params, plan)
+    # Empty files have no bits.
+    files = [file for file in (tmp_path / "0").rglob("*") if file.is_file() and file.stat().st_size]
+    assert len(files) > 5
+    for file in files:
+        content = file.read_bytes()
+        for _ in range(3):
+            file.write_bytes(flipped(content, rng))
+            with pytest.raises(CheckpointError, match=re.escape(str(file))) as caught:
+                load_factorised(tmp_path)
+            assert "\n" not in str(caught.value)
+        file.write_bytes(content)
+    assert_same(load_factorised(tmp_path)[0], params)
+
+
+def test_an_edited_plan_beside_intact_factors_is_refused(tmp_path):
+    save_factorised(tmp_path, *mlp())
+    file = tmp_path / "0" / "plan" / "metadata"
+    about = json.loads(file.read_text())
+    about["plan"]["layers"][0]["layer"]["positions"] = 7
+    file.write_text(json.dumps(about))
+    for remove in (False, True):
+        if remove:
+            (tmp_path / "0" / "digests.json").unlink()
+        with pytest.raises(CheckpointError, match=f"{tmp_path}/0/plan.* its digest differs"):
+            load_factorised(tmp_path)
+
+
+def test_what_an_earlier_version_saved_is_read_with_a_warning(tmp_path):
+    params, plan = mlp()
+    save_factorised(tmp_path, params, plan)
+    file = tmp_path / "0" / "plan" / "metadata"
+    about = json.loads(file.read_text())
+    old = {name: about[name] for name in ("plan", "boxes")} | {"version": 1}
+    file.write_text(json.dumps(old))
+    (tmp_path / "0" / "digests.json").unlink()
+    with pytest.warns(UserWarning, match=f"{tmp_path}/0 was saved without digests.* save it anew"):
+        found, found_plan = load_factorised(tmp_path)
+    assert found_plan == plan
+    assert_same(found, params)
+    # What has a digest does not pass for older.
+    for more in ({"version": 1, "arrays": {}}, {"version": 1.0}, {"version": 2}):
+        file.write_text(json.dumps({**old, **more}))
+        with pytest.raises(CheckpointError, match=r"version 1|digest is missing"):
+            load_factorised(tmp_path)
+
+
+def test_a_pipe_in_a_checkpoint_is_refused(tmp_path):
+    save_factorised(tmp_path, *mlp())
+    os.mkfifo(tmp_path / "0" / "params" / "pipe")
+    with pytest.raises(CheckpointError, match="params/pipe is neither a file nor a folder"):
+        load_factorised(tmp_path)
 
 
 def test_nothing_is_written_where_something_is_wrong(tmp_path):

@@ -1,7 +1,11 @@
+import random
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from experiments.network.checkpoints import CheckpointError, restore_latest, save
@@ -119,3 +123,42 @@ def test_what_is_restored_is_tied_to_no_device(tmp_path):
     save(tmp_path, 1, tree())
     restored = jax.tree.leaves(restore_latest(tmp_path, tree())[1])
     assert not any(leaf.committed for leaf in restored)
+
+
+def test_a_flipped_bit_is_named(tmp_path):
+    rng = random.Random(0)
+    save(tmp_path, 4, tree())
+    for file in [file for file in (tmp_path / "4").rglob("*") if file.is_file()]:
+        content = file.read_bytes()
+        if not content:
+            continue
+        place, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
+        file.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match=re.escape(str(file))) as caught:
+            restore_latest(tmp_path, tree())
+        assert "\n" not in str(caught.value)
+        assert f"remove {tmp_path} to train from scratch" in str(caught.value)
+        file.write_bytes(content)
+    assert_same(restore_latest(tmp_path, tree())[1], tree())
+
+
+def test_other_arrays_of_the_same_shapes_are_refused(tmp_path):
+    save(tmp_path / "one", 4, tree())
+    save(tmp_path / "two", 4, tree(2.0))
+    (tmp_path / "one" / "4" / "tree").rename(tmp_path / "aside")
+    (tmp_path / "two" / "4" / "tree").rename(tmp_path / "one" / "4" / "tree")
+    (tmp_path / "one" / "4" / "digests.json").unlink()
+    with pytest.raises(CheckpointError, match=r"array \[0\]\['a'\] .* its digest differs"):
+        restore_latest(tmp_path / "one", tree())
+
+
+def test_a_checkpoint_of_before_there_were_digests_is_read_with_a_warning(tmp_path):
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(3, args=ocp.args.StandardSave(tree(3.0)))
+        manager.wait_until_finished()
+    with pytest.warns(UserWarning, match=f"{tmp_path}/3 was written without digests"):
+        step, restored = restore_latest(tmp_path, tree())
+    assert step == 3
+    assert_same(restored, tree(3.0))
+    save(tmp_path, 5, tree(5.0))
+    assert_same(restore_latest(tmp_path, tree())[1], tree(5.0))

@@ -141,3 +141,40 @@ def test_markdown():
         "## Second\n\nNone.\n"
     )
     assert "| --- | --- | ---: |" in to_markdown([Table("Third", cells, labels=2)])
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("*a* __b__ `c`", r"\*a\* \_\_b\_\_ \`c\`"),
+        ("<b>a</b> <!-- <https://a.b>", r"\<b>a\</b> \<!-- \<https://a.b>"),
+        ("a < 1 & b, <1>", "a < 1 & b, <1>"),
+        ("&lt; &#42;", r"\&lt; \&#42;"),
+        ("[a](b) [c][d] [e]: f", r"[a\](b) [c\][d] [e\]: f"),
+        ("0.5 [0.4, 0.6] (published 0.5)", "0.5 [0.4, 0.6] (published 0.5)"),
+        ("a\\|b", r"a\\\|b"),
+        ("~~a~~ $b$", r"\~\~a\~\~ \$b\$"),
+        ("a\n\n# b\r\n\u2028c", "a # b c"),
+    ],
+)
+def test_markup_is_escaped(text, escaped):
+    cells = pd.DataFrame({text: [text]})
+    written = to_markdown([Table(text, cells)], f"a {text}")
+    assert written == (f"a {escaped}\n\n## {escaped}\n\n| {escaped} |\n| --- |\n| {escaped} |\n")
+
+
+@pytest.mark.parametrize(
+    ("note", "escaped"),
+    [
+        ("# a", "\\# a"),
+        ("> a", "\\> a"),
+        ("- a", "\\- a"),
+        ("12. a", "12\\. a"),
+        ("3) a", "3\\) a"),
+        ("12 a", "12 a"),
+        (" \n ", None),
+    ],
+)
+def test_a_note_is_a_paragraph(note, escaped):
+    above = f"{escaped}\n\n" if escaped else ""
+    assert to_markdown([Table("A", pd.DataFrame({"b": []}))], note) == f"{above}## A\n\nNone.\n"

@@ -1,20 +1,29 @@
+import errno
 import json
 import math
+import os
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.workdir.claim import in_use
 from experiments.workdir.journal import (
     SCORES,
     Kind,
     append_records,
+    check_workdir,
     claim_workdir,
+    read_config,
     read_journal,
 )
 from tdjax.files import write_atomically
 
+# In place of a JSON object.
+ODD = [b"{", b"[]", b"7", b"null", b"\xff\xfe{}", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000]
 CONFIG = {"seed": 0, "train": {"epochs": 3, "rates": (1, 2)}, "folder": None}
 
 
@@ -108,11 +117,38 @@ def test_a_folder_of_other_things_is_refused_and_left(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_damaged_configuration_is_refused_and_left(tmp_path):
-    (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize("content", ODD)
+def test_a_damaged_configuration_is_refused_and_left(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         claim_workdir(tmp_path, CONFIG)
-    assert (tmp_path / "config.json").read_text() == "{"
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        read_config(tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(OSError, match=rf"it is no regular file: .*{name}"):
+        read_config(tmp_path) if name == "config.json" else read_journal(tmp_path / name, SCHEMA)
+
+
+def begin_there(workdir):
+    check_workdir(workdir, CONFIG)
+    with in_use(workdir):
+        pass
+
+
+def test_what_cannot_be_a_work_directory_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none" / "deeper")
+    for name in ("file", "file/below", "loop", "nowhere", "long" * 100, "null\0"):
+        with pytest.raises(ValueError, match=f"workdir .*{name[:4]}.*; use another workdir"):
+            begin_there(tmp_path / name)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "loop", "nowhere"]
 
 
 def even(name, value):
@@ -128,6 +164,7 @@ def ratio(name, value):
 PART = {"size": int}
 SCHEMA = {
     "whole": Kind({}, {"test": SCORES, "parts": [PART]}),
+    "point": Kind({"x": float}, {}),
     "run": Kind(
         {"name": str, "number": even}, {"loss": float, "note": (str, None), "share": (ratio, None)}
     ),
@@ -161,6 +198,73 @@ def test_what_was_found_is_not_appended_again(tmp_path):
     assert lines(path) == [WHOLE, other]
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({**RUN, "number": 3}, "the run a, 3 cannot be recorded, .*: number 3 is odd. Nothing was"),
+        ({**RUN, "loss": "much"}, "the run a, 4 cannot be recorded, .*'loss' is 'much'"),
+        ({**RUN, "share": [1]}, "the run a, 4 cannot .* wrong type"),
+        ({**RUN, "more": 1j}, "the run a, 4 cannot .* not JSON serializable"),
+        ({**WHOLE, "test": {"accuracy": math.nan, "cross_entropy": 1}}, "the whole cannot"),
+        ({"kind": "rum"}, "the rum cannot .*kind 'rum' is unknown; kinds are: whole, point, run"),
+        ({**RUN, "name": "b", "loss": 3}, "the run b, 2 was measured twice with other results"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, record, message):
+    path = tmp_path / "metrics.jsonl"
+    append_records(path, [WHOLE])
+    journal, other = read_journal(path, SCHEMA), {**RUN, "name": "b"}
+    if record.get("kind") == "whole":
+        path.unlink()
+        journal = read_journal(path, SCHEMA)
+    before = path.read_bytes() if path.exists() else b""
+    with pytest.raises(ValueError, match=message):
+        journal.append([other, record])
+    assert (path.read_bytes() if path.exists() else b"") == before
+    assert journal.append([other, dict(other)]) == [other]
+    assert journal.append([other]) == []
+    with pytest.raises(ValueError, match="the run b, 2 was measured twice"):
+        journal.append([{**other, "loss": 7}])
+    assert list(read_journal(path, SCHEMA).found)[-1] == ("run", "b", 2)
+
+
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    append_records(path, [WHOLE])
+    write = os.write
+
+    def half(descriptor, data):
+        if half.left:
+            half.left -= 1
+            return write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", half)
+    for half.left in (0, 1, 3):
+        with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+            append_records(path, [RUN])
+        assert list(read_journal(path, SCHEMA).found) == [("whole",)]
+    monkeypatch.undo()
+    append_records(path, [RUN])
+    assert lines(path) == [WHOLE, RUN]
+
+
+def test_the_versions_are_recorded_where_they_are_others(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first, second = ({"kind": "environment", "jax": jax} for jax in ("1", "2"))
+    for number, environment in enumerate((first, first, second, first, None)):
+        journal = replace(read_journal(path, SCHEMA), environment=environment)
+        if number == 1:
+            # Nothing new was measured.
+            assert journal.append([WHOLE]) == []
+        assert len(journal.append([{**RUN, "name": f"{number}"} if number else WHOLE])) == 1
+        journal.again().append([{**RUN, "name": f"{number} again"}])
+    found = read_journal(path, SCHEMA)
+    assert [r["kind"] for r in lines(path)][:2] == ["whole", "environment"]
+    assert list(found.environments) == [first, second, first]
+    assert len(found.found) == len(lines(path)) - 3 == 10
+
+
 @pytest.mark.parametrize("loss", [0.5, 1, math.nan, math.inf])
 def test_an_equal_record_that_stands_twice_counts_once(tmp_path, loss):
     path = tmp_path / "metrics.jsonl"
@@ -183,7 +287,7 @@ def test_an_equal_record_that_stands_twice_counts_once(tmp_path, loss):
     [
         ([], "a record must be a JSON object"),
         ({}, "field 'kind' is missing"),
-        ({"kind": "runs"}, "kind 'runs' is unknown; kinds are: whole, run"),
+        ({"kind": "runs"}, "kind 'runs' is unknown; kinds are: whole, point, run"),
         ({"kind": "run"}, "field 'name' is missing"),
         ({**RUN, "number": 3}, "number 3 is odd"),
         ({**RUN, "loss": "much"}, "field 'loss' is 'much', not of type float"),
@@ -196,6 +300,13 @@ def test_an_equal_record_that_stands_twice_counts_once(tmp_path, loss):
         ({**WHOLE, "parts": {}}, "field 'parts' is {}, not of type list"),
         ({**WHOLE, "parts": [3]}, "a record must be a JSON object"),
         ({**WHOLE, "parts": [{"size": 1.5}]}, r"field 'size' is 1\.5, not of type int"),
+        ({**RUN, "share": [1]}, "a field is of a wrong type"),
+        ({**RUN, "number": None}, "a field is of a wrong type"),
+        ({**RUN, "loss": 10**400}, "field 'loss' is a number of more than 64 bits"),
+        ({**WHOLE, "parts": [{"size": -(2**70)}]}, "field 'size' is a number of more than 64 bits"),
+        ({**WHOLE, "test": {**WHOLE["test"], "count": 0}}, "count is 0, not at least 1"),
+        ({"kind": "point", "x": math.nan}, "field 'x' is nan, not a finite number"),
+        ({"kind": ["run"]}, r"field 'kind' is \['run'\], not of type str"),
     ],
 )
 def test_a_record_of_another_form_is_named_with_its_line(tmp_path, record, message):
@@ -203,3 +314,13 @@ def test_a_record_of_another_form_is_named_with_its_line(tmp_path, record, messa
     append_records(path, [RUN, record])
     with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: {message}"):
         read_journal(path, SCHEMA)
+
+
+@pytest.mark.parametrize("content", ODD)
+def test_a_line_of_odd_bytes_is_named(tmp_path, content):
+    path = tmp_path / "metrics.jsonl"
+    append_records(path, [RUN])
+    path.write_bytes(path.read_bytes() + content + b"\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: ") as raised:
+        read_journal(path, SCHEMA)
+    assert "\n" not in str(raised.value)

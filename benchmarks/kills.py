@@ -1,0 +1,241 @@
+"""Experiments that are killed again and again: `python -m benchmarks.kills [--points=100]`.
+
+Each of the four experiments, as small as it can be, runs once undisturbed. Then it is killed (-9)
+before or after a call that changes what is on the disk, or when half of a line of its journal is
+written, started again, killed again some calls later, until it comes to its end; and so on, from
+an empty folder, until there were enough kills. Whenever it ends its tables must be equal to the
+byte to those of the undisturbed run, its journal must hold the same lines, and nothing unfinished
+may be left. Exits with 1 where that is not so. Needs fork and /proc.
+"""
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+
+from experiments.runner import EXPERIMENTS, carry_out, experiment_named
+
+POINTS = flags.DEFINE_integer("points", 100, "Kills, of all experiments together.")
+ONLY = flags.DEFINE_list("experiments", list(EXPERIMENTS), "Which experiments.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the places of the kills.")
+
+CALLS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "fsync", "write")
+# Kills on the way from an empty folder to the end, about.
+KILLS = 8
+
+DIGITS = {"name": "digits", "validation_share": 0.25, "train_size": 80}
+DIGITS |= {"validation_size": 40, "test_size": 40}
+CONFIG = {
+    "data": DIGITS,
+    "model": {"name": "mlp", "arguments": {"widths": [8, 8]}},
+    "train": {"epochs": 2, "batch_size": 40},
+    "finetune": {"epochs": 1},
+}
+CALIBRATED = {**CONFIG, "calibration": {"images": [40], "subsets": 2, "batch_size": 40}}
+CONFIGS = {
+    "study": {
+        **CONFIG,
+        "layers": ["hidden1", "hidden2"],
+        "methods": ["svd"],
+        "compressions": [0.2, 0.5],
+        "runs": 2,
+        "measure": {"feature_images": 20, "batch_size": 20},
+    },
+    "data_aware": {
+        **CALIBRATED,
+        "methods": ["svd"],
+        "keeps": [0.5],
+        "norms": ["frobenius", "covariance"],
+        "correct_bias": [False],
+    },
+    "compress": {
+        **CALIBRATED,
+        # Wide enough for ranks that meet the budget.
+        "model": {"name": "mlp", "arguments": {"widths": [32, 32]}},
+        "strategies": ["uniform"],
+        "methods": ["svd"],
+        "budgets": [0.6],
+        "norms": ["frobenius", "covariance"],
+    },
+    "compressibility": {
+        **CALIBRATED,
+        "calibration": {"images": [40], "batch_size": 40},
+        "methods": ["magnitude layer"],
+        "runs": 2,
+        "shares": [0.5],
+        "layer_steps": 2,
+    },
+}
+
+
+def hook(workdir: Path, last: int | None, send: Callable[[str], None]) -> None:
+    """Count the points at which a process can be killed, and kill this one at the `last`.
+
+    Arguments:
+        send: takes each point as it is reached.
+    """
+    count = itertools.count(1)
+
+    def reached(call: str, where: str) -> bool:
+        send(f"{where} {call}")
+        return next(count) == last
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hooked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not _is_inside(workdir, args[0], kwargs.get("dir_fd")):
+                return call(*args, **kwargs)
+            if reached(name, "before"):
+                kill()
+            if name == "write" and reached(name, "half"):
+                call(args[0], args[1][: len(args[1]) // 2])
+                kill()
+            result = call(*args, **kwargs)
+            if reached(name, "after"):
+                kill()
+            return result
+
+        return run
+
+    for name in CALLS:
+        setattr(os, name, hooked(name, getattr(os, name)))
+
+
+def _is_inside(workdir: Path, what: Any, folder: int | None) -> bool:
+    try:
+        if isinstance(what, int):
+            what = os.readlink(f"/proc/self/fd/{what}")
+        if folder is not None:
+            what = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), what)
+        return Path(os.fsdecode(what)).is_relative_to(workdir)
+    except OSError:
+        return False
+
+
+def child(name: str, workdir: Path, last: int | None, log: Path, points: Path) -> None:
+    """One start of an experiment, in a process of its own."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    told = os.open(points, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    write = os.write
+    hook(workdir, last, lambda point: write(told, f"{point}\n".encode()))
+    try:
+        carry_out({"experiment": name, **CONFIGS[name]}, workdir)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def start(name: str, workdir: Path, last: int | None, folder: Path) -> list[str] | None:
+    """Start an experiment and wait for it: the points it came to where it was killed, else None.
+
+    Raises RuntimeError where it ended otherwise.
+    """
+    log, points = folder / "log", folder / "points"
+    process = multiprocessing.get_context("fork").Process(
+        target=child, args=(name, workdir, last, log, points)
+    )
+    process.start()
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"{name} ended with {process.exitcode}: {log.read_text()[-3000:]}")
+    return points.read_text().splitlines() if process.exitcode else None
+
+
+def results(workdir: Path) -> dict[str, Any]:
+    """What must be the same however often an experiment was killed."""
+    found = {file.name: file.read_bytes() for file in (workdir / "report").glob("*.[cm][sd]*")}
+    files = {str(file.relative_to(workdir)) for file in workdir.rglob("*")}
+    # Names inside of checkpoints are drawn.
+    own = {file for file in files if not file.startswith(("checkpoints/", "compressed/"))}
+    unfinished = {file for file in files if "partial" in file or "-tmp" in file or "in_use" in file}
+    lines = sorted((workdir / "metrics.jsonl").read_bytes().splitlines())
+    return {**found, "lines": lines, "files": own | unfinished}
+
+
+def chain(name: str, folder: Path, rng: random.Random, most: int, count: int) -> list[str]:
+    """Kill an experiment until it comes to its end, or `most` times; the points of the kills.
+
+    Arguments:
+        count: of the points of an undisturbed run.
+    """
+    kills = []
+    while len(kills) < most:
+        points = start(name, folder / "run", rng.randint(1, max(2 * count // KILLS, 1)), folder)
+        if points is None:
+            return kills
+        kills.append(points[-1])
+    start(name, folder / "run", None, folder)
+    return kills
+
+
+def try_experiment(name: str, points: int, seed: int) -> Counter[str]:
+    """Kill an experiment `points` times; how often at which point.
+
+    Raises RuntimeError where a start fails or the results differ.
+    """
+    rng = random.Random(f"{name} {seed}")
+    kills: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = Path(temporary).resolve()
+        start(name, whole / "run", None, whole)
+        expected, count = results(whole / "run"), len((whole / "points").read_text().splitlines())
+        while kills.total() < points:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder).resolve()
+                found = chain(name, path, rng, points - kills.total(), count)
+                differing = [
+                    what
+                    for what, value in results(path / "run").items()
+                    if value != expected.get(what)
+                ]
+                if differing:
+                    raise RuntimeError(f"{name}, killed at {found}: other {', '.join(differing)}")
+                kills.update(found)
+                print(f"{name}: equal after {len(found)} kills", flush=True)
+    return kills
+
+
+def main(argv: list[str]) -> None:
+    """Kill all of them, and print how often at which point."""
+    # No thread runs yet: JAX starts its own with the first array, in the children.
+    warnings.filterwarnings("ignore", ".*fork", RuntimeWarning)
+    warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name in ONLY.value:
+        # Loaded once for all starts.
+        experiment_named(name)
+    share = -(-POINTS.value // len(ONLY.value))
+    try:
+        kills = {name: try_experiment(name, share, SEED.value) for name in ONLY.value}
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+    points = sorted({point for found in kills.values() for point in found})
+    print("\n| point | " + " | ".join(kills) + " |\n| --- |" + " ---: |" * len(kills))
+    for point in points:
+        print(f"| {point} | " + " | ".join(str(found[point]) for found in kills.values()) + " |")
+    print("| all | " + " | ".join(str(found.total()) for found in kills.values()) + " |")
+
+
+if __name__ == "__main__":
+    app.run(main)

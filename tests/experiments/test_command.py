@@ -1,0 +1,94 @@
+import errno
+import os
+
+import pytest
+
+from experiments import command
+from experiments.command import in_one_line
+from tdjax.files import LONGEST_MESSAGE
+
+
+def told_at_the_end(monkeypatch, error, workdir="runs/none"):
+    """What the command prints, and the status that it ends with, where an experiment raises."""
+
+    class Config:
+        def to_dict(self):
+            return {}
+
+    class Flag:
+        def __init__(self, value):
+            self.value = value
+
+    def raising(*_):
+        raise error
+
+    def end(status, line):
+        raise SystemExit(status, line)
+
+    for name, value in {"CONFIG": Config(), "WORKDIR": workdir, "CACHE": ""}.items():
+        monkeypatch.setattr(command, name, Flag(value))
+    monkeypatch.setattr(command, "TRACEBACK", Flag(False))
+    monkeypatch.setattr(command, "carry_out", raising)
+    monkeypatch.setattr(command, "end", end)
+    with pytest.raises(SystemExit) as raised:
+        command.main(["main"])
+    return raised.value.args
+
+
+def full(message):
+    try:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        try:
+            raise ValueError(message) from error
+        except ValueError as outer:
+            return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("field 'x'\n  is wrong"), "field 'x' is wrong"),
+        (OSError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b"),
+            "a/b: No space left on device; make room on the disk and start the same command "
+            "again: it goes on from there",
+        ),
+        (
+            full("the save failed"),
+            "the save failed; make room on the disk and start the same command again: it goes on "
+            "from there",
+        ),
+        (
+            MemoryError(),
+            "MemoryError; out of memory: use smaller batches, or a machine with more",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 5 bytes"),
+            "RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes; out of memory: use smaller "
+            "batches, or a machine with more",
+        ),
+        (KeyError("kernel"), "KeyError: 'kernel'; --traceback shows where it arose"),
+    ],
+)
+def test_whatever_goes_wrong_is_told_in_one_line(monkeypatch, error, line):
+    assert told_at_the_end(monkeypatch, error) == (1, f"error: {line}")
+
+
+def test_a_long_message_is_cut():
+    assert in_one_line(ValueError("x " * 10_000)) == f"{('x ' * 500)[:LONGEST_MESSAGE]} ..."
+
+
+def test_an_empty_work_directory_is_refused(monkeypatch):
+    status = told_at_the_end(monkeypatch, AssertionError(), workdir="")
+    assert status == (1, "error: --workdir is empty: name a folder")
+
+
+def test_flags_that_cannot_be_read_end_with_one_line(monkeypatch):
+    def raising(_):
+        raise SyntaxError("invalid syntax (digits.py, line 3)")
+
+    monkeypatch.setattr(command.app, "parse_flags_with_usage", raising)
+    with pytest.raises(SystemExit, match=r"^error: SyntaxError: invalid .*line 3\)"):
+        command.parse(["main", "--config=digits.py"])

@@ -1,0 +1,135 @@
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from experiments.workdir import claim
+from experiments.workdir.claim import FILE, Claim, InUseError, in_use
+from experiments.workdir.files import remove_leftovers
+from experiments.workdir.processes import start_of, this_process
+
+
+@pytest.fixture(scope="module")
+def gone():
+    """The number of a process that has ended, though nobody asked how."""
+    process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while start_of(process.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    yield process.pid
+    process.wait()
+
+
+def leave(folder, **changes):
+    """What a process, this one but for some changes, left in a folder."""
+    left = Claim("0" * 32, "2026-01-02 03:04:05+00:00", replace(this_process(), **changes))
+    (folder / FILE).write_text(left.text)
+
+
+def test_the_second_is_told_who_is_there(tmp_path):
+    workdir, link = tmp_path / "new" / "study", tmp_path / "link"
+    link.symlink_to(workdir)
+    with in_use(workdir):
+        before = (workdir / FILE).read_bytes()
+        told = rf"in use by process {os.getpid()} on {this_process().host} since 20\d\d-.*: wait"
+        for path in (workdir, link):
+            with pytest.raises(InUseError, match=told), in_use(path):
+                pass
+        assert [file.name for file in workdir.iterdir()] == [FILE]
+        assert (workdir / FILE).read_bytes() == before
+    assert list(workdir.iterdir()) == []
+    with pytest.raises(KeyError), in_use(link):
+        raise KeyError
+    assert list(workdir.iterdir()) == []
+
+
+def test_what_ended_processes_left_is_taken_over(tmp_path, gone):
+    # Ended; another of the same number; before the machine was started; not a number of a process.
+    changes = [{"pid": gone}, {"started": "1"}, {"boot": "before"}, {"pid": 0}]
+    for change in changes[:2] + changes[2 if this_process().machine else 3 :]:
+        leave(tmp_path, **change)
+        with in_use(tmp_path):
+            assert f'"pid": {os.getpid()}' in (tmp_path / FILE).read_text()
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"boot": "b", "machine": "m"}, {"boot": "b", "host": "h"}, {"namespace": "n"}]
+)
+def test_what_cannot_be_told_from_here_is_left_with_the_remedy(tmp_path, gone, changes):
+    leave(tmp_path, pid=gone, **changes)
+    with pytest.raises(InUseError, match=rf"process {gone} on .*remove {tmp_path / FILE}$"):
+        in_use(tmp_path).__enter__()
+    assert [file.name for file in tmp_path.iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_of_many_that_start_at_once_one_is_in(tmp_path, gone, monkeypatch, linked):
+    def no_links(*_):
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not linked:
+        monkeypatch.setattr(os, "link", no_links)
+    inside, most, refused = [], [], []
+
+    def run(barrier):
+        barrier.wait()
+        try:
+            with in_use(tmp_path):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.002)
+                inside.pop()
+        except InUseError as error:
+            refused.append(str(error))
+
+    rounds, threads = 15, 6
+    for number in range(rounds):
+        # Left by one that ended, by one that ended when it took over from that, by none.
+        if number % 3:
+            leave(tmp_path, pid=gone)
+        if number % 3 == 2:
+            right = tmp_path / f".{FILE}.after-{'0' * 32}"
+            right.write_text((tmp_path / FILE).read_text().replace("0" * 32, "1" * 32))
+        barrier = threading.Barrier(threads)
+        all_of_them = [threading.Thread(target=run, args=(barrier,)) for _ in range(threads)]
+        for thread in all_of_them:
+            thread.start()
+        for thread in all_of_them:
+            thread.join()
+        assert list(tmp_path.iterdir()) == []
+    assert set(most) == {1}
+    assert rounds <= len(most) == rounds * threads - len(refused)
+    assert all("is in use by process" in text for text in refused)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"token": "../x"}', None])
+def test_a_damaged_file_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(claim, "PATIENCE", 0)
+    if content is None:
+        (tmp_path / FILE).mkdir()
+    else:
+        (tmp_path / FILE).write_text(content)
+    with pytest.raises(InUseError, match=rf"{FILE} should say .* remove it if there is none"):
+        in_use(tmp_path).__enter__()
+    assert [file.name for file in tmp_path.iterdir()] == [FILE]
+
+
+def test_leftovers_of_ended_processes_are_removed(tmp_path, gone):
+    below = tmp_path / "report"
+    (below / "7.orbax-checkpoint-tmp-8" / "params").mkdir(parents=True)
+    kept = [
+        tmp_path / ".hidden.1",
+        below / f".plot.png.{os.getppid()}.partial",
+        below / "a.partial",
+    ]
+    for path in (*kept, tmp_path / f".a.{gone}.partial", below / f".b.c.{os.getpid()}.partial"):
+        path.write_text("x")
+    remove_leftovers(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert [path.name for path in below.iterdir() if path.is_dir()] == []
