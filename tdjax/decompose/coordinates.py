@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdjax.decompose.als import Info
 from tdjax.decompose.formats import Format
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST, Matrices, mode_products
@@ -181,6 +182,10 @@ class Norm(ABC):
         exponent = lost - own + (high - low) // 2
         return shifted(jnp.sqrt(error_ratio(jnp.maximum(0.0, above), below)), exponent)
 
+    def is_rounded(self, dtype: jnp.dtype) -> bool:
+        """Whether `coordinates` are those of a norm larger by rounding, as solvers may need it."""
+        return False
+
     def _squared(self, x: Float[Array, "*n"]) -> tuple[Float[Array, ""], Exponent]:
         """<x, H x> / 2^e for x of entries around 1, and e."""
         weighed, exponent = self._unit_weighed(x)
@@ -210,6 +215,13 @@ def coordinates_of(norm: Norm | None, x: Float[Array, "*_"]) -> Coordinates:
         size = math.prod(x.shape[:-1])
         check_size(found.row_weight, size, name, "all modes but the last", x.shape)
     return found.at_unit_scale(x.dtype)
+
+
+def measured(norm: Norm | None, x: Float[Array, "*n"], found: Format, info: Info) -> Info:
+    """What is known of a format found for x, with the error in the norm itself."""
+    if norm is None or not norm.is_rounded(x.dtype):
+        return info
+    return info._replace(error=norm.relative_error(x, found.to_tensor().reshape(x.shape)))
 
 
 class Posed(NamedTuple):

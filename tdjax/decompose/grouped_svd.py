@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, Swept, iterate, relative_error
-from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, posed
+from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, measured, posed
 from tdjax.decompose.formats import GroupedLowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
@@ -75,7 +75,8 @@ def grouped_svd(
         if weight is None
         else _coupled(y, weight, tol, rank=rank, splits=splits, max_iters=max_iters)
     )
-    return problem.back(found), info
+    found = problem.back(found)
+    return found, measured(norm, x, found, info)
 
 
 def _with_rows_weighed(space: Coordinates) -> Coordinates:
