@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +68,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """A file opened for reading, or a link to one.
 
     Raises OSError for anything else: opening a pipe would wait for a writer, a device may never
@@ -97,7 +98,7 @@ def array_digest(array: Any) -> str:
     # No copy where it lies in order; of a scalar the shape () would become (1,).
     plain, shape = np.ascontiguousarray(array), np.shape(array)
     found = hashlib.sha256(f"{plain.dtype} {shape} ".encode())
-    found.update(plain.reshape(-1).view(np.uint8))
+    found.update(plain.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
@@ -152,8 +153,8 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     def read() -> np.ndarray:
         # To the end, where the checksum is compared.
         content = archive.read(info)
-        order = "F" if by_columns else "C"
-        return np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)
+        flat = np.frombuffer(content, dtype, offset=start)
+        return flat.reshape(shape, order="F" if by_columns else "C")
 
     return Member(tuple(shape), dtype, read)
 

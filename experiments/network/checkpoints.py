@@ -72,12 +72,6 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     """
     if not folder.exists():
         return None
-    # Named, because orbax otherwise reads the placement from the file and warns that it does.
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(lambda: like),
-    )
     where = folder
     try:
         check_newest(folder)
@@ -87,7 +81,7 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
                 return None
             where = folder / str(step)
             is_old = (where / OLD).is_dir()
-            tree = _restored(manager, step, shapes, is_old=is_old)
+            tree = _restored(manager, step, _placed(like), is_old=is_old)
     except Exception as error:
         raise CheckpointError(
             f"{where}: the checkpoint is damaged or belongs to another network "
@@ -102,6 +96,17 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
     # of an unbroken run, would be compiled again for them.
     return step, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def _placed(like: Tree) -> Tree:
+    """The shapes of a pytree, on the default device."""
+    # Named, because orbax otherwise reads the placement from the file and warns that it does.
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes: Tree = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(lambda: like),
+    )
+    return shapes
 
 
 def _restored(manager: ocp.CheckpointManager, step: int, shapes: Tree, *, is_old: bool) -> Tree:
