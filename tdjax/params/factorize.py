@@ -228,7 +228,8 @@ def _correction(own: Params, path: str) -> Factors:
 def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dict[str, Any]:
     """The same parameters with the kernel of one layer replaced."""
     result = copied(params)
-    own = layer_params(params, path)["kernel"]
+    # It need not be there: callers may keep the rest alone.
+    own = layer_params(params, path).get("kernel")
     put(result, path, {"kernel": own.replace_boxed(kernel) if is_boxed(own) else kernel})
     return result
 
