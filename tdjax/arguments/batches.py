@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from tdjax.arguments.described import described, is_array, shapes_text
@@ -17,11 +16,7 @@ from tdjax.trace.call import Reading, call_arguments, peeked, split_arrays
 
 
 def read_batches(
-    function: str,
-    model: Any,
-    method: Any,
-    trace_of: Callable[[Any], Any],
-    batches: Iterable[Any],
+    function: str, model: Any, trace_of: Callable[[Any], Any], batches: Iterable[Any]
 ) -> tuple[Reading, Iterable[Any]]:
     """How batches that the user's own function takes too are read, and the batches.
 
@@ -30,13 +25,11 @@ def read_batches(
 
     Arguments:
         function: whose batches they are, for messages.
-        model, method: asked for the signature of the call, see `tdjax.make_plan`.
+        model: asked for its signature.
         trace_of: traces the model on an input; raises ValueError where it cannot be called so.
 
     Raises ValueError for a tuple of which the model takes the first entry as well as more.
     """
-    if method is not None:
-        model = getattr(model, method) if isinstance(method, str) else partial(method, model)
     batch, batches = peeked(batches)
     if not isinstance(batch, tuple) or not batch:
         return Reading.WHOLE, batches

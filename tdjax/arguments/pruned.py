@@ -48,7 +48,7 @@ def check_paths(value: Any) -> Problem:
             return TypeError(f"holds {described(pattern)}: pass patterns, as text")
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             return ValueError(f"holds {pattern!r}, which is no pattern: {error}")
     return None
 

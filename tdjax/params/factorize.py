@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.arguments.checks import checked
+from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
@@ -25,6 +26,7 @@ from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.tree import copied, join_path, layer_params, put, remove
 from tdjax.params.weighing import weights_of
+from tdjax.plan.layers import numbers_obstacle
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -122,6 +124,7 @@ class FactorisedLayer(NamedTuple):
     shift: Array | None
 
 
+@on_any_mesh
 def _factorised(
     own: Params, entry: PlannedLayer, weights: Weights | None, options: Options
 ) -> FactorisedLayer:
@@ -130,7 +133,7 @@ def _factorised(
     mean = None
     if options.correct_bias and options.moments is not None and can_correct(entry, own):
         assert weights is not None
-        mean = options.moments[entry.layer.path].mean
+        mean = without_explicit_axes(options.moments[entry.layer.path].mean)
         weights = around_mean(weights, mean)
     factors = decompose_array(array, entry, options, weights=weights)
     if mean is None:
@@ -277,10 +280,10 @@ def _check_kernel(params: Params, entry: PlannedLayer) -> None:
             f"layer {path!r}: {storage.name} of shape {tuple(array.shape)}, but the plan was made "
             f"for {storage.whole_shape}"
         )
-    if not (jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits >= 16):
+    obstacle = numbers_obstacle(storage.name, array.dtype)
+    if obstacle is not None:
         raise ValueError(
-            f"layer {path!r}: the {storage.name} is {array.dtype}, and factors would be rounded to "
-            "that: decompose the network before it is quantised, or keep the layer dense"
+            f"layer {path!r}: {obstacle}; only real numbers of 16 bits or more are decomposed"
         )
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
         raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")
