@@ -8,7 +8,7 @@ mesh of explicit axes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -29,11 +29,17 @@ def on_any_mesh(function: Function, *, split: bool = False) -> Function:
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> Any:
-        if all(_explicit_mesh(leaf) is None for leaf in jax.tree.leaves((args, kwargs))):
+        leaves = jax.tree.leaves((args, kwargs), is_leaf=_is_iterator)
+        if all(_explicit_mesh(leaf) is None for leaf in leaves):
             return function(*args, **kwargs)
         return _on_automatic_axes(function, args, kwargs, split)
 
     return answer  # type: ignore[return-value]
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether a value can be read but once, as batches may be."""
+    return isinstance(value, Iterator)
 
 
 def without_explicit_axes(tree: Any) -> Any:
@@ -42,7 +48,7 @@ def without_explicit_axes(tree: Any) -> Any:
 
 
 def _on_automatic_axes(function: Callable[..., Any], args: Any, kwargs: Any, split: bool) -> Any:
-    leaves, structure = jax.tree.flatten((args, kwargs))
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=_is_iterator)
     places = [k for k, leaf in enumerate(leaves) if _explicit_mesh(leaf) is not None]
     explicit = [leaves[k] for k in places]
 

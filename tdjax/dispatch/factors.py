@@ -153,7 +153,8 @@ def factorize_sequentially(
 
     Arguments:
         model, variables, plan: as for `tdjax.factorize`; a Linen model's variables are arrays.
-        batches: a list or the like, as for `tdjax.collect_moments`; read once for each layer.
+        batches: a list or the like of the model's inputs as in `tdjax.make_plan`; read once for
+            each layer.
         moments: from `tdjax.collect_moments` with a `loss_fn`, to weigh the outputs by their
             gradient too.
         correct_bias: see `tdjax.factorize_params`.

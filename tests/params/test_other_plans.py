@@ -65,7 +65,7 @@ def test_other_shapes_are_named(factors):
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.complex64, jnp.float8_e4m3fn])
 def test_kernels_that_would_be_rounded_are_refused(dtype):
     params = {"conv": {"kernel": jnp.ones(CONV.kernel_shape).astype(dtype)}}
-    with pytest.raises(ValueError, match=f"layer 'conv': the kernel is {jnp.dtype(dtype).name}"):
+    with pytest.raises(ValueError, match=f"layer 'conv': .* {jnp.dtype(dtype).name} numbers"):
         tdjax.factorize_params(params, plan_of(FORMS[0]))
 
 
