@@ -95,5 +95,5 @@ def _automatic_mesh(mesh: Mesh) -> Mesh:
 
 def _context(mesh: Mesh) -> AbstractContextManager[Any]:
     """In which arrays on the mesh may meet others, whatever mesh is set outside."""
-    set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
+    set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # type: ignore[attr-defined]
     return set_mesh(mesh)
