@@ -22,8 +22,8 @@ from tensorly.decomposition import parafac, partial_tucker, tensor_train
 
 import tdjax
 from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
-from tdjax.decompose.cp import CG_STEPS, EXACT_UP_TO, EXACT_UP_TO_BELOW_MODE
 from tdjax.decompose.formats import CP
+from tdjax.decompose.normal_equations import CG_STEPS, EXACT_UP_TO, EXACT_UP_TO_BELOW_MODE
 from tdjax.plan.ranks import ranks_for, tt_order
 
 CHANNELS = flags.DEFINE_list("channels", ["64", "128", "256", "512"], "Channels of the kernels.")

@@ -80,7 +80,7 @@ CONFIGS = {
 }
 
 
-def hook(workdir: Path, last: int | None, send: Callable[[str], None]) -> None:
+def hook(workdir: Path, last: int | None, send: Callable[[str], object]) -> None:
     """Count the points at which a process can be killed, and kill this one at the `last`.
 
     Arguments:
@@ -176,7 +176,7 @@ def chain(name: str, folder: Path, rng: random.Random, most: int, count: int) ->
     Arguments:
         count: of the points of an undisturbed run.
     """
-    kills = []
+    kills: list[str] = []
     while len(kills) < most:
         points = start(name, folder / "run", rng.randint(1, max(2 * count // KILLS, 1)), folder)
         if points is None:
@@ -218,7 +218,7 @@ def main(argv: list[str]) -> None:
     # No thread runs yet: JAX starts its own with the first array, in the children.
     warnings.filterwarnings("ignore", ".*fork", RuntimeWarning)
     warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

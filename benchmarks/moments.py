@@ -17,7 +17,7 @@ from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
 from experiments.models import ResNet18
 from tdjax.linen.table import plain, trace
 from tdjax.moments.sums import batch_sums, summed_calls
-from tdjax.trace.call import split_arrays
+from tdjax.trace.call import Reading, split_arrays
 
 BATCH = flags.DEFINE_integer("batch", 100, "Images at once.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed rounds of all sides.")
@@ -43,15 +43,15 @@ def main(_: list[str]) -> None:
     asked = summed_calls(traced, set(traced.layers))
     leaves = jax.tree.leaves(plain(variables))
     arrays, frame = split_arrays((x, y))
-    inputs, both = (batch_sums(traced, asked, frame, fn) for fn in (None, loss_fn))
+    inputs, both = (batch_sums(traced, asked, frame, fn, Reading.FIRST) for fn in (None, loss_fn))
     forward, gradient = jax.jit(model.apply), jax.jit(jax.grad(loss))
     names = ("forward", "with input moments", "forward and backward", "with both moments")
     times = interleaved(
         [
             lambda: forward(variables, x),
-            lambda: inputs(leaves, arrays),
+            lambda: inputs(leaves, arrays, None),
             lambda: gradient(variables),
-            lambda: both(leaves, arrays),
+            lambda: both(leaves, arrays, None),
         ],
         ROUNDS.value,
     )

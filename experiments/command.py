@@ -35,8 +35,8 @@ def main(argv: list[str]) -> None:
     # The experiments keep the cores busy themselves: threads of LAPACK would only wait for them.
     # Read when SciPy is loaded, which JAX does with the first array.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Orbax logs every step of every save.
-    logging.set_verbosity(logging.WARNING)
+    # Orbax logs every step of every save, and tracebacks of what it raises.
+    logging.set_verbosity(logging.FATAL)
     try:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")

@@ -61,7 +61,7 @@ EXPERIMENTS = {
 REPORT = "report"
 
 
-def experiment_named(name: str) -> Experiment:
+def experiment_named(name: object) -> Experiment:
     """One of the experiments. Raises ValueError for a name that none has."""
     if not isinstance(name, str) or name not in EXPERIMENTS:
         known = known_are(name, (*EXPERIMENTS, REPORT))
@@ -96,8 +96,8 @@ def report(workdir: Path) -> Path:
     """The report of whatever was measured in a work directory; the path of its page."""
     name = read_config(workdir).get("experiment")
     # Studies of an earlier version do not say what they are.
-    known = isinstance(name, str) and name in EXPERIMENTS
-    return experiment_named(name if known else "study").report(workdir)
+    known = name if isinstance(name, str) and name in EXPERIMENTS else "study"
+    return experiment_named(known).report(workdir)
 
 
 @contextmanager

@@ -44,10 +44,10 @@ if TYPE_CHECKING:
         reestimate_batch_stats,
         remove_dead,
     )
+    from tdjax.dispatch.saving import load_factorised, save_factorised
     from tdjax.evaluate.errors import weight_errors
     from tdjax.params.factorize import factorize_params, reconstruct_params
     from tdjax.params.optimizers import carry_optimizer_state
-    from tdjax.params.saving import load_factorised, save_factorised
 
 __all__ = [
     "CP",
@@ -125,12 +125,12 @@ _LATER = {
     "factorize_sequentially": "tdjax.dispatch",
     "feature_errors": "tdjax.dispatch",
     "layer_table": "tdjax.dispatch",
-    "load_factorised": "tdjax.params.saving",
+    "load_factorised": "tdjax.dispatch.saving",
     "make_plan": "tdjax.dispatch",
     "reconstruct_params": "tdjax.params.factorize",
     "reestimate_batch_stats": "tdjax.dispatch",
     "remove_dead": "tdjax.dispatch",
-    "save_factorised": "tdjax.params.saving",
+    "save_factorised": "tdjax.dispatch.saving",
     "weight_errors": "tdjax.evaluate.errors",
 }
 

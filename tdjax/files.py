@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,16 +33,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     partial = partial_file(path)
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        # A full disk is told of without a name.
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        with writing(path):
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes a file or a folder.
+
+    Raises OSError that names it, in one line: a full disk is told of without a name, and by other
+    libraries as an error of another type.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError):
+            number, text = error.errno or errno.EIO, error.strerror or one_line(error)
+        elif os.strerror(errno.ENOSPC) in str(error):
+            number, text = errno.ENOSPC, os.strerror(errno.ENOSPC)
+        else:
+            raise
+        raise OSError(number, text, str(path)) from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -50,7 +68,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """A file opened for reading, or a link to one.
 
     Raises OSError for anything else: opening a pipe would wait for a writer, a device may never
@@ -80,7 +98,7 @@ def array_digest(array: Any) -> str:
     # No copy where it lies in order; of a scalar the shape () would become (1,).
     plain, shape = np.ascontiguousarray(array), np.shape(array)
     found = hashlib.sha256(f"{plain.dtype} {shape} ".encode())
-    found.update(plain.reshape(-1).view(np.uint8))
+    found.update(plain.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 
@@ -135,8 +153,8 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     def read() -> np.ndarray:
         # To the end, where the checksum is compared.
         content = archive.read(info)
-        order = "F" if by_columns else "C"
-        return np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)
+        flat = np.frombuffer(content, dtype, offset=start)
+        return flat.reshape(shape, order="F" if by_columns else "C")
 
     return Member(tuple(shape), dtype, read)
 

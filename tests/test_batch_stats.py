@@ -102,3 +102,107 @@ def test_what_is_refused():
         tdjax.reestimate_batch_stats(nn.Dense(2), {"params": {}}, BATCHES)
     with pytest.raises(ValueError, match="no batch statistics"):
         tdjax.reestimate_batch_stats(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), [jnp.ones((2, 2))])
+
+
+class Shifted(nn.BatchNorm):
+    """A subclass with a call of its own, which passes on to that of Flax."""
+
+    momentum: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return super().__call__(x, use_running_average=not train) + 1.0
+
+
+class Turns(nn.Module):
+    """One layer in all turns of a loop."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        nn.BatchNorm(use_running_average=True, name="norm")(x)
+        return x, None
+
+
+class Subclasses(nn.Module):
+    how: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.how == "loop":
+            carried = {"variable_broadcast": "params", "variable_carry": "batch_stats"}
+            scan = nn.scan(Turns, **carried, split_rngs={"params": False}, length=3)
+            return scan(name="lifted")(x, None)[0]
+        cls = {"jit": nn.jit(Shifted), "remat": nn.remat(Shifted)}.get(self.how, Shifted)
+        layer = cls(name="lifted")
+        return layer(x) if self.how != "twice" else layer(x) + layer(x)
+
+
+@pytest.mark.parametrize("how", ["twice", "jit", "remat", "loop"])
+def test_subclasses_and_loops(how):
+    model = Subclasses(how)
+    vectors = (
+        {"scale": jnp.ones(3), "bias": jnp.zeros(3)},
+        {"mean": jnp.ones(3), "var": jnp.ones(3)},
+    )
+    params, stats = ({"lifted": {"norm": x} if how == "loop" else x} for x in vectors)
+    variables = {"params": params, "batch_stats": stats}
+    found = tdjax.reestimate_batch_stats(model, variables, BATCHES)["batch_stats"]["lifted"]
+    found = found["norm"] if how == "loop" else found
+    rows = np.concatenate([np.asarray(x, np.float64).reshape(-1, 3) for x in BATCHES])
+    np.testing.assert_allclose(found["mean"], rows.mean(axis=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["var"], rows.var(axis=0), rtol=1e-4)
+
+
+class ShiftedNNX(nnx.BatchNorm):
+    def __call__(self, x):
+        return super().__call__(x, use_running_average=True) + 1.0
+
+
+class Unlike(nnx.BatchNorm):
+    def __call__(self, x):
+        return (x - self.mean[...]) / self.var[...]
+
+
+class NNXSubclass(nnx.Module):
+    def __init__(self, cls):
+        self.norm = cls(3, momentum=1.0, rngs=nnx.Rngs(0))
+        self.unused = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return nnx.remat(lambda norm, x: norm(x))(self.norm, self.norm(x) * 0.0 + x)
+
+
+def test_subclasses_of_nnx():
+    model = NNXSubclass(ShiftedNNX)
+    found = tdjax.reestimate_batch_stats(model, BATCHES)
+    rows = np.concatenate([np.asarray(x, np.float64).reshape(-1, 3) for x in BATCHES])
+    np.testing.assert_allclose(found.norm.mean[...], rows.mean(axis=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.norm.var[...], rows.var(axis=0), rtol=1e-4)
+    assert type(found.norm) is ShiftedNNX
+    assert found.norm.momentum == 1.0
+    np.testing.assert_array_equal(found.unused.var[...], np.ones(3))
+
+
+class Own(nn.Module):
+    """Statistics in a way of its own, in Linen."""
+
+    @nn.compact
+    def __call__(self, x):
+        own = self.variable("batch_stats", "mean", jnp.zeros, 3)
+        return nn.BatchNorm(use_running_average=True)(x - own.value)
+
+
+class OwnNNX(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        self.largest = nnx.BatchStat(jnp.zeros(3))
+
+
+def test_statistics_of_another_kind_are_refused():
+    model = Own()
+    variables = model.init(jax.random.key(0), BATCHES[0])
+    with pytest.raises(ValueError, match=r"layer '' \(Own\) keeps statistics in a way of its own"):
+        tdjax.reestimate_batch_stats(model, variables, BATCHES)
+    for other, name in ((NNXSubclass(Unlike), "'norm' .Unlike"), (OwnNNX(), "'' .OwnNNX")):
+        with pytest.raises(ValueError, match=f"layer {name}.*a way of its own"):
+            tdjax.reestimate_batch_stats(other, BATCHES)

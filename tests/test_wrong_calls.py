@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 from pathlib import Path
 
 import flax.linen as nn
@@ -155,7 +156,21 @@ MORE = {
     "allocate": {
         "strategy": [("enery", ValueError, "strategy 'enery': known are .*mean 'energy'")],
         "cost": [("param", ValueError, "known are params, macs; did you mean 'params'")],
-        "budget": [(50, ValueError, "budget 50 is no share between 0 and 1: for 50 % pass 0.5")],
+        "budget": [
+            (50, ValueError, "budget 50 is no share between 0 and 1: for 50 % pass 0.5"),
+            ("0.5", TypeError, "budget is a str: pass a share, as 0.5"),
+            (True, TypeError, "budget is True: pass a share"),
+        ],
+        "seed": [
+            (2.5, TypeError, "seed is 2.5: pass a whole number"),
+            (-1, ValueError, "seed must be at least 0, got -1"),
+            (2**70, ValueError, r"pass a whole number below 2\*\*63"),
+        ],
+        "splits": [
+            (2, TypeError, r"splits is 2: pass a list of whole numbers"),
+            ([2.5], TypeError, "splits holds a number that is 2.5: pass a whole number"),
+            ([0], ValueError, "splits holds a number that must be at least 1, got 0"),
+        ],
         "moments": [
             ("moments.npz", TypeError, r"is a str: pass tdjax.load_moments\(path\)"),
             (["a"], TypeError, "is a list of str: pass what tdjax.collect_moments returned"),
@@ -164,9 +179,17 @@ MORE = {
     },
     "factorize_sequentially": {
         "key": [(3, TypeError, r"key is an int: pass jax.random.key\(3\)")],
+        "max_iters": [(2.5, TypeError, "max_iters is 2.5: pass a whole number")],
+        "tol": [
+            (math.nan, ValueError, "tol is nan: pass a number of 0 or more"),
+            ("a", TypeError, "tol is a str: pass a number"),
+        ],
         "moments": [("moments.npz", TypeError, r"is a str: pass tdjax.load_moments\(path\)")],
     },
-    "collect_moments": {"paths": [("dens0", ValueError, "matches 'dens0'; did you mean 'dense0'")]},
+    "collect_moments": {
+        "paths": [("dens0", ValueError, "matches 'dens0'; did you mean 'dense0'")],
+        "memory": [(0, ValueError, "memory must be at least 1, got 0")],
+    },
 }
 
 

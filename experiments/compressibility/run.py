@@ -12,7 +12,6 @@ import jax
 
 from experiments.compressibility.layers import layer_records, layers_of
 from experiments.compressibility.measure import Pruner, baseline_record, pruned_record, tuned_record
-from experiments.compressibility.paper import published_pruning
 from experiments.compressibility.report import write_report
 from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.network.baseline import trained
@@ -20,7 +19,9 @@ from experiments.network.calibrate import Calibration, seen
 from experiments.network.network import Network, reseeded
 from experiments.network.train_on import moments_for
 from experiments.runner import Experiment, begin, measure
+from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
+from experiments.workdir.ranges import SEEDS
 from experiments.workdir.threads import Records
 from tdjax.linen.removal import remove_dead
 
@@ -34,11 +35,11 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     Arguments:
         network: of the first run; those of others differ from it in all that is random.
     """
-    published_pruning(settings.published)
     if network.is_given and settings.runs > 1:
-        raise ValueError(
-            f"config field 'runs' is {settings.runs}: a network that was given has one"
-        )
+        raise FieldError("runs", f"is {settings.runs}: a network that was given has one")
+    if settings.seed + settings.runs - 1 > SEEDS:
+        problem = f"is {settings.seed}: that of run {settings.runs} is above {SEEDS}"
+        raise FieldError("seed", problem)
     if "abp-l" in settings.methods:
         check_chain(network)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:

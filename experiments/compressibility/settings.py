@@ -10,7 +10,7 @@ from experiments.data import TABLES
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FOR_REPORT, FieldError
 from experiments.workdir.journal import Fields, Kind, Schema, natural, numbers, share
-from experiments.workdir.ranges import SEEDS, Choices, OneOf, Range, Repeats, Share
+from experiments.workdir.ranges import Choices, OneOf, Range, Repeats, Share
 from tdjax.pruning.prunable import SCOPES
 
 MAGNITUDE = tuple(f"magnitude {scope}" for scope in reversed(SCOPES))
@@ -62,8 +62,6 @@ class Compressibility(NetworkSettings):
     def __post_init__(self) -> None:
         """Refuse values that would make the experiment empty or end it half way."""
         super().__post_init__()
-        if self.seed + self.runs - 1 > SEEDS:
-            raise FieldError("seed", f"is {self.seed}: that of run {self.runs} is above {SEEDS}")
         for name in ("sources", "images"):
             values = getattr(self.calibration, name)
             if len(values) > 1:

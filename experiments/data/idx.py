@@ -4,8 +4,9 @@ import gzip
 import math
 import os
 import zlib
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -55,7 +56,9 @@ def read_idx(path: str | Path, ndim: int, home: str) -> UInt8[np.ndarray, "..."]
         raise data_error(path, f"cannot be read ({error.strerror or error})", home) from error
 
 
-def _read_packed(file: IO[bytes], path: Path, ndim: int, home: str) -> UInt8[np.ndarray, "..."]:
+def _read_packed(
+    file: BufferedReader, path: Path, ndim: int, home: str
+) -> UInt8[np.ndarray, "..."]:
     """The array of a gzip stream, of which no more is unpacked than its header says."""
     packed = os.fstat(file.fileno()).st_size
     try:
@@ -77,7 +80,7 @@ def _read_packed(file: IO[bytes], path: Path, ndim: int, home: str) -> UInt8[np.
 
 
 def _read_header(
-    stream: IO[bytes], path: Path, ndim: int, home: str
+    stream: BufferedIOBase, path: Path, ndim: int, home: str
 ) -> tuple[tuple[int, ...], int]:
     """The shape of the array, and the bytes that a file with it has."""
     size = 4 + 4 * ndim

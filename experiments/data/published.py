@@ -4,8 +4,9 @@ import gzip
 import tarfile
 import zlib
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from experiments.data.errors import data_error, read_bytes
 from tdjax.files import open_regular
@@ -95,7 +96,7 @@ def _read_archive(path: Path, form: Form, home: str) -> list[File]:
 class _Bounded:
     """A stream of which no more than `most` bytes are read; raises tarfile.ReadError beyond."""
 
-    def __init__(self, stream: IO[bytes], most: int) -> None:
+    def __init__(self, stream: BufferedIOBase, most: int) -> None:
         self._stream, self._most, self._left = stream, most, most
 
     def read(self, size: int) -> bytes:
@@ -106,7 +107,7 @@ class _Bounded:
         return content
 
 
-def _members(stream: IO[bytes], names: Sequence[str], most: int) -> dict[str, bytes]:
+def _members(stream: BufferedIOBase, names: Sequence[str], most: int) -> dict[str, bytes]:
     """The files of a tar archive that have these names, each of `most` bytes at most."""
     contents: dict[str, bytes] = {}
     # What else is in an archive is less than another of its files.

@@ -62,7 +62,7 @@ def load_batch(content: bytes) -> Any:
     """
     for opcode, argument, _ in pickletools.genops(content):
         # The unpickler makes room for all places before the one that is named.
-        if opcode.name in _PUTS and argument > len(content):
+        if opcode.name in _PUTS and int(argument or 0) > len(content):
             raise pickle.UnpicklingError(f"it puts an object at place {argument}")
     return BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
 

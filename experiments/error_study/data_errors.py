@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name, error_names
+from experiments.error_study.judging import LEAST_CHOICES, MARGINS, SIDES, best_is_higher
 from experiments.error_study.plots import plot_bars
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SUBSETS, lacking_data_errors
 from experiments.error_study.tables import TauTable, tau_table
-from experiments.error_study.verdicts import LEAST_CHOICES
 from experiments.report.correlate import TauEstimate, difference
 from experiments.report.page import Picture, Section
 from experiments.report.tables import DASH, Table, Tau, number
@@ -25,7 +25,8 @@ MEANING = (
     "the second moment of what goes into the layer; Kronecker is the root of tr(G E\u1d40 S E), G "
     "the second moment of the training loss's gradient at what comes out. Relative: divided by the "
     "same norm of the kernel. The published study has neither, and the findings do not use them. "
-    "Below, the best of these stands against the best of the six, each picked by the same figures."
+    "Below, the best of these stands against the best of the six, each picked by the same figures; "
+    "one predicts better where it lies above all of the others by bounds that allow for the choice."
 )
 TITLE = "Errors in the norm of the data"
 
@@ -75,10 +76,13 @@ def _answer(taus: TauTable, phase: str) -> str:
     if ours is None or six is None or ours[1].choices < LEAST_CHOICES:
         return f"{when}: too few choices are measured in every run."
     gap = difference(ours[1], six[1])
-    verdict = "The two are not distinguishable"
-    if gap.lower > 0:
+    data, published = (
+        [taus["error", "test", phase, error] for error in own] for own in (DATA_ERRORS, ERRORS)
+    )
+    verdict, wrong = "The two are not distinguishable", MARGINS.error / SIDES
+    if best_is_higher(data, published, wrong):
         verdict = "It predicts better"
-    elif gap.upper < 0:
+    elif best_is_higher(published, data, wrong):
         verdict = "It predicts worse"
     return (
         f"{when}, on the test set: {error_name(ours[0])} has the highest tau of these, "

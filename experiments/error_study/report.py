@@ -13,6 +13,7 @@ import pandas as pd
 
 from experiments.error_study.data_errors import data_section
 from experiments.error_study.error_names import ERRORS, error_names
+from experiments.error_study.judging import FAILS, HOLDS, MARGINS, UNDECIDED
 from experiments.error_study.paper import published_study
 from experiments.error_study.plots import plot_bars, plot_by_compression, plot_scatter
 from experiments.error_study.protocol import Protocol
@@ -29,7 +30,7 @@ from experiments.error_study.tables import (
     tau_texts,
     unsaving_table,
 )
-from experiments.error_study.verdicts import FAILS, HOLDS, UNDECIDED, Finding, judge_findings
+from experiments.error_study.verdicts import Finding, judge_findings
 from experiments.report.correlate import log_classification_error
 from experiments.report.page import Card, Picture, Report, Section, publish
 from experiments.report.tables import (
@@ -190,12 +191,19 @@ def _cards(findings: Sequence[Finding]) -> list[Card]:
 
 def _judged_by(finished: bool) -> str:
     provisional = "" if finished else "Provisional: the study is unfinished. "
+    share = percent(MARGINS.error)
     return (
         f"{provisional}Kendall's tau-a on the test set: mean ± standard deviation over the runs, "
-        "with the 95 % bootstrap interval over choices and runs in brackets. Two taus are not "
-        "distinguishable where the interval of their difference covers 0; fewer than six complete "
-        "choices decide nothing. A finding does not hold where it fails in one phase, and holds "
-        "where it holds in all."
+        "with the 95 % bootstrap interval over choices and runs in brackets. Verdicts rest on "
+        "one-sided bounds, the mean less and plus a quantile of Student's t times the standard "
+        f"deviation of the resamples: a wrong \N{LEFT DOUBLE QUOTATION MARK}holds"
+        f"\N{RIGHT DOUBLE QUOTATION MARK} has a probability of at most {share}, and so has a wrong "
+        "\N{LEFT DOUBLE QUOTATION MARK}does not hold\N{RIGHT DOUBLE QUOTATION MARK}, for each "
+        "finding, whichever of several comparisons leads to it. An error is no better than another "
+        f"where its tau is higher by less than {MARGINS.better:g}, and taus are about equal where "
+        f"they differ by less than {MARGINS.near:g}. Fewer than six complete choices decide "
+        "nothing. A finding does not hold where it fails in one phase, and holds where it holds "
+        "in all."
     )
 
 

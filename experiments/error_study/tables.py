@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,7 +98,12 @@ def complete(rows: pd.DataFrame, settings: Protocol, phase: str) -> pd.DataFrame
 
 
 def measured_taus(
-    rows: pd.DataFrame, settings: Protocol, *, resamples: int, strong: float = 0.5
+    rows: pd.DataFrame,
+    settings: Protocol,
+    *,
+    resamples: int,
+    strong: float = 0.5,
+    subsets: Sequence[str] = SUBSETS,
 ) -> TauTable:
     """All taus of a study, finished or not; only choices complete in every run count.
 
@@ -108,6 +113,7 @@ def measured_taus(
         rows: from `measurement_rows`.
         resamples: behind each interval, drawn with the study's seed.
         strong: the least compression that counts as strong.
+        subsets: whose performance is asked for.
     """
     estimate = partial(estimate_tau, resamples=resamples, seed=settings.seed)
     own = rows[rows["compression"] >= strong]
@@ -122,12 +128,17 @@ def measured_taus(
         (kind, subset, phase, value): estimate(*pairs)
         for kind, value, among, error, held_fixed in asked
         for phase in settings.phases
-        for subset, pairs in _pairs(among, settings, phase, error, held_fixed).items()
+        for subset, pairs in _pairs(among, settings, phase, error, held_fixed, subsets).items()
     }
 
 
 def _pairs(
-    rows: pd.DataFrame, settings: Protocol, phase: str, error: str, held_fixed: list[str]
+    rows: pd.DataFrame,
+    settings: Protocol,
+    phase: str,
+    error: str,
+    held_fixed: list[str],
+    subsets: Sequence[str],
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """What tau is of, by subset: errors and performance by run and choice, and groups of choices.
 
@@ -144,7 +155,7 @@ def _pairs(
     def by_run(name: str) -> Float[np.ndarray, "runs choices"]:
         return np.ascontiguousarray(whole[name].to_numpy(float).reshape(-1, settings.runs).T)
 
-    return {sub: (by_run(error), by_run(f"{sub}/{phase}/log_error"), groups) for sub in SUBSETS}
+    return {sub: (by_run(error), by_run(f"{sub}/{phase}/log_error"), groups) for sub in subsets}
 
 
 def tau_rows(taus: TauTable, kind: str, paper: PublishedStudy) -> pd.DataFrame:

@@ -1,21 +1,28 @@
 """Do the four findings of the published study hold in this one?
 
+Every verdict is a test, and a wrong one has a probability of at most `Margins.error`, of each kind
+and for each finding. What a finding says must follow from bounds (`TauEstimate.bounds`) for it to
+hold, and be contradicted by bounds for it not to hold; otherwise it is not decidable. Where one of
+several bounds would do, as of six errors in two phases, each gets its part of the probability
+(Bonferroni); where all must agree, each has it whole (intersection-union). "No better than" and
+"about equal" are claims of equivalence: within a margin. What compares errors presupposes that
+there is something to compare: a tau that lies above 0.
+
 A finding about both phases, before and after fine-tuning, is judged in each phase that the study
 measures: it does not hold where it does not in one of them, holds where it does in all, and is not
 decidable otherwise.
 
-The docstring of a rule is its full text: the report prints it. All rules judge tau on the test set,
-of the six errors of the published study alone, whatever others are measured beside.
-Intervals are the 95 % bootstrap intervals; two taus are not distinguishable where the interval of
-their difference, taken on the same resamples, covers 0. Fewer than six complete choices decide
-nothing: resampling so few says little.
+The docstring of a rule is its full text: the report prints it, with the numbers of `Margins`. All
+rules judge tau on the test set, of the six errors of the published study alone, whatever others
+are measured beside. Choices are resampled, not layers: a verdict speaks of other choices on these
+layers. Fewer than six complete choices decide nothing: resampling so few says little.
 """
 
 import inspect
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -26,8 +33,21 @@ from experiments.error_study.error_names import (
     WEIGHT_ERRORS,
     error_name,
 )
+from experiments.error_study.judging import (
+    FAILS,
+    HOLDS,
+    MARGINS,
+    UNDECIDED,
+    Margins,
+    Part,
+    Seen,
+    all_hold,
+    best_is_higher,
+    best_is_no_higher,
+    verdict_of,
+)
 from experiments.error_study.paper import PublishedStudy, PublishedTau
-from experiments.error_study.tables import SCOPE_NAMES, Row, TauTable, tau_figures
+from experiments.error_study.tables import SCOPE_NAMES, Row, TauTable
 from experiments.report.correlate import (
     TauEstimate,
     concordance,
@@ -36,14 +56,7 @@ from experiments.report.correlate import (
 )
 from experiments.report.tables import number
 
-HOLDS = "holds"
-FAILS = "does not hold"
-UNDECIDED = "not decidable"
-
-LEAST_TREND = 0.6
-NEAR = 0.1
 LEAST_LEVELS = 3
-LEAST_CHOICES = 6
 
 SIGN = {HOLDS: "is positive", FAILS: "is not positive", UNDECIDED: "cannot be told from 0"}
 GROWS = {
@@ -51,15 +64,6 @@ GROWS = {
     FAILS: "does not grow with compression",
     UNDECIDED: "may or may not grow with compression",
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one phase says about one finding, with the figures that decide, see `Seen.row`."""
-
-    verdict: str
-    reason: str
-    evidence: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,60 +78,20 @@ class Finding:
     evidence: tuple[Row, ...]
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a rule looks at: taus on the test set in one phase, and the published ones."""
-
-    taus: TauTable
-    paper: PublishedStudy
-    phase: str
-
-    @property
-    def when(self) -> str:
-        """The phase in words."""
-        return f"{self.phase.title()} fine-tuning"
-
-    @property
-    def unmeasured(self) -> Part:
-        """That there is too little to decide on."""
-        return Part(UNDECIDED, f"{self.when}: too few choices are measured in every run.")
-
-    def known(self, kind: str, values: Sequence[str]) -> dict[str, TauEstimate] | None:
-        """The taus of these; None unless each rests on enough choices."""
-        taus = {value: self.taus.get((kind, "test", self.phase, value)) for value in values}
-        known = {v: tau for v, tau in taus.items() if tau and tau.choices >= LEAST_CHOICES}
-        return known if len(known) == len(values) else None
-
-    def evidence(self, label: str, kind: str, value: Any) -> Row:
-        """A tau, the published one beside it."""
-        place = (kind, "test", self.phase, value)
-        return self.row(label, self.taus[place], self.paper.tau(*place))
-
-    def gap(self, label: str, gap: TauEstimate, minuend: Row, less: Row) -> Row:
-        """The difference of two taus."""
-        # The spread of a published difference is unknown: its runs are not published here.
-        published = PublishedTau(minuend["published_mean"] - less["published_mean"], math.nan)
-        return self.row(label, gap, published)
-
-    def row(self, label: str, tau: TauEstimate, published: PublishedTau | None) -> Row:
-        """One figure that decides: its label, the phase, and the columns `tables.TAU`."""
-        return {"label": label, "phase": self.phase, **tau_figures(tau, published)}
-
-
 def judge_findings(
-    taus: TauTable, paper: PublishedStudy, phases: Sequence[str]
+    taus: TauTable, paper: PublishedStudy, phases: Sequence[str], margins: Margins = MARGINS
 ) -> tuple[Finding, ...]:
     """The four findings, judged on the test set in the phases that a study measures."""
     findings = []
     rules = (positive_and_growing, relative_weights_best, features_no_better)
     for place, rule in enumerate((*rules, layers_harder_than_methods), start=1):
         own = phases if rule in rules else ("before",)
-        parts = [rule(Seen(taus, paper, phase)) for phase in own]
+        parts = [rule(Seen(taus, paper, phase, margins, len(own))) for phase in own]
         claim, _, text = (inspect.getdoc(rule) or "").partition("\n\n")
         finding = Finding(
             number=place,
             claim=claim,
-            rule=" ".join(text.split()),
+            rule=" ".join(text.format(**asdict(margins)).split()),
             verdict=all_hold(part.verdict for part in parts),
             reasons=tuple(part.reason for part in parts),
             evidence=tuple(row for part in parts for row in part.evidence),
@@ -139,12 +103,13 @@ def judge_findings(
 def positive_and_growing(seen: Seen) -> Part:
     """Tau is positive, and grows with compression.
 
-    Relative Weights. Positive: over all choices that remove at least half of a layer, the interval
-    of tau lies above 0; it is not where the interval ends at or below 0, and not decidable where
-    the interval covers 0. Growing: the trend, Kendall's tau-a between compression and the mean tau
-    at that compression over all levels (at least three), is at least 0.6; with five levels this
-    means that eight of the ten pairs of levels are in order. It does not grow where the interval
-    of the trend lies below 0.6, and is not decidable otherwise.
+    Relative Weights. Positive: over all choices that remove at least half of a layer, the lower
+    bound of tau lies above 0; it is not where the upper bound lies below 0, and not decidable
+    otherwise. Growing: the trend, Kendall's tau-a between compression and the mean tau at that
+    compression over all levels (at least three), is at least {trend:g}, and its 95 % interval lies
+    above 0. It does not grow where the upper bound of the slope of tau over the levels in order
+    lies below 0, or where tau falls between so many pairs of levels, by bounds that hold for all
+    pairs at once, that the trend cannot reach {trend:g}. Not decidable otherwise.
     """
     known = seen.known("error", (RELATIVE_WEIGHTS,))
     levels = sorted(value for *of, value in seen.taus if of == ["compression", "test", seen.phase])
@@ -152,7 +117,8 @@ def positive_and_growing(seen: Seen) -> Part:
         return seen.unmeasured
     (tau,) = known.values()
     by_level = [seen.evidence(f"compression {100 * c:g} %", "compression", c) for c in levels]
-    trend = _trend([seen.taus["compression", "test", seen.phase, level] for level in levels])
+    own = [seen.taus["compression", "test", seen.phase, level] for level in levels]
+    trend = _trend(own)
     means = [row["published_mean"] for row in by_level]
     published = math.nan if np.isnan(means).any() else kendall_tau_a(levels, means)
     evidence = (
@@ -160,8 +126,14 @@ def positive_and_growing(seen: Seen) -> Part:
         *by_level,
         seen.row("trend over levels", trend, PublishedTau(published, math.nan)),
     )
-    positive = _verdict(tau.lower > 0, tau.upper <= 0)
-    growing = _verdict(trend.mean >= LEAST_TREND, trend.upper < LEAST_TREND)
+    positive = verdict_of(
+        tau.bounds(seen.proves())[0] > 0, tau.bounds(seen.refutes(among=2))[1] < 0
+    )
+    growing = verdict_of(
+        trend.mean >= seen.margins.trend and trend.lower > 0,
+        _slope(own).bounds(seen.refutes(among=4))[1] < 0
+        or _greatest_trend(own, seen.refutes(among=4)) < seen.margins.trend,
+    )
     trends = f"tau {SIGN[positive]} and {GROWS[growing]} (trend {number(trend.mean)})"
     return Part(all_hold((positive, growing)), f"{seen.when}, {trends}.", evidence)
 
@@ -169,58 +141,61 @@ def positive_and_growing(seen: Seen) -> Part:
 def relative_weights_best(seen: Seen) -> Part:
     """Relative Weights has the highest tau of the six errors.
 
-    Over all choices that remove at least half of a layer. Holds where its mean tau is the highest;
-    errors that are not distinguishable from it are named. Does not hold where another error's tau
-    is higher and distinguishable from it; not decidable where another is higher but not
-    distinguishable.
+    Over all choices that remove at least half of a layer, where one of the six taus lies above 0.
+    Holds where no other error is better: the upper bound of its tau less that of Relative Weights
+    is less than {better:g}, for all five. Does not hold where the lower bound of one such
+    difference, of bounds that hold for all five at once, lies above 0. Errors that are higher are
+    named.
     """
     taus = seen.known("error", ERRORS)
     if taus is None:
         return seen.unmeasured
-    ours = taus[RELATIVE_WEIGHTS]
-    others = [error for error in ERRORS if error != RELATIVE_WEIGHTS]
-    gaps = {error_name(error): difference(ours, taus[error]) for error in others}
-    close = [name for name, gap in gaps.items() if not _distinguishable(gap)]
-    higher = [error_name(error) for error in others if taus[error].mean > ours.mean]
-    beaten_by = [name for name, gap in gaps.items() if gap.upper < 0]
-    rest = "every other error is distinguishably lower"
-    if close:
-        rest = f"not distinguishable from it: {_listed(close)}"
-    reason = f"Relative Weights is highest; {rest}."
-    if beaten_by:
-        reason = f"{_listed(beaten_by)} predicts better than Relative Weights."
-    elif higher:
-        reason = f"{_listed(higher)} has a higher tau, not distinguishable from Relative Weights."
-    verdict = _verdict(not (higher or beaten_by), bool(beaten_by))
     evidence = tuple(seen.evidence(error_name(error), "error", error) for error in ERRORS)
+    if not seen.any_positive(list(taus.values())):
+        return seen.unrelated(evidence)
+    ours = taus[RELATIVE_WEIGHTS]
+    gaps = {error: difference(tau, ours) for error, tau in taus.items() if tau is not ours}
+    beaten = [e for e, gap in gaps.items() if gap.bounds(seen.refutes(len(gaps)))[0] > 0]
+    open_ = [e for e, gap in gaps.items() if not gap.bounds(seen.proves())[1] < seen.margins.better]
+    verdict = verdict_of(not open_ and not beaten, bool(beaten))
+    if verdict == FAILS:
+        reason = f"{_listed(map(error_name, beaten))} predicts better than Relative Weights."
+    elif verdict == HOLDS:
+        reason = "no other error predicts better than Relative Weights."
+    else:
+        reason = f"{_listed(map(error_name, open_))} may predict better than Relative Weights."
     return Part(verdict, f"{seen.when}: {reason}", evidence)
 
 
 def features_no_better(seen: Seen) -> Part:
     """Errors of the features predict no better than errors of the weights.
 
-    Over all choices that remove at least half of a layer, the best of the three feature errors is
-    set against the best of the three weight errors. Holds where the features' tau is at most the
-    weights'; does not hold where it is higher and distinguishable; not decidable where it is
-    higher but not distinguishable.
+    Over all choices that remove at least half of a layer, where one of the six taus lies above 0.
+    Holds where there is a weight error than which no feature error is better: the upper bounds of
+    their taus less its own are less than {better:g}. Does not hold where there is a feature error
+    better than every weight error: the lower bounds of its tau less theirs lie above 0. As the best
+    of three is looked for, the bounds hold for all three at once.
     """
-    names, best, evidence = [], [], []
-    for label, errors in (("best of weights", WEIGHT_ERRORS), ("best of features", FEATURE_ERRORS)):
-        known = seen.known("error", errors)
-        if known is None:
-            return seen.unmeasured
+    weights, features = (seen.known("error", own) for own in (WEIGHT_ERRORS, FEATURE_ERRORS))
+    if weights is None or features is None:
+        return seen.unmeasured
+    names, evidence = [], []
+    for label, known in (("best of weights", weights), ("best of features", features)):
         names.append(max(known, key=lambda error: known[error].mean))
-        best.append(known[names[-1]])
-        published = [seen.paper.tau("error", "test", seen.phase, error) for error in errors]
+        published = [seen.paper.tau("error", "test", seen.phase, error) for error in known]
         highest = max(filter(None, published), key=lambda value: value.mean, default=None)
-        evidence.append(seen.row(label, best[-1], highest))
-    gap = difference(*best)
+        evidence.append(seen.row(label, known[names[-1]], highest))
+    gap = difference(weights[names[0]], features[names[1]])
     evidence.append(seen.gap("weights \N{MINUS SIGN} features", gap, *evidence))
-    verdict = _verdict(gap.mean >= 0, _distinguishable(gap))
-    order = "no better than" if verdict == HOLDS else "better than"
-    suffix = "" if _distinguishable(gap) else ", though the two are not distinguishable"
+    if not seen.any_positive([*weights.values(), *features.values()]):
+        return seen.unrelated(evidence)
+    own, others = list(features.values()), list(weights.values())
+    better = best_is_higher(own, others, seen.refutes())
+    no_better = best_is_no_higher(own, others, seen.margins.better, seen.proves())
+    verdict = verdict_of(no_better and not better, better)
+    order = {HOLDS: "no better than", FAILS: "better than", UNDECIDED: "perhaps better than"}
     first, second = map(error_name, names)
-    reason = f"{seen.when}: {second} predicts {order} {first}{suffix}."
+    reason = f"{seen.when}: {second} predicts {order[verdict]} {first}."
     return Part(verdict, reason, tuple(evidence))
 
 
@@ -228,38 +203,33 @@ def layers_harder_than_methods(seen: Seen) -> Part:
     """Before fine-tuning, layers are harder to compare than methods.
 
     Tau over layers only is below tau over all choices, tau over methods only about equal to it.
-    Relative Weights, choices that remove at least half of a layer. Layers: holds where their mean
-    tau is below that over all choices; does not hold where it is higher and distinguishable; not
-    decidable where it is higher but not distinguishable. Methods: holds where their mean tau lies
-    within 0.1 of that over all choices, or within its interval; else does not hold.
+    Relative Weights, choices that remove at least half of a layer, where tau over all choices lies
+    above 0. Layers: holds where the lower bound of tau over all choices less that over layers lies
+    above 0; does not hold where the upper bound lies below 0. Methods: holds where both bounds of
+    their tau less that over all choices lie within {near:g} of 0; does not hold where both lie on
+    one side beyond it. Not decidable otherwise.
     """
     known = seen.known("scope", tuple(SCOPE_NAMES))
     if known is None:
         return seen.unmeasured
     layers, methods, everything = known.values()
-    gap = difference(everything, layers)
-    below = _verdict(gap.mean > 0, _distinguishable(gap))
-    order = "below" if below == HOLDS else "not below"
-    suffix = "" if _distinguishable(gap) else " (not distinguishable)"
-    distance = abs(methods.mean - everything.mean)
-    is_near = distance <= NEAR or everything.lower <= methods.mean <= everything.upper
+    gap, distance = difference(everything, layers), difference(methods, everything)
     evidence = [seen.evidence(name, "scope", scope) for scope, name in SCOPE_NAMES.items()]
     evidence.append(seen.gap("all \N{MINUS SIGN} layers", gap, evidence[2], evidence[0]))
+    evidence.append(seen.gap("methods \N{MINUS SIGN} all", distance, evidence[1], evidence[2]))
+    if not seen.any_positive([everything]):
+        return seen.unrelated(evidence)
+    below = verdict_of(gap.bounds(seen.proves())[0] > 0, gap.bounds(seen.refutes(among=2))[1] < 0)
+    near = seen.margins.near
+    (least, most), (low, high) = (distance.bounds(p) for p in (seen.proves(), seen.refutes(2)))
+    close = verdict_of(-near < least and most < near, low > near or high < -near)
+    order = {HOLDS: "below", FAILS: "above", UNDECIDED: "not distinguishable from"}
+    about = {HOLDS: "about equal to it", FAILS: "not near it", UNDECIDED: "perhaps near it"}
     reason = (
-        f"Tau over layers is {order} tau over all choices{suffix}; "
-        f"tau over methods is {'near it' if is_near else 'not near it'}, {distance:.2f} away."
+        f"Tau over layers is {order[below]} tau over all choices; "
+        f"tau over methods is {about[close]}, {abs(distance.mean):.2f} away."
     )
-    return Part(all_hold((below, HOLDS if is_near else FAILS)), reason, tuple(evidence))
-
-
-def all_hold(verdicts: Iterable[str]) -> str:
-    """Does not hold where one does not; holds where all do; else not decidable."""
-    found = set(verdicts)
-    return next((verdict for verdict in (FAILS, UNDECIDED) if verdict in found), HOLDS)
-
-
-def _verdict(holds: bool, fails: bool) -> str:
-    return HOLDS if holds else FAILS if fails else UNDECIDED
+    return Part(all_hold((below, close)), reason, tuple(evidence))
 
 
 def _trend(taus: Sequence[TauEstimate]) -> TauEstimate:
@@ -273,9 +243,26 @@ def _trend(taus: Sequence[TauEstimate]) -> TauEstimate:
     return TauEstimate(np.array([mean]), trends, levels)
 
 
-def _distinguishable(gap: TauEstimate) -> bool:
-    return gap.lower > 0 or gap.upper < 0
+def _slope(taus: Sequence[TauEstimate]) -> TauEstimate:
+    """How tau changes from one level to the next, by a straight line through levels in order."""
+    places = np.arange(len(taus)) - (len(taus) - 1) / 2
+    weights = places / (places**2).sum()
+    mean = weights @ np.array([tau.mean for tau in taus])
+    resampled = weights @ np.stack([tau.resampled for tau in taus])
+    return TauEstimate(np.array([mean]), resampled, min(tau.choices for tau in taus))
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+def _greatest_trend(taus: Sequence[TauEstimate], error: float) -> float:
+    """What the trend is at most, as tau falls between some pairs of levels in order.
+
+    Arguments:
+        error: probability that it falls between fewer.
+    """
+    pairs = list(combinations(taus, 2))
+    falls = (difference(low, high).bounds(error / len(pairs))[0] > 0 for low, high in pairs)
+    return 1 - 2 * sum(falls) / len(pairs)
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return " and ".join(filter(None, (", ".join(most), last)))

@@ -46,7 +46,9 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     fit = start_fit(network.start.alone(), settings)
     restored = checkpoints.restore_latest(folder, fit)
     if restored is None:
-        print(f"{folder} holds no checkpoint: training starts anew", file=sys.stderr)
+        # Said, because a folder that was removed or moved looks the same as a first start.
+        told = f"no checkpoint in {folder}: training starts anew, at its first epoch"
+        print(told, file=sys.stderr)
     else:
         fit = restored[1]
     epoch, keys = int(fit.epoch.max()), jax.random.split(network.key(TRAIN), 1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tdjax.files import one_line
+from tdjax.files import one_line, writing
 from tdjax.params.digests import (
     check_arrays,
     check_newest,
@@ -46,8 +46,10 @@ def save(folder: Path, step: int, tree: Any) -> None:
     """Write a pytree of arrays as `folder/<step>`; earlier steps are removed once it is there.
 
     Beside it stands the digest of each array, by which `restore_latest` knows it again.
+
+    Raises OSError that names the folder where it cannot be written.
     """
-    with _manager(folder) as manager:
+    with writing(folder), _manager(folder) as manager:
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -70,12 +72,6 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     """
     if not folder.exists():
         return None
-    # Named, because orbax otherwise reads the placement from the file and warns that it does.
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(lambda: like),
-    )
     where = folder
     try:
         check_newest(folder)
@@ -85,7 +81,7 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
                 return None
             where = folder / str(step)
             is_old = (where / OLD).is_dir()
-            tree = _restored(manager, step, shapes, is_old=is_old)
+            tree = _restored(manager, step, _placed(like), is_old=is_old)
     except Exception as error:
         raise CheckpointError(
             f"{where}: the checkpoint is damaged or belongs to another network "
@@ -100,6 +96,17 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
     # of an unbroken run, would be compiled again for them.
     return step, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def _placed(like: Tree) -> Tree:
+    """The shapes of a pytree, on the default device."""
+    # Named, because orbax otherwise reads the placement from the file and warns that it does.
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes: Tree = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(lambda: like),
+    )
+    return shapes
 
 
 def _restored(manager: ocp.CheckpointManager, step: int, shapes: Tree, *, is_old: bool) -> Tree:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -88,6 +89,19 @@ class TauEstimate:
     def std(self) -> float:
         """Standard deviation over the runs (ddof=1); NaN for a single run."""
         return float(self.per_run.std(ddof=1)) if self.per_run.size > 1 else math.nan
+
+    def bounds(self, error: float) -> tuple[float, float]:
+        """A lower and an upper bound, each wrong with at most this probability.
+
+        The mean less and plus Student's t quantile, of one degree of freedom less than there are
+        choices, times the standard deviation of the resamples: unlike quantiles of the resamples
+        it needs no more of them the smaller the probability is. NaN where no resample is defined.
+        """
+        defined = self.resampled[~np.isnan(self.resampled)]
+        if not defined.size:
+            return math.nan, math.nan
+        half = float(stats.t.isf(error, max(self.choices - 1, 1)) * defined.std())
+        return self.mean - half, self.mean + half
 
     @property
     def lower(self) -> float:

@@ -47,9 +47,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Convert lists and whole numbers where fields want them; FieldError for what is wrong."""
+        hints = type_hints(cast(Any, type(self)))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            read = read_value(type_hints(type(self))[field.name], value, field.name)
+            read = read_value(hints[field.name], getattr(self, field.name), field.name)
             object.__setattr__(self, field.name, read)
 
 

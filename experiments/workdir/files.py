@@ -26,9 +26,11 @@ def naming(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = f"{error.filename}: {error.strerror}"
+        problem = error.strerror
         if isinstance(error, FileExistsError):
             problem = "it is no folder, or a link that leads to none"
+        elif str(error.filename) != str(workdir):
+            problem = f"{error.filename}: {problem}"
         raise ValueError(f"workdir {workdir}: {problem}; use another workdir") from error
 
 

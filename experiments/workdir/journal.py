@@ -173,9 +173,11 @@ class Journal:
                     "of the configuration"
                 )
         if new:
-            about = None if self._appended else self.environment
-            told = [] if about in (None, *self.environments[-1:]) else [about]
-            append_records(self.path, [*new, *told])
+            about = self.environment
+            if about is None or self._appended or about in self.environments[-1:]:
+                append_records(self.path, new)
+            else:
+                append_records(self.path, [*new, about])
             self._appended.update(texts)
         return new
 
@@ -184,7 +186,7 @@ class Journal:
         try:
             read = _read(json.dumps(record).encode("utf-8"), self.schema)
         except (ValueError, TypeError) as error:
-            kind = record.get("kind")
+            kind = str(record.get("kind"))
             names = self.schema[kind].names if kind in self.schema else ()
             named = _named((kind, *(record.get(name) for name in names)))
             raise ValueError(

@@ -53,9 +53,6 @@ def answer_signals() -> None:
 
 def end(status: int, line: str) -> None:
     """End this process at once, whatever its threads do: with a last line on standard error."""
-    if "tqdm" in sys.modules:
-        # A progress bar may stand there.
-        line = f"\n{line}"
     for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
         # A pipe whose reader has gone, or a full disk: there is nobody to tell.
         with suppress(OSError, ValueError):
@@ -70,8 +67,10 @@ def end(status: int, line: str) -> None:
 def _wait(reading: int, known: dict[int, str]) -> None:
     while (number := os.read(reading, 1)[0]) not in known:
         pass
+    # A progress bar may stand there.
+    start = "\n" if "tqdm" in sys.modules else ""
     end(
         128 + number,
-        f"stopped by {known[number]}: start the same command again to go on; "
+        f"{start}stopped by {known[number]}: start the same command again to go on; "
         "nothing that was measured is lost",
     )

@@ -20,23 +20,25 @@ from tdjax.trace.call import batch_size, split_arrays
 Method = str | Callable[..., Any] | None
 
 
-def call_model(model: Any, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a model that holds its arrays, or is bound to them, returns.
-
-    Raises AttributeError for a model without such a method.
-    """
+def called(model: Any, method: Method) -> Callable[..., Any]:
+    """What of a model is called. Raises ValueError for a model without such a method."""
     if callable(method):
         # Of a method of one model, the function: it is called on this one.
-        return getattr(method, "__func__", method)(model, *args, **kwargs)
+        return functools.partial(getattr(method, "__func__", method), model)
     name = "__call__" if method is None else method
     if not callable(getattr(model, name, None)):
         others = [other for other in dir(type(model)) if not other.startswith("_")]
-        raise AttributeError(
+        raise ValueError(
             f"{type(model).__name__} has no method {name!r}{did_you_mean(name, others)}: "
             "name one that takes these inputs, as in method='encode', or pass a function of the "
             "model and the inputs"
         )
-    return getattr(model, name)(*args, **kwargs)
+    return getattr(model, name)
+
+
+def call_model(model: Any, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a model that holds its arrays, or is bound to them, returns. Raises as `called`."""
+    return called(model, method)(*args, **kwargs)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,8 +17,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
-from tdjax.arguments import pruned
+from tdjax.arguments import numeric, pruned
 from tdjax.arguments.described import described, is_array, is_shape
+from tdjax.arguments.numeric import Problem
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
@@ -27,7 +27,6 @@ from tdjax.plan.rules import Rule
 from tdjax.trace.call import split_arrays
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Problem = TypeError | ValueError | None
 
 
 def checked(function: Function) -> Function:
@@ -239,14 +238,6 @@ def _key(value: Any) -> Problem:
     return TypeError(f"is {described(value)}: pass jax.random.key({seed})")
 
 
-def _budget(value: Any) -> Problem:
-    if not isinstance(value, numbers.Real) or 0 < float(value) < 1:
-        return None
-    value = float(value)
-    share = f": for {value:g} % pass {value / 100:g}" if 2 <= value < 100 else ""
-    return ValueError(f"{value:g} is no share between 0 and 1{share}")
-
-
 def _method(value: Any) -> Problem:
     if value is None or callable(value) or isinstance(value, str):
         return None
@@ -276,9 +267,15 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "metric_fn": _metric_fn,
     "row_weights": _row_weights,
     "key": _key,
-    "budget": _budget,
+    "budget": numeric.budget,
     "method": _method,
     "path": _path,
+    "max_iters": numeric.whole(0),
+    "tol": numeric.tolerance,
+    "seed": numeric.seed,
+    "splits": numeric.splits,
+    "chunk": numeric.whole(1),
+    "memory": numeric.whole(1),
     "paths": pruned.check_paths,
     "layers": pruned.check_layers,
     "chain": pruned.check_chain,

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tdjax.arguments.described import described, is_array
+from tdjax.arguments.numeric import Problem
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
-
-Problem = TypeError | ValueError | None
 
 
 def check_layers(value: Any) -> Problem:
@@ -49,7 +48,7 @@ def check_paths(value: Any) -> Problem:
             return TypeError(f"holds {described(pattern)}: pass patterns, as text")
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             return ValueError(f"holds {pattern!r}, which is no pattern: {error}")
     return None
 

@@ -95,5 +95,9 @@ def _automatic_mesh(mesh: Mesh) -> Mesh:
 
 def _context(mesh: Mesh) -> AbstractContextManager[Any]:
     """In which arrays on the mesh may meet others, whatever mesh is set outside."""
-    set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # type: ignore[attr-defined]
-    return set_mesh(mesh)
+    set_mesh: Any = getattr(jax, "set_mesh", None)
+    if set_mesh is None:
+        # Of versions before jax.set_mesh.
+        set_mesh = getattr(jax.sharding, "use_mesh")  # noqa: B009
+    context: AbstractContextManager[Any] = set_mesh(mesh)
+    return context

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 import tdjax.evaluate.errors
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import Method
+from tdjax.arguments.called import Method, called
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
@@ -81,7 +81,6 @@ def feature_errors(
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
             are compared.
         batches: inputs of the model as in `tdjax.make_plan`; the first axis is the batch.
-        batches: inputs of the model, see `tdjax.make_plan`; the first axis is the batch.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each layer path the three errors.
@@ -214,7 +213,7 @@ def evaluate_candidates(
     """
     room, whole = room_of(model), with_arrays(model, variables)
     trace_of = partial(room.trace, *whole, method=method)
-    reading, batches = read_batches("evaluate_candidates", model, trace_of, batches)
+    reading, batches = read_batches("evaluate_candidates", called(model, method), trace_of, batches)
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
     return candidate_means(function, arrays, kernels, batches, chunk)

@@ -185,7 +185,7 @@ def allocate(
     Arguments:
         model, variables, sample, method: as for `tdjax.make_plan`.
         budget: share of the whole network kept, in (0, 1): of all its parameters, biases and
-            normalisation included, or of its multiply-accumulates.
+            normalisation included, or of its multiply-accumulates, with those that no layer does.
         cost: "params" or "macs".
         strategy: see above.
         methods: formats to choose from; "alds" knows "svd" alone. "cp" and "tt" are decomposed at

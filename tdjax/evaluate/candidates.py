@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.arguments.called import check_metrics, number_of
+from tdjax.params.partitioning import unboxed
 from tdjax.trace.call import Reading, StaticPart, split_arrays
 from tdjax.trace.hoist import split
 
@@ -62,6 +63,9 @@ class KernelFunction(Protocol):
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """A pytree of sums over the examples."""
 
+    def check(self, sums: Any, turn: int) -> None:
+        """Refuse the sums of all candidates over a batch, the first being 1. Raises ValueError."""
+
 
 @dataclass(frozen=True)
 class Performance:
@@ -84,6 +88,9 @@ class Performance:
         check_metrics(values, number_of(batch))
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
 
+    def check(self, sums: Any, turn: int) -> None:
+        """A loss may be infinite."""
+
 
 def candidate_means(
     function: KernelFunction,
@@ -98,11 +105,9 @@ def candidate_means(
         function: of the network and the layer whose kernels these are.
         variables: as the network takes them.
     """
-    path, own = function.path, function.network.kernel(variables, function.path)
+    path, own = function.path, unboxed(function.network.kernel(variables, function.path))
     if own is None:
         raise KeyError(f"candidates: {path!r} has no kernel")
-    if chunk < 1:
-        raise ValueError(f"candidates: chunk must be at least 1, got {chunk}")
     kernels = jnp.asarray(kernels)
     if kernels.shape[1:] != own.shape or kernels.shape[:1] in ((), (0,)):
         raise ValueError(
@@ -126,7 +131,7 @@ def _means(
     size = min(chunk, n)
     # The last turn is filled up with kernels seen before, so that one program serves all turns.
     turns = [kernels[jnp.arange(start, start + size) % n] for start in range(0, n, size)]
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         count += examples(batch)
         arrays, frame = split_arrays(batch)
         fixed = (variables, arrays)
@@ -136,6 +141,7 @@ def _means(
         known = before(fixed)
         sums = [after(turn, known) for turn in turns]
         joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:n].astype(np.float64), *sums)
+        function.check(joined, number)
         totals = joined if totals is None else jax.tree.map(np.add, totals, joined)
     if totals is None:
         raise ValueError("candidates: no batches")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.meshes import on_any_mesh
@@ -133,11 +134,14 @@ def feature_errors(
 ) -> dict[str, dict[str, float]]:
     """Errors of each layer's output features; see `tdjax.feature_errors`.
 
+    Raises ValueError for NaN or Inf, naming the layer, and the batch that brings them.
+
     Arguments:
         network, variables: the model as a static argument, and its arrays.
         weights: the layers' arrays as nested mappings by path.
         plan_or_weights: a plan, or approximated weights.
     """
+    _check_finite(weights)
     if isinstance(plan_or_weights, Plan):
         plan = plan_or_weights
         options = Options(key=jax.random.key(0) if key is None else key)
@@ -145,13 +149,16 @@ def feature_errors(
         other: Mapping[str, Any] = dense_tree(factor_tree(weights, plan, options), plan)
     else:
         paths, other = _changed_kernels(weights, plan_or_weights), plan_or_weights
+        _check_finite(other)
     kernels = {path: _kernel(other, path) for path in paths}
     totals = {path: dict.fromkeys(ERRORS, 0.0) for path in paths}
     count = 0
-    for batch in batches:
+    for turn, batch in enumerate(batches, 1):
         count += examples(batch)
         arrays, frame = split_arrays(batch)
         sums = _layer_errors(network, frame, variables, kernels, arrays)
+        for path in paths:
+            _check_sums("feature_errors", path, sums[path], turn)
         for path, name in itertools.product(paths, ERRORS):
             totals[path][name] += float(sums[path][name])
     if count == 0:
@@ -169,6 +176,29 @@ class FeatureErrors:
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> dict[str, Array]:
         """Sums over the examples."""
         return _error_sums(self.network, variables, {self.path: kernel}, batch)[self.path]
+
+    def check(self, sums: Mapping[str, Any], turn: int) -> None:
+        """Refuse sums over a batch that are not finite, see `KernelFunction`."""
+        _check_sums("candidate_feature_errors", self.path, sums, turn)
+
+
+def _check_sums(function: str, path: str, sums: Mapping[str, Any], turn: int) -> None:
+    # Relative ones may be infinite, where features are zero.
+    if not np.isfinite(np.asarray(sums["absolute"])).all():
+        raise ValueError(
+            f"{function}: with batch {turn} (the first is 1) the features of layer {path!r} are "
+            "NaN or Inf: look for them in the batch and in the model's weights"
+        )
+
+
+def _check_finite(weights: Mapping[str, Any]) -> None:
+    """Refuse weights that hold NaN or Inf, with a ValueError that names the layer."""
+    for path, own in mappings(weights):
+        for name, leaf in own.items():
+            array: Any = unboxed(leaf)
+            numeric = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.inexact)
+            if numeric and not bool(jnp.isfinite(array).all()):
+                raise ValueError(f"feature_errors: layer {path!r}: the {name} holds NaN or Inf")
 
 
 @partial(jax.jit, static_argnames=("network", "frame"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from tdjax.params.tree import join_path
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
 
 # What computes the statistics of a batch; subclasses that have another call pass on to it.
-NORMALISES = nn.BatchNorm.__call__.__wrapped__
+NORMALISES = inspect.unwrap(nn.BatchNorm.__call__)
 _passes = itertools.count()
 
 

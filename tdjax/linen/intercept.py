@@ -40,6 +40,9 @@ class Change(Protocol):
     def below(self, path: Path) -> Change | None:
         """What is left of it for a module of the model; None for nothing."""
 
+    def __hash__(self) -> int:
+        """Equal changes have equal hashes."""
+
 
 class Method(NamedTuple):
     """What an interceptor asks of a call's context."""
@@ -50,7 +53,7 @@ class Method(NamedTuple):
 
 def changed(model: nn.Module, change: Change) -> nn.Module:
     """An instance of the changed class with the fields, and all else that the model knows."""
-    made = changed_class(type(model), change)
+    made = changed_class(type(model), change)  # type: ignore[arg-type]
     values = {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
@@ -63,7 +66,7 @@ def changed(model: nn.Module, change: Change) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=1024)
-def changed_class(cls: type[nn.Module], change: Change) -> type[nn.Module]:
+def changed_class(cls: Any, change: Change) -> type[nn.Module]:
     """A subclass whose methods run inside the interceptor; cached, so that jit caches hold."""
     methods: dict[str, Any] = {
         name: _inside(name, method, change) for name, method in _own_methods(cls).items()
@@ -86,7 +89,7 @@ def changed_class(cls: type[nn.Module], change: Change) -> type[nn.Module]:
     return made
 
 
-def dense_class(cls: type) -> type:
+def dense_class(cls: Any) -> type:
     """A class itself; of a changed one, the class that was changed first."""
     return getattr(cls, "_dense_class", cls)
 
@@ -104,6 +107,9 @@ def entered(model: nn.Module, place: Place, change: Change) -> Iterator[Intercep
         yield None
         return
     before = _entered.set(running | {key})
+    # What `nn.jit` in the model looks at: it must not take a program of another change for its own.
+    scope: Any = model.scope
+    scope.flags = scope.flags.copy({f"tdjax_{hash(change)}": True})
     try:
         interceptor = change.interceptor(place)
         with nn.intercept_methods(interceptor):
@@ -252,7 +258,7 @@ def _changed_parts(model: nn.Module, name: str, value: Any, changes: tuple[Chang
     return jax.tree_util.tree_map_with_path(part, value, is_leaf=_is_module)
 
 
-def _class_below(cls: type, changes: tuple[Change, ...], path: Path) -> type:
+def _class_below(cls: Any, changes: tuple[Change, ...], path: Path) -> type:
     """The class of a module of a changed model, with what is left of the changes for it."""
     for change in changes:
         below = change.below(path)
@@ -279,14 +285,16 @@ def _cloned(cls: type[nn.Module]) -> Callable[..., Any]:
 
 def _reduced(self: nn.Module, protocol: Any) -> Any:
     """For pickle: the class is made again, of what it was made of."""
-    make, args, *rest = object.__reduce_ex__(self, protocol)
+    # Of an object it is never the name of a global.
+    made: Any = object.__reduce_ex__(self, protocol)
+    make, args, *rest = made
     cls = type(self)
     if "_changes" in vars(cls) and make is copyreg.__newobj__:  # type: ignore[attr-defined]
         return _empty, (dense_class(cls), changes_of(cls)), *rest
     return make, args, *rest
 
 
-def _empty(cls: type[nn.Module], changes: tuple[Change, ...]) -> nn.Module:
+def _empty(cls: Any, changes: tuple[Change, ...]) -> nn.Module:
     for change in changes:
         cls = changed_class(cls, change)
     return object.__new__(cls)

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core.meta import AxisMetadata
 from jaxtyping import Array
 
+from tdjax.linen.initial import stage_initializer
 from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
-from tdjax.params.partitioning import box_factor, unboxed
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
@@ -215,7 +214,7 @@ def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:
         "dtype": module.dtype,
         "param_dtype": module.param_dtype,
         "precision": module.precision,
-        "kernel_init": _initial(module.kernel_init, entry, stage),
+        "kernel_init": stage_initializer(module.kernel_init, entry, stage),
         "promote_dtype": module.promote_dtype,
         "name": stage.name,
     }
@@ -224,20 +223,8 @@ def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:
 def _factor(
     module: Any, init: Any, entry: PlannedLayer, stage: Stage, name: str | None
 ) -> FactorArray:
-    initial = _initial(init, entry, stage)
+    initial = stage_initializer(init, entry, stage)
     return FactorArray(stage.kernel_shape, initial, module.param_dtype, name=name)
-
-
-def _initial(init: Callable[..., Any], entry: PlannedLayer, stage: Stage) -> Callable[..., Any]:
-    """The layer's initialiser, any partitioning metadata fitted to a factor."""
-
-    def initial(key: Array, shape: Sequence[int], dtype: Any) -> Any:
-        value = init(key, shape, dtype)
-        if not isinstance(value, AxisMetadata):
-            return value
-        return box_factor(value, unboxed(value), entry, stage, stacked=False)
-
-    return initial
 
 
 def _with_bias(module: Any, entry: PlannedLayer, x: Array) -> Array:

@@ -19,7 +19,7 @@ from tdjax.linen.place import Place
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
 from tdjax.plan.decide import plan_layers
-from tdjax.plan.layers import VECTORS, Inventory, Layer
+from tdjax.plan.layers import Inventory, Layer, is_weight
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
@@ -85,7 +85,7 @@ def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, 
     table, params = dict(traced.layers), jax.eval_shape(lambda: plain(variables))["params"]
     for path, own in mappings(params):
         if _weights(own) and path not in table:
-            table[path] = _unsupported(path, params, "a module", "was not called")
+            table[path] = _unsupported(path, params, "a module", "a module was not called")
     return tuple(table.values())
 
 
@@ -146,17 +146,20 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
         if not known or method == "setup" or names is None or not _owns_weights(params, names):
             return next_fun(*args, **kwargs)
         path, name = join_path(*names), type(module).__name__
-        if kind is not None:
+        kernel = None if kind is None else module.variables["params"][kind.weight]
+        if kind is not None and isinstance(kernel, jax.Array):
             kinds[path] = name
             own = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
             array = ("params", *names, kind.weight)
             layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
-            kernel = module.variables["params"][kind.weight]
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
         number, output = recorder.number(), next_fun(*args, **kwargs)
         # A transformed class calls the plain one, which was here first.
         if kinds.setdefault(path, name) == name:
-            entry = _unsupported(path, params, name, "is not supported")
+            obstacle = f"{name} is not supported"
+            if kind is not None:
+                obstacle = f"its {kind.weight} is no array, but {type(kernel).__name__}"
+            entry = _unsupported(path, params, name, obstacle)
             recorder.calls[number] = TracedCall(entry)
         return output
 
@@ -177,10 +180,10 @@ def _trace_anew(module: Any) -> None:
         module.scope.flags = {**module.scope.flags, "tdjax": _New()}
 
 
-def _unsupported(path: str, params: Any, kind: str, why: str) -> Layer:
+def _unsupported(path: str, params: Any, kind: str, obstacle: str) -> Layer:
     arrays = _weights(layer_params(params, path))
     largest = max(arrays, key=lambda leaf: math.prod(leaf.shape))
-    return Layer(path, kind, tuple(largest.shape), obstacle=f"{kind} {why}")
+    return Layer(path, kind, tuple(largest.shape), obstacle=obstacle)
 
 
 def _owns_weights(params: Any, path: Sequence[str]) -> bool:
@@ -189,6 +192,5 @@ def _owns_weights(params: Any, path: Sequence[str]) -> bool:
 
 
 def _weights(own: Mapping[str, Any]) -> list[Any]:
-    """The arrays of a module that are weights: not its vectors, which a stack makes matrices."""
-    arrays = [leaf for name, leaf in own.items() if name not in VECTORS]
-    return [leaf for leaf in arrays if len(getattr(leaf, "shape", ())) >= 2]
+    """The arrays of a module that are weights."""
+    return [leaf for name, leaf in own.items() if is_weight(str(name), getattr(leaf, "shape", ()))]

@@ -24,6 +24,8 @@ DIGEST = "sha256"
 def save_moments(path: str | Path, moments: Mapping[str, LayerMoments]) -> None:
     """Write moments as one npz file, atomically: a kill leaves the old file or the new one.
 
+    Beside the arrays stands their SHA-256, by which `load_moments` knows them again.
+
     Arguments:
         path: of the file.
         moments: from `tdjax.collect_moments`.
@@ -57,7 +59,9 @@ def load_moments(path: str | Path) -> dict[str, LayerMoments]:
     try:
         found = _checked(arrays)
         if digest is not None and not np.array_equal(digest, _digest(arrays)):
-            raise ValueError("its arrays are not those that were saved; collect the moments again")
+            raise ValueError(
+                "its arrays are not those that were saved; remove it, and collect anew"
+            )
     except ValueError as error:
         raise ValueError(f"{path} is not a file of moments: {error}") from error
     if digest is None:

@@ -34,7 +34,8 @@ def batch_statistics(
     found = {}
     for key, x in known.items():
         left = (high[key] - low[key]) / far[key]
-        reached = left < (1 + LEFT) / 2
+        # Where NaN is, too, which is seen later.
+        reached = ~(left > (1 + LEFT) / 2)
         found[key] = jnp.where(reached, low[key] / jnp.where(reached, 1 - left, 1), x)
     return found
 

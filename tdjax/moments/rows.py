@@ -75,11 +75,11 @@ class Vectors:
     ) -> tuple[Array, Array, Array, Array]:
         """Sums over the rows of two arrays: of x x^T and x y^T, (groups, D, D), of x and y."""
         first, second, own = self._rows(x), self._rows(y), self._weights(x, weights)
-        sums = [first.sum(axis=0), second.sum(axis=0)]
+        total, other = first.sum(axis=0), second.sum(axis=0)
         if own is not None:
-            sums = [weighed(rows, own).sum(axis=0) for rows in (first, second)]
+            total, other = (weighed(rows, own).sum(axis=0) for rows in (first, second))
             first, second = (weighed(rows, jnp.sqrt(own)) for rows in (first, second))
-        return moment(first, first), moment(first, second), *sums
+        return moment(first, first), moment(first, second), total, other
 
     def _rows(self, x: Array) -> Float[Array, "n g d"]:
         rows = self._laid_out(x).reshape(-1, self.groups, self.size)

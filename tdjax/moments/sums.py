@@ -112,9 +112,9 @@ def batch_sums(
 
         def loss(slots: Any) -> tuple[Any, Any]:
             results, kept = passed(slots)
-            structure = jax.tree.structure(trace.outputs)
             # Behind the outputs come values that the model keeps.
-            outputs = jax.tree.unflatten(structure, results[: structure.num_leaves])
+            returned = results[: len(results) - len(trace.kept)]
+            outputs = jax.tree.unflatten(jax.tree.structure(trace.outputs), returned)
             each = jnp.asarray(loss_fn(outputs, batch))
             # The gradient of one example's own loss: of a mean, too small by their number.
             return jnp.sum(each) if each.ndim else each * trace.batch, kept

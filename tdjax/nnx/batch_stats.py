@@ -82,7 +82,7 @@ def _after(
         getattr(layers[path], kind)[...] = x
     for layer in layers.values():
         layer.tdjax_calls = _Calls()
-        become(layer, _training_class(type(layer)))
+        become(layer, _training_class(type(layer)))  # type: ignore[arg-type]
     call_model(copy, method, args, kwargs)
     for path, layer in layers.items():
         if layer.tdjax_calls.own and not layer.tdjax_calls.normalising:
@@ -100,6 +100,8 @@ class _Calls:
 class _Training(nnx.BatchNorm):
     """Batch normalisation that keeps the statistics of the batch, whatever mode it is given."""
 
+    tdjax_calls: _Calls
+
     def __call__(self, x: Any, use_running_average: Any = None, **options: Any) -> Any:
         self.tdjax_calls.normalising += 1
         given, self.momentum = self.momentum, LEFT
@@ -110,7 +112,7 @@ class _Training(nnx.BatchNorm):
 
 
 @lru_cache(maxsize=256)
-def _training_class(cls: type) -> type:
+def _training_class(cls: Any) -> type:
     """A subclass between whose calls and that of nnx.BatchNorm is the one for training."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

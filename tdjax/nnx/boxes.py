@@ -7,6 +7,7 @@ from typing import Any
 from flax.core.meta import Partitioned
 from jax.sharding import PartitionSpec
 
+from tdjax.nnx.graph import array_of
 from tdjax.params.partitioning import unboxed
 from tdjax.plan.layers import Storage
 
@@ -16,8 +17,7 @@ KEYS = ("out_sharding", "sharding", "sharding_names")
 
 def boxed(variable: Any, storage: Storage) -> Any:
     """The array of a parameter, in a box where names of its axes are known."""
-    array = variable[...]
-    names = _names(variable)
+    array, names = array_of(variable), _names(variable)
     if names is None:
         return array
     if _lacks_stack(variable, storage):

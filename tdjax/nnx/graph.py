@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from tdjax.params.tree import join_path
-from tdjax.plan.layers import VECTORS
+from tdjax.plan.layers import is_weight
 
 
 def modules_of(model: nnx.Module) -> dict[str, Any]:
@@ -24,12 +24,12 @@ def modules_of(model: nnx.Module) -> dict[str, Any]:
 
 
 def weights_of(model: nnx.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All weights and their paths, each once: parameters with two axes or more, but no vectors."""
+    """All weights and their paths, each once."""
     seen = set()
     for path, node in nnx.iter_graph(model):
         if not isinstance(node, nnx.Param) or id(node) in seen:
             continue
-        if len(shape_of(node)) >= 2 and path[-1] not in VECTORS:
+        if is_weight(str(path[-1]), shape_of(node)):
             seen.add(id(node))
             yield tuple(map(str, path)), node
 

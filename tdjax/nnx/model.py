@@ -74,7 +74,11 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
     modules = modules_of(model)
     params: dict[str, Any] = {}
     for entry in plan.factorised:
-        module, name = _module_at(modules, entry), entry.layer.storage.name
+        module, name = dense_module(modules, entry), entry.layer.storage.name
+        if isinstance(array_of(getattr(module, name)), jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"layer {entry.layer.path!r} holds a shape and no array: use nnx.eval_shape"
+            )
         own = {name: boxed(getattr(module, name), entry.layer.storage)}
         present = getattr(module, "bias", None)
         if bias and present is not None:
@@ -88,7 +92,8 @@ def with_chains(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
     copy = nnx.clone(model)
     modules = modules_of(copy)
     for entry in plan.factorised:
-        _to_chain(modules[entry.layer.path], entry, layer_params(factors, entry.layer.path))
+        own = layer_params(factors, entry.layer.path)
+        _to_chain(dense_module(modules, entry), entry, own)
     return copy
 
 
@@ -109,7 +114,7 @@ def reconstruct(model: Model, plan: Plan) -> Model:
     modules = modules_of(model)
     params: dict[str, Any] = {}
     for entry in plan.factorised:
-        module = _module_at(modules, entry, factorised=True)
+        module: Any = factorised_module(modules, entry)
         kernels = {stage.name: getattr(module, stage.name).kernel for stage in entry.stages}
         own = {
             name: {"kernel": boxed(kernel, entry.layer.storage)} for name, kernel in kernels.items()
@@ -124,6 +129,21 @@ def reconstruct(model: Model, plan: Plan) -> Model:
     for entry in plan.factorised:
         _to_dense(modules[entry.layer.path], entry, layer_params(arrays, entry.layer.path))
     return copy
+
+
+def is_factorised(modules: Mapping[str, Any], entry: PlannedLayer) -> bool:
+    """Whether the layer of a plan's entry is a chain in a model, of whatever plan."""
+    return type(modules.get(entry.layer.path)) in DENSE
+
+
+def dense_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Module:
+    """The layer of a plan's entry. Raises KeyError or ValueError where the model has another."""
+    return _module_at(modules, entry)
+
+
+def factorised_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Module:
+    """The chain of a plan's entry. Raises KeyError or ValueError where the model has another."""
+    return _module_at(modules, entry, factorised=True)
 
 
 def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
@@ -156,7 +176,7 @@ def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:
 
 
 def _module_at(
-    modules: dict[str, Any], entry: PlannedLayer, factorised: bool = False
+    modules: Mapping[str, Any], entry: PlannedLayer, factorised: bool = False
 ) -> nnx.Module:
     """The module of a plan's entry. Raises KeyError or ValueError where it is another."""
     layer = entry.layer
@@ -186,6 +206,4 @@ def _module_at(
             f"layer {layer.path!r} has {groups} feature groups, but the plan was made for "
             f"{layer.groups}"
         )
-    if isinstance(array_of(getattr(module, kind.weight)), jax.ShapeDtypeStruct):
-        raise ValueError(f"layer {layer.path!r} holds a shape and no array: use nnx.eval_shape")
     return module

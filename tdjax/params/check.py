@@ -11,10 +11,9 @@ import numpy as np
 
 from tdjax.params.arrays import INDICES, VALUES, stack_axes
 from tdjax.params.corrections import unpacked
-from tdjax.params.factorize import Params
 from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import Tree, find, join_path, listed, mappings
-from tdjax.plan.layers import Storage
+from tdjax.plan.layers import Storage, is_weight
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -24,7 +23,7 @@ SHOWN = 5
 Shape = tuple[int, ...]
 
 
-def check_params(params: Params, plan: Plan) -> None:
+def check_params(params: Tree, plan: Plan) -> None:
     """Check that parameters are those of a plan's factorised model.
 
     Every factorised layer must have the kernels of exactly its stages, and the values and indices
@@ -83,7 +82,7 @@ def factor_shapes(entry: PlannedLayer) -> dict[str, Shape]:
     }
 
 
-def _problems(own: Params | None, entry: PlannedLayer) -> Iterator[str]:
+def _problems(own: Tree | None, entry: PlannedLayer) -> Iterator[str]:
     """What is wrong with the parameters of a layer, as it goes on behind the layer's name."""
     if own is None:
         yield " is missing"
@@ -94,10 +93,10 @@ def _problems(own: Params | None, entry: PlannedLayer) -> Iterator[str]:
     elif entry.form is None:
         yield from _dense_problems(own, entry.layer.storage)
     else:
-        yield from _factor_problems(own, entry)
+        yield from factor_problems(own, entry)
 
 
-def _dense_problems(own: Params, storage: Storage) -> Iterator[str]:
+def _dense_problems(own: Tree, storage: Storage) -> Iterator[str]:
     name, expected = storage.name, storage.whole_shape
     if name not in own:
         factors = _factors(own)
@@ -107,7 +106,12 @@ def _dense_problems(own: Params, storage: Storage) -> Iterator[str]:
         yield f": expected {name} of shape {expected}, found {_shape(own[name])}"
 
 
-def _factor_problems(own: Params, entry: PlannedLayer) -> Iterator[str]:
+def factor_problems(own: Tree, entry: PlannedLayer) -> Iterator[str]:
+    """What is wrong with a factorised layer's parameters, as it goes on behind its name.
+
+    Shapes tell all forms apart that mean different kernels: a factor has the axes of the window
+    that it spans.
+    """
     dense, factors, expected = entry.layer.storage.name, _factors(own), factor_shapes(entry)
     if dense in own:
         yield (
@@ -149,7 +153,7 @@ def _index_problems(indices: Any, expected: Shape, entry: PlannedLayer) -> Itera
         yield f": the indices of its sparse correction do not rise from 0 to {size} at most"
 
 
-def _factors(own: Params | None) -> dict[str, Shape | None]:
+def _factors(own: Tree | None) -> dict[str, Shape | None]:
     """Shapes of the factors below a layer, by name; a layer of Flax has nothing else there."""
     return {
         name: _shape(below[array])
@@ -160,9 +164,9 @@ def _factors(own: Params | None) -> dict[str, Shape | None]:
 
 
 def _holds_weight(own: Tree) -> bool:
-    """Whether a mapping holds an array of two axes or more, which a plan lists."""
-    leaves = (leaf for leaf in own.values() if not isinstance(leaf, Mapping))
-    return any(len(_shape(leaf) or ()) > 1 for leaf in leaves)
+    """Whether a mapping holds a weight, which a plan lists."""
+    leaves = ((name, leaf) for name, leaf in own.items() if not isinstance(leaf, Mapping))
+    return any(is_weight(str(name), _shape(leaf) or ()) for name, leaf in leaves)
 
 
 def _shape(leaf: Any) -> Shape | None:

@@ -19,12 +19,14 @@ from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
+from tdjax.params.check import factor_problems
 from tdjax.params.corrections import unpacked, with_params, without_indices
 from tdjax.params.kernels import Weights
 from tdjax.params.options import DEFAULTS, Options
-from tdjax.params.partitioning import box_factor, box_whole, unboxed
+from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.tree import copied, join_path, layer_params, put, remove
 from tdjax.params.weighing import weights_of
+from tdjax.plan.layers import numbers_obstacle
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -72,7 +74,8 @@ def factorize_params(
             weigh by the covariance around that mean. Layers without a bias stay as they are.
 
     Raises KeyError or ValueError for parameters or moments that do not fit the plan, ValueError
-    for NaN or Inf in a kernel; both name the layer. ValueError for parameters alone where the plan
+    for kernels of integers, of complex or of 8-bit numbers, and for NaN or Inf in one; all name
+    the layer. ValueError for parameters alone where the plan
     has sparse corrections.
     """
     params, variables = unpacked(params, plan)
@@ -174,7 +177,8 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
         params: as `factorize_params` gives them, parameters or all variables; so is the result.
         plan: the plan that they were factorised by.
 
-    Raises KeyError where factors are missing, or the indices of sparse corrections.
+    Raises KeyError where factors are missing, or the indices of sparse corrections, ValueError for
+    factors of another plan: other ones, or of other shapes.
     """
     params, variables = unpacked(params, plan)
     tree = dense_tree(params, plan)
@@ -197,6 +201,11 @@ def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
         if entry.nonzeros:
             factors |= _correction(own.get(CORRECTION, {}), path)
             names.append(CORRECTION)
+        problem = next(factor_problems(own, entry), None)
+        if problem is not None:
+            raise ValueError(
+                f"layer {path!r}{problem}: pass the plan that the parameters were factorised by"
+            )
         array = box_whole(stored, reconstruct_array(factors, entry), entry)
         put(result, path, {entry.layer.storage.name: array})
         for name in names:
@@ -219,8 +228,8 @@ def _correction(own: Params, path: str) -> Factors:
 def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dict[str, Any]:
     """The same parameters with the kernel of one layer replaced."""
     result = copied(params)
-    layer_params(params, path)
-    put(result, path, {"kernel": kernel})
+    own = layer_params(params, path)["kernel"]
+    put(result, path, {"kernel": own.replace_boxed(kernel) if is_boxed(own) else kernel})
     return result
 
 
@@ -270,6 +279,11 @@ def _check_kernel(params: Params, entry: PlannedLayer) -> None:
         raise ValueError(
             f"layer {path!r}: {storage.name} of shape {tuple(array.shape)}, but the plan was made "
             f"for {storage.whole_shape}"
+        )
+    obstacle = numbers_obstacle(storage.name, array.dtype)
+    if obstacle is not None:
+        raise ValueError(
+            f"layer {path!r}: {obstacle}; only real numbers of 16 bits or more are decomposed"
         )
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
         raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")

@@ -45,7 +45,7 @@ def box_factor(
     storage = entry.layer.storage
     if not stacked:
         storage = dataclasses.replace(storage, stack=None)
-    own, stack = _without_stack(box, storage)
+    own, stack = _without_stack(box, storage, len(storage.order))
     names = factor_names([own[axis] for axis in storage.order], entry, stage)
     return _boxed(box, factor, names, stack, storage)
 
@@ -80,7 +80,10 @@ def box_whole(boxes: Sequence[Any], array: Any, entry: PlannedLayer) -> Any:
         return array
     storage = entry.layer.storage
     window = len(entry.layer.kernel_shape) - 2
-    found, stack = zip(*(_without_stack(box, storage) for box in boxes), strict=True)
+    front = 0 if storage.stack is None else 1
+    found, stack = zip(
+        *(_without_stack(box, storage, unboxed(box).ndim - front) for box in boxes), strict=True
+    )
     kernel: Names = [None] * len(storage.order)
     if not isinstance(entry.chain, TTMatrixChain):
         for axis in range(window):
@@ -98,8 +101,11 @@ def _names(box: Any) -> Names | None:
     return None if names is None else list(names)
 
 
-def _without_stack(box: Any, storage: Storage) -> tuple[Names, Any]:
+def _without_stack(box: Any, storage: Storage, axes: int) -> tuple[Names, Any]:
+    """Names of so many axes of one layer, and that of the axis of a stack of them."""
     names = _names(box) or []
+    # Flax leaves axes without names at the end: those of a matrix that attention reshapes.
+    names += [None] * (axes + (storage.stack is not None) - len(names))
     return names, None if storage.stack is None else names.pop(storage.stack)
 
 

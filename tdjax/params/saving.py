@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tdjax.arguments.checks import checked
-from tdjax.files import one_line
+from tdjax.files import one_line, writing
 from tdjax.params.check import check_params
 from tdjax.params.digests import (
     Digests,
@@ -85,7 +85,7 @@ def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) 
             "arrays": digests_of(arrays),
         }
     )
-    with _manager(path, create=True) as manager:
+    with writing(path), _manager(path, create=True) as manager:
         latest = manager.latest_step()
         step = 0 if latest is None else latest + 1
         manager.save(

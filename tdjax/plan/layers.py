@@ -15,6 +15,8 @@ MATRICES = ("dense", "dense_general", "einsum", "embed")
 CONVOLUTIONS = ("conv", "conv_transpose")
 # Parameters of one axis, though a stack gives them another.
 VECTORS = ("bias", "scale")
+# Bits of the shortest numbers that factors are rounded to; others stand for quantised arrays.
+SMALLEST_FLOAT = 16
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,14 @@ class Inventory(NamedTuple):
     other_macs: int = 0
 
 
+def is_weight(name: str, shape: Sequence[int]) -> bool:
+    """Whether one of a module's parameters is a weight, which the layer table lists and counts.
+
+    Every array of two axes or more is, but no bias or scale, which a stack gives another axis.
+    """
+    return name not in VECTORS and len(shape) >= 2
+
+
 def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
     """A layer whose array was found to have `shape`: of one layer, or of a stack of them."""
     if layer.obstacle is not None:
@@ -175,6 +185,12 @@ def stacked_along(layer: Layer, axes: Collection[int]) -> Layer:
     if whole[:axis] + whole[axis + 1 :] != stored.shape:
         return layer
     return replace(layer, stored=replace(stored, stack=axis, copies=whole[axis]))
+
+
+def numbers_obstacle(name: str, dtype: Any) -> str | None:
+    """Why an array, called `name`, of such numbers cannot be decomposed; None where it can."""
+    real = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= SMALLEST_FLOAT
+    return None if real else f"its {name} holds {jnp.dtype(dtype).name} numbers"
 
 
 def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numbers
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from tdjax.decompose.inputs import check_whole
 from tdjax.hints import known_are
@@ -58,10 +59,23 @@ class Rule:
     fold: str = "channel"
     sparse: float | None = None
 
+    def __new__(cls, *args: Any, **given: Any) -> Rule:
+        """Answer arguments that there are not in words."""
+        if args:
+            raise TypeError(f"Rule: {args[0]!r} has no name: Rule(path=..., method=..., rank=...)")
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                raise TypeError(f"Rule: no argument {name!r}; {known_are(name, FIELDS)}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Refuse a rule that cannot mean anything, before it meets a model."""
         if not isinstance(self.path, str):
             raise TypeError(f"Rule path {self.path!r} is no pattern; pass a str, as '.*conv.*'")
+        for name in ("method", "spatial", "fold"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{self}: {name} {getattr(self, name)!r} is no str")
+        check_whole(self.splits, f"{self}: splits")
         try:
             re.compile(self.path)
         except (re.error, OverflowError, RecursionError) as error:
@@ -79,11 +93,13 @@ class Rule:
             raise ValueError(f"{self}: give exactly one of compression and rank")
         if self.method == AUTO and self.compression is None:
             raise ValueError(f"{self}: methods are compared at equal size, give compression")
-        _check_sizes(self)
-        if self.sparse is not None and not 0 < self.sparse < 1:
-            raise ValueError(
-                f"{self}: sparse must lie between 0 and 1, got {self.sparse}; leave it out for none"
-            )
+        if self.compression is not None:
+            _check_share(self, "compression", self.compression, "")
+        if self.sparse is not None:
+            _check_share(self, "sparse", self.sparse, "; leave it out for none")
+        if self.rank is not None:
+            for rank in self.rank if isinstance(self.rank, (list, tuple)) else (self.rank,):
+                check_whole(rank, f"{self}: rank")
         if isinstance(self.rank, list):
             object.__setattr__(self, "rank", tuple(self.rank))
 
@@ -92,15 +108,14 @@ class Rule:
         return f"Rule {self.path!r} ({self.method})"
 
 
-def _check_sizes(rule: Rule) -> None:
-    """Refuse a share that is none, and ranks that are no whole numbers."""
-    share = rule.compression
-    if share is not None:
-        if isinstance(share, bool) or not isinstance(share, numbers.Real):
-            raise TypeError(f"{rule}: compression {share!r} is no number; pass a share, as 0.75")
-        if not 0 < share < 1:
-            percent = f"; for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
-            raise ValueError(f"{rule}: compression must lie between 0 and 1, got {share}{percent}")
-    if rule.rank is not None:
-        for rank in rule.rank if isinstance(rule.rank, (list, tuple)) else (rule.rank,):
-            check_whole(rank, f"{rule}: rank")
+FIELDS = tuple(field.name for field in fields(Rule))
+
+
+def _check_share(rule: Rule, name: str, share: Any, remedy: str) -> None:
+    """Refuse a share that is none."""
+    if isinstance(share, bool) or not isinstance(share, numbers.Real):
+        raise TypeError(f"{rule}: {name} {share!r} is no number; pass a share, as 0.75")
+    part = float(share)
+    if not 0 < part < 1:
+        percent = f"; for {part:g} % pass {part / 100:g}" if 2 <= part < 100 else ""
+        raise ValueError(f"{rule}: {name} must lie between 0 and 1, got {share}{percent}{remedy}")

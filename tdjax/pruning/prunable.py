@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from tdjax.params.tree import join_path, split_path
-from tdjax.plan.layers import Layer, Storage
+from tdjax.plan.layers import Layer, Storage, is_weight
 from tdjax.plan.patterns import matches
 from tdjax.trace.names import names_of
 
@@ -97,7 +97,7 @@ def _named(params: Any) -> list[Leaf]:
     found = []
     for place, (key_path, array) in enumerate(jax.tree.leaves_with_path(params)):
         *path, name = names_of(key_path) or ("",)
-        if name in WEIGHTS and array.ndim >= 2:
+        if name in WEIGHTS and is_weight(name, array.shape):
             stored = Storage(name, array.shape, tuple(range(array.ndim)))
             found.append(Leaf(place, join_path(*path), array.shape, stored))
     return found

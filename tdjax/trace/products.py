@@ -51,16 +51,16 @@ def _inside(eqn: JaxprEqn, number: int) -> Counter[int]:
     return Counter({number: times * count for number, count in found.items()})
 
 
-def _of_matrices(eqn: JaxprEqn) -> int:
+def _of_matrices(eqn: Any) -> int:
     (_, contracted), (_, batched) = eqn.params["dimension_numbers"]
     left, right = (operand.aval.shape for operand in eqn.invars[:2])
     free = (n for axis, n in enumerate(right) if axis not in (*contracted, *batched))
     return math.prod(left) * math.prod(free)
 
 
-def _of_convolution(eqn: JaxprEqn) -> int:
+def _of_convolution(eqn: Any) -> int:
     left, right = (operand.aval.shape for operand in eqn.invars[:2])
-    numbers: Any = eqn.params["dimension_numbers"]
+    numbers = eqn.params["dimension_numbers"]
     if any(step > 1 for step in eqn.params["lhs_dilation"]):
         # Every input is spread over a window; what lies between them is zero.
         batch, _, *spatial = numbers.lhs_spec

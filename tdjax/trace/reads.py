@@ -28,7 +28,7 @@ class Reads:
     Arguments:
         others: of an array, by its place, what reads it beside the layer's own calls.
         changed: arrays that a layer does not get as they are.
-        stacks: of an array the axes along which it is sliced before its layer gets it.
+        stacks: of an array the axes that its layer gets a slice of.
     """
 
     others: dict[int, str] = field(default_factory=dict)
@@ -61,31 +61,36 @@ def reads_of(
         results: names of the program's results, None for what the model returns.
         names: of the arrays, by place.
     """
-    walk = _Walk(arrays, layers, Reads())
-    tracked = set(arrays.values())
-    values = [
-        view_of(place, len(variable.aval.shape)) if place in tracked else NOTHING
-        for place, variable in enumerate(program.jaxpr.invars)
-    ]
-    found = walk.program(program, values, frozenset())
-    home = {names[place]: place for place in tracked}
+    whole = {
+        place: view_of(place, len(program.jaxpr.invars[place].aval.shape))
+        for place in set(arrays.values())
+    }
+    through = _Walk(arrays, layers, whole, Reads())
+    values = [whole.get(place, NOTHING) for place in range(len(program.jaxpr.invars))]
+    found = through.program(program, values, frozenset())
+    home = {names[place]: place for place in whole}
     for name, value in zip(results, found, strict=True):
         place = None if name is None else home.get(name)
         if place is not None:
-            if value.array != place or not value.is_whole(len(values[place].axes or ())):
-                walk.reads.changed.add(place)
+            if value != whole[place]:
+                through.reads.changed.add(place)
         elif value.array is not None:
             kept = "the model returns it" if name is None else f"kept as {'/'.join(name)!r}"
-            walk.reads.others.setdefault(value.array, kept)
-    return walk.reads
+            through.reads.others.setdefault(value.array, kept)
+    return through.reads
 
 
 @dataclass(frozen=True)
 class _Walk:
-    """One walk through a program; see `reads_of`."""
+    """One walk through a program; see `reads_of`.
+
+    Arguments:
+        whole: the layers' arrays, by place, as the program is given them.
+    """
 
     arrays: Mapping[int, int]
     layers: Mapping[int, str]
+    whole: Mapping[int, Value]
     reads: Reads
 
     def program(self, program: ClosedJaxpr, arguments: Sequence[Value], own: Own) -> list[Value]:
@@ -109,9 +114,12 @@ class _Walk:
         if passed is not None:
             return passed
         others = [value for value in reads if value.arrays and not value.arrays <= own]
-        reader = f"by layer {self.layers[around[-1]]!r}" if around else f"by {eqn.primitive.name}"
-        self.read(others, reader)
+        self.read(others, self.layer(around[-1]) if around else f"by {eqn.primitive.name}")
         return [made_of(*others)] * len(eqn.outvars)
+
+    def layer(self, number: int) -> str:
+        """The layer of a call, as a reader."""
+        return f"by layer {self.layers.get(number, '')!r}"
 
     def read(self, values: Sequence[Value], reader: str) -> None:
         """Note a reader of all views among some values."""
@@ -124,16 +132,15 @@ class _Walk:
         number, place = eqn.params["number"], self.arrays.get(eqn.params["number"])
         if eqn.params["end"] == OUTPUT:
             return x
-        self.read([x], f"by layer {self.layers.get(number, '')!r}")
+        self.read([x], self.layer(number))
         if place is None:
             return made_of(x)
         layers = sum(eqn.params["stacked"])
-        axes = kernel.axes or ()
-        rest = [axis for axis in axes[layers:] if axis is not None]
+        rest = [axis for axis in (kernel.axes or ())[layers:] if axis is not None]
         if kernel.array != place or rest != sorted(rest) or kernel.cut.intersection(rest):
             self.reads.changed.add(place)
         else:
-            sliced = {*axes[:layers], *(axis for _, axis in kernel.turns)} - {None}
+            sliced = set(self.whole[place].axes or ()) - set(rest)
             self.reads.stacks.setdefault(place, set()).update(sliced)  # type: ignore[arg-type]
         return made_of(x)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from tdjax.plan.layers import Layer, in_stack
 from tdjax.trace.call import Call, batch_size, call_arguments, split_arrays
@@ -25,8 +24,6 @@ from tdjax.trace.trace import Trace, TracedCall
 
 # The array that goes into a layer, where it is given by name: of a call, of an embedding's attend.
 INPUT_NAMES = ("inputs", "query")
-# Bits of the smallest numbers that factors can be rounded to.
-SMALLEST_FLOAT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,19 +48,14 @@ class CalledLayer:
     obstacle: str | None = None
     array: Names | None = None
 
-    def entry(self, call: Call, dtype: Any) -> Layer:
-        """The entry of the layer from one call, with the stack that its array may lie in.
-
-        Arguments:
-            dtype: of the array.
-        """
+    def entry(self, call: Call) -> Layer:
+        """The entry of the layer from one call, with the stack that its array may lie in."""
         others = [shape for name, shape in self.shapes.items() if name != self.weight]
         layer = dataclasses.replace(
             self.describe(call), path=self.path, other=sum(map(math.prod, others))
         )
         layer = in_stack(layer, self.weight, self.shapes[self.weight])
-        obstacle = layer.obstacle or self.obstacle or _of_numbers(self.weight, dtype)
-        return dataclasses.replace(layer, obstacle=obstacle)
+        return dataclasses.replace(layer, obstacle=layer.obstacle or self.obstacle)
 
 
 class Recorder:
@@ -111,7 +103,7 @@ class Recorder:
             output = answer(*args, **kwargs)
         equation = args[1] if len(args) > 1 else kwargs.get("einsum_str")
         call = Call(layer.module, method, inputs, output, equation)
-        self.calls[number] = TracedCall(layer.entry(call, kernel.dtype), call, layer.array)
+        self.calls[number] = TracedCall(layer.entry(call), call, layer.array)
         return mark(output, kernel, number, OUTPUT)
 
 
@@ -144,9 +136,3 @@ def trace_model(
     return Trace(
         jaxpr, recorder.calls, outputs, batch_size(arrays), leaf_names(state), tuple(kept_names)
     )
-
-
-def _of_numbers(weight: str, dtype: Any) -> str | None:
-    """Why an array of such numbers cannot be decomposed; None where it can."""
-    real = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= SMALLEST_FLOAT
-    return None if real else f"its {weight} holds {jnp.dtype(dtype).name} numbers"

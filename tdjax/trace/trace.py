@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tdjax.plan.layers import Layer, of_all_calls, stacked_along, with_products
+from tdjax.plan.layers import (
+    Layer,
+    numbers_obstacle,
+    of_all_calls,
+    stacked_along,
+    with_products,
+)
 from tdjax.trace.call import Call
 from tdjax.trace.names import Names
 from tdjax.trace.products import OTHER, products_of
@@ -82,11 +88,12 @@ class Trace:
         return {path: self._read(layer) for path, layer in layers.items()}
 
     def _read(self, layer: Layer) -> Layer:
-        """A layer with what is known of who reads its array."""
+        """A layer with what is known of its array, and of who reads it."""
         array = self._places.get(layer.path)
         if array is None or layer.obstacle is not None:
             return layer
-        obstacle = self._reads.obstacle(array, layer.storage.name)
+        name, dtype = layer.storage.name, self.jaxpr.jaxpr.invars[array].aval.dtype
+        obstacle = numbers_obstacle(name, dtype) or self._reads.obstacle(array, name)
         stacks = self._reads.stacks.get(array, ())
         return replace(stacked_along(layer, stacks), obstacle=obstacle)
 

@@ -6,12 +6,12 @@ are: such a value is a view of it. What else is computed of it is made of it, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import JaxprEqn
 
 
@@ -41,10 +41,6 @@ class Value:
     def on_axes(self, axes: Sequence[int | None], cut: Sequence[int | None] = ()) -> Value:
         """The view with other axes, some of them cut."""
         return replace(self, axes=tuple(axes), cut=self.cut | set(cut))
-
-    def is_whole(self, ndim: int) -> bool:
-        """Whether it is all of an array of so many axes, as it lies."""
-        return self.axes == tuple(range(ndim)) and not self.cut
 
     def slice_of_turn(self, scan: int) -> Value:
         """Of what a scan runs over, the slice of one turn."""
@@ -139,7 +135,7 @@ def _gathered(eqn: Any, value: Value, axes: Sequence[int | None]) -> list[Value]
     """One slice along some axes, as `array[index]` takes it."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     gone, whole = numbers.collapsed_slice_dims, eqn.invars[0].aval.shape
-    batched = np.size(eqn.invars[1].aval.shape) > 1 or getattr(numbers, "operand_batching_dims", ())
+    batched = math.prod(eqn.invars[1].aval.shape) > 1 or numbers.operand_batching_dims
     full = all(sizes[k] == (1 if k in gone else whole[k]) for k in range(len(axes)))
     if batched or not full or len(eqn.outvars[0].aval.shape) != len(axes) - len(gone):
         return None

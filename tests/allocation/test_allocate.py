@@ -197,3 +197,12 @@ def test_stacks_embeddings_and_attention(strategy):
     params = tdjax.factorize_params(own["params"], plan, moments=found)
     logits = tdjax.factorize(model, plan).apply({"params": params}, tokens)
     assert np.isfinite(logits).all()
+
+
+def test_products_that_belong_to_no_layer_are_part_of_the_network():
+    """Attention's own: no choice of ranks makes them fewer."""
+    model, tokens = LanguageModel(), jnp.zeros((2, 6), int)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    plan = tdjax.allocate(model, shapes, tokens, budget=0.7, strategy="uniform", cost="macs")
+    assert plan.macs_before > sum(entry.layer.macs for entry in plan.layers)
+    assert 0.695 <= plan.macs / plan.macs_before <= 0.7

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,3 +174,17 @@ def test_candidates_that_cannot_be_evaluated(network):
         evaluate(path="tail")
     with pytest.raises(KeyError, match="'' has no kernel"):
         evaluate(path="")
+
+
+def test_candidates_for_a_kernel_with_names_of_axes():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+            return nn.Dense(2, kernel_init=init, name="dense")(x)
+
+    x = IMAGES[0].reshape(4, -1)
+    kernels = jnp.stack([jnp.zeros((147, 2)), jnp.ones((147, 2))])
+    variables = Named().init(jax.random.key(0), x)
+    found = tdjax.evaluate_candidates(Named(), variables, "dense", kernels, [x], first_logit)
+    np.testing.assert_allclose(found, [0, x.sum(axis=1).mean()], rtol=1e-4)

@@ -78,23 +78,23 @@ def test_whatever_a_field_becomes_it_is_read_or_named(journal):
     )
     path, rng = workdir / "metrics.jsonl", random.Random(1)
     lines = path.read_text().splitlines()
-    refused = 0
+    messages = []
     for _ in range(60):
-        number = rng.randrange(len(lines))
-        changed = json.loads(lines[number])
+        changed = json.loads(rng.choice(lines))
         *inside, last = rng.choice(list(places(changed)))
         value = changed
         for part in inside:
             value = value[part]
         value[last] = rng.choice(ODD)
-        path.write_text("\n".join([*lines[:number], json.dumps(changed), ""]))
+        path.write_text(json.dumps(changed) + "\n")
         try:
             read_journal(path, module.SCHEMA)
         except ValueError as error:
-            assert str(error).startswith(f"{path}, line {number + 1}: ")
-            assert "\n" not in str(error)
-            refused += 1
-    assert refused > 20
+            messages.append(str(error))
+    assert len(messages) > 20
+    for message in messages:
+        assert message.startswith(f"{path}, line 1: ")
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])

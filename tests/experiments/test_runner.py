@@ -1,4 +1,5 @@
 import json
+import os
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,8 @@ from experiments.compressibility.run import run as run_compressibility
 from experiments.compressibility.settings import Compressibility
 from experiments.data.splits import DataSplits, Examples
 from experiments.network.network import given
-from experiments.runner import EXPERIMENTS, carry_out, experiment_named, report
+from experiments.runner import EXPERIMENTS, begin, carry_out, experiment_named, report
+from experiments.workdir.claim import InUseError
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import read_journal
 
@@ -112,3 +114,28 @@ def test_a_report_is_that_of_the_experiment_in_the_folder(tmp_path):
         assert ("One budget" in page.read_text()) == (name == "compress")
     with pytest.raises(FileNotFoundError):
         report(tmp_path / "nothing")
+
+
+def test_while_one_process_is_at_work_others_may_only_report(tmp_path):
+    settings = read_fields(Compress, RAW)
+    whole = {"kind": "baseline", "params": 7, "macs": 9}
+    whole["test"] = {"accuracy": 0.5, "cross_entropy": 1.0, "count": 10}
+    leftover = tmp_path / "run" / "report" / f".tables.md.{os.getpid()}.partial"
+    with begin("compress", settings, SCHEMA, tmp_path / "run") as journal:
+        with pytest.raises(InUseError, match=f"by process {os.getpid()} on "):
+            begin("compress", settings, SCHEMA, tmp_path / "run").__enter__()
+        journal.append([whole])
+        page = carry_out({"experiment": "report"}, tmp_path / "run")
+        assert "50.00 %" in page.read_text()
+        leftover.write_text("killed half way")
+    with begin("compress", settings, SCHEMA, tmp_path / "run") as journal:
+        assert not leftover.exists()
+        assert journal.get("baseline") == whole
+        (about,) = journal.environments
+        assert about["jax"] == jax.__version__
+        assert about["device"] == jax.devices()[0].device_kind
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "report",
+    }

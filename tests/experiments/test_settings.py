@@ -6,10 +6,12 @@ from functools import partial
 
 import pytest
 
+from experiments.compressibility.settings import Compressibility
 from experiments.error_study.protocol import Protocol
+from experiments.error_study.records import SCHEMA, read_study
 from experiments.network.build import NETWORKS, build_network
 from experiments.network.settings import ModelSettings
-from experiments.runner import EXPERIMENTS, carry_out, experiment_named
+from experiments.runner import EXPERIMENTS, begin, carry_out, experiment_named
 from experiments.workdir.fields import plain_fields, read_fields, type_hints
 
 pytest.importorskip("sklearn")
@@ -185,3 +187,22 @@ def test_shares_that_are_one_in_the_journal_are_refused():
         levels(0.0123456, 0.0123459)
     with pytest.raises(ValueError, match=r"'compressions' has 0\.9999999: .*at most 0\.999999"):
         levels(0.5, 0.9999999)
+
+
+def test_every_run_may_have_the_last_seed():
+    raw = {**CONFIGS["compressibility"], "seed": 2**32 - 2, "runs": 2}
+    settings = read_fields(Compressibility, raw)
+    assert dataclasses.replace(settings, seed=settings.seed + 1).seed == 2**32 - 1
+
+
+def test_a_study_may_be_set_beside_other_published_values(tmp_path):
+    def started(**changes):
+        settings = read_fields(Protocol, {**CONFIGS["study"], **changes})
+        with begin("study", settings, SCHEMA, tmp_path / "study"):
+            return read_study(tmp_path / "study")[1]
+
+    assert started().published is None
+    assert started(published="resnet18/cifar10").published == "resnet18/cifar10"
+    with pytest.raises(ValueError, match=r"fields that differ: seed; use another workdir"):
+        started(seed=1, published=None)
+    assert started(published="garipovnet/cifar10").published == "garipovnet/cifar10"

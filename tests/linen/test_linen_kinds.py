@@ -287,6 +287,15 @@ class ShardedStack(nn.Module):
         return stack(name="stack")(x, None)[0]
 
 
+class NamedAttention(nn.Module):
+    """Two names around kernels of three axes, as Flax's own example of a language model has."""
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(), ("embed", "kv"))
+        return nn.MultiHeadDotProductAttention(2, kernel_init=init, name="attention")(x)
+
+
 def names(params):
     boxed = lambda leaf: isinstance(leaf, nn.Partitioned)  # noqa: E731
     flat = jax.tree_util.tree_leaves_with_path(params, is_leaf=boxed)
@@ -334,3 +343,23 @@ def test_partitioning_is_carried_over(model, expected):
     shapes = jax.eval_shape(model.init, jax.random.key(0), SEQUENCE)
     table = tdjax.layer_table(model, shapes, SEQUENCE)
     assert table == tdjax.layer_table(model, nn.meta.unbox(variables), SEQUENCE)
+
+
+def test_names_of_fewer_axes_than_a_kernel_has():
+    model = NamedAttention()
+    variables = model.init(jax.random.key(0), SEQUENCE)
+    plan = exact_plan(model, variables, SEQUENCE, method="svd", rank=2)
+    params = tdjax.factorize_params(variables["params"], plan)
+    own = params["attention"]["query"]
+    assert own["input"]["kernel"].names == ("embed", None)
+    assert own["output"]["kernel"].names == (None, "kv")
+    small = tdjax.factorize(model, plan)
+    fresh = small.init(jax.random.key(0), SEQUENCE)["params"]
+    assert jax.tree.structure(fresh) == jax.tree.structure(params)
+    dense = tdjax.reconstruct_params(params, plan)
+    assert dense["attention"]["query"]["kernel"].names == ("embed", "kv", None)
+    found, expected = (
+        small.apply({"params": params}, SEQUENCE),
+        model.apply({"params": dense}, SEQUENCE),
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)

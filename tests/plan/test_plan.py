@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +158,38 @@ def test_tensor_train_ranks_are_those_that_can_be_reached():
 def test_rule_that_means_nothing_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Rule(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": 2.7}, "rank 2.7 is no whole number"),
+        ({"rank": True}, "rank True is no whole number"),
+        ({"rank": (2, 2.7)}, "rank 2.7 is no whole number"),
+        ({"rank": "2"}, "rank '2' is no whole number"),
+        ({"rank": 2, "splits": 2.0}, "splits 2.0 is no whole number; pass 2"),
+        ({"rank": 2, "splits": True}, "splits True is no whole number"),
+        ({"compression": True}, "compression True is no number"),
+        ({"compression": "0.5"}, "compression '0.5' is no number"),
+        ({"rank": 2, "sparse": True}, "sparse True is no number"),
+        ({"rank": 2, "fold": 1}, "fold 1 is no str"),
+        ({"rank": 2, "path": None}, "path None is no pattern"),
+    ],
+)
+def test_rule_of_values_of_a_wrong_kind_is_refused(arguments, message):
+    given, rule = {"path": ".*", "method": "svd", **arguments}, object.__new__(Rule)
+    # Not by its own `__init__`, whose types these tests check on their own account.
+    for field in fields(Rule):
+        object.__setattr__(rule, field.name, given.get(field.name, field.default))
+    with pytest.raises(TypeError, match=message):
+        rule.__post_init__()
+
+
+def test_arguments_that_a_rule_has_not():
+    with pytest.raises(TypeError, match=r"no argument 'ranks'; .*; did you mean 'rank'"):
+        Rule(path=".*", method="svd", ranks=2)
+    with pytest.raises(TypeError, match="'conv' has no name"):
+        Rule("conv", method="svd", rank=2)
 
 
 @settings(max_examples=60, deadline=None)

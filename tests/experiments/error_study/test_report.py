@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name
+from experiments.error_study.judging import FAILS, HOLDS, UNDECIDED, Margins
 from experiments.error_study.paper import published_study
 from experiments.error_study.protocol import PHASES
 from experiments.error_study.records import read_study
 from experiments.error_study.report import write_report
-from experiments.error_study.verdicts import FAILS, HOLDS, UNDECIDED, judge_findings
+from experiments.error_study.verdicts import judge_findings
 from experiments.report.correlate import TauEstimate
 
 LAYERS = ("conv2", "conv3", "conv4", "conv5")
@@ -480,7 +481,7 @@ def test_a_second_record_of_the_same_thing_is_refused(tmp_path):
     [
         ({"layers": []}, "config.json: config field 'layers' must list at least one"),
         ({"methods": ["cp", "cp"]}, "none twice"),
-        ({"compressions": [1.5]}, "'compressions' must hold shares between 0 and 1"),
+        ({"compressions": [1.5]}, "'compressions' has 1.5: at least 1e-06 and at most 0.999999"),
         ({"runs": 0}, "'runs' is 0: at least 1"),
         ({"model": "net"}, "'model' must hold fields, got 'net'"),
     ],
@@ -549,9 +550,19 @@ def verdicts_of(changes, width=0.02, choices=45, after=True):
         (4, {}, 0.02, HOLDS),
         (4, {"scopes": {"layers": 0.71}}, 0.02, UNDECIDED),
         (4, {"scopes": {"layers": 0.8}}, 0.02, FAILS),
-        (4, {"scopes": {"methods": 0.58}}, 0.02, FAILS),
-        (4, {"scopes": {"methods": 0.58}}, 0.2, HOLDS),
-        (4, {"scopes": {"methods": 0.79}}, 0.02, HOLDS),
+        (4, {"scopes": {"methods": 0.5}}, 0.02, FAILS),
+        (4, {"scopes": {"methods": 0.58}}, 0.02, UNDECIDED),
+        (4, {"scopes": {"methods": 0.65}}, 0.2, UNDECIDED),
+        (4, {"scopes": {"methods": 0.75}}, 0.02, HOLDS),
+        # What is true of the means alone is no finding.
+        (1, {}, 0.8, UNDECIDED),
+        (2, {}, 0.2, UNDECIDED),
+        (3, {}, 0.3, UNDECIDED),
+        (4, {}, 0.3, UNDECIDED),
+        # Nothing relates to performance: there is nothing to compare.
+        (2, {"errors": dict.fromkeys(ERRORS, 0.0)}, 0.01, UNDECIDED),
+        (3, {"errors": dict.fromkeys(ERRORS, 0.0)}, 0.01, UNDECIDED),
+        (4, {"scopes": {"layers": -0.3, "methods": 0.0, "all": 0.0}}, 0.01, UNDECIDED),
     ],
 )
 def test_verdicts_follow_their_rules(number, changes, width, verdict):
@@ -562,6 +573,15 @@ def test_a_finding_needs_every_phase_and_enough_choices():
     assert verdicts_of({}) == [HOLDS] * 4
     assert verdicts_of({}, after=False) == [UNDECIDED] * 3 + [HOLDS]
     assert verdicts_of({}, choices=5) == [UNDECIDED] * 4
+
+
+def test_margins_decide_and_stand_in_the_rules():
+    tables = tables_of({"before": HOLDING})
+    strict = judge_findings(tables, published_study(None), ["before"], Margins(near=0.051))
+    assert [finding.verdict for finding in strict] == [HOLDS] * 3 + [UNDECIDED]
+    assert "lie within 0.051 of 0" in strict[3].rule
+    loose = judge_findings(tables, published_study(None), ["before"])
+    assert "is less than 0.04, for all five" in loose[1].rule
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def test_without_finetuning(tmp_path):
 
 def test_finetuning_that_diverges_leaves_the_compressed_network(tmp_path):
     # No network bears such a learning rate.
-    config = {**SMALLER, "finetune": {"epochs": 1, "learning_rate": 1e30}}
+    config = {**SMALLER, "finetune": {"epochs": 1, "learning_rate": 1e3}}
     carry_out(config, tmp_path / "study")
     lines = [json.loads(line) for line in journal(tmp_path / "study").splitlines()]
     by_kind = {
@@ -317,7 +317,7 @@ def test_the_first_error_stops_all_works():
     assert [{"name": "failing"}] in taken
 
 
-def test_a_checkpoint_of_another_network_is_named(tmp_path):
+def test_a_checkpoint_of_another_network_is_named(tmp_path, capsys):
     workdir = tmp_path / "study"
     folder = workdir / "checkpoints" / "baseline"
     checkpoints.save(folder, 1, {"kernel": jnp.zeros(3)})
@@ -325,11 +325,13 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
         carry_out(SMALLER, workdir)
     shutil.move(workdir / "checkpoints", tmp_path / "aside")
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        carry_out({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}, workdir)
+        carry_out({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e3}}, workdir)
+    assert f"no checkpoint in {folder}: training starts anew" in capsys.readouterr().err
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     shutil.move(tmp_path / "aside", workdir / "checkpoints")
     with pytest.raises(CheckpointError, match="belongs to another network"):
-        carry_out({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e30}}, workdir)
+        carry_out({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e3}}, workdir)
+    assert "no checkpoint" not in capsys.readouterr().err
     assert not (workdir / "metrics.jsonl").exists()
 
 

@@ -1,6 +1,6 @@
 import json
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 
@@ -30,6 +30,8 @@ class Outer(Settings):
     shares: Choices[Share] = (0.5,)
     inner: Inner = Inner()
     shown: str | None = field(default=None, metadata=FOR_REPORT)
+
+    is_known: ClassVar[bool] = True
 
 
 @pytest.mark.parametrize(

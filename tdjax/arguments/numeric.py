@@ -1,0 +1,72 @@
+"""Numbers among arguments: what is wrong with one, as an error that goes on from its name."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tdjax.arguments.described import described, is_array
+
+Problem = TypeError | ValueError | None
+
+
+def whole(least: int) -> Callable[[Any], Problem]:
+    """A check of whole numbers from `least` on."""
+
+    def check(value: Any) -> Problem:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            return TypeError(f"is {_text(value)}: pass a whole number")
+        if value < least:
+            return ValueError(f"must be at least {least}, got {value}")
+        return None
+
+    return check
+
+
+def seed(value: Any) -> Problem:
+    """A seed, as JAX takes it."""
+    problem = whole(0)(value)
+    if problem is None and value >= 2**63:
+        return ValueError(f"is {value}: pass a whole number below 2**63")
+    return problem
+
+
+def tolerance(value: Any) -> Problem:
+    """A tolerance, a number or an array of one."""
+    if is_array(value):
+        return None if value.shape == () else TypeError(f"is {_text(value)}: pass one number")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return TypeError(f"is {_text(value)}: pass a number, as 1e-6")
+    if not math.isfinite(value) or value < 0:
+        return ValueError(f"is {value}: pass a number of 0 or more, as 1e-6")
+    return None
+
+
+def budget(value: Any) -> Problem:
+    """A share of the whole."""
+    if is_array(value) and value.shape == ():
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return TypeError(f"is {_text(value)}: pass a share, as 0.5")
+    share = float(value)
+    if 0 < share < 1:
+        return None
+    percent = f": for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
+    return ValueError(f"{share:g} is no share between 0 and 1{percent}")
+
+
+def splits(value: Any) -> Problem:
+    """Numbers of groups to choose from."""
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        return TypeError(f"is {_text(value)}: pass a list of whole numbers, as [1, 2, 4], or None")
+    problems = (whole(1)(number) for number in value)
+    wrong = next((problem for problem in problems if problem is not None), None)
+    return None if wrong is None else type(wrong)(f"holds a number that {wrong}")
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, numbers.Number) else described(value)

@@ -1,0 +1,108 @@
+"""Factorised networks on disk, of all module systems."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar, overload
+
+import jax
+from flax import nnx
+
+import tdjax.params.saving
+from tdjax.arguments.described import described
+from tdjax.nnx.saving import restored, variables_of
+from tdjax.params.tree import mappings
+from tdjax.plan.plan import Plan
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+@overload
+def save_factorised(
+    folder: str | os.PathLike[str], params: Mapping[Any, Any], plan: Plan
+) -> None: ...
+
+
+@overload
+def save_factorised(folder: str | os.PathLike[str], params: nnx.Module, plan: Plan) -> None: ...
+
+
+def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Any) -> None:
+    """Write a factorised network and its plan as one, in place of what was saved there before.
+
+    A kill at any moment leaves either the old network or the new one.
+
+        >>> import jax.numpy as jnp, tempfile, tdjax
+        >>> from flax import nnx
+        >>> model, x = nnx.Linear(8, 8, rngs=nnx.Rngs(0)), jnp.ones((2, 8))
+        >>> plan = tdjax.make_plan(model, [tdjax.Rule(path="", method="svd", rank=2)], x)
+        >>> small, folder = tdjax.factorize(model, plan), tempfile.mkdtemp()
+        >>> tdjax.save_factorised(folder, small, plan)
+        >>> again, _ = tdjax.load_factorised(folder, like=model)
+        >>> bool((again(x) == small(x)).all())
+        True
+
+    Arguments:
+        folder: made if it is not there; it belongs to this network alone.
+        params: nested mapping of arrays of any dtype, as `tdjax.factorize_params` gives it, or
+            a whole dict of variables with such a "params", which sparse corrections need. Axis
+            names around an array (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it,
+            a mesh and rules are not. Or an NNX model, with its statistics and its keys and counters
+            of random numbers, its state, or a pure dict of that.
+        plan: the plan that the parameters were factorised by.
+
+    Raises ValueError for parameters that do not fit the plan, for a pytree of anything but
+    mappings and arrays, and for a folder that holds anything else, which is not touched.
+    """
+    of_nnx = isinstance(params, (nnx.Module, nnx.State)) or _numbered(params)
+    if of_nnx and isinstance(plan, Plan):
+        params = variables_of(params)
+    tdjax.params.saving.save_factorised(folder, params, plan)
+
+
+@overload
+def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Plan]: ...
+
+
+@overload
+def load_factorised(folder: str | os.PathLike[str], *, like: Model) -> tuple[Model, Plan]: ...
+
+
+def load_factorised(folder: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Plan]:
+    """Read what `save_factorised` wrote as (params, plan), or as (model, plan) for an NNX model.
+
+    Every array comes back bit for bit, on the default device; mappings come back as dicts. What
+    was saved has a digest of each array and of the plan, so that no flipped bit and no edit passes.
+    What an earlier version saved has none: it is read with a warning.
+
+    Arguments:
+        like: an NNX model with the layers of the one that was factorised, arrays or the shapes that
+            `nnx.eval_shape` gives; or the factorised one. The model that is returned is one with
+            its settings and modes and the arrays that were saved; nothing is decomposed, and
+            `like` is not changed. None for parameters alone, which need no model.
+
+    Raises CheckpointError where nothing was saved, and for what is damaged or does not fit
+    together; the message names the folder, and for parameters that do not fit the plan the layer
+    with the expected and the found shape. ValueError for a `like` that does not fit.
+    """
+    if like is not None and not isinstance(like, nnx.Module):
+        raise TypeError(
+            f"load_factorised: like is {described(like)}: pass an NNX model; one that holds no "
+            "arrays needs none, and takes the parameters that load_factorised(folder) returns"
+        )
+    tree, plan = tdjax.params.saving.load_factorised(folder)
+    return (tree if like is None else restored(like, tree, plan)), plan
+
+
+def _numbered(params: Any) -> bool:
+    """Whether a mapping is that of an NNX model: with numbers for keys, or keys of random ones."""
+    return isinstance(params, Mapping) and any(
+        not isinstance(name, str) or _is_key(leaf)
+        for _, own in mappings(params)
+        for name, leaf in own.items()
+    )
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

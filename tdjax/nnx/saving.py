@@ -1,0 +1,146 @@
+"""An NNX model as nested mappings of arrays that a checkpoint takes, and back into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tdjax.hints import did_you_mean
+from tdjax.nnx.boxes import boxed
+from tdjax.nnx.graph import modules_of
+from tdjax.nnx.model import dense_module, factorised_module, is_factorised, with_chains
+from tdjax.params.arrays import INDICES
+from tdjax.params.corrections import COLLECTION, unpacked
+from tdjax.params.partitioning import box_factor, is_boxed, unboxed
+from tdjax.params.tree import find, join_path, put
+from tdjax.plan.plan import Plan
+from tdjax.plan.stage import CORRECTION
+from tdjax.pruning.prunable import names_of
+
+Model = TypeVar("Model", bound=nnx.Module)
+Names = tuple[str, ...]
+# What a checkpoint holds beside parameters: statistics, keys and counters of random numbers.
+OTHER = "state"
+# Their names, in a mapping that tells no kinds of variables.
+STATISTICS = ("mean", "var")
+
+
+def variables_of(source: Any) -> dict[str, Any]:
+    """The arrays of a factorised model, of its state, or of a mapping of that, as Linen has them.
+
+    Keys that are numbers, of lists, become names; keys of random numbers their data. Arrays that
+    are no parameters lie under "state", the indices of sparse corrections under "sparsity".
+    """
+    state = nnx.state(source) if isinstance(source, nnx.Module) else source
+    params = _parameters(state)
+    tree: dict[str, Any] = {"params": {}}
+    for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_boxed):
+        names = names_of(path)
+        group = "params" if names in params else OTHER
+        if names[-2:] == (CORRECTION, INDICES):
+            group = COLLECTION
+        key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        put(
+            tree.setdefault(group, {}),
+            join_path(*names[:-1]),
+            {names[-1]: jax.random.key_data(leaf) if key else leaf},
+        )
+    return tree
+
+
+def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
+    """A factorised model from what `variables_of` gave, nothing being decomposed.
+
+    Arguments:
+        like: the model that was factorised, as arrays or shapes, or one factorised by this plan;
+            it is not changed. Its settings and modes stay, and where the checkpoint has parameters
+            alone, all other arrays.
+
+    Raises ValueError for a model that lacks some of the arrays, has others, or other shapes.
+    """
+    arrays, params = _by_names(tree), unpacked(tree, plan).params
+    modules = modules_of(like)
+    if plan.factorised and all(is_factorised(modules, entry) for entry in plan.factorised):
+        for entry in plan.factorised:
+            factorised_module(modules, entry)
+        model = nnx.clone(like)
+    else:
+        model = with_chains(like, plan, _factors(params, plan, modules))
+    graph, state = nnx.split(model)
+    leaves, structure = jax.tree.flatten(state)
+    names = [names_of(path) for path, _ in jax.tree.leaves_with_path(state)]
+    own, whole = _parameters(state), any(group == OTHER for group in tree)
+    extra = sorted("/".join(name) for name in arrays.keys() - set(names))
+    if extra:
+        raise ValueError(
+            f"load_factorised: like has no {extra[0]!r}, which was saved"
+            f"{did_you_mean(extra[0], ('/'.join(name) for name in names))}: pass a model as the "
+            "one that was saved"
+        )
+    found = [
+        _value(name, leaf, arrays.get(name), needed=whole or name in own)
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    return nnx.merge(graph, jax.tree.unflatten(structure, found))
+
+
+def _parameters(state: Any) -> set[Names]:
+    """The names of what is a parameter, of a state or of a mapping without kinds of variables."""
+    if isinstance(state, nnx.State):
+        params = nnx.filter_state(state, nnx.Param)
+        return {names_of(path) for path, _ in jax.tree.leaves_with_path(params)}
+    return {
+        names_of(path)
+        for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_boxed)
+        if jnp.issubdtype(unboxed(leaf).dtype, jnp.inexact) and names_of(path)[-1] not in STATISTICS
+    }
+
+
+def _by_names(tree: Mapping[str, Any]) -> dict[Names, Any]:
+    """All arrays of a checkpoint, without the groups and boxes that they lie in."""
+    groups = tree.values() if isinstance(tree.get("params"), Mapping) else (tree,)
+    return {
+        names_of(path): unboxed(leaf)
+        for group in groups
+        for path, leaf in jax.tree.leaves_with_path(group, is_leaf=is_boxed)
+    }
+
+
+def _factors(params: Mapping[str, Any], plan: Plan, modules: Mapping[str, Any]) -> dict[str, Any]:
+    """The factors of a plan's layers, their axes named after those of the dense layers."""
+    factors: dict[str, Any] = {}
+    for entry in plan.factorised:
+        module, own = dense_module(modules, entry), find(params, entry.layer.path) or {}
+        box = boxed(getattr(module, entry.layer.storage.name), entry.layer.storage)
+        chain = {
+            stage.name: {
+                "kernel": box_factor(box, unboxed(own[stage.name]["kernel"]), entry, stage)
+            }
+            for stage in entry.stages
+        }
+        sparse = {CORRECTION: own[CORRECTION]} if entry.nonzeros else {}
+        put(factors, entry.layer.path, {**chain, **sparse})
+    return factors
+
+
+def _value(names: Names, leaf: Any, saved: Any, *, needed: bool) -> Any:
+    """What takes the place of an array of the model, or of a shape."""
+    text = "/".join(names)
+    if saved is None:
+        if needed or isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(f"load_factorised: like has {text!r}, which was not saved")
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # Of shapes the kind of the keys is known by their dtype alone.
+        kind = jax.random.key_impl(jnp.empty(leaf.shape, leaf.dtype))
+        saved = jax.random.wrap_key_data(saved, impl=kind)
+    if saved.shape != leaf.shape:
+        raise ValueError(
+            f"load_factorised: {text!r} was saved with shape {saved.shape}, but that of like is "
+            f"{leaf.shape}"
+        )
+    return saved

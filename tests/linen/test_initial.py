@@ -1,0 +1,73 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plain_models import normal
+
+import tdjax
+from tdjax.linen.initial import stage_initializer
+
+DENSE, CONV = nn.Dense(128), nn.Conv(32, (3, 3))
+ROWS, IMAGES = normal(0, 64, 128), normal(1, 2, 12, 12, 32)
+INITIALISERS = {
+    "he": nn.initializers.he_uniform(),
+    "fixed": nn.initializers.normal(0.02),
+}
+
+
+def rms(x):
+    return float(jnp.sqrt(jnp.mean(jnp.square(x))))
+
+
+def planned(layer, x, method, **options):
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+    rules = [tdjax.Rule(path="", method=method, compression=0.5, **options)]
+    return tdjax.make_plan(layer, variables, rules, x)
+
+
+@pytest.mark.parametrize("name", INITIALISERS)
+@pytest.mark.parametrize(
+    ("layer", "x", "method", "options"),
+    [
+        (DENSE, ROWS, "svd", {}),
+        (DENSE, ROWS, "tt", {}),
+        (CONV, IMAGES, "cp", {}),
+        (CONV, IMAGES, "tucker", {}),
+        (CONV, IMAGES, "tt", {}),
+        (CONV, IMAGES, "svd", {"fold": "rows"}),
+        (CONV, IMAGES, "svd", {"splits": 4}),
+    ],
+)
+def test_factors_start_at_the_scale_of_the_kernel(layer, x, method, options, name):
+    (entry,) = planned(layer, x, method, **options).factorised
+    init, keys = INITIALISERS[name], jax.random.split(jax.random.key(3), len(entry.stages))
+    drawn = {
+        stage.name: stage_initializer(init, entry, stage)(key, stage.kernel_shape, jnp.float32)
+        for stage, key in zip(entry.stages, keys, strict=True)
+    }
+    kernel = init(jax.random.key(4), entry.layer.kernel_shape, jnp.float32)
+    assert 0.8 < rms(entry.chain.reconstruct(drawn)) / rms(kernel) < 1.25
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (DENSE, ROWS),
+        (nn.Embed(128, 96), jnp.arange(64)[None]),
+    ],
+)
+def test_outputs_of_a_tt_matrix_start_at_the_scale_of_the_layer(layer, x):
+    small = tdjax.factorize(layer, planned(layer, x, "tt"))
+    found = [rms(small.apply(jax.jit(small.init)(jax.random.key(k), x), x)) for k in range(2)]
+    dense = rms(layer.apply(layer.init(jax.random.key(5), x), x))
+    assert 0.75 < np.mean(found) / dense < 1.33
+
+
+def test_a_kernel_that_starts_at_zero_can_be_learnt():
+    layer = nn.Dense(128, kernel_init=nn.initializers.zeros)
+    small = tdjax.factorize(layer, planned(layer, ROWS, "svd"))
+    variables = small.init(jax.random.key(0), ROWS)
+    assert not small.apply(variables, ROWS).any()
+    gradient = jax.grad(lambda v: small.apply(v, ROWS).sum())(variables)["params"]
+    assert rms(gradient["output"]["kernel"]) > 0
