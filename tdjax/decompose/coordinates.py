@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdjax.decompose.als import Info
 from tdjax.decompose.formats import Format
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST, Matrices, mode_products
@@ -125,13 +126,26 @@ class Norm(ABC):
     @on_any_mesh
     def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """H x, for which the squared norm of x is <x, H x>."""
+        return shifted(*self._weighed(x))
+
+    def _weighed(self, x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Exponent]:
+        """H x / 2^e, and an even e by which H has entries around 1."""
         found = coordinates_of(self, x)
         y = found.of_array(x)
         if found.row_weight is not None:
             y = times(found.row_weight, y.reshape(-1, x.shape[-1])).reshape(x.shape)
         if found.roots is not None:
             y = mode_products(y, [None if root is None else root.T for root in found.roots])
-        return shifted(y, found.exponent)
+        assert found.exponent is not None
+        return y, found.exponent
+
+    def _unit_weighed(self, x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Exponent]:
+        """H x / 2^e with entries around 1, and e, whatever the scale of H."""
+        # One's own way to weigh is taken as it is.
+        own = type(self).weigh is not Norm.weigh
+        y, exponent = (self.weigh(x), 0) if own else self._weighed(x)
+        weighed, more = unit(y)
+        return weighed, exponent + more
 
     @on_any_mesh
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -152,7 +166,7 @@ class Norm(ABC):
         """<x, H y>."""
         one, its = unit(jnp.asarray(x))
         other, own = unit(jnp.asarray(y))
-        weighed, exponent = unit(self.weigh(other))
+        weighed, exponent = self._unit_weighed(other)
         return shifted(jnp.vdot(one, weighed, precision=HIGHEST), its + own + exponent)
 
     @on_any_mesh
@@ -168,9 +182,13 @@ class Norm(ABC):
         exponent = lost - own + (high - low) // 2
         return shifted(jnp.sqrt(error_ratio(jnp.maximum(0.0, above), below)), exponent)
 
-    def _squared(self, x: Float[Array, "*n"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    def is_rounded(self, dtype: jnp.dtype) -> bool:
+        """Whether `coordinates` are those of a norm larger by rounding, as solvers may need it."""
+        return False
+
+    def _squared(self, x: Float[Array, "*n"]) -> tuple[Float[Array, ""], Exponent]:
         """<x, H x> / 2^e for x of entries around 1, and e."""
-        weighed, exponent = unit(self.weigh(x))
+        weighed, exponent = self._unit_weighed(x)
         return jnp.vdot(x, weighed, precision=HIGHEST), exponent
 
 
@@ -197,6 +215,13 @@ def coordinates_of(norm: Norm | None, x: Float[Array, "*_"]) -> Coordinates:
         size = math.prod(x.shape[:-1])
         check_size(found.row_weight, size, name, "all modes but the last", x.shape)
     return found.at_unit_scale(x.dtype)
+
+
+def measured(norm: Norm | None, x: Float[Array, "*n"], found: Format, info: Info) -> Info:
+    """What is known of a format found for x, with the error in the norm itself."""
+    if norm is None or not norm.is_rounded(x.dtype):
+        return info
+    return info._replace(error=norm.relative_error(x, found.to_tensor().reshape(x.shape)))
 
 
 class Posed(NamedTuple):

@@ -21,7 +21,7 @@ from tdjax.decompose.als import (
     resolution,
     safe_ratio,
 )
-from tdjax.decompose.coordinates import Norm, coordinates_of, posed
+from tdjax.decompose.coordinates import Norm, coordinates_of, measured, posed
 from tdjax.decompose.formats import CP
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
@@ -109,7 +109,8 @@ def cp_als(
             # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
             start, _ = frobenius(None, jnp.maximum(tol, START_TOLERANCE))
         found, info = weighted_cp(y, weight, start, tol, max_iters=max_iters)
-    return problem.back(found), info
+    found = problem.back(found)
+    return found, measured(norm, x, found, info)
 
 
 def _check_init(init: str | CP, key: Array | None, shape: tuple[int, ...], rank: int) -> None:

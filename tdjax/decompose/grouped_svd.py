@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, Swept, iterate, relative_error
-from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, posed
+from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, measured, posed
 from tdjax.decompose.formats import GroupedLowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
@@ -75,7 +75,8 @@ def grouped_svd(
         if weight is None
         else _coupled(y, weight, tol, rank=rank, splits=splits, max_iters=max_iters)
     )
-    return problem.back(found), info
+    found = problem.back(found)
+    return found, measured(norm, x, found, info)
 
 
 def _with_rows_weighed(space: Coordinates) -> Coordinates:
@@ -164,7 +165,9 @@ def _in_blocks(x: Float[Array, "m n"], weight: Array, splits: int) -> _CoupledBl
     # (k, rows, k, rows) at equal k, which the diagonal moves to the end.
     pairs = weight.reshape(splits, rows, splits, rows)
     diagonal = jnp.moveaxis(jnp.diagonal(pairs, axis1=0, axis2=2), -1, 0)
-    return _CoupledBlocks(blocks, weight, squared, diagonal, jax.vmap(robust_cholesky)(diagonal))
+    return _CoupledBlocks(
+        blocks, weight, squared, diagonal, jax.vmap(partial(robust_cholesky, solves=True))(diagonal)
+    )
 
 
 def _best_alone(problem: _CoupledBlocks, rank: int) -> _ApproximatedBlocks:

@@ -1,7 +1,8 @@
 """Arrays that lie on a mesh of explicit axes, which `jax.make_mesh` makes where it is not told.
 
-There every operation must say how its result lies. What is computed here is left to XLA to lay
-out, as on a mesh of automatic axes; the results lie whole on every device of the same mesh.
+There every operation must say how its result lies. What is computed here is computed on arrays
+that lie whole on every device, as on a mesh of automatic axes, and so do the results, on the same
+mesh of explicit axes.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def on_any_mesh(function: Function) -> Function:
-    """A function of pytrees of arrays that takes them on meshes of explicit axes too.
+def on_any_mesh(function: Function, *, split: bool = False) -> Function:
+    """A function of pytrees that takes arrays on meshes of explicit axes too.
 
-    All arrays of its result, which holds nothing else, then lie whole on each device.
+    All arrays of its result then lie whole on each device.
+
+    Arguments:
+        split: leave the arrays split as they are, and to XLA to lay out what comes of them.
     """
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> Any:
         if all(_explicit_mesh(leaf) is None for leaf in jax.tree.leaves((args, kwargs))):
             return function(*args, **kwargs)
-        return _laid_out_by_xla(function, args, kwargs)
+        return _on_automatic_axes(function, args, kwargs, split)
 
     return answer  # type: ignore[return-value]
 
@@ -37,7 +41,7 @@ def without_explicit_axes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: _automatic(leaf) if _explicit_mesh(leaf) else leaf, tree)
 
 
-def _laid_out_by_xla(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _on_automatic_axes(function: Callable[..., Any], args: Any, kwargs: Any, split: bool) -> Any:
     leaves, structure = jax.tree.flatten((args, kwargs))
     places = [k for k, leaf in enumerate(leaves) if _explicit_mesh(leaf) is not None]
     explicit = [leaves[k] for k in places]
@@ -52,11 +56,15 @@ def _laid_out_by_xla(function: Callable[..., Any], args: Any, kwargs: Any) -> An
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         mesh = _explicit_mesh(explicit[0])
         whole = NamedSharding(mesh, PartitionSpec())
-        return jax.sharding.auto_axes(call, axes=_explicit_axes(mesh), out_sharding=whole)(explicit)
+        given = explicit if split else [jax.sharding.reshard(leaf, whole) for leaf in explicit]
+        return jax.sharding.auto_axes(call, axes=_explicit_axes(mesh), out_sharding=whole)(given)
     mesh = explicit[0].sharding.mesh
     with _context(_automatic_mesh(mesh)):
-        found = call([_automatic(leaf) for leaf in explicit])
-    return jax.device_put(found, NamedSharding(mesh, PartitionSpec()))
+        found = call([_automatic(leaf, split) for leaf in explicit])
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, whole) if isinstance(leaf, jax.Array) else leaf, found
+    )
 
 
 def _explicit_mesh(leaf: Any) -> Any:
@@ -72,10 +80,11 @@ def _explicit_axes(mesh: Any) -> tuple[str, ...]:
     return tuple(name for name, kind in pairs if kind == AxisType.Explicit)
 
 
-def _automatic(leaf: jax.Array) -> jax.Array:
+def _automatic(leaf: jax.Array, split: bool = True) -> jax.Array:
     sharding = leaf.sharding
     assert isinstance(sharding, NamedSharding)
-    return jax.device_put(leaf, NamedSharding(_automatic_mesh(sharding.mesh), sharding.spec))
+    spec = sharding.spec if split else PartitionSpec()
+    return jax.device_put(leaf, NamedSharding(_automatic_mesh(sharding.mesh), spec))
 
 
 @functools.cache

@@ -167,7 +167,7 @@ def fit_rest(
     empty = diagonal == 0
     unit = jnp.sum(diagonal) / jnp.maximum(1, jnp.sum(~empty))
     compressed = compressed + jnp.diag(jnp.where(empty, unit, 0.0))
-    factor = robust_cholesky(compressed)
+    factor = robust_cholesky(compressed, solves=True)
     if rank is None:
         return solve_with(factor, product, compressed), None
     rooted = jax.scipy.linalg.solve_triangular(factor, product, lower=True)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
 from tdjax.decompose.pytree import register
-from tdjax.decompose.scale import shifted
+from tdjax.decompose.scale import Exponent, shifted
 from tdjax.decompose.second_moment import (
     SecondMoment,
     check_moment,
@@ -25,6 +25,9 @@ from tdjax.decompose.second_moment import (
     roots,
     times,
 )
+
+# Of the mean diagonal of a moment, in units of its dtype's rounding, what equations ask for.
+ROUNDING = 8
 
 # What a norm is made of, checked by `check_moment`; on use it becomes a SecondMoment.
 MomentLike = Float[Array | np.ndarray, "*_"]
@@ -79,11 +82,25 @@ class _OfInputs(Norm):
             raise ValueError(f"ridge must be a number of at least 0, got {self.ridge}")
         check_moment(self.second_moment, "second_moment")
 
-    def input_weight(self, x: Shaped) -> tuple[SecondMoment, Int[Array, ""]]:
-        """S / 2^e with its ridge, in the dtype of `x`, whose shape it must fit, and e."""
+    def input_weight(self, x: Shaped, least: float = 0.0) -> tuple[SecondMoment, Int[Array, ""]]:
+        """S / 2^e with its ridge, in the dtype of `x`, whose shape it must fit, and e.
+
+        Arguments:
+            least: the ridge where its own is less.
+        """
         rows = math.prod(x.shape[:-1])
         check_size(self.second_moment, rows, "second_moment", "all modes but the last", x.shape)
-        return regularised_unit(jnp.asarray(self.second_moment, x.dtype), self.ridge)
+        ridge = max(self.ridge, least)
+        return regularised_unit(jnp.asarray(self.second_moment, x.dtype), ridge)
+
+    def is_rounded(self, dtype: jnp.dtype) -> bool:
+        """See `Norm.is_rounded`."""
+        return self.ridge < least_ridge(dtype)
+
+
+def least_ridge(dtype: jnp.dtype) -> float:
+    """The ridge below which rounding decides whether equations are singular."""
+    return ROUNDING * float(jnp.finfo(dtype).eps)
 
 
 @register
@@ -97,8 +114,9 @@ class Covariance(_OfInputs):
     NeurIPS 2025).
 
     `ridge` * tr(S) / D is added to the diagonal of S, which makes every approximation problem
-    definite; the result is then part of the norm. A moment of zeros only, which says nothing,
-    counts as the identity.
+    definite; the result is then part of the norm. Where it is less than the rounding of the dtype,
+    solvers add that much, or they would follow the rounding; errors are in the norm itself. A
+    moment of zeros only, which says nothing, counts as the identity.
 
     >>> import jax, jax.numpy as jnp, tdjax
     >>> inputs = jax.random.normal(jax.random.key(0), (100, 6)) * jnp.arange(1.0, 7.0)
@@ -123,8 +141,12 @@ class Covariance(_OfInputs):
 
     def coordinates(self, x: Shaped) -> Coordinates:
         """See `Norm.coordinates`."""
-        weight, exponent = self.input_weight(x)
+        weight, exponent = self.input_weight(x, least_ridge(x.dtype))
         return Coordinates(row_weight=weight, exponent=exponent)
+
+    def _weighed(self, x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Exponent]:
+        weight, exponent = self.input_weight(x)
+        return times(weight, x.reshape(-1, x.shape[-1])).reshape(x.shape), exponent
 
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.diagonal`."""
@@ -171,7 +193,7 @@ class Kronecker(_OfInputs):
 
     def coordinates(self, x: Shaped) -> Coordinates:
         """See `Norm.coordinates`: the one-sided norm of E G^(1/2)."""
-        weight, exponent = self.input_weight(x)
+        weight, exponent = self.input_weight(x, least_ridge(x.dtype))
         outputs, own = self.output_weight(x)
         root, inverse = roots(outputs)
         others = (None,) * (len(x.shape) - 1)
@@ -180,11 +202,10 @@ class Kronecker(_OfInputs):
             (*others, root), weight, (*others, inverse), balanced=True, exponent=exponent + own
         )
 
-    def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """See `Norm.weigh`."""
+    def _weighed(self, x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Exponent]:
         (inputs, own), (outputs, other) = self.input_weight(x), self.output_weight(x)
         matrix = times(inputs, x.reshape(-1, x.shape[-1]))
-        return shifted(times(outputs, matrix.T).T.reshape(x.shape), own + other)
+        return times(outputs, matrix.T).T.reshape(x.shape), own + other
 
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.diagonal`."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import Info
-from tdjax.decompose.coordinates import Norm, Posed, coordinates_of, posed
+from tdjax.decompose.coordinates import Norm, Posed, coordinates_of, measured, posed
 from tdjax.decompose.formats import TT
 from tdjax.decompose.inputs import as_float, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
@@ -126,7 +126,8 @@ def tt_als(
     found, info = weighted_tt(
         problem.array, problem.weight, start, tol, ranks=clipped, max_iters=max_iters
     )
-    return _back(problem, found, -2), info
+    found = _back(problem, found, -2)
+    return found, measured(norm, x, found, info)
 
 
 def _back(problem: Posed, found: TT, core: int) -> TT:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, relative_error, safe_ratio
-from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
+from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, measured, posed
 from tdjax.decompose.formats import Tucker
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
@@ -95,7 +95,8 @@ def _tucker(
         if weight is None
         else weighted_tucker(y, weight, tol, ranks=ranks, max_iters=max_iters, kept=kept)
     )
-    return problem.back(found), info
+    found = problem.back(found)
+    return found, measured(norm, x, found, info)
 
 
 @on_any_mesh

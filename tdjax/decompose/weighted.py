@@ -197,17 +197,24 @@ def conjugate_gradients(
     return jax.lax.fori_loop(0, steps, step, start)[0]
 
 
-def robust_cholesky(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+def robust_cholesky(matrix: Float[Array, "n n"], *, solves: bool = False) -> Float[Array, "n n"]:
     """Lower Cholesky factor of a symmetric positive semi-definite matrix.
 
     Where rounding leaves it indefinite, the least of a ladder of shifts that makes it definite is
     added to the diagonal, starting from the rounding of its mean.
+
+    Arguments:
+        solves: whether equations are solved with it. A pivot that is rounding then counts as
+            indefinite too: divided by it, the rounding of the right side would be the solution.
     """
     mean = jnp.mean(jnp.diagonal(matrix))
-    unit = jnp.where(mean > 0, mean, 1.0) * jnp.eye(len(matrix), dtype=matrix.dtype)
+    scale = jnp.where(mean > 0, mean, 1.0)
+    unit = scale * jnp.eye(len(matrix), dtype=matrix.dtype)
+    least = jnp.finfo(matrix.dtype).eps * scale if solves else 0.0
 
     def broken(state: tuple[Array, Array]) -> Array:
-        return ~jnp.isfinite(state[0]).all() & (state[1] < 1)
+        sound = jnp.isfinite(state[0]).all() & (jnp.diagonal(state[0]) ** 2 >= least).all()
+        return ~sound & (state[1] < 1)
 
     def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
         return jnp.linalg.cholesky(matrix + state[1] * unit), 10 * state[1]

@@ -226,7 +226,7 @@ def _leading(
         return leading_subspace(part.product.reshape(len(part.product), -1), rank), present
     left = problem.target.matrix
     if k > 0 and part.matrix is not None:
-        factor = robust_cholesky(part.matrix)
+        factor = robust_cholesky(part.matrix, solves=True)
         left = solve_with(factor, part.product.reshape(-1, shape[2]))
     return leading_factor(part.moment, left.reshape(shape), rank), present
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, called, checked_weights, example_losses
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments, RowWeights, collect
 from tdjax.moments.sums import LossFn
@@ -48,6 +49,7 @@ def collect_moments(
 
 
 @on_models
+@partial(on_any_mesh, split=True)
 def collect_moments(
     model: Any,
     variables: Any,

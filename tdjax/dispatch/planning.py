@@ -11,6 +11,7 @@ from flax import nnx
 from tdjax.allocation.allocate import allocate as allocate_budget
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
@@ -38,6 +39,7 @@ def make_plan(
 
 
 @on_models
+@on_any_mesh
 def make_plan(
     model: Any, variables: Any, rules: Sequence[Rule], sample: Any, *, method: Method = None
 ) -> Plan:
@@ -137,6 +139,7 @@ def allocate(
 
 
 @on_models
+@on_any_mesh
 def allocate(
     model: Any,
     variables: Any,

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.decompose.pytree import register
 from tdjax.hints import did_you_mean
 from tdjax.moments.finite import Watch
@@ -84,6 +85,7 @@ def collect(
     first, batches = peeked(batches)
     if first is None:
         raise ValueError(f"{function}: no batches")
+    first = without_explicit_axes(first)
     trace = trace_of(reading.inputs(first))
     layers = [
         path
@@ -170,7 +172,7 @@ def _one_pass(
 ) -> dict[str, LayerMoments]:
     by_shape: dict[Any, _SumsOfShape] = {}
     examples, watch = 0, Watch(ask.function)
-    for batch in batches:
+    for batch in map(without_explicit_axes, batches):
         arrays, static = split_arrays(batch)
         weights = None if ask.row_weights is None else ask.row_weights(batch)
         shaped = [*arrays, *jax.tree.leaves(weights)]

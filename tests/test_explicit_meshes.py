@@ -1,0 +1,84 @@
+"""Arrays on a mesh of explicit axes, on two devices, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, tdjax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Explicit,))
+lay = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, P(*axes)))
+random = np.random.default_rng(0)
+x = random.standard_normal((8, 6)).astype(np.float32)
+s = (np.eye(8) + 0.1).astype(np.float32)
+
+def same(found, expected, tolerance=1e-6):
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+def dense(found):
+    return (found[0] if isinstance(found, tuple) else found).to_tensor()
+
+functions = [
+    lambda x, s: dense(tdjax.truncated_svd(x, 2, norm=tdjax.Covariance(s))),
+    lambda x, s: dense(tdjax.tucker_als(x, (3, 2))),
+    lambda x, s: tdjax.weight_errors(x, 0.9 * x)["scaled"],
+    lambda x, s: tdjax.Covariance(s).relative_error(x, 0.9 * x),
+]
+for function in functions:
+    expected = function(x, s)
+    same(function(lay(x, "a"), lay(s, None, "a")), expected)
+    same(jax.jit(function)(lay(x, None, "a"), s), expected)
+same(dense(tdjax.tt_svd(lay(x, "a"), eps=0.5)), dense(tdjax.tt_svd(x, eps=0.5)))
+left = tdjax.truncated_svd(lay(x, "a"), 2).left
+assert jax.typeof(left).sharding.mesh.axis_types == (AxisType.Explicit,)
+try:
+    tdjax.truncated_svd(lay(x * np.nan, "a"), 2)
+except ValueError as error:
+    assert "NaN" in str(error)
+else:
+    raise AssertionError("NaN was taken")
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(6)(nn.relu(nn.Dense(8)(x)))
+
+batch, net = random.standard_normal((80, 8)).astype(np.float32), Net()
+plain = net.init(jax.random.key(1), batch)
+laid = jax.tree.map(lambda a: lay(a, *((None, "a") if a.ndim > 1 else ())), plain)
+split = lay(batch, "a")
+rules = [tdjax.Rule(path=".*", method="svd", rank=2)]
+plan = tdjax.make_plan(net, laid, rules, split)
+assert plan == tdjax.make_plan(net, plain, rules, batch)
+turns = ((laid, [(split,)]), (laid, ((split,) for _ in range(1))), (plain, [(batch,)]))
+found = [
+    tdjax.collect_moments(net, v, batches, loss_fn=lambda y, batch: (y**2).sum(axis=1))
+    for v, batches in turns
+]
+for moments in found[:2]:
+    same(moments["Dense_1"].inputs, found[2]["Dense_1"].inputs)
+    same(moments["Dense_0"].outputs, found[2]["Dense_0"].outputs)
+params = [
+    tdjax.factorize_params(v["params"], plan, moments=moments, correct_bias=True)
+    for v, moments in ((laid, found[0]), (plain, found[2]))
+]
+same(*(tdjax.reconstruct_params(p, plan)["Dense_0"]["kernel"] for p in params), 1e-5)
+small = tdjax.factorize(net, plan)
+same(*(small.apply({"params": p}, b) for p, b in zip(params, (split, batch))), 1e-5)
+chosen = [tdjax.allocate(net, v, b, budget=0.7) for v, b in ((laid, split), (plain, batch))]
+assert chosen[0] == chosen[1]
+"""
+
+
+def test_arrays_on_explicit_axes():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
