@@ -15,6 +15,7 @@ from experiments.runner import EXPERIMENTS, begin, carry_out, experiment_named
 from experiments.workdir.fields import plain_fields, read_fields, type_hints
 
 pytest.importorskip("sklearn")
+pytest.importorskip("pandas")
 
 DATA = {"name": "digits", "train_size": 200, "validation_size": 50, "test_size": 50}
 MODEL = {"name": "mlp", "arguments": {"widths": [8]}}
