@@ -229,7 +229,7 @@ def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dic
     """The same parameters with the kernel of one layer replaced."""
     result = copied(params)
     # It need not be there: callers may keep the rest alone.
-    own = layer_params(params, path).get("kernel")
+    own: Any = layer_params(params, path).get("kernel")
     put(result, path, {"kernel": own.replace_boxed(kernel) if is_boxed(own) else kernel})
     return result
 
