@@ -47,7 +47,7 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     restored = checkpoints.restore_latest(folder, fit)
     if restored is None:
         # Said, because a folder that was removed or moved looks the same as a first start.
-        told = f"no checkpoint in {folder}: training starts anew, at its first epoch"
+        told = f"no checkpoint in {folder}: training starts at its first epoch"
         print(told, file=sys.stderr)
     else:
         fit = restored[1]
