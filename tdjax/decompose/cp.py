@@ -279,7 +279,7 @@ def _renewed(turn: _Renewing, mode: int, product: Factor) -> _Renewing:
     solved = solve_normal(normal, product, present, exact_up_to=exact_up_to)
     factors[mode], scale = _normalise(solved)
     grams[mode] = _gram(factors[mode])
-    products = normal * _gram(solved)
+    products = normal * grams[mode] * jnp.outer(scale, scale)
     return _Renewing(
         factors,
         scale,

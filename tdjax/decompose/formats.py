@@ -23,7 +23,7 @@ from tdjax.decompose.products import (
     one_per_mode,
 )
 from tdjax.decompose.pytree import register
-from tdjax.decompose.scale import Exponent, shifted
+from tdjax.decompose.scale import Exponent, is_zero, shifted
 
 F = TypeVar("F", bound="Format")
 
@@ -362,6 +362,8 @@ class TT(Format):
 
 def _evenly_scaled(arrays: tuple[Array, ...], exponent: Exponent) -> tuple[Array, ...]:
     """Each of n arrays times 2^(exponent / n)."""
+    if is_zero(exponent):
+        return arrays
     number = max(1, len(arrays))
     part = jnp.asarray(exponent) // number
     more = (exponent - part * number) / number
@@ -370,6 +372,8 @@ def _evenly_scaled(arrays: tuple[Array, ...], exponent: Exponent) -> tuple[Array
 
 def _mostly(exponent: Exponent) -> tuple[Exponent, Exponent]:
     """What one array can take of an exponent with room to spare, and the rest."""
+    if is_zero(exponent):
+        return 0, 0
     own = jnp.clip(jnp.asarray(exponent), -MOST, MOST)
     return own, exponent - own
 

@@ -62,10 +62,9 @@ def gain(normal: Gram, product: Factor, present: Factor, solution: Factor) -> Fl
 
     The difference of the two squared errors is mostly rounding once the change is small.
     """
-    change = solution - present
-    left = product - jnp.matmul(solution, normal, precision=HIGHEST)
-    quadratic = jnp.sum(change * jnp.matmul(change, normal, precision=HIGHEST))
-    return quadratic + 2 * jnp.sum(change * left)
+    # Of a quadratic function, what its slopes at both ends say.
+    slopes = 2 * product - jnp.matmul(solution + present, normal, precision=HIGHEST)
+    return jnp.sum((solution - present) * slopes)
 
 
 def conjugate_gradients(normal: Gram, product: Factor, start: Factor, steps: int) -> Factor:

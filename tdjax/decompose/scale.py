@@ -45,18 +45,46 @@ def exponent_of(x: Float[Array, "*_"], axis: int | None = None) -> Int[Array, "*
     return jnp.clip((above - LEAST) // STEP * STEP, -most, most)
 
 
-@partial(jax.jit, inline=True)
 def shifted(x: Float[Array, "*n"], exponent: Exponent) -> Float[Array, "*n"]:
     """x * 2^exponent, exact as far as the dtype holds it."""
+    return x if is_zero(exponent) else _shifted(x, exponent)
+
+
+def is_zero(exponent: Exponent) -> bool:
+    """Whether an exponent is known to be 0, as that of an array whose values are seen may be."""
+    return isinstance(exponent, int) and exponent == 0
+
+
+@partial(jax.jit, inline=True)
+def _shifted(x: Float[Array, "*n"], exponent: Exponent) -> Float[Array, "*n"]:
     half = jnp.asarray(exponent) // 2
     return x * power_of_two(half, x.dtype) * power_of_two(exponent - half, x.dtype)
 
 
+def unit(x: Float[Array, "*n"], axis: int | None = None) -> tuple[Float[Array, "*n"], Exponent]:
+    """x / 2^e with entries around 1, and e; see `exponent_of`.
+
+    Of an ordinary array whose values can be seen that is x itself and the number 0, and nothing is
+    compiled to scale it.
+    """
+    if axis is None and not isinstance(x, jax.core.Tracer) and _is_ordinary(float(_largest(x))):
+        return x, 0
+    return _unit(x, axis)
+
+
+def _is_ordinary(largest: float) -> bool:
+    return 2.0**LEAST <= largest < 2.0 ** (LEAST + STEP)
+
+
+@jax.jit
+def _largest(x: Float[Array, "*_"]) -> Float[Array, ""]:
+    return jnp.max(jnp.abs(x))
+
+
 @partial(jax.jit, static_argnames=("axis",), inline=True)
-def unit(
+def _unit(
     x: Float[Array, "*n"], axis: int | None = None
 ) -> tuple[Float[Array, "*n"], Int[Array, "*_"]]:
-    """x / 2^e with entries around 1, and e; see `exponent_of`."""
     exponent = exponent_of(x, axis)
     return shifted(x, -exponent), exponent
 

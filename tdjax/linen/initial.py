@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core.meta import AxisMetadata
 from jaxtyping import Array
 
@@ -18,11 +17,14 @@ from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import Stage
 
 Initializer = Callable[..., Any]
+Shape = tuple[int, ...]
 # Entries of a larger array are not drawn only to know their scale.
 MOST = 2**24
 
 
-def stage_initializer(init: Initializer, entry: PlannedLayer, stage: Stage) -> Initializer:
+def stage_initializer(
+    init: Initializer, entry: PlannedLayer, stage: Stage, *, drawn: bool = True
+) -> Initializer:
     """The layer's initialiser for one of its factors.
 
     Factors are drawn by it, and times one number, so that the kernel that they stand for has
@@ -30,11 +32,15 @@ def stage_initializer(init: Initializer, entry: PlannedLayer, stage: Stage) -> I
     ranks of products of one entry of each. Where the kernel starts at zero the last factor does,
     and the others do not: from zeros alone nothing could be learnt. Partitioning metadata is fitted
     to the factor.
+
+    Arguments:
+        drawn: False where the parameters are given: then Flax asks for shapes alone, and nothing
+            is drawn to know the scale.
     """
 
     def initial(key: Array, shape: Sequence[int], dtype: Any) -> Any:
         value = init(key, shape, dtype)
-        array, scale = unboxed(value), _scale(init, entry)
+        array, scale = unboxed(value), _scale(init, entry) if drawn else 1.0
         if scale is None:
             if stage != entry.stages[-1]:
                 array = jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
@@ -52,32 +58,61 @@ def _scale(init: Initializer, entry: PlannedLayer) -> float | None:
     layer = entry.layer
     # Flax draws the kernel of this one as a matrix.
     merged = layer.kind == "dense_general"
-    kernel = _size(init, layer.kernel_shape if merged else layer.storage.shape)
-    factors = [_size(init, stage.kernel_shape) for stage in entry.stages]
+    whole = layer.kernel_shape if merged else layer.storage.shape
+    kernel, *factors = _sizes(init, (whole, *(stage.kernel_shape for stage in entry.stages)))
     if kernel == 0.0:
         return None
     product = math.sqrt(math.prod(entry.ranks)) * math.prod(factors)
     return (kernel / product) ** (1 / len(factors)) if product else 1.0
 
 
-def _size(init: Initializer, shape: tuple[int, ...]) -> float:
-    """The root mean square of what an initialiser draws."""
+def _sizes(init: Initializer, shapes: tuple[Shape, ...]) -> tuple[float, ...]:
+    """The root mean squares of what an initialiser draws."""
     try:
-        return _known_size(init, shape)
+        return _known_sizes(init, shapes)
     except TypeError:
         # One without a hash.
-        return _known_size.__wrapped__(init, shape)
+        return _known_sizes.__wrapped__(init, shapes)
 
 
 @functools.lru_cache(maxsize=1024)
-def _known_size(init: Initializer, shape: tuple[int, ...]) -> float:
-    if math.prod(shape) > MOST:
-        # Sizes go with a power of the sizes of axes: none, or the root of inputs and outputs.
-        half = (*shape[:-2], *(max(1, size // 2) for size in shape[-2:]))
-        quarter = (*shape[:-2], *(max(1, size // 4) for size in shape[-2:]))
-        near, far = _size(init, half), _size(init, quarter)
-        return near / math.sqrt(2.0) if far > 1.2 * near else near
-    # While another program is traced too.
+def _known_sizes(init: Initializer, shapes: tuple[Shape, ...]) -> tuple[float, ...]:
+    pairs = [_drawn_shapes(shape) for shape in shapes]
+
+    # One program for all of them, and while another is traced too.
+    @jax.jit
+    def drawn() -> Any:
+        return [[_root_mean_square(init, shape) for shape in pair] for pair in pairs]
+
     with jax.ensure_compile_time_eval():
-        drawn = unboxed(init(jax.random.key(0), shape, jnp.float32))
-        return float(np.sqrt(np.mean(np.square(np.asarray(drawn, np.float64)))))
+        found = jax.device_get(drawn())
+    return tuple(
+        _extended(list(map(float, own)), math.prod(shape) / math.prod(pair[0]))
+        for own, shape, pair in zip(found, shapes, pairs, strict=True)
+    )
+
+
+def _root_mean_square(init: Initializer, shape: Shape) -> Array:
+    return jnp.sqrt(jnp.mean(jnp.square(unboxed(init(jax.random.key(0), shape, jnp.float32)))))
+
+
+def _drawn_shapes(shape: Shape) -> tuple[Shape, ...]:
+    """What is drawn to know the size of an array: itself, or two smaller ones of a large one."""
+    if math.prod(shape) <= MOST:
+        return (shape,)
+    while math.prod(shape) > MOST:
+        shape = _halved(shape)
+    return shape, _halved(shape)
+
+
+def _halved(shape: Shape) -> Shape:
+    return (*shape[:-2], *(max(1, size // 2) for size in shape[-2:]))
+
+
+def _extended(drawn: Sequence[float], times: float) -> float:
+    """The size of an array with `times` as many entries as the first that was drawn.
+
+    Sizes go with a power of the sizes of axes: none, or the root of inputs and outputs.
+    """
+    near, far = drawn[0], drawn[-1]
+    return near / times**0.25 if far > 1.2 * near else near

@@ -214,7 +214,7 @@ def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:
         "dtype": module.dtype,
         "param_dtype": module.param_dtype,
         "precision": module.precision,
-        "kernel_init": stage_initializer(module.kernel_init, entry, stage),
+        "kernel_init": _initializer(module, module.kernel_init, entry, stage),
         "promote_dtype": module.promote_dtype,
         "name": stage.name,
     }
@@ -223,8 +223,13 @@ def _shared(module: Any, entry: PlannedLayer, stage: Stage) -> dict[str, Any]:
 def _factor(
     module: Any, init: Any, entry: PlannedLayer, stage: Stage, name: str | None
 ) -> FactorArray:
-    initial = stage_initializer(init, entry, stage)
+    initial = _initializer(module, init, entry, stage)
     return FactorArray(stage.kernel_shape, initial, module.param_dtype, name=name)
+
+
+def _initializer(module: Any, init: Any, entry: PlannedLayer, stage: Stage) -> Callable[..., Any]:
+    drawn = module.is_mutable_collection("params")
+    return stage_initializer(init, entry, stage, drawn=drawn)
 
 
 def _with_bias(module: Any, entry: PlannedLayer, x: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from tdjax.moments.finite import Watch, all_finite
 
 # Of what a layer knew, the share that is left after a call in training mode.
-LEFT = 0.9
+LEFT = 1 - 2**-4
 
 
 def batch_statistics(
@@ -34,6 +35,9 @@ def batch_statistics(
     found = {}
     for key, x in known.items():
         left = (high[key] - low[key]) / far[key]
+        # Of whole calls, of which the difference tells the number and rounds the share.
+        calls = jnp.round(jnp.log(jnp.maximum(left, 1e-30)) / math.log(LEFT))
+        left = jnp.where(calls == 1, LEFT, LEFT**calls)
         # Where NaN is, too, which is seen later.
         reached = ~(left > (1 + LEFT) / 2)
         found[key] = jnp.where(reached, low[key] / jnp.where(reached, 1 - left, 1), x)

@@ -326,7 +326,9 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path, capsys):
     shutil.move(workdir / "checkpoints", tmp_path / "aside")
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         carry_out({**SMALLER, "train": {**CONFIG["train"], "learning_rate": 1e3}}, workdir)
-    assert f"no checkpoint in {folder}: training starts at its first epoch" in capsys.readouterr().err
+    assert (
+        f"no checkpoint in {folder}: training starts at its first epoch" in capsys.readouterr().err
+    )
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     shutil.move(tmp_path / "aside", workdir / "checkpoints")
     with pytest.raises(CheckpointError, match="belongs to another network"):
