@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tdjax.decompose.als import Info
 from tdjax.decompose.formats import Format
@@ -158,6 +158,7 @@ class Norm(ABC):
         basis = mode_products(basis, [*front, None]).reshape(size, size)
         weighed = basis if found.row_weight is None else times(found.row_weight, basis)
         rows = jnp.sum(basis * weighed, axis=0).reshape(*x.shape[:-1], 1)
+        assert found.exponent is not None
         rows = shifted(rows, found.exponent)
         return jnp.broadcast_to(rows if last is None else rows * jnp.sum(last**2, axis=0), x.shape)
 
@@ -237,7 +238,7 @@ class Posed(NamedTuple):
     array: Float[Array, "*n"]
     weight: SecondMoment | None
     space: Coordinates
-    exponent: Int[Array, ""]
+    exponent: Exponent
 
     def start(self, found: F) -> F:
         """A format to start from, up to its scale."""

@@ -7,10 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
-from tdjax.decompose.scale import shifted, unit
+from tdjax.decompose.scale import Exponent, shifted, unit
 
 SecondMoment = Float[Array, "d d"] | Float[Array, " d"]
 
@@ -26,7 +26,7 @@ def regularised(moment: SecondMoment, ridge: float) -> SecondMoment:
 
 
 @partial(jax.jit, static_argnames=("ridge",))
-def regularised_unit(moment: SecondMoment, ridge: float) -> tuple[SecondMoment, Int[Array, ""]]:
+def regularised_unit(moment: SecondMoment, ridge: float) -> tuple[SecondMoment, Exponent]:
     """`regularised` divided by 2^e so that its entries are around 1, and e."""
     moment, exponent = unit(moment)
     mean = jnp.mean(diagonal_of(moment))
