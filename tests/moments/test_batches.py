@@ -1,3 +1,5 @@
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,8 @@ NAMED = {"x": X, "mask": MASK}
         (Alone(), (X, LABELS, MASK), loss, ALL),
         (Alone(), (X, True), loss, ALL),
     ],
-    ids=str,
+    # The cases hold functions, whose texts differ between processes.
+    ids=itertools.count(),
 )
 def test_what_of_a_batch_the_model_sees(model, batch, loss_fn, expected):
     assert seen(model, batch, loss_fn=loss_fn) == pytest.approx(expected, rel=1e-5)
