@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from tdjax.decompose.scale import largest_entry
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,7 +35,7 @@ def as_float(x: Any, *, ndim: int | None = None) -> Float[Array, "*_"]:
     if x.ndim < 2 or x.size == 0:
         raise ValueError(f"expected a non-empty array of two modes or more, got shape {x.shape}")
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
+    if not isinstance(x, jax.core.Tracer) and not math.isfinite(largest_entry(x)):
         raise ValueError(f"the array of shape {x.shape} holds NaN or Inf")
     return x
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Exponent = Int[Array, "*_"] | int
@@ -67,13 +68,21 @@ def unit(x: Float[Array, "*n"], axis: int | None = None) -> tuple[Float[Array, "
     Of an ordinary array whose values can be seen that is x itself and the number 0, and nothing is
     compiled to scale it.
     """
-    if axis is None and not isinstance(x, jax.core.Tracer) and _is_ordinary(float(_largest(x))):
+    if axis is None and not isinstance(x, jax.core.Tracer) and _is_ordinary(largest_entry(x)):
         return x, 0
     return _unit(x, axis)
 
 
 def _is_ordinary(largest: float) -> bool:
     return 2.0**LEAST <= largest < 2.0 ** (LEAST + STEP)
+
+
+def largest_entry(x: Float[Array, "*_"]) -> float:
+    """The largest absolute value of an array that can be seen, NaN where it holds NaN."""
+    if x.is_fully_addressable and {device.platform for device in x.devices()} == {"cpu"}:
+        # No copy is made, and no program.
+        return float(np.max(np.abs(np.asarray(x)), initial=0.0))
+    return float(_largest(x))
 
 
 @jax.jit
