@@ -37,7 +37,7 @@ run_tests() {
 
 case "${1:-}" in
     test)
-        set_up .venv test
+        set_up .venv test,quantize
         .venv/bin/ruff format --check .
         .venv/bin/ruff check .
         # Types beside the tests, which leave the second core idle now and then.
@@ -50,7 +50,7 @@ case "${1:-}" in
         run_tests .venv -m slow
         ;;
     set-up)
-        set_up .venv test
+        set_up .venv test,quantize
         ;;
     set-up-oldest)
         set_up .venv-oldest test .ci/oldest.txt

@@ -51,8 +51,8 @@ OLDEST = (
 )
 
 
-# Left to `launch.sh test-slow`: each takes many seconds, and what it covers is met elsewhere too,
-# on smaller networks or in fewer variants.
+# Left to `launch.sh test-slow`: each takes many seconds, and what it covers is met elsewhere too, on
+# smaller networks or in fewer variants.
 SLOW = (
     "test_allocate.py::test_formats_that_are_decomposed_to_know_their_loss",
     "test_allocate.py::test_stacks_embeddings_and_attention",
