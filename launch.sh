@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv on a machine that has python3 (3.11 or newer, with venv) or uv, then:
 #   bash launch.sh               the error study on the embedded digits, with its report in runs/digits
-#   bash launch.sh test          format, lint, types and the test suite, but for
-#   bash launch.sh test-slow     the tests that take longest
+#   bash launch.sh test          format, lint, types and the whole test suite
 #   bash launch.sh test-oldest   the tests that meet most of JAX and Flax, with the oldest versions allowed
 #   bash launch.sh set-up        the environment of the tests alone, .venv; set-up-oldest: .venv-oldest
 #   bash launch.sh CONFIG DIR [--config.field=value ...]   another experiment, e.g. configs/garipov_mnist.py
@@ -42,12 +41,8 @@ case "${1:-}" in
         .venv/bin/ruff check .
         # Types beside the tests, which leave the second core idle now and then.
         .venv/bin/mypy &
-        run_tests .venv -m "not slow"
+        run_tests .venv
         wait $!
-        ;;
-    test-slow)
-        set_up .venv test,quantize
-        run_tests .venv -m slow
         ;;
     set-up)
         set_up .venv test,quantize
@@ -57,14 +52,14 @@ case "${1:-}" in
         ;;
     test-oldest)
         set_up .venv-oldest test .ci/oldest.txt
-        run_tests .venv-oldest -m "oldest and not slow"
+        run_tests .venv-oldest -m oldest
         ;;
     "")
         set_up .venv experiments
         .venv/bin/python -m experiments.main --config=configs/digits.py --workdir=runs/digits
         ;;
     *)
-        [ $# -ge 2 ] || { sed -n '2,8p' "$0"; exit 2; }
+        [ $# -ge 2 ] || { sed -n '2,7p' "$0"; exit 2; }
         set_up .venv experiments
         .venv/bin/python -m experiments.main --config="$1" --workdir="$2" "${@:3}"
         ;;

@@ -51,43 +51,10 @@ OLDEST = (
 )
 
 
-# Left to `launch.sh test-slow`: each takes many seconds, and what it covers is met elsewhere too, on
-# smaller networks or in fewer variants.
-SLOW = (
-    "test_allocate.py::test_formats_that_are_decomposed_to_know_their_loss",
-    "test_allocate.py::test_stacks_embeddings_and_attention",
-    "test_compress.py::test_continued_after_lines_were_lost",
-    "test_compress.py::test_rounds_of_compression_and_training",
-    "test_configs.py::test_budgets_are_within_reach",
-    "test_data_aware.py::test_batch_statistics_estimated_anew",
-    "test_data_aware.py::test_continued_after_lines_were_lost",
-    "test_data_aware.py::test_killed_and_continued",
-    "test_data_aware.py::test_layer_after_layer",
-    "test_data_aware.py::test_transfer_without_tuning_and_layers",
-    "test_dead_shared.py::test_random_linen_networks_stay_what_they_are",
-    "test_exact.py::test_one_large_layer_meets_any_budget",
-    "test_lasso.py::test_a_network_pruned_backwards",
-    "test_lasso.py::test_convolutions_and_their_channels",
-    "test_models.py::test_networks_factorise",
-    "test_more_models.py::test_networks_factorise",
-    "test_moments.py::test_gradient_moments_are_those_of_one_example_at_a_time",
-    "test_moments.py::test_many_passes_give_what_one_gives",
-    "test_networks.py::",
-    "test_notebooks.py::test_runs_and_shows_what_is_stored[any_model]",
-    "test_qwix.py::",
-    "test_sequential.py::test_less_is_lost_than_layer_by_layer",
-    "test_sequential.py::test_stacks_and_embeddings",
-    "test_weighed_factors.py::test_stacks_embeddings_and_attention",
-    "test_weighted_cp.py::test_a_large_window_is_solved_by_gradients",
-)
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in OLDEST:
             item.add_marker(pytest.mark.oldest)
-        if f"{item.path.name}::{item.name}".startswith(SLOW):
-            item.add_marker(pytest.mark.slow)
 
 
 def inner_jaxprs(params):
