@@ -18,7 +18,6 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import flax.linen as nn
-from flax.errors import FlaxError
 
 from tdjax.linen.fit import check_call, check_params
 from tdjax.linen.intercept import Interceptor, changed, changes_of, dense_class
@@ -150,7 +149,7 @@ def _asking_for_kernels(plan: Plan) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, AttributeError, FlaxError) as error:
+    except (KeyError, AttributeError) as error:
         named = [e for e in plan.factorised if _names(error, e.layer.storage.name)]
         if not named:
             raise

@@ -86,7 +86,7 @@ class Rule:
             known = known_are(self.method, (*METHODS, AUTO))
             raise ValueError(f"{self}: unknown method; {known}")
         try:
-            check_variant(self.method, self.spatial, self.splits, self.fold)
+            check_variant(self.method, self.spatial, int(self.splits), self.fold)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from None
         if (self.compression is None) == (self.rank is None):

@@ -305,6 +305,37 @@ def test_wrappers_of_nnx_that_normalise():
     same_verdicts(plan, dict.fromkeys(paths, CHANGED))
 
 
+def test_what_is_asked_of_a_kernel_beside_its_values():
+    class Asking(nnx.Module):
+        def __init__(self, rngs):
+            self.asked, self.free = (nnx.Linear(8, 8, rngs=rngs) for _ in range(2))
+
+        def __call__(self, x):
+            return self.free(self.asked(x)) / self.asked.kernel.shape[0]
+
+    same_verdicts(
+        tdjax.make_plan(Asking(nnx.Rngs(0)), RULES, X),
+        {"asked": "(the model asks for it, or its shape)", "free": None},
+    )
+    # Linen does not tell, so the factorised model says it.
+    for name, ask in (
+        ("kernel", lambda self, d, t: self.variables["params"]["d"]["kernel"].size),
+        ("kernel", lambda self, d, t: d.variables["params"]["kernel"].ndim),
+        ("embedding", lambda self, d, t: t.embedding.shape[0]),
+    ):
+
+        def function(self, ids, ask=ask):
+            table, layer = nn.Embed(8, 8, name="t"), nn.Dense(8, name="d")
+            return layer(table(ids)) / ask(self, layer, table)
+
+        model = Calls(function)
+        variables = model.init(jax.random.key(0), IDS)
+        plan = tdjax.make_plan(model, variables, RULES, IDS)
+        small = {"params": tdjax.factorize_params(variables["params"], plan)}
+        with pytest.raises(ValueError, match=f"asks for the {name} of a factorised layer"):
+            tdjax.factorize(model, plan).apply(small, IDS)
+
+
 # What leaves a kernel as it is, wherever its axes lie, and what does not.
 VIEWS = (
     lambda k: k.astype(jnp.bfloat16),
