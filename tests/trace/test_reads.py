@@ -305,6 +305,42 @@ def test_wrappers_of_nnx_that_normalise():
     same_verdicts(plan, dict.fromkeys(paths, CHANGED))
 
 
+BOTH_WAYS = "its calls multiply by its kernel in more than one way"
+
+
+def test_a_kernel_that_is_multiplied_by_in_two_ways():
+    def function(_, x):
+        layer = nn.Einsum((8, 8), use_bias=False, name="e")
+        return layer(jnp.tanh(layer(x, "bd,de->be")), "be,de->bd")
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.e = nnx.Einsum("bd,de->be", (8, 8), rngs=rngs)
+
+        def __call__(self, x):
+            return self.e(jnp.tanh(self.e(x)), "be,de->bd")
+
+    model = Calls(function)
+    variables = model.init(jax.random.key(0), X)
+    same_verdicts(tdjax.make_plan(model, variables, RULES, X), {"e": BOTH_WAYS})
+    same_verdicts(tdjax.make_plan(Model(nnx.Rngs(0)), RULES, X), {"e": BOTH_WAYS})
+
+
+def test_a_layer_of_several_axes_that_is_read_elsewhere_is_saved(tmp_path):
+    def function(self, x):
+        y = nn.DenseGeneral((2, 4), name="read")(x)
+        z = nn.Dense(8, name="free")(x)
+        return y.sum(axis=1), z, self.variables["params"]["read"]["kernel"].sum()
+
+    model = Calls(function)
+    variables = model.init(jax.random.key(0), X)
+    plan = tdjax.make_plan(model, variables, RULES, X)
+    same_verdicts(plan, {"read": READ, "free": None})
+    params = tdjax.factorize_params(variables["params"], plan)
+    tdjax.save_factorised(tmp_path / "saved", params, plan)
+    assert tdjax.load_factorised(tmp_path / "saved")[1] == plan
+
+
 def test_what_is_asked_of_a_kernel_beside_its_values():
     class Asking(nnx.Module):
         def __init__(self, rngs):
