@@ -323,7 +323,11 @@ def test_a_kernel_that_is_multiplied_by_in_two_ways():
     model = Calls(function)
     variables = model.init(jax.random.key(0), X)
     same_verdicts(tdjax.make_plan(model, variables, RULES, X), {"e": BOTH_WAYS})
-    same_verdicts(tdjax.make_plan(Model(nnx.Rngs(0)), RULES, X), {"e": BOTH_WAYS})
+    net = Model(nnx.Rngs(0))
+    same_verdicts(tdjax.make_plan(net, RULES, X), {"e": BOTH_WAYS})
+    small = tdjax.factorize(net, tdjax.make_plan(net, RULES, X, method=lambda net, x: net.e(x)))
+    with pytest.raises(ValueError, match="layer 'e': its equation 'be,de->bd' multiplies by its"):
+        small(X)
 
 
 def test_a_layer_of_several_axes_that_is_read_elsewhere_is_saved(tmp_path):
