@@ -157,7 +157,8 @@ def _recorded(cls: type, method: str) -> Callable[..., Any]:
 
 def _recorded_class(cls: type) -> type:
     """A subclass whose calls are recorded, and who asks for its array outside of them."""
-    weight, made = KINDS[cls].weight, with_calls(cls, _recorded)
+    weight = KINDS[cls].weight
+    made: Any = with_calls(cls, _recorded)
 
     def get(self: Any, name: str) -> Any:
         if name == weight:
@@ -167,7 +168,7 @@ def _recorded_class(cls: type) -> type:
                 recording.recorder.asked.add((*split_path(place.path), weight))
         return super(made, self).__getattribute__(name)
 
-    made.__getattribute__ = get  # type: ignore[method-assign]
+    made.__getattribute__ = get
     return made
 
 
