@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -207,7 +208,8 @@ def read_journal(path: Path, schema: Schema) -> Journal:
     found: dict[Identity, Record] = {}
     journal = Journal(path, schema, found)
     environments = []
-    content = read_bytes(path) if path.exists() else b""
+    # A link that leads nowhere may lead to what was measured, on a disk that is not there.
+    content = read_bytes(path) if os.path.lexists(path) else b""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         if not line.strip():
             continue

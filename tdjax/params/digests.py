@@ -57,6 +57,11 @@ def check_arrays(tree: Any, expected: Digests) -> None:
             raise ValueError(f"array {path} is not what was saved: its digest differs")
 
 
+def tree_digest(tree: Any) -> str:
+    """The SHA-256 of the arrays of a pytree with their paths, in hexadecimal digits."""
+    return _digest(digests_of(tree))
+
+
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a JSON object and their digest beside them, for `check_seal`."""
     return {**fields, "sha256": _digest(fields)}

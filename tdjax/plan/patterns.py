@@ -46,7 +46,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 @lru_cache
 def _parsed(pattern: str) -> Any:
-    """The parts of a pattern that repeats or branches often enough to be tried for long, or None."""
+    """The parts of a pattern that repeats or branches so often that it may take long, or None."""
     # Where Python keeps its parser is no promise; without it, nothing is counted.
     try:
         parse = importlib.import_module("re._parser").parse

@@ -135,6 +135,12 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, make):
         read_config(tmp_path) if name == "config.json" else read_journal(tmp_path / name, SCHEMA)
 
 
+def test_a_journal_on_a_disk_that_is_not_there_is_no_empty_one(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "disk" / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"No such file.*metrics\.jsonl"):
+        read_journal(tmp_path / "metrics.jsonl", SCHEMA)
+
+
 def begin_there(workdir):
     check_workdir(workdir, CONFIG)
     with in_use(workdir):
