@@ -14,18 +14,11 @@ from experiments.network.baseline import baseline_record, check_weights, trained
 from experiments.network.network import Network, configured
 from experiments.network.training import Variables
 from experiments.workdir.claim import in_use
+from experiments.workdir.config import check_workdir, claim_workdir, read_config
 from experiments.workdir.environment import environment
 from experiments.workdir.fields import plain_fields, read_fields, report_fields
 from experiments.workdir.files import remove_leftovers
-from experiments.workdir.journal import (
-    Identity,
-    Journal,
-    Schema,
-    check_workdir,
-    claim_workdir,
-    read_config,
-    read_journal,
-)
+from experiments.workdir.journal import Identity, Journal, Schema, read_journal
 from experiments.workdir.progress import progress_bar
 from experiments.workdir.ranges import shown
 from experiments.workdir.stops import undone

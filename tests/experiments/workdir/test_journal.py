@@ -11,15 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.workdir.claim import in_use
-from experiments.workdir.journal import (
-    SCORES,
-    Kind,
-    append_records,
-    check_workdir,
-    claim_workdir,
-    read_config,
-    read_journal,
-)
+from experiments.workdir.config import check_workdir, claim_workdir, read_config
+from experiments.workdir.journal import SCORES, Kind, append_records, read_journal
 from tdjax.files import write_atomically
 
 # In place of a JSON object.
