@@ -33,7 +33,7 @@ from tdjax.allocation.allocate import TOLERANCE
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate
 from tdjax.linen import factorize
-from tdjax.params.saving import load_factorised, save_factorised
+from tdjax.params.saving import CheckpointError, load_factorised, save_factorised
 from tdjax.params.tree import layer_params
 from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
@@ -122,23 +122,34 @@ def _measure(
     """Yield the records that are missing, a trial at a time, its checkpoint written before."""
     for trial in trials:
         names = _names(journal, settings, trial)
-        if all(name in journal.found for name in names):
-            continue
-        batches = batches_for(network, trial.calibration)
-        kept = made = press(network, settings, model, trial, batches, workdir / "moments")
-        records = []
-        for kind, *_ in names:
-            fields = trial.fields
-            if kind == "network":
-                fields["plan"] = made.plan.to_json()
-            # The last is kept: trained on, if asked.
-            record, kept = made.measured(kind, fields, batches, f"{trial.name}, last")
-            records.append(record)
-        if trial.strategy.startswith("alds") and settings.rounds == 1:
-            records[0]["bound"] = greatest_bound(model, made.plan)
-        variables = Variables(dict(kept.factors), kept.state).collections
-        save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
-        yield records
+        if any(name not in journal.found for name in names):
+            yield _made(network, settings, model, trial, [kind for kind, *_ in names], workdir)
+
+
+def _made(
+    network: Network,
+    settings: Compress,
+    model: Variables,
+    trial: Trial,
+    kinds: Sequence[str],
+    workdir: Path,
+) -> Records:
+    """The records of a trial, once its checkpoint is written."""
+    batches = batches_for(network, trial.calibration)
+    kept = made = press(network, settings, model, trial, batches, workdir / "moments")
+    records = []
+    for kind in kinds:
+        fields = trial.fields
+        if kind == "network":
+            fields["plan"] = made.plan.to_json()
+        # The last is kept: trained on, if asked.
+        record, kept = made.measured(kind, fields, batches, f"{trial.name}, last")
+        records.append(record)
+    if trial.strategy.startswith("alds") and settings.rounds == 1:
+        records[0]["bound"] = greatest_bound(model, made.plan)
+    variables = Variables(dict(kept.factors), kept.state).collections
+    save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
+    return records
 
 
 def _time(
@@ -156,7 +167,15 @@ def _time(
     for trial in trials:
         if journal.get("timed", **trial.fields):
             continue
-        variables, plan = load_factorised(workdir / "compressed" / trial.name)
+        folder = workdir / "compressed" / trial.name
+        if not folder.exists():
+            # Removed, as it is measured already.
+            kinds = [kind for kind, *_ in _names(journal, settings, trial)]
+            _made(network, settings, model, trial, kinds, workdir)
+        try:
+            variables, plan = load_factorised(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove {folder} to have it made again") from error
         small = factorize(network.module, plan)
         after = jax.jit(lambda variables, small=small: small.apply(variables, images))
         profile = profile_calls(partial(before, whole), partial(after, variables))

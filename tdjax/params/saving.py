@@ -144,7 +144,8 @@ def _restored(
     """Read one step; raises whatever a damaged one leads to."""
     plan = Plan.from_json(json.dumps(about["plan"]))
     # Shapes as they are on disk, not as a plan would have them.
-    shapes = manager.item_metadata(step)[ARRAYS].tree
+    found = manager.item_metadata(step)[ARRAYS].tree
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
     # Before the arrays are read; the indices of sparse corrections are looked at after.
     check_params(shapes, plan)
     params = arrays_of(manager, step, ARRAYS, shapes, about.get("arrays"))

@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 
 from experiments.compressibility.settings import Compressibility
@@ -34,7 +35,7 @@ NAN, INF = math.nan, math.inf
 BAD = (
     *(NAN, INF, -INF, -1, 0, -0.5, 1e300, 2**70, 10**400, 10**5000, "", "nope", "\0", "\ud800"),
     *(None, True, [], {}, ["x", "x"], [1, 1], [0.5, 0.5000000001], [0.9999999], [NAN], [0], [-1]),
-    *([None], [[]], [10**30], object()),
+    *([None], [[]], [10**30], object(), np.ones((9, 2))),
 )
 # Those of them that a field may be; of names those that only the data set or the network knows.
 ACCEPTED = {
