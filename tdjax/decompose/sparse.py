@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Swept, iterate, safe_ratio
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.scale import Exponent, shifted, unit
 from tdjax.decompose.weighted import conjugate_gradients, dot, root_ratio
 
@@ -63,6 +64,7 @@ class Corrected(NamedTuple):
     errors: Float[Array, " rounds"]
 
 
+@on_any_mesh
 def scattered(
     values: Float[Array, " k"], indices: Indices, shape: Sequence[int]
 ) -> Float[Array, "*_"]:
@@ -78,6 +80,7 @@ def scattered(
     return flat.reshape(tuple(shape))
 
 
+@on_any_mesh
 def alternate(
     x: Float[Array, "*n"],
     nonzeros: int,
