@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
-from tdjax.decompose.scale import error_ratio, exponent_of, shifted, unit, unit_difference
+from tdjax.decompose.scale import (
+    at_least_single,
+    error_ratio,
+    exponent_of,
+    shifted,
+    unit,
+    unit_difference,
+)
 from tdjax.decompose.second_moment import times
 from tdjax.evaluate.candidates import Network, examples
 from tdjax.params.factorize import dense_tree, factor_tree, weight_name
@@ -48,7 +55,7 @@ def weight_errors(
     """
     if jnp.shape(kernel) != jnp.shape(approx):
         raise ValueError(f"weight_errors: shapes {jnp.shape(kernel)} and {jnp.shape(approx)}")
-    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
+    kernel, approx = at_least_single(kernel), at_least_single(approx)
     difference, exponent = unit_difference(kernel, approx)
     whole, own = unit(kernel)
     error = jnp.linalg.norm(difference.ravel())
@@ -112,7 +119,7 @@ def data_errors(
             weighed = jax.vmap(times)(outputs, weighed.mT).mT
         return jnp.sqrt(jnp.maximum(0.0, jnp.vdot(parts, weighed, precision=HIGHEST)))
 
-    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
+    kernel, approx = at_least_single(kernel), at_least_single(approx)
     difference, exponent = unit_difference(kernel, approx)
     whole, own = unit(kernel)
     error = norm(difference)
@@ -273,7 +280,7 @@ def _sums(
     def sums(path: str) -> dict[str, Array]:
         if not outputs[path]:
             return {}
-        pairs = [(_at_least_single(a), _at_least_single(b)) for a, b in outputs[path]]
+        pairs = [(at_least_single(a), at_least_single(b)) for a, b in outputs[path]]
         # The calls of a shared layer together make up its features.
         change = [(a - b).reshape(number, -1) for a, b in pairs]
         features = [a.reshape(number, -1) for a, _ in pairs]
@@ -325,9 +332,3 @@ def _is_changed(path: str, name: str, own: Mapping[str, Any], dense: Mapping[str
             f"approximation one of {jnp.shape(after)}"
         )
     return not bool(jnp.array_equal(before, after))
-
-
-def _at_least_single(x: Any) -> Array:
-    """In half precision a norm would be off by a percent."""
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
