@@ -196,5 +196,5 @@ def test_a_kernel_without_entries_has_no_form():
     for entry in range(len(PLAN.factorised)):
         raw = copy.deepcopy({**RAW, "layers": [RAW["layers"][entry]]})
         raw["layers"][0]["layer"]["kernel_shape"][-2] = 0
-        with pytest.raises(ValueError, match="not a plan: (field|layer) '"):
+        with pytest.raises(ValueError, match=r"not a plan: (field|layer) '"):
             Plan.from_json(json.dumps(raw))
