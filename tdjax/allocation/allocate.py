@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -24,6 +23,7 @@ from tdjax.allocation.search import (
     least_sum,
     total,
 )
+from tdjax.decompose.inputs import all_finite
 from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.form import METHODS
@@ -171,7 +171,7 @@ def _weights_of(layer: Layer, model: Inventory, strategy: str) -> Any:
     array = model.array_of(layer)
     if isinstance(array, jax.ShapeDtypeStruct):
         raise ValueError(f"allocate: layer {layer.path!r}: strategy {strategy!r} needs its weights")
-    if not bool(jnp.isfinite(array).all()):
+    if not all_finite(array):
         raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
     return array
 
@@ -188,7 +188,7 @@ def _moments_of(layer: Layer, moments: Mapping[str, LayerMoments] | None) -> Lay
     found = moments[layer.path]
     if found.outputs is None:
         return None
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
+    if not all(all_finite(leaf) for leaf in jax.tree.leaves(found)):
         raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
     return found
 

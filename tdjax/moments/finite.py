@@ -6,15 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-
-# A program for each shape of array, small and shared by layers: inside the programs of whole
-# networks such checks took a third of the time to compile them.
-@jax.jit
-def _finite(array: Array) -> Bool[Array, ""]:
-    return jnp.isfinite(array).all()
+from tdjax.decompose.inputs import all_finite
 
 
 class Watch:
@@ -40,7 +34,9 @@ class Watch:
         Raises ValueError as `close`, of the batch before.
         """
         self.close()
-        self._last = {key: list(map(_finite, jax.tree.leaves(own))) for key, own in sums.items()}
+        # A program for each shape of array, small and shared by layers: inside the programs of
+        # whole networks such checks took a third of the time to compile them.
+        self._last = {key: list(map(all_finite, jax.tree.leaves(own))) for key, own in sums.items()}
         self._what, self._number = what, self._number + 1
 
     def close(self) -> None:
