@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from tdjax.allocation.choices import cost_of, low_rank_choices, share_choices, tucker_choices
-from tdjax.allocation.measures import SAMPLED
+from tdjax.allocation.choices import COSTS, ChoiceOptions, choices_of, costs_of
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 
@@ -27,14 +25,7 @@ def least_share(dense: Plan, cost: str, methods: Sequence[str]) -> float:
 
 
 def _most_spared(layer: Layer, cost: str, methods: Sequence[str]) -> int:
-    dense = cost_of(PlannedLayer(layer), cost)
-    matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
-    costs = [dense]
-    for method in methods:
-        if method == "svd":
-            costs += low_rank_choices(layer, cost).cost.tolist()
-        elif method == "tucker" and not matrix:
-            costs += tucker_choices(layer, cost).cost.tolist()
-        elif not matrix:
-            costs += share_choices(layer, cost, method, SAMPLED).cost.tolist()
-    return dense - min(costs)
+    column = COSTS.index(cost)
+    dense = int(costs_of(PlannedLayer(layer))[column])
+    found = choices_of(layer, "energy", ChoiceOptions((cost,), tuple(methods)))
+    return dense - min([dense, *(int(own.costs[:, column].min()) for own in found)])

@@ -78,8 +78,7 @@ def check_reach(network: Network, settings: Compress, trials: Sequence[Trial]) -
                 planned(network, settings, network.start, trial, number)
     budget = min(settings.budgets)
     for strategy in settings.strategies:
-        methods = ("svd",) if strategy.startswith("alds") else settings.methods
-        least = least_share(network.dense, settings.cost, methods)
+        least = least_share(network.dense, settings.cost, methods_for(settings, strategy))
         # What rounding may take from the budget.
         if strategy != "uniform" and budget < least - 1e-9:
             problem = f"strategy {strategy!r} reaches {least:.4g} of the {settings.cost} to 1"
@@ -203,11 +202,16 @@ def planned(
         budget=trial.budget ** (number / settings.rounds),
         cost=settings.cost,
         strategy=strategy,
-        methods=settings.methods,
+        methods=methods_for(settings, strategy),
         moments=moments,
         objective=released or "bound",
         seed=settings.seed,
     )
+
+
+def methods_for(settings: Compress, strategy: str) -> tuple[str, ...]:
+    """The formats that a strategy chooses from: ALDS knows low rank alone."""
+    return ("svd",) if strategy.startswith("alds") else tuple(settings.methods)
 
 
 def greatest_bound(model: Variables, plan: Plan) -> float:
