@@ -20,7 +20,7 @@ from tdjax.allocation.choices import (
     RankBounds,
 )
 from tdjax.allocation.exact import distinct, nearest, smallest
-from tdjax.allocation.joint import joint_table, within_both
+from tdjax.allocation.joint import MOST_ENTRIES, joint_table, within_both
 from tdjax.allocation.problem import Problem, Rules, check_known, pose
 from tdjax.allocation.search import (
     Table,
@@ -37,7 +37,7 @@ from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
 
-# A share of the whole network that is kept, of one cost or by the name of the cost.
+# A share of the whole network that is kept, or limits of shares by the names of costs.
 Budget = float | Mapping[str, float]
 # How the errors of the layers become what a strategy makes least.
 TOGETHER = {"uniform": np.maximum, "energy": np.maximum, "alds": np.maximum, "loss": np.add}
@@ -49,6 +49,21 @@ TOLERANCE = 0.005
 ROUNDING = 1e-12
 
 
+class Shares(NamedTuple):
+    """A budget, checked.
+
+    Arguments:
+        of: shares of the whole network by the name of a cost.
+        met: whether the plan is to be within `TOLERANCE` of them, not within them alone.
+    """
+
+    of: dict[str, float]
+    met: bool
+
+
+NOTHING = Shares({}, met=False)
+
+
 class Limit(NamedTuple):
     """What one cost of all free layers is to add up to.
 
@@ -57,7 +72,7 @@ class Limit(NamedTuple):
         share: of the whole network that was asked for.
         whole: cost of the dense network.
         fixed: what is no choice of these layers.
-        least, most: bounds of the sum.
+        least, most: bounds of the sum; the least is not above 0 where there is none.
     """
 
     cost: str
@@ -92,9 +107,9 @@ def allocate(
     check_one("allocate", budget, target)
     if strategy is None:
         strategy = "energy" if target is None else "loss"
-    shares = {} if budget is None else shares_of(budget, cost)
+    shares = NOTHING if budget is None else shares_of(budget, cost)
     problem = posed(
-        model, tuple(shares) or (cost or COSTS[0],), strategy, methods, moments, splits=splits,
+        model, tuple(shares.of) or (cost or COSTS[0],), strategy, methods, moments, splits=splits,
         objective=objective, rules=rules, multiple_of=multiple_of, key=key,
     )  # fmt: skip
     if target is None:
@@ -127,8 +142,8 @@ def check_reach(
     multiple_of: int,
 ) -> None:
     """Refuse what `allocate` would with strategy "loss", as far as shapes tell, before any work."""
-    shares = {} if budget is None else shares_of(budget, cost)
-    costs = tuple(shares) or (cost or COSTS[0],)
+    shares = NOTHING if budget is None else shares_of(budget, cost)
+    costs = tuple(shares.of) or (cost or COSTS[0],)
     # Its choices are those of "loss".
     problem = posed(model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of)
     limits_of(problem, shares)
@@ -163,21 +178,21 @@ def posed(
     return pose(model, strategy, options, rules, moments)
 
 
-def shares_of(budget: Budget, cost: str | None) -> dict[str, float]:
+def shares_of(budget: Budget, cost: str | None) -> Shares:
     """A budget as shares by the name of a cost, checked."""
-    if isinstance(budget, Mapping):
-        if cost is not None:
-            raise ValueError("allocate: a budget by name says what it counts: leave out cost")
-        shares = {name: float(share) for name, share in budget.items()}
+    if not isinstance(budget, Mapping):
+        found = Shares({COSTS[0] if cost is None else cost: float(budget)}, met=True)
+    elif cost is None:
+        found = Shares({name: float(share) for name, share in budget.items()}, met=False)
     else:
-        shares = {COSTS[0] if cost is None else cost: float(budget)}
-    for share in shares.values():
+        raise ValueError("allocate: a budget by name says what it counts: leave out cost")
+    for share in found.of.values():
         if not 0 < share < 1:
             raise ValueError(f"allocate: budget {share} is no share between 0 and 1")
-    return shares
+    return found
 
 
-def chosen(problem: Problem, shares: Mapping[str, float]) -> tuple[Plan, float]:
+def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
     """The plan within a budget, and the sum of the errors of the free layers.
 
     Raises ValueError for a budget out of reach.
@@ -191,19 +206,19 @@ def chosen(problem: Problem, shares: Mapping[str, float]) -> tuple[Plan, float]:
     return problem.plan(numbers), lost
 
 
-def limits_of(problem: Problem, shares: Mapping[str, float]) -> list[Limit]:
+def limits_of(problem: Problem, shares: Shares) -> list[Limit]:
     """What the free layers may cost. Raises ValueError for a budget out of reach."""
     found = []
-    for cost, share in shares.items():
+    for cost, share in shares.of.items():
         column = COSTS.index(cost)
         whole, fixed = int(problem.whole[column]), int(problem.fixed[column])
         # In floating point a budget of 0.29 of 100 is less than 29.
         most = math.floor(share * whole + ROUNDING * whole)
-        least = math.ceil((share - TOLERANCE) * whole - ROUNDING * whole)
+        least = math.ceil((share - TOLERANCE) * whole - ROUNDING * whole) if shares.met else 0
         every = [own.costs[:, column] for own in problem.free.values()]
         low = fixed + sum(int(own.min()) for own in every)
         high = fixed + sum(int(own.max()) for own in every)
-        if not every or low > most or (high < least and len(shares) == 1):
+        if not every or low > most or high < least:
             raise ValueError(
                 f"allocate: budget {share:g} of the {cost} is out of reach: what can be chosen "
                 f"reaches {low / whole:.4g} to {high / whole:.4g}{problem.told()}"
@@ -217,19 +232,22 @@ def _within_limit(problem: Problem, limit: Limit) -> tuple[Problem, dict[str, in
 
     Raises ValueError where none is near enough.
     """
-    found = _searched(problem, limit) or _searched_exactly(problem, limit)
+    few = sum(len(free.costs) for free in problem.free.values()) <= MOST_ENTRIES
+    found = None if few and limit.least <= 0 else _searched(problem, limit)
+    found = found or _searched_exactly(problem, limit)
     methods = {own.form.method for free in problem.free.values() for own in free.choices}
     at_shares = problem.strategy == "uniform" or not AT_SHARES.isdisjoint(methods)
     if _cost(problem, limit, found) < limit.least and at_shares:
         problem = problem.fine
-        (limit,) = limits_of(problem, {limit.cost: limit.share})
+        (limit,) = limits_of(problem, Shares({limit.cost: limit.share}, met=True))
         found = _searched_exactly(problem, limit)
     reached = limit.fixed + _cost(problem, limit, found)
     if reached < limit.fixed + limit.least:
         raise ValueError(
             f"allocate: budget {limit.share:g} of the {limit.cost} cannot be met within "
             f"{TOLERANCE:.1%}: the steps between ranks are too large; "
-            f"{reached / limit.whole:.4g} is within reach"
+            f"{reached / limit.whole:.4g} is within reach, and {{{limit.cost!r}: {limit.share:g}}} "
+            "asks for no more than to stay within it"
         )
     return problem, found
 

@@ -44,13 +44,14 @@ def budget_curve(
     key: Array | None = None,
 ) -> BudgetCurve:
     """See `tdjax.budget_curve`."""
-    asked = [shares_of(budget, cost) for budget in budgets]
+    # The size that is reached is part of the result.
+    asked = [shares_of(budget, cost)._replace(met=False) for budget in budgets]
     if not asked:
         raise ValueError("budget_curve: no budgets; pass shares, as (0.3, 0.5, 0.7)")
-    if len({tuple(shares) for shares in asked}) > 1:
+    if len({tuple(shares.of) for shares in asked}) > 1:
         raise ValueError("budget_curve: all budgets must count the same, in the same order")
     problem = posed(
-        model, tuple(asked[0]), "loss", methods, moments, rules=rules, multiple_of=multiple_of,
+        model, tuple(asked[0].of), "loss", methods, moments, rules=rules, multiple_of=multiple_of,
         key=key,
     )  # fmt: skip
     found = [chosen(problem, shares) for shares in asked]

@@ -73,7 +73,8 @@ def within_both(
         errors = [float(table.error[at]) for table, at in zip(tables, places, strict=True)]
         return float(together.reduce(errors)), sum(errors)
 
-    return min((_filled(tables, places, most) for places in found), key=lost, default=None)
+    best = min(found, key=lost, default=None)
+    return None if best is None else _filled(tables, best, most)
 
 
 def _weighed(tables: Sequence[JointTable], most: Limits, search: Search) -> list[list[int]]:

@@ -115,7 +115,7 @@ class Problem:
     def decided_rise(self) -> float:
         """The predicted rise of the loss by what rules decide."""
         decided = (own for own in self.layers.values() if isinstance(own, PlannedLayer))
-        return sum(self._rise(entry) for entry in decided if entry.form is not None)
+        return sum((self._rise(entry) for entry in decided if entry.form is not None), 0.0)
 
     @cached_property
     def fine(self) -> Problem:

@@ -1,8 +1,8 @@
 """What users hand to public functions, checked before any work and answered in their words.
 
 The name of an argument says what it has to be, in every function alike: `CHECKS` holds a check for
-each name. A check returns what is wrong, as an error that goes on from the argument's name: the
-thing, then the remedy.
+each name, and for that of a single function where it is stricter. A check returns what is wrong, as
+an error that goes on from the argument's name: the thing, then the remedy.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def check_arguments(function: str, call: str, given: Mapping[str, Any]) -> None:
     Raises TypeError for an argument of a wrong kind, ValueError for one of a wrong value.
     """
     for name, value in given.items():
-        problem = CHECKS[name](value) if name in CHECKS else None
+        check = CHECKS.get(f"{function}.{name}") or CHECKS.get(name)
+        problem = None if check is None else check(value)
         if problem is not None:
             raise type(problem)(f"{function}: {name} {problem}; the call is {call}")
 
@@ -130,6 +131,16 @@ def _rules(value: Any) -> Problem:
                 "method=..., compression=...)"
             )
     return None
+
+
+def _rules_of_plan(value: Any) -> Problem:
+    problem = _rules(value)
+    bounds = [] if problem else [rule for rule in value if isinstance(rule, BudgetRule)]
+    if bounds:
+        return TypeError(
+            f"holds a {bounds[0]}, which bounds what tdjax.allocate chooses: pass Rule"
+        )
+    return problem
 
 
 def _plan(value: Any) -> Problem:
@@ -272,6 +283,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "variables": _variables,
     "params": _params,
     "rules": _rules,
+    "make_plan.rules": _rules_of_plan,
     "plan": _plan,
     "plan_or_params": _plan_or_params,
     "sample": _sample,

@@ -76,8 +76,8 @@ def budget_curve(
 
     `budget_curve(model, variables, sample, budgets, moments=moments)` for Linen,
     `budget_curve(model, sample, budgets, moments=moments)` for NNX. The plans are those of
-    `tdjax.allocate` with strategy "loss"; what the choices of the layers lose is measured once for
-    all of them.
+    `tdjax.allocate` with strategy "loss", each budget a limit that need not be used up; what the
+    choices of the layers lose is measured once for all of them.
 
         >>> import jax, jax.numpy as jnp, tdjax
         >>> from flax import nnx

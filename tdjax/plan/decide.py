@@ -44,9 +44,6 @@ def plan_layers(
     Raises ValueError for a rule that matches no layer, for a pattern that would be tried for ever
     and for ranks out of range; the message names the rule, the layer and the remedy.
     """
-    for rule in rules:
-        if isinstance(rule, BudgetRule):
-            raise TypeError(f"{rule}: it bounds what tdjax.allocate chooses; pass tdjax.Rule alone")
     found = first_matches(table, rules)
     entries = tuple(decide(layer, found.get(layer.path), choose) for layer in table)
     return Plan(entries, other, other_macs=other_macs)
