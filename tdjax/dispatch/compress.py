@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from tdjax.allocation.allocate import Budget, check_one, check_reach
+from tdjax.allocation.allocate import Budget, check_one, check_reach, shares_of
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, called, number_of
@@ -138,7 +138,8 @@ def compress(
         batches: a list or the like, some hundred to some thousand examples in all: each the
             model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights` also a tuple
             (input, rest), whose rest these may use.
-        budget, target, cost, rules, multiple_of: as for `tdjax.allocate`; a budget or a target.
+        budget, target, cost, rules, multiple_of: as for `tdjax.allocate`, a budget or a target;
+            here a budget of one number is a limit too, which small networks need not use up.
         methods: as for `tdjax.allocate`; here "svd" and "tucker" where it is not said, as others
             take far longer.
         loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
@@ -153,6 +154,9 @@ def compress(
     TypeError for batches that can be read but once.
     """
     check_one("compress", budget, target)
+    if budget is not None and not isinstance(budget, Mapping):
+        # What is left of it is too little for another rank.
+        budget, cost = shares_of(budget, cost).of, None
     labelled = loss_fn is not None or row_weights is not None
     source = _source(model, variables, batches, labelled=labelled, method=method)
     check_reach(source.inventory(), budget, cost, methods, rules, multiple_of)

@@ -192,9 +192,12 @@ def allocate(
         >>> import jax, jax.numpy as jnp, tdjax
         >>> from flax import nnx
         >>> model, x = nnx.Linear(400, 400, rngs=nnx.Rngs(0)), jnp.ones((8, 400))
-        >>> plan = tdjax.allocate(model, x, budget=0.5, methods=("svd",), multiple_of=8)
-        >>> plan[""].ranks, round(plan.size / plan.size_before, 3)
-        ((96,), 0.481)
+        >>> plan = tdjax.allocate(model, x, budget=0.5, methods=("svd",))
+        >>> plan[""].ranks, round(plan.size / plan.size_before, 2)
+        ((100,), 0.5)
+        >>> limit = {"params": 0.5}
+        >>> tdjax.allocate(model, x, budget=limit, methods=("svd",), multiple_of=8)[""].ranks
+        (96,)
 
     Arguments:
         model, variables, sample, method: as for `tdjax.make_plan`.
