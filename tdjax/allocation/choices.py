@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -105,8 +105,8 @@ class Choices(NamedTuple):
         """The format with the ranks of one entry."""
         return replace(self.form, ranks=tuple(self.ranks[number].tolist()))
 
-    def where(self, kept: Bool[np.ndarray, " n"]) -> Choices:
-        """Some of the entries."""
+    def where(self, kept: Any) -> Choices:
+        """Some of the entries, by a mask (n,)."""
         return Choices(self.form, self.ranks[kept], self.costs[kept])
 
 

@@ -149,7 +149,9 @@ def _unbeaten(costs: Costs, lost: Errors, summed: Errors) -> Places:
     cost stands on a staircase.
     """
     order = np.lexsort((summed, lost, costs[:, 1], costs[:, 0]))
-    kept, steps, heights = [], [], []
+    kept: list[int] = []
+    steps: list[int] = []
+    heights: list[float] = []
     pairs = zip(costs[order, 1].tolist(), lost[order].tolist(), strict=True)
     for number, (cost, height) in zip(order.tolist(), pairs, strict=True):
         below = bisect_right(steps, cost)

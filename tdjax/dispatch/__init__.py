@@ -1,6 +1,5 @@
 """One name for all module systems: functions on models, whether of `flax.linen` or `flax.nnx`."""
 
-from tdjax.dispatch.compress import compress
 from tdjax.dispatch.curves import budget_curve
 from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.errors import (
@@ -9,6 +8,7 @@ from tdjax.dispatch.errors import (
     feature_errors,
 )
 from tdjax.dispatch.factors import factorize, factorize_sequentially, remove_dead
+from tdjax.dispatch.pipeline import compress
 from tdjax.dispatch.planning import allocate, layer_table, make_plan
 
 __all__ = [

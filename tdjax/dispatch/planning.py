@@ -194,7 +194,7 @@ def allocate(
         >>> model, x = nnx.Linear(400, 400, rngs=nnx.Rngs(0)), jnp.ones((8, 400))
         >>> plan = tdjax.allocate(model, x, budget=0.5, methods=("svd",))
         >>> plan[""].ranks, round(plan.size / plan.size_before, 2)
-        ((100,), 0.5)
+        ((99,), 0.5)
         >>> limit = {"params": 0.5}
         >>> tdjax.allocate(model, x, budget=limit, methods=("svd",), multiple_of=8)[""].ranks
         (96,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
@@ -155,7 +155,7 @@ def compress(
     """
     check_one("compress", budget, target)
     if budget is not None and not isinstance(budget, Mapping):
-        # What is left of it is too little for another rank.
+        # Small networks cannot meet a number within half a percent, and need not here.
         budget, cost = shares_of(budget, cost).of, None
     labelled = loss_fn is not None or row_weights is not None
     source = _source(model, variables, batches, labelled=labelled, method=method)
@@ -165,21 +165,21 @@ def compress(
     steps, total = Steps("compress", progress), number_in(batches)
     with steps.step("moments", "batch", total) as tick:
         loss = partial(_change, signs) if loss_fn is None else partial(_loss, loss_fn)
-        moments = collect_moments(
-            *source.arrays, Counted(source, tick), loss_fn=loss, memory=memory, method=method,
+        moments = source.call(
+            collect_moments, Counted(source, tick), loss_fn=loss, memory=memory,
             row_weights=None if row_weights is None else partial(_weights, row_weights),
         )  # fmt: skip
     with steps.step("formats and ranks"):
-        plan = allocate(
-            *source.arrays, source.sample, budget=budget, target=target, cost=cost,
+        plan = source.call(
+            allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
-            multiple_of=multiple_of, method=method,
+            multiple_of=multiple_of,
         )  # fmt: skip
     with steps.step(f"factors of {len(plan.factorised)} layers"):
         small = _factorised(source, plan, moments, starts)
     if renews:
         with steps.step("batch statistics", "batch", total) as tick:
-            small = _renewed(small, Counted(source, tick), method)
+            small = _renewed(small, source, tick)
     return small
 
 
@@ -209,9 +209,13 @@ class _Source:
         """The arguments in front of functions on models."""
         return with_arrays(self.model, self.variables)
 
+    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a function on models returns."""
+        return function(*self.arrays, *args, method=self.method, **options)
+
     def inventory(self) -> Inventory:
         """The layers of the model."""
-        found: Inventory = self.room.inventory(*self.arrays, self.sample, method=self.method)
+        found: Inventory = self.call(self.room.inventory, self.sample)
         return found
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -252,10 +256,11 @@ def _factorised(
     return Compressed(factorize(source.model, plan), variables, plan)
 
 
-def _renewed(small: Compressed, pairs: Iterable[tuple[Any, Any]], method: Method) -> Compressed:
+def _renewed(small: Compressed, source: _Source, tick: Callable[[int], None]) -> Compressed:
     """A compressed model with its batch statistics estimated again."""
-    inputs, arrays = (own for own, _ in pairs), with_arrays(small.model, small.variables)
-    again = reestimate_batch_stats(*arrays, inputs, method=method)
+    inputs = (own for own, _ in Counted(source, tick))
+    changed = replace(source, model=small.model, variables=small.variables)
+    again = changed.call(reestimate_batch_stats, inputs)
     if small.variables is None:
         return replace(small, model=again)
     return replace(small, variables=again)
