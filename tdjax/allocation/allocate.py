@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +19,16 @@ from tdjax.allocation.choices import (
 )
 from tdjax.allocation.exact import distinct, nearest, smallest
 from tdjax.allocation.joint import MOST_ENTRIES, joint_table, within_both
+from tdjax.allocation.limits import (
+    NOTHING,
+    TOLERANCE,
+    Budget,
+    Limit,
+    Shares,
+    check_one,
+    limits_of,
+    shares_of,
+)
 from tdjax.allocation.problem import Problem, Rules, check_known, pose
 from tdjax.allocation.search import (
     Table,
@@ -37,55 +45,10 @@ from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
 
-# A share of the whole network that is kept, or limits of shares by the names of costs.
-Budget = float | Mapping[str, float]
 # How the errors of the layers become what a strategy makes least.
 TOGETHER = {"uniform": np.maximum, "energy": np.maximum, "alds": np.maximum, "loss": np.add}
 STRATEGIES = tuple(TOGETHER)
 OBJECTIVES = ("bound", "released")
-# How far from the budget a plan may be, as a share of the whole network.
-TOLERANCE = 0.005
-# Of a product with a budget, as a share of the whole network.
-ROUNDING = 1e-12
-
-
-class Shares(NamedTuple):
-    """A budget, checked.
-
-    Arguments:
-        of: shares of the whole network by the name of a cost.
-        met: whether the plan is to be within `TOLERANCE` of them, not within them alone.
-    """
-
-    of: dict[str, float]
-    met: bool
-
-
-NOTHING = Shares({}, met=False)
-
-
-class Limit(NamedTuple):
-    """What one cost of all free layers is to add up to.
-
-    Arguments:
-        cost: its name.
-        share: of the whole network that was asked for.
-        whole: cost of the dense network.
-        fixed: what is no choice of these layers.
-        least, most: bounds of the sum; the least is not above 0 where there is none.
-    """
-
-    cost: str
-    share: float
-    whole: int
-    fixed: int
-    least: int
-    most: int
-
-    @property
-    def column(self) -> int:
-        """Of the cost, in arrays of costs."""
-        return COSTS.index(self.cost)
 
 
 def allocate(
@@ -120,17 +83,6 @@ def allocate(
             "one of them"
         )
     return _within_rise(problem, target)
-
-
-def check_one(function: str, budget: Budget | None, target: LossRise | None) -> None:
-    """Refuse neither or both of two that stand for each other."""
-    if budget is None and target is None:
-        raise TypeError(
-            f"{function}: missing a required argument: 'budget', as 0.5, or 'target', as "
-            "tdjax.LossRise(0.05)"
-        )
-    if budget is not None and target is not None:
-        raise TypeError(f"{function}: a target takes the place of a budget: leave out one of them")
 
 
 def check_reach(
@@ -178,20 +130,6 @@ def posed(
     return pose(model, strategy, options, rules, moments)
 
 
-def shares_of(budget: Budget, cost: str | None) -> Shares:
-    """A budget as shares by the name of a cost, checked."""
-    if not isinstance(budget, Mapping):
-        found = Shares({COSTS[0] if cost is None else cost: float(budget)}, met=True)
-    elif cost is None:
-        found = Shares({name: float(share) for name, share in budget.items()}, met=False)
-    else:
-        raise ValueError("allocate: a budget by name says what it counts: leave out cost")
-    for share in found.of.values():
-        if not 0 < share < 1:
-            raise ValueError(f"allocate: budget {share} is no share between 0 and 1")
-    return found
-
-
 def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
     """The plan within a budget, and the sum of the errors of the free layers.
 
@@ -204,27 +142,6 @@ def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
         problem, numbers = _within_limit(problem, limits[0])
     lost = sum(float(problem.errors[path][number]) for path, number in numbers.items())
     return problem.plan(numbers), lost
-
-
-def limits_of(problem: Problem, shares: Shares) -> list[Limit]:
-    """What the free layers may cost. Raises ValueError for a budget out of reach."""
-    found = []
-    for cost, share in shares.of.items():
-        column = COSTS.index(cost)
-        whole, fixed = int(problem.whole[column]), int(problem.fixed[column])
-        # In floating point a budget of 0.29 of 100 is less than 29.
-        most = math.floor(share * whole + ROUNDING * whole)
-        least = math.ceil((share - TOLERANCE) * whole - ROUNDING * whole) if shares.met else 0
-        every = [own.costs[:, column] for own in problem.free.values()]
-        low = fixed + sum(int(own.min()) for own in every)
-        high = fixed + sum(int(own.max()) for own in every)
-        if not every or low > most or high < least:
-            raise ValueError(
-                f"allocate: budget {share:g} of the {cost} is out of reach: what can be chosen "
-                f"reaches {low / whole:.4g} to {high / whole:.4g}{problem.told()}"
-            )
-        found.append(Limit(cost, share, whole, fixed, least - fixed, most - fixed))
-    return found
 
 
 def _within_limit(problem: Problem, limit: Limit) -> tuple[Problem, dict[str, int]]:

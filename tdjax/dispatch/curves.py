@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from tdjax.allocation.allocate import Budget
 from tdjax.allocation.choices import PREFERRED
-from tdjax.allocation.curve import BudgetCurve
-from tdjax.allocation.curve import budget_curve as curve_of
+from tdjax.allocation.limits import Budget
 from tdjax.allocation.problem import Rules
+from tdjax.allocation.several import BudgetCurve
+from tdjax.allocation.several import budget_curve as curve_of
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh
@@ -94,8 +94,8 @@ def budget_curve(
         moments: from `tdjax.collect_moments` with a `loss_fn`, in whose units the rises are.
         cost, methods, rules, multiple_of, seed: as for `tdjax.allocate`.
 
-    Returns: `tdjax.allocation.curve.BudgetCurve`, with `params`, `macs` and `rises`, arrays in the
-    order of the budgets, and `plans`.
+    Returns: `tdjax.allocation.several.BudgetCurve`: `params`, `macs` and `rises`, arrays in the order
+    of the budgets, and `plans`.
 
     Raises as `tdjax.allocate`.
     """

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from tdjax.allocation.allocate import Budget, check_one, check_reach, shares_of
+from tdjax.allocation.allocate import check_reach
+from tdjax.allocation.limits import Budget, check_one, shares_of
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, called, number_of

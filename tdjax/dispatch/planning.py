@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from tdjax.allocation.allocate import Budget
 from tdjax.allocation.allocate import allocate as allocate_budget
 from tdjax.allocation.choices import PREFERRED
+from tdjax.allocation.limits import Budget
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit

@@ -13,7 +13,7 @@ from plain_models import normal, random_variables
 import tdjax
 from tdjax import BudgetRule, LossRise, Rule
 from tdjax.allocation.allocate import allocate
-from tdjax.allocation.curve import budget_curve
+from tdjax.allocation.several import budget_curve
 from tdjax.linen import inventory
 from tdjax.moments.collect import LayerMoments
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tdjax.allocation.allocate import Budget, chosen, posed, shares_of
+from tdjax.allocation.allocate import chosen, posed
+from tdjax.allocation.limits import Budget, shares_of
 from tdjax.allocation.problem import Rules
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Inventory
