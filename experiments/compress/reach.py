@@ -1,12 +1,21 @@
-"""How far a network can be compressed, known before it is trained."""
+"""How far and how nearly a network can be compressed, known before it is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import Int
 
 from tdjax.allocation.choices import COSTS, ChoiceOptions, choices_of, costs_of
+from tdjax.allocation.exact import distinct, nearest
+from tdjax.allocation.limits import TOLERANCE
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
+
+Costs = Int[np.ndarray, " n"]
 
 
 def least_share(dense: Plan, cost: str, methods: Sequence[str]) -> float:
@@ -19,13 +28,61 @@ def least_share(dense: Plan, cost: str, methods: Sequence[str]) -> float:
 
     Of the formats that strategies with an error choose from; "uniform" has others.
     """
+    whole, fixed, costs = _counted(dense, partial(_costs, cost=cost, methods=methods), cost)
+    return (fixed + sum(int(own.min()) for own in costs)) / whole
+
+
+def nearest_share(
+    dense: Plan, cost: str, methods: Sequence[str], budget: float, *, grouped: bool = False
+) -> float:
+    """A share of the network, below a budget, that ranks add up to.
+
+    As near to it as can be, or within the tolerance of `tdjax.allocate`.
+
+    Arguments:
+        dense, cost, methods: see `least_share`, which `budget` is not below.
+        grouped: whether low rank may have its channels in groups.
+    """
+    each = partial(_costs, cost=cost, methods=methods, grouped=grouped)
+    whole, fixed, costs = _counted(dense, each, cost)
+    most = math.floor(budget * whole * (1 + 1e-9)) - fixed
+    spent = _filled(costs, most)
+    # Where there are many layers, what is left is little.
+    if spent < most - TOLERANCE * whole:
+        _, _, costs = _counted(dense, partial(each, fine=True), cost)
+        tables = [distinct(own, np.zeros(len(own))) for own in costs]
+        places = nearest(tables, most, most, np.add)
+        exact = sum(int(table.cost[place]) for table, place in zip(tables, places, strict=True))
+        spent = max(spent, exact)
+    return (fixed + spent) / whole
+
+
+def _filled(costs: Sequence[Costs], most: int) -> int:
+    """A total near below `most`: of each layer in turn the greatest cost that fits."""
+    left = most - sum(int(own.min()) for own in costs)
+    for own in costs:
+        more = own - own.min()
+        left -= int(more[more <= left].max())
+    return most - left
+
+
+def _counted(
+    dense: Plan, each: Callable[[Layer], Costs], cost: str
+) -> tuple[int, int, list[Costs]]:
+    """The cost of a network, of what stays as it is, and all that each other layer may cost."""
     whole = dense.size if cost == "params" else dense.macs
     layers = [entry.layer for entry in dense.layers if entry.layer.obstacle is None]
-    return (whole - sum(_most_spared(layer, cost, methods) for layer in layers)) / whole
+    costs = [each(layer) for layer in layers]
+    return whole, whole - sum(int(own[-1]) for own in costs), costs
 
 
-def _most_spared(layer: Layer, cost: str, methods: Sequence[str]) -> int:
+def _costs(
+    layer: Layer, *, cost: str, methods: Sequence[str], grouped: bool = False, fine: bool = False
+) -> Costs:
+    """All that a layer may cost, last what it costs as it is."""
     column = COSTS.index(cost)
-    dense = int(costs_of(PlannedLayer(layer))[column])
-    found = choices_of(layer, "energy", ChoiceOptions((cost,), tuple(methods)))
-    return dense - min([dense, *(int(own.costs[:, column].min()) for own in found)])
+    dense = costs_of(PlannedLayer(layer))[column]
+    options = ChoiceOptions((cost,), tuple(methods), fine=fine)
+    found = choices_of(layer, "alds" if grouped else "energy", options)
+    counted = (own.costs[:, column] for own in found)
+    return np.concatenate([*(own[own < dense] for own in counted), [dense]])

@@ -123,7 +123,7 @@ def posed(
         costs,
         _methods(methods, strategy),
         None if splits is None else tuple(splits),
-        RankBounds(multiple_of=multiple_of),
+        RankBounds(multiple_of=int(multiple_of)),
         objective,
         jax.random.key(0) if key is None else key,
     )

@@ -94,8 +94,8 @@ def budget_curve(
         moments: from `tdjax.collect_moments` with a `loss_fn`, in whose units the rises are.
         cost, methods, rules, multiple_of, seed: as for `tdjax.allocate`.
 
-    Returns: `tdjax.allocation.several.BudgetCurve`: `params`, `macs` and `rises`, arrays in the order
-    of the budgets, and `plans`.
+    Returns: `tdjax.allocation.several.BudgetCurve`: `params`, `macs` and `rises`, arrays in the
+    order of the budgets, and `plans`.
 
     Raises as `tdjax.allocate`.
     """

@@ -29,7 +29,7 @@ from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
 from tdjax.progress import Counted, Progress, Steps, number_in
-from tdjax.trace.call import Reading, peeked
+from tdjax.trace.call import WHOLE, Reading, peeked
 
 Variables = Mapping[str, Any]
 # Those whose loss is known for all ranks at once.
@@ -235,7 +235,7 @@ def _source(
     first, _ = peeked(batches)
     if first is None:
         raise ValueError("compress: no batches")
-    reading = Reading.WHOLE
+    reading = WHOLE
     if labelled:
         trace_of = partial(room_of(model).trace, *with_arrays(model, variables), method=method)
         reading, _ = read_batches("compress", called(model, method), trace_of, batches)

@@ -67,10 +67,13 @@ class BudgetRule:
                 object.__setattr__(self, "methods", _methods(self))
             elif name.endswith("share"):
                 check_share(self, name, value, "; leave it out for no bound")
+                object.__setattr__(self, name, float(value))
             else:
                 check_whole(value, f"{self}: {name}")
                 if value < 1:
                     raise ValueError(f"{self}: {name} must be at least 1, got {value}")
+                # NumPy's numbers would end up in the ranks of a plan.
+                object.__setattr__(self, name, int(value))
         if (self.min_share or 0) > (self.max_share or 1):
             raise ValueError(
                 f"{self}: min_share {self.min_share} is above max_share {self.max_share}"
