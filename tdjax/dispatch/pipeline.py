@@ -18,6 +18,7 @@ from tdjax.allocation.limits import Budget, check_one, shares_of
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, called, number_of
+from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import on_models, room_of, with_arrays
@@ -165,9 +166,9 @@ def compress(
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
     steps, total = Steps("compress", progress), number_in(batches)
     with steps.step("moments", "batch", total) as tick:
-        loss = partial(_change, signs) if loss_fn is None else partial(_loss, loss_fn)
         moments = source.call(
-            collect_moments, Counted(source, tick), loss_fn=loss, memory=memory,
+            collect_moments, Counted(replace(source, automatic=True), tick), memory=memory,
+            loss_fn=partial(_change, signs) if loss_fn is None else partial(_loss, loss_fn),
             row_weights=None if row_weights is None else partial(_weights, row_weights),
         )  # fmt: skip
     with steps.step("formats and ranks"):
@@ -191,6 +192,7 @@ class _Source:
     Arguments:
         reading: what of a batch the model gets.
         sample: the model's input from one of them.
+        automatic: whether arrays on meshes of explicit axes are taken off these.
     """
 
     model: Any
@@ -199,6 +201,7 @@ class _Source:
     reading: Reading
     sample: Any
     method: Method
+    automatic: bool = False
 
     @property
     def room(self) -> Any:
@@ -221,7 +224,7 @@ class _Source:
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """Arguments in a tuple or dict of their own are what makes a batch plain."""
-        for batch in self.batches:
+        for batch in map(without_explicit_axes, self.batches) if self.automatic else self.batches:
             inputs = self.reading.inputs(batch)
             yield (inputs if isinstance(inputs, (tuple, Mapping)) else (inputs,)), batch
 
