@@ -16,6 +16,7 @@ from tdjax.allocation.choices import (
     PREFERRED,
     ChoiceOptions,
     RankBounds,
+    check_known,
 )
 from tdjax.allocation.exact import distinct, nearest, smallest
 from tdjax.allocation.joint import MOST_ENTRIES, joint_table, within_both
@@ -29,7 +30,7 @@ from tdjax.allocation.limits import (
     limits_of,
     shares_of,
 )
-from tdjax.allocation.problem import Problem, Rules, check_known, pose
+from tdjax.allocation.problem import Problem, Rules, pose
 from tdjax.allocation.search import (
     Table,
     exchanged,

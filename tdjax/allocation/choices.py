@@ -110,6 +110,16 @@ class Choices(NamedTuple):
         return Choices(self.form, self.ranks[kept], self.costs[kept])
 
 
+def check_known(what: str, strategy: str, methods: Sequence[str]) -> None:
+    """Refuse methods that a strategy does not know, with those that it knows."""
+    for method in methods:
+        if method not in KNOWN[strategy]:
+            raise ValueError(
+                f"allocate: {what} {method!r}: strategy {strategy!r} does not know it; it knows "
+                f"{', '.join(KNOWN[strategy])}"
+            )
+
+
 def costs_of(entry: PlannedLayer) -> Int[np.ndarray, " k"]:
     """Parameters and multiply-accumulates of a layer's weights."""
     return np.array([entry.size, entry.macs], np.int64)

@@ -20,10 +20,10 @@ from tdjax.allocation import measures
 from tdjax.allocation.auto import best_format
 from tdjax.allocation.choices import (
     COSTS,
-    KNOWN,
     ChoiceOptions,
     Choices,
     RankBounds,
+    check_known,
     choices_of,
     costs_of,
 )
@@ -266,16 +266,6 @@ def pose(
     problem = Problem(model, strategy, options, first_matches(model.layers, rules), moments)
     assert problem.layers is not None
     return problem
-
-
-def check_known(what: str, strategy: str, methods: Sequence[str]) -> None:
-    """Refuse methods that a strategy does not know, with those that it knows."""
-    for method in methods:
-        if method not in KNOWN[strategy]:
-            raise ValueError(
-                f"allocate: {what} {method!r}: strategy {strategy!r} does not know it; it knows "
-                f"{', '.join(KNOWN[strategy])}"
-            )
 
 
 def _inside(choices: Sequence[Choices], layer: Layer, rule: BudgetRule) -> list[Choices]:

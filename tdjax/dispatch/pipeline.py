@@ -219,7 +219,8 @@ class _Source:
 
     def inventory(self) -> Inventory:
         """The layers of the model."""
-        found: Inventory = self.call(self.room.inventory, self.sample)
+        plain = replace(self, variables=without_explicit_axes(self.variables))
+        found: Inventory = plain.call(self.room.inventory, without_explicit_axes(self.sample))
         return found
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -240,8 +241,10 @@ def _source(
         raise ValueError("compress: no batches")
     reading = WHOLE
     if labelled:
-        trace_of = partial(room_of(model).trace, *with_arrays(model, variables), method=method)
-        reading, _ = read_batches("compress", called(model, method), trace_of, batches)
+        arrays = with_arrays(model, without_explicit_axes(variables))
+        trace_of = partial(room_of(model).trace, *arrays, method=method)
+        plain = [without_explicit_axes(first)]
+        reading, _ = read_batches("compress", called(model, method), trace_of, plain)
     return _Source(model, variables, batches, reading, reading.inputs(first), method)
 
 
