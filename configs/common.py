@@ -50,6 +50,7 @@ LITTLE_WORK: dict[str, dict[str, Any]] = {
         "decompose": {"max_iters": 10, "tucker_iters": 10},
         "measure": {"feature_images": 100, "batch_size": 100},
         "finetune": {"epochs": 1},
+        "poor_baseline": True,
     },
     "data_aware": {
         "methods": ("svd", "tucker"),

@@ -1,5 +1,6 @@
 """Data sets: readers of the published files, splits, standardisation, augmentation."""
 
+from experiments.data.arrays import prepare_arrays, read_arrays
 from experiments.data.augment import random_crop_flip
 from experiments.data.datasets import DATASETS, RawDataset, load
 from experiments.data.errors import DataError
@@ -29,8 +30,10 @@ __all__ = [
     "load",
     "load_table",
     "prepare",
+    "prepare_arrays",
     "prepare_table",
     "random_crop_flip",
+    "read_arrays",
     "standardise",
     "stratified_split",
     "stratified_subset",

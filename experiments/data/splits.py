@@ -101,12 +101,14 @@ def prepare(
     _check_raw(raw.train_images, raw.train_labels, classes, f"training part of {raw.name}")
     _check_raw(raw.test_images, raw.test_labels, classes, f"test part of {raw.name}")
 
-    kept, held_out = stratified_split(raw.train_labels, validation_share, seed)
-    everything = np.arange(len(raw.test_labels))
-    take = partial(_take, seed=seed, num_classes=classes)
-    train = take(raw.train_labels, kept, train_size, split="train")
-    validation = take(raw.train_labels, held_out, validation_size, split="validation")
-    test = take(raw.test_labels, everything, test_size, split="test")
+    train, validation, test = split_indices(
+        raw.train_labels,
+        raw.test_labels,
+        classes,
+        validation_share,
+        seed,
+        (train_size, validation_size, test_size),
+    )
     _check_memory(raw, len(train) + len(validation) + len(test))
 
     train_images = raw.train_images[train]
@@ -125,6 +127,27 @@ def prepare(
         mean,
         std,
         classes,
+    )
+
+
+def split_indices(
+    train_labels: Int32[np.ndarray, "n"],
+    test_labels: Int32[np.ndarray, "m"],
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    sizes: tuple[int | None, int | None, int | None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which of the training examples are kept and held out, and which of the test examples kept.
+
+    Arguments and what is raised are those of `prepare`; `sizes` are of the three results.
+    """
+    kept, held_out = stratified_split(train_labels, validation_share, seed)
+    take = partial(_take, seed=seed, num_classes=num_classes)
+    return (
+        take(train_labels, kept, sizes[0], split="train"),
+        take(train_labels, held_out, sizes[1], split="validation"),
+        take(test_labels, np.arange(len(test_labels)), sizes[2], split="test"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,8 @@ def layer_examples(settings: DataAware, test: Examples) -> Examples | None:
     if count == 0:
         return None
     chosen = stratified_subset(test.labels, count, settings.seed)
-    return Examples(np.ascontiguousarray(test.images[chosen]), test.labels[chosen])
+    images = np.ascontiguousarray(test.images[chosen])
+    return replace(test, images=images, labels=test.labels[chosen])
 
 
 def _corrected(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.error_study.paper import published_ranks
 from experiments.error_study.protocol import Choice, Protocol
 from experiments.network.network import Network
+from experiments.workdir.fields import FieldError
 from tdjax.decompose.tt import clip_ranks
 from tdjax.hints import did_you_mean
 from tdjax.plan.decide import plan_layer
@@ -31,7 +33,7 @@ class PlannedStudy:
 
 
 def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:
-    """Plan every choice.
+    """Plan every choice; the layers of the result's protocol are paths.
 
     Raises ValueError for whatever in the protocol or its ranks would stop the study later.
     """
@@ -42,7 +44,28 @@ def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:
             f"there are {images} training images"
         )
     table = [entry.layer for entry in network.dense.layers]
+    protocol = with_paths(protocol, table)
     return PlannedStudy(network, protocol, enumerate_choices(protocol, table))
+
+
+def with_paths(protocol: Protocol, table: Sequence[Layer]) -> Protocol:
+    """The same protocol with the paths of layers in place of patterns, in the order of the model.
+
+    Layers that no pattern means by name, and that cannot be factorised, are left out.
+
+    Raises FieldError for what neither is a path nor a pattern.
+    """
+    paths = [layer.path for layer in table]
+    able = [layer.path for layer in table if layer.obstacle is None]
+    found: list[str] = []
+    for asked in protocol.layers:
+        try:
+            meant = [asked] if asked in paths else [p for p in able if re.fullmatch(asked, p)]
+        except re.error as error:
+            raise FieldError("layers", f"has {asked!r}: no pattern: {error}") from error
+        # What matches none is told of where the choices are made.
+        found += meant or [asked]
+    return replace(protocol, layers=tuple(dict.fromkeys(found)))
 
 
 def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice, PlannedLayer]:

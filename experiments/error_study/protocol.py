@@ -17,6 +17,7 @@ from experiments.network.settings import (
 from experiments.workdir.fields import FOR_REPORT, FieldError, Settings
 from experiments.workdir.ranges import (
     Choices,
+    FileName,
     Natural,
     OneOf,
     Part,
@@ -90,7 +91,10 @@ class Protocol(Settings):
     Arguments:
         experiment: "study" measures and reports, "report" only reports.
         seed: of everything random.
-        layers: module paths of the layers that are compressed, one at a time.
+        weights: see `NetworkSettings`.
+        poor_baseline: go on with a network that is no better than chance on the test set.
+        layers: the layers that are compressed, one at a time: their module paths, or patterns for
+            `re.fullmatch` on these.
         methods: of "cp", "tucker", "tt", "svd".
         compressions: shares of a layer's weights that go away.
         runs: independent decompositions and fine-tunings of each choice.
@@ -102,6 +106,8 @@ class Protocol(Settings):
     seed: Seed = 0
     data: DataSettings
     model: ModelSettings
+    weights: FileName | None = None
+    poor_baseline: bool = field(default=False, metadata=FOR_REPORT)
     train: FitSettings
     layers: Choices[str]
     methods: Choices[Annotated[str, OneOf(METHODS)]] = ("cp", "tucker", "tt")
@@ -132,6 +138,7 @@ class Protocol(Settings):
             seed=self.seed,
             data=self.data,
             model=self.model,
+            weights=self.weights,
             train=self.train,
             finetune=self.finetune,
             checkpoint_every=self.checkpoint_every,

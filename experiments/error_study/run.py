@@ -19,6 +19,7 @@ from experiments.error_study.records import (
     lacking_data_errors,
 )
 from experiments.error_study.report import write_report
+from experiments.network.baseline import check_baseline
 from experiments.network.network import DECOMPOSE, Network
 from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
@@ -34,9 +35,12 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
     Returns the path of the report's page; see `experiments.runner.carry_out`.
     """
     study = plan_study(network, settings)
+    settings = study.protocol
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
         check_records(settings, journal)
         model = baseline(network, journal, workdir, ("train", "validation", "test"))
+        if not settings.poor_baseline:
+            check_baseline(journal.again().get("baseline"), network.splits.test.labels)
         moments = _moments_for(study, model, journal)
         expected = product(settings.kinds, settings.keys)
         measure(

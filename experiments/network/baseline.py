@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.data import Examples
 from experiments.network import checkpoints
@@ -81,6 +83,27 @@ def check_weights(record: Record, models: Variables) -> None:
         raise ValueError(
             "the network before compression is not the one that was measured here: its checkpoint "
             "or its file of weights was lost or replaced; put it back, or use another workdir"
+        )
+
+
+def check_baseline(record: Record, labels: np.ndarray) -> None:
+    """Refuse a network that is no better than chance: what compression costs it says nothing.
+
+    By chance it names the most frequent class, give or take two standard errors.
+
+    Arguments:
+        labels: of the test examples that the record's "test" is about.
+
+    Raises ValueError for such a network.
+    """
+    chance = float(np.bincount(labels).max() / len(labels))
+    accuracy = record["test"]["accuracy"]
+    if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
+        raise ValueError(
+            f"the network before compression has an accuracy of {accuracy:.2%} on {len(labels)} "
+            f"test examples, the most frequent class has {chance:.2%} of them: no better than "
+            "chance; train it longer or check weights, inputs and labels, or set poor_baseline to "
+            "True to go on"
         )
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import nnx
 
 from experiments import models
 from experiments.data.splits import installed_memory
+from experiments.network.own import is_own, own_function
 from experiments.network.settings import ModelSettings
+from experiments.network.training import LinenNetwork
 from experiments.workdir.fields import FieldError, read_value, type_hints
 from experiments.workdir.ranges import shown
 from tdjax.files import one_line
@@ -39,7 +42,12 @@ COPIES = 4
 
 
 def build_network(settings: ModelSettings, classes: int) -> nn.Module:
-    """The network of a configuration. Raises FieldError for a name or argument it lacks."""
+    """The network of a configuration, ours or what a function of your own returns.
+
+    Raises FieldError for a name or argument it lacks, and for a function that returns no module.
+    """
+    if is_own(settings.name):
+        return _own_network(settings)
     if settings.name not in NETWORKS:
         problem = f"is {shown(settings.name)}: {known_are(settings.name, NETWORKS)}"
         raise FieldError("model.name", problem)
@@ -52,6 +60,18 @@ def build_network(settings: ModelSettings, classes: int) -> nn.Module:
         values[name] = read_value(known[name], value, f"model.arguments.{name}")
     with model_errors(settings):
         return make(classes=classes, **values)
+
+
+def _own_network(settings: ModelSettings) -> nn.Module:
+    make = own_function("model.name", settings.name)
+    with model_errors(settings):
+        module = make(**settings.arguments)
+    if isinstance(module, nn.Module):
+        return module
+    what = "an NNX module" if isinstance(module, nnx.Module) else f"a {type(module).__name__}"
+    raise FieldError(
+        "model.name", f"is {settings.name!r}: it returns {what}; a Linen module is needed"
+    )
 
 
 def shapes_of(
@@ -97,13 +117,13 @@ def check_outputs(
 
     Raises FieldError where that fails, or ends in anything but outputs (1, classes).
     """
-    state = [name for name in variables if name != "params"]
-    call: Callable[..., Any] = module.apply
-    if train:
-        call = partial(call, train=True, mutable=state, rngs={"dropout": jax.random.key(0)})
+    state = {name: value for name, value in variables.items() if name != "params"}
+    key = jax.random.key(0) if train else None
     with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
-        outputs = jax.eval_shape(call, variables, sample)
-        shape = (outputs[0] if train else outputs).shape
+        # Programs are kept by the module that they are compiled for.
+        hash(module)
+        call = LinenNetwork(module)
+        shape = jax.eval_shape(call, variables["params"], state, sample, key)[0].shape
     if shape != (1, classes):
         raise FieldError(
             "model",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from experiments.data import (
     DATASETS,
@@ -14,12 +16,16 @@ from experiments.data import (
     load,
     load_table,
     prepare,
+    prepare_arrays,
     prepare_table,
+    read_arrays,
 )
 from experiments.network.calibrate import altered
+from experiments.network.own import is_own, own_function
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FieldError
 from experiments.workdir.ranges import shown
+from tdjax.files import one_line
 from tdjax.hints import known_are
 
 
@@ -30,6 +36,11 @@ def read_splits(settings: NetworkSettings) -> DataSplits:
     that are missing or damaged.
     """
     data = settings.data
+    if data.name.endswith(".npz") or is_own(data.name):
+        return _own(settings)
+    if data.arguments:
+        problem = f"is {shown(dict(data.arguments))}: {data.name!r} takes none"
+        raise FieldError("data.arguments", problem)
     known = (*DATASETS, *TABLES)
     if data.name not in known:
         raise FieldError("data.name", f"is {shown(data.name)}: {known_are(data.name, known)}")
@@ -72,19 +83,54 @@ def _table(settings: NetworkSettings) -> DataSplits:
             "data.name",
             f"is {data.name!r}, a table, which only the experiment 'compressibility' takes",
         )
-    what = f"no such thing for {data.name!r}, which is a table"
-    for field, value, only in (
-        ("model.name", settings.model.name, "mlp"),
-        ("inputs.mean", settings.inputs.mean, None),
-        ("train.augment", settings.train.augment, False),
-        ("test.change", settings.test.change, "same"),
-        ("calibration.sources", settings.calibration.sources, ("same",)),
-        ("reestimate", settings.reestimate, False),
-    ):
-        if value != only:
-            raise FieldError(field, f"is {shown(value)}: {what}; use {only!r}")
+    _check_only(
+        f"no such thing for {data.name!r}, which is a table",
+        {
+            "model.name": (settings.model.name, "mlp"),
+            **_of_images(settings),
+            "reestimate": (settings.reestimate, False),
+        },
+    )
     table = load_table(data.name, data.folder)
     return prepare_table(table, data.validation_share, settings.seed, *_sizes(settings))
+
+
+def _own(settings: NetworkSettings) -> DataSplits:
+    data = settings.data
+    _check_only("no such thing for data of your own, which is taken as it is", _of_images(settings))
+    if data.name.endswith(".npz"):
+        if data.arguments:
+            raise FieldError(
+                "data.arguments", f"is {shown(dict(data.arguments))}: a file takes none"
+            )
+        arrays = read_arrays(data.name)
+    else:
+        make = own_function("data.name", data.name)
+        try:
+            arrays = make(**data.arguments)
+        except Exception as error:
+            problem = f"is {data.name!r}: {type(error).__name__}: {one_line(error)}"
+            raise FieldError("data", problem) from error
+    try:
+        return prepare_arrays(arrays, data.validation_share, settings.seed, *_sizes(settings))
+    except ValueError as error:
+        raise FieldError("data", f"is {data.name!r}: {error}") from error
+
+
+def _of_images(settings: NetworkSettings) -> dict[str, tuple[Any, Any]]:
+    """What only images of a known range can have: fields, their values, and those of other data."""
+    return {
+        "inputs.mean": (settings.inputs.mean, None),
+        "train.augment": (settings.train.augment, False),
+        "test.change": (settings.test.change, "same"),
+        "calibration.sources": (settings.calibration.sources, ("same",)),
+    }
+
+
+def _check_only(why: str, fields: Mapping[str, tuple[Any, Any]]) -> None:
+    for field, (value, only) in fields.items():
+        if value != only:
+            raise FieldError(field, f"is {shown(value)}: {why}; use {only!r}")
 
 
 def _sizes(settings: NetworkSettings) -> tuple[int | None, int | None, int | None]:

@@ -16,8 +16,8 @@ from experiments.network.build import build_network, check_outputs, model_errors
 from experiments.network.calibrate import Batch, Calibration, batches_of, source_examples
 from experiments.network.examples import check_folder, read_splits
 from experiments.network.settings import ExperimentSettings, NetworkSettings
-from experiments.network.torch_weights import load_torch_npz
 from experiments.network.training import LinenNetwork, Variables, steps_per_epoch
+from experiments.network.weights import load_weights
 from experiments.workdir.fields import FieldError
 from experiments.workdir.ranges import INT32, shown
 from tdjax.linen import make_plan
@@ -85,8 +85,8 @@ def configured(asked: ExperimentSettings) -> Network:
     shapes = shapes_of(settings.model, init, key, sample)
     if settings.weights is None:
         variables = init(key, sample)
-    elif os.path.isfile(settings.weights):
-        variables = load_torch_npz(settings.weights, shapes)
+    elif os.path.exists(settings.weights):
+        variables = load_weights(settings.weights, shapes)
     else:
         raise FieldError("weights", f"is {shown(settings.weights)}: there is no such file")
     return _network(asked, module, variables, splits, is_trained=settings.weights is not None)
@@ -97,8 +97,12 @@ def given(
 ) -> Network:
     """A network of your own, trained already, with its data.
 
+        splits = prepare_arrays(arrays)
+        settings = read_fields(compress.Compress, {...})
         network = given(settings, module, variables, splits)
-        page = experiments.compress.run.run(network, settings, Path("runs/mine"))
+        page = compress.run(network, settings, Path("runs/mine"))
+
+    and so with `error_study`, `data_aware` and `compressibility`, all of `experiments`.
 
     Arguments:
         asked: the settings of the experiment; "model" and "data" hold names for the report.
@@ -146,7 +150,7 @@ def _network(
 
 
 def _sample(splits: DataSplits) -> jax.Array:
-    return jnp.zeros((1, *splits.train.images.shape[1:]))
+    return jnp.zeros((1, *splits.train.images.shape[1:]), splits.train.images.dtype)
 
 
 def _check_steps(settings: NetworkSettings, train: Examples) -> None:

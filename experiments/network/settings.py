@@ -38,9 +38,15 @@ class DataSettings(Settings):
 
     See `experiments.data.load` and `experiments.data.prepare`; for tables,
     `experiments.data.load_table` and `experiments.data.prepare_table`.
+
+    Arguments:
+        name: one of ours; or of your own, an npz file of arrays or "package.module:function" for
+            a function that returns them, see `experiments.data.prepare_arrays`.
+        arguments: of that function.
     """
 
     name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     folder: FileName | None = None
     validation_share: Share = 0.1
     train_size: Natural | None = None
@@ -54,7 +60,8 @@ class ModelSettings(Settings):
 
     For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
     CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
-    "resnet18_imagenet", "resnet50", "googlenet".
+    "resnet18_imagenet", "resnet50", "googlenet". A network of your own is
+    "package.module:function", a function that returns a Linen module, with its arguments.
     """
 
     name: str
@@ -187,7 +194,8 @@ class NetworkSettings(Settings):
     Arguments:
         note: a remark that every report repeats, on what the figures rest.
         seed: of everything random.
-        weights: npz file of a PyTorch network's arrays; None trains the network.
+        weights: file or folder of the arrays of a network that is trained, see
+            `experiments.network.weights.load_weights`; None trains the network.
         reestimate: measure each compressed network with the statistics of its batch normalisation
             estimated again, too: on its calibration images, or the first of them if it saw none.
         finetune: of compressed networks; no epochs leave it out.

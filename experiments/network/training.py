@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,16 @@ from experiments.workdir.fields import FieldError
 Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
 
 
+# The argument by which a module's call knows that it is being trained, and what it is then.
+TRAINING_FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+
+
 @dataclass(frozen=True)
 class LinenNetwork:
-    """The forward function of a Linen module that takes `train`; an `Apply`."""
+    """The forward function of a Linen module; an `Apply`.
+
+    In training its call gets the first of `TRAINING_FLAGS` that it takes, if it takes one.
+    """
 
     module: nn.Module
 
@@ -38,8 +46,10 @@ class LinenNetwork:
         variables = {**state, "params": params}
         if key is None:
             return cast(Array, self.module.apply(variables, images)), state
+        taken = inspect.signature(self.module.__call__).parameters
+        flags = [(name, value) for name, value in TRAINING_FLAGS.items() if name in taken][:1]
         result = self.module.apply(
-            variables, images, train=True, mutable=list(state), rngs={"dropout": key}
+            variables, images, **dict(flags), mutable=list(state), rngs={"dropout": key}
         )
         return cast(tuple[Array, Any], result)
 

@@ -19,7 +19,8 @@ from tdjax.hints import known_are
 
 T = TypeVar("T")
 
-# Metadata of a field that only the report reads: another value is no other experiment.
+# Metadata of a field that changes no measurement, such as one that only the report reads: another
+# value is no other experiment.
 FOR_REPORT: Mapping[str, Any] = types.MappingProxyType({"for_report": True})
 
 
@@ -109,7 +110,7 @@ def plain_fields(settings: Any) -> dict[str, Any]:
 
 
 def report_fields(cls: type, where: str = "") -> Iterator[str]:
-    """The paths of the fields that only the report reads."""
+    """The paths of the fields that change no measurement."""
     for field in dataclasses.fields(cast(Any, cls)):
         hint = type_hints(cls)[field.name]
         if dataclasses.is_dataclass(hint):

@@ -48,10 +48,10 @@ ACCEPTED = {
     **dict.fromkeys(("data.folder", "calibration.folder", "weights"), ("nope", None)),
     **dict.fromkeys(("note", "data.name", "model.name"), ("", "nope", "\0")),
     **dict.fromkeys(("train.nesterov", "train.augment", "finetune.repeat"), (True,)),
-    **dict.fromkeys(("reestimate", "sequential"), (True,)),
+    **dict.fromkeys(("reestimate", "sequential", "poor_baseline"), (True,)),
     "test.layer_images": (0, None),
     "train.boundaries": ([],),
-    "model.arguments": ({},),
+    **dict.fromkeys(("model.arguments", "data.arguments"), ({},)),
     **dict.fromkeys(("etas", "penalties"), ([0.9999999],)),
 }
 
