@@ -48,7 +48,9 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/results.md", "docs/runs.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/guide.md", "docs/results.md", "docs/runs.md", "docs/own_network.md"]
+)
 def test_what_is_linked_and_named_is_there(name):
     text = (ROOT / name).read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

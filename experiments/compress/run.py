@@ -73,6 +73,13 @@ def check_reach(network: Network, settings: Compress) -> None:
         raise FieldError(
             "timed_images", f"is {settings.timed_images}, but there are {images} test images"
         )
+    others = [strategy for strategy in settings.strategies if strategy != "loss"]
+    if network.embeddings and "kronecker" in settings.norms and others:
+        raise FieldError(
+            "norms",
+            f"has 'kronecker', which strategy {others[0]!r} cannot follow for the embedding "
+            f"{network.embeddings[0]!r}: only strategy 'loss' keeps it dense; use 'covariance'",
+        )
     for strategy, budget in product(settings.strategies, settings.budgets):
         for number in range(1, settings.rounds + 1):
             try:

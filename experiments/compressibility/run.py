@@ -41,6 +41,12 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     if settings.seed + settings.runs - 1 > SEEDS:
         problem = f"is {settings.seed}: that of run {settings.runs} is above {SEEDS}"
         raise FieldError("seed", problem)
+    for entry in network.dense.layers:
+        if entry.layer.obstacle is None and entry.layer.storage.name != "kernel":
+            problem = (
+                f"is {settings.model.name!r}: layer {entry.layer.path!r} has no kernel to prune"
+            )
+            raise FieldError("model", problem)
     if "abp-l" in settings.methods:
         check_chain(network)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:

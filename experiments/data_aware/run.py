@@ -194,6 +194,15 @@ def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, floa
                     "keeps", f"has {keep:g}: no layer gets smaller with {method} at that"
                 )
             plans[method, keep] = plan
+    chosen = {entry.layer.path for plan in plans.values() for entry in plan.factorised}
+    looked_up = chosen.intersection(network.embeddings)
+    if looked_up and settings.needs_gradients:
+        path = min(looked_up)
+        raise FieldError(
+            "layers",
+            f"is {settings.layers}: {path!r} is an embedding, which norms with 'kronecker' do not "
+            f"know; leave it out: '(?!{path}$).*'",
+        )
     return plans
 
 

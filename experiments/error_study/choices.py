@@ -51,12 +51,12 @@ def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:
 def with_paths(protocol: Protocol, table: Sequence[Layer]) -> Protocol:
     """The same protocol with the paths of layers in place of patterns, in the order of the model.
 
-    Layers that no pattern means by name, and that cannot be factorised, are left out.
+    Of the layers that patterns match, those that cannot be factorised are left out.
 
     Raises FieldError for what neither is a path nor a pattern.
     """
     paths = [layer.path for layer in table]
-    able = [layer.path for layer in table if layer.obstacle is None]
+    able = [layer.path for layer in table if layer.obstacle is None and _has_kernel(layer)]
     found: list[str] = []
     for asked in protocol.layers:
         try:
@@ -84,6 +84,9 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
                 f"config field 'layers': the model has no layer {path!r}; "
                 f"layers are: {', '.join(by_path)}{did_you_mean(path, by_path)}"
             )
+        if not _has_kernel(by_path[path]):
+            what = f"its weights are named {by_path[path].storage.name!r}, the study takes a kernel"
+            raise FieldError("layers", f"has {path!r}: {what}")
     ranks = protocol.decompose.ranks
     tables = None if ranks == "rule" else published_ranks(ranks)
     plans: dict[Choice, PlannedLayer] = {}
@@ -95,6 +98,10 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
             rule = replace(rule, compression=None, rank=_from_table(tables, choice, layer))
         plans[choice] = plan_layer(layer, rule)
     return plans
+
+
+def _has_kernel(layer: Layer) -> bool:
+    return layer.storage.name == "kernel"
 
 
 def _from_table(tables: dict, choice: Choice, layer: Layer) -> tuple[int, ...]:

@@ -55,6 +55,12 @@ class Network:
         return self.is_trained and self.settings.weights is None
 
     @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Layers whose rows are looked up: no moments of their gradient are collected."""
+        entries = self.dense.layers
+        return tuple(entry.layer.path for entry in entries if entry.layer.kind == "embed")
+
+    @property
     def apply(self) -> LinenNetwork:
         """The uncompressed network's forward function."""
         return LinenNetwork(self.module)
