@@ -29,11 +29,11 @@ FLOORS = (
     ("params",),
     ("pruning",),
     ("allocation",),
-    ("linen", "nnx"),
+    ("functions", "linen", "nnx"),
     ("evaluate",),
     ("dispatch",),
 )
-KNOW_NO_FLAX = ("files", "hints", "decompose", "plan", "trace", "moments", "pruning", "allocation")
+KNOW_NO_FLAX = ("files", "hints", "decompose", "plan", "trace", "moments", "pruning", "allocation", "functions")
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 
 

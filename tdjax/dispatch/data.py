@@ -10,9 +10,9 @@ import flax.linen as nn
 from flax import nnx
 
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import Method, called, checked_weights, example_losses
+from tdjax.arguments.called import Method, checked_weights, example_losses
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments, RowWeights, collect
 from tdjax.moments.sums import LossFn
 from tdjax.trace.call import Reading
@@ -106,7 +106,7 @@ def collect_moments(
     room, arrays = room_of(model), with_arrays(model, variables)
     trace_of, reading = partial(room.trace, *arrays, method=method), Reading.WHOLE
     if loss_fn is not None or row_weights is not None:
-        reading, batches = read_batches("collect_moments", called(model, method), trace_of, batches)
+        reading, batches = read_batches("collect_moments", caller_of(model, variables, method), trace_of, batches)
     return collect(
         trace_of, room.leaves(*arrays), batches,
         loss_fn=None if loss_fn is None else example_losses(loss_fn),

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 import tdjax.evaluate.errors
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import Method, called
-from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.arguments.called import Method
+from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
 from tdjax.plan.plan import Plan
@@ -213,7 +213,7 @@ def evaluate_candidates(
     """
     room, whole = room_of(model), with_arrays(model, variables)
     trace_of = partial(room.trace, *whole, method=method)
-    reading, batches = read_batches("evaluate_candidates", called(model, method), trace_of, batches)
+    reading, batches = read_batches("evaluate_candidates", caller_of(model, variables, method), trace_of, batches)
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
     return candidate_means(function, arrays, kernels, batches, chunk)

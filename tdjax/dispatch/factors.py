@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tdjax.arguments.called import Method
-from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.models import kind_of, on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.options import Options
 from tdjax.plan.plan import Plan
@@ -77,7 +77,7 @@ def factorize(
     another. For NNX KeyError or ValueError for a model that does not fit the plan and ValueError
     for NaN or Inf in a kernel, naming the layer.
     """
-    if isinstance(model, nn.Module):
+    if kind_of(model).held is not None:
         return room_of(model).factorize(model, plan)
     return room_of(model).factorize(
         model, plan, key=key, init=init, max_iters=max_iters, tol=tol, moments=moments, norm=norm,

@@ -11,6 +11,7 @@ import numpy as np
 
 from tdjax.params.arrays import INDICES, VALUES, stack_axes
 from tdjax.params.corrections import unpacked
+from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import Tree, find, join_path, listed, mappings
 from tdjax.plan.layers import Storage, is_weight
@@ -33,13 +34,16 @@ def check_params(params: Tree, plan: Plan) -> None:
 
     Arguments:
         params: nested mapping of arrays or shapes, or a dict of variables with such a "params",
-            which sparse corrections need.
+            which sparse corrections need; with the plan of a function any pytree of those.
         plan: from `tdjax.make_plan`.
 
     Raises ValueError that names each layer that does not fit, what the plan expects there and
     what was found.
     """
-    params = unpacked(params, plan).params
+    if of_leaves(plan):
+        params = tree_of_plan(params, plan).mapping
+    else:
+        params = unpacked(params, plan).params
     found = [
         f"layer {entry.layer.path!r}{problem}"
         for entry in plan.layers

@@ -15,6 +15,8 @@ MATRICES = ("dense", "dense_general", "einsum", "embed")
 CONVOLUTIONS = ("conv", "conv_transpose")
 # Parameters of one axis, though a stack gives them another.
 VECTORS = ("bias", "scale")
+# The name of an array that is a layer by itself: its path is that of the array.
+LEAF = "array"
 # Bits of the shortest numbers that factors are rounded to; others stand for quantised arrays.
 SMALLEST_FLOAT = 16
 
@@ -24,7 +26,7 @@ class Storage:
     """The parameter that holds a layer's kernel.
 
     Arguments:
-        name: among the layer's parameters.
+        name: among the layer's parameters; `LEAF` where the path leads to the array itself.
         shape: of the array; of one slice where the layers of a stack share it.
         order: the axes of the array in the order of the kernel: window, inputs, outputs. Those
             of several inputs or outputs are merged.

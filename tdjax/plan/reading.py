@@ -23,7 +23,7 @@ from tdjax.files import one_line
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
-from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer, Storage
+from tdjax.plan.layers import CONVOLUTIONS, LEAF, MATRICES, Layer, Storage
 from tdjax.plan.timing import Profile
 
 # Plans whose products are all in layers stay as the first version wrote them.
@@ -236,6 +236,9 @@ def _storage_problems(stored: Storage) -> Iterator[tuple[str, str]]:
 
 def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
     """What cannot be so of the axes that a kernel is made of."""
+    if stored.name == LEAF:
+        yield from _leaf_problems(layer, stored)
+        return
     kind, axes = layer.kind, tuple(range(len(stored.shape)))
     name = "embedding" if kind == "embed" else "kernel"
     if layer.stored is not None and stored.name != name:
@@ -256,6 +259,19 @@ def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
     plain = kind in ("dense_general", "einsum") or len(channels) == 2
     if ordered[: len(window)] != window or not merged or not plain:
         yield "stored.shape", f"{stored.shape} does not hold a kernel of {layer.kernel_shape}"
+
+
+def _leaf_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
+    """What cannot be so of an array that is a layer by itself: it may have its axes in any order."""
+    ordered = [size for axis in stored.order if (size := stored.shape[axis]) > 1]
+    sizes = [size for size in layer.kernel_shape if size > 1]
+    merged = math.prod(ordered) == math.prod(sizes)
+    if not merged or (layer.kind in CONVOLUTIONS and ordered != sizes):
+        yield "stored.shape", f"{stored.shape} does not hold a kernel of {layer.kernel_shape}"
+    elif layer.is_matrix and not any(
+        math.prod(ordered[:k]) == layer.kernel_shape[0] for k in range(len(ordered) + 1)
+    ):
+        yield "stored.order", f"{stored.order} is not that of a kernel of {layer.kernel_shape}"
 
 
 def _check_nonzeros(own: _Entry) -> None:

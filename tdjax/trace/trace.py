@@ -30,11 +30,13 @@ class TracedCall:
         layer: what it says of the layer, with the positions and lookups of this call alone.
         call: module and arrays; None where the layer cannot be factorised anyway, and has no marks.
         array: names of the layer's array among those of the model, where they are known.
+        indexed: whether its array is one of a stack, taken by its number.
     """
 
     layer: Layer
     call: Call | None = None
     array: Names | None = None
+    indexed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,20 @@
+"""The adapter to pure functions of parameters and inputs: layer table, plan, factorised function."""
+
+from tdjax.functions.model import FactorisedFunction, factorize
+from tdjax.functions.network import approximated_weights, layer_weights, network_of
+from tdjax.functions.sequential import factorize_sequentially
+from tdjax.functions.table import inventory, layer_table, leaves, make_plan, trace
+
+__all__ = [
+    "FactorisedFunction",
+    "approximated_weights",
+    "factorize",
+    "factorize_sequentially",
+    "inventory",
+    "layer_table",
+    "layer_weights",
+    "leaves",
+    "make_plan",
+    "network_of",
+    "trace",
+]

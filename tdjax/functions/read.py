@@ -1,0 +1,253 @@
+"""A function read as a model: which arrays of its parameters are layers, and how they are called.
+
+The function is traced once. Then its program is run twice with shapes: to see what every array
+goes into, and with marks at those that are layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jaxtyping import Array
+
+from tdjax.arguments.called import calling_the_model
+from tdjax.functions.chains import Whole
+from tdjax.functions.evaluate import evaluate
+from tdjax.functions.held import Held
+from tdjax.functions.products import Product
+from tdjax.params.leaves import leaf_tree
+from tdjax.plan.layers import LEAF, Layer, Storage, numbers_obstacle
+from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
+from tdjax.trace.marks import INPUT, OUTPUT, inside_call, mark
+from tdjax.trace.programs import bind
+from tdjax.trace.trace import Trace, TracedCall
+from tdjax.trace.views import view_of
+
+# A function of parameters and inputs.
+Apply = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A function on one batch.
+
+    Arguments:
+        trace: with marks at the layers.
+        products: of the marked calls, by number.
+        others: the entries of arrays that are no layers, with the obstacle.
+    """
+
+    trace: Trace
+    products: Mapping[int, Product]
+    others: tuple[Layer, ...]
+
+
+def read(apply: Apply, params: Any, sample: Any) -> Read:
+    """Read a function on one batch.
+
+    Arguments:
+        params: pytree of arrays or shapes; what else is in it, is static.
+        sample: one batch as `tdjax.make_plan` takes it; arrays or shapes.
+
+    Raises ValueError for a sample that the function cannot be called with.
+    """
+    tree, (arrays, static) = leaf_tree(params), split_arrays(params)
+    inputs, frame = split_arrays(call_arguments(sample))
+    _check_keys(inputs)
+    with calling_the_model(sample):
+        program, outputs = jax.make_jaxpr(calling(apply, static, frame), return_shape=True)(
+            arrays, inputs
+        )
+    paths = [tree.paths[place] for place in static.places]
+    shapes = dict(zip(paths, program.in_avals, strict=False))
+    known = {path: _known(path, aval) for path, aval in shapes.items() if len(aval.shape) > 1}
+    seen = _Seen({path for path, layer in known.items() if layer.obstacle is None})
+    jax.eval_shape(seen.program(program, paths), *program.in_avals)
+    known |= {path: seen.layer(known[path]) for path in seen.paths}
+    marks = _Marks({path: own for path, own in known.items() if own.obstacle is None})
+    marked = jax.make_jaxpr(marks.program(program, paths))(*program.in_avals)
+    return Read(
+        Trace(marked, marks.calls, outputs, batch_size(inputs)),
+        marks.products,
+        tuple(layer for layer in known.values() if layer.obstacle is not None),
+    )
+
+
+def calling(
+    apply: Apply, static: StaticPart, frame: StaticPart
+) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
+    """A function of the arrays among its parameters and inputs alone.
+
+    Arguments:
+        static, frame: the static parts of parameters and arguments.
+    """
+
+    def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        args, kwargs = frame.join(inputs)
+        return apply(static.join(arrays), *args, **kwargs)
+
+    return call
+
+
+def _check_keys(inputs: Sequence[Any]) -> None:
+    """Refuse a raw key of random numbers, which looks like two examples."""
+    first = next((x for x in inputs if x.shape), None)
+    if first is not None and len(inputs) > 1 and (first.shape, first.dtype) == ((2,), jnp.uint32):
+        raise ValueError(
+            "the first input is uint32[2], which is read as two examples: for a key of random "
+            "numbers pass jax.random.key(0), or None where the function takes that"
+        )
+
+
+def _known(path: str, aval: Any) -> Layer:
+    """The entry of an array of which nothing but its shape is known."""
+    shape = tuple(aval.shape)
+    stored = Storage(LEAF, shape, tuple(range(len(shape))))
+    return Layer(path, "array", shape, obstacle=numbers_obstacle(LEAF, aval.dtype), stored=stored)
+
+
+class _Dense:
+    """What both policies share: views hold arrays, and no rule for derivatives is kept.
+
+    Attributes:
+        paths: of the arrays that are views.
+    """
+
+    paths: Collection[str]
+
+    def program(self, program: ClosedJaxpr, paths: Sequence[str]) -> Callable[..., Any]:
+        """The program with views of some of its first arguments, of which these are the paths."""
+
+        def run(*arguments: Any) -> list[Any]:
+            own = [*arguments]
+            for place, path in enumerate(paths):
+                if path in self.paths:
+                    shape = own[place].shape
+                    own[place] = Held(own[place], path, shape, view_of(place, shape))
+            return evaluate(program, own, self)  # type: ignore[arg-type]
+
+        return run
+
+    def ruled(self, eqn: JaxprEqn, run: Callable[..., Any], reads: Sequence[Any]) -> list[Any]:
+        """See `Policy.ruled`."""
+        return run(*reads)
+
+
+class _Seen(_Dense):
+    """Notes what each array goes into.
+
+    Arguments:
+        paths: of the arrays.
+    """
+
+    def __init__(self, paths: Collection[str]) -> None:
+        self.paths = paths
+        self._forms: dict[str, set[Layer]] = {path: set() for path in paths}
+        self._readers: dict[str, str] = {}
+
+    def product(self, held: Held, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
+        """See `Policy.product`."""
+        self._forms[held.path].add(form_of(product.layer))
+        return bind(eqn, [x.content if isinstance(x, Held) else x for x in reads])[0]
+
+    def released(self, held: Held, reader: str) -> Array:
+        """See `Policy.released`."""
+        self._readers.setdefault(held.path, reader)
+        return held.content
+
+    def layer(self, known: Layer) -> Layer:
+        """What an array turned out to be."""
+        forms, reader = self._forms[known.path], self._readers.get(known.path)
+        table = next((form for form in forms if form.kind == "embed"), None)
+        if reader is not None:
+            also = "elsewhere too" if forms else "otherwise than by a product"
+            obstacle = f"it is read {also}, {reader}"
+        elif len(forms) == 1 or (table is not None and all(_attends(x, table) for x in forms)):
+            return replace(table or next(iter(forms)), path=known.path)
+        else:
+            obstacle = "it is multiplied in several ways" if forms else "nothing reads it"
+        return replace(known, obstacle=obstacle)
+
+
+class _Marks(_Dense):
+    """Marks the calls of layers.
+
+    Arguments:
+        layers: by path.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer]) -> None:
+        self.paths = layers
+        self.calls: dict[int, TracedCall] = {}
+        self.products: dict[int, Product] = {}
+
+    def product(self, held: Held, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
+        """See `Policy.product`."""
+        number, layer = len(self.calls), self.paths[held.path]
+        attends = is_attending(layer, product)
+        rows, kernel = product.rows(reads), product.kernel(held.content)
+
+        def call(rows: Array, kernel: Array) -> Array:
+            x = mark(rows, kernel, number, INPUT)
+            with inside_call(number):
+                y = product.multiply(Whole(layer), [kernel], x, attends=False)
+            self.products[number] = product
+            self.calls[number] = TracedCall(
+                _of_call(layer, product.layer, attends),
+                product.call(attends, shape_of(x), shape_of(y)),
+                indexed=_is_indexed(product),
+            )
+            return mark(y, kernel, number, OUTPUT)
+
+        at = product.batch
+        over = call if at is None else jax.vmap(call, in_axes=(at, 0), out_axes=at)
+        return product.result(over(rows, kernel))
+
+    def released(self, held: Held, reader: str) -> Array:
+        """See `Policy.released`."""
+        raise AssertionError(f"layer {held.path!r} is read {reader}")
+
+
+def is_attending(layer: Layer, product: Product) -> bool:
+    """Whether a product with a table is one with its rows, none that takes them."""
+    return layer.kind == "embed" and product.layer.kind != "embed"
+
+
+def shape_of(x: Array) -> jax.ShapeDtypeStruct:
+    """The shape of an array, which may be traced."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def form_of(layer: Layer) -> Layer:
+    """What is the same in all calls of a layer."""
+    return replace(layer, path="", in_spatial=(), out_spatial=(), positions=1, lookups=0)
+
+
+def _attends(form: Layer, table: Layer) -> bool:
+    """Whether a product is with the rows of a table, or takes them."""
+    order = table.storage.order
+    other = replace(form.storage, order=order)
+    turned = form.storage.order == (*order[1:], order[0]) and other == table.storage
+    return form == table or (form.kind == "dense" and turned)
+
+
+def _of_call(layer: Layer, own: Layer, attends: bool) -> Layer:
+    """A layer with what one call says of it."""
+    return replace(
+        layer,
+        in_spatial=own.in_spatial,
+        out_spatial=own.out_spatial,
+        positions=own.positions,
+        lookups=0 if attends else own.lookups,
+    )
+
+
+def _is_indexed(product: Product) -> bool:
+    stack, value = product.layer.storage.stack, product.place.value
+    sliced = any(own and own[0].axis == stack for _, own in value.turns)
+    return stack is not None and product.batch is None and not sliced
