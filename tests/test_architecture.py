@@ -33,7 +33,7 @@ FLOORS = (
     ("evaluate",),
     ("dispatch",),
 )
-KNOW_NO_FLAX = ("files", "hints", "decompose", "plan", "trace", "moments", "pruning", "allocation", "functions")
+KNOW_NO_FLAX = ("files", "hints", "decompose", "plan", "trace", "moments", "pruning", "allocation")
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 
 

@@ -1,4 +1,4 @@
-"""The adapter to pure functions of parameters and inputs: layer table, plan, factorised function."""
+"""The adapter to pure functions of parameters and inputs: layer table, plan, the factorised one."""
 
 from tdjax.functions.model import FactorisedFunction, factorize
 from tdjax.functions.network import approximated_weights, layer_weights, network_of

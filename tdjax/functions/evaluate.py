@@ -95,7 +95,10 @@ class Evaluation:
             def run(*reads: Any) -> list[Any]:
                 return self.program(called.program, called.arguments(reads))
 
-            return self.policy.ruled(eqn, run, reads) if calls.ruled else run(*reads)
+            def whole(*reads: Any) -> list[Any]:
+                return self.released(run(*reads), f"as a result of {eqn.primitive.name}")
+
+            return self.policy.ruled(eqn, whole, reads) if calls.ruled else run(*reads)
         if calls.how is How.COND:
             reads[:1] = self.released(reads[:1], "by a condition")
             return run_calls(eqn, calls, reads, self._branch, {}, {})[0]

@@ -19,9 +19,8 @@ from tdjax.plan.plan import PlannedLayer
 from tdjax.trace.programs import bind
 from tdjax.trace.views import Value, is_plain
 
-
-def _static() -> Any:
-    return field(metadata={"static": True})
+# What is done to an array is done to the kernels of its chain.
+ENTRYWISE = ("convert_element_type", "stop_gradient")
 
 
 @jax.tree_util.register_dataclass
@@ -37,9 +36,9 @@ class Held:
     """
 
     content: Array
-    path: str = _static()
-    shape: tuple[int, ...] = _static()
-    value: Value = _static()
+    path: str = field(metadata={"static": True})
+    shape: tuple[int, ...] = field(metadata={"static": True})
+    value: Value = field(metadata={"static": True})
 
     def place(self, operand: int) -> Place:
         """The view as an operand of an equation."""
@@ -71,8 +70,8 @@ class Factorised:
     """
 
     kernels: dict[str, Array]
-    entry: PlannedLayer = _static()
-    value: Value = _static()
+    entry: PlannedLayer = field(metadata={"static": True})
+    value: Value = field(metadata={"static": True})
 
     @property
     def path(self) -> str:
@@ -87,9 +86,8 @@ class Factorised:
     def viewed(self, eqn: JaxprEqn, value: Value, number: int, reads: list[Any]) -> Factorised:
         """What an equation that leaves a view a view gives as its result of that number."""
         kernels, stack = self.kernels, self.entry.layer.storage.stack
-        if eqn.primitive.name == "convert_element_type":
-            dtype = eqn.params["new_dtype"]
-            kernels = {name: kernel.astype(dtype) for name, kernel in kernels.items()}
+        if eqn.primitive.name in ENTRYWISE:
+            kernels = {name: bind(eqn, [kernel])[0] for name, kernel in kernels.items()}
         before = _axis_of(self.value, stack)
         if before is not None and _axis_of(value, stack) is None:
             index, mode = _index(eqn, before, number, reads)

@@ -204,9 +204,7 @@ def _with_tangents_of(dense: Callable[..., Any], run: Callable[..., Any]) -> Cal
 def _with_gradients_of(dense: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
     """What `run` computes, with the gradients of `dense`, which has a rule for them."""
     answer = jax.custom_vjp(run)
-    answer.defvjp(
-        lambda *reads: jax.vjp(dense, *reads), lambda gradients_of, y: gradients_of(y)
-    )
+    answer.defvjp(lambda *reads: jax.vjp(dense, *reads), lambda gradients_of, y: gradients_of(y))
     return answer
 
 

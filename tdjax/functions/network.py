@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -91,9 +90,7 @@ class Network:
 
     def _place(self, path: str) -> int:
         if path not in self.paths:
-            raise KeyError(
-                f"the parameters have no array {path!r}{did_you_mean(path, self.paths)}"
-            )
+            raise KeyError(f"the parameters have no array {path!r}{did_you_mean(path, self.paths)}")
         return self.paths.index(path)
 
 

@@ -65,13 +65,16 @@ class Product(Protocol):
     """
 
     @property
-    def layer(self) -> Layer: ...
+    def layer(self) -> Layer:
+        """See above."""
 
     @property
-    def place(self) -> Place: ...
+    def place(self) -> Place:
+        """See above."""
 
     @property
-    def batch(self) -> int | None: ...
+    def batch(self) -> int | None:
+        """See above."""
 
     def call(self, attends: bool, rows: Any, columns: Any) -> Call:
         """The call that it is of a layer, from the shapes at its ends."""

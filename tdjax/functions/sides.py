@@ -73,4 +73,3 @@ class Side:
         """Places of the parts, those of the array's first axis first, the slowest first."""
         parts = self._parts
         return tuple(sorted(range(len(parts)), key=lambda k: (parts[k].axis, -parts[k].stride)))
-

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from tdjax.allocation.auto import best_format
 from tdjax.functions.read import Apply, Read, read
 from tdjax.params.leaves import leaf_tree

@@ -262,7 +262,7 @@ def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
 
 
 def _leaf_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
-    """What cannot be so of an array that is a layer by itself: it may have its axes in any order."""
+    """What cannot be so of an array that is a layer by itself, its axes in any order."""
     ordered = [size for axis in stored.order if (size := stored.shape[axis]) > 1]
     sizes = [size for size in layer.kernel_shape if size > 1]
     merged = math.prod(ordered) == math.prod(sizes)

@@ -132,6 +132,8 @@ def passed_on(eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value] | None:
     if not reads or reads[0].parts is None or any(value.arrays for value in reads[1:]):
         return None
     value, parts = reads[0], reads[0].parts
+    if name == "stop_gradient":
+        return [value]
     if name == "convert_element_type":
         numbers = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
         return [value] if numbers else None
