@@ -22,11 +22,13 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 @overload
-def factorize(model: nn.Module, plan: Plan) -> nn.Module: ...
+def factorize(  # type: ignore[overload-overlap]
+    model: nn.Module, plan: Plan
+) -> nn.Module: ...
 
 
 @overload
-def factorize(
+def factorize(  # type: ignore[overload-overlap]
     model: Model,
     plan: Plan,
     *,

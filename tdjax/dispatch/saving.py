@@ -20,7 +20,7 @@ from tdjax.plan.plan import Plan
 Tree = TypeVar("Tree")
 
 
-def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Plan) -> None:
+def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Any) -> None:
     """Write a factorised network and its plan as one, in place of what was saved there before.
 
     A kill at any moment leaves either the old network or the new one.

@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import Array
 
-from tdjax.functions.held import AnyHeld, can_turn, is_held
+from tdjax.functions.held import can_turn, is_held
 from tdjax.functions.products import Product, Unreadable, product_of
 from tdjax.trace.programs import Called, Calls, How, bind, calls_of, run_calls, walk
 from tdjax.trace.views import NOTHING, UNCHANGED, passed_on
@@ -22,13 +22,13 @@ from tdjax.trace.views import NOTHING, UNCHANGED, passed_on
 
 @runtime_checkable
 class Policy(Protocol):
-    """What is done with a view at its end."""
+    """What is done with a view, one of `tdjax.functions.held`, at its end."""
 
-    def product(self, held: AnyHeld, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
+    def product(self, held: Any, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
         """The result of an equation that is a product with a view."""
         ...
 
-    def released(self, held: AnyHeld, reader: str) -> Array:
+    def released(self, held: Any, reader: str) -> Array:
         """The array itself, for what reads it otherwise; `reader` goes on from "it is read"."""
         ...
 
@@ -75,10 +75,11 @@ class Evaluation:
         (operand, *more) = (k for k, x in enumerate(reads) if is_held(x))
         try:
             if more:
-                raise Unreadable(f"by {eqn.primitive.name}, with another weight")
+                raise Unreadable("with another weight")
             product = product_of(eqn, reads[operand].place(operand))
         except Unreadable as error:
-            return bind(eqn, self.released(reads, str(error)))
+            reader = ", ".join([f"by {eqn.primitive.name}", *filter(None, [str(error)])])
+            return bind(eqn, self.released(reads, reader))
         return [self.policy.product(reads[operand], product, eqn, reads)]
 
     def released(self, values: Sequence[Any], reader: str) -> list[Any]:

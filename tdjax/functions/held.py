@@ -1,6 +1,7 @@
 """An array of a function's parameters as it flows through the program: a view, and what holds it.
 
-These are pytrees, so that loops, conditions and transformations of JAX carry them like arrays.
+These are pytrees, so that loops, conditions and transformations of JAX carry them like arrays;
+some of those put other things in the arrays' places for a while.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
-from jaxtyping import Array
 
 from tdjax.functions.products import Place
 from tdjax.params.arrays import stack_axes
@@ -35,7 +35,7 @@ class Held:
         value: what is known of the view.
     """
 
-    content: Array
+    content: Any
     path: str = field(metadata={"static": True})
     shape: tuple[int, ...] = field(metadata={"static": True})
     value: Value = field(metadata={"static": True})
@@ -69,7 +69,7 @@ class Factorised:
         value: what is known of the view.
     """
 
-    kernels: dict[str, Array]
+    kernels: dict[str, Any]
     entry: PlannedLayer = field(metadata={"static": True})
     value: Value = field(metadata={"static": True})
 
@@ -124,7 +124,8 @@ def is_held(value: Any) -> bool:
 
 def can_turn(held: AnyHeld) -> bool:
     """Whether a scan over the first axis of a view has views in its turns."""
-    return bool(held.value.parts) and is_plain(held.value.parts[0])
+    parts = held.value.parts
+    return bool(parts) and is_plain(parts[0])
 
 
 def _axis_of(value: Value, axis: int | None) -> int | None:

@@ -29,7 +29,7 @@ Kernels = Sequence[Float[Array, "*_"]]
 
 
 class Unreadable(Exception):
-    """A product that no chain can take the place of; says why, as it goes on from "it is read"."""
+    """A product that no chain can take the place of, and why; empty for what is no product."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def product_of(eqn: JaxprEqn, place: Place) -> Product:
     """The product that an equation is. Raises `Unreadable` where it is none, or no plain one."""
     read = READERS.get(eqn.primitive.name)
     if read is None:
-        raise Unreadable(f"by {eqn.primitive.name}")
+        raise Unreadable("")
     return read(eqn, place)
 
 
@@ -169,9 +169,9 @@ def _matrix_product(eqn: Any, place: Place) -> MatrixProduct:
     stack = _batch_stack([parts[k] for k in batch[own]])
     storage, by_batch = _storage(place, (inputs.axes, outputs.axes), stack)
     if not (inputs.whole and outputs.whole):
-        raise Unreadable("by dot_general, along a part of an axis")
+        raise Unreadable("along a part of an axis")
     if place.value.flipped:
-        raise Unreadable("by dot_general, turned round")
+        raise Unreadable("turned round")
     used = (*contract[other], *batch[other])
     kept = (*batch[other], *(k for k in range(ndim) if k not in used))
     shape = eqn.invars[other].aval.shape
@@ -197,7 +197,7 @@ def _batch_stack(axes: Sequence[Axis]) -> int | None:
     """The array's axis among those that both operands of a product have."""
     found = [own for own in axes if own]
     if len(found) > 1 or not all(map(is_plain, found)):
-        raise Unreadable("by dot_general, along several axes of a stack")
+        raise Unreadable("along several axes of a stack")
     return found[0][0].axis if found else None
 
 
@@ -252,17 +252,17 @@ def _convolution(eqn: Any, place: Place) -> Convolution:
     dilated = any(step > 1 for step in params["lhs_dilation"])
     groups = params["feature_group_count"]
     if place.operand != 1 or params["batch_group_count"] > 1:
-        raise Unreadable("by conv_general_dilated, not as its kernel")
+        raise Unreadable("not as its kernel")
     if dilated and (groups > 1 or any(step > 1 for step in params["window_strides"])):
-        raise Unreadable("by conv_general_dilated, over a dilated input with strides or groups")
+        raise Unreadable("over a dilated input with strides or groups")
     if not all(map(is_plain, place.parts)):
-        raise Unreadable("by conv_general_dilated, its axes merged or split")
+        raise Unreadable("its axes merged or split")
     features, channels, *spatial = numbers.rhs_spec
     order = (*spatial, channels, features)
     storage, _ = _storage(place, [Side((place.parts[k],)).axes for k in order], None)
     flipped = {own[0].axis for k in spatial if (own := place.parts[k]) and own[0].size > 1}
     if place.value.flipped not in (set(), flipped):
-        raise Unreadable("by conv_general_dilated, partly turned round")
+        raise Unreadable("partly turned round")
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     layer = Layer(
         "",
@@ -350,13 +350,13 @@ def _lookup(eqn: Any, place: Place) -> Lookup:
         or tuple(numbers.start_index_map) != (axis,)
         or any(params["slice_sizes"][k] != table[k] for k in rest)
     ):
-        raise Unreadable("by gather, of more than rows along one axis")
+        raise Unreadable("of more than rows along one axis")
     inputs, outputs = Side((parts[axis],)), Side(tuple(parts[k] for k in rest))
     storage, _ = _storage(place, (inputs.axes, outputs.axes), None)
     if not (inputs.whole and outputs.whole) or place.value.flipped:
-        raise Unreadable("by gather, along a part of an axis")
+        raise Unreadable("along a part of an axis")
     if storage.stack is not None:
-        raise Unreadable("by gather, from one of a stack of tables")
+        raise Unreadable("from one of a stack of tables")
     kernel = (inputs.size, outputs.size)
     number = math.prod(ids[:-1])
     return Lookup(

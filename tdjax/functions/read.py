@@ -182,13 +182,13 @@ class _Marks(_Dense):
     """
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
-        self.paths = layers
+        self.paths = self.layers = layers
         self.calls: dict[int, TracedCall] = {}
         self.products: dict[int, Product] = {}
 
     def product(self, held: Held, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
         """See `Policy.product`."""
-        number, layer = len(self.calls), self.paths[held.path]
+        number, layer = len(self.calls), self.layers[held.path]
         attends = is_attending(layer, product)
         rows, kernel = product.rows(reads), product.kernel(held.content)
 

@@ -93,7 +93,7 @@ def as_mappings(params: Any, plan: Plan) -> dict[str, Any]:
 
     Raises ValueError for an array at whose path there are others too.
     """
-    own, tree = tree_of_plan(params, plan), {}
+    own, tree = tree_of_plan(params, plan), dict[str, Any]()
     for path, leaf in zip(own.paths, own.leaves, strict=True):
         *front, last = split_path(path) or (LEAF,)
         try:
