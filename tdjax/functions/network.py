@@ -82,7 +82,8 @@ class Network:
             def output(array: Any, x: Any = x, layer: Any = layer, product: Any = product) -> Array:
                 kernel = layer.storage.to_kernel(jnp.asarray(array), layer.kernel_shape)
                 own, attends = [kernel.astype(product.place.dtype)], is_attending(layer, product)
-                return product.result(product.multiply(Whole(layer), own, x, attends))
+                # As rows, in which the examples are the first axis wherever the program has them.
+                return product.multiply(Whole(layer), own, x, attends)
 
             both = (self.kernel(variables, layer.path), kernels[layer.path])
             pairs[layer.path].append((output(both[0]), output(both[1])))

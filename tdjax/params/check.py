@@ -34,7 +34,7 @@ def check_params(params: Tree, plan: Plan) -> None:
 
     Arguments:
         params: nested mapping of arrays or shapes, or a dict of variables with such a "params",
-            which sparse corrections need; with the plan of a function any pytree of those.
+            which sparse corrections need; with the plan of a function mappings to its arrays.
         plan: from `tdjax.make_plan`.
 
     Raises ValueError that names each layer that does not fit, what the plan expects there and

@@ -75,10 +75,10 @@ def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Plan) -> 
     mappings and arrays, and for a folder that holds anything else, which is not touched.
     """
     path = Path(folder).resolve()
-    check_params(params, plan)
     if of_leaves(plan):
         params = as_mappings(params, plan)
     check_mapping("save_factorised", params)
+    check_params(params, plan)
     arrays = map_leaves(_bare, params)
     _check_free(path)
     about = sealed(
