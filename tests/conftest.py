@@ -28,6 +28,7 @@ OLDEST = (
     "test_dead",
     "test_factorize",
     "test_fit",
+    "test_functions",
     "test_hoist",
     "test_inner_applies",
     "test_linen",

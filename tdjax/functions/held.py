@@ -125,7 +125,7 @@ def is_held(value: Any) -> bool:
 def can_turn(held: AnyHeld) -> bool:
     """Whether a scan over the first axis of a view has views in its turns."""
     parts = held.value.parts
-    return bool(parts) and is_plain(parts[0])
+    return parts is not None and parts != () and is_plain(parts[0])
 
 
 def _axis_of(value: Value, axis: int | None) -> int | None:

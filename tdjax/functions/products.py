@@ -279,7 +279,7 @@ def _convolution(eqn: Any, place: Place) -> Convolution:
     window = Window(
         layer.kernel_shape[:-2],
         tuple(params["lhs_dilation" if dilated else "window_strides"]),
-        tuple(params["padding"]),
+        tuple((int(low), int(high)) for low, high in params["padding"]),
         tuple(params["rhs_dilation"]),
         groups,
     )

@@ -21,7 +21,7 @@ from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Held
 from tdjax.functions.products import Product
 from tdjax.params.leaves import leaf_tree
-from tdjax.plan.layers import LEAF, Layer, Storage, numbers_obstacle
+from tdjax.plan.layers import LEAF, Layer, Storage, is_weight, numbers_obstacle
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, OUTPUT, inside_call, mark
 from tdjax.trace.programs import bind
@@ -65,7 +65,9 @@ def read(apply: Apply, params: Any, sample: Any) -> Read:
         )
     paths = [tree.paths[place] for place in static.places]
     shapes = dict(zip(paths, program.in_avals, strict=False))
-    known = {path: _known(path, aval) for path, aval in shapes.items() if len(aval.shape) > 1}
+    known = {
+        path: _known(path, aval) for path, aval in shapes.items() if is_weight(LEAF, aval.shape)
+    }
     seen = _Seen({path for path, layer in known.items() if layer.obstacle is None})
     jax.eval_shape(seen.program(program, paths), *program.in_avals)
     known |= {path: seen.layer(known[path]) for path in seen.paths}

@@ -154,9 +154,11 @@ class Inventory(NamedTuple):
 def is_weight(name: str, shape: Sequence[int]) -> bool:
     """Whether one of a module's parameters is a weight, which the layer table lists and counts.
 
-    Every array of two axes or more is, but no bias or scale, which a stack gives another axis.
+    Every array of two axes or more is, but no bias or scale, which a stack gives another axis. Of
+    those that are layers by themselves, whose names say nothing, axes of length 1 do not count.
     """
-    return name not in VECTORS and len(shape) >= 2
+    axes = [size for size in shape if size > 1 or name != LEAF]
+    return name not in VECTORS and len(axes) >= 2
 
 
 def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
