@@ -63,7 +63,9 @@ def multiplied(
         stages, kernels = stages[::-1], [kernel.T for kernel in kernels[::-1]]
     y = rows
     for stage, kernel in zip(stages, kernels, strict=True):
-        x: Any = split_inputs(y.astype(rows.dtype), stage.groups)
+        # What comes between two stages is of the kind that goes into the first, as its numbers.
+        own = rows.dtype if y is rows else jnp.promote_types(rows.dtype, kernel.dtype)
+        x: Any = split_inputs(y.astype(own), stage.groups)
         product: Any = jax.lax.dot_general
         if stage.groups > 1:
             product = BlockProduct(product)

@@ -21,7 +21,7 @@ from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Held
 from tdjax.functions.products import Product
 from tdjax.params.leaves import leaf_tree
-from tdjax.plan.layers import LEAF, Layer, Storage, is_weight, numbers_obstacle
+from tdjax.plan.layers import LEAF, VECTORS, Layer, Storage, is_weight, numbers_obstacle
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, OUTPUT, inside_call, mark
 from tdjax.trace.programs import bind
@@ -71,6 +71,7 @@ def read(apply: Apply, params: Any, sample: Any) -> Read:
     seen = _Seen({path for path, layer in known.items() if layer.obstacle is None})
     jax.eval_shape(seen.program(program, paths), *program.in_avals)
     known |= {path: seen.layer(known[path]) for path in seen.paths}
+    known = {path: layer for path, layer in known.items() if path not in seen.vectors}
     marks = _Marks({path: own for path, own in known.items() if own.obstacle is None})
     marked = jax.make_jaxpr(marks.program(program, paths))(*program.in_avals)
     return Read(
@@ -151,6 +152,17 @@ class _Seen(_Dense):
         self.paths = paths
         self._forms: dict[str, set[Layer]] = {path: set() for path in paths}
         self._readers: dict[str, str] = {}
+        # Arrays that are read as matrices, or more.
+        self._wide: set[str] = set()
+
+    @property
+    def vectors(self) -> set[str]:
+        """Paths of arrays that are no weights: vectors, of which a stack has one for each layer."""
+
+        def is_vector(path: str) -> bool:
+            return path not in self._wide or path.rpartition("/")[2] in VECTORS
+
+        return {path for path in self._readers if not self._forms[path] and is_vector(path)}
 
     def product(self, held: Held, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
         """See `Policy.product`."""
@@ -160,6 +172,8 @@ class _Seen(_Dense):
     def released(self, held: Held, reader: str) -> Array:
         """See `Policy.released`."""
         self._readers.setdefault(held.path, reader)
+        if is_weight(LEAF, held.content.shape):
+            self._wide.add(held.path)
         return held.content
 
     def layer(self, known: Layer) -> Layer:

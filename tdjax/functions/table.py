@@ -58,10 +58,11 @@ def inventory(apply: Apply, params: Any, sample: Any, method: None = None) -> In
 
 
 def layer_table(apply: Apply, params: Any, sample: Any, method: None = None) -> tuple[Layer, ...]:
-    """All arrays of two axes or more, those that are layers in the order of their calls.
+    """All arrays that are layers, in the order of their calls.
 
     No arithmetic is done: the function is traced with shapes. Arguments and errors as `make_plan`.
-    Those that cannot be factorised are listed last, with the obstacle.
+    Other arrays of two axes or more are listed last, with the obstacle, unless they are read as
+    vectors, as those of a stack are.
     """
     return _table(read(apply, params, sample))
 

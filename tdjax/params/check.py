@@ -55,10 +55,11 @@ def check_params(params: Tree, plan: Plan) -> None:
         for entry in plan.factorised
         for name in _factors(find(params, entry.layer.path))
     }
+    # Of a function's arrays it lists those alone that may be weights.
     found += [
         f"layer {path!r} is not in the plan"
         for path, own in mappings(params)
-        if path not in known and _holds_weight(own)
+        if not of_leaves(plan) and path not in known and _holds_weight(own)
     ]
     if found:
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

@@ -41,9 +41,7 @@ RULES = {
     ],
     "perceptron": [tdjax.Rule(path=".*", method="svd", rank=2)],
 }
-DENSE = {
-    "tokens": ["blocks/scale", "blocks/shift", "positions"],
-}
+DENSE = {"tokens": ["positions"]}
 
 
 def macs(function, *args):
