@@ -33,12 +33,15 @@ class Held:
         path: of the array.
         shape: of the array.
         value: what is known of the view.
+        numbers: by axis of the array, which slice along it the view is of, where it is of one that
+            was taken by its number.
     """
 
     content: Any
     path: str = field(metadata={"static": True})
     shape: tuple[int, ...] = field(metadata={"static": True})
     value: Value = field(metadata={"static": True})
+    numbers: dict[int, Any] = field(default_factory=dict)
 
     def place(self, operand: int) -> Place:
         """The view as an operand of an equation."""
@@ -47,11 +50,19 @@ class Held:
     def viewed(self, eqn: JaxprEqn, value: Value, number: int, reads: list[Any]) -> Held:
         """What an equation that leaves a view a view gives as its result of that number."""
         content = bind(eqn, [self.content, *reads[1:]])[number]
-        return replace(self, content=content, value=value)
+        lost = set(_axes(self.value)) - set(_axes(value))
+        taken = {}
+        for axis in lost:
+            place = _axis_of(self.value, axis)
+            assert place is not None
+            taken[axis] = jnp.asarray(_index(eqn, place, number, reads)[0])
+        return replace(self, content=content, value=value, numbers={**self.numbers, **taken})
 
     def in_turns(self) -> Held:
         """With the axis in front that a scan slices."""
-        return self
+        length = self.content.shape[0]
+        every = {axis: jnp.broadcast_to(own, (length,)) for axis, own in self.numbers.items()}
+        return replace(self, numbers=every)
 
     def of_turn(self, scan: int) -> Held:
         """The slice of one turn, of what `in_turns` gave."""
@@ -126,6 +137,11 @@ def can_turn(held: AnyHeld) -> bool:
     """Whether a scan over the first axis of a view has views in its turns."""
     parts = held.value.parts
     return parts is not None and parts != () and is_plain(parts[0])
+
+
+def _axes(value: Value) -> list[int]:
+    """The axes of the array that a view has."""
+    return [part.axis for own in value.parts or () for part in own]
 
 
 def _axis_of(value: Value, axis: int | None) -> int | None:

@@ -207,20 +207,26 @@ class _Marks(_Dense):
         number, layer = len(self.calls), self.layers[held.path]
         attends = is_attending(layer, product)
         rows, kernel = product.rows(reads), product.kernel(held.content)
+        at, stack = product.batch, layer.storage.stack
+        slot = None if stack is None else held.numbers.get(stack)
+
+        def marked(x: Array, kernel: Array, end: str) -> Array:
+            if slot is None:
+                return mark(x, kernel, number, end)
+            return _marked_slot(x, slot, layer.copies, number, end)
 
         def call(rows: Array, kernel: Array) -> Array:
-            x = mark(rows, kernel, number, INPUT)
+            x = marked(rows, kernel, INPUT)
             with inside_call(number):
                 y = product.multiply(Whole(layer), [kernel], x, attends=False)
             self.products[number] = product
             self.calls[number] = TracedCall(
                 _of_call(layer, product.layer, attends),
                 product.call(attends, shape_of(x), shape_of(y)),
-                indexed=_is_indexed(product),
+                indexed=slot is not None,
             )
-            return mark(y, kernel, number, OUTPUT)
+            return marked(y, kernel, OUTPUT)
 
-        at = product.batch
         over = call if at is None else jax.vmap(call, in_axes=(at, 0), out_axes=at)
         return product.result(over(rows, kernel))
 
@@ -263,7 +269,8 @@ def _of_call(layer: Layer, own: Layer, attends: bool) -> Layer:
     )
 
 
-def _is_indexed(product: Product) -> bool:
-    stack, value = product.layer.storage.stack, product.place.value
-    sliced = any(own and own[0].axis == stack for _, own in value.turns)
-    return stack is not None and product.batch is None and not sliced
+def _marked_slot(x: Array, slot: Array, copies: int, number: int, end: str) -> Array:
+    """An array, marked as the one of a layer of a stack; those of the others are zero."""
+    slots = jnp.zeros((copies, *x.shape), x.dtype).at[slot].set(x)
+    marked = jax.vmap(lambda x, kernel: mark(x, kernel, number, end))(slots, jnp.zeros(copies))
+    return marked[slot]

@@ -52,8 +52,7 @@ class Sums(NamedTuple):
 def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
     """The calls of some layers that run, by number.
 
-    Raises ValueError for one inside a while loop, or another function that nothing comes out of,
-    and for one of a stack that is taken by its number.
+    Raises ValueError for one inside a while loop, or another function that nothing comes out of.
     """
     summed: dict[int, SummedCall] = {}
     for number, made in trace.calls.items():
@@ -64,12 +63,6 @@ def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
                 f"collect_moments: layer {made.layer.path!r} is called inside "
                 f"`{trace.survey.hidden[number]}`, from which no sums can be returned; choose "
                 "other layers with paths="
-            )
-        if made.indexed:
-            raise ValueError(
-                f"collect_moments: layer {made.layer.path!r} is a stack whose layers are taken by "
-                "their numbers, so that no sums are known to be those of one: let jax.lax.scan or "
-                "jax.vmap run over it, or choose other layers with paths="
             )
         flow: Flow = flow_of(made.call, made.layer)
         rows = flow.inputs or flow.queries

@@ -30,7 +30,8 @@ class TracedCall:
         layer: what it says of the layer, with the positions and lookups of this call alone.
         call: module and arrays; None where the layer cannot be factorised anyway, and has no marks.
         array: names of the layer's array among those of the model, where they are known.
-        indexed: whether its array is one of a stack, taken by its number.
+        indexed: whether its array is taken out of a stack by its number: the marks then have the
+            axis of a stack in front, on which all but one are zero.
     """
 
     layer: Layer
@@ -81,6 +82,9 @@ class Trace:
         by_path: dict[str, list[tuple[Layer, int]]] = defaultdict(list)
         for number, made in sorted(self.calls.items()):
             runs = self.survey.runs[number] if made.call is not None else 1
+            if made.indexed:
+                # Of all layers that pass its marks it is one.
+                runs //= made.layer.copies
             by_path[made.layer.path].append(
                 (made.layer, runs)
                 if made.layer.stored is not None or made.call is None

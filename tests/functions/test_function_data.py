@@ -74,18 +74,24 @@ def test_moments_of_tables_and_through_transformers():
     np.testing.assert_allclose(found, queries.T @ queries / len(queries), rtol=1e-4, atol=1e-4)
 
 
-def test_a_stack_that_is_taken_by_numbers_has_no_moments():
-    def apply(params, x):
-        return x @ params["w"][0] @ params["w"][1]
+def test_moments_of_a_stack_whose_layers_are_taken_by_their_numbers():
+    def scanned(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
-    params, x = drawn(0, w=(2, 8, 8)), inputs(1, 4, 8)
-    plan = tdjax.make_plan(apply, params, [tdjax.Rule(path="w", method="svd", rank=2)], x)
-    factors = tdjax.factorize_params(params, plan)
-    dense = tdjax.reconstruct_params(factors, plan)
-    found = tdjax.factorize(apply, plan)(factors, x)
-    np.testing.assert_allclose(found, apply(dense, x), atol=1e-5)
-    with pytest.raises(ValueError, match="'w' is a stack whose layers are taken by their numbers"):
-        tdjax.collect_moments(apply, params, [x])
+    def unrolled(w, x):
+        for k in range(2):
+            x = jnp.tanh(x @ w[k])
+        return jax.lax.fori_loop(2, 4, lambda k, x: jnp.tanh(x @ w[k]), x)
+
+    w, x = drawn(0, w=(4, 8, 8))["w"], inputs(1, 100, 8)
+    expected, found = (
+        tdjax.collect_moments(apply, w, [x], loss_fn=lambda y, _: (y**2).sum(1))[""]
+        for apply in (scanned, unrolled)
+    )
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    plans = [tdjax.make_plan(apply, w, [], x) for apply in (scanned, unrolled)]
+    assert plans[0] == plans[1]
 
 
 def test_budgets_and_decompositions_by_data():
