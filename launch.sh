@@ -56,11 +56,12 @@ case "${1:-}" in
         ;;
     "")
         set_up .venv experiments
-        .venv/bin/python -m experiments.main --config=configs/digits.py --workdir=runs/digits
+        # In place of this shell, so that signals reach it.
+        exec .venv/bin/python -m experiments.main --config=configs/digits.py --workdir=runs/digits
         ;;
     *)
         [ $# -ge 2 ] || { sed -n '2,7p' "$0"; exit 2; }
         set_up .venv experiments
-        .venv/bin/python -m experiments.main --config="$1" --workdir="$2" "${@:3}"
+        exec .venv/bin/python -m experiments.main --config="$1" --workdir="$2" "${@:3}"
         ;;
 esac

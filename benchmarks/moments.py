@@ -43,7 +43,8 @@ def main(_: list[str]) -> None:
     asked = summed_calls(traced, set(traced.layers))
     leaves = jax.tree.leaves(plain(variables))
     arrays, frame = split_arrays((x, y))
-    inputs, both = (batch_sums(traced, asked, frame, fn, Reading.FIRST) for fn in (None, loss_fn))
+    reading = Reading(first=True)
+    inputs, both = (batch_sums(traced, asked, frame, fn, reading) for fn in (None, loss_fn))
     forward, gradient = jax.jit(model.apply), jax.jit(jax.grad(loss))
     names = ("forward", "with input moments", "forward and backward", "with both moments")
     times = interleaved(

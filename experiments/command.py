@@ -1,10 +1,10 @@
 """The command line: from flags to one function call, and from whatever goes wrong to one line."""
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from experiments.runner import carry_out
 from experiments.workdir.stops import end
-from tdjax.files import one_line
+from tdjax.files import FULL, one_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for measurements, checkpoints and report.")
@@ -25,7 +25,6 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
 # Errors whose message is meant for the reader.
 READABLE = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +36,7 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Orbax logs every step of every save, and tracebacks of what it raises.
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _unless_given_up
     try:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")
@@ -52,6 +52,15 @@ def main(argv: list[str]) -> None:
         end(1, f"error: {in_one_line(error)}")
     # A folder's name may hold bytes that are no text.
     print(f"report: {page}".encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _unless_given_up(raised: Any) -> None:
+    """Show what a thread cannot raise.
+
+    But for what Orbax gave up at an error that is told: hundreds of times six lines.
+    """
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -81,7 +90,8 @@ def in_one_line(error: BaseException) -> str:
     # What XLA says of memory fills pages.
     text = one_line(text)
     if any(
-        (isinstance(one, OSError) and one.errno in FULL) or os.strerror(errno.ENOSPC) in str(one)
+        (isinstance(one, OSError) and one.errno in FULL)
+        or any(os.strerror(number) in str(one) for number in FULL)
         for one in chain
     ):
         text += "; make room on the disk and start the same command again: it goes on from there"

@@ -10,22 +10,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from experiments.network.baseline import baseline_record, trained
+from experiments.network.baseline import baseline_record, check_weights, trained
 from experiments.network.network import Network, configured
 from experiments.network.training import Variables
 from experiments.workdir.claim import in_use
+from experiments.workdir.config import check_workdir, claim_workdir, read_config
 from experiments.workdir.environment import environment
 from experiments.workdir.fields import plain_fields, read_fields, report_fields
 from experiments.workdir.files import remove_leftovers
-from experiments.workdir.journal import (
-    Identity,
-    Journal,
-    Schema,
-    check_workdir,
-    claim_workdir,
-    read_config,
-    read_journal,
-)
+from experiments.workdir.journal import Identity, Journal, Schema, read_journal
 from experiments.workdir.progress import progress_bar
 from experiments.workdir.ranges import shown
 from experiments.workdir.stops import undone
@@ -123,15 +116,18 @@ def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Iterator[J
 def baseline(
     network: Network, journal: Journal, workdir: Path, subsets: Sequence[str], **fields: Any
 ) -> Variables:
-    """The network before compression, read or trained, and recorded.
+    """The network before compression, read or trained, and recorded, or known to be the same.
 
     Arguments:
         subsets: the sets of examples that it is measured on.
         fields: further fields of its record.
     """
     models, epoch = trained(network, workdir / "checkpoints" / "baseline")
-    if journal.get("baseline") is None:
+    whole = journal.get("baseline")
+    if whole is None:
         journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])
+    else:
+        check_weights(whole, models)
     return models.of_run(0)
 
 

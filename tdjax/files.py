@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import numpy as np
 
+# That a disk, or a share of one, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of a message from elsewhere, as much as a person reads.
 LONGEST_MESSAGE = 600
 
@@ -53,10 +55,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        full = next((number for number in FULL if os.strerror(number) in str(error)), None)
         if isinstance(error, OSError):
             number, text = error.errno or errno.EIO, error.strerror or one_line(error)
-        elif os.strerror(errno.ENOSPC) in str(error):
-            number, text = errno.ENOSPC, os.strerror(errno.ENOSPC)
+        elif full is not None:
+            number, text = full, os.strerror(full)
         else:
             raise
         raise OSError(number, text, str(path)) from error

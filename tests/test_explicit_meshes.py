@@ -27,6 +27,10 @@ functions = [
     lambda x, s: dense(tdjax.tucker_als(x, (3, 2))),
     lambda x, s: tdjax.weight_errors(x, 0.9 * x)["scaled"],
     lambda x, s: tdjax.Covariance(s).relative_error(x, 0.9 * x),
+    lambda x, s: x * tdjax.Covariance(s).diagonal(x),
+    lambda x, s: x * tdjax.adaptive_prune({"dense": {"kernel": x}}, share=0.5)["dense"]["kernel"],
+    lambda x, s: tdjax.lq_norm(x, 0.5, outputs=0),
+    lambda x, s: tdjax.LowRank(s, x).to_tensor(),
 ]
 for function in functions:
     expected = function(x, s)

@@ -1,14 +1,29 @@
-"""How far a network can be compressed, known before it is trained."""
+"""How far and how nearly a network can be compressed, known before it is trained."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from tdjax.allocation.choices import cost_of, low_rank_choices, share_choices, tucker_choices
+import numpy as np
+from jaxtyping import Int
+
+from tdjax.allocation.allocate import TOLERANCE
+from tdjax.allocation.choices import (
+    FINE_SHARES,
+    SHARES,
+    cost_of,
+    low_rank_choices,
+    share_choices,
+    tucker_choices,
+)
+from tdjax.allocation.exact import distinct, nearest
 from tdjax.allocation.measures import SAMPLED
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
+
+Costs = Int[np.ndarray, " n"]
 
 
 def least_share(dense: Plan, cost: str, methods: Sequence[str]) -> float:
@@ -21,20 +36,83 @@ def least_share(dense: Plan, cost: str, methods: Sequence[str]) -> float:
 
     Of the formats that strategies with an error choose from; "uniform" has others.
     """
+    whole, fixed, costs = _counted(dense, partial(_costs, cost=cost, methods=methods), cost)
+    return (fixed + sum(int(own.min()) for own in costs)) / whole
+
+
+def nearest_share(
+    dense: Plan, cost: str, methods: Sequence[str], budget: float, *, grouped: bool = False
+) -> float:
+    """A share of the network, below a budget, that ranks add up to.
+
+    As near to it as can be, or within the tolerance of `tdjax.allocate`.
+
+    Arguments:
+        dense, cost, methods: see `least_share`, which `budget` is not below.
+        grouped: whether low rank may have its channels in groups.
+    """
+    costs_of = partial(_costs, cost=cost, methods=methods, grouped=grouped)
+    whole, fixed, costs = _counted(dense, partial(costs_of, shares=SHARES), cost)
+    most = math.floor(budget * whole * (1 + 1e-9)) - fixed
+    spent = _filled(costs, most)
+    # Where there are many layers, what is left is little.
+    if spent < most - TOLERANCE * whole:
+        _, _, costs = _counted(dense, partial(costs_of, shares=FINE_SHARES), cost)
+        tables = [distinct(own, np.zeros(len(own))) for own in costs]
+        places = nearest(tables, most, most, np.add)
+        exact = sum(int(table.cost[place]) for table, place in zip(tables, places, strict=True))
+        spent = max(spent, exact)
+    return (fixed + spent) / whole
+
+
+def _filled(costs: Sequence[Costs], most: int) -> int:
+    """A total near below `most`: of each layer in turn the greatest cost that fits."""
+    left = most - sum(int(own.min()) for own in costs)
+    for own in costs:
+        more = own - own.min()
+        left -= int(more[more <= left].max())
+    return most - left
+
+
+def _counted(
+    dense: Plan, costs_of: Callable[[Layer], Costs], cost: str
+) -> tuple[int, int, list[Costs]]:
+    """The cost of a network, of what stays as it is, and all that each other layer may cost."""
     whole = dense.size if cost == "params" else dense.macs
     layers = [entry.layer for entry in dense.layers if entry.layer.obstacle is None]
-    return (whole - sum(_most_spared(layer, cost, methods) for layer in layers)) / whole
+    costs = [costs_of(layer) for layer in layers]
+    return whole, whole - sum(int(own[-1]) for own in costs), costs
 
 
-def _most_spared(layer: Layer, cost: str, methods: Sequence[str]) -> int:
+def _costs(
+    layer: Layer,
+    *,
+    cost: str,
+    methods: Sequence[str],
+    shares: Sequence[float] = SAMPLED,
+    grouped: bool = False,
+) -> Costs:
+    """All that a layer may cost, last what it costs as it is."""
     dense = cost_of(PlannedLayer(layer), cost)
+    found = _by_method(layer, cost, methods, shares, grouped=grouped)
+    return np.concatenate([*(own[own < dense] for own in found), [dense]])
+
+
+def _by_method(
+    layer: Layer, cost: str, methods: Sequence[str], shares: Sequence[float], *, grouped: bool
+) -> Iterator[Costs]:
     matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
-    costs = [dense]
     for method in methods:
         if method == "svd":
-            costs += low_rank_choices(layer, cost).cost.tolist()
+            channels = layer.kernel_shape[-2]
+            alone = not grouped or layer.groups > 1 or layer.kind == "embed"
+            for k in range(1, 2 if alone else channels + 1):
+                if channels % k == 0:
+                    yield low_rank_choices(layer, cost, k).cost
         elif method == "tucker" and not matrix:
-            costs += tucker_choices(layer, cost).cost.tolist()
+            yield tucker_choices(layer, cost).cost
         elif not matrix:
-            costs += share_choices(layer, cost, method, SAMPLED).cost.tolist()
-    return dense - min(costs)
+            sampled = share_choices(layer, cost, method, SAMPLED).cost
+            many = share_choices(layer, cost, method, shares).cost
+            # Those between are interpolated.
+            yield many[(many >= min(sampled, default=0)) & (many <= max(sampled, default=0))]

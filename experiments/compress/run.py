@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from experiments.compress.reach import least_share
+from experiments.compress.reach import least_share, nearest_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
 from experiments.network.calibrate import Batch
@@ -28,10 +29,11 @@ from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
+from tdjax.allocation.allocate import TOLERANCE
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate
 from tdjax.linen import factorize
-from tdjax.params.saving import load_factorised, save_factorised
+from tdjax.params.saving import CheckpointError, load_factorised, save_factorised
 from tdjax.params.tree import layer_params
 from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
@@ -45,7 +47,7 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
     report's page; see `experiments.runner.carry_out`.
     """
     trials = enumerate_trials(settings)
-    check_reach(network, settings, trials)
+    check_reach(network, settings)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
         model = baseline(network, journal, workdir, ("test",))
         measure(
@@ -61,7 +63,7 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
 EXPERIMENT = Experiment("compress", Compress, run, write_report)
 
 
-def check_reach(network: Network, settings: Compress, trials: Sequence[Trial]) -> None:
+def check_reach(network: Network, settings: Compress) -> None:
     """Refuse, before any work, what the network or its data do not have.
 
     Raises ValueError for budgets that no ranks meet, and for more timed images than there are.
@@ -71,19 +73,32 @@ def check_reach(network: Network, settings: Compress, trials: Sequence[Trial]) -
         raise FieldError(
             "timed_images", f"is {settings.timed_images}, but there are {images} test images"
         )
-    for trial in trials:
-        if trial.strategy == "uniform":
-            # Needs no weights.
-            for number in range(1, settings.rounds + 1):
-                planned(network, settings, network.start, trial, number)
-    budget = min(settings.budgets)
-    for strategy in settings.strategies:
-        methods = ("svd",) if strategy.startswith("alds") else settings.methods
-        least = least_share(network.dense, settings.cost, methods)
-        # What rounding may take from the budget.
-        if strategy != "uniform" and budget < least - 1e-9:
-            problem = f"strategy {strategy!r} reaches {least:.4g} of the {settings.cost} to 1"
-            raise FieldError("budgets", f"has {budget}: {problem}")
+    for strategy, budget in product(settings.strategies, settings.budgets):
+        for number in range(1, settings.rounds + 1):
+            try:
+                _check_budget(network, settings, strategy, budget ** (number / settings.rounds))
+            except ValueError as error:
+                raise FieldError("budgets", f"has {budget}: {error}") from error
+
+
+def _check_budget(network: Network, settings: Compress, strategy: str, budget: float) -> None:
+    """Raise ValueError where no ranks that a strategy may choose meet a budget."""
+    if strategy == "uniform":
+        # Needs no weights.
+        allocated(network, settings, network.start, strategy, budget)
+        return
+    grouped = strategy.startswith("alds")
+    options = (network.dense, settings.cost, ("svd",) if grouped else settings.methods)
+    least = least_share(*options)
+    # What rounding may take from the budget.
+    if budget < least - 1e-9:
+        raise ValueError(f"strategy {strategy!r} reaches {least:.4g} of the {settings.cost} to 1")
+    found = nearest_share(*options, budget, grouped=grouped)
+    if found < budget - TOLERANCE - 1e-9:
+        raise ValueError(
+            f"strategy {strategy!r} cannot meet it within {TOLERANCE:.1%} of the {settings.cost}: "
+            f"the steps between ranks are too large; {found:.4g} is within reach"
+        )
 
 
 def _names(journal: Journal, settings: Compress, trial: Trial) -> list[Identity]:
@@ -107,23 +122,34 @@ def _measure(
     """Yield the records that are missing, a trial at a time, its checkpoint written before."""
     for trial in trials:
         names = _names(journal, settings, trial)
-        if all(name in journal.found for name in names):
-            continue
-        batches = batches_for(network, trial.calibration)
-        kept = made = press(network, settings, model, trial, batches, workdir / "moments")
-        records = []
-        for kind, *_ in names:
-            fields = trial.fields
-            if kind == "network":
-                fields["plan"] = made.plan.to_json()
-            # The last is kept: trained on, if asked.
-            record, kept = made.measured(kind, fields, batches, f"{trial.name}, last")
-            records.append(record)
-        if trial.strategy.startswith("alds") and settings.rounds == 1:
-            records[0]["bound"] = greatest_bound(model, made.plan)
-        variables = Variables(dict(kept.factors), kept.state).collections
-        save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
-        yield records
+        if any(name not in journal.found for name in names):
+            yield _made(network, settings, model, trial, [kind for kind, *_ in names], workdir)
+
+
+def _made(
+    network: Network,
+    settings: Compress,
+    model: Variables,
+    trial: Trial,
+    kinds: Sequence[str],
+    workdir: Path,
+) -> Records:
+    """The records of a trial, once its checkpoint is written."""
+    batches = batches_for(network, trial.calibration)
+    kept = made = press(network, settings, model, trial, batches, workdir / "moments")
+    records = []
+    for kind in kinds:
+        fields = trial.fields
+        if kind == "network":
+            fields["plan"] = made.plan.to_json()
+        # The last is kept: trained on, if asked.
+        record, kept = made.measured(kind, fields, batches, f"{trial.name}, last")
+        records.append(record)
+    if trial.strategy.startswith("alds") and settings.rounds == 1:
+        records[0]["bound"] = greatest_bound(model, made.plan)
+    variables = Variables(dict(kept.factors), kept.state).collections
+    save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
+    return records
 
 
 def _time(
@@ -141,7 +167,15 @@ def _time(
     for trial in trials:
         if journal.get("timed", **trial.fields):
             continue
-        variables, plan = load_factorised(workdir / "compressed" / trial.name)
+        folder = workdir / "compressed" / trial.name
+        if not folder.exists():
+            # Removed, as it is measured already.
+            kinds = [kind for kind, *_ in _names(journal, settings, trial)]
+            _made(network, settings, model, trial, kinds, workdir)
+        try:
+            variables, plan = load_factorised(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove {folder} to have it made again") from error
         small = factorize(network.module, plan)
         after = jax.jit(lambda variables, small=small: small.apply(variables, images))
         profile = profile_calls(partial(before, whole), partial(after, variables))
@@ -176,31 +210,32 @@ def press(
             # Only the uncompressed network's moments are shared between trials.
             own = folder if number == 1 else folder / f"{trial.name}-{number}"
             moments = moments_for(network, model, batches, trial.calibration, own, gradients=True)
-        plan = planned(network, settings, model, trial, number, moments)
+        budget = trial.budget ** (number / settings.rounds)
+        plan = allocated(network, settings, model, trial.strategy, budget, moments)
         factors = decomposed(network, model, plan, trial.name, norm, batches, moments)
         made = Compressed(network, plan, factors, model.state)
     assert made is not None
     return made
 
 
-def planned(
+def allocated(
     network: Network,
     settings: Compress,
     model: Variables,
-    trial: Trial,
-    number: int = 1,
+    named: str,
+    budget: float,
     moments: Moments | None = None,
 ) -> Plan:
-    """What the strategy of a trial chooses in one of the rounds.
+    """What a strategy, by its name in the settings, chooses.
 
     Raises ValueError for a budget that cannot be met.
     """
-    strategy, _, released = trial.strategy.partition(" ")
+    strategy, _, released = named.partition(" ")
     return allocate(
         network.module,
         model.collections,
         network.sample,
-        budget=trial.budget ** (number / settings.rounds),
+        budget=budget,
         cost=settings.cost,
         strategy=strategy,
         methods=settings.methods,

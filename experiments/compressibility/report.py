@@ -23,7 +23,7 @@ from experiments.compressibility.settings import SCHEMA, Compressibility
 from experiments.compressibility.tables import text_tables, with_names
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section
-from experiments.report.plots import ACCURACY, MARKERS, WIDTH, figure, plot_curves
+from experiments.report.plots import ACCURACY, MARKERS, WIDTH, figure, in_legend, plot_curves
 from experiments.report.tables import number, percent, to_csv
 from experiments.workdir.journal import Journal
 
@@ -178,7 +178,7 @@ def plot_index(rows: pd.DataFrame, indices: Mapping[str, str]) -> bytes:
                     100 * own["reached"],
                     color=COLORS[place % len(COLORS)],
                     marker=MARKERS[place % len(MARKERS)],
-                    label=layer,
+                    label=in_legend(layer),
                     s=28,
                 )
             axes.set_xlabel(text)

@@ -14,7 +14,7 @@ from experiments.compressibility.layers import layer_records, layers_of
 from experiments.compressibility.measure import Pruner, baseline_record, pruned_record, tuned_record
 from experiments.compressibility.report import write_report
 from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
-from experiments.network.baseline import trained
+from experiments.network.baseline import check_weights, trained
 from experiments.network.calibrate import Calibration, seen
 from experiments.network.network import Network, reseeded
 from experiments.network.train_on import moments_for
@@ -24,6 +24,7 @@ from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.ranges import SEEDS
 from experiments.workdir.threads import Records
 from tdjax.linen.removal import remove_dead
+from tdjax.params.digests import tree_digest
 
 
 def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
@@ -106,8 +107,9 @@ def _measure(
     model = jax.tree.map(lambda leaf: leaf[0], models)
     whole = journal.get("baseline", run=run)
     if whole is None:
-        whole = baseline_record(network, model, epoch, run)
+        whole = {**baseline_record(network, model, epoch, run), "weights": tree_digest(models)}
         yield [dict(whole)]
+    check_weights(whole, models)
     calibration = seen(settings.calibration, Calibration())
     batches = network.batches(calibration)
     layers = layers_of(network, model, [batch.images for batch in batches])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.report.plots import INK, MARKERS, MUTED, WIDTH, draw_level, figure
+from experiments.report.plots import INK, MARKERS, MUTED, WIDTH, draw_level, figure, in_legend
 
 # Blue and orange of Okabe and Ito: told apart by colour-blind readers, and in grey.
 COLORS = {"before": "#0072b2", "after": "#e08a00"}
@@ -123,7 +123,7 @@ def plot_scatter(
         panels[0].set_ylabel("classification error on the test set")
         # Marks of nothing, for the legend alone.
         for layer, color in colors.items():
-            axes.plot([], [], linestyle="none", marker="o", color=color, label=layer)
+            axes.plot([], [], linestyle="none", marker="o", color=color, label=in_legend(layer))
         for method, marker in markers.items():
             axes.plot([], [], linestyle="none", marker=marker, color=MUTED, label=method)
         for axes in panels:

@@ -20,7 +20,9 @@ from experiments.network.training import (
     performance,
     start_fit,
 )
+from experiments.workdir.journal import Record
 from experiments.workdir.progress import progress_bar
+from tdjax.params.digests import tree_digest
 
 
 def trained(network: Network, folder: Path) -> tuple[Variables, int]:
@@ -51,7 +53,8 @@ def train_baseline(network: Network, folder: Path) -> Fit:
         print(told, file=sys.stderr)
     else:
         fit = restored[1]
-    epoch, keys = int(fit.epoch.max()), jax.random.split(network.key(TRAIN), 1)
+    epoch = saved = int(fit.epoch.max())
+    keys = jax.random.split(network.key(TRAIN), 1)
     with progress_bar("training epochs", settings.epochs, epoch) as progress:
         for after in fit_epochs(fit, network.apply, settings, splits, keys):
             fit, epoch = after, epoch + 1
@@ -60,10 +63,25 @@ def train_baseline(network: Network, folder: Path) -> Fit:
                     "the validation loss is not finite after the first epoch; "
                     "a lower learning_rate may help"
                 )
-            if epoch % network.settings.checkpoint_every == 0 or epoch == settings.epochs:
+            if epoch % network.settings.checkpoint_every == 0:
                 checkpoints.save(folder, epoch, fit)
+                saved = epoch
             progress.update(1)
+    if epoch > saved:
+        checkpoints.save(folder, epoch, fit)
     return fit
+
+
+def check_weights(record: Record, models: Variables) -> None:
+    """Refuse to go on with another network than the one that a baseline's record is about.
+
+    Raises ValueError where its weights are others. Records of earlier versions do not tell.
+    """
+    if record.get("weights", found := tree_digest(models)) != found:
+        raise ValueError(
+            "the network before compression is not the one that was measured here: its checkpoint "
+            "or its file of weights was lost or replaced; put it back, or use another workdir"
+        )
 
 
 def baseline_record(
@@ -84,6 +102,7 @@ def baseline_record(
         "params": network.dense.size,
         "macs": network.dense.macs,
         "epoch": epoch,
+        "weights": tree_digest(models),
     }
     for name in subsets:
         examples: Examples = getattr(network.splits, name)

@@ -7,39 +7,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 
-from tdjax.files import one_line, writing
-from tdjax.params.digests import (
-    check_arrays,
-    check_newest,
-    check_seal,
-    check_shapes,
-    digests_of,
-    seal_files,
-    sealed,
-)
+from tdjax.files import one_line
+from tdjax.params.digests import check_newest, check_seal
 from tdjax.params.saving import CheckpointError
+from tdjax.params.steps import arrays_of, json_of, opened, save_step
 
 Tree = TypeVar("Tree")
 
-# The item of a checkpoint that was written before there were digests.
+ARRAYS, ABOUT = "tree", "digests"
+# The arrays of a checkpoint that was written before there were digests.
 OLD = "default"
-
-
-def _manager(folder: Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, create=True, enable_async_checkpointing=False
-    )
-    # Named, for a manager that is to read before it has written.
-    handlers = {
-        "tree": ocp.StandardCheckpointHandler(),
-        "digests": ocp.JsonCheckpointHandler(),
-        OLD: ocp.StandardCheckpointHandler(),
-    }
-    return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
 
 
 def save(folder: Path, step: int, tree: Any) -> None:
@@ -49,16 +27,7 @@ def save(folder: Path, step: int, tree: Any) -> None:
 
     Raises OSError that names the folder where it cannot be written.
     """
-    with writing(folder), _manager(folder) as manager:
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                tree=ocp.args.StandardSave(tree),
-                digests=ocp.args.JsonSave(sealed({"arrays": digests_of(tree)})),
-            ),
-        )
-        manager.wait_until_finished()
-    seal_files(folder / str(step))
+    save_step(folder, (ARRAYS, tree), (ABOUT, {}), step)
 
 
 def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
@@ -72,16 +41,17 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     """
     if not folder.exists():
         return None
-    where = folder
+    where, shapes = folder, jax.eval_shape(lambda: like)
     try:
         check_newest(folder)
-        with _manager(folder) as manager:
+        with opened(folder, (ARRAYS, OLD), ABOUT) as manager:
             step = manager.latest_step()
             if step is None:
                 return None
             where = folder / str(step)
             is_old = (where / OLD).is_dir()
-            tree = _restored(manager, step, _placed(like), is_old=is_old)
+            digests = None if is_old else check_seal(json_of(manager, step, ABOUT))["arrays"]
+            tree = arrays_of(manager, step, OLD if is_old else ARRAYS, shapes, digests)
     except Exception as error:
         raise CheckpointError(
             f"{where}: the checkpoint is damaged or belongs to another network "
@@ -93,30 +63,4 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
             f"remove {folder} to train from scratch",
             stacklevel=2,
         )
-    # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
-    # of an unbroken run, would be compiled again for them.
-    return step, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
-
-
-def _placed(like: Tree) -> Tree:
-    """The shapes of a pytree, on the default device."""
-    # Named, because orbax otherwise reads the placement from the file and warns that it does.
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes: Tree = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(lambda: like),
-    )
-    return shapes
-
-
-def _restored(manager: ocp.CheckpointManager, step: int, shapes: Tree, *, is_old: bool) -> Tree:
-    """The arrays of one step, known to be those that were saved; raises whatever else leads to."""
-    arguments = ocp.args.StandardRestore(shapes)
-    if is_old:
-        return manager.restore(step, args=ocp.args.Composite(**{OLD: arguments}))[OLD]
-    found = manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))
-    digests = check_seal(found.digests)["arrays"]
-    check_shapes(shapes, digests)
-    tree = manager.restore(step, args=ocp.args.Composite(tree=arguments)).tree
-    check_arrays(tree, digests)
-    return tree
+    return step, tree

@@ -33,6 +33,8 @@ STYLE: Any = {
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    # Names may hold dollar signs.
+    "text.parse_math": False,
 }
 DPI = 160
 WIDTH = 9.0
@@ -89,6 +91,12 @@ def draw_curve(
     )
 
 
+def in_legend(name: Any) -> str:
+    """A name as the label of what a legend shows; those that begin with "_" are left out of it."""
+    text = str(name)
+    return f" {text}" if text.startswith("_") else text
+
+
 def draw_level(axes: Any, share: float | None) -> None:
     """A dashed line at what the network had before compression, if that is known."""
     if share is not None:
@@ -125,6 +133,7 @@ def plot_curves(
         draw_level(axes, level)
         if symlog:
             axes.set_yscale("symlog", linthresh=10)
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(x[1])
         axes.set_ylabel(y[1])
         axes.grid(visible=True)

@@ -17,7 +17,7 @@ from experiments.workdir.fields import read_fields
 from experiments.workdir.files import naming, read_json
 from experiments.workdir.processes import Process, this_process
 from experiments.workdir.stops import undone
-from tdjax.files import one_line, partial_file, write_atomically
+from tdjax.files import one_line, partial_file, write_atomically, writing
 
 FILE = "in_use.json"
 # Files beside it, of those that are about to take it over, begin so.
@@ -125,7 +125,7 @@ def _create_without_links(path: Path, mine: Claim) -> bool:
 
 
 def _write_new(path: Path, mine: Claim) -> None:
-    with open(path, "x", encoding="utf-8") as file:
+    with writing(path), open(path, "x", encoding="utf-8") as file:
         file.write(mine.text)
         file.flush()
         os.fsync(file.fileno())

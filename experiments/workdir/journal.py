@@ -1,27 +1,23 @@
-"""The files of a running experiment: written so that a kill at any moment loses nothing."""
+"""What a work directory has measured: its `metrics.jsonl`, of which a kill loses nothing."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-from experiments.workdir.claim import BESIDE, FILE
+from experiments.workdir.config import CONFIG, read_config
 from experiments.workdir.fields import read_fields
-from experiments.workdir.files import append_lines, naming, parse_json, read_bytes, read_json
-from tdjax.files import write_atomically
+from experiments.workdir.files import append_lines, parse_json, read_bytes
 
 T = TypeVar("T")
 
-CONFIG = "config.json"
 # Kind of the records that say with which versions the others were measured.
 ENVIRONMENT = "environment"
-# In place of a field that one of two configurations lacks.
-OFF: Mapping[str, Any] = MappingProxyType({})
 Record = Mapping[str, Any]
 # Kind of a record, and the values of the fields that identify it.
 Identity = tuple[Any, ...]
@@ -32,63 +28,6 @@ A type, where a float may be written as a whole number; a mapping of the fields 
 of one such mapping; a pair of any of these and None for what may be missing or null; or a function
 (name, value) -> value that raises ValueError.
 """
-
-
-def check_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> bool:
-    """Whether the configuration of a work directory is to be written; nothing is touched.
-
-    A field that only one of them knows, as one written by another version, must be off: None, 0,
-    False or empty.
-
-    Arguments:
-        config: plain JSON values.
-        free: paths of the fields that may change; what is there then takes the new values.
-
-    Raises ValueError where the folder holds another configuration or things that are not an
-    experiment's, or cannot be one.
-    """
-    with naming(workdir):
-        if (workdir / CONFIG).exists():
-            present = read_config(workdir)
-        elif workdir.exists() and any(not _is_begun(found.name) for found in workdir.iterdir()):
-            raise ValueError(
-                f"{workdir} is not empty and holds no config.json; use another workdir"
-            )
-        else:
-            return True
-    changed = _differences(present, json.loads(json.dumps(config)))
-    differing = sorted(set(changed) - set(free))
-    if differing:
-        raise ValueError(
-            f"{workdir} holds another configuration; fields that differ: "
-            f"{', '.join(differing)}; use another workdir"
-        )
-    return bool(changed)
-
-
-def claim_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
-    """Make the work directory this configuration's, or find that it is already.
-
-    Arguments and what is raised are those of `check_workdir`; then nothing is touched.
-    """
-    if check_workdir(workdir, config, free):
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / CONFIG, json.dumps(config, indent=2) + "\n")
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-    """The configuration of a work directory, as it is written.
-
-    Raises FileNotFoundError where there is none, ValueError where it cannot be understood.
-    """
-    path = workdir / CONFIG
-    try:
-        found = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); use another workdir") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds no fields); use another workdir")
-    return found
 
 
 def append_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -207,7 +146,8 @@ def read_journal(path: Path, schema: Schema) -> Journal:
     found: dict[Identity, Record] = {}
     journal = Journal(path, schema, found)
     environments = []
-    content = read_bytes(path) if path.exists() else b""
+    # A link that leads nowhere may lead to what was measured, on a disk that is not there.
+    content = read_bytes(path) if os.path.lexists(path) else b""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         if not line.strip():
             continue
@@ -292,25 +232,6 @@ def numbers(name: str, value: Any) -> list[float]:
 
 # How a network does on a set of examples.
 SCORES: Fields = {"accuracy": share, "cross_entropy": float, "count": (natural, None)}
-
-
-def _differences(a: Any, b: Any, where: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            found
-            for key in a.keys() | b.keys()
-            for found in _differences(
-                a.get(key, OFF), b.get(key, OFF), f"{where}.{key}" if where else key
-            )
-        ]
-    if a is OFF or b is OFF:
-        return [where] if a or b else []
-    return [] if a == b else [where]
-
-
-def _is_begun(name: str) -> bool:
-    """Whether a file may be of a process that is about to claim the folder, or was killed then."""
-    return name == FILE or name.startswith((BESIDE, f".{CONFIG}."))
 
 
 def _read(line: bytes, schema: Schema) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Listed:
 def shown(value: Any) -> str:
     """A value as a message shows it: in one line that is not too long."""
     try:
-        text = repr(value)
+        text = repr(value).replace("\n", " ")
     except ValueError:
         # Python does not write whole numbers of thousands of digits.
         return "too long to be shown"

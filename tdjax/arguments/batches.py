@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tdjax.arguments.described import described, is_array, shapes_text
-from tdjax.trace.call import Reading, call_arguments, peeked, split_arrays
+from tdjax.trace.call import Reading, call_arguments, form_of, peeked, split_arrays
 
 
 def read_batches(
@@ -20,8 +20,8 @@ def read_batches(
 ) -> tuple[Reading, Iterable[Any]]:
     """How batches that the user's own function takes too are read, and the batches.
 
-    The first of them decides: by the signature of the model, and where that leaves it open by
-    whether the model can be called.
+    The first of them decides, by the signature of the model, and where that leaves it open by
+    whether the model can be called; all others have its form.
 
     Arguments:
         function: whose batches they are, for messages.
@@ -31,23 +31,28 @@ def read_batches(
     Raises ValueError for a tuple of which the model takes the first entry as well as more.
     """
     batch, batches = peeked(batches)
+    first = _reads_first(function, model, trace_of, batch)
+    return Reading(first, None if batch is None else form_of(batch)), batches
+
+
+def _reads_first(function: str, model: Any, trace_of: Callable[[Any], Any], batch: Any) -> bool:
+    """Whether of a batch the model sees the first entry alone; see `read_batches`."""
     if not isinstance(batch, tuple) or not batch:
-        return Reading.WHOLE, batches
+        return False
     if isinstance(batch[0], (tuple, Mapping)):
         # Arguments in a tuple or a dict of their own are what makes a batch plain.
         plain = _accepts(model, batch[0]) and _traces(trace_of, batch[0])
-        first = plain or not _accepts(model, batch)
-        return (Reading.FIRST if first else Reading.WHOLE), batches
+        return plain or not _accepts(model, batch)
     if not any(split_arrays(entry)[0] for entry in batch[1:]):
         # Switches, or a rest of None.
-        return (Reading.WHOLE if _accepts(model, batch) else Reading.FIRST), batches
+        return not _accepts(model, batch)
     numbers = range(2, len(batch) + 1)
     taken = [n for n in numbers if _accepts(model, batch[:n]) and _traces(trace_of, batch[:n])]
     alone = _accepts(model, batch[0]) and (not taken or _traces(trace_of, batch[0]))
     if not taken:
-        return Reading.FIRST, batches
+        return True
     if taken == [len(batch)] and not alone:
-        return Reading.WHOLE, batches
+        return False
     raise ValueError(
         f"{function}: of the batch ({', '.join(map(_entry, batch))}) the model takes "
         f"{' or '.join(_first(n) for n in [1] * alone + taken)}: write ((a, b), rest) where it is "

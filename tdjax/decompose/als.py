@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,6 +16,9 @@ State = TypeVar("State")
 
 # Below this an error found as a difference of squared norms is mostly rounding.
 CANCELS_BELOW = 1e-2
+# What equations may leave unsolved where sweeps have converged: a share of the squared error, and
+# what rounding leaves of any, in units of the dtype's.
+UNSOLVED, ROUNDED = 1e-2, 8
 
 
 class Info(NamedTuple):
@@ -25,8 +29,8 @@ class Info(NamedTuple):
         iterations: number of sweeps that were made.
         errors: (max_iters,) relative error after each sweep, NaN behind the last one.
         converged: whether the last sweep is known to have changed the relative error by less than
-            `tol`. Where rounding hides so small a change, sweeps end when none is seen, and this
-            is False.
+            `tol`. Where rounding hides so small a change, or keeps the sweeps from one that they
+            would make without it, sweeps end when none is seen, and this is False.
     """
 
     error: Float[Array, ""]
@@ -59,11 +63,14 @@ class Swept(NamedTuple):
         error: its relative error.
         fall: by how much the sweep lowered the square of that, from the changes that it made: as
             a difference of two errors it drowns in their rounding. None where it is not known.
+        left: by how much at least the sweep would have lowered it further, had rounding not kept
+            it from solving its equations. None where it is not known.
     """
 
     state: Any
     error: Float[Array, ""]
     fall: Float[Array, ""] | None = None
+    left: Float[Array, ""] | None = None
 
 
 def iterate(
@@ -102,7 +109,7 @@ def iterate(
         state, progress = carry
         swept, last = sweep(state), progress.last
         converged, still = _at_rest(swept, last, tol)
-        error, worse = swept.error, no
+        error, worse, fresh = swept.error, no, swept.state
         if stop_when_worse:
             # NaN is worse than any error.
             worse = ~(error <= last)
@@ -110,8 +117,8 @@ def iterate(
                 # Above, an error that rises is one that rounding has raised.
                 worse = worse & ~(last >= CANCELS_BELOW)
             error = jnp.where(error <= last, error, last)
-        state = jax.tree.map(lambda old, fresh: jnp.where(worse, old, fresh), state, swept.state)
-        return state, Progress(
+            fresh = jax.tree.map(partial(jnp.where, worse), state, fresh)
+        return fresh, Progress(
             progress.iterations + 1,
             progress.errors.at[progress.iterations].set(error),
             error,
@@ -125,14 +132,17 @@ def iterate(
 def _at_rest(
     swept: Swept, last: Float[Array, ""], tol: Float[Array, ""] | float
 ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-    """Whether a sweep changed the error by less than `tol`, and whether it seems so."""
+    """Whether a sweep is known to have come to rest, and whether there is nothing left to do."""
     seems = jnp.abs(last - swept.error) < tol
-    converged = seems & (resolution(last) <= tol)
+    converged = rests = seems & (resolution(last) <= tol)
     if swept.fall is None:
         return converged, seems
     change = safe_ratio(jnp.abs(swept.fall), last + swept.error)
-    converged = converged | (jnp.isfinite(last) & (change < tol))
-    return converged, converged
+    converged = rests = rests | (jnp.isfinite(last) & (change < tol))
+    if swept.left is not None:
+        eps = jnp.finfo(swept.left.dtype).eps
+        converged = rests & (swept.left <= UNSOLVED * swept.error**2 + (ROUNDED * eps) ** 2)
+    return converged, rests
 
 
 def resolution(error: Float[Array, ""]) -> Float[Array, ""]:

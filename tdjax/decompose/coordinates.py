@@ -17,6 +17,7 @@ from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST, Matrices, mode_products
 from tdjax.decompose.scale import (
     Exponent,
+    at_least_single,
     at_unit_scale,
     error_ratio,
     shifted,
@@ -126,7 +127,7 @@ class Norm(ABC):
     @on_any_mesh
     def weigh(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """H x, for which the squared norm of x is <x, H x>."""
-        return shifted(*self._weighed(x))
+        return shifted(*self._weighed(at_least_single(x)))
 
     def _weighed(self, x: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Exponent]:
         """H x / 2^e, and an even e by which H has entries around 1."""
@@ -150,6 +151,7 @@ class Norm(ABC):
     @on_any_mesh
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """The diagonal of H: for each entry of x what it weighs by itself."""
+        x = at_least_single(x)
         found = coordinates_of(self, x)
         *front, last = found.roots or (None,) * x.ndim
         size = math.prod(x.shape[:-1])
@@ -165,8 +167,8 @@ class Norm(ABC):
     @on_any_mesh
     def inner(self, x: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, ""]:
         """<x, H y>."""
-        one, its = unit(jnp.asarray(x))
-        other, own = unit(jnp.asarray(y))
+        one, its = unit(at_least_single(x))
+        other, own = unit(at_least_single(y))
         weighed, exponent = self._unit_weighed(other)
         return shifted(jnp.vdot(one, weighed, precision=HIGHEST), its + own + exponent)
 
@@ -175,7 +177,7 @@ class Norm(ABC):
         self, x: Float[Array, "*n"], approximation: Float[Array, "*n"]
     ) -> Float[Array, ""]:
         """Norm of x - approximation over that of x; where that is 0, 0 if both vanish, else inf."""
-        x, approximation = jnp.asarray(x), jnp.asarray(approximation)
+        x, approximation = at_least_single(x), at_least_single(approximation)
         difference, lost = unit_difference(x, approximation)
         whole, own = unit(x)
         (above, high), (below, low) = self._squared(difference), self._squared(whole)

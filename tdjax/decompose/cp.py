@@ -208,7 +208,7 @@ class _Renewing(NamedTuple):
     Arguments:
         factors, scale: see `_Terms`.
         grams: V_n = A_n^T A_n of each factor.
-        gained: by how much the squared error has fallen so far.
+        gained, left: by how much the squared error has fallen so far, and see `Solved`.
         crossed, own: <x, t> and <t, t> for the sum t of the terms, after the last renewal.
         magnitude: <t, t> if its terms did not cancel each other.
     """
@@ -217,6 +217,7 @@ class _Renewing(NamedTuple):
     scale: Float[Array, " r"]
     grams: list[Gram]
     gained: Float[Array, ""]
+    left: Float[Array, ""]
     crossed: Float[Array, ""]
     own: Float[Array, ""]
     magnitude: Float[Array, ""]
@@ -226,7 +227,7 @@ def _sweep(problem: _Problem, state: _State) -> Swept:
     """Every factor renewed once."""
     terms, zero = state.terms, jnp.zeros_like(problem.squared)
     grams = [_gram(factor) for factor in terms.factors]
-    turn = _Renewing(list(terms.factors), terms.scale, grams, zero, zero, zero, zero)
+    turn = _Renewing(list(terms.factors), terms.scale, grams, zero, zero, zero, zero, zero)
     shape, modes = problem.x.shape, tuple(range(problem.x.ndim))
     first, second = modes[: problem.middle], modes[problem.middle :]
     halves = ((problem.rows, first, second), (problem.columns, second, first))
@@ -238,8 +239,8 @@ def _sweep(problem: _Problem, state: _State) -> Swept:
     error = _error(problem, turn, terms)
     better = error < state.least
     best = jax.tree.map(partial(jnp.where, better), terms, state.best)
-    fall = safe_ratio(turn.gained, problem.squared)
-    return Swept(_State(terms, best, jnp.where(better, error, state.least)), error, fall)
+    fall, left = (safe_ratio(part, problem.squared) for part in (turn.gained, turn.left))
+    return Swept(_State(terms, best, jnp.where(better, error, state.least)), error, fall, left)
 
 
 def _error(problem: _Problem, turn: _Renewing, terms: _Terms) -> Float[Array, ""]:
@@ -276,7 +277,7 @@ def _renewed(turn: _Renewing, mode: int, product: Factor) -> _Renewing:
     exact_up_to = EXACT_UP_TO if len(turn.scale) > by_size else EXACT_UP_TO_BELOW_MODE
     normal = reduce(mul, [gram for m, gram in enumerate(grams) if m != mode])
     present = factors[mode] * turn.scale
-    solved = solve_normal(normal, product, present, exact_up_to=exact_up_to)
+    solved, left = solve_normal(normal, product, present, exact_up_to=exact_up_to)
     factors[mode], scale = _normalise(solved)
     grams[mode] = _gram(factors[mode])
     products = normal * grams[mode] * jnp.outer(scale, scale)
@@ -285,6 +286,7 @@ def _renewed(turn: _Renewing, mode: int, product: Factor) -> _Renewing:
         scale,
         grams,
         gained=turn.gained + gain(normal, product, present, solved),
+        left=turn.left + left,
         crossed=jnp.sum(product * solved),
         own=jnp.sum(products),
         magnitude=jnp.sum(jnp.abs(products)),

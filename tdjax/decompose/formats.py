@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import (
     HIGHEST,
     Matrices,
@@ -104,10 +105,12 @@ class LowRank(Format):
         """(r,)."""
         return (self.left.shape[1],)
 
+    @on_any_mesh
     def to_tensor(self) -> Float[Array, "m n"]:
         """The matrix, (rows, columns)."""
         return jnp.matmul(self.left, self.right, precision=HIGHEST)
 
+    @on_any_mesh
     def mode_products(self, matrices: Matrices) -> LowRank:
         """See `Format.mode_products`; two modes, rows and columns."""
         rows, columns = one_per_mode(matrices, 2)
@@ -154,10 +157,12 @@ class GroupedLowRank(Format):
         """(r,), the rank of each block."""
         return (self.left.shape[2],)
 
+    @on_any_mesh
     def to_tensor(self) -> Float[Array, "_ n"]:
         """The matrix, (rows, columns)."""
         return jnp.matmul(self.left, self.right, precision=HIGHEST).reshape(self.shape)
 
+    @on_any_mesh
     def mode_products(self, matrices: Matrices) -> GroupedLowRank:
         """See `Format.mode_products`; raises ValueError for the rows, whose blocks it would mix."""
         rows, columns = one_per_mode(matrices, 2)
@@ -204,6 +209,7 @@ class CP(Format):
         """(R,)."""
         return (self.factors[0].shape[1],)
 
+    @on_any_mesh
     def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array, as one matrix product of two Khatri-Rao products."""
         # The smaller the larger of the two sides, the less is written for the same product.
@@ -217,6 +223,7 @@ class CP(Format):
         left, right = khatri_rao(self.factors[:split]), khatri_rao(self.factors[split:])
         return jnp.matmul(left, right.T, precision=HIGHEST).reshape(self.shape)
 
+    @on_any_mesh
     def mode_products(self, matrices: Matrices) -> CP:
         """See `Format.mode_products`."""
         matrices = one_per_mode(matrices, len(self.factors))
@@ -268,10 +275,12 @@ class Tucker(Format):
         """The ranks of the compressed modes, in the order of the modes."""
         return tuple(factor.shape[1] for factor in self.factors if factor is not None)
 
+    @on_any_mesh
     def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array."""
         return mode_products(self.core, self.factors)
 
+    @on_any_mesh
     def mode_products(self, matrices: Matrices) -> Tucker:
         """See `Format.mode_products`; a whole mode's matrix goes into the core."""
         matrices = one_per_mode(matrices, len(self.factors))
@@ -323,6 +332,7 @@ class TT(Format):
         """The interior ranks (r_1, ..., r_{N-1})."""
         return tuple(core.shape[2] for core in self.cores[:-1])
 
+    @on_any_mesh
     def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array, multiplied out from the right, where the ranks end in 1."""
         tail = self.cores[-1].reshape(self.cores[-1].shape[0], -1)
@@ -331,6 +341,7 @@ class TT(Format):
             tail = jnp.matmul(core.reshape(r * n, s), tail, precision=HIGHEST).reshape(r, -1)
         return tail.reshape(self.shape)
 
+    @on_any_mesh
     def mode_products(self, matrices: Matrices) -> TT:
         """See `Format.mode_products`."""
         matrices = one_per_mode(matrices, len(self.cores))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -21,9 +23,22 @@ EXACT_UP_TO_BELOW_MODE = 24
 CG_STEPS = 5
 
 
+class Solved(NamedTuple):
+    """A factor that solves its normal equations.
+
+    Arguments:
+        factor: (n, R).
+        left: by how much at least the exact solution would lower the squared error further; 0
+            where it was not sought, Inf where nothing is known of it.
+    """
+
+    factor: Factor
+    left: Float[Array, ""]
+
+
 def solve_normal(
     normal: Gram, product: Factor, present: Factor, *, exact_up_to: int = EXACT_UP_TO
-) -> Factor:
+) -> Solved:
     """Solve A @ normal = product for A.
 
     Up to rank `exact_up_to` by a Cholesky factorisation with a relative ridge and one step of
@@ -38,11 +53,12 @@ def solve_normal(
     """
     rank = normal.shape[0]
 
-    def by_gradients() -> Factor:
-        return conjugate_gradients(normal, product, present, CG_STEPS)
+    def by_gradients(left: float) -> Solved:
+        found = conjugate_gradients(normal, product, present, CG_STEPS)
+        return Solved(found, jnp.asarray(left, normal.dtype))
 
     if rank > exact_up_to:
-        return by_gradients()
+        return by_gradients(0.0)
     ridge = 4 * jnp.finfo(normal.dtype).eps * rank
     factor = jnp.linalg.cholesky(normal + ridge * jnp.eye(rank, dtype=normal.dtype))
 
@@ -53,8 +69,15 @@ def solve_normal(
     # holds it: its rounding errors, divided by the ridge, would grow from sweep to sweep.
     solution = by_factor(product)
     residual = product - jnp.matmul(solution, normal, precision=HIGHEST)
-    refined = solution + by_factor(residual)
-    return jax.lax.cond(jnp.isfinite(refined).all(), lambda: refined, by_gradients)
+    step = by_factor(residual)
+    refined = solution + step
+    # The residual that is left is the ridge times the step. What solving for it would gain is, by
+    # Cauchy and Schwarz, at least this, and no more where the ridge outweighs the equations.
+    squares, slopes = jnp.sum(step * step, axis=1), jnp.sum(step * residual, axis=1)
+    left = ridge**2 * jnp.sum(safe_ratio(squares**2, slopes))
+    return jax.lax.cond(
+        jnp.isfinite(refined).all(), lambda: Solved(refined, left), lambda: by_gradients(jnp.inf)
+    )
 
 
 def gain(normal: Gram, product: Factor, present: Factor, solution: Factor) -> Float[Array, ""]:

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.pytree import register
-from tdjax.decompose.scale import Exponent, shifted
+from tdjax.decompose.scale import Exponent, at_least_single, shifted
 from tdjax.decompose.second_moment import (
     SecondMoment,
     check_moment,
@@ -148,8 +149,10 @@ class Covariance(_OfInputs):
         weight, exponent = self.input_weight(x)
         return times(weight, x.reshape(-1, x.shape[-1])).reshape(x.shape), exponent
 
+    @on_any_mesh
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.diagonal`."""
+        x = at_least_single(x)
         weight, exponent = self.input_weight(x)
         rows = shifted(diagonal_of(weight), exponent).reshape(*x.shape[:-1], 1)
         return jnp.broadcast_to(rows, x.shape)
@@ -207,8 +210,10 @@ class Kronecker(_OfInputs):
         matrix = times(inputs, x.reshape(-1, x.shape[-1]))
         return times(outputs, matrix.T).T.reshape(x.shape), own + other
 
+    @on_any_mesh
     def diagonal(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """See `Norm.diagonal`."""
+        x = at_least_single(x)
         (inputs, own), (outputs, other) = self.input_weight(x), self.output_weight(x)
         rows = diagonal_of(inputs).reshape(*x.shape[:-1], 1)
         return shifted(rows * diagonal_of(outputs), own + other)

@@ -10,7 +10,7 @@ stay what they are. Subnormal numbers count as zeros, as XLA takes them on CPUs.
 from __future__ import annotations
 
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +98,12 @@ def _unit(
     return shifted(x, -exponent), exponent
 
 
+def at_least_single(x: Any) -> Array:
+    """The array in float32 at least: in half precision a norm would be off by a percent."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def at_unit_scale(tree: T) -> T:
     """Every array of a pytree divided by a power of two of its own."""
     return jax.tree.map(lambda x: unit(x)[0], tree)
@@ -108,12 +114,10 @@ def unit_difference(
     x: Float[Array, "*n"], y: Float[Array, "*n"]
 ) -> tuple[Float[Array, "*n"], Int[Array, ""]]:
     """(x - y) / 2^e with entries around 1, and e."""
-    most = jnp.finfo(jnp.result_type(x, y)).max / 4
-    # Two numbers near the end of the range may differ by more than it holds.
-    large = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y))) > most
-    part = jnp.where(large, 0.25, 1.0).astype(most.dtype)
-    difference, exponent = unit(x * part - y * part)
-    return difference, exponent + jnp.where(large, 2, 0)
+    # Near either end of the range what they differ by may lie outside it.
+    exponent = jnp.maximum(exponent_of(x), exponent_of(y))
+    difference, more = unit(shifted(x, -exponent) - shifted(y, -exponent))
+    return difference, exponent + more
 
 
 def norm(x: Float[Array, "*_"], axis: int | None = None) -> Float[Array, "*_"]:
@@ -124,9 +128,9 @@ def norm(x: Float[Array, "*_"], axis: int | None = None) -> Float[Array, "*_"]:
 
 
 def error_ratio(above: Float[Array, "*_"], below: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    """above / below; where `below` vanishes, 0 if `above` does too, else inf."""
+    """above / below; where `below` vanishes, 0 if `above` does too, else inf, and NaN of NaN."""
     empty = below <= 0
-    alone = jnp.where(above <= 0, 0.0, jnp.inf).astype(below.dtype)
+    alone = jnp.where(above > 0, jnp.inf, jnp.maximum(above, 0.0)).astype(below.dtype)
     return jnp.where(empty, alone, above / jnp.where(empty, 1.0, below))
 
 

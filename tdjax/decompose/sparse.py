@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Swept, iterate, safe_ratio
-from tdjax.decompose.scale import Exponent, shifted, unit
+from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.scale import Exponent, at_least_single, shifted, unit
 from tdjax.decompose.weighted import conjugate_gradients, dot, root_ratio
 
 P = TypeVar("P")
@@ -63,6 +64,7 @@ class Corrected(NamedTuple):
     errors: Float[Array, " rounds"]
 
 
+@on_any_mesh
 def scattered(
     values: Float[Array, " k"], indices: Indices, shape: Sequence[int]
 ) -> Float[Array, "*_"]:
@@ -78,6 +80,7 @@ def scattered(
     return flat.reshape(tuple(shape))
 
 
+@on_any_mesh
 def alternate(
     x: Float[Array, "*n"],
     nonzeros: int,
@@ -123,7 +126,7 @@ def alternate(
         raise ValueError(f"{nonzeros} nonzeros are not between 1 and {x.size}, the size of x")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    x, exponent = unit(x)
+    x, exponent = unit(at_least_single(x))
     if operator is not None:
         operator = _at_unit_scale(operator)
     squared = _squared(x, operator)

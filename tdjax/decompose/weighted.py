@@ -14,7 +14,7 @@ from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, safe_ratio
 from tdjax.decompose.formats import Format
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
-from tdjax.decompose.scale import error_ratio, shifted, unit
+from tdjax.decompose.scale import at_least_single, error_ratio, shifted, unit
 
 F = TypeVar("F", bound=Format)
 Weigh = Callable[[Array], Array]
@@ -60,7 +60,7 @@ def weighted_als(
     """
     if start.shape != x.shape:
         raise ValueError(f"weighted_als: start has shape {start.shape}, expected {x.shape}")
-    x, exponent = unit(x)
+    x, exponent = unit(at_least_single(x))
     arrays, structure = jax.tree.flatten(start.scaled(-exponent))
     weighed, own = unit(weigh(x))
 

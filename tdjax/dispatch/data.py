@@ -15,7 +15,7 @@ from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments, RowWeights, collect
 from tdjax.moments.sums import LossFn
-from tdjax.trace.call import Reading
+from tdjax.trace.call import WHOLE
 
 Variables = Mapping[str, Any]
 Model = TypeVar("Model", bound=nnx.Module)
@@ -117,7 +117,7 @@ def collect_moments(
     loss or weights of another form.
     """
     room, arrays = room_of(model), with_arrays(model, variables)
-    trace_of, reading = partial(room.trace, *arrays, method=method), Reading.WHOLE
+    trace_of, reading = partial(room.trace, *arrays, method=method), WHOLE
     if loss_fn is not None or row_weights is not None:
         reading, batches = read_batches(
             "collect_moments", caller_of(model, variables, method), trace_of, batches

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from tdjax.arguments.called import check_metrics, number_of
 from tdjax.params.partitioning import unboxed
-from tdjax.trace.call import Reading, StaticPart, split_arrays
+from tdjax.trace.call import WHOLE, Reading, StaticPart, split_arrays
 from tdjax.trace.hoist import split
 
 MetricFn = Callable[[Any, Any], Any]
@@ -78,7 +78,7 @@ class Performance:
     network: Network
     path: str
     metric_fn: MetricFn
-    reading: Reading = Reading.WHOLE
+    reading: Reading = WHOLE
 
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """Sums of `metric_fn` over the examples."""

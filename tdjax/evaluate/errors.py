@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
-from tdjax.decompose.scale import error_ratio, exponent_of, shifted, unit, unit_difference
+from tdjax.decompose.scale import (
+    at_least_single,
+    error_ratio,
+    exponent_of,
+    shifted,
+    unit,
+    unit_difference,
+)
 from tdjax.decompose.second_moment import times
 from tdjax.evaluate.candidates import Network, examples
 from tdjax.params.factorize import dense_tree, factor_tree, weight_name
@@ -48,7 +55,7 @@ def weight_errors(
     """
     if jnp.shape(kernel) != jnp.shape(approx):
         raise ValueError(f"weight_errors: shapes {jnp.shape(kernel)} and {jnp.shape(approx)}")
-    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
+    kernel, approx = at_least_single(kernel), at_least_single(approx)
     difference, exponent = unit_difference(kernel, approx)
     whole, own = unit(kernel)
     error = jnp.linalg.norm(difference.ravel())
@@ -112,7 +119,7 @@ def data_errors(
             weighed = jax.vmap(times)(outputs, weighed.mT).mT
         return jnp.sqrt(jnp.maximum(0.0, jnp.vdot(parts, weighed, precision=HIGHEST)))
 
-    kernel, approx = _at_least_single(kernel), _at_least_single(approx)
+    kernel, approx = at_least_single(kernel), at_least_single(approx)
     difference, exponent = unit_difference(kernel, approx)
     whole, own = unit(kernel)
     error = norm(difference)
@@ -156,7 +163,7 @@ def feature_errors(
     for turn, batch in enumerate(batches, 1):
         count += examples(batch)
         arrays, frame = split_arrays(batch)
-        sums = _layer_errors(network, frame, variables, kernels, arrays)
+        sums = _errors_of_batch(network, frame, variables, kernels, arrays)
         for path in paths:
             _check_sums("feature_errors", path, sums[path], turn)
         for path, name in itertools.product(paths, ERRORS):
@@ -201,6 +208,39 @@ def _check_finite(weights: Mapping[str, Any]) -> None:
                 raise ValueError(f"feature_errors: layer {path!r}: the {name} holds NaN or Inf")
 
 
+def _errors_of_batch(
+    network: Network,
+    frame: StaticPart,
+    variables: Any,
+    kernels: dict[str, Array],
+    arrays: list[Array],
+) -> dict[str, dict[str, Array]]:
+    """`_layer_errors`; a ValueError for a layer whose outputs stay where it is called."""
+
+    def comes_out(path: str) -> bool:
+        try:
+            # A value that has left its place is seen no earlier than in a call.
+            _layer_errors(network, frame, variables, {path: kernels[path]}, arrays)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    try:
+        sums = _layer_errors(network, frame, variables, kernels, arrays)
+    except (TypeError, ValueError) as error:
+        # What is wrong with the batch is said by a plain call.
+        jax.eval_shape(lambda: network.outputs(variables, frame.join(arrays)))
+        lost = [path for path in kernels if not comes_out(path)]
+        if not lost:
+            raise
+        raise ValueError(
+            f"feature errors: layer {lost[0]!r} is called inside a loop, a condition or a "
+            "gradient, out of which its outputs cannot be carried: leave it dense"
+        ) from error
+    _check_called(sums)
+    return sums
+
+
 @partial(jax.jit, static_argnames=("network", "frame"))
 def _layer_errors(
     network: Network,
@@ -209,21 +249,38 @@ def _layer_errors(
     kernels: dict[str, Array],
     arrays: list[Array],
 ) -> dict[str, dict[str, Array]]:
-    return _error_sums(network, variables, kernels, frame.join(arrays))
+    return _sums(network, variables, kernels, frame.join(arrays))
 
 
 def _error_sums(
     network: Network, variables: Any, kernels: Mapping[str, Array], batch: Any
 ) -> dict[str, dict[str, Array]]:
+    sums = _sums(network, variables, kernels, batch)
+    _check_called(sums)
+    return sums
+
+
+def _check_called(sums: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse layers whose outputs are not known."""
+    for path, own in sums.items():
+        if not own:
+            raise ValueError(
+                f"feature errors: the model never calls layer {path!r}, or only as one of a stack "
+                "or inside a loop"
+            )
+
+
+def _sums(
+    network: Network, variables: Any, kernels: Mapping[str, Array], batch: Any
+) -> dict[str, dict[str, Array]]:
+    """The sums of each layer; none of one whose outputs are not known."""
     outputs = network.layer_outputs(variables, kernels, batch)
     number = examples(batch)
 
     def sums(path: str) -> dict[str, Array]:
         if not outputs[path]:
-            raise ValueError(
-                f"feature errors: the model never calls layer {path!r}, or only as one of a stack"
-            )
-        pairs = [(_at_least_single(a), _at_least_single(b)) for a, b in outputs[path]]
+            return {}
+        pairs = [(at_least_single(a), at_least_single(b)) for a, b in outputs[path]]
         # The calls of a shared layer together make up its features.
         change = [(a - b).reshape(number, -1) for a, b in pairs]
         features = [a.reshape(number, -1) for a, _ in pairs]
@@ -275,9 +332,3 @@ def _is_changed(path: str, name: str, own: Mapping[str, Any], dense: Mapping[str
             f"approximation one of {jnp.shape(after)}"
         )
     return not bool(jnp.array_equal(before, after))
-
-
-def _at_least_single(x: Any) -> Array:
-    """In half precision a norm would be off by a percent."""
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

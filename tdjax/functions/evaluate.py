@@ -15,7 +15,8 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import Array
 
 from tdjax.functions.held import can_turn, is_held
-from tdjax.functions.products import Product, Unreadable, product_of
+from tdjax.functions.place import Product, Unreadable
+from tdjax.functions.products import READERS, product_of
 from tdjax.trace.programs import Called, Calls, How, bind, calls_of, run_calls, walk
 from tdjax.trace.views import NOTHING, UNCHANGED, passed_on
 
@@ -74,7 +75,7 @@ class Evaluation:
             ]
         (operand, *more) = (k for k, x in enumerate(reads) if is_held(x))
         try:
-            if more:
+            if more and eqn.primitive.name in READERS:
                 raise Unreadable("with another weight")
             product = product_of(eqn, reads[operand].place(operand))
         except Unreadable as error:

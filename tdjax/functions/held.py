@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from tdjax.functions.products import Place
+from tdjax.functions.place import Place
 from tdjax.params.arrays import stack_axes
 from tdjax.plan.plan import PlannedLayer
 from tdjax.trace.programs import bind

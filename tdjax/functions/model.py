@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Factorised, is_held
-from tdjax.functions.products import Product
+from tdjax.functions.place import Product
 from tdjax.functions.read import Apply, calling, form_of, is_attending
 from tdjax.functions.sides import Side
 from tdjax.params.arrays import reconstruct_array, reconstruct_kernel, stack_axes

@@ -19,7 +19,7 @@ from tdjax.arguments.called import calling_the_model
 from tdjax.functions.chains import Whole
 from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Held
-from tdjax.functions.products import Product
+from tdjax.functions.place import Product
 from tdjax.params.leaves import leaf_tree
 from tdjax.plan.layers import LEAF, VECTORS, Layer, Storage, is_weight, numbers_obstacle
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays

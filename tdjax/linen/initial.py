@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.core.meta import AxisMetadata
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from tdjax.params.partitioning import box_factor, unboxed
 from tdjax.plan.plan import PlannedLayer
@@ -19,7 +19,7 @@ from tdjax.plan.stage import Stage
 Initializer = Callable[..., Any]
 Shape = tuple[int, ...]
 # Entries of a larger array are not drawn only to know their scale.
-MOST = 2**24
+MOST = 2**20
 
 
 def stage_initializer(
@@ -40,12 +40,13 @@ def stage_initializer(
 
     def initial(key: Array, shape: Sequence[int], dtype: Any) -> Any:
         value = init(key, shape, dtype)
-        array, scale = unboxed(value), _scale(init, entry) if drawn else 1.0
-        if scale is None:
-            if stage != entry.stages[-1]:
-                array = jax.random.normal(key, shape, dtype) / math.sqrt(math.prod(shape[:-1]))
-        else:
-            array = (array * scale).astype(array.dtype)
+        array = unboxed(value)
+        if drawn:
+            kernel = _size(init, _kernel_shape(entry))
+            array = _rescaled(
+                array, key, kernel,
+                ranks=entry.ranks, parts=len(entry.stages), last=stage == entry.stages[-1],
+            )  # fmt: skip
         if not isinstance(value, AxisMetadata):
             return array
         return box_factor(value, array, entry, stage, stacked=False)
@@ -53,66 +54,66 @@ def stage_initializer(
     return initial
 
 
-def _scale(init: Initializer, entry: PlannedLayer) -> float | None:
-    """What each factor is to be multiplied by; None where the kernel starts at zero."""
+@partial(jax.jit, static_argnames=("ranks", "parts", "last"))
+def _rescaled(
+    array: Array,
+    key: Array,
+    kernel: Float[Array, ""],
+    *,
+    ranks: tuple[int, ...],
+    parts: int,
+    last: bool,
+) -> Array:
+    """A factor at the scale at which the product of all has the size of the kernel."""
+    each = (kernel / math.sqrt(math.prod(ranks))) ** (1 / parts)
+    size = _root_mean_square(array)
+    scaled = array * jnp.where(size > 0, each / size, 1.0)
+    if not last:
+        other = jax.random.normal(key, array.shape, array.dtype)
+        scaled = jnp.where(kernel > 0, scaled, other / math.sqrt(math.prod(array.shape[:-1])))
+    return scaled.astype(array.dtype)
+
+
+def _kernel_shape(entry: PlannedLayer) -> Shape:
     layer = entry.layer
     # Flax draws the kernel of this one as a matrix.
-    merged = layer.kind == "dense_general"
-    whole = layer.kernel_shape if merged else layer.storage.shape
-    kernel, *factors = _sizes(init, (whole, *(stage.kernel_shape for stage in entry.stages)))
-    if kernel == 0.0:
-        return None
-    product = math.sqrt(math.prod(entry.ranks)) * math.prod(factors)
-    return (kernel / product) ** (1 / len(factors)) if product else 1.0
+    return layer.kernel_shape if layer.kind == "dense_general" else layer.storage.shape
 
 
-def _sizes(init: Initializer, shapes: tuple[Shape, ...]) -> tuple[float, ...]:
-    """The root mean squares of what an initialiser draws."""
-    try:
-        return _known_sizes(init, shapes)
-    except TypeError:
-        # One without a hash.
-        return _known_sizes.__wrapped__(init, shapes)
+def _size(init: Initializer, shape: Shape) -> Float[Array, ""]:
+    """The root mean square of what an initialiser draws.
 
-
-@functools.lru_cache(maxsize=1024)
-def _known_sizes(init: Initializer, shapes: tuple[Shape, ...]) -> tuple[float, ...]:
-    pairs = [_drawn_shapes(shape) for shape in shapes]
-
-    # One program for all of them, and while another is traced too.
-    @jax.jit
-    def drawn() -> Any:
-        return [[_root_mean_square(init, shape) for shape in pair] for pair in pairs]
-
-    with jax.ensure_compile_time_eval():
-        found = jax.device_get(drawn())
-    return tuple(
-        _extended(list(map(float, own)), math.prod(shape) / math.prod(pair[0]))
-        for own, shape, pair in zip(found, shapes, pairs, strict=True)
-    )
-
-
-def _root_mean_square(init: Initializer, shape: Shape) -> Array:
-    return jnp.sqrt(jnp.mean(jnp.square(unboxed(init(jax.random.key(0), shape, jnp.float32)))))
-
-
-def _drawn_shapes(shape: Shape) -> tuple[Shape, ...]:
-    """What is drawn to know the size of an array: itself, or two smaller ones of a large one."""
+    Of a large array one or two smaller ones are drawn: sizes go with a power of the sizes of axes,
+    none, or the root of inputs and outputs.
+    """
     if math.prod(shape) <= MOST:
-        return (shape,)
-    while math.prod(shape) > MOST:
-        shape = _halved(shape)
-    return shape, _halved(shape)
+        return _drawn(init, shape)
+    part = shape
+    while math.prod(part) > MOST:
+        part = _halved(part)
+    near, far = _drawn(init, part), _drawn(init, _halved(part))
+    times = math.prod(shape) / math.prod(part)
+    return jnp.where(far > 1.2 * near, near / times**0.25, near)
+
+
+def _drawn(init: Initializer, shape: Shape) -> Float[Array, ""]:
+    try:
+        return _drawn_at_once(init, shape)
+    except ValueError:
+        # An initialiser without a hash.
+        return _drawn_at_once.__wrapped__(init, shape)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _drawn_at_once(init: Initializer, shape: Shape) -> Float[Array, ""]:
+    # A shorter program than that of the default generator.
+    key = jax.random.key(0, impl="unsafe_rbg")
+    return _root_mean_square(unboxed(init(key, shape, jnp.float32)))
+
+
+def _root_mean_square(x: Array) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
 def _halved(shape: Shape) -> Shape:
     return (*shape[:-2], *(max(1, size // 2) for size in shape[-2:]))
-
-
-def _extended(drawn: Sequence[float], times: float) -> float:
-    """The size of an array with `times` as many entries as the first that was drawn.
-
-    Sizes go with a power of the sizes of axes: none, or the root of inputs and outputs.
-    """
-    near, far = drawn[0], drawn[-1]
-    return near / times**0.25 if far > 1.2 * near else near

@@ -65,6 +65,14 @@ def changed(model: nn.Module, change: Change) -> nn.Module:
     return result
 
 
+class _Quiet:
+    """A subclass that users' classes do not hear of: they may register, or ask for more."""
+
+    def __init_subclass__(cls) -> None:
+        """As of `nn.Module` alone."""
+        vars(nn.Module)["__init_subclass__"].__func__(cls)
+
+
 @functools.lru_cache(maxsize=1024)
 def changed_class(cls: Any, change: Change) -> type[nn.Module]:
     """A subclass whose methods run inside the interceptor; cached, so that jit caches hold."""
@@ -78,7 +86,8 @@ def changed_class(cls: Any, change: Change) -> type[nn.Module]:
     about = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     # Flax has wrapped what these methods call, which would be seen twice.
     methods = {name: nn.nowrap(method) for name, method in {**methods, **own}.items()}
-    made: Any = type(cls.__name__, (cls,), {**methods, **about})
+    bases = (cls,) if issubclass(cls, _Quiet) else (_Quiet, cls)
+    made: Any = type(cls.__name__, bases, {**methods, **about})
     for name in MADE:
         if name in vars(made):
             delattr(made, name)

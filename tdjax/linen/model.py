@@ -133,8 +133,34 @@ def _fitting(plan: Plan, place: Place, model: Any, *, whole: bool) -> Iterator[N
         made = model.is_mutable_collection("params")
         if not made:
             check_params(plan, model.variables.get("params", {}), whole=whole)
-        yield
+        with _asking_for_kernels(plan):
+            yield
         if made:
             check_params(plan, model.variables.get("params", {}), whole=whole)
     finally:
         _running.reset(before)
+
+
+@contextmanager
+def _asking_for_kernels(plan: Plan) -> Iterator[None]:
+    """Say so where the user's code asks for the array of a factorised layer, which is not there.
+
+    What it reads of the values was seen by the plan; a shape leaves nothing in a traced program.
+    """
+    try:
+        yield
+    except (KeyError, AttributeError) as error:
+        named = [e for e in plan.factorised if _names(error, e.layer.storage.name)]
+        if not named:
+            raise
+        paths = ", ".join(repr(entry.layer.path) for entry in named)
+        raise ValueError(
+            f"the model's own code asks for the {named[0].layer.storage.name} of a factorised "
+            f"layer, if only for its shape ({type(error).__name__}: {error}): leave that layer out "
+            f"of the rules; factorised are {paths}"
+        ) from error
+
+
+def _names(error: Exception, weight: str) -> bool:
+    """Whether an error is about an array of that name."""
+    return f"'{weight}'" in str(error) or f'"{weight}"' in str(error)

@@ -25,7 +25,7 @@ from tdjax.moments.rows import Rows
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
 from tdjax.moments.sums import BatchSums, LossFn, SummedCall, Sums, batch_sums, summed_calls
 from tdjax.plan.patterns import matches
-from tdjax.trace.call import Reading, batch_size, peeked, split_arrays
+from tdjax.trace.call import WHOLE, Reading, batch_size, peeked, split_arrays
 from tdjax.trace.trace import Trace
 
 # From a batch to the weights of its rows, see `tdjax.moments.weighing`.
@@ -70,7 +70,7 @@ def collect(
     loss_fn: LossFn | None,
     paths: str | Sequence[str],
     memory: int,
-    reading: Reading = Reading.WHOLE,
+    reading: Reading = WHOLE,
     row_weights: RowWeights | None = None,
     function: str = "collect_moments",
 ) -> dict[str, LayerMoments]:
@@ -188,7 +188,7 @@ def _one_pass(
     if not by_shape:
         raise ValueError(f"{ask.function}: no batches")
     sums = list(by_shape.values())
-    return {path: _layer(path, sums, examples, ask.function) for path in paths}
+    return {path: _layer(path, sums, examples, ask) for path in paths}
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -197,7 +197,7 @@ def _added(sums: Any, more: Any) -> Any:
 
 
 def _layer(
-    path: str, collected: Sequence[_SumsOfShape], examples: int, function: str
+    path: str, collected: Sequence[_SumsOfShape], examples: int, ask: Question
 ) -> LayerMoments:
     """The moments of one layer, from all batches and calls."""
     calls = [
@@ -211,7 +211,12 @@ def _layer(
     taken = [(sums, n) for sums, n in calls if not sums.calls[n].queries]
     number_taken, number_of_queries = _number(taken), _number(queries)
     if not (number_taken if taken else number_of_queries):
-        raise ValueError(f"{function}: row_weights leave layer {path!r} no row that counts")
+        if ask.row_weights is not None:
+            raise ValueError(f"{ask.function}: row_weights leave layer {path!r} no row that counts")
+        raise ValueError(
+            f"{ask.function}: no row goes into layer {path!r}: the batches are empty, or the "
+            "model takes another branch; choose other layers with paths="
+        )
     outputs = [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients]
     if queries:
         outputs = [sums.input_moment(n) for sums, n in queries]

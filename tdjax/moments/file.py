@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -113,10 +114,15 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray
 def _problem(own: Mapping[str, np.ndarray]) -> str | None:
     """Why the arrays of a layer cannot be its moments; None where they can."""
     for name, array in own.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
+        # JAX has no long doubles, and no bytes in another order.
+        native = array.dtype.newbyteorder("=") == array.dtype and array.dtype.itemsize <= 8
+        if not (jnp.issubdtype(array.dtype, jnp.floating) and native):
             return f"{name} has dtype {array.dtype}"
-        if not np.isfinite(array).all():
-            return f"{name} holds NaN or Inf"
+        with np.errstate(over="ignore"):
+            read = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+        if not np.isfinite(read).all():
+            beyond = f" beyond {read.dtype}" if np.isfinite(array).all() else ""
+            return f"{name} holds {'numbers' if beyond else 'NaN or Inf'}{beyond}"
         if name in COUNTS and (array.shape or array < 0):
             return f"{name} is no count"
     inputs, mean, outputs = (own.get(name) for name in ("inputs", "mean", "outputs"))

@@ -104,12 +104,21 @@ class FactorisedEinsum(nnx.Einsum):
     ) -> Float[Array, "*_"]:
         """The product with the chain on merged axes, see `nnx.Einsum`.
 
-        Raises ValueError for an equation that is no matrix product.
+        Raises ValueError for an equation that is no matrix product, or another one than the
+        layer was factorised for.
         """
-        shape = _layer(self).storage.shape
+        planned, shape = _layer(self), _layer(self).storage.shape
         labels = matrices.einsum_labels(self, einsum_str, inputs.ndim, len(shape))
         if isinstance(labels, str):
-            raise ValueError(f"layer {_layer(self).path!r}: {labels}")
+            raise ValueError(f"layer {planned.path!r}: {labels}")
+        found = matrices.einsum(Call(self, "__call__", inputs, inputs, einsum_str), shape)
+        order = planned.storage.order
+        if (found.kernel_shape, found.storage.order) != (planned.kernel_shape, order):
+            equation = einsum_str or self.einsum_str
+            raise ValueError(
+                f"layer {planned.path!r}: its equation {equation!r} multiplies by its kernel in "
+                "another way than the one that it was factorised for: make the plan with that call"
+            )
         y = _product(self, matrices.einsum_rows(inputs, labels))
         y = matrices.einsum_output(y, labels, shape)
         _, spread = matrices.einsum_bias(labels, shape)

@@ -111,6 +111,7 @@ class _Recording:
     def __init__(self, modules: dict[str, Any], recorder: Recorder) -> None:
         self.modules = modules
         self.recorder = recorder
+        self.calling: Counter[str] = Counter()
         self.uses = Counter(id(p) for m in modules.values() for p in own_params(m).values())
 
     def layer(self, path: str) -> CalledLayer:
@@ -142,15 +143,36 @@ def _recorded(cls: type, method: str) -> Callable[..., Any]:
 
     @functools.wraps(answer)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        place = self.tdjax_recorded
-        layer = place.recording.layer(place.path)
-        kernel, bound = array_of(getattr(self, layer.weight)), functools.partial(answer, self)
-        return place.recording.recorder.call(layer, kernel, method, bound, args, kwargs)
+        path, recording = self.tdjax_recorded.path, self.tdjax_recorded.recording
+        layer = recording.layer(path)
+        recording.calling[path] += 1
+        try:
+            kernel, bound = array_of(getattr(self, layer.weight)), functools.partial(answer, self)
+            return recording.recorder.call(layer, kernel, method, bound, args, kwargs)
+        finally:
+            recording.calling[path] -= 1
 
     return call
 
 
-_RECORDED = {cls: with_calls(cls, _recorded) for cls in KINDS}
+def _recorded_class(cls: type) -> type:
+    """A subclass whose calls are recorded, and who asks for its array outside of them."""
+    weight = KINDS[cls].weight
+    made: Any = with_calls(cls, _recorded)
+
+    def get(self: Any, name: str) -> Any:
+        if name == weight:
+            place = super(made, self).__getattribute__("tdjax_recorded")
+            recording = place.recording
+            if not recording.calling[place.path]:
+                recording.recorder.asked.add((*split_path(place.path), weight))
+        return super(made, self).__getattribute__(name)
+
+    made.__getattribute__ = get
+    return made
+
+
+_RECORDED = {cls: _recorded_class(cls) for cls in KINDS}
 
 
 def _with_the_rest(

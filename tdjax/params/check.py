@@ -91,7 +91,7 @@ def _problems(own: Tree | None, entry: PlannedLayer) -> Iterator[str]:
     """What is wrong with the parameters of a layer, as it goes on behind the layer's name."""
     if own is None:
         yield " is missing"
-    elif entry.layer.obstacle is not None:
+    elif entry.layer.obstacle is not None and entry.layer.stored is None:
         # Of a module that no method takes the plan knows one array, not its name.
         if entry.layer.kernel_shape not in [_shape(leaf) for leaf in own.values()]:
             yield f" has no array of shape {entry.layer.kernel_shape}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ def check_arrays(tree: Any, expected: Digests) -> None:
             raise ValueError(f"array {path} is not what was saved: its digest differs")
 
 
+def tree_digest(tree: Any) -> str:
+    """The SHA-256 of the arrays of a pytree with their paths, in hexadecimal digits."""
+    return _digest(digests_of(tree))
+
+
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a JSON object and their digest beside them, for `check_seal`."""
     return {**fields, "sha256": _digest(fields)}
@@ -83,7 +88,11 @@ def seal_files(folder: Path) -> None:
 
 
 def check_newest(folder: Path) -> None:
-    """`check_files` of the newest checkpoint in a folder of them, before orbax looks at it."""
+    """`check_files` of the newest checkpoint in a folder of them, before orbax looks at it.
+
+    Raises ValueError for what is no file and no folder beside it, too.
+    """
+    _check_kinds(folder.iterdir())
     steps = [found for found in folder.iterdir() if found.name.isdecimal()]
     if steps:
         check_files(max(steps, key=lambda found: int(found.name)))
@@ -97,9 +106,7 @@ def check_files(folder: Path) -> None:
     Raises ValueError that names the file that is missing or another, and what is no file at all:
     reading a pipe would wait for ever.
     """
-    for found in folder.rglob("*"):
-        if not (found.is_file() or found.is_dir()):
-            raise ValueError(f"{found} is neither a file nor a folder")
+    _check_kinds(folder.rglob("*"))
     listed = folder / FILES
     # A kill after the save left none; the digests of the arrays are there all the same.
     if not listed.exists():
@@ -113,6 +120,12 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{folder / name} is missing")
         if _file_digest(folder / name) != digest:
             raise ValueError(f"{folder / name} is not what was saved: its digest differs")
+
+
+def _check_kinds(paths: Iterable[Path]) -> None:
+    for found in paths:
+        if not (found.is_file() or found.is_dir()):
+            raise ValueError(f"{found} is neither a file nor a folder")
 
 
 def _file_digest(path: Path) -> str:

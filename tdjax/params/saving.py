@@ -20,20 +20,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from tdjax.arguments.checks import check_mapping, checked
-from tdjax.files import one_line, writing
+from tdjax.files import one_line
 from tdjax.params.check import check_params
-from tdjax.params.digests import (
-    Digests,
-    check_arrays,
-    check_newest,
-    check_seal,
-    check_shapes,
-    digests_of,
-    seal_files,
-    sealed,
-)
+from tdjax.params.digests import check_newest, check_seal
 from tdjax.params.leaves import as_mappings, of_leaves
 from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.params.steps import arrays_of, json_of, opened, save_step
 from tdjax.params.tree import (
     Tree,
     join_path,
@@ -46,6 +38,8 @@ from tdjax.params.tree import (
 from tdjax.plan.plan import Plan
 
 FORMAT_VERSION = 2
+# The names of what a step holds.
+ARRAYS, ABOUT = "params", "plan"
 # What the first version wrote, which knew no digests.
 OLD_VERSION, OLD_FIELDS = 1, {"version", "plan", "boxes"}
 # Metadata around an array that is saved with it: by name, as a checkpoint may name no class.
@@ -81,25 +75,8 @@ def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Plan) -> 
     check_params(params, plan)
     arrays = map_leaves(_bare, params)
     _check_free(path)
-    about = sealed(
-        {
-            "version": FORMAT_VERSION,
-            "plan": json.loads(plan.to_json()),
-            "boxes": _boxes(params),
-            "arrays": digests_of(arrays),
-        }
-    )
-    with writing(path), _manager(path, create=True) as manager:
-        latest = manager.latest_step()
-        step = 0 if latest is None else latest + 1
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(arrays), plan=ocp.args.JsonSave(about)
-            ),
-        )
-        manager.wait_until_finished()
-    seal_files(path / str(step))
+    about = {"version": FORMAT_VERSION, "plan": json.loads(plan.to_json()), "boxes": _boxes(params)}
+    save_step(path, (ARRAYS, arrays), (ABOUT, about))
 
 
 def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Plan]:
@@ -119,7 +96,7 @@ def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
     where = path
     try:
         check_newest(path)
-        with _manager(path, create=False) as manager:
+        with opened(path, (ARRAYS,), ABOUT) as manager:
             step = manager.latest_step()
             if step is not None:
                 where = path / str(step)
@@ -170,7 +147,13 @@ def _restored(
 ) -> tuple[dict[str, Any], Plan]:
     """Read one step; raises whatever a damaged one leads to."""
     plan = Plan.from_json(json.dumps(about["plan"]))
-    params = _read(manager, step, plan, about.get("arrays"))
+    # Shapes as they are on disk, not as a plan would have them.
+    found = manager.item_metadata(step)[ARRAYS].tree
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
+    # Before the arrays are read; the indices of sparse corrections are looked at after.
+    check_params(shapes, plan)
+    params = arrays_of(manager, step, ARRAYS, shapes, about.get("arrays"))
+    check_params(params, plan)
     for box in about["boxes"]:
         *above, name = box["path"]
         own = layer_params(params, join_path(*above))
@@ -181,9 +164,9 @@ def _restored(
 
 def _about(manager: ocp.CheckpointManager, step: int, path: Path) -> dict[str, Any]:
     """What is beside the arrays, as it was saved."""
-    raw = manager.restore(step, args=ocp.args.Composite(plan=ocp.args.JsonRestore())).plan
+    raw = json_of(manager, step, ABOUT)
     if not isinstance(raw, dict):
-        raise ValueError(f"{path / 'plan'} holds no fields")
+        raise ValueError(f"{path / ABOUT} holds no fields")
     version = raw.get("version")
     if version == OLD_VERSION and type(version) is int and raw.keys() == OLD_FIELDS:
         return raw
@@ -192,51 +175,12 @@ def _about(manager: ocp.CheckpointManager, step: int, path: Path) -> dict[str, A
     try:
         return check_seal(raw)
     except ValueError as error:
-        raise ValueError(f"{path / 'plan'}: {error}") from error
-
-
-def _read(
-    manager: ocp.CheckpointManager, step: int, plan: Plan, digests: Digests | None
-) -> dict[str, Any]:
-    """The arrays of one step, which are those of its plan, and those that were saved."""
-    # Shapes as they are on disk, not as a plan would have them.
-    found = manager.item_metadata(step).params.tree
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), found
-    )
-    # Before the arrays are read; the indices of sparse corrections are looked at after.
-    check_params(shapes, plan)
-    if digests is not None:
-        check_shapes(shapes, digests)
-    arguments = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
-    arrays = manager.restore(step, args=arguments).params
-    # Not tied to a device.
-    params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), arrays)
-    for (path, leaf), shape in zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shapes), strict=True
-    ):
-        if leaf.dtype != shape.dtype:
-            where = jax.tree_util.keystr(path)
-            raise ValueError(f"{where} is {shape.dtype}: enable jax_enable_x64 to read it exactly")
-    if digests is not None:
-        check_arrays(params, digests)
-    check_params(params, plan)
-    return params
+        raise ValueError(f"{path / ABOUT}: {error}") from error
 
 
 def _tuples(names: Any) -> Any:
     """Names of axes as they were before they were JSON."""
     return tuple(map(_tuples, names)) if isinstance(names, list) else names
-
-
-def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, create=create, enable_async_checkpointing=False
-    )
-    # Named, for a manager that is to read before it has written.
-    handlers = {"params": ocp.StandardCheckpointHandler(), "plan": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
 def _check_free(path: Path) -> None:
@@ -249,5 +193,5 @@ def _check_free(path: Path) -> None:
     present = [found for found in path.iterdir() if ".orbax-checkpoint-tmp" not in found.name]
     steps = [found for found in present if found.name.isdecimal()]
     newest = max(steps, key=lambda found: int(found.name), default=None)
-    if len(steps) < len(present) or (newest is not None and not (newest / "plan").is_dir()):
+    if len(steps) < len(present) or (newest is not None and not (newest / ABOUT).is_dir()):
         raise ValueError(f"{path} holds something else than a factorised network; use a new folder")

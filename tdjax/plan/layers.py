@@ -205,7 +205,10 @@ def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:
             often it runs. Calls that a pass throws away run 0 times.
         batch: number of examples of the pass.
     """
-    layer = calls[0][0]
+    layer, *others = (call for call, _ in calls)
+    obstacle = next((call.obstacle for call in (layer, *others) if call.obstacle), None)
+    if obstacle is None and any(_of_array(call) != _of_array(layer) for call in others):
+        obstacle = f"its calls multiply by its {layer.storage.name} in more than one way"
 
     def for_one_example(number: int) -> int:
         # The calls of a stack are shared among its layers.
@@ -215,7 +218,13 @@ def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:
         layer,
         positions=for_one_example(sum(call.positions * runs for call, runs in calls)),
         lookups=for_one_example(sum(call.lookups * runs for call, runs in calls)),
+        obstacle=obstacle,
     )
+
+
+def _of_array(layer: Layer) -> tuple[Any, ...]:
+    """What a call says of the layer's array, which others have to say too."""
+    return layer.kind, layer.kernel_shape, layer.groups, layer.storage
 
 
 def with_products(layer: Layer, macs: int) -> Layer:

@@ -46,7 +46,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 @lru_cache
 def _parsed(pattern: str) -> Any:
-    """The parts of a pattern that repeats often enough to be tried for long, else None."""
+    """The parts of a pattern that repeats or branches so often that it may take long, or None."""
     # Where Python keeps its parser is no promise; without it, nothing is counted.
     try:
         parse = importlib.import_module("re._parser").parse
@@ -57,7 +57,9 @@ def _parsed(pattern: str) -> Any:
 
 
 def _depth(parts: Any) -> int:
-    """How often the text could be gone over for each character: repeats one after another."""
+    """How many choices follow each other: repeats, after each of which the text may be gone over
+    for each of its characters, and branches.
+    """
     return sum(_depth_of(str(name), argument) for name, argument in parts)
 
 
@@ -67,7 +69,7 @@ def _depth_of(name: str, argument: Any) -> int:
         # A repeat of what repeats, or of branches, may have ways without end.
         many = inner or any(str(own) in ("BRANCH", "SUBPATTERN") for own, _ in argument[2])
         return 4 if many else 1
-    return sum(_depth(below) for below in _below(name, argument))
+    return (name == "BRANCH") + sum(_depth(below) for below in _below(name, argument))
 
 
 def _below(name: str, argument: Any) -> list[Any]:

@@ -181,6 +181,8 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
         return ReadEntry(own.layer, None, own.reason)
     if own.reason is not None or own.layer.obstacle is not None:
         raise ValueError(f"field '{where}.method': {own.method!r}, but the layer is kept dense")
+    if 0 in own.layer.kernel_shape:
+        raise ValueError(f"field '{where}.method': {own.method!r}, but the kernel has no entries")
     try:
         read = Form(own.method, *form)
         _check_form(own.layer, read)

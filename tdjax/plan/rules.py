@@ -86,7 +86,7 @@ class Rule:
             known = known_are(self.method, (*METHODS, AUTO))
             raise ValueError(f"{self}: unknown method; {known}")
         try:
-            check_variant(self.method, self.spatial, self.splits, self.fold)
+            check_variant(self.method, self.spatial, int(self.splits), self.fold)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from None
         if (self.compression is None) == (self.rank is None):
@@ -100,8 +100,8 @@ class Rule:
         if self.rank is not None:
             for rank in self.rank if isinstance(self.rank, (list, tuple)) else (self.rank,):
                 check_whole(rank, f"{self}: rank")
-        if isinstance(self.rank, list):
-            object.__setattr__(self, "rank", tuple(self.rank))
+        for name in ("rank", "splits", "compression", "sparse"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
 
     def __str__(self) -> str:
         """The rule as messages name it."""
@@ -109,6 +109,15 @@ class Rule:
 
 
 FIELDS = tuple(field.name for field in fields(Rule))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python's own, which a plan is written with: NumPy's are taken too."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(int, value))
+    if value is None or isinstance(value, numbers.Integral):
+        return None if value is None else int(value)
+    return float(value)
 
 
 def _check_share(rule: Rule, name: str, share: Any, remedy: str) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tdjax.arguments.later import checked_later
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import join_path
@@ -44,6 +45,7 @@ class Pruned(NamedTuple):
     converged: dict[str, bool]
 
 
+@on_any_mesh
 @checked_later
 def lasso_prune(
     params: Any,

@@ -7,10 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.pruning.checks import as_columns, check_range
 from tdjax.pruning.indices import log_norm
 
 
+@on_any_mesh
 def pruning_error_bound(
     w: Any, kept: Any, q: Any, bound: Any = 1.0, *, outputs: int | None = None
 ) -> Float[Array, "*_"]:
@@ -39,6 +41,7 @@ def pruning_error_bound(
     return jnp.where(jnp.isneginf(norm), 0, jnp.exp(log_bound))
 
 
+@on_any_mesh
 def tail_size(
     w: Any, tolerance: Any, bound: Any = 1.0, *, outputs: int | None = None
 ) -> Int[Array, "*_"]:

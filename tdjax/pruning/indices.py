@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.pruning.checks import as_columns, check_order, check_range
 
 
+@on_any_mesh
 def lq_norm(w: Any, q: Any, *, outputs: int | None = None) -> Float[Array, "*_"]:
     """The l_q norm of each neuron's weights, (sum |w_i|^q)^(1/q); for q < 1 a quasi-norm.
 
@@ -41,6 +43,7 @@ def lq_norm(w: Any, q: Any, *, outputs: int | None = None) -> Float[Array, "*_"]
     return jnp.exp(log_norm(columns, check_range("q", q, 0, jnp.inf))).reshape(shape)
 
 
+@on_any_mesh
 def sparsity_index(w: Any, q: Any, *, outputs: int | None = None) -> Float[Array, "*_"]:
     """The sparsity index of each neuron, norm_1(w) / norm_q(w) for 0 < q < 1.
 
@@ -56,6 +59,7 @@ def sparsity_index(w: Any, q: Any, *, outputs: int | None = None) -> Float[Array
     return jnp.exp(sums.of(jnp.ones(())) - sums.of(q) / q).reshape(shape)
 
 
+@on_any_mesh
 def pq_index(
     w: Any, p: Any = 0.5, q: Any = 1.0, *, outputs: int | None = None
 ) -> Float[Array, "*_"]:
@@ -76,6 +80,7 @@ def pq_index(
     return -jnp.expm1((sums.of(p) - size) / p - (sums.of(q) - size) / q).reshape(shape)
 
 
+@on_any_mesh
 def effective_number(
     w: Any, p: Any = 0.5, q: Any = 1.0, *, outputs: int | None = None
 ) -> Float[Array, "*_"]:

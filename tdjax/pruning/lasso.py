@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tdjax.decompose.inputs import as_float
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.pruning.checks import check_range
 
@@ -48,6 +49,7 @@ class LassoInfo(NamedTuple):
     converged: Bool[Array, ""]
 
 
+@on_any_mesh
 def lasso(
     gram: Any,
     cross: Any,

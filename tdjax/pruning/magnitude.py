@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.arguments.later import checked_later
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.plan.layers import Layer
 from tdjax.pruning.bounds import tail_sizes
 from tdjax.pruning.checks import check_order, check_range
@@ -25,6 +26,7 @@ HALVINGS = 48
 SLACK = 32
 
 
+@on_any_mesh
 @checked_later
 def magnitude_prune(
     params: Any,
@@ -72,6 +74,7 @@ def magnitude_prune(
     return prune(params, _without, removed, scope=scope, layers=layers, paths=paths)
 
 
+@on_any_mesh
 @checked_later
 def adaptive_prune(
     params: Any,
@@ -106,6 +109,7 @@ def adaptive_prune(
     return pq_prune(params, q, 1.0, eta, share=share, scope="neuron", layers=layers, paths=paths)
 
 
+@on_any_mesh
 @checked_later
 def pq_prune(
     params: Any,
@@ -149,6 +153,7 @@ def pq_prune(
     return prune(params, _effective_share, target, scope=scope, layers=layers, paths=paths)
 
 
+@on_any_mesh
 @checked_later
 def tail_prune(
     params: Any,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,15 +17,46 @@ def call_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(sample), {}) if isinstance(sample, tuple) else ((sample,), {})
 
 
-class Reading(enum.Enum):
-    """What of a batch is the model's input; see `tdjax.arguments.batches`."""
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What of a batch is the model's input; see `tdjax.arguments.batches`.
 
-    WHOLE = "all of it"
-    FIRST = "the first entry of the tuple"
+    Arguments:
+        first: the first entry of the tuple, not all of it.
+        form: of all batches, as `form_of` names it; None where any may come.
+    """
+
+    first: bool = False
+    form: str | None = None
 
     def inputs(self, batch: Any) -> Any:
-        """The model's input from a batch, as `call_arguments` takes it."""
-        return batch if self is Reading.WHOLE else batch[0]
+        """The model's input from a batch, as `call_arguments` takes it.
+
+        Raises ValueError for a batch of another form: it would be read in another way.
+        """
+        if self.form not in (None, form_of(batch)):
+            raise ValueError(
+                f"a batch is {form_of(batch)}, but the first was {self.form}: give all batches in "
+                "one form"
+            )
+        return batch[0] if self.first else batch
+
+
+# Every batch is the model's input.
+WHOLE = Reading()
+
+
+def form_of(batch: Any) -> str:
+    """What tells how a batch is read."""
+    if isinstance(batch, tuple) and batch:
+        return f"a tuple that begins with {_kind(batch[0])}"
+    return _kind(batch)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a dict"
+    return "a tuple" if isinstance(value, tuple) else "an array"
 
 
 def peeked(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

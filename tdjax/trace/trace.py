@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -52,6 +52,7 @@ class Trace:
         batch: number of examples.
         arrays: names of the model's arrays, which the program takes first.
         kept: names of what the model keeps.
+        asked: see `tdjax.trace.recorder.Recorder`.
     """
 
     jaxpr: Any
@@ -60,6 +61,7 @@ class Trace:
     batch: int
     arrays: Sequence[Names] = ()
     kept: Sequence[Names] = ()
+    asked: Collection[Names] = frozenset()
 
     @cached_property
     def survey(self) -> Survey:
@@ -120,4 +122,8 @@ class Trace:
             number: self._places[path] for number, path in paths.items() if path in self._places
         }
         returned = [None] * (len(self.jaxpr.jaxpr.outvars) - len(self.kept))
-        return reads_of(self.jaxpr, arrays, paths, [*returned, *self.kept], self.arrays)
+        reads = reads_of(self.jaxpr, arrays, paths, [*returned, *self.kept], self.arrays)
+        for place in self._places.values():
+            if self.arrays[place] in self.asked:
+                reads.others.setdefault(place, "the model asks for it, or its shape")
+        return reads

@@ -277,7 +277,7 @@ def test_conjugate_gradients_rest_at_the_solution_and_at_zero():
 @pytest.mark.parametrize("condition", [10, 1e4])
 def test_solve_normal_up_to_the_exact_rank(condition):
     normal, product = spd(12, condition), gaussian((5, 12))
-    solution = solve_normal(
+    solution, _ = solve_normal(
         jnp.asarray(normal, jnp.float32), jnp.asarray(product), jnp.zeros((5, 12))
     )
     expected = np.linalg.solve(normal, product.T.astype(np.float64)).T
@@ -294,7 +294,7 @@ def test_solve_normal_of_singular_equations():
     normal = jnp.asarray(unit.T @ unit)
     product = jnp.asarray(wanted @ unit.T @ unit)
     for limit in (EXACT_UP_TO, 0):
-        solution = solve_normal(normal, product, jnp.zeros((4, 6)), exact_up_to=limit)
+        solution, _ = solve_normal(normal, product, jnp.zeros((4, 6)), exact_up_to=limit)
         if limit:
             assert relative(wanted @ unit.T, solution @ unit.T) < 1e-3
         assert np.linalg.norm(solution) < 2 * np.linalg.norm(wanted)

@@ -130,6 +130,26 @@ def test_norms_and_errors_in_every_unit():
     )
 
 
+def test_small_errors_of_small_arrays_and_of_half_precision():
+    x = rows(X)
+    ways = (lambda x, y: tdjax.weight_errors(x, y)["relative"], tdjax.Frobenius().relative_error)
+    for unit, size in ((1e-36, 1e-5), (1e-34, 1e-3), (1e30, 1e-5)):
+        one, other = at(x, unit), at(x * (1 + size * RANDOM.standard_normal(x.shape)), unit)
+        expected = relative(np.float64(one) / unit, np.float64(other) / unit)
+        for error in ways:
+            assert float(error(one, other)) == pytest.approx(expected, rel=1e-3)
+    # The squares of these are beyond half precision, as are sums of them.
+    half = jnp.asarray(300 * x, jnp.float16)
+    other = half * jnp.float16(1.01)
+    norm = tdjax.Covariance(jnp.eye(D))
+    expected = relative(half, np.float64(other))
+    for error in (*ways, norm.relative_error):
+        assert float(error(half, other)) == pytest.approx(expected, rel=1e-4)
+    squared = np.sum(np.float64(half) ** 2)
+    for found in (norm.inner(half, half), jnp.vdot(half, norm.weigh(half))):
+        assert float(found) == pytest.approx(squared, rel=1e-4)
+
+
 def test_errors_against_zeros():
     zero, one = jnp.zeros((4, 3)), jnp.full((4, 3), 1e-30)
     norms = (
@@ -137,6 +157,7 @@ def test_errors_against_zeros():
         tdjax.Covariance(jnp.eye(4)),
         tdjax.Kronecker(jnp.eye(4), jnp.eye(3)),
     )
+    assert all(np.isnan(norm.relative_error(zero, zero.at[0].set(jnp.nan))) for norm in norms)
     ways = [norm.relative_error for norm in norms]
     ways += [
         lambda x, y: tdjax.weight_errors(x, y)["relative"],

@@ -10,7 +10,7 @@ from plain_moments import kernel, weighted_error
 
 import tdjax
 from tdjax.decompose.als import Swept, iterate
-from tdjax.decompose.normal_equations import conjugate_gradients, gain
+from tdjax.decompose.normal_equations import conjugate_gradients, gain, solve_normal
 
 TOL = 1e-8
 
@@ -99,6 +99,30 @@ def test_gain_is_the_fall_of_the_squared_error():
         arguments = (others.T @ others, x @ others, present, other)
         found = gain(*(jnp.asarray(a, jnp.float32) for a in arguments))
         assert float(found) == pytest.approx(before - after, rel=1e-2)
+
+
+def test_what_equations_leave_unsolved():
+    """Of an eigenvalue below the ridge; nothing where rounding hides none of the solution."""
+    turned = np.linalg.qr(np.random.default_rng(4).standard_normal((6, 6)))[0]
+    wanted = np.random.default_rng(5).standard_normal((3, 6))
+    for least, share in ((1e-7, 0.02), (1e-6, 0.2), (0.3, 0.0)):
+        normal = (turned * [1, 1, 1, 0.5, 0.4, least]) @ turned.T
+        single = [jnp.asarray(a, jnp.float32) for a in (normal, wanted @ normal, 0 * wanted)]
+        found, left = solve_normal(*single)
+        short = wanted - np.float64(found)
+        remaining = np.sum(short * (short @ normal))
+        assert share * remaining <= float(left) <= max(1.1 * remaining, 1e-13)
+
+
+def test_sweeps_that_leave_their_equations_unsolved_have_not_converged():
+    error = jnp.asarray(1e-3)
+    for left, converged in ((1e-6, False), (1e-9, True)):
+        run = iterate(
+            lambda k, left=left: Swept(k, error, jnp.asarray(0.0), jnp.asarray(left)),
+            jnp.asarray(0), error, max_iters=3, tol=TOL,
+        )  # fmt: skip
+        assert int(run[1].iterations) == 1
+        assert bool(run[1].converged) == converged
 
 
 def made(errors, falls=None, tol=TOL, **options):

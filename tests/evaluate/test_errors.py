@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from plain_models import (
     MLP,
     ConvNet,
@@ -290,6 +291,30 @@ def test_layer_that_is_not_met_is_named():
     params = replace_kernel(variables["params"], "stack/dense", jnp.zeros((3, 8, 8)))
     with pytest.raises(ValueError, match="the model never calls layer 'stack/dense'"):
         tdjax.feature_errors(scanned, variables, params, [x])
+
+
+class Branched(nn.Module):
+    """A layer in a condition, whose values Flax cannot carry out of it."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(8, name="inside")
+        if self.is_initializing():
+            return layer(x)
+        return nn.cond(x.sum() > 0, lambda _, x: layer(x), lambda _, x: x, self, x)
+
+
+def test_layers_whose_outputs_stay_where_they_are_called():
+    message = "layer '{}' is called inside a loop, a condition or a gradient"
+    model, x = Branched(), normal(1, 2, 8)
+    variables = random_variables(model, x)
+    params = replace_kernel(variables["params"], "inside", jnp.zeros((8, 8)))
+    with pytest.raises(ValueError, match=message.format("inside")):
+        tdjax.feature_errors(model, variables, params, [x])
+    cell = nnx.RNN(nnx.SimpleCell(8, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    plan = tdjax.make_plan(cell, [tdjax.Rule(path=".*_h", method="svd", rank=1)], x[None])
+    with pytest.raises(ValueError, match=message.format("cell/dense_h")):
+        tdjax.feature_errors(cell, plan, [x[None]])
 
 
 class Tied(nn.Module):

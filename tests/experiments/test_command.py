@@ -61,6 +61,11 @@ def full(message):
             "from there",
         ),
         (
+            ValueError("OUT_OF_RANGE: Failed writing: File too large"),
+            "OUT_OF_RANGE: Failed writing: File too large; make room on the disk and start the "
+            "same command again: it goes on from there",
+        ),
+        (
             MemoryError(),
             "MemoryError; out of memory: use smaller batches, or a machine with more",
         ),

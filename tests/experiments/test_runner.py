@@ -78,6 +78,9 @@ def test_a_network_of_your_own_is_measured_as_it_was_given(splits, variables, tm
         record = journal.get("network", **trial.fields)
         found = right(tdjax.factorize(Mine(), plan), small)
         assert record["test"]["accuracy"] == pytest.approx(found)
+    other = given(settings, Mine(), jax.tree.map(lambda leaf: leaf + 1, variables), splits)
+    with pytest.raises(ValueError, match="is not the one that was measured here"):
+        run(other, settings, tmp_path)
 
 
 def test_what_a_given_network_lacks_is_told(splits, variables, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 
 from experiments.compressibility.settings import Compressibility
@@ -34,7 +35,7 @@ NAN, INF = math.nan, math.inf
 BAD = (
     *(NAN, INF, -INF, -1, 0, -0.5, 1e300, 2**70, 10**400, 10**5000, "", "nope", "\0", "\ud800"),
     *(None, True, [], {}, ["x", "x"], [1, 1], [0.5, 0.5000000001], [0.9999999], [NAN], [0], [-1]),
-    *([None], [[]], [10**30], object()),
+    *([None], [[]], [10**30], object(), np.ones((9, 2))),
 )
 # Those of them that a field may be; of names those that only the data set or the network knows.
 ACCEPTED = {
@@ -120,6 +121,8 @@ def test_every_field_refuses_what_it_cannot_be(name):
         ("data_aware", "calibration.images", [201], "'calibration.images' asks for 201"),
         ("data_aware", "calibration.subsets", 10**9, "'calibration.subsets' is 1000000000: at lea"),
         ("data_aware", "finetune_subsets", 4, "'finetune_subsets' is 4: calibration.subsets is 3"),
+        ("compress", "strategies", ["energy"], "'budgets' has 0.5: .* within 0.5% of .* 0.4721 is"),
+        ("compress", "strategies", ["uniform"], "'budgets' has 0.5: .*cannot be met within 0.5%"),
         ("compress", "weights", "nope", "'weights' is 'nope': there is no such file"),
         ("compress", "inputs", {"mean": [0, 1], "deviation": [1, 1]}, "'inputs.mean' is .* 1 chan"),
         ("compress", "reestimate", True, "'reestimate' is True: mlp has no batch statistics"),

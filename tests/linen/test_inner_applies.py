@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -299,6 +300,31 @@ class Recorded(nn.Module, Registering):
 
     def __hash__(self):
         return self.width
+
+
+class Registered(nn.Module):
+    registry: ClassVar = {}
+
+    def __init_subclass__(cls, *, tag):
+        super().__init_subclass__()
+        cls.tag = tag
+        Registered.registry[cls.__name__] = cls
+
+
+class Tagged(Registered, tag=2.0):
+    @nn.compact
+    def __call__(self, x):
+        return self.tag * nn.Dense(12)(x)
+
+
+def test_a_class_does_not_hear_of_its_factorised_subclass():
+    net = Tagged()
+    variables = net.init(jax.random.key(0), X)
+    plan = tdjax.make_plan(net, variables, RULES, X)
+    params = tdjax.factorize_params(variables["params"], plan)
+    dense = {"params": tdjax.reconstruct_params(params, plan)}
+    close(tdjax.factorize(net, plan).apply({"params": params}, X), net.apply(dense, X))
+    assert Registered.registry == {"Tagged": Tagged}
 
 
 def test_what_a_class_does_when_it_is_made():

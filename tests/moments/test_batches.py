@@ -183,3 +183,23 @@ def test_moments_that_no_machine_holds():
     variables = {"params": {"head": {"kernel": jnp.ones((400_000, 2)), "bias": jnp.ones(2)}}}
     with pytest.raises(ValueError, match=r"'head' 596\.0 GiB; memory= allows 4\.0 GiB .* paths="):
         tdjax.collect_moments(Wide(), variables, [one])
+
+
+def test_all_batches_have_the_form_of_the_first():
+    variables = {"params": VARIABLES["params"]}
+    images = jnp.stack([X, X])
+    for model, batches in (
+        # Each of these the model could be called with in two ways.
+        (Alone(), [(X, LABELS), X]),
+        (Alone(), [(images, LABELS), images]),
+        (Masked(), [((X, MASK), LABELS), (X, MASK)]),
+        (Always(), [(X, MASK), ((X, MASK), LABELS)]),
+        (Masked(), [X, (X, MASK)]),
+    ):
+        with pytest.raises(ValueError, match=r"a batch is .*, but the first was .*: give all"):
+            tdjax.collect_moments(model, variables, batches, loss_fn=lambda y, _: (y**2).mean())
+
+
+def test_a_layer_that_no_row_goes_into():
+    with pytest.raises(ValueError, match="no row goes into layer 'dense': the batches are empty"):
+        tdjax.collect_moments(Alone(), VARIABLES, [X[:0]])

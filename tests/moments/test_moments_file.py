@@ -101,6 +101,8 @@ SYMMETRIC = np.asarray(MOMENTS["a/conv"].inputs)
         ({"outputs": np.ones((1, 2, 3))}, "outputs has shape"),
         ({"inputs": SYMMETRIC.astype(int)}, "inputs has dtype int64"),
         ({"inputs": SYMMETRIC.astype("U9")}, "inputs has dtype <U9"),
+        ({"inputs": SYMMETRIC.astype(">f4")}, "inputs has dtype >f4"),
+        ({"inputs": SYMMETRIC * np.float64(1e300)}, "inputs holds numbers beyond float32"),
         ({"mean": None}, "inputs or mean is missing"),
         ({"rows": np.float32(-1)}, "rows is no count"),
         ({"rows": np.ones(2)}, "rows is no count"),

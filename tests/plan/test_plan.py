@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,12 +178,25 @@ def test_rule_that_means_nothing_is_refused(arguments, message):
     ],
 )
 def test_rule_of_values_of_a_wrong_kind_is_refused(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        unchecked_rule(**arguments)
+
+
+def unchecked_rule(**arguments):
+    """Not by its own `__init__`, whose types these tests check on their own account."""
     given, rule = {"path": ".*", "method": "svd", **arguments}, object.__new__(Rule)
-    # Not by its own `__init__`, whose types these tests check on their own account.
     for field in fields(Rule):
         object.__setattr__(rule, field.name, given.get(field.name, field.default))
-    with pytest.raises(TypeError, match=message):
-        rule.__post_init__()
+    rule.__post_init__()
+    return rule
+
+
+def test_numbers_of_numpy_are_numbers():
+    rule = unchecked_rule(rank=(np.int64(2),), splits=np.int32(2), sparse=np.float32(0.5))
+    assert rule == Rule(path=".*", method="svd", rank=(2,), splits=2, sparse=0.5)
+    assert [type(x) for x in (*rule.rank, rule.splits, rule.sparse)] == [int, int, float]
+    plan = Plan((plan_layer(HEAD, unchecked_rule(rank=np.int64(2), splits=np.int32(2))),))
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_arguments_that_a_rule_has_not():

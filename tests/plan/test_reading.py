@@ -190,3 +190,11 @@ def test_sizes_without_end_take_no_time():
     with pytest.raises(ValueError, match="5 splits do not divide its 2147483647 input channels"):
         Plan.from_json(json.dumps(raw))
     assert time.process_time() - start < 2
+
+
+def test_a_kernel_without_entries_has_no_form():
+    for entry in range(len(PLAN.factorised)):
+        raw = copy.deepcopy({**RAW, "layers": [RAW["layers"][entry]]})
+        raw["layers"][0]["layer"]["kernel_shape"][-2] = 0
+        with pytest.raises(ValueError, match=r"not a plan: (field|layer) '"):
+            Plan.from_json(json.dumps(raw))

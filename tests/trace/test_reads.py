@@ -305,6 +305,77 @@ def test_wrappers_of_nnx_that_normalise():
     same_verdicts(plan, dict.fromkeys(paths, CHANGED))
 
 
+BOTH_WAYS = "its calls multiply by its kernel in more than one way"
+
+
+def test_a_kernel_that_is_multiplied_by_in_two_ways():
+    def function(_, x):
+        layer = nn.Einsum((8, 8), use_bias=False, name="e")
+        return layer(jnp.tanh(layer(x, "bd,de->be")), "be,de->bd")
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.e = nnx.Einsum("bd,de->be", (8, 8), rngs=rngs)
+
+        def __call__(self, x):
+            return self.e(jnp.tanh(self.e(x)), "be,de->bd")
+
+    model = Calls(function)
+    variables = model.init(jax.random.key(0), X)
+    same_verdicts(tdjax.make_plan(model, variables, RULES, X), {"e": BOTH_WAYS})
+    net = Model(nnx.Rngs(0))
+    same_verdicts(tdjax.make_plan(net, RULES, X), {"e": BOTH_WAYS})
+    small = tdjax.factorize(net, tdjax.make_plan(net, RULES, X, method=lambda net, x: net.e(x)))
+    with pytest.raises(ValueError, match="layer 'e': its equation 'be,de->bd' multiplies by its"):
+        small(X)
+
+
+def test_a_layer_of_several_axes_that_is_read_elsewhere_is_saved(tmp_path):
+    def function(self, x):
+        y = nn.DenseGeneral((2, 4), name="read")(x)
+        z = nn.Dense(8, name="free")(x)
+        return y.sum(axis=1), z, self.variables["params"]["read"]["kernel"].sum()
+
+    model = Calls(function)
+    variables = model.init(jax.random.key(0), X)
+    plan = tdjax.make_plan(model, variables, RULES, X)
+    same_verdicts(plan, {"read": READ, "free": None})
+    params = tdjax.factorize_params(variables["params"], plan)
+    tdjax.save_factorised(tmp_path / "saved", params, plan)
+    assert tdjax.load_factorised(tmp_path / "saved")[1] == plan
+
+
+def test_what_is_asked_of_a_kernel_beside_its_values():
+    class Asking(nnx.Module):
+        def __init__(self, rngs):
+            self.asked, self.free = (nnx.Linear(8, 8, rngs=rngs) for _ in range(2))
+
+        def __call__(self, x):
+            return self.free(self.asked(x)) / self.asked.kernel.shape[0]
+
+    same_verdicts(
+        tdjax.make_plan(Asking(nnx.Rngs(0)), RULES, X),
+        {"asked": "(the model asks for it, or its shape)", "free": None},
+    )
+    # Linen does not tell, so the factorised model says it.
+    for name, ask in (
+        ("kernel", lambda self, d, t: self.variables["params"]["d"]["kernel"].size),
+        ("kernel", lambda self, d, t: d.variables["params"]["kernel"].ndim),
+        ("embedding", lambda self, d, t: t.embedding.shape[0]),
+    ):
+
+        def function(self, ids, ask=ask):
+            table, layer = nn.Embed(8, 8, name="t"), nn.Dense(8, name="d")
+            return layer(table(ids)) / ask(self, layer, table)
+
+        model = Calls(function)
+        variables = model.init(jax.random.key(0), IDS)
+        plan = tdjax.make_plan(model, variables, RULES, IDS)
+        small = {"params": tdjax.factorize_params(variables["params"], plan)}
+        with pytest.raises(ValueError, match=f"asks for the {name} of a factorised layer"):
+            tdjax.factorize(model, plan).apply(small, IDS)
+
+
 # What leaves a kernel as it is, wherever its axes lie, and what does not.
 VIEWS = (
     lambda k: k.astype(jnp.bfloat16),

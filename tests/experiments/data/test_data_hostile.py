@@ -115,6 +115,29 @@ def test_a_sparse_member_is_not_filled_with_zeros(tmp_path):
     assert "train.bin has 1,000,000,000,000 bytes" in refusal(load, "cifar100", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "times"),
+    [
+        # A sparse file's map that is no number, a length of no machine, names without end.
+        (tarfile.XHDTYPE, b"22 GNU.sparse.map=x,y\n", 1),
+        (tarfile.XHDTYPE, b"99999999999999999999 a=b\n", 1),
+        (tarfile.GNUTYPE_LONGNAME, b"name\0", 1000),
+    ],
+    ids=["sparse map", "length", "names"],
+)
+def test_damaged_headers_are_told_with_the_archive(tmp_path, kind, content, times):
+    extended = tarfile.TarInfo("extended")
+    extended.type, extended.size = kind, len(content)
+    with gzip.open(tmp_path / "cifar-100-binary.tar.gz", "wb", 1) as file:
+        for info in (*times * [extended], tarfile.TarInfo("cifar-100-binary/train.bin")):
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+            if info is extended:
+                file.write(content.ljust(512, b"\0"))
+        file.write(bytes(1024))
+    text = refusal(load, "cifar100", tmp_path)
+    assert "cifar-100-binary.tar.gz: truncated or damaged archive" in text
+
+
 def test_more_members_than_any_set_has(tmp_path):
     archive(tmp_path, [(f"{k}", 0, b"") for k in range(1001)])
     assert "more than 1000 members" in refusal(load, "cifar100", tmp_path)

@@ -1,3 +1,4 @@
+import os
 import random
 import re
 
@@ -140,6 +141,12 @@ def test_a_flipped_bit_is_named(tmp_path):
         assert f"remove {tmp_path} to train from scratch" in str(caught.value)
         file.write_bytes(content)
     assert_same(restore_latest(tmp_path, tree())[1], tree())
+
+
+def test_a_pipe_in_place_of_a_checkpoint_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "4")
+    with pytest.raises(CheckpointError, match="4 is neither a file nor a folder"):
+        restore_latest(tmp_path, tree())
 
 
 def test_other_arrays_of_the_same_shapes_are_refused(tmp_path):

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 import pytest
 
+from experiments.workdir.config import claim_workdir
 from experiments.workdir.fields import (
     FOR_REPORT,
     FieldError,
@@ -12,7 +13,6 @@ from experiments.workdir.fields import (
     read_fields,
     report_fields,
 )
-from experiments.workdir.journal import claim_workdir
 from experiments.workdir.ranges import Choices, Listed, OneOf, Range, Share
 
 NAN, INF = float("nan"), float("inf")

@@ -11,15 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.workdir.claim import in_use
-from experiments.workdir.journal import (
-    SCORES,
-    Kind,
-    append_records,
-    check_workdir,
-    claim_workdir,
-    read_config,
-    read_journal,
-)
+from experiments.workdir.config import check_workdir, claim_workdir, read_config
+from experiments.workdir.journal import SCORES, Kind, append_records, read_journal
 from tdjax.files import write_atomically
 
 # In place of a JSON object.
@@ -133,6 +126,12 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, name, make):
     make(tmp_path / name)
     with pytest.raises(OSError, match=rf"it is no regular file: .*{name}"):
         read_config(tmp_path) if name == "config.json" else read_journal(tmp_path / name, SCHEMA)
+
+
+def test_a_journal_on_a_disk_that_is_not_there_is_no_empty_one(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "disk" / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"No such file.*metrics\.jsonl"):
+        read_journal(tmp_path / "metrics.jsonl", SCHEMA)
 
 
 def begin_there(workdir):

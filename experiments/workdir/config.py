@@ -1,0 +1,93 @@
+"""What a work directory was asked for: its `config.json`, which no other configuration takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from experiments.workdir.claim import BESIDE, FILE
+from experiments.workdir.files import naming, read_json
+from tdjax.files import write_atomically
+
+CONFIG = "config.json"
+# In place of a field that one of two configurations lacks.
+OFF: Mapping[str, Any] = MappingProxyType({})
+
+
+def check_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> bool:
+    """Whether the configuration of a work directory is to be written; nothing is touched.
+
+    A field that only one of them knows, as one written by another version, must be off: None, 0,
+    False or empty.
+
+    Arguments:
+        config: plain JSON values.
+        free: paths of the fields that may change; what is there then takes the new values.
+
+    Raises ValueError where the folder holds another configuration or things that are not an
+    experiment's, or cannot be one.
+    """
+    with naming(workdir):
+        if (workdir / CONFIG).exists():
+            present = read_config(workdir)
+        elif workdir.exists() and any(not _is_begun(found.name) for found in workdir.iterdir()):
+            raise ValueError(
+                f"{workdir} is not empty and holds no config.json; use another workdir"
+            )
+        else:
+            return True
+    changed = _differences(present, json.loads(json.dumps(config)))
+    differing = sorted(set(changed) - set(free))
+    if differing:
+        raise ValueError(
+            f"{workdir} holds another configuration; fields that differ: "
+            f"{', '.join(differing)}; use another workdir"
+        )
+    return bool(changed)
+
+
+def claim_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
+    """Make the work directory this configuration's, or find that it is already.
+
+    Arguments and what is raised are those of `check_workdir`; then nothing is touched.
+    """
+    if check_workdir(workdir, config, free):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The configuration of a work directory, as it is written.
+
+    Raises FileNotFoundError where there is none, ValueError where it cannot be understood.
+    """
+    path = workdir / CONFIG
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); use another workdir") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no fields); use another workdir")
+    return found
+
+
+def _differences(a: Any, b: Any, where: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [
+            found
+            for key in a.keys() | b.keys()
+            for found in _differences(
+                a.get(key, OFF), b.get(key, OFF), f"{where}.{key}" if where else key
+            )
+        ]
+    if a is OFF or b is OFF:
+        return [where] if a or b else []
+    return [] if a == b else [where]
+
+
+def _is_begun(name: str) -> bool:
+    """Whether a file may be of a process that is about to claim the folder, or was killed then."""
+    return name == FILE or name.startswith((BESIDE, f".{CONFIG}."))
