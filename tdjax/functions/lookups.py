@@ -102,4 +102,5 @@ def _axis(eqn: Any, place: Place) -> int:
     )
     if not plain or any(n != sizes[k] for k, n in enumerate(table) if k != axis):
         raise Unreadable("of more than rows along one axis")
+    assert axis is not None
     return int(axis)

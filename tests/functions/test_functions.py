@@ -10,10 +10,12 @@ import pytest
 from jax import lax
 from plain_functions import (
     FUNCTIONS,
+    IDS,
     drawn,
     inputs,
     tokens,
 )
+from plain_networks import LanguageModel, UNet, VisionTransformer
 
 import tdjax
 from tdjax.plan.form import Form
@@ -114,6 +116,36 @@ def test_at_full_rank_it_is_the_function(name):
     plan = tdjax.Plan(tuple(map(full, tdjax.layer_table(apply, params, x))))
     factors = tdjax.factorize_params(params, plan)
     close(tdjax.factorize(apply, plan)(factors, x), jax.jit(apply)(params, x))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (LanguageModel(), IDS),
+        (VisionTransformer(), jnp.ones((2, 8, 8, 3))),
+        (UNet(), jnp.ones((2, 8, 8, 3))),
+    ],
+    ids=["language model", "vision transformer", "U-Net"],
+)
+def test_a_linen_model_has_the_same_layers_as_a_function(model, x):
+    variables = model.init(jax.random.key(0), x)
+    rest = {name: own for name, own in variables.items() if name != "params"}
+
+    def apply(params, x):
+        return model.apply({"params": params, **rest}, x)
+
+    rules = [tdjax.Rule(path=".*", method="svd", compression=0.5)]
+    expected = tdjax.make_plan(model, variables, rules, x)
+    found = tdjax.make_plan(apply, variables["params"], rules, x)
+    assert (found.size_before, found.macs_before) == (expected.size_before, expected.macs_before)
+    assert (found.size, found.macs) == (expected.size, expected.macs)
+    by_array = {
+        f"{e.layer.path}/{e.layer.storage.name}": (e.layer.kernel_shape, e.layer.macs, e.form)
+        for e in expected.factorised
+    }
+    assert by_array == {
+        e.layer.path: (e.layer.kernel_shape, e.layer.macs, e.form) for e in found.factorised
+    }
 
 
 def test_it_is_traced_once_for_equal_shapes():
