@@ -29,7 +29,8 @@ FLOORS = (
     ("params",),
     ("pruning",),
     ("allocation",),
-    ("functions", "linen", "nnx"),
+    ("functions",),
+    ("linen", "nnx"),
     ("evaluate",),
     ("dispatch",),
 )

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Factorised, is_held
 from tdjax.functions.place import Product
-from tdjax.functions.read import Apply, calling, form_of, is_attending
+from tdjax.functions.read import Apply, form_of, is_attending, program_of
 from tdjax.functions.sides import Side
 from tdjax.params.arrays import reconstruct_array, reconstruct_kernel, stack_axes
 from tdjax.params.check import factor_problems
@@ -73,7 +73,7 @@ class FactorisedFunction:
 
         def run(arrays: Sequence[Any]) -> Any:
             params, args, kwargs = frame.join(arrays)
-            return _evaluated(self.function, self.plan, params, args, kwargs)
+            return evaluated(self.function, self.plan, params, args, kwargs)
 
         try:
             known = self._programs.setdefault(frame, jax.jit(run))
@@ -94,9 +94,13 @@ class FactorisedFunction:
 _known = functools.lru_cache(maxsize=256)(FactorisedFunction)
 
 
-def _evaluated(
+def evaluated(
     function: Apply, plan: Plan, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
+    """What a function of parameters and inputs returns, of the factors of a plan.
+
+    Arguments and errors as `FactorisedFunction`.
+    """
     tree = tree_of_plan(params, plan)
     entries = {entry.layer.path: entry for entry in plan.factorised}
     _check(tree, entries)
@@ -104,19 +108,14 @@ def _evaluated(
         _shape(leaf, entries[path]) if path in entries else leaf
         for path, leaf in zip(tree.paths, tree.leaves, strict=True)
     ]
-    arrays, static = split_arrays(jax.tree.unflatten(tree.structure, dense))
-    inputs, frame = split_arrays((args, kwargs))
-    program, outputs = jax.make_jaxpr(calling(function, static, frame), return_shape=True)(
-        arrays, inputs
-    )
+    program = program_of(function, jax.tree.unflatten(tree.structure, dense), args, kwargs)
+    factors = dict(zip(tree.paths, tree.leaves, strict=True))
     held = [
-        _held(tree.leaves[k], entries[tree.paths[k]], place)
-        if tree.paths[k] in entries
-        else tree.leaves[k]
-        for place, k in enumerate(static.places)
+        _held(factors[path], entries[path], place) if path in entries else array
+        for place, (path, array) in enumerate(program.arrays.items())
     ]
-    results = evaluate(program, [*held, *inputs], _Chains())
-    return jax.tree.unflatten(jax.tree.structure(outputs), results)
+    results = evaluate(program.jaxpr, [*held, *program.inputs], _Chains())
+    return jax.tree.unflatten(jax.tree.structure(program.outputs), results)
 
 
 def _check(tree: LeafTree, entries: Mapping[str, PlannedLayer]) -> None:

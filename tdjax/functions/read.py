@@ -6,6 +6,7 @@ goes into, and with marks at those that are layers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,29 +57,80 @@ def read(apply: Apply, params: Any, sample: Any) -> Read:
 
     Raises ValueError for a sample that the function cannot be called with.
     """
-    tree, (arrays, static) = leaf_tree(params), split_arrays(params)
-    inputs, frame = split_arrays(call_arguments(sample))
+    args, kwargs = call_arguments(sample)
+    inputs, _ = split_arrays((args, kwargs))
     _check_keys(inputs)
     with calling_the_model(sample):
-        program, outputs = jax.make_jaxpr(calling(apply, static, frame), return_shape=True)(
-            arrays, inputs
-        )
+        program = program_of(apply, params, args, kwargs)
+    known = known_layers(program)
+    taken = {path: own for path, own in known.items() if own.obstacle is None}
+    marks = Marks(taken, itertools.count().__next__)
+    marked = jax.make_jaxpr(program.with_views(marks))(*program.jaxpr.in_avals)
+    return Read(
+        Trace(marked, marks.calls, program.outputs, batch_size(inputs)),
+        marks.products,
+        tuple(layer for layer in known.values() if layer.obstacle is not None),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A function traced with parameters and inputs.
+
+    Arguments:
+        jaxpr: that takes the arrays among the parameters, then those of the inputs.
+        arrays: those of the parameters, by path.
+        inputs: those of the inputs.
+        outputs: what it returns, as shapes.
+    """
+
+    jaxpr: ClosedJaxpr
+    arrays: Mapping[str, Any]
+    inputs: Sequence[Any]
+    outputs: Any
+
+    def with_views(self, policy: Dense) -> Callable[..., list[Any]]:
+        """The program, of its flat arguments, with views of the parameters that a policy names."""
+
+        def run(*arguments: Any) -> list[Any]:
+            own = [*arguments]
+            for place, path in enumerate(self.arrays):
+                if path in policy.paths:
+                    shape = own[place].shape
+                    own[place] = Held(own[place], path, shape, view_of(place, shape))
+            return evaluate(self.jaxpr, own, policy)  # type: ignore[arg-type]
+
+        return run
+
+    def run(self, policy: Dense) -> Any:
+        """What the function returns."""
+        results = self.with_views(policy)(*self.arrays.values(), *self.inputs)
+        return jax.tree.unflatten(jax.tree.structure(self.outputs), results)
+
+
+def program_of(
+    apply: Apply, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Program:
+    """Trace a function. Raises what it raises."""
+    tree, (arrays, static) = leaf_tree(params), split_arrays(params)
+    inputs, frame = split_arrays((tuple(args), dict(kwargs)))
+    jaxpr, outputs = jax.make_jaxpr(calling(apply, static, frame), return_shape=True)(
+        arrays, inputs
+    )
     paths = [tree.paths[place] for place in static.places]
-    shapes = dict(zip(paths, program.in_avals, strict=False))
+    return Program(jaxpr, dict(zip(paths, arrays, strict=True)), inputs, outputs)
+
+
+def known_layers(program: Program) -> dict[str, Layer]:
+    """What all arrays of parameters are that are no vectors, with the obstacle or without."""
+    shapes = dict(zip(program.arrays, program.jaxpr.in_avals, strict=False))
     known = {
         path: _known(path, aval) for path, aval in shapes.items() if is_weight(LEAF, aval.shape)
     }
     seen = _Seen({path for path, layer in known.items() if layer.obstacle is None})
-    jax.eval_shape(seen.program(program, paths), *program.in_avals)
+    jax.eval_shape(program.with_views(seen), *program.jaxpr.in_avals)
     known |= {path: seen.layer(known[path]) for path in seen.paths}
-    known = {path: layer for path, layer in known.items() if path not in seen.vectors}
-    marks = _Marks({path: own for path, own in known.items() if own.obstacle is None})
-    marked = jax.make_jaxpr(marks.program(program, paths))(*program.in_avals)
-    return Read(
-        Trace(marked, marks.calls, outputs, batch_size(inputs)),
-        marks.products,
-        tuple(layer for layer in known.values() if layer.obstacle is not None),
-    )
+    return {path: layer for path, layer in known.items() if path not in seen.vectors}
 
 
 def calling(
@@ -114,7 +166,7 @@ def _known(path: str, aval: Any) -> Layer:
     return Layer(path, "array", shape, obstacle=numbers_obstacle(LEAF, aval.dtype), stored=stored)
 
 
-class _Dense:
+class Dense:
     """What both policies share: views hold arrays, and no rule for derivatives is kept.
 
     Attributes:
@@ -123,25 +175,12 @@ class _Dense:
 
     paths: Collection[str]
 
-    def program(self, program: ClosedJaxpr, paths: Sequence[str]) -> Callable[..., Any]:
-        """The program with views of some of its first arguments, of which these are the paths."""
-
-        def run(*arguments: Any) -> list[Any]:
-            own = [*arguments]
-            for place, path in enumerate(paths):
-                if path in self.paths:
-                    shape = own[place].shape
-                    own[place] = Held(own[place], path, shape, view_of(place, shape))
-            return evaluate(program, own, self)  # type: ignore[arg-type]
-
-        return run
-
     def ruled(self, eqn: JaxprEqn, run: Callable[..., Any], reads: Sequence[Any]) -> list[Any]:
         """See `Policy.ruled`."""
         return run(*reads)
 
 
-class _Seen(_Dense):
+class _Seen(Dense):
     """Notes what each array goes into.
 
     Arguments:
@@ -190,21 +229,33 @@ class _Seen(_Dense):
         return replace(known, obstacle=obstacle)
 
 
-class _Marks(_Dense):
+class Marks(Dense):
     """Marks the calls of layers.
 
     Arguments:
         layers: by path.
+        number: gives each call one.
+        arrays: by path, of which the marks are to be seen to be, in place of the views.
+
+    Attributes:
+        calls, products: by number.
     """
 
-    def __init__(self, layers: Mapping[str, Layer]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        number: Callable[[], int],
+        arrays: Mapping[str, Any] | None = None,
+    ) -> None:
+        """No call is known yet."""
         self.paths = self.layers = layers
+        self._number, self._arrays = number, arrays or {}
         self.calls: dict[int, TracedCall] = {}
         self.products: dict[int, Product] = {}
 
     def product(self, held: Held, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
         """See `Policy.product`."""
-        number, layer = len(self.calls), self.layers[held.path]
+        number, layer = self._number(), self.layers[held.path]
         attends = is_attending(layer, product)
         rows, kernel = product.rows(reads), product.kernel(held.content)
         at, stack = product.batch, layer.storage.stack
@@ -212,7 +263,7 @@ class _Marks(_Dense):
 
         def marked(x: Array, kernel: Array, end: str) -> Array:
             if slot is None:
-                return mark(x, kernel, number, end)
+                return mark(x, self._arrays.get(held.path, kernel), number, end)
             return _marked_slot(x, slot, layer.copies, number, end)
 
         def call(rows: Array, kernel: Array) -> Array:

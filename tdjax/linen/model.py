@@ -19,6 +19,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from tdjax.linen import own
 from tdjax.linen.fit import check_call, check_params
 from tdjax.linen.intercept import Interceptor, changed, changes_of, dense_class
 from tdjax.linen.kinds import KINDS
@@ -91,6 +92,8 @@ class Factors:
         def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
             module, method = context.module, context.method_name
             entry, kind = self.entries.get(join_path(*path)), KINDS.get(dense_class(type(module)))
+            if entry is not None and kind is None:
+                return own.answer(module, entry, method, next_fun, args, kwargs)
             if entry is None or kind is None or method not in kind.methods:
                 return next_fun(*args, **kwargs)
             check_call(kind, entry, module, method, [*args, *kwargs.values()])

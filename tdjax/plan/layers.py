@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 # Kinds whose kernel is a matrix, whatever the shape of the array that holds it.
-MATRICES = ("dense", "dense_general", "einsum", "embed")
+MATRICES = ("dense", "dense_general", "einsum", "embed", "product")
 CONVOLUTIONS = ("conv", "conv_transpose")
 # Parameters of one axis, though a stack gives them another.
 VECTORS = ("bias", "scale")
