@@ -21,6 +21,7 @@ from tdjax.functions.model import evaluated
 from tdjax.functions.read import Marks, Program, known_layers, program_of
 from tdjax.linen.initial import rescaled
 from tdjax.linen.intercept import dense_class
+from tdjax.params.factorize import weight_name
 from tdjax.plan.layers import LEAF, Layer, in_stack
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import Stage
@@ -60,7 +61,9 @@ def own_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Own
     taken = [layer for layer in layers.values() if layer.obstacle is None]
     if kept or len(taken) != 1 or not taken[0].is_matrix or taken[0].kind == "embed":
         return None
-    return None if taken[0].copies > 1 else OwnCall(taken[0].path, taken[0], program)
+    if taken[0].copies > 1 or taken[0].path != weight_name(params):
+        return None
+    return OwnCall(taken[0].path, taken[0], program)
 
 
 def record(

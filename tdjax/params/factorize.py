@@ -27,7 +27,7 @@ from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.tree import copied, join_path, layer_params, put, remove
 from tdjax.params.weighing import weights_of
-from tdjax.plan.layers import LEAF, numbers_obstacle
+from tdjax.plan.layers import LEAF, is_weight, numbers_obstacle
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -247,8 +247,14 @@ def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dic
 
 
 def weight_name(own: Params) -> str | None:
-    """The name of the array that a layer's parameters hold: a kernel, an embedding, or it alone."""
-    return next((name for name in ("kernel", "embedding", LEAF) if name in own), None)
+    """The name of the array that a layer holds: a kernel, an embedding, or its only weight."""
+    weights = [str(name) for name, leaf in own.items() if _is_weight(str(name), leaf)]
+    named = [name for name in ("kernel", "embedding", LEAF) if name in own]
+    return next(iter(named or (weights if len(weights) == 1 else [])), None)
+
+
+def _is_weight(name: str, leaf: Any) -> bool:
+    return not isinstance(leaf, Mapping) and is_weight(name, getattr(unboxed(leaf), "shape", ()))
 
 
 class DenseLayer(NamedTuple):
