@@ -25,6 +25,7 @@ from tdjax.linen.intercept import Interceptor, changed, changes_of, dense_class
 from tdjax.linen.kinds import KINDS
 from tdjax.linen.place import Path, Place
 from tdjax.params.tree import join_path
+from tdjax.plan.layers import OWN
 from tdjax.plan.plan import Plan, PlannedLayer
 
 # Models whose methods are running, by the key of their place, in one thread.
@@ -92,7 +93,7 @@ class Factors:
         def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
             module, method = context.module, context.method_name
             entry, kind = self.entries.get(join_path(*path)), KINDS.get(dense_class(type(module)))
-            if entry is not None and kind is None:
+            if entry is not None and kind is None and entry.layer.kind == OWN:
                 return own.answer(module, entry, method, next_fun, args, kwargs)
             if entry is None or kind is None or method not in kind.methods:
                 return next_fun(*args, **kwargs)

@@ -22,14 +22,12 @@ from tdjax.functions.read import Marks, Program, known_layers, program_of
 from tdjax.linen.initial import rescaled
 from tdjax.linen.intercept import dense_class
 from tdjax.params.factorize import weight_name
-from tdjax.plan.layers import LEAF, Layer, in_stack
+from tdjax.params.partitioning import box_factor, is_boxed, unboxed
+from tdjax.plan.layers import LEAF, OWN, Layer, in_stack
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import Stage
 from tdjax.trace.recorder import Recorder
 from tdjax.trace.trace import TracedCall
-
-# The kind of these layers.
-PRODUCT = "product"
 
 
 class OwnCall(NamedTuple):
@@ -80,7 +78,7 @@ def record(
     layer = dataclasses.replace(
         found.layer,
         path=path,
-        kind=PRODUCT,
+        kind=OWN,
         stored=stored,
         other=sum(math.prod(own.shape) for own in shapes.values()) - math.prod(whole),
     )
@@ -110,7 +108,8 @@ def answer(
         return next_fun(*args, **kwargs)
     if module.is_mutable_collection("params"):
         _initialise(module, entry, args, kwargs)
-    params, stages = dict(module.variables["params"]), {stage.name: stage for stage in entry.stages}
+    params = jax.tree.map(unboxed, dict(module.variables["params"]), is_leaf=is_boxed)
+    stages = {stage.name: stage for stage in entry.stages}
     if any(own.kernel_shape != params[name]["kernel"].shape for name, own in stages.items()):
         # A stack of layers, which are called one by one inside.
         return next_fun(*args, **kwargs)
@@ -153,15 +152,22 @@ def _initialise(
     object.__setattr__(clone, "__class__", dense_class(type(module)))
     keys = {stream: module.make_rng(stream) for stream in scope.rngs}
     values = clone.init(keys, *args, **kwargs)["params"]
-    drawn = values.pop(name)
+    drawn, shape = values.pop(name, None), entry.layer.storage.shape
+    if drawn is None or unboxed(drawn).shape != shape:
+        raise ValueError(
+            f"layer {entry.layer.path!r} of the model has no {name} of shape {shape}: make "
+            "the plan with the model that you factorize"
+        )
     for other, value in values.items():
         scope.param(other, lambda _, value=value: value)
     for stage in entry.stages:
         scope.push(stage.name, reuse=True).param("kernel", partial(_factor, drawn, entry, stage))
 
 
-def _factor(drawn: Array, entry: PlannedLayer, stage: Stage, key: Array) -> Array:
+def _factor(drawn: Any, entry: PlannedLayer, stage: Stage, key: Array) -> Any:
     """A factor of a layer that is trained from scratch, where it would draw a kernel."""
-    size, last = jnp.sqrt(jnp.mean(jnp.square(drawn))), stage == entry.stages[-1]
-    array = jax.random.normal(key, stage.kernel_shape, drawn.dtype)
-    return rescaled(array, key, size, ranks=entry.ranks, parts=len(entry.stages), last=last)
+    kernel, last = unboxed(drawn), stage == entry.stages[-1]
+    size = jnp.sqrt(jnp.mean(jnp.square(kernel.astype(jnp.float32))))
+    array = jax.random.normal(key, stage.kernel_shape, kernel.dtype)
+    array = rescaled(array, key, size, ranks=entry.ranks, parts=len(entry.stages), last=last)
+    return box_factor(drawn, array, entry, stage, stacked=False) if is_boxed(drawn) else array

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+# The kind of layers of classes that no module system has.
+OWN = "product"
 # Kinds whose kernel is a matrix, whatever the shape of the array that holds it.
-MATRICES = ("dense", "dense_general", "einsum", "embed", "product")
+MATRICES = ("dense", "dense_general", "einsum", "embed", OWN)
 CONVOLUTIONS = ("conv", "conv_transpose")
 # Parameters of one axis, though a stack gives them another.
 VECTORS = ("bias", "scale")

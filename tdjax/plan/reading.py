@@ -23,7 +23,7 @@ from tdjax.files import one_line
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
-from tdjax.plan.layers import CONVOLUTIONS, LEAF, MATRICES, Layer, Storage
+from tdjax.plan.layers import CONVOLUTIONS, LEAF, MATRICES, OWN, Layer, Storage
 from tdjax.plan.timing import Profile
 
 # Plans whose products are all in layers stay as the first version wrote them.
@@ -243,13 +243,13 @@ def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
         return
     kind, axes = layer.kind, tuple(range(len(stored.shape)))
     name = "embedding" if kind == "embed" else "kernel"
-    if layer.stored is not None and stored.name != name and kind != "product":
+    if layer.stored is not None and stored.name != name and kind != OWN:
         yield "stored.name", f"{stored.name!r} is not that of kind {kind}, {name!r}"
     if stored.flipped and kind != "conv_transpose":
         yield "stored.flipped", f"the window of a layer of kind {kind} runs forwards"
     # An einsum has its axes in any order, a transposed convolution the outputs first at times.
     expected = (*axes[:-2], *axes[:-3:-1]) if stored.flipped else axes
-    if kind not in ("einsum", "product") and stored.order != expected:
+    if kind not in ("einsum", OWN) and stored.order != expected:
         yield "stored.order", f"{stored.order} is not that of kind {kind}, {expected}"
     *window, inputs, outputs = layer.kernel_shape
     ordered = [stored.shape[axis] for axis in stored.order]
@@ -258,7 +258,7 @@ def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
         (math.prod(channels[:k]), math.prod(channels[k:])) == (inputs, outputs)
         for k in range(len(channels) + 1)
     )
-    plain = kind in ("dense_general", "einsum", "product") or len(channels) == 2
+    plain = kind in ("dense_general", "einsum", OWN) or len(channels) == 2
     if ordered[: len(window)] != window or not merged or not plain:
         yield "stored.shape", f"{stored.shape} does not hold a kernel of {layer.kernel_shape}"
 

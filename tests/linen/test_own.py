@@ -41,6 +41,15 @@ class Dropping(nn.Module):
         return y * jax.random.bernoulli(self.make_rng("dropout"), 0.5, y.shape)
 
 
+class Laid(nn.Module):
+    """Its kernel has names of axes, as those that are laid out over devices."""
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_partitioning(nn.initializers.normal(0.3), ("out", "in"))
+        return x @ self.param("kernel", init, (8, x.shape[-1])).T
+
+
 class Turned(nn.Module):
     """Its kernel is (outputs, inputs)."""
 
@@ -174,6 +183,25 @@ def test_the_bias_of_an_own_layer_is_left_alone():
     assert jnp.any(params["layers_1"]["bias"])
 
 
+def test_names_of_axes_stay_on_factors():
+    model, x = nn.Sequential([Laid(), nn.Dense(8)]), X[0]
+    variables = model.init(jax.random.key(0), x)
+    rules = [tdjax.Rule(path="layers_0", method="svd", rank=2)]
+    plan = tdjax.make_plan(model, variables, rules, x)
+    small = tdjax.factorize(model, plan)
+    params = tdjax.factorize_params(variables["params"], plan)
+    for own in (params, small.init(jax.random.key(1), x)["params"]):
+        names = [own["layers_0"][stage]["kernel"].names for stage in ("input", "output")]
+        assert names == [("in", None), (None, "out")]
+    dense = tdjax.reconstruct_params(params, plan)
+    np.testing.assert_allclose(
+        small.apply({"params": params}, x), model.apply({"params": dense}, x), atol=1e-5
+    )
+    sparse = [tdjax.Rule(path=".*", method="svd", rank=2, sparse=0.2)]
+    entry = tdjax.make_plan(model, variables, sparse, x)["layers_0"]
+    assert entry.reason == "layers of one's own take no sparse correction"
+
+
 def test_a_part_that_is_taken_out_has_its_chain():
     class Holder(nn.Module):
         def setup(self):
@@ -189,5 +217,5 @@ def test_a_part_that_is_taken_out_has_its_chain():
     small = tdjax.factorize(model, plan)
     found = small.bind({"params": params}).inner(x)
     np.testing.assert_allclose(found, small.apply({"params": params}, x), rtol=1e-5)
-    with pytest.raises(ValueError, match="layer .inner. has kernel, bias, not the factors"):
+    with pytest.raises(ValueError, match=r"layer .inner. has kernel, bias, not the factors"):
         small.apply(variables, x)
