@@ -40,6 +40,7 @@ OLDEST = (
     "test_nnx_models",
     "test_nnx_saving",
     "test_optimizers",
+    "test_own",
     "test_products",
     "test_programs",
     "test_reads",
