@@ -59,7 +59,7 @@ def own_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Own
     taken = [layer for layer in layers.values() if layer.obstacle is None]
     if kept or len(taken) != 1 or not taken[0].is_matrix or taken[0].kind == "embed":
         return None
-    if taken[0].copies > 1 or taken[0].path != weight_name(params):
+    if taken[0].storage.stack is not None or taken[0].path != weight_name(params):
         return None
     return OwnCall(taken[0].path, taken[0], program)
 
