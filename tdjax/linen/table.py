@@ -13,10 +13,10 @@ import jax
 
 from tdjax.allocation.auto import best_format
 from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.functions.own import record_own
 from tdjax.linen.intercept import Interceptor, apply_inside, dense_class
 from tdjax.linen.kinds import KINDS
-from tdjax.linen.own import own_call
-from tdjax.linen.own import record as record_own
+from tdjax.linen.own import found_call
 from tdjax.linen.place import Place
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
@@ -155,10 +155,11 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
             array = ("params", *names, kind.weight)
             layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
-        found = own_call(module, args, kwargs) if kind is None else None
+        found = found_call(module, args, kwargs) if kind is None else None
         if found is not None:
             kinds[path] = name
-            return record_own(found, path, names, recorder, layer_params(params, path))
+            shapes = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
+            return record_own(found, path, ("params", *names, found.name), recorder, shapes)
         number, output = recorder.number(), next_fun(*args, **kwargs)
         # A transformed class calls the plain one, which was here first.
         if kinds.setdefault(path, name) == name:
