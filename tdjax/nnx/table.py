@@ -14,6 +14,7 @@ from flax import nnx
 
 from tdjax.allocation.auto import best_format
 from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.functions.own import record_own
 from tdjax.nnx.graph import (
     array_of,
     become,
@@ -25,6 +26,7 @@ from tdjax.nnx.graph import (
     with_calls,
 )
 from tdjax.nnx.kinds import KINDS
+from tdjax.nnx.own import found_call, own_weight
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
@@ -97,6 +99,9 @@ def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
             if type(module) in _RECORDED and holds_array(getattr(module, _weight(module))):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
+            elif type(module) not in KINDS and own_weight(module) is not None:
+                module.tdjax_recorded = _RecordedAt(path, recording)
+                become(module, _own_recorded_class(type(module)))
         outputs = call_model(copy, method, args, kwargs)
         recording.recorder.kept = nnx.state(copy)
         return outputs
@@ -173,6 +178,27 @@ def _recorded_class(cls: type) -> type:
 
 
 _RECORDED = {cls: _recorded_class(cls) for cls in KINDS}
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_recorded_class(cls: Any) -> type:
+    """A subclass of a class that is not Flax's own, whose calls are recorded where it is a layer.
+
+    Its methods but the call are those of the class; what they read of the array is seen.
+    """
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        path, recording = self.tdjax_recorded.path, self.tdjax_recorded.recording
+        params = own_params(recording.modules[path])
+        shared = any(recording.uses[id(param)] > 1 for param in params.values())
+        found = None if shared else found_call(self, cls, args, kwargs)
+        if found is None:
+            return cls.__call__(self, *args, **kwargs)
+        shapes = {name: shape_of(param) for name, param in params.items()}
+        array = (*split_path(path), found.name)
+        return record_own(found, path, array, recording.recorder, shapes)
+
+    return type(cls.__name__, (cls,), {"__call__": functools.wraps(cls.__call__)(call)})
 
 
 def _with_the_rest(
