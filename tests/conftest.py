@@ -41,6 +41,7 @@ OLDEST = (
     "test_nnx_saving",
     "test_optimizers",
     "test_own",
+    "test_own_nnx",
     "test_products",
     "test_programs",
     "test_reads",

@@ -34,7 +34,7 @@ DENSE = {kind.factorised: cls for cls, kind in KINDS.items()}
 
 def dense_class(cls: type) -> Any:
     """The class that a factorised layer's was made of; None of other modules."""
-    return DENSE.get(cls) or vars(cls).get(own.DENSE)  # type: ignore[arg-type]
+    return DENSE.get(cls) or vars(cls).get(own.DENSE)
 
 
 def factorize(
@@ -169,8 +169,8 @@ def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
     if "bias" in factors:
         module.bias[...] = factors["bias"]
     module.planned = entry
-    cls = own.factorised_class(type(module)) if kind is None else kind.factorised
-    become(module, cls)
+    cls: Any = type(module)
+    become(module, own.factorised_class(cls) if kind is None else kind.factorised)
 
 
 def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:

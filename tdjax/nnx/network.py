@@ -73,7 +73,8 @@ class Network:
                     f"feature errors: {path!r} is no layer, but {type(layer).__name__}"
                 )
             layer.tdjax_compared = _Compared(kernels[path], weight)
-            become(layer, _comparing(type(layer)))
+            cls: Any = type(layer)
+            become(layer, _comparing(cls))
         _called(model, inputs, self.method)
         return {path: _pairs(layer) for path, layer in layers.items()}
 

@@ -87,6 +87,10 @@ def _alone(module: Any, cls: type) -> tuple[Callable[..., Any], dict[str, Any]]:
         become(copy, cls)
         for name, array in params.items():
             setattr(copy, name, nnx.Param(array))
-        return copy(*args, **kwargs)
+        output = copy(*args, **kwargs)
+        kept = {name for name, own in vars(copy).items() if isinstance(own, nnx.Variable)}
+        if kept != set(params):
+            raise ValueError(f"{cls.__name__} keeps more than parameters")
+        return output
 
     return apply, own

@@ -101,7 +101,8 @@ def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
                 become(module, _RECORDED[type(module)])
             elif type(module) not in KINDS and own_weight(module) is not None:
                 module.tdjax_recorded = _RecordedAt(path, recording)
-                become(module, _own_recorded_class(type(module)))
+                cls: Any = type(module)
+                become(module, _own_recorded_class(cls))
         outputs = call_model(copy, method, args, kwargs)
         recording.recorder.kept = nnx.state(copy)
         return outputs
