@@ -18,7 +18,11 @@ from plain_functions import (
 from plain_networks import LanguageModel, UNet, VisionTransformer
 
 import tdjax
+from tdjax.params.check import factor_shapes
+from tdjax.params.leaves import leaf_tree
+from tdjax.params.tree import put, remove
 from tdjax.plan.form import Form
+from tdjax.plan.layers import LEAF
 from tdjax.plan.ranks import full_ranks
 from tdjax.trace.products import products_of
 
@@ -58,10 +62,19 @@ def close(found, expected, atol=1e-5):
 
 @functools.cache
 def factorised(name):
-    """A function's plan by its rules, and its factors."""
+    """A function's plan by its rules, and factors of its shapes."""
     apply, params, x = FUNCTIONS[name]
-    plan = tdjax.make_plan(apply, params, RULES[name], x)
-    return plan, tdjax.factorize_params(params, plan, key=jax.random.key(0))
+    plan, tree = tdjax.make_plan(apply, params, RULES[name], x), leaf_tree(params)
+    mapping = tree.mapping
+    for number, entry in enumerate(plan.factorised):
+        key = jax.random.key(number)
+        own = {
+            stage: {"kernel": jax.random.normal(key, shape) / 3}
+            for stage, shape in factor_shapes(entry).items()
+        }
+        put(mapping, entry.layer.path, own)
+        remove(mapping, f"{entry.layer.path}/{LEAF}")
+    return plan, tree.filled(mapping, plan)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -128,8 +141,9 @@ def test_at_full_rank_it_is_the_function(name):
     ids=["language model", "vision transformer", "U-Net"],
 )
 def test_a_linen_model_has_the_same_layers_as_a_function(model, x):
-    variables = model.init(jax.random.key(0), x)
-    rest = {name: own for name, own in variables.items() if name != "params"}
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    stats = {name: own for name, own in variables.items() if name != "params"}
+    rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), stats)
 
     def apply(params, x):
         return model.apply({"params": params, **rest}, x)
