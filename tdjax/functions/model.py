@@ -14,7 +14,8 @@ from jaxtyping import Array
 from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Factorised, is_held
 from tdjax.functions.place import Product
-from tdjax.functions.read import Apply, form_of, is_attending, program_of
+from tdjax.functions.program import Apply, program_of
+from tdjax.functions.read import form_of, is_attending
 from tdjax.functions.sides import Side
 from tdjax.params.arrays import reconstruct_array, reconstruct_kernel, stack_axes
 from tdjax.params.check import factor_problems

@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from tdjax.arguments.called import calling_the_model
 from tdjax.functions.chains import Whole
-from tdjax.functions.read import Apply, is_attending, read
+from tdjax.functions.program import Apply
+from tdjax.functions.read import is_attending, read
 from tdjax.hints import did_you_mean
 from tdjax.params.leaves import leaf_tree
 from tdjax.trace.call import StaticPart, call_arguments, split_arrays

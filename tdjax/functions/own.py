@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tdjax.functions.model import evaluated
-from tdjax.functions.read import Apply, Marks, Program, known_layers, program_of
+from tdjax.functions.program import Apply, Program, program_of
+from tdjax.functions.read import Marks, known_layers
 from tdjax.params.factorize import weight_name
 from tdjax.plan.layers import LEAF, OWN, Layer, in_stack
 from tdjax.plan.plan import Plan, PlannedLayer
@@ -77,7 +78,7 @@ def record_own(
     layer = dataclasses.replace(found.layer, path=path, kind=OWN, stored=stored, other=other)
     layer = in_stack(layer, found.name, tuple(shapes[found.name]))
     marks = Marks({found.name: found.layer}, recorder.number, found.program.arrays)
-    outputs = found.program.run(marks)
+    outputs = found.program.run(marks, marks.layers)
     for number, made in marks.calls.items():
         called = dataclasses.replace(layer, positions=made.layer.positions)
         recorder.calls[number] = TracedCall(called, made.call, array)

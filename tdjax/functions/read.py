@@ -13,24 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
 from tdjax.arguments.called import calling_the_model
 from tdjax.functions.chains import Whole
-from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Held
 from tdjax.functions.place import Product
-from tdjax.params.leaves import leaf_tree
+from tdjax.functions.program import Apply, Program, program_of
 from tdjax.plan.layers import LEAF, VECTORS, Layer, Storage, is_weight, numbers_obstacle
-from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
+from tdjax.trace.call import batch_size, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, OUTPUT, inside_call, mark
 from tdjax.trace.programs import bind
 from tdjax.trace.trace import Trace, TracedCall
-from tdjax.trace.views import view_of
-
-# A function of parameters and inputs.
-Apply = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,60 +60,12 @@ def read(apply: Apply, params: Any, sample: Any) -> Read:
     known = known_layers(program)
     taken = {path: own for path, own in known.items() if own.obstacle is None}
     marks = Marks(taken, itertools.count().__next__)
-    marked = jax.make_jaxpr(program.with_views(marks))(*program.jaxpr.in_avals)
+    marked = jax.make_jaxpr(program.with_views(marks, taken))(*program.jaxpr.in_avals)
     return Read(
         Trace(marked, marks.calls, program.outputs, batch_size(inputs)),
         marks.products,
         tuple(layer for layer in known.values() if layer.obstacle is not None),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A function traced with parameters and inputs.
-
-    Arguments:
-        jaxpr: that takes the arrays among the parameters, then those of the inputs.
-        arrays: those of the parameters, by path.
-        inputs: those of the inputs.
-        outputs: what it returns, as shapes.
-    """
-
-    jaxpr: ClosedJaxpr
-    arrays: Mapping[str, Any]
-    inputs: Sequence[Any]
-    outputs: Any
-
-    def with_views(self, policy: Dense) -> Callable[..., list[Any]]:
-        """The program, of its flat arguments, with views of the parameters that a policy names."""
-
-        def run(*arguments: Any) -> list[Any]:
-            own = [*arguments]
-            for place, path in enumerate(self.arrays):
-                if path in policy.paths:
-                    shape = own[place].shape
-                    own[place] = Held(own[place], path, shape, view_of(place, shape))
-            return evaluate(self.jaxpr, own, policy)  # type: ignore[arg-type]
-
-        return run
-
-    def run(self, policy: Dense) -> Any:
-        """What the function returns."""
-        results = self.with_views(policy)(*self.arrays.values(), *self.inputs)
-        return jax.tree.unflatten(jax.tree.structure(self.outputs), results)
-
-
-def program_of(
-    apply: Apply, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Program:
-    """Trace a function. Raises what it raises."""
-    tree, (arrays, static) = leaf_tree(params), split_arrays(params)
-    inputs, frame = split_arrays((tuple(args), dict(kwargs)))
-    jaxpr, outputs = jax.make_jaxpr(calling(apply, static, frame), return_shape=True)(
-        arrays, inputs
-    )
-    paths = [tree.paths[place] for place in static.places]
-    return Program(jaxpr, dict(zip(paths, arrays, strict=True)), inputs, outputs)
 
 
 def known_layers(program: Program) -> dict[str, Layer]:
@@ -128,25 +75,9 @@ def known_layers(program: Program) -> dict[str, Layer]:
         path: _known(path, aval) for path, aval in shapes.items() if is_weight(LEAF, aval.shape)
     }
     seen = _Seen({path for path, layer in known.items() if layer.obstacle is None})
-    jax.eval_shape(program.with_views(seen), *program.jaxpr.in_avals)
+    jax.eval_shape(program.with_views(seen, seen.paths), *program.jaxpr.in_avals)
     known |= {path: seen.layer(known[path]) for path in seen.paths}
     return {path: layer for path, layer in known.items() if path not in seen.vectors}
-
-
-def calling(
-    apply: Apply, static: StaticPart, frame: StaticPart
-) -> Callable[[Sequence[Any], Sequence[Any]], Any]:
-    """A function of the arrays among its parameters and inputs alone.
-
-    Arguments:
-        static, frame: the static parts of parameters and arguments.
-    """
-
-    def call(arrays: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        args, kwargs = frame.join(inputs)
-        return apply(static.join(arrays), *args, **kwargs)
-
-    return call
 
 
 def _check_keys(inputs: Sequence[Any]) -> None:
@@ -166,21 +97,15 @@ def _known(path: str, aval: Any) -> Layer:
     return Layer(path, "array", shape, obstacle=numbers_obstacle(LEAF, aval.dtype), stored=stored)
 
 
-class Dense:
-    """What both policies share: views hold arrays, and no rule for derivatives is kept.
-
-    Attributes:
-        paths: of the arrays that are views.
-    """
-
-    paths: Collection[str]
+class _Dense:
+    """What both policies share: no rule for derivatives is kept."""
 
     def ruled(self, eqn: JaxprEqn, run: Callable[..., Any], reads: Sequence[Any]) -> list[Any]:
         """See `Policy.ruled`."""
         return run(*reads)
 
 
-class _Seen(Dense):
+class _Seen(_Dense):
     """Notes what each array goes into.
 
     Arguments:
@@ -229,7 +154,7 @@ class _Seen(Dense):
         return replace(known, obstacle=obstacle)
 
 
-class Marks(Dense):
+class Marks(_Dense):
     """Marks the calls of layers.
 
     Arguments:
@@ -248,7 +173,7 @@ class Marks(Dense):
         arrays: Mapping[str, Any] | None = None,
     ) -> None:
         """No call is known yet."""
-        self.paths = self.layers = layers
+        self.layers = layers
         self._number, self._arrays = number, arrays or {}
         self.calls: dict[int, TracedCall] = {}
         self.products: dict[int, Product] = {}

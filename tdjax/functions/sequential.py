@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from tdjax.functions.read import Apply
+from tdjax.functions.program import Apply
 from tdjax.functions.table import trace
 from tdjax.params.factorize import DenseLayer, with_dense, with_factors
 from tdjax.params.leaves import leaf_tree

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tdjax.allocation.auto import best_format
-from tdjax.functions.read import Apply, Read, read
+from tdjax.functions.program import Apply
+from tdjax.functions.read import Read, read
 from tdjax.params.leaves import leaf_tree
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
