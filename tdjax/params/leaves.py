@@ -91,11 +91,16 @@ def tree_of_plan(params: Any, plan: Plan) -> LeafTree:
 def as_mappings(params: Any, plan: Plan) -> dict[str, Any]:
     """Parameters of a plan's layers, dense or factorised, as nested mappings that are saved.
 
-    Raises ValueError for an array at whose path there are others too.
+    Raises ValueError for an array at whose path there are others too, and for one dense array.
     """
     own, tree = tree_of_plan(params, plan), dict[str, Any]()
+    if own.paths == ("",):
+        (whole,) = own.leaves
+        if not isinstance(whole, Mapping):
+            raise ValueError("the parameters are one dense array, in which nothing is factorised")
+        return dict(whole)
     for path, leaf in zip(own.paths, own.leaves, strict=True):
-        *front, last = split_path(path) or (LEAF,)
+        *front, last = split_path(path)
         try:
             below: Any = tree
             for name in front:
@@ -118,7 +123,7 @@ def like_tree(like: Any, mapping: Tree, plan: Plan) -> Any:
 
     def leaf(path: str) -> Any:
         found: Any = mapping
-        for name in split_path(path) or (LEAF,):
+        for name in split_path(path):
             if not isinstance(found, Mapping) or name not in found:
                 raise ValueError(f"load_factorised: nothing was saved for {path!r} of like")
             found = found[name]

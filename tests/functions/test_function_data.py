@@ -165,6 +165,20 @@ def test_factors_of_any_pytree_are_saved(tmp_path):
         tdjax.save_factorised(tmp_path / "net", {**dict(enumerate(params))}, plan)
 
 
+def test_factors_of_one_array_are_saved(tmp_path):
+    w, x = drawn(0, w=(8, 8))["w"], inputs(1, 4, 8)
+    plan = tdjax.make_plan(jnp.matmul, w, [tdjax.Rule(path="", method="svd", rank=2)], x.T)
+    factors = tdjax.factorize_params(w, plan)
+    tdjax.save_factorised(tmp_path / "net", factors, plan)
+    found, _ = tdjax.load_factorised(tmp_path / "net", like=w)
+    small = tdjax.factorize(jnp.matmul, plan)
+    np.testing.assert_allclose(
+        small(found, x.T), tdjax.reconstruct_params(factors, plan) @ x.T, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="one dense array, in which nothing is factorised"):
+        tdjax.save_factorised(tmp_path / "net", w, plan)
+
+
 # ---------------------------------------------------------------- wrong calls
 
 
