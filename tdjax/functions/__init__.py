@@ -3,7 +3,14 @@
 from tdjax.functions.model import FactorisedFunction, factorize
 from tdjax.functions.network import approximated_weights, layer_weights, network_of
 from tdjax.functions.sequential import factorize_sequentially
-from tdjax.functions.table import inventory, layer_table, leaves, make_plan, trace
+from tdjax.functions.table import (
+    inventory,
+    keeps_batch_stats,
+    layer_table,
+    leaves,
+    make_plan,
+    trace,
+)
 
 __all__ = [
     "FactorisedFunction",
@@ -11,6 +18,7 @@ __all__ = [
     "factorize",
     "factorize_sequentially",
     "inventory",
+    "keeps_batch_stats",
     "layer_table",
     "layer_weights",
     "leaves",

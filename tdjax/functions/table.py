@@ -81,6 +81,11 @@ def leaves(apply: Apply, params: Any) -> list[Any]:
     return split_arrays(params)[0]
 
 
+def keeps_batch_stats(apply: Apply, params: Any) -> bool:
+    """Whether statistics of batches are known: never."""
+    return False
+
+
 def arrays_of(params: Any) -> dict[str, Any]:
     """The arrays of a function's parameters by path."""
     tree, (arrays, static) = leaf_tree(params), split_arrays(params)

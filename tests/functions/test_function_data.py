@@ -102,6 +102,11 @@ def test_budgets_and_decompositions_by_data():
         small_network, PARAMS, X, budget=0.6, strategy="loss", moments=moments, methods=("svd",)
     )
     assert plan.factorised
+    compressed = tdjax.compress(
+        small_network, PARAMS, BATCHES, budget={"params": 0.6}, progress=False
+    )
+    y = compressed.model(compressed.variables, X)
+    assert float(jnp.linalg.norm(y - small_network(PARAMS, X))) < float(jnp.linalg.norm(y))
     assert 0.5 <= plan.size / plan.size_before <= 0.6
     factors = tdjax.factorize_params(PARAMS, plan, moments=moments)
     small = tdjax.factorize(small_network, plan)
