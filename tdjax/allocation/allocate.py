@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.work import exact
 
 # How the errors of the layers become what a strategy makes least.
 TOGETHER = {"uniform": np.maximum, "energy": np.maximum, "alds": np.maximum, "loss": np.add}
@@ -98,12 +100,15 @@ def allocate(
     _check(budget, methods, strategy=strategy, cost=cost, objective=objective)
     kept = None if splits is None else tuple(splits)
     options = MeasureOptions(cost, tuple(methods), kept, objective, jax.random.key(seed))
-    rated = _rated(model, strategy, options, moments)
-    target = _target(model, rated, budget, options, strategy)
+    counted = _in_whole_numbers(model) if cost == "macs" else model
+    rated = _rated(counted, strategy, options, moments)
+    if cost == "macs" and model.work is not None:
+        return _of_branches(model, rated, budget, strategy)
+    target = _target(counted, rated, budget, options, strategy)
     found = _searched(rated, target, strategy) or _searched_exactly(rated, target, strategy)
     at_shares = strategy == "uniform" or not AT_SHARES.isdisjoint(methods)
     if _cost(rated, found) < target.least and at_shares:
-        rated = _rated(model, strategy, options._replace(fine=True), moments)
+        rated = _rated(counted, strategy, options._replace(fine=True), moments)
         found = _searched_exactly(rated, target, strategy)
     reached = target.fixed + _cost(rated, found)
     if reached < target.fixed + target.least:
@@ -111,16 +116,73 @@ def allocate(
             f"allocate: budget {budget:g} of the {cost} cannot be met within {TOLERANCE:.1%}: the "
             f"steps between ranks are too large; {reached / target.whole:.4g} is within reach"
         )
+    return _planned(model, rated, found)
+
+
+def _in_whole_numbers(model: Inventory) -> Inventory:
+    """The model's multiply-accumulates for so many examples that all are ints; all layers run."""
+    counts = [n for layer in model.layers for n in (layer.positions, layer.lookups)]
+    examples = math.lcm(*(n.denominator for n in (model.other_macs, *counts)))
+    layers = (
+        replace(
+            layer,
+            positions=exact(layer.positions * examples),
+            lookups=exact(layer.lookups * examples),
+        )
+        for layer in model.layers
+    )
+    other = exact(model.other_macs * examples)
+    return model._replace(layers=tuple(layers), other_macs=other, work=None)
+
+
+def _of_branches(
+    model: Inventory, rated: Mapping[str, RatedLayer], budget: float, strategy: str
+) -> Plan:
+    """The plan of a model with conditions, of whose branches the costliest is held to the budget.
+
+    What the layers cost adds up, what branches cost does not: of all layers together as much is
+    allowed as keeps the network within the budget, found by halving.
+    """
+    whole = float(_plan(model, {}).macs_before)
+    most = budget * whole + ROUNDING * whole
+    low = sum(int(layer.cost.min()) for layer in rated.values())
+    high = sum(int(layer.cost[-1]) for layer in rated.values())
+
+    def within(limit: int) -> Plan:
+        target = Target(0, 0, 0, limit)
+        found = _searched(rated, target, strategy) if rated else {}
+        assert found is not None, "nothing is too little"
+        return _planned(model, rated, found)
+
+    best = within(low)
+    if best.macs > most:
+        raise ValueError(
+            f"allocate: budget {budget:g} of the macs is out of reach: strategy {strategy!r} "
+            f"reaches {float(best.macs) / whole:.4g} to 1"
+        )
+    while low < high:
+        middle = (low + high + 1) // 2
+        plan = within(middle)
+        if plan.macs <= most:
+            low, best = middle, plan
+        else:
+            high = middle - 1
+    return best
+
+
+def _planned(model: Inventory, rated: Mapping[str, RatedLayer], found: Mapping[str, int]) -> Plan:
     return _plan(model, {path: rated[path].entry(number) for path, number in found.items()})
 
 
 def _plan(model: Inventory, entries: Mapping[str, PlannedLayer]) -> Plan:
     """The plan of a model, all layers that have no entry dense."""
     layers = (
-        entries.get(layer.path) or PlannedLayer(layer, reason=layer.obstacle)
+        replace(entries[layer.path], layer=layer)
+        if layer.path in entries
+        else PlannedLayer(layer, reason=layer.obstacle)
         for layer in model.layers
     )
-    return Plan(tuple(layers), model.other, other_macs=model.other_macs)
+    return Plan(tuple(layers), model.other, other_macs=model.other_macs, work=model.work)
 
 
 def _rated(
@@ -202,7 +264,7 @@ def _target(
 ) -> Target:
     """What the layers may cost. Raises ValueError for a budget out of reach."""
     plan = _plan(model, {})
-    whole = plan.size_before if options.cost == "params" else plan.macs_before
+    whole = int(plan.size_before if options.cost == "params" else plan.macs_before)
     fixed = whole - sum(int(layer.cost[-1]) for layer in rated.values())
     cheapest = sum(int(layer.cost.min()) for layer in rated.values())
     # In floating point a budget of 0.29 of 100 is less than 29.

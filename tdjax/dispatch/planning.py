@@ -198,7 +198,8 @@ def allocate(
         seed: of the random starts of CP.
 
     Returns: a plan whose count is within half a percent of the network of the budget, and not
-    above it.
+    above it; multiply-accumulates of a model whose layers run under conditions are as near below
+    it as a search over the whole of its layers gets.
 
     Raises ValueError for a budget that cannot be met, with what is within reach, for an unknown
     name, for moments that are missing or another network's, and for NaN or Inf in the weights.

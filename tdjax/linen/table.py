@@ -50,7 +50,7 @@ def make_plan(
     """
     found = inventory(model, variables, sample, method)
     choose = best_format(found.array_of)
-    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs, found.work)
 
 
 def inventory(
@@ -66,7 +66,7 @@ def inventory(
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
     other = total - sum(layer.size for layer in table)
-    return Inventory(table, other, array_of, traced.other_macs)
+    return Inventory(table, other, array_of, traced.other_macs, traced.branched)
 
 
 def layer_table(

@@ -49,7 +49,7 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any, method: Met
     """
     found = inventory(model, sample, method)
     choose = best_format(found.array_of)
-    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs, found.work)
 
 
 def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventory:
@@ -63,7 +63,7 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
         return array_of(getattr(modules[layer.path], layer.storage.name))
 
     other = total - sum(layer.size for layer in table)
-    return Inventory(table, other, kernel_of, traced.other_macs)
+    return Inventory(table, other, kernel_of, traced.other_macs, traced.branched)
 
 
 def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,9 +27,11 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer, Storage
 from tdjax.plan.timing import Profile
+from tdjax.plan.work import Count, Work
 
-# Plans whose products are all in layers stay as the first version wrote them.
-FIRST_VERSION, PLAN_VERSION = 1, 2
+# Plans whose products are all in layers stay as the first version wrote them, those without
+# conditions, fractions and dilated inputs as the second did.
+FIRST_VERSION, SECOND_VERSION, PLAN_VERSION = 1, 2, 3
 # Fields of an entry that plans of earlier versions lack, all their entries alike.
 LATER: tuple[dict[str, Any], ...] = (
     {"splits": Form.splits, "fold": Form.fold},
@@ -51,7 +55,8 @@ class ReadPlan(NamedTuple):
     entries: tuple[ReadEntry, ...]
     other: int
     measured: Profile | None
-    other_macs: int
+    other_macs: Count
+    work: Work | None
 
 
 def read_plan(text: str) -> ReadPlan:
@@ -66,10 +71,16 @@ def read_plan(text: str) -> ReadPlan:
                 f"version {version}, this library reads {FIRST_VERSION} to {PLAN_VERSION}"
             )
         measured = _profile(raw.pop("measured")) if "measured" in raw else None
-        plain = _fields(_PLANS[version], raw | {"layers": _completed(raw.get("layers"))}, "")
+        plain = _fields(
+            _PLANS[version], raw | {"layers": _completed(raw.get("layers"), version)}, ""
+        )
         entries = [_entry(own, f"layers[{k}]") for k, own in enumerate(plain.layers)]
         _check_paths(entries)
-        return ReadPlan(tuple(entries), plain.other, measured, getattr(plain, "other_macs", 0))
+        work, other_macs = getattr(plain, "work", None), getattr(plain, "other_macs", 0)
+        _check_work(entries, work)
+        if (work is not None or is_later(other_macs, entries)) != (version == PLAN_VERSION):
+            raise ValueError(f"it holds what is not written as version {version}")
+        return ReadPlan(tuple(entries), plain.other, measured, other_macs, work)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not a plan: {one_line(error)}") from error
 
@@ -96,21 +107,45 @@ class _FirstPlan:
 
 
 @dataclass(frozen=True)
-class _Plan(_FirstPlan):
-    other_macs: int
+class _SecondPlan(_FirstPlan):
+    other_macs: Count
 
 
-_PLANS: Mapping[int, type[_FirstPlan]] = {FIRST_VERSION: _FirstPlan, PLAN_VERSION: _Plan}
+@dataclass(frozen=True)
+class _Plan(_SecondPlan):
+    work: Work | None
 
 
-def _completed(layers: Any) -> Any:
+_PLANS: Mapping[int, type[_FirstPlan]] = {
+    FIRST_VERSION: _FirstPlan,
+    SECOND_VERSION: _SecondPlan,
+    PLAN_VERSION: _Plan,
+}
+
+
+def is_later(other_macs: Count, entries: Iterable[Any]) -> bool:
+    """Whether the layers of some entries, or other products, are such as version 3 brought."""
+    layers = [entry.layer for entry in entries]
+    counts = [other_macs, *(count for own in layers for count in (own.positions, own.lookups))]
+    return any(isinstance(count, Fraction) for count in counts) or any(
+        layer.dilated for layer in layers
+    )
+
+
+def _completed(layers: Any, version: int) -> Any:
     """The entries with the fields that came after the version that wrote them."""
     if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
         return layers
     for absent in LATER:
         if all(absent.keys().isdisjoint(entry) for entry in layers):
             layers = [{**absent, **entry} for entry in layers]
-    return layers
+    if version == PLAN_VERSION or not all(_lacks_dilated(entry.get("layer")) for entry in layers):
+        return layers
+    return [{**entry, "layer": {**entry["layer"], "dilated": Layer.dilated}} for entry in layers]
+
+
+def _lacks_dilated(layer: Any) -> bool:
+    return isinstance(layer, dict) and "dilated" not in layer
 
 
 def _fields(cls: Any, raw: Any, where: str) -> Any:
@@ -134,6 +169,8 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    if hint == Count:
+        return _count(value, where)
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return None if value is None else _value(arguments[0], value, where)
@@ -149,6 +186,18 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is int and not 0 <= value <= LARGEST:
         raise ValueError(f"field {where!r} must be from 0 to {LARGEST}, got {_shown(value)}")
     return value
+
+
+def _count(value: Any, where: str) -> Count:
+    """An int, or the text of a fraction that is none."""
+    if not isinstance(value, str):
+        found: int = _value(int, value, where)
+        return found
+    parts = re.fullmatch(r"([1-9]\d{0,18})/([1-9]\d{0,18})", value)
+    share = Fraction(*map(int, parts.groups())) if parts else Fraction(0)
+    if share.denominator == 1 or str(share) != value:
+        raise ValueError(f"field {where!r} must be a number or a fraction, got {_shown(value)}")
+    return share
 
 
 def _profile(raw: Any) -> Profile:
@@ -282,6 +331,16 @@ def _check_paths(entries: list[ReadEntry]) -> None:
         if entry.layer.path in seen:
             raise ValueError(f"field 'layers[{number}].layer.path': {entry.layer.path!r} twice")
         seen.add(entry.layer.path)
+
+
+def _check_work(entries: list[ReadEntry], work: Work | None) -> None:
+    known = {entry.layer.path for entry in entries}
+    for part in () if work is None else work.parts:
+        for use in part.uses:
+            if use.path not in known:
+                raise ValueError(f"field 'work': {use.path!r} is no layer of the plan")
+        if any(len(branches) < 2 for branches in part.conditions):
+            raise ValueError("field 'work.conditions': a condition has branches")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
