@@ -30,6 +30,7 @@ from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.trace.marks import is_differentiated
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace
 
@@ -148,6 +149,8 @@ def _recorded(cls: type, method: str) -> Callable[..., Any]:
         recording.calling[path] += 1
         try:
             kernel, bound = array_of(getattr(self, layer.weight)), functools.partial(answer, self)
+            if is_differentiated(kernel) and layer.array is not None:
+                recording.recorder.asked[layer.array] = "the model takes a gradient by it"
             return recording.recorder.call(layer, kernel, method, bound, args, kwargs)
         finally:
             recording.calling[path] -= 1
@@ -165,7 +168,8 @@ def _recorded_class(cls: type) -> type:
             place = super(made, self).__getattribute__("tdjax_recorded")
             recording = place.recording
             if not recording.calling[place.path]:
-                recording.recorder.asked.add((*split_path(place.path), weight))
+                names = (*split_path(place.path), weight)
+                recording.recorder.asked.setdefault(names, "the model asks for it, or its shape")
         return super(made, self).__getattribute__(name)
 
     made.__getattribute__ = get

@@ -61,6 +61,12 @@ def calls_around(eqn: JaxprEqn) -> tuple[int, ...]:
     return tuple(map(int, re.findall(rf"{SCOPE}(\d+)", names))) if SCOPE in names else ()
 
 
+def is_differentiated(array: Any) -> bool:
+    """Whether a gradient by an array is being taken, as far as its tracer tells."""
+    # By name, as the second moves between versions of JAX.
+    return type(array).__name__ in ("JVPTracer", "LinearizeTracer")
+
+
 def runs_of(eqn: JaxprEqn) -> int:
     """How often a call runs that an equation marks, one of those that `vmap` made of it."""
     return math.prod(eqn.invars[0].aval.shape[: len(eqn.params["stacked"])])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,7 +58,7 @@ class Trace:
     batch: int
     arrays: Sequence[Names] = ()
     kept: Sequence[Names] = ()
-    asked: Collection[Names] = frozenset()
+    asked: Mapping[Names, str] = field(default_factory=dict)
 
     @cached_property
     def survey(self) -> Survey:
@@ -146,5 +146,5 @@ class Trace:
         reads = reads_of(self.jaxpr, arrays, paths, [*returned, *self.kept], self.arrays)
         for place in self._places.values():
             if self.arrays[place] in self.asked:
-                reads.others.setdefault(place, "the model asks for it, or its shape")
+                reads.others.setdefault(place, self.asked[self.arrays[place]])
         return reads
