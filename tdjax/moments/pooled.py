@@ -154,8 +154,8 @@ def statistics_coming_out(kept_inside: tuple[type[Exception], ...]) -> Iterator[
             raise
         raise ValueError(
             "reestimate_batch_stats: a layer of batch normalisation is called inside a condition, "
-            "a loop or a gradient of JAX's own, out of which its statistics cannot be carried: call "
-            "it inside Flax's (nn.cond, nn.scan; nnx.cond, nnx.scan), or outside"
+            "a loop or a gradient of JAX's own, out of which its statistics cannot be carried: "
+            "call it inside Flax's (nn.cond, nn.scan; nnx.cond, nnx.scan), or outside"
         ) from error
 
 
