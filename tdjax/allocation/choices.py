@@ -38,8 +38,8 @@ class Choices(NamedTuple):
 
 
 def cost_of(entry: PlannedLayer, cost: str) -> int:
-    """The parameters ("params") or multiply-accumulates ("macs") of a layer's weights."""
-    return entry.size if cost == "params" else entry.macs
+    """Parameters ("params") or multiply-accumulates ("macs", rounded up) of a layer's weights."""
+    return entry.size if cost == "params" else math.ceil(entry.macs)
 
 
 def low_rank_choices(layer: Layer, cost: str, splits: int = 1) -> Choices:

@@ -43,8 +43,8 @@ def reestimate_batch_stats(
         if frame not in steps:
             steps[frame] = _step(model, method, frame)
         with statistics_coming_out((flax.errors.JaxTransformError,)), calling_the_model(batch):
-            found = steps[frame](variables, arrays)
-        pooled.add(*found, batch_size(arrays))
+            means, variances, shares = steps[frame](variables, arrays)
+        pooled.add(means, variances, shares, batch_size(arrays))
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")
     for kind, values in zip(("mean", "var"), pooled.mean_and_variance(), strict=True):

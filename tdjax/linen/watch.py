@@ -30,10 +30,10 @@ class _Watched(Scope):
         # What a module has after its call.
         return self._watched(super().rewound(*args, **kwargs))
 
-    def _watched(self, scope: Any) -> Scope:
+    def _watched(self, scope: Any) -> Any:
         scope.__class__ = _Watched
         scope.tdjax_asks = self.tdjax_asks
-        return scope  # type: ignore[no-any-return]
+        return scope
 
     def has_variable(self, col: str, name: str) -> bool:
         self._tell(col, name)

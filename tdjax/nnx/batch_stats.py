@@ -46,8 +46,8 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
     for batch in batches:
         arrays, frame = split_arrays(call_arguments(batch))
         with statistics_coming_out((flax.errors.TraceContextError,)), calling_the_model(batch):
-            own = step(state, arrays, frame)
-        pooled.add(*own, batch_size(arrays))
+            means, variances, shares = step(state, arrays, frame)
+        pooled.add(means, variances, shares, batch_size(arrays))
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")
     means, variances = pooled.mean_and_variance()

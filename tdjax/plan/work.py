@@ -11,7 +11,7 @@ from typing import TypeAlias
 Count: TypeAlias = int | Fraction
 
 
-def exact(number: Count, among: int = 1) -> Count:
+def exact(number: Count, among: Count = 1) -> Count:
     """A share of a number, as an int where it is one."""
     share = Fraction(number) / among
     return share.numerator if share.denominator == 1 else share

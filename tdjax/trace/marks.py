@@ -67,7 +67,7 @@ def is_differentiated(array: Any) -> bool:
     return type(array).__name__ in ("JVPTracer", "LinearizeTracer")
 
 
-def runs_of(eqn: JaxprEqn) -> int:
+def runs_of(eqn: Any) -> int:
     """How often a call runs that an equation marks, one of those that `vmap` made of it."""
     return math.prod(eqn.invars[0].aval.shape[: len(eqn.params["stacked"])])
 

@@ -48,13 +48,12 @@ class Counts:
 
     def times(self, number: int) -> Counts:
         """Those of so many runs."""
-        return Counts(
-            *(
-                Counter({key: number * count for key, count in own.items()})
-                for own in (self.runs, self.products, self.derived)
-            ),
-            [tuple(one.times(number) for one in branches) for branches in self.conditions],
-        )
+
+        def more(own: Counter[int]) -> Counter[int]:
+            return Counter({key: number * count for key, count in own.items()})
+
+        conditions = [tuple(one.times(number) for one in own) for own in self.conditions]
+        return Counts(more(self.runs), more(self.products), more(self.derived), conditions)
 
 
 def counts_of(program: ClosedJaxpr) -> Counts:

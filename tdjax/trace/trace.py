@@ -96,7 +96,8 @@ class Trace:
 
     def _work(self, counts: Counts) -> Work:
         """The work of a program, from its counts."""
-        other, uses = counts.products[OTHER], []
+        other: Count = counts.products[OTHER]
+        uses = []
         for number, made in self.calls.items():
             if made.call is None:
                 continue
