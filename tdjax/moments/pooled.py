@@ -50,7 +50,8 @@ class Masks:
             batch: the statistic of the rows of this call that count.
         """
         own = share if self.counting else jnp.where(share > 0, share * batch, 0)
-        return LEFT * before + (1 - LEFT) * own
+        # Loops carry it, in the numbers that it has.
+        return (LEFT * before + (1 - LEFT) * own).astype(before.dtype)
 
 
 def batch_statistics(
