@@ -22,6 +22,7 @@ from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
+from tdjax.plan.wishes import BudgetRule, LossRise
 from tdjax.pruning.backward import lasso_prune
 from tdjax.pruning.bounds import pruning_error_bound, tail_size
 from tdjax.pruning.indices import effective_number, lq_norm, pq_index, sparsity_index
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from tdjax import nnx as nnx
     from tdjax.dispatch import (
         allocate,
+        budget_curve,
         collect_moments,
+        compress,
         evaluate_candidates,
         factorize,
         factorize_sequentially,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CP",
     "TT",
+    "BudgetRule",
     "Coordinates",
     "Covariance",
     "Form",
@@ -62,6 +66,7 @@ __all__ = [
     "Kronecker",
     "Layer",
     "LayerMoments",
+    "LossRise",
     "LowRank",
     "ModeWeighted",
     "Norm",
@@ -72,8 +77,10 @@ __all__ = [
     "adaptive_prune",
     "allocate",
     "apply_mask",
+    "budget_curve",
     "carry_optimizer_state",
     "collect_moments",
+    "compress",
     "cp_als",
     "effective_number",
     "evaluate_candidates",
@@ -118,7 +125,9 @@ __all__ = [
 _LATER = {
     "allocate": "tdjax.dispatch",
     "carry_optimizer_state": "tdjax.params.optimizers",
+    "budget_curve": "tdjax.dispatch",
     "collect_moments": "tdjax.dispatch",
+    "compress": "tdjax.dispatch",
     "evaluate_candidates": "tdjax.dispatch",
     "factorize": "tdjax.dispatch",
     "factorize_params": "tdjax.params.factorize",

@@ -51,6 +51,13 @@ OLDEST = (
 )
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With `-m oldest` no other file is imported."""
+    path = collection_path
+    other = path.suffix == ".py" and path.name.startswith("test_") and path.stem not in OLDEST
+    return True if config.option.markexpr == "oldest" and other else None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in OLDEST:

@@ -20,7 +20,7 @@ LATE = (
 )  # fmt: skip
 # A room stands on those before it alone; rooms on one floor do not know each other.
 FLOORS = (
-    ("files", "hints"),
+    ("files", "hints", "progress"),
     ("decompose",),
     ("plan",),
     ("trace",),
@@ -33,7 +33,9 @@ FLOORS = (
     ("evaluate",),
     ("dispatch",),
 )
-KNOW_NO_FLAX = ("files", "hints", "decompose", "plan", "trace", "moments", "pruning", "allocation")
+KNOW_NO_FLAX = (
+    "files", "hints", "progress", "decompose", "plan", "trace", "moments", "pruning", "allocation",
+)  # fmt: skip
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 
 

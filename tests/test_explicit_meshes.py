@@ -75,6 +75,9 @@ small = tdjax.factorize(net, plan)
 same(*(small.apply({"params": p}, b) for p, b in zip(params, (split, batch))), 1e-5)
 chosen = [tdjax.allocate(net, v, b, budget=0.7) for v, b in ((laid, split), (plain, batch))]
 assert chosen[0] == chosen[1]
+pairs = ((laid, split), (plain, batch))
+shorter = [tdjax.compress(net, v, [b], budget=0.7, progress=False) for v, b in pairs]
+same(*(own.model.apply(own.variables, b) for own, b in zip(shorter, (split, batch))), 1e-4)
 """
 
 

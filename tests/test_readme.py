@@ -26,10 +26,11 @@ def run(name):
 
 def test_readme():
     names = run("README.md")
-    # Both sides of the loss: a plan of half the network, and factors that fit its model.
-    assert 0.495 <= names["half"].size / names["half"].size_before <= 0.5
+    # Both ways: factors that fit their model, and a plan of half the network.
     logits = names["small"].apply({"params": names["params"]}, names["x"])
-    assert logits.shape == (8, 10)
+    assert logits.shape == names["logits"].shape == (8, 10)
+    plan = names["half"].plan
+    assert 0.495 <= plan.size / plan.size_before <= 0.5
 
 
 def test_guide():
@@ -37,6 +38,9 @@ def test_guide():
     # A quarter of the parameters, as the rank was chosen; candidates in the order of their ranks.
     assert abs(names["cp"].size / names["kernel"].size - 0.25) < 0.01
     assert 0.495 <= names["halved"].macs / names["halved"].macs_before <= 0.5
+    assert names["within"].size <= 0.5 * names["within"].size_before
+    assert names["within"].macs <= 0.4 * names["within"].macs_before
+    assert names["least"].size < names["least"].size_before
     assert names["change"][0] > names["change"][1] > names["change"][2]
 
 

@@ -53,11 +53,26 @@ def first(outputs, batch):
     return outputs[:, 0]
 
 
+MOMENTS = {
+    f"dense{k}": tdjax.LayerMoments(
+        jnp.eye(size)[None], jnp.zeros((1, size)), jnp.eye(out)[None], jnp.ones(()), jnp.ones(())
+    )
+    for k, (size, out) in enumerate([(6, 60), (60, 40)])
+}
+
 # Arguments behind the model, in the order of Linen; those of NNX are the same without variables.
 CALLS = {
     "make_plan": {"variables": VARIABLES, "rules": [RULE], "sample": X},
     "layer_table": {"variables": VARIABLES, "sample": X},
-    "allocate": {"variables": VARIABLES, "sample": X, "budget": 0.7, "methods": ("svd",)},
+    "allocate": {
+        "variables": VARIABLES, "sample": X, "budget": 0.7, "methods": ("svd",), "rules": [],
+    },
+    "budget_curve": {
+        "variables": VARIABLES, "sample": X, "budgets": [0.7], "moments": MOMENTS,
+    },
+    "compress": {
+        "variables": VARIABLES, "batches": [X], "budget": {"params": 0.7}, "progress": False,
+    },
     "collect_moments": {"variables": VARIABLES, "batches": [X], "loss_fn": first},
     "factorize": {"plan": PLAN},
     "factorize_sequentially": {"variables": VARIABLES, "plan": PLAN, "batches": [X]},
@@ -160,7 +175,11 @@ MORE = {
             (50, ValueError, "budget 50 is no share between 0 and 1: for 50 % pass 0.5"),
             ("0.5", TypeError, "budget is a str: pass a share, as 0.5"),
             (True, TypeError, "budget is True: pass a share"),
+            ({"macs": 50}, ValueError, "budget of 'macs' 50 is no share .*: for 50 % pass 0.5"),
+            ({}, ValueError, "budget names no limit: pass shares by name"),
         ],
+        "target": [(0.1, TypeError, r"target is a float: pass tdjax.LossRise\(0.1\)")],
+        "multiple_of": [(8.0, TypeError, "multiple_of is 8.0: pass a whole number")],
         "seed": [
             (2.5, TypeError, "seed is 2.5: pass a whole number"),
             (-1, ValueError, "seed must be at least 0, got -1"),
@@ -176,6 +195,15 @@ MORE = {
             (["a"], TypeError, "is a list of str: pass what tdjax.collect_moments returned"),
             ({"dense0": X}, TypeError, "holds an array .* at 'dense0': pass what tdjax.collect"),
         ],
+    },
+    "budget_curve": {
+        "budgets": [
+            (0.5, TypeError, r"budgets is 0.5: pass a list of budgets, as \(0.3, 0.5, 0.7\)"),
+            ([0.5, 50], ValueError, "budgets holds a budget that 50 is no share between 0 and 1"),
+        ],
+    },
+    "compress": {
+        "progress": [("all", TypeError, "progress is a str: pass True, False, or a function")],
     },
     "factorize_sequentially": {
         "key": [(3, TypeError, r"key is an int: pass jax.random.key\(3\)")],

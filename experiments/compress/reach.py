@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 from jaxtyping import Int
 
-from tdjax.allocation.allocate import TOLERANCE
-from tdjax.allocation.choices import (
-    FINE_SHARES,
-    SHARES,
-    cost_of,
-    low_rank_choices,
-    share_choices,
-    tucker_choices,
-)
+from tdjax.allocation.choices import COSTS, ChoiceOptions, choices_of, costs_of
 from tdjax.allocation.exact import distinct, nearest
-from tdjax.allocation.measures import SAMPLED
+from tdjax.allocation.limits import TOLERANCE
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 
@@ -51,13 +43,13 @@ def nearest_share(
         dense, cost, methods: see `least_share`, which `budget` is not below.
         grouped: whether low rank may have its channels in groups.
     """
-    costs_of = partial(_costs, cost=cost, methods=methods, grouped=grouped)
-    whole, fixed, costs = _counted(dense, partial(costs_of, shares=SHARES), cost)
+    each = partial(_costs, cost=cost, methods=methods, grouped=grouped)
+    whole, fixed, costs = _counted(dense, each, cost)
     most = math.floor(budget * whole * (1 + 1e-9)) - fixed
     spent = _filled(costs, most)
     # Where there are many layers, what is left is little.
     if spent < most - TOLERANCE * whole:
-        _, _, costs = _counted(dense, partial(costs_of, shares=FINE_SHARES), cost)
+        _, _, costs = _counted(dense, partial(each, fine=True), cost)
         tables = [distinct(own, np.zeros(len(own))) for own in costs]
         places = nearest(tables, most, most, np.add)
         exact = sum(int(table.cost[place]) for table, place in zip(tables, places, strict=True))
@@ -75,44 +67,22 @@ def _filled(costs: Sequence[Costs], most: int) -> int:
 
 
 def _counted(
-    dense: Plan, costs_of: Callable[[Layer], Costs], cost: str
+    dense: Plan, each: Callable[[Layer], Costs], cost: str
 ) -> tuple[int, int, list[Costs]]:
     """The cost of a network, of what stays as it is, and all that each other layer may cost."""
     whole = dense.size if cost == "params" else math.ceil(dense.macs)
     layers = [entry.layer for entry in dense.layers if entry.layer.obstacle is None]
-    costs = [costs_of(layer) for layer in layers]
+    costs = [each(layer) for layer in layers]
     return whole, whole - sum(int(own[-1]) for own in costs), costs
 
 
 def _costs(
-    layer: Layer,
-    *,
-    cost: str,
-    methods: Sequence[str],
-    shares: Sequence[float] = SAMPLED,
-    grouped: bool = False,
+    layer: Layer, *, cost: str, methods: Sequence[str], grouped: bool = False, fine: bool = False
 ) -> Costs:
     """All that a layer may cost, last what it costs as it is."""
-    dense = cost_of(PlannedLayer(layer), cost)
-    found = _by_method(layer, cost, methods, shares, grouped=grouped)
-    return np.concatenate([*(own[own < dense] for own in found), [dense]])
-
-
-def _by_method(
-    layer: Layer, cost: str, methods: Sequence[str], shares: Sequence[float], *, grouped: bool
-) -> Iterator[Costs]:
-    matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
-    for method in methods:
-        if method == "svd":
-            channels = layer.kernel_shape[-2]
-            alone = not grouped or layer.groups > 1 or layer.kind == "embed"
-            for k in range(1, 2 if alone else channels + 1):
-                if channels % k == 0:
-                    yield low_rank_choices(layer, cost, k).cost
-        elif method == "tucker" and not matrix:
-            yield tucker_choices(layer, cost).cost
-        elif not matrix:
-            sampled = share_choices(layer, cost, method, SAMPLED).cost
-            many = share_choices(layer, cost, method, shares).cost
-            # Those between are interpolated.
-            yield many[(many >= min(sampled, default=0)) & (many <= max(sampled, default=0))]
+    column = COSTS.index(cost)
+    dense = costs_of(PlannedLayer(layer))[column]
+    options = ChoiceOptions((cost,), tuple(methods), fine=fine)
+    found = choices_of(layer, "alds" if grouped else "energy", options)
+    counted = (own.costs[:, column] for own in found)
+    return np.concatenate([*(own[own < dense] for own in counted), [dense]])

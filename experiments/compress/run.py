@@ -29,7 +29,7 @@ from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
-from tdjax.allocation.allocate import TOLERANCE
+from tdjax.allocation.limits import TOLERANCE
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate
 from tdjax.linen import factorize
@@ -88,7 +88,7 @@ def _check_budget(network: Network, settings: Compress, strategy: str, budget: f
         allocated(network, settings, network.start, strategy, budget)
         return
     grouped = strategy.startswith("alds")
-    options = (network.dense, settings.cost, ("svd",) if grouped else settings.methods)
+    options = (network.dense, settings.cost, methods_for(settings, strategy))
     least = least_share(*options)
     # What rounding may take from the budget.
     if budget < least - 1e-9:
@@ -238,11 +238,16 @@ def allocated(
         budget=budget,
         cost=settings.cost,
         strategy=strategy,
-        methods=settings.methods,
+        methods=methods_for(settings, strategy),
         moments=moments,
         objective=released or "bound",
         seed=settings.seed,
     )
+
+
+def methods_for(settings: Compress, strategy: str) -> tuple[str, ...]:
+    """The formats that a strategy chooses from: ALDS knows low rank alone."""
+    return ("svd",) if strategy.startswith("alds") else tuple(settings.methods)
 
 
 def greatest_bound(model: Variables, plan: Plan) -> float:

@@ -17,7 +17,7 @@ from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from experiments.workdir.ranges import Choices, Count, OneOf, Range, Share
-from tdjax.allocation.allocate import COSTS
+from tdjax.allocation.choices import COSTS
 from tdjax.plan.form import METHODS
 from tdjax.plan.plan import Plan
 

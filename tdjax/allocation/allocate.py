@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array
 
-from tdjax.allocation import measures
-from tdjax.allocation.choices import cost_of
-from tdjax.allocation.exact import distinct, nearest
-from tdjax.allocation.measures import MeasureOptions, RatedChoices
+from tdjax.allocation.choices import (
+    AT_SHARES,
+    COSTS,
+    KNOWN,
+    PREFERRED,
+    ChoiceOptions,
+    RankBounds,
+    check_known,
+)
+from tdjax.allocation.exact import distinct, nearest, smallest
+from tdjax.allocation.joint import MOST_ENTRIES, joint_table, within_both
+from tdjax.allocation.limits import (
+    NOTHING,
+    ROUNDING,
+    TOLERANCE,
+    Budget,
+    Limit,
+    Shares,
+    check_one,
+    limits_of,
+    shares_of,
+)
+from tdjax.allocation.problem import Problem, Rules, pose
 from tdjax.allocation.search import (
     Table,
     exchanged,
@@ -28,282 +43,255 @@ from tdjax.allocation.search import (
 from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.form import METHODS
-from tdjax.plan.layers import Inventory, Layer
-from tdjax.plan.plan import Plan, PlannedLayer
-from tdjax.plan.work import exact
+from tdjax.plan.layers import Inventory
+from tdjax.plan.plan import Plan
+from tdjax.plan.wishes import LossRise
 
 # How the errors of the layers become what a strategy makes least.
 TOGETHER = {"uniform": np.maximum, "energy": np.maximum, "alds": np.maximum, "loss": np.add}
 STRATEGIES = tuple(TOGETHER)
-COSTS = ("params", "macs")
-# Formats that are tried at some shares of the weights, as the ranks are too many.
-AT_SHARES = frozenset(["cp", "tt"])
 OBJECTIVES = ("bound", "released")
-# How far from the budget a plan may be, as a share of the whole network.
-TOLERANCE = 0.005
-# Of a product with a budget, as a share of the whole network.
-ROUNDING = 1e-12
-
-
-class RatedLayer(NamedTuple):
-    """All that may become of a layer.
-
-    Arguments:
-        measured: its choices, by format.
-        dense: the layer as it is.
-        cost: of all choices, then of the dense layer.
-        error: what each of them loses.
-    """
-
-    measured: Sequence[RatedChoices]
-    dense: PlannedLayer
-    cost: Int[np.ndarray, " n"]
-    error: Float[np.ndarray, " n"]
-
-    def entry(self, number: int) -> PlannedLayer:
-        """What a plan says of the layer for one of the choices."""
-        for choices, _ in self.measured:
-            if number < len(choices.cost):
-                return choices.entry(choices.ranks[number].tolist())
-            number -= len(choices.cost)
-        return self.dense
-
-
-class Target(NamedTuple):
-    """What the costs of all layers that have choices are to add up to.
-
-    Arguments:
-        whole: cost of the dense network.
-        fixed: what is no choice of these layers.
-        least, most: bounds of the sum.
-    """
-
-    whole: int
-    fixed: int
-    least: int
-    most: int
 
 
 def allocate(
     model: Inventory,
     *,
-    budget: float,
-    cost: str = "params",
-    strategy: str = "energy",
-    methods: Sequence[str] = ("svd", "tucker", "cp", "tt"),
+    budget: Budget | None = None,
+    cost: str | None = None,
+    strategy: str | None = None,
+    methods: Sequence[str] = PREFERRED,
     moments: Mapping[str, LayerMoments] | None = None,
     splits: Sequence[int] | None = None,
     objective: str = "bound",
-    seed: int = 0,
+    rules: Rules = (),
+    multiple_of: int = 1,
+    target: LossRise | None = None,
+    key: Array | None = None,
 ) -> Plan:
-    """See `tdjax.allocate`."""
-    _check(budget, methods, strategy=strategy, cost=cost, objective=objective)
-    kept = None if splits is None else tuple(splits)
-    options = MeasureOptions(cost, tuple(methods), kept, objective, jax.random.key(seed))
-    counted = _in_whole_numbers(model) if cost == "macs" else model
-    rated = _rated(counted, strategy, options, moments)
-    if cost == "macs" and model.work is not None:
-        return _of_branches(model, rated, budget, strategy)
-    target = _target(counted, rated, budget, options, strategy)
-    found = _searched(rated, target, strategy) or _searched_exactly(rated, target, strategy)
-    at_shares = strategy == "uniform" or not AT_SHARES.isdisjoint(methods)
-    if _cost(rated, found) < target.least and at_shares:
-        rated = _rated(counted, strategy, options._replace(fine=True), moments)
-        found = _searched_exactly(rated, target, strategy)
-    reached = target.fixed + _cost(rated, found)
-    if reached < target.fixed + target.least:
+    """See `tdjax.allocate`; CP starts from random factors of `key`."""
+    check_one("allocate", budget, target)
+    if strategy is None:
+        strategy = "energy" if target is None else "loss"
+    shares = NOTHING if budget is None else shares_of(budget, cost)
+    problem = posed(
+        model, tuple(shares.of) or (cost or COSTS[0],), strategy, methods, moments, splits=splits,
+        objective=objective, rules=rules, multiple_of=multiple_of, key=key,
+    )  # fmt: skip
+    if target is None:
+        return chosen(problem, shares)[0]
+    if strategy != "loss":
         raise ValueError(
-            f"allocate: budget {budget:g} of the {cost} cannot be met within {TOLERANCE:.1%}: the "
-            f"steps between ranks are too large; {reached / target.whole:.4g} is within reach"
+            f"allocate: a target of the loss is for strategy 'loss', not {strategy!r}: leave out "
+            "one of them"
         )
-    return _planned(model, rated, found)
+    return _within_rise(problem, target)
 
 
-def _in_whole_numbers(model: Inventory) -> Inventory:
-    """The model's multiply-accumulates for so many examples that all are ints; all layers run."""
-    counts = [n for layer in model.layers for n in (layer.positions, layer.lookups)]
-    examples = math.lcm(*(n.denominator for n in (model.other_macs, *counts)))
-    layers = (
-        replace(
-            layer,
-            positions=exact(layer.positions * examples),
-            lookups=exact(layer.lookups * examples),
-        )
-        for layer in model.layers
+def check_reach(
+    model: Inventory,
+    budget: Budget | None,
+    cost: str | None,
+    methods: Sequence[str],
+    rules: Rules,
+    multiple_of: int,
+) -> None:
+    """Refuse what `allocate` would with strategy "loss", as far as shapes tell, before any work."""
+    shares = NOTHING if budget is None else shares_of(budget, cost)
+    costs = tuple(shares.of) or (cost or COSTS[0],)
+    if model.work is not None:
+        # What its layers cost does not add up.
+        rest = {name: own for name, own in shares.of.items() if name != "macs"}
+        shares = shares._replace(of=rest)
+    # Its choices are those of "loss".
+    problem = posed(model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of)
+    limits_of(problem, shares)
+
+
+def posed(
+    model: Inventory,
+    costs: tuple[str, ...],
+    strategy: str,
+    methods: Sequence[str],
+    moments: Mapping[str, LayerMoments] | None,
+    *,
+    splits: Sequence[int] | None = None,
+    objective: str = "bound",
+    rules: Rules = (),
+    multiple_of: int = 1,
+    key: Array | None = None,
+) -> Problem:
+    """The problem of a network, all names checked; see `tdjax.allocate`."""
+    named = [("strategy", strategy, STRATEGIES), ("objective", objective, OBJECTIVES)]
+    for name, value, values in [*named, *(("cost", cost, COSTS) for cost in costs)]:
+        if value not in values:
+            raise ValueError(f"allocate: {name} {value!r}: {known_are(value, values)}")
+    options = ChoiceOptions(
+        costs,
+        _methods(methods, strategy),
+        None if splits is None else tuple(splits),
+        RankBounds(multiple_of=int(multiple_of)),
+        objective,
+        jax.random.key(0) if key is None else key,
     )
-    other = exact(model.other_macs * examples)
-    return model._replace(layers=tuple(layers), other_macs=other, work=None)
+    return pose(model, strategy, options, rules, moments)
 
 
-def _of_branches(
-    model: Inventory, rated: Mapping[str, RatedLayer], budget: float, strategy: str
-) -> Plan:
-    """The plan of a model with conditions, of whose branches the costliest is held to the budget.
+def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
+    """The plan within a budget, and the sum of the errors of the free layers.
+
+    Raises ValueError for a budget out of reach.
+    """
+    if problem.model.work is not None and "macs" in shares.of:
+        numbers = _of_branches(problem, shares)
+    else:
+        problem, numbers = _within(problem, limits_of(problem, shares))
+    lost = sum(float(problem.errors[path][number]) for path, number in numbers.items())
+    return problem.plan(numbers), lost
+
+
+def _within(problem: Problem, limits: Sequence[Limit]) -> tuple[Problem, dict[str, int]]:
+    if len(limits) > 1:
+        return problem, _within_limits(problem, limits)
+    return _within_limit(problem, limits[0])
+
+
+def _of_branches(problem: Problem, shares: Shares) -> dict[str, int]:
+    """The choices for a network of whose branches the costliest is held to the budget.
 
     What the layers cost adds up, what branches cost does not: of all layers together as much is
-    allowed as keeps the network within the budget, found by halving.
+    allowed as keeps the network within the budget, found by halving. Raises ValueError where none
+    is within it.
     """
-    whole = float(_plan(model, {}).macs_before)
-    most = budget * whole + ROUNDING * whole
-    low = sum(int(layer.cost.min()) for layer in rated.values())
-    high = sum(int(layer.cost[-1]) for layer in rated.values())
+    share, column = shares.of["macs"], COSTS.index("macs")
+    rest = {cost: own for cost, own in shares.of.items() if cost != "macs"}
+    others = limits_of(problem, Shares(rest, met=False))
+    dense = problem.plan({}).macs_before
+    most = share * float(dense) * (1 + ROUNDING)
+    every = [own.costs[:, column] for own in problem.free.values()]
+    low, high = sum(int(own.min()) for own in every), sum(int(own.max()) for own in every)
 
-    def within(limit: int) -> Plan:
-        target = Target(0, 0, 0, limit)
-        found = _searched(rated, target, strategy) if rated else {}
-        assert found is not None, "nothing is too little"
-        return _planned(model, rated, found)
+    def within(most: int) -> dict[str, int] | None:
+        limit = Limit("macs", share, int(problem.whole[column]), 0, 0, most)
+        try:
+            return _within(problem, [*others, limit])[1] if every else {}
+        except ValueError:
+            # Too little for what else is limited.
+            return None
 
-    best = within(low)
-    if best.macs > most:
-        raise ValueError(
-            f"allocate: budget {budget:g} of the macs is out of reach: strategy {strategy!r} "
-            f"reaches {float(best.macs) / whole:.4g} to 1"
-        )
-    while low < high:
-        middle = (low + high + 1) // 2
-        plan = within(middle)
-        if plan.macs <= most:
-            low, best = middle, plan
+    best = None
+    while low <= high:
+        middle = (low + high) // 2
+        numbers = within(middle)
+        if numbers is None or problem.plan(numbers).macs <= most:
+            best, low = best if numbers is None else numbers, middle + 1
         else:
             high = middle - 1
+    if best is None:
+        raise ValueError(
+            f"allocate: budget {share:g} of the macs is out of reach: no ranks were found that "
+            f"keep the costliest branches within it{problem.told()}"
+        )
     return best
 
 
-def _planned(model: Inventory, rated: Mapping[str, RatedLayer], found: Mapping[str, int]) -> Plan:
-    return _plan(model, {path: rated[path].entry(number) for path, number in found.items()})
+def _within_limit(problem: Problem, limit: Limit) -> tuple[Problem, dict[str, int]]:
+    """The choices under one limit, and the problem whose choices they are: it may be a finer one.
+
+    Raises ValueError where none is near enough.
+    """
+    few = sum(len(free.costs) for free in problem.free.values()) <= MOST_ENTRIES
+    found = None if few and limit.least <= 0 else _searched(problem, limit)
+    found = found or _searched_exactly(problem, limit)
+    methods = {own.form.method for free in problem.free.values() for own in free.choices}
+    at_shares = problem.strategy == "uniform" or not AT_SHARES.isdisjoint(methods)
+    if _cost(problem, limit, found) < limit.least and at_shares:
+        problem = problem.fine
+        (limit,) = limits_of(problem, Shares({limit.cost: limit.share}, met=True))
+        found = _searched_exactly(problem, limit)
+    reached = limit.fixed + _cost(problem, limit, found)
+    if reached < limit.fixed + limit.least:
+        raise ValueError(
+            f"allocate: budget {limit.share:g} of the {limit.cost} cannot be met within "
+            f"{TOLERANCE:.1%}: the steps between ranks are too large; "
+            f"{reached / limit.whole:.4g} is within reach, and {{{limit.cost!r}: {limit.share:g}}} "
+            "asks for no more than to stay within it"
+        )
+    return problem, found
 
 
-def _plan(model: Inventory, entries: Mapping[str, PlannedLayer]) -> Plan:
-    """The plan of a model, all layers that have no entry dense."""
-    layers = (
-        replace(entries[layer.path], layer=layer)
-        if layer.path in entries
-        else PlannedLayer(layer, reason=layer.obstacle)
-        for layer in model.layers
-    )
-    return Plan(tuple(layers), model.other, other_macs=model.other_macs, work=model.work)
+def _searched(problem: Problem, limit: Limit) -> dict[str, int] | None:
+    """The choice for each layer, or None where the search finds none of the right cost."""
+    tables = _tables(problem, limit.column)
+    together = TOGETHER[problem.strategy]
+    places = _search(together)(tables, limit.most)
+    if total(tables, places) >= limit.least:
+        return _numbers(problem.free, tables, places)
+    lost = partial(together.reduce, axis=-1)
+    nearer = exchanged(tables, places, limit.least, limit.most, lost)
+    return None if nearer is None else _numbers(problem.free, tables, nearer)
 
 
-def _rated(
-    model: Inventory,
-    strategy: str,
-    options: MeasureOptions,
-    moments: Mapping[str, LayerMoments] | None,
-) -> dict[str, RatedLayer]:
-    """By path, all choices of each layer that can be factorised."""
+def _searched_exactly(problem: Problem, limit: Limit) -> dict[str, int]:
+    """The choice for each layer; where none has the right cost, one as near below as can be."""
+    tables = [
+        distinct(free.costs[:, limit.column], problem.errors[path])
+        for path, free in problem.free.items()
+    ]
+    places = nearest(tables, limit.least, limit.most, TOGETHER[problem.strategy])
+    return _numbers(problem.free, tables, places)
+
+
+def _within_limits(problem: Problem, limits: Sequence[Limit]) -> dict[str, int]:
+    """The choices under several limits. Raises ValueError where none is within all of them."""
+    columns = [limit.column for limit in limits]
+    tables = [
+        joint_table(free.costs[:, columns], problem.errors[path])
+        for path, free in problem.free.items()
+    ]
+    most = np.array([limit.most for limit in limits])
+    together = TOGETHER[problem.strategy]
+    places = within_both(tables, most, _search(together), together)
+    if places is None:
+        asked = " and ".join(f"{limit.share:g} of the {limit.cost}" for limit in limits)
+        raise ValueError(
+            f"allocate: budget {asked} is out of reach: each alone is within it, but no ranks were "
+            f"found that keep both{problem.told()}"
+        )
     return {
-        layer.path: _with_dense(layer, _measured(layer, model, strategy, options, moments), options)
-        for layer in model.layers
-        if layer.obstacle is None
+        path: int(table.which[place])
+        for path, table, place in zip(problem.free, tables, places, strict=True)
     }
 
 
-def _with_dense(
-    layer: Layer, measured: Sequence[RatedChoices], options: MeasureOptions
-) -> RatedLayer:
-    """What may become of a layer, its choices and to stay as it is."""
-    reason = (
-        "the rest is better spared elsewhere" if measured else "nothing smaller is known for it"
-    )
-    dense = PlannedLayer(layer, reason=reason)
-    costs = [choices.cost for choices, _ in measured] + [np.array([cost_of(dense, options.cost)])]
-    errors = [own for _, own in measured] + [np.zeros(1)]
-    return RatedLayer(measured, dense, np.concatenate(costs), np.concatenate(errors))
-
-
-def _measured(
-    layer: Layer,
-    model: Inventory,
-    strategy: str,
-    options: MeasureOptions,
-    moments: Mapping[str, LayerMoments] | None,
-) -> list[RatedChoices]:
-    if strategy == "uniform":
-        return measures.uniform(layer, options)
-    array = _weights_of(layer, model, strategy)
-    if strategy != "loss":
-        return getattr(measures, strategy)(layer, array, options)
-    found = _moments_of(layer, moments)
-    # As of an embedding at positions that no example decides on: it stays as it is.
-    return [] if found is None else measures.loss(layer, array, options, found)
-
-
-def _weights_of(layer: Layer, model: Inventory, strategy: str) -> Any:
-    array = model.array_of(layer)
-    if isinstance(array, jax.ShapeDtypeStruct):
-        raise ValueError(f"allocate: layer {layer.path!r}: strategy {strategy!r} needs its weights")
-    if not bool(jnp.isfinite(array).all()):
-        raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
-    return array
-
-
-def _moments_of(layer: Layer, moments: Mapping[str, LayerMoments] | None) -> LayerMoments | None:
-    """A layer's moments with the gradient at its outputs, or None where it has no gradient."""
-    if moments is None or all(found.outputs is None for found in moments.values()):
+def _within_rise(problem: Problem, target: LossRise) -> Plan:
+    """The smallest plan within a predicted rise of the loss. Raises ValueError where none is."""
+    tables = _tables(problem, problem.options.column)
+    most = target.rise - problem.decided_rise
+    # In the order in which the search adds them up.
+    least = sum(float(table.error[-1]) for table in tables)
+    if least > most:
         raise ValueError(
-            "allocate: strategy 'loss' needs moments of the gradient; collect_moments gives them "
-            "with a loss_fn"
+            f"allocate: a rise of the loss by {target.rise:g} is out of reach: strategy 'loss' "
+            f"predicts {problem.decided_rise + least:.4g} at least{problem.told()}"
         )
-    if layer.path not in moments:
-        raise ValueError(f"allocate: strategy 'loss' needs the moments of layer {layer.path!r}")
-    found = moments[layer.path]
-    if found.outputs is None:
-        return None
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)):
-        raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
-    return found
+    if not tables:
+        return problem.plan({})
+    return problem.plan(_numbers(problem.free, tables, smallest(tables, most)))
 
 
-def _target(
-    model: Inventory,
-    rated: Mapping[str, RatedLayer],
-    budget: float,
-    options: MeasureOptions,
-    strategy: str,
-) -> Target:
-    """What the layers may cost. Raises ValueError for a budget out of reach."""
-    plan = _plan(model, {})
-    whole = int(plan.size_before if options.cost == "params" else plan.macs_before)
-    fixed = whole - sum(int(layer.cost[-1]) for layer in rated.values())
-    cheapest = sum(int(layer.cost.min()) for layer in rated.values())
-    # In floating point a budget of 0.29 of 100 is less than 29.
-    most = math.floor(budget * whole + ROUNDING * whole)
-    least = math.ceil((budget - TOLERANCE) * whole - ROUNDING * whole)
-    if not rated or fixed + cheapest > most:
-        raise ValueError(
-            f"allocate: budget {budget:g} of the {options.cost} is out of reach: strategy "
-            f"{strategy!r} reaches {(fixed + cheapest) / whole:.4g} to 1"
-        )
-    return Target(whole, fixed, least - fixed, most - fixed)
+def _tables(problem: Problem, column: int) -> list[Table]:
+    return [
+        frontier(free.costs[:, column], problem.errors[path]) for path, free in problem.free.items()
+    ]
 
 
-def _searched(
-    rated: Mapping[str, RatedLayer], target: Target, strategy: str
-) -> dict[str, int] | None:
-    """The choice for each layer, or None where the search finds none of the right cost."""
-    tables = [frontier(layer.cost, layer.error) for layer in rated.values()]
-    together = TOGETHER[strategy]
-    search = least_sum if together is np.add else least_maximum
-    places = search(tables, target.most)
-    if total(tables, places) >= target.least:
-        return _numbers(rated, tables, places)
-    lost = partial(together.reduce, axis=-1)
-    nearer = exchanged(tables, places, target.least, target.most, lost)
-    return None if nearer is None else _numbers(rated, tables, nearer)
+def _search(together: np.ufunc) -> Callable[[Sequence[Table], int], list[int]]:
+    return least_sum if together is np.add else least_maximum
 
 
-def _searched_exactly(
-    rated: Mapping[str, RatedLayer], target: Target, strategy: str
-) -> dict[str, int]:
-    """The choice for each layer; where none has the right cost, one as near below as can be."""
-    tables = [distinct(layer.cost, layer.error) for layer in rated.values()]
-    places = nearest(tables, target.least, target.most, TOGETHER[strategy])
-    return _numbers(rated, tables, places)
-
-
-def _cost(rated: Mapping[str, RatedLayer], numbers: Mapping[str, int]) -> int:
-    return sum(int(rated[path].cost[number]) for path, number in numbers.items())
+def _cost(problem: Problem, limit: Limit, numbers: Mapping[str, int]) -> int:
+    costs = (problem.free[path].costs[number] for path, number in numbers.items())
+    return sum(int(own[limit.column]) for own in costs)
 
 
 def _numbers(
@@ -313,13 +301,14 @@ def _numbers(
     return dict(zip(paths, numbers, strict=True))
 
 
-def _check(budget: float, methods: Sequence[str], **named: str) -> None:
-    if not 0 < budget < 1:
-        raise ValueError(f"allocate: budget {budget} is no share between 0 and 1")
-    known = {"strategy": STRATEGIES, "cost": COSTS, "objective": OBJECTIVES}
-    for name, value in [*named.items(), *(("methods", method) for method in methods)]:
-        values = known.get(name, METHODS)
-        if value not in values:
-            raise ValueError(f"allocate: {name} {value!r}: {known_are(value, values)}")
+def _methods(methods: Sequence[str], strategy: str) -> tuple[str, ...]:
+    """The methods that a strategy chooses from: of all there are those that it knows."""
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"allocate: methods {method!r}: {known_are(method, METHODS)}")
     if not methods:
         raise ValueError("allocate: methods must name at least one")
+    if set(methods) == set(METHODS):
+        return tuple(method for method in methods if method in KNOWN[strategy])
+    check_known("methods", strategy, methods)
+    return tuple(methods)

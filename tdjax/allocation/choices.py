@@ -1,94 +1,247 @@
-"""The formats and ranks that one layer may get, and what each of them costs."""
+"""The formats and ranks that one layer may get, and what each of them costs: shapes alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Int
 
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.ranks import feasible_tt_ranks, full_ranks, tt_order
 from tdjax.plan.rules import Rule
 
+# What a budget may count; arrays of costs have a column for each.
+COSTS = ("params", "macs")
+# All formats, the first of them first where a strategy takes the first that will do.
+PREFERRED = ("svd", "tucker", "cp", "tt")
+# The formats that each strategy knows.
+KNOWN = {"uniform": PREFERRED, "energy": PREFERRED, "alds": ("svd",), "loss": PREFERRED}
+# Formats that are tried at some shares of the weights, as the ranks are too many.
+AT_SHARES = frozenset(["cp", "tt"])
 # Ranks of a mode that are tried: all of them up to this many, then a geometric choice.
 MOST_RANKS = 64
 # Shares of a layer's weights at which formats are tried whose losses must be computed one by one.
 SHARES = tuple(k / 100 for k in range(1, 100))
 # Where the steps between those are too large for a budget.
 FINE_SHARES = tuple(k / 1000 for k in range(1, 1000))
+# Shares at which CP and TT are decomposed; between them their loss is interpolated.
+SAMPLED = (0.05, 0.15, 0.35, 0.6, 0.9)
+
+
+class RankBounds(NamedTuple):
+    """Which ranks a layer may have; a mode that is kept whole may always be.
+
+    Arguments:
+        least: of all ranks, as far as the modes have so many.
+        multiple_of: what divides them.
+    """
+
+    least: int = 1
+    multiple_of: int = 1
+
+    def admit(
+        self, ranks: Int[np.ndarray, " n"], full: int | Sequence[int]
+    ) -> Bool[np.ndarray, " n"]:
+        """Whether ranks are admitted, `full` being the highest of each."""
+        inside = (ranks >= self.least) & (ranks % self.multiple_of == 0)
+        return inside | (ranks == np.asarray(full))
+
+    def nearest(self, ranks: Sequence[int], full: Sequence[int]) -> tuple[int, ...]:
+        """The admitted ranks nearest to some."""
+        m = self.multiple_of
+        least = -(-self.least // m) * m
+        rounded = (max(least, m * round(rank / m)) for rank in ranks)
+        return tuple(min(pair) for pair in zip(rounded, full, strict=True))
+
+
+class ChoiceOptions(NamedTuple):
+    """Which choices a layer has.
+
+    Arguments:
+        costs: what is limited, of `COSTS`; the first tells what makes a layer smaller.
+        methods: of `tdjax.plan.form.METHODS`.
+        splits: groups of channels that low rank may have under ALDS; None for all that divide them.
+        bounds: of the ranks.
+        objective: of ALDS, "bound", or "released" for that of its authors' code.
+        key: for the random starts of CP.
+        fine: whether formats that are tried at some shares of the weights are tried at many.
+    """
+
+    costs: tuple[str, ...]
+    methods: tuple[str, ...]
+    splits: tuple[int, ...] | None = None
+    bounds: RankBounds = RankBounds()
+    objective: str = "bound"
+    key: Array | None = None
+    fine: bool = False
+
+    @property
+    def column(self) -> int:
+        """Of the first cost, in arrays of costs."""
+        return COSTS.index(self.costs[0])
 
 
 class Choices(NamedTuple):
     """Entries for one layer in one format, as arrays.
 
     Arguments:
+        form: the format, without its ranks.
         ranks: (n, number of ranks).
-        cost: (n,), parameters or MACs of the layer.
-        entry: (row of `ranks`, as a list) -> what a plan says of the layer.
+        costs: (n, 2), parameters and MACs of the layer.
     """
 
+    form: Form
     ranks: Int[np.ndarray, "n r"]
-    cost: Int[np.ndarray, " n"]
-    entry: Callable[[Sequence[int]], PlannedLayer]
+    costs: Int[np.ndarray, "n k"]
+
+    def form_of(self, number: int) -> Form:
+        """The format with the ranks of one entry."""
+        return replace(self.form, ranks=tuple(self.ranks[number].tolist()))
+
+    def where(self, kept: Any) -> Choices:
+        """Some of the entries, by a mask (n,)."""
+        return Choices(self.form, self.ranks[kept], self.costs[kept])
 
 
-def cost_of(entry: PlannedLayer, cost: str) -> int:
-    """Parameters ("params") or multiply-accumulates ("macs", rounded up) of a layer's weights."""
-    return entry.size if cost == "params" else math.ceil(entry.macs)
+def check_known(what: str, strategy: str, methods: Sequence[str]) -> None:
+    """Refuse methods that a strategy does not know, with those that it knows."""
+    for method in methods:
+        if method not in KNOWN[strategy]:
+            raise ValueError(
+                f"allocate: {what} {method!r}: strategy {strategy!r} does not know it; it knows "
+                f"{', '.join(KNOWN[strategy])}"
+            )
 
 
-def low_rank_choices(layer: Layer, cost: str, splits: int = 1) -> Choices:
+def costs_of(entry: PlannedLayer) -> Int[np.ndarray, " k"]:
+    """Parameters and multiply-accumulates (rounded up) of a layer's weights."""
+    return np.array([entry.size, math.ceil(entry.macs)], np.int64)
+
+
+def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choices]:
+    """All that a strategy chooses from for a layer, beside leaving it dense.
+
+    "uniform" takes the first format that makes the layer smaller.
+    """
+    if strategy == "alds":
+        return [low_rank_choices(layer, options.bounds, k) for k in _splits(layer, options)]
+    if strategy == "uniform":
+        dense = costs_of(PlannedLayer(layer))[options.column]
+        found = (_at_shares(layer, options, method) for method in options.methods)
+        return next(([own] for own in found if (own.costs[:, options.column] < dense).any()), [])
+    every = []
+    matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
+    if "svd" in options.methods:
+        every.append(low_rank_choices(layer, options.bounds))
+    if "tucker" in options.methods and not matrix:
+        every.append(tucker_choices(layer, options.bounds))
+    for method in ("cp", "tt"):
+        if method in options.methods and not matrix:
+            every.append(_between_samples(layer, options, method))
+    return [own for own in every if len(own.costs)]
+
+
+def low_rank_choices(layer: Layer, bounds: RankBounds, splits: int = 1) -> Choices:
     """Low rank at every rank, with the channels in k groups.
 
     Arguments:
         splits: k.
     """
-
-    def entry(ranks: Sequence[int]) -> PlannedLayer:
-        return PlannedLayer(layer, Form("svd", tuple(ranks), splits=splits))
-
+    form = Form("svd", splits=splits)
     *front, t = layer.group_shape
-    ranks = np.arange(1, min(math.prod(front) // splits, t) + 1)[:, None]
+    full = min(math.prod(front) // splits, t)
+    ranks = np.arange(1, full + 1)
+    ranks = ranks[bounds.admit(ranks, full)][:, None]
     # Both stages are linear in the rank.
-    return Choices(ranks, ranks[:, 0] * cost_of(entry((1,)), cost), entry)
+    return Choices(form, ranks, ranks * costs_of(PlannedLayer(layer, replace(form, ranks=(1,)))))
 
 
-def tucker_choices(layer: Layer, cost: str) -> Choices:
+def tucker_choices(layer: Layer, bounds: RankBounds) -> Choices:
     """Tucker of the channels at pairs of ranks, (r_C, r_T) in the order of their grid."""
-
-    def entry(ranks: Sequence[int]) -> PlannedLayer:
-        return PlannedLayer(layer, Form("tucker", tuple(ranks)))
-
+    form = Form("tucker")
     *_, c, t = layer.group_shape
-    grid = np.array([(a, b) for a in rank_grid(c) for b in range(1, t + 1)])
+    ranks = np.arange(1, t + 1)
+    pairs = [(a, b) for a in rank_grid(c, bounds) for b in ranks[bounds.admit(ranks, t)].tolist()]
+    grid = np.array(pairs)
     # The stages' costs are in proportion to r_C, r_C r_T and r_T.
     one, wide, high, both = (
-        cost_of(entry(pair), cost) for pair in ((1, 1), (2, 1), (1, 2), (2, 2))
+        costs_of(PlannedLayer(layer, replace(form, ranks=pair)))
+        for pair in ((1, 1), (2, 1), (1, 2), (2, 2))
     )
     core = both - wide - high + one
-    a, b = grid.T
+    a, b = grid.T[..., None]
     costs = (wide - one - core) * a + core * a * b + (high - one - core) * b
-    return Choices(grid, costs, entry)
+    return Choices(form, grid, costs)
 
 
-def share_choices(layer: Layer, cost: str, method: str, shares: Sequence[float]) -> Choices:
+def share_choices(
+    layer: Layer, method: str, shares: Sequence[float], bounds: RankBounds
+) -> Choices:
     """A format at the ranks that its rule gives for shares of the layer's weights."""
     planned = dict.fromkeys(
         plan_layer(layer, Rule(path=".*", method=method, compression=1 - share)) for share in shares
     )
+    if bounds != RankBounds():
+        planned = dict.fromkeys(own for entry in planned for own in _admitted(entry, bounds))
     entries = {entry.ranks: entry for entry in planned if entry.size < layer.size}
     ranks = np.array(list(entries), int).reshape(len(entries), -1)
-    costs = np.array([cost_of(entry, cost) for entry in entries.values()], int)
-    return Choices(ranks, costs, lambda row: entries[tuple(row)])
+    costs = np.array([costs_of(entry) for entry in entries.values()], int).reshape(-1, len(COSTS))
+    form = next((entry.form for entry in entries.values()), None) or Form(method)
+    return Choices(replace(form, ranks=()), ranks, costs)
 
 
-def rank_grid(size: int) -> tuple[int, ...]:
+def rank_grid(size: int, bounds: RankBounds) -> tuple[int, ...]:
     """The ranks of a mode that are tried."""
-    if size <= MOST_RANKS:
-        return tuple(range(1, size + 1))
-    return tuple(np.unique(np.rint(np.geomspace(1, size, MOST_RANKS)).astype(int)).tolist())
+    every = np.arange(1, size + 1)
+    every = every[bounds.admit(every, size)]
+    if len(every) > MOST_RANKS:
+        wanted = np.rint(np.geomspace(every[0], size, MOST_RANKS)).astype(int)
+        every = every[np.unique(np.searchsorted(every, wanted))]
+    return tuple(every.tolist())
+
+
+def _admitted(entry: PlannedLayer, bounds: RankBounds) -> list[PlannedLayer]:
+    """An entry at the nearest ranks within bounds; none where a tensor train has no such."""
+    assert entry.form is not None
+    shape = entry.chain.rank_shape
+    full = full_ranks(entry.form.method, shape)
+    ranks = bounds.nearest(entry.ranks, full)
+    if entry.form.method == "tt":
+        ranks = feasible_tt_ranks(tt_order(shape), ranks)
+    if not bounds.admit(np.array(ranks), full).all():
+        return []
+    return [replace(entry, form=replace(entry.form, ranks=ranks))]
+
+
+def _at_shares(layer: Layer, options: ChoiceOptions, method: str) -> Choices:
+    """A format at the ranks of whole percents of the layer, or nearer to each other than those."""
+    if not options.fine:
+        return share_choices(layer, method, SHARES, options.bounds)
+    if method == "svd":
+        return low_rank_choices(layer, options.bounds)
+    return share_choices(layer, method, FINE_SHARES, options.bounds)
+
+
+def _between_samples(layer: Layer, options: ChoiceOptions, method: str) -> Choices:
+    """A format whose loss is interpolated, no smaller and no larger than where it is computed."""
+    many = _at_shares(layer, options, method)
+    few = share_choices(layer, method, SAMPLED, RankBounds()).costs[:, options.column]
+    if len(few) == 0:
+        return many.where(np.zeros(len(many.costs), bool))
+    cost = many.costs[:, options.column]
+    return many.where((cost >= few[0]) & (cost <= few[-1]))
+
+
+def _splits(layer: Layer, options: ChoiceOptions) -> Sequence[int]:
+    if layer.groups > 1 or layer.kind == "embed":
+        return (1,)
+    channels = layer.kernel_shape[-2]
+    wanted = range(1, channels + 1) if options.splits is None else options.splits
+    return [k for k in wanted if channels % k == 0]

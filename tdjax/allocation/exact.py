@@ -21,14 +21,13 @@ WORK = 1 << 28
 
 
 def distinct(cost: Int[np.ndarray, " n"], error: Float[np.ndarray, " n"]) -> Table:
-    """The entries of least error at every cost below that of the dense layer, which comes last.
+    """The entries of least error at every cost.
 
     Entries that a cheaper one beats are among them: it may take one of those to meet a budget.
     """
     order = np.lexsort((error, cost))
-    order = order[cost[order] < cost[-1]]
     _, first = np.unique(cost[order], return_index=True)
-    kept = np.append(order[first], len(cost) - 1)
+    kept = order[first]
     return Table(cost[kept], error[kept], kept)
 
 
@@ -60,6 +59,41 @@ def nearest(tables: Sequence[Table], least: int, budget: int, together: np.ufunc
     Returns: a place in each table.
     """
     room = budget - sum(int(table.cost[0]) for table in tables)
+    cells, chosen, unit = _filled(tables, room, together)
+    spent = cells.spent + (budget - room)
+    fits = np.isfinite(cells.lost) & (spent <= budget)
+    inside = np.flatnonzero(fits & (spent >= least))
+    if inside.size:
+        cell = inside[np.lexsort((cells.summed[inside], cells.lost[inside]))[0]]
+    else:
+        cell = np.argmax(np.where(fits, spent, -1))
+    return _back(tables, chosen, int(cell), unit)
+
+
+def smallest(tables: Sequence[Table], most: float) -> list[int]:
+    """The choices of the least total cost whose errors add up to no more than `most`.
+
+    As exact as `nearest`.
+
+    Arguments:
+        tables: one for each layer, from `frontier`; the dearest choices must lose no more.
+
+    Returns: a place in each table.
+    """
+    room = sum(int(table.cost[-1] - table.cost[0]) for table in tables)
+    cells, chosen, unit = _filled(tables, room, np.add)
+    spent = np.where(cells.lost <= most, cells.spent, room + 1)
+    return _back(tables, chosen, int(np.argmin(spent)), unit)
+
+
+def _filled(
+    tables: Sequence[Table], room: int, together: np.ufunc
+) -> tuple[_Cells, list[Int[np.ndarray, " n"]], int]:
+    """The cells of all layers, the entry of each layer in each of them, and what a cell stands for.
+
+    Arguments:
+        room: what the choices may cost beyond the cheapest ones.
+    """
     unit = _unit(tables, room)
     # Each layer's cost may be rounded up by half a unit.
     count = room // unit + len(tables) // 2 + 1
@@ -69,14 +103,7 @@ def nearest(tables: Sequence[Table], least: int, budget: int, together: np.ufunc
     for table in tables:
         cells, places = _with_layer(cells, table, unit, together)
         chosen.append(places)
-    spent = cells.spent + (budget - room)
-    fits = np.isfinite(cells.lost) & (spent <= budget)
-    inside = np.flatnonzero(fits & (spent >= least))
-    if inside.size:
-        cell = inside[np.lexsort((cells.summed[inside], cells.lost[inside]))[0]]
-    else:
-        cell = np.argmax(np.where(fits, spent, -1))
-    return _back(tables, chosen, int(cell), unit)
+    return cells, chosen, unit
 
 
 def _unit(tables: Sequence[Table], room: int) -> int:

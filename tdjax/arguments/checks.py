@@ -1,8 +1,8 @@
 """What users hand to public functions, checked before any work and answered in their words.
 
 The name of an argument says what it has to be, in every function alike: `CHECKS` holds a check for
-each name. A check returns what is wrong, as an error that goes on from the argument's name: the
-thing, then the remedy.
+each name, and for that of a single function where it is stricter. A check returns what is wrong, as
+an error that goes on from the argument's name: the thing, then the remedy.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.plan.wishes import BudgetRule, LossRise
 from tdjax.trace.call import split_arrays
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+RULES = (Rule, BudgetRule)
 
 
 def checked(function: Function) -> Function:
@@ -52,7 +54,8 @@ def check_arguments(function: str, call: str, given: Mapping[str, Any]) -> None:
     Raises TypeError for an argument of a wrong kind, ValueError for one of a wrong value.
     """
     for name, value in given.items():
-        problem = CHECKS[name](value) if name in CHECKS else None
+        check = CHECKS.get(f"{function}.{name}") or CHECKS.get(name)
+        problem = None if check is None else check(value)
         if problem is not None:
             raise type(problem)(f"{function}: {name} {problem}; the call is {call}")
 
@@ -113,21 +116,31 @@ def _params(value: Any) -> Problem:
 
 
 def _rules(value: Any) -> Problem:
-    if isinstance(value, Rule):
-        return TypeError("is one Rule: pass a sequence, (rule,)")
+    if isinstance(value, RULES):
+        return TypeError(f"is {described(value)}: pass a sequence, (rule,)")
     if isinstance(value, Plan):
         return TypeError("is a Plan, which is made of rules already: pass it to tdjax.factorize")
-    if isinstance(value, Mapping) and value and all(isinstance(r, Rule) for r in value.values()):
+    if isinstance(value, Mapping) and value and all(isinstance(r, RULES) for r in value.values()):
         return TypeError("is a dict of rules: pass tuple(rules.values())")
     if is_array(value) or isinstance(value, str) or not isinstance(value, Sequence):
         return TypeError(f"is {described(value)}: pass a list or tuple of tdjax.Rule")
     for place, rule in enumerate(value):
-        if not isinstance(rule, Rule):
+        if not isinstance(rule, RULES):
             return TypeError(
                 f"holds {described(rule)} at {place}: every entry is a tdjax.Rule(path=..., "
                 "method=..., compression=...)"
             )
     return None
+
+
+def _rules_of_plan(value: Any) -> Problem:
+    problem = _rules(value)
+    bounds = [] if problem else [rule for rule in value if isinstance(rule, BudgetRule)]
+    if bounds:
+        return TypeError(
+            f"holds a {bounds[0]}, which bounds what tdjax.allocate chooses: pass Rule"
+        )
+    return problem
 
 
 def _plan(value: Any) -> Problem:
@@ -247,6 +260,19 @@ def _method(value: Any) -> Problem:
     )
 
 
+def _target(value: Any) -> Problem:
+    if value is None or isinstance(value, LossRise):
+        return None
+    number = value if isinstance(value, float) else 0.05
+    return TypeError(f"is {described(value)}: pass tdjax.LossRise({number:g})")
+
+
+def _progress(value: Any) -> Problem:
+    if isinstance(value, bool) or callable(value):
+        return None
+    return TypeError(f"is {described(value)}: pass True, False, or a function of a line of text")
+
+
 def _path(value: Any) -> Problem:
     if isinstance(value, str):
         return None
@@ -257,6 +283,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "variables": _variables,
     "params": _params,
     "rules": _rules,
+    "make_plan.rules": _rules_of_plan,
     "plan": _plan,
     "plan_or_params": _plan_or_params,
     "sample": _sample,
@@ -268,6 +295,10 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "row_weights": _row_weights,
     "key": _key,
     "budget": numeric.budget,
+    "budgets": numeric.budgets,
+    "multiple_of": numeric.whole(1),
+    "target": _target,
+    "progress": _progress,
     "method": _method,
     "path": _path,
     "max_iters": numeric.whole(0),
@@ -292,8 +323,8 @@ def _are_rules(value: Any) -> bool:
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if not isinstance(value, (list, tuple)):
-        return isinstance(value, Rule)
-    return bool(value) and all(isinstance(rule, Rule) for rule in value)
+        return isinstance(value, RULES)
+    return bool(value) and all(isinstance(rule, RULES) for rule in value)
 
 
 def _is_one_batch(value: tuple[Any, ...]) -> bool:

@@ -13,6 +13,7 @@ from flax import nnx
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.plan.wishes import BudgetRule
 from tdjax.trace.call import split_arrays
 
 
@@ -22,6 +23,7 @@ def described(value: Any) -> str:
         return f"the class {value.__name__}"
     for kind, words in (
         (Rule, "one Rule"),
+        (BudgetRule, "one BudgetRule"),
         (Plan, "a Plan"),
         (LayerMoments, "the LayerMoments of one layer"),
         (nnx.Module, f"an NNX model ({type(value).__name__})"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tdjax.arguments.described import described, is_array
@@ -45,7 +45,30 @@ def tolerance(value: Any) -> Problem:
 
 
 def budget(value: Any) -> Problem:
-    """A share of the whole."""
+    """A share of the whole, shares by the name of what is counted, or None for none."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        return _share(value)
+    if not value:
+        return ValueError('names no limit: pass shares by name, as {"params": 0.5, "macs": 0.6}')
+    for name, own in value.items():
+        problem = _share(own)
+        if problem is not None:
+            return type(problem)(f"of {name!r} {problem}")
+    return None
+
+
+def budgets(value: Any) -> Problem:
+    """Several budgets."""
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+        return TypeError(f"is {_text(value)}: pass a list of budgets, as (0.3, 0.5, 0.7)")
+    problems = (_share(None) if own is None else budget(own) for own in value)
+    wrong = next((problem for problem in problems if problem is not None), None)
+    return None if wrong is None else type(wrong)(f"holds a budget that {wrong}")
+
+
+def _share(value: Any) -> Problem:
     if is_array(value) and value.shape == ():
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -106,6 +106,7 @@ class LowRank(Format):
         return (self.left.shape[1],)
 
     @on_any_mesh
+    @jax.jit
     def to_tensor(self) -> Float[Array, "m n"]:
         """The matrix, (rows, columns)."""
         return jnp.matmul(self.left, self.right, precision=HIGHEST)
@@ -158,6 +159,7 @@ class GroupedLowRank(Format):
         return (self.left.shape[2],)
 
     @on_any_mesh
+    @jax.jit
     def to_tensor(self) -> Float[Array, "_ n"]:
         """The matrix, (rows, columns)."""
         return jnp.matmul(self.left, self.right, precision=HIGHEST).reshape(self.shape)
@@ -210,6 +212,7 @@ class CP(Format):
         return (self.factors[0].shape[1],)
 
     @on_any_mesh
+    @jax.jit
     def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array, as one matrix product of two Khatri-Rao products."""
         # The smaller the larger of the two sides, the less is written for the same product.
@@ -276,6 +279,7 @@ class Tucker(Format):
         return tuple(factor.shape[1] for factor in self.factors if factor is not None)
 
     @on_any_mesh
+    @jax.jit
     def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array."""
         return mode_products(self.core, self.factors)
@@ -333,6 +337,7 @@ class TT(Format):
         return tuple(core.shape[2] for core in self.cores[:-1])
 
     @on_any_mesh
+    @jax.jit
     def to_tensor(self) -> Float[Array, "*_"]:
         """The dense array, multiplied out from the right, where the ranks end in 1."""
         tail = self.cores[-1].reshape(self.cores[-1].shape[0], -1)

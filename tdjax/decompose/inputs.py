@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tdjax.decompose.scale import largest_entry
 
@@ -38,6 +38,12 @@ def as_float(x: Any, *, ndim: int | None = None) -> Float[Array, "*_"]:
     if not isinstance(x, jax.core.Tracer) and not math.isfinite(largest_entry(x)):
         raise ValueError(f"the array of shape {x.shape} holds NaN or Inf")
     return x
+
+
+@jax.jit
+def all_finite(array: Array) -> Bool[Array, ""]:
+    """Whether an array holds neither NaN nor Inf."""
+    return jnp.isfinite(array).all()
 
 
 def whole_ranks(function: Function) -> Function:

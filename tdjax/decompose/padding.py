@@ -7,6 +7,9 @@ factors have more columns than the rank; those behind it are zero, and are cut o
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -28,3 +31,14 @@ def rounded_up(rank: int, size: int) -> int:
 def first(kept: int | Int[Array, ""], size: int) -> Bool[Array, " size"]:
     """Which of `size` columns count."""
     return jnp.arange(size) < kept
+
+
+@partial(jax.jit, static_argnames=("sizes",))
+def cut(
+    arrays: tuple[Array | None, ...], sizes: tuple[tuple[int | None, ...], ...]
+) -> tuple[Array | None, ...]:
+    """The first so many entries along the first axes of each array; None for all of them."""
+    return tuple(
+        None if array is None else array[tuple(map(slice, own))]
+        for array, own in zip(arrays, sizes, strict=True)
+    )

@@ -14,7 +14,7 @@ from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
 from tdjax.decompose.formats import LowRank
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.padding import Kept, first, rounded_up
+from tdjax.decompose.padding import Kept, cut, first, rounded_up
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.weighted import robust_cholesky
 
@@ -58,7 +58,7 @@ def truncated_svd(
     if not pad:
         return _low_rank(x, norm, None, rank=rank)
     padded = _low_rank(x, norm, rank, rank=rounded_up(rank, min(x.shape)))
-    return LowRank(padded.left[:, :rank], padded.right[:rank])
+    return LowRank(*cut((padded.left, padded.right), ((None, rank), (rank,))))
 
 
 @partial(jax.jit, static_argnames=("rank",))

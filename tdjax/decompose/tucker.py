@@ -16,7 +16,7 @@ from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, measu
 from tdjax.decompose.formats import Tucker
 from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.padding import Kept, rounded_up
+from tdjax.decompose.padding import Kept, cut, rounded_up
 from tdjax.decompose.products import HIGHEST, mode_products
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tucker import weighted_tucker
@@ -71,11 +71,8 @@ def tucker_als(
         for rank, n in zip(ranks, x.shape, strict=True)
     )
     tucker, info = _tucker(x, norm, tol, ranks, ranks=padded, max_iters=max_iters)
-    factors = tuple(
-        None if factor is None else factor[:, :rank]
-        for factor, rank in zip(tucker.factors, ranks, strict=True)
-    )
-    return Tucker(tucker.core[tuple(map(slice, ranks))], factors), info
+    core, *factors = cut((tucker.core, *tucker.factors), (ranks, *((None, rank) for rank in ranks)))
+    return Tucker(core, tuple(factors)), info
 
 
 @partial(jax.jit, static_argnames=("ranks", "max_iters"))

@@ -1,5 +1,6 @@
 """One name for all module systems: functions on models, whether of `flax.linen` or `flax.nnx`."""
 
+from tdjax.dispatch.curves import budget_curve
 from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.errors import (
     candidate_feature_errors,
@@ -7,12 +8,15 @@ from tdjax.dispatch.errors import (
     feature_errors,
 )
 from tdjax.dispatch.factors import factorize, factorize_sequentially, remove_dead
+from tdjax.dispatch.pipeline import compress
 from tdjax.dispatch.planning import allocate, layer_table, make_plan
 
 __all__ = [
     "allocate",
+    "budget_curve",
     "candidate_feature_errors",
     "collect_moments",
+    "compress",
     "evaluate_candidates",
     "factorize",
     "factorize_sequentially",

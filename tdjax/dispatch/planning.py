@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import flax.linen as nn
+import jax
 from flax import nnx
 
 from tdjax.allocation.allocate import allocate as allocate_budget
+from tdjax.allocation.choices import PREFERRED
+from tdjax.allocation.limits import Budget
+from tdjax.allocation.problem import Rules
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh
@@ -17,6 +21,7 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.plan.wishes import LossRise
 
 Variables = Mapping[str, Any]
 
@@ -109,14 +114,17 @@ def allocate(
     variables: Variables,
     sample: Any,
     *,
-    budget: float,
-    cost: str = ...,
-    strategy: str = ...,
+    budget: Budget | None = ...,
+    cost: str | None = ...,
+    strategy: str | None = ...,
     methods: Sequence[str] = ...,
     moments: Mapping[str, LayerMoments] | None = ...,
     splits: Sequence[int] | None = ...,
     objective: str = ...,
     seed: int = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    target: LossRise | None = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -126,14 +134,17 @@ def allocate(
     model: nnx.Module,
     sample: Any,
     *,
-    budget: float,
-    cost: str = ...,
-    strategy: str = ...,
+    budget: Budget | None = ...,
+    cost: str | None = ...,
+    strategy: str | None = ...,
     methods: Sequence[str] = ...,
     moments: Mapping[str, LayerMoments] | None = ...,
     splits: Sequence[int] | None = ...,
     objective: str = ...,
     seed: int = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    target: LossRise | None = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -145,14 +156,17 @@ def allocate(
     variables: Any,
     sample: Any,
     *,
-    budget: float,
-    cost: str = "params",
-    strategy: str = "energy",
-    methods: Sequence[str] = ("svd", "tucker", "cp", "tt"),
+    budget: Budget | None = None,
+    cost: str | None = None,
+    strategy: str | None = None,
+    methods: Sequence[str] = PREFERRED,
     moments: Mapping[str, LayerMoments] | None = None,
     splits: Sequence[int] | None = None,
     objective: str = "bound",
     seed: int = 0,
+    rules: Rules = (),
+    multiple_of: int = 1,
+    target: LossRise | None = None,
     method: Method = None,
 ) -> Plan:
     """A plan that keeps a share of the whole network, formats and ranks chosen together.
@@ -179,35 +193,51 @@ def allocate(
         >>> from flax import nnx
         >>> model, x = nnx.Linear(400, 400, rngs=nnx.Rngs(0)), jnp.ones((8, 400))
         >>> plan = tdjax.allocate(model, x, budget=0.5, methods=("svd",))
-        >>> round(plan.size / plan.size_before, 2)
-        0.5
+        >>> plan[""].ranks, round(plan.size / plan.size_before, 2)
+        ((99,), 0.5)
+        >>> limit = {"params": 0.5}
+        >>> tdjax.allocate(model, x, budget=limit, methods=("svd",), multiple_of=8)[""].ranks
+        (96,)
 
     Arguments:
         model, variables, sample, method: as for `tdjax.make_plan`.
         budget: share of the whole network kept, in (0, 1): of all its parameters, biases and
             normalisation included, or of its multiply-accumulates, with those that no layer does.
-        cost: "params" or "macs".
-        strategy: see above.
-        methods: formats to choose from; "alds" knows "svd" alone. "cp" and "tt" are decomposed at
-            some ranks to know what they lose, which takes far longer than "svd" and "tucker",
-            whose loss is known for all ranks at once.
+            Or limits by name, {"params": 0.5, "macs": 0.6}: the plan is within both, and loses
+            the least that was found within them; it need not use up either.
+        cost: what is counted, "params", which is the default, or "macs".
+        strategy: see above; None for "energy", or for "loss" with a `target`.
+        methods: formats to choose from. "alds" knows "svd" alone; of all four together a strategy
+            takes those that it knows. "cp" and "tt" are decomposed at some ranks to know what they
+            lose, which takes far longer than "svd" and "tucker", whose loss is known for all ranks
+            at once.
         moments: for "loss", from `tdjax.collect_moments` with a `loss_fn`.
         splits: for "alds", the numbers of groups to choose from; None for all divisors.
         objective: for "alds", "bound" for the paper's, sqrt(k) included, or "released" for that
             of its authors' code, without.
         seed: of the random starts of CP.
+        rules: wishes for single layers, of which the first whose path matches decides:
+            `tdjax.BudgetRule` keeps a layer dense or bounds its formats, ranks and share;
+            `tdjax.Rule` gives it its format and ranks as `tdjax.make_plan` does. The budget is
+            that of the whole network all the same.
+        multiple_of: what divides all ranks; see `tdjax.BudgetRule`.
+        target: in place of a budget `tdjax.LossRise`: the smallest plan, by `cost`, whose predicted
+            rise of the loss is no greater; for "loss".
 
-    Returns: a plan whose count is within half a percent of the network of the budget, and not
-    above it; multiply-accumulates of a model whose layers run under conditions are as near below
-    it as a search over the whole of its layers gets.
+    Returns: a plan whose count is within half a percent of the network of a budget of one number,
+    and above none; multiply-accumulates of a model whose layers run under conditions are as near
+    below it as a search over the sum of all layers gets.
 
-    Raises ValueError for a budget that cannot be met, with what is within reach, for an unknown
-    name, for moments that are missing or another network's, and for NaN or Inf in the weights.
+    Raises ValueError for a budget that cannot be met, with what is within reach, for a rule that
+    matches no layer or asks for what its layers cannot have, for an unknown name, for moments that
+    are missing or another network's, and for NaN or Inf in the weights. All but the last is checked
+    before any work.
     """
     inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     if moments is not None:
         check_moments_fit(inventory.layers, moments)
     return allocate_budget(
         inventory, budget=budget, cost=cost, strategy=strategy, methods=methods, moments=moments,
-        splits=splits, objective=objective, seed=seed,
+        splits=splits, objective=objective, rules=rules, multiple_of=multiple_of, target=target,
+        key=jax.random.key(seed),
     )  # fmt: skip

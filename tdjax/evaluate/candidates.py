@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.arguments.called import check_metrics, number_of
+from tdjax.decompose.inputs import all_finite
 from tdjax.params.partitioning import unboxed
 from tdjax.trace.call import WHOLE, Reading, StaticPart, split_arrays
 from tdjax.trace.hoist import split
@@ -114,7 +115,7 @@ def candidate_means(
             f"candidates: kernels of shape {kernels.shape} for layer {path!r}, "
             f"expected (n, {', '.join(map(str, own.shape))}) with n of 1 or more"
         )
-    if not bool(jnp.isfinite(kernels).all()):
+    if not all_finite(kernels):
         raise ValueError(f"candidates: a kernel for layer {path!r} holds NaN or Inf")
     return _means(function, variables, own, kernels, batches, chunk)
 

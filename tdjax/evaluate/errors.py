@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tdjax.decompose.inputs import all_finite
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.scale import (
@@ -204,7 +205,7 @@ def _check_finite(weights: Mapping[str, Any]) -> None:
         for name, leaf in own.items():
             array: Any = unboxed(leaf)
             numeric = hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.inexact)
-            if numeric and not bool(jnp.isfinite(array).all()):
+            if numeric and not all_finite(array):
                 raise ValueError(f"feature_errors: layer {path!r}: the {name} holds NaN or Inf")
 
 

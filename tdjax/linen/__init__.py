@@ -1,6 +1,6 @@
 """The adapter to flax.linen: layer table, plan, and the factorised model."""
 
-from tdjax.linen.batch_stats import reestimate_batch_stats
+from tdjax.linen.batch_stats import keeps_batch_stats, reestimate_batch_stats
 from tdjax.linen.model import factorize
 from tdjax.linen.network import approximated_weights, layer_weights, network_of
 from tdjax.linen.outputs import layer_outputs
@@ -13,6 +13,7 @@ __all__ = [
     "factorize",
     "factorize_sequentially",
     "inventory",
+    "keeps_batch_stats",
     "layer_outputs",
     "layer_table",
     "layer_weights",

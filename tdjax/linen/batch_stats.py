@@ -53,6 +53,13 @@ def reestimate_batch_stats(
     return {**variables, "batch_stats": unflatten_dict(known)}
 
 
+def keeps_batch_stats(model: nn.Module, variables: Mapping[str, Any]) -> bool:
+    """Whether a model has statistics that are re-estimated."""
+    del model
+    known = flatten_dict(variables.get("batch_stats", {}))
+    return any(path[-1] in ("mean", "var") for path in known)
+
+
 def _step(model: nn.Module, method: Method, frame: Any) -> Callable[..., Any]:
     """(variables, arrays) -> means, variances and weights of one batch, by path."""
 

@@ -101,14 +101,16 @@ def _drawn(init: Initializer, shape: Shape) -> Float[Array, ""]:
         return _drawn_at_once(init, shape)
     except ValueError:
         # An initialiser without a hash.
-        return _drawn_at_once.__wrapped__(init, shape)
+        return _drawn_one_by_one(init, shape)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _drawn_at_once(init: Initializer, shape: Shape) -> Float[Array, ""]:
+def _drawn_one_by_one(init: Initializer, shape: Shape) -> Float[Array, ""]:
     # A shorter program than that of the default generator.
     key = jax.random.key(0, impl="unsafe_rbg")
     return _root_mean_square(unboxed(init(key, shape, jnp.float32)))
+
+
+_drawn_at_once = jax.jit(_drawn_one_by_one, static_argnums=(0, 1))
 
 
 def _root_mean_square(x: Array) -> Float[Array, ""]:

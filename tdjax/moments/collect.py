@@ -143,14 +143,11 @@ class _SumsOfShape:
     def add(self, leaves: Any, arrays: Any, weights: Any, watch: Watch) -> None:
         """Add a batch."""
         made = self.program(leaves, arrays, weights)
-        flags = {
-            (end, number): finite[number]
-            for end, finite in zip(("", "the gradient of the loss at "), made.finite, strict=True)
-            for number in sorted(finite)
-        }
-        watch.add(flags, lambda key: f"{key[0]}layer {self.calls[key[1]].path!r}")
-        own, so_far = (made.inputs, made.gradients), (self.inputs, self.gradients)
-        self.inputs, self.gradients = _added(so_far, own) if self.inputs else own
+        ends = {"": made.inputs, "the gradient of the loss at ": made.gradients}
+        named = {(end, number): own[number] for end, own in ends.items() for number in sorted(own)}
+        watch.add(named, lambda key: f"{key[0]}layer {self.calls[key[1]].path!r}")
+        so_far = BatchSums(self.inputs, self.gradients)
+        self.inputs, self.gradients = _added(so_far, made) if self.inputs else made
 
     def input_moment(self, number: int) -> Array:
         """The sum of x x^T over what went into a call."""

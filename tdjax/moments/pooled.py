@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tdjax.moments.finite import Watch, all_finite
+from tdjax.moments.finite import Watch
 
 # Of what a layer knew, the share that is left after a call in training mode.
 LEFT = 1 - 2**-4
@@ -117,8 +117,8 @@ class Pooled:
 
         Raises ValueError for NaN and Inf in the batch before, naming a layer.
         """
-        finite = {path: all_finite((means[path], variances[path])) for path in means}
-        self._watch.add(finite, lambda path: f"the statistics of layer {_name(path)!r}")
+        own = {path: (means[path], variances[path]) for path in means}
+        self._watch.add(own, lambda path: f"the statistics of layer {_name(path)!r}")
         weights = jax.tree.map(lambda share: examples * share, shares)
         made = jax.tree.map(
             lambda mean, variance, weight: weight * jnp.stack([mean, variance + mean**2]),

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tdjax.moments.finite import all_finite
 from tdjax.moments.rows import Flow, Rows, flow_of, number_of_rows
 from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
@@ -77,12 +76,10 @@ class BatchSums(NamedTuple):
     Arguments:
         inputs: sums at the one end of the calls, by number.
         gradients: sums at the other end.
-        finite: for both, whether they are, by number.
     """
 
     inputs: dict[int, Sums]
     gradients: dict[int, list[Array]]
-    finite: tuple[dict[int, Array], dict[int, Array]]
 
 
 def batch_sums(
@@ -108,7 +105,7 @@ def batch_sums(
         passed = partial(_passed, trace, calls, [*leaves, *inputs], weights)
         if loss_fn is None:
             _, kept = passed({})
-            return BatchSums(kept, {}, (_finite(kept), {}))
+            return BatchSums(kept, {})
 
         def loss(slots: Any) -> tuple[Any, Any]:
             results, kept = passed(slots)
@@ -120,13 +117,9 @@ def batch_sums(
             return jnp.sum(each) if each.ndim else each * trace.batch, kept
 
         gradients, kept = jax.grad(loss, has_aux=True)(_slots(trace, calls))
-        return BatchSums(kept, gradients, (_finite(kept), _finite(gradients)))
+        return BatchSums(kept, gradients)
 
     return sums
-
-
-def _finite(sums: Mapping[int, Any]) -> dict[int, Array]:
-    return {number: all_finite(own) for number, own in sums.items()}
 
 
 def _passed(

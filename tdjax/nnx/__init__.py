@@ -1,6 +1,6 @@
 """The adapter to flax.nnx: layer table, plan, the factorised model and its optimiser."""
 
-from tdjax.nnx.batch_stats import reestimate_batch_stats
+from tdjax.nnx.batch_stats import keeps_batch_stats, reestimate_batch_stats
 from tdjax.nnx.model import factorize, reconstruct
 from tdjax.nnx.network import approximated_weights, layer_weights, network_of
 from tdjax.nnx.optimizer import carry_optimizer
@@ -14,6 +14,7 @@ __all__ = [
     "factorize",
     "factorize_sequentially",
     "inventory",
+    "keeps_batch_stats",
     "layer_table",
     "layer_weights",
     "leaves",

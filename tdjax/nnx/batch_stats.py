@@ -58,6 +58,15 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
     return result
 
 
+def keeps_batch_stats(model: nnx.Module) -> bool:
+    """Whether a model has statistics that are re-estimated.
+
+    Raises ValueError for one that has others beside them.
+    """
+    known = any(isinstance(own, nnx.BatchNorm) for own in modules_of(model).values())
+    return known and bool(_layers(model))
+
+
 def _layers(model: nnx.Module) -> dict[str, Any]:
     """The layers that are re-estimated, by path; ValueError for others that keep statistics."""
     modules = modules_of(model)

@@ -74,25 +74,25 @@ def decompose_kernel(
     chain, size = entry.chain, math.prod(kernel.shape[:-1])
     return [
         _decompose_group(
-            part,
+            tensor,
             chain,
             options.of_part(group),
             None if weights is None else weights.of_group(group, size),
             None if starts is None else starts[group],
         )
-        for group, part in enumerate(chain.split_groups(kernel))
+        for group, tensor in enumerate(chain.tensor_views(kernel))
     ]
 
 
 def _decompose_group(
-    kernel: Float[Array, "*_"],
+    tensor: Float[Array, "*_"],
     chain: Chain,
     options: Options,
     norm: Covariance | Kronecker | None,
     start: Format | None,
 ) -> Format:
-    """The decomposition of the kernel of one feature group."""
-    tensor, decompose = chain.tensor_view(kernel), DECOMPOSE[chain.form.method]
+    """The decomposition of one feature group's array."""
+    decompose = DECOMPOSE[chain.form.method]
     if norm is None or not chain.mixes:
         own = None if norm is None else _in_view(norm, chain)
         return decompose(tensor, chain.form, options, own, start)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import collect
-from tdjax.moments.finite import Watch, all_finite
+from tdjax.moments.finite import Watch
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors, number_of_rows
 from tdjax.moments.sums import SummedCall, summed_calls
@@ -191,8 +191,8 @@ def _collected(
             if not _side_by_side(trace, asked):
                 return _alone(model, present, batches, path)
             programs[key] = _program(trace, asked, frame)
-        finite, made = programs[key](original, present, arrays)
-        watch.add({path: finite}, lambda path: f"layer {path!r}")
+        made = programs[key](original, present, arrays)
+        watch.add({path: made}, lambda path: f"layer {path!r}")
         total = made if total is None else jax.tree.map(jnp.add, total, made)
     watch.close()
     sums, rows = total
@@ -225,7 +225,7 @@ def _alone(
 
 
 def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Callable[..., Any]:
-    """(leaves as they were, as they are, arrays of a batch) -> (finite, (sums, number of rows))."""
+    """(leaves as they were, as they are, arrays of a batch) -> (sums, number of rows)."""
 
     def passing(leaves: Any, arrays: Any) -> dict[int, Any]:
         def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
@@ -235,7 +235,7 @@ def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Calla
         return run(trace.jaxpr, trace.survey, visit, [*leaves, *own], {})[1]
 
     @jax.jit
-    def sums(original: Any, present: Any, arrays: Any) -> tuple[Array, tuple[InputMeans, Array]]:
+    def sums(original: Any, present: Any, arrays: Any) -> tuple[InputMeans, Array]:
         now, was = passing(present, arrays), passing(original, arrays)
         total: Any = None
         for number, call in asked.items():
@@ -243,6 +243,6 @@ def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Calla
             made = InputMeans(*call.rows.pair_sums(now[number], was[number]))
             rows = number_of_rows(call.rows, now[number].shape, None)
             total = (made, rows) if total is None else jax.tree.map(jnp.add, total, (made, rows))
-        return all_finite(total), total
+        return total
 
     return sums

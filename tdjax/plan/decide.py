@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from tdjax.decompose.inputs import check_ranks
 from tdjax.decompose.tt import clip_ranks
@@ -15,8 +16,10 @@ from tdjax.plan.layers import Layer
 from tdjax.plan.patterns import matches
 from tdjax.plan.plan import Plan, PlannedLayer, paths_text, ranks_text
 from tdjax.plan.rules import AUTO, Rule
+from tdjax.plan.wishes import BudgetRule
 from tdjax.plan.work import Count, Work
 
+R = TypeVar("R", Rule, Rule | BudgetRule)
 Choose = Callable[[Layer, Rule], PlannedLayer]
 
 
@@ -43,12 +46,27 @@ def plan_layers(
     Raises ValueError for a rule that matches no layer, for a pattern that would be tried for ever
     and for ranks out of range; the message names the rule, the layer and the remedy.
     """
+    found = first_matches(table, rules)
+    entries = tuple(decide(layer, found.get(layer.path), choose) for layer in table)
+    return Plan(entries, other, other_macs=other_macs, work=work)
+
+
+def first_matches(table: Sequence[Layer], rules: Sequence[R]) -> dict[str, R]:
+    """By path of a layer, the first rule that matches it; rules of any kind that have a path.
+
+    Raises ValueError for a rule that matches no layer, and for a pattern that would be tried for
+    ever.
+    """
     for rule in rules:
         if not any(matches(layer.path, rule.path) for layer in table):
             near = did_you_mean(rule.path, (layer.path for layer in table))
             raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}{near}")
-    entries = tuple(_decide(layer, rules, choose) for layer in table)
-    return Plan(entries, other, other_macs=other_macs, work=work)
+    return {
+        layer.path: rule
+        for layer in table
+        for rule in reversed(rules)
+        if matches(layer.path, rule.path)
+    }
 
 
 def plan_layer(layer: Layer, rule: Rule) -> PlannedLayer:
@@ -109,8 +127,8 @@ def _given_ranks(shape: Sequence[int], method: str, rule: Rule, path: str) -> tu
     return clip_ranks(ranks.tt_order(shape), found) if method == "tt" else found
 
 
-def _decide(layer: Layer, rules: Sequence[Rule], choose: Choose | None) -> PlannedLayer:
-    rule = next((rule for rule in rules if matches(layer.path, rule.path)), None)
+def decide(layer: Layer, rule: Rule | None, choose: Choose | None = None) -> PlannedLayer:
+    """What becomes of a layer by the rule that matches it; see `plan_layers`."""
     if layer.obstacle is not None:
         return PlannedLayer(layer, reason=layer.obstacle)
     if rule is None:

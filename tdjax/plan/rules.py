@@ -70,18 +70,11 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Refuse a rule that cannot mean anything, before it meets a model."""
-        if not isinstance(self.path, str):
-            raise TypeError(f"Rule path {self.path!r} is no pattern; pass a str, as '.*conv.*'")
+        check_pattern(self, self.path)
         for name in ("method", "spatial", "fold"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{self}: {name} {getattr(self, name)!r} is no str")
         check_whole(self.splits, f"{self}: splits")
-        try:
-            re.compile(self.path)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"{self}: the path is not a valid regular expression: {error}"
-            ) from None
         if self.method not in (*METHODS, AUTO):
             known = known_are(self.method, (*METHODS, AUTO))
             raise ValueError(f"{self}: unknown method; {known}")
@@ -94,9 +87,9 @@ class Rule:
         if self.method == AUTO and self.compression is None:
             raise ValueError(f"{self}: methods are compared at equal size, give compression")
         if self.compression is not None:
-            _check_share(self, "compression", self.compression, "")
+            check_share(self, "compression", self.compression, "")
         if self.sparse is not None:
-            _check_share(self, "sparse", self.sparse, "; leave it out for none")
+            check_share(self, "sparse", self.sparse, "; leave it out for none")
         if self.rank is not None:
             for rank in self.rank if isinstance(self.rank, (list, tuple)) else (self.rank,):
                 check_whole(rank, f"{self}: rank")
@@ -120,7 +113,18 @@ def _plain(value: Any) -> Any:
     return float(value)
 
 
-def _check_share(rule: Rule, name: str, share: Any, remedy: str) -> None:
+def check_pattern(rule: object, path: object) -> None:
+    """Refuse a rule whose path is no pattern."""
+    if not isinstance(path, str):
+        kind = type(rule).__name__
+        raise TypeError(f"{kind} path {path!r} is no pattern; pass a str, as '.*conv.*'")
+    try:
+        re.compile(path)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{rule}: the path is not a valid regular expression: {error}") from None
+
+
+def check_share(rule: object, name: str, share: Any, remedy: str) -> None:
     """Refuse a share that is none."""
     if isinstance(share, bool) or not isinstance(share, numbers.Real):
         raise TypeError(f"{rule}: {name} {share!r} is no number; pass a share, as 0.75")

@@ -8,12 +8,15 @@ to the thin layer whose kernel spans that axis.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,6 +24,8 @@ from tdjax.decompose.formats import Format
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.work import Count, exact
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 # The name of a layer's sparse correction, beside the stages of its chain.
 CORRECTION = "sparse"
@@ -49,6 +54,17 @@ class Stage:
     def size(self) -> int:
         """Number of parameters."""
         return math.prod(self.kernel_shape)
+
+
+def _at_once(method: Method) -> Method:
+    """A method of a chain as one program, the same for alike layers anywhere in a model."""
+    program = jax.jit(method, static_argnums=0)
+
+    @functools.wraps(method)
+    def answer(self: Chain, *args: Any) -> Any:
+        return program(replace(self, layer=replace(self.layer, path="")), *args)
+
+    return answer  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,15 @@ class Chain(ABC):
         """The kernels (*window, C / groups, T / groups) of each feature group, in order."""
         return jnp.split(kernel, self.layer.groups, axis=-1)
 
+    def tensor_views(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
+        """The arrays that are decomposed, one for each feature group."""
+        plain = type(self).tensor_view is Chain.tensor_view
+        return [kernel] if plain and self.layer.groups == 1 else self._tensor_views(kernel)
+
+    @_at_once
+    def _tensor_views(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
+        return list(map(self.tensor_view, self.split_groups(kernel)))
+
     def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
         """A kernel of one feature group as the array that is decomposed."""
         return kernel
@@ -113,24 +138,32 @@ class Chain(ABC):
 
     def to_kernels(self, formats: Sequence[Format]) -> dict[str, Float[Array, "*_"]]:
         """Kernels of the stages, by name, from the decompositions of all feature groups."""
+        names = (stage.name for stage in self.stages)
+        return dict(zip(names, self._all_to_kernels(formats), strict=True))
+
+    @_at_once
+    def _all_to_kernels(self, formats: Sequence[Format]) -> list[Float[Array, "*_"]]:
         by_group = [self._to_kernels(part) for part in formats]
-        return {
-            stage.name: jnp.concatenate(
+        return [
+            jnp.concatenate(
                 [_reshaped(kernels[k], stage, len(formats)) for kernels in by_group], axis=-1
             )
             for k, stage in enumerate(self.stages)
-        }
+        ]
 
+    @_at_once
     def from_kernels(self, kernels: Kernels) -> list[Format]:
         """The decompositions of all feature groups from the kernels of the stages."""
         split = [self.split_groups(kernels[stage.name]) for stage in self.stages]
         return [self._from_kernels(own) for own in zip(*split, strict=True)]
 
+    @_at_once
     def dense(self, formats: Sequence[Format]) -> Float[Array, "*_"]:
         """The dense kernel that the decompositions of all feature groups stand for."""
         parts = [self.kernel_view(part.to_tensor()) for part in formats]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
+    @_at_once
     def reconstruct(self, kernels: Kernels) -> Float[Array, "*_"]:
         """The dense kernel that the kernels of the stages stand for."""
         return self.dense(self.from_kernels(kernels))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from tdjax.decompose.inputs import all_finite
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.layers import Layer, Storage, is_weight
 from tdjax.plan.patterns import matches
@@ -88,7 +89,7 @@ def prunable(
     arrays = jax.tree.leaves(params)
     for leaf in chosen:
         array = arrays[leaf.place]
-        if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+        if not isinstance(array, jax.core.Tracer) and not all_finite(array):
             raise ValueError(f"layer {leaf.path!r}: the {leaf.storage.name} holds NaN or Inf")
     return chosen
 

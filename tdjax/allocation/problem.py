@@ -1,0 +1,319 @@
+"""What is to be chosen for a network, whatever the budget: its layers, their choices, the errors.
+
+What rules decide is decided first, and what the other layers may become is known from shapes; what
+that loses is measured when it is first asked for, once for all budgets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from tdjax.allocation import measures
+from tdjax.allocation.auto import best_format
+from tdjax.allocation.choices import (
+    COSTS,
+    ChoiceOptions,
+    Choices,
+    RankBounds,
+    check_known,
+    choices_of,
+    costs_of,
+)
+from tdjax.decompose.inputs import all_finite
+from tdjax.moments.collect import LayerMoments
+from tdjax.plan.decide import decide, first_matches
+from tdjax.plan.layers import Inventory, Layer
+from tdjax.plan.plan import Plan, PlannedLayer, ranks_text
+from tdjax.plan.rules import Rule
+from tdjax.plan.wishes import BudgetRule
+from tdjax.plan.work import exact
+
+Rules = Sequence[Rule | BudgetRule]
+# What is told of layers that rules decide; of more than this many, their number.
+NAMED = 8
+
+
+class FreeLayer(NamedTuple):
+    """A layer of which there is something to choose.
+
+    Arguments:
+        choices: by format.
+        dense: the layer as it is; None where a rule asks for less.
+        costs: (n, 2), of all choices, then of the dense layer.
+    """
+
+    choices: tuple[Choices, ...]
+    dense: PlannedLayer | None
+    layer: Layer
+    costs: Int[np.ndarray, "n k"]
+
+    def entry(self, number: int) -> PlannedLayer:
+        """What a plan says of the layer for one of the choices."""
+        for own in self.choices:
+            if number < len(own.costs):
+                return PlannedLayer(self.layer, own.form_of(number))
+            number -= len(own.costs)
+        assert self.dense is not None
+        return self.dense
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be chosen, and all that is known of it.
+
+    Arguments:
+        model: the network.
+        strategy: see `tdjax.allocate`.
+        options: of the choices; rules may give a layer others.
+        rules: by path, the one that is for a layer.
+        moments: for strategy "loss".
+    """
+
+    model: Inventory
+    strategy: str
+    options: ChoiceOptions
+    rules: Mapping[str, Rule | BudgetRule]
+    moments: Mapping[str, LayerMoments] | None
+
+    @cached_property
+    def layers(self) -> Mapping[str, FreeLayer | PlannedLayer]:
+        """By path, each layer that can be factorised: free, or decided already."""
+        every = self._counted.layers
+        return {layer.path: self._layer(layer) for layer in every if layer.obstacle is None}
+
+    @cached_property
+    def _counted(self) -> Inventory:
+        """The network's work for so many examples that all counts are ints; all layers run."""
+        model = self.model
+        counts = [n for layer in model.layers for n in (layer.positions, layer.lookups)]
+        examples = math.lcm(*(n.denominator for n in (model.other_macs, *counts)))
+        layers = (
+            replace(
+                layer,
+                positions=exact(layer.positions * examples),
+                lookups=exact(layer.lookups * examples),
+            )
+            for layer in model.layers
+        )
+        other = exact(model.other_macs * examples)
+        return model._replace(layers=tuple(layers), other_macs=other, work=None)
+
+    @cached_property
+    def free(self) -> Mapping[str, FreeLayer]:
+        """Those that are free."""
+        return {path: own for path, own in self.layers.items() if isinstance(own, FreeLayer)}
+
+    @cached_property
+    def fixed(self) -> Int[np.ndarray, " k"]:
+        """Costs of all that is not free."""
+        plan = self._plan({}, self._counted)
+        free = sum((costs_of(plan[path]) for path in self.free), np.zeros(len(COSTS), np.int64))
+        return np.array([plan.size, plan.macs]) - free
+
+    @cached_property
+    def whole(self) -> Int[np.ndarray, " k"]:
+        """Costs of the dense network, all of its layers together."""
+        plan = self._plan({}, self._counted)
+        return np.array([plan.size_before, plan.macs_before])
+
+    @cached_property
+    def errors(self) -> Mapping[str, Float[np.ndarray, " _"]]:
+        """By path of a free layer, what each of its choices loses."""
+        return {path: self._errors(own) for path, own in self.free.items()}
+
+    @cached_property
+    def decided_rise(self) -> float:
+        """The predicted rise of the loss by what rules decide."""
+        decided = (own for own in self.layers.values() if isinstance(own, PlannedLayer))
+        return sum((self._rise(entry) for entry in decided if entry.form is not None), 0.0)
+
+    @cached_property
+    def fine(self) -> Problem:
+        """The same with more choices in formats that are tried at some shares of the weights."""
+        return replace(self, options=self.options._replace(fine=True))
+
+    def plan(self, numbers: Mapping[str, int]) -> Plan:
+        """The plan with some choices of free layers, by path; those without are left dense."""
+        return self._plan(numbers, self.model)
+
+    def _plan(self, numbers: Mapping[str, int], model: Inventory) -> Plan:
+        found = {path: own for path, own in self.layers.items() if isinstance(own, PlannedLayer)}
+        found |= {path: self.free[path].entry(number) for path, number in numbers.items()}
+        entries = (
+            replace(found[layer.path], layer=layer)
+            if layer.path in found
+            else PlannedLayer(layer, reason=layer.obstacle)
+            for layer in model.layers
+        )
+        return Plan(tuple(entries), model.other, other_macs=model.other_macs, work=model.work)
+
+    def told(self) -> str:
+        """What rules decide, as the end of a message; "" where there are none."""
+        paths = [path for path in self.layers if path in self.rules]
+        texts = [_told(path, self.layers[path]) for path in paths]
+        if len(texts) > NAMED:
+            texts = [*texts[:NAMED], f"and {len(texts) - NAMED} more"]
+        return f"; rules: {', '.join(texts)}" if texts else ""
+
+    def _layer(self, layer: Layer) -> FreeLayer | PlannedLayer:
+        rule = self.rules.get(layer.path)
+        if isinstance(rule, Rule):
+            return decide(layer, rule, best_format(self.model.array_of))
+        if rule is not None and rule.dense:
+            return PlannedLayer(layer, reason="a rule keeps it dense")
+        every = [] if self._without_gradient(layer) else self._smaller(layer, self.options)
+        if not every:
+            return PlannedLayer(layer, reason="nothing smaller is known for it")
+        if rule is None:
+            return self._free(layer, every, bounded=False)
+        inside = _inside(every, layer, rule)
+        if not inside:
+            inside = _inside(self._smaller(layer, self.options._replace(fine=True)), layer, rule)
+        if inside:
+            return self._free(layer, inside, bounded=rule.max_share is not None)
+        if rule.max_share is None:
+            return PlannedLayer(layer, reason="its rule allows nothing smaller")
+        shares = np.sort(np.concatenate([own.costs[:, 0] for own in every])) / layer.size
+        raise ValueError(
+            f"allocate: {rule}: layer {layer.path!r}: no ranks keep {rule.min_share or 0:g} to "
+            f"{rule.max_share:g} of its weights; "
+            + _nearest(shares, rule.min_share or 0.0, rule.max_share)
+        )
+
+    def _free(
+        self, layer: Layer, choices: Sequence[Choices], *, bounded: bool
+    ) -> FreeLayer | PlannedLayer:
+        """A layer with its choices; decided where there is but one."""
+        dense = None
+        costs = [own.costs for own in choices]
+        if not bounded:
+            dense = PlannedLayer(layer, reason="the rest is better spared elsewhere")
+            costs.append(costs_of(dense)[None])
+        found = FreeLayer(tuple(choices), dense, layer, np.concatenate(costs))
+        return found if len(found.costs) > 1 else found.entry(0)
+
+    def _smaller(self, layer: Layer, options: ChoiceOptions) -> list[Choices]:
+        """The choices of a layer, its shares not yet bounded, that spare some of what is counted.
+
+        "uniform" and shares of the weights that are sampled depend on the first cost alone.
+        """
+        rule = self.rules.get(layer.path)
+        if isinstance(rule, BudgetRule):
+            least, multiple = options.bounds
+            options = options._replace(
+                methods=tuple(rule.methods or options.methods),
+                bounds=RankBounds(rule.min_rank or least, rule.multiple_of or multiple),
+            )
+        limited = [COSTS.index(cost) for cost in options.costs]
+        dense = costs_of(PlannedLayer(layer))[limited]
+        every = choices_of(layer, self.strategy, options)
+        smaller = (own.where((own.costs[:, limited] < dense).any(axis=1)) for own in every)
+        return [own for own in smaller if len(own.costs)]
+
+    def _without_gradient(self, layer: Layer) -> bool:
+        """Whether no example's loss depends on what a layer puts out, as nothing tells ranks then.
+
+        So it is with an embedding at positions that no example decides on.
+        """
+        return self.strategy == "loss" and self._moments_of(layer).outputs is None
+
+    def _moments_of(self, layer: Layer) -> LayerMoments:
+        moments = self.moments
+        if moments is None or all(found.outputs is None for found in moments.values()):
+            raise ValueError(
+                "allocate: strategy 'loss' needs moments of the gradient; collect_moments gives "
+                "them with a loss_fn"
+            )
+        if layer.path not in moments:
+            raise ValueError(f"allocate: strategy 'loss' needs the moments of layer {layer.path!r}")
+        return moments[layer.path]
+
+    def _finite_moments(self, layer: Layer) -> LayerMoments:
+        found = self._moments_of(layer)
+        if not all(all_finite(leaf) for leaf in jax.tree.leaves(found)):
+            raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
+        return found
+
+    def _errors(self, free: FreeLayer) -> Float[np.ndarray, " _"]:
+        layer, choices, options = free.layer, free.choices, self.options
+        if self.strategy == "uniform":
+            found = [measures.uniform(layer, own, options.column) for own in choices]
+        elif self.strategy == "alds":
+            found = measures.alds(layer, self._weights_of(layer), choices, options.objective)
+        elif self.strategy == "energy":
+            found = measures.energy(layer, self._weights_of(layer), choices, options)
+        else:
+            array, own = self._weights_of(layer), self._finite_moments(layer)
+            found = measures.loss(layer, array, choices, options, own)
+        return np.concatenate([*found, np.zeros(int(free.dense is not None))])
+
+    def _rise(self, entry: PlannedLayer) -> float:
+        if self._without_gradient(entry.layer):
+            return 0.0
+        array, moments = self._weights_of(entry.layer), self._finite_moments(entry.layer)
+        return measures.loss_rise(array, entry, self.options.key, moments)
+
+    def _weights_of(self, layer: Layer) -> Any:
+        array = self.model.array_of(layer)
+        if isinstance(array, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"allocate: layer {layer.path!r}: strategy {self.strategy!r} needs its weights"
+            )
+        if not all_finite(array):
+            raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
+        return array
+
+
+def pose(
+    model: Inventory,
+    strategy: str,
+    options: ChoiceOptions,
+    rules: Rules,
+    moments: Mapping[str, LayerMoments] | None,
+) -> Problem:
+    """A problem, everything about it checked that shapes tell.
+
+    Raises ValueError for a rule that matches no layer, or asks for what its layers cannot have.
+    """
+    for rule in rules:
+        if isinstance(rule, BudgetRule) and rule.methods is not None:
+            check_known(f"{rule}: methods", strategy, rule.methods)
+    problem = Problem(model, strategy, options, first_matches(model.layers, rules), moments)
+    assert problem.layers is not None
+    return problem
+
+
+def _inside(choices: Sequence[Choices], layer: Layer, rule: BudgetRule) -> list[Choices]:
+    """The choices within the shares of a rule."""
+    least, most = rule.min_share or 0.0, rule.max_share or 1.0
+    # In floating point 0.29 of 100 is less than 29.
+    slack = 1e-12
+    found = []
+    for own in choices:
+        share = own.costs[:, 0] / layer.size
+        found.append(own.where((share >= least - slack) & (share <= most + slack)))
+    return [own for own in found if len(own.costs)]
+
+
+def _nearest(shares: Float[np.ndarray, " n"], least: float, most: float) -> str:
+    """The shares next to an interval that has none, in words."""
+    ends = [*shares[shares < least][-1:], *shares[shares > most][:1]]
+    return f"the nearest keep {' and '.join(f'{share:.4g}' for share in ends)}"
+
+
+def _told(path: str, own: FreeLayer | PlannedLayer) -> str:
+    name = path or "(model)"
+    if isinstance(own, FreeLayer):
+        shares = own.costs[:, 0] / own.layer.size
+        return f"{name} keeps {shares.min():.3g} to {shares.max():.3g}"
+    if own.form is None:
+        return f"{name} stays dense"
+    return f"{name} is {own.format} at rank {ranks_text(own.ranks)}"

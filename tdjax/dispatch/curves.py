@@ -1,0 +1,107 @@
+"""What a model is predicted to lose at several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import flax.linen as nn
+import jax
+from flax import nnx
+
+from tdjax.allocation.choices import PREFERRED
+from tdjax.allocation.limits import Budget
+from tdjax.allocation.problem import Rules
+from tdjax.allocation.several import BudgetCurve
+from tdjax.allocation.several import budget_curve as curve_of
+from tdjax.arguments.called import Method
+from tdjax.arguments.checks import check_moments_fit
+from tdjax.decompose.meshes import on_any_mesh
+from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.moments.collect import LayerMoments
+
+Variables = Mapping[str, Any]
+
+
+@overload
+def budget_curve(
+    model: nn.Module,
+    variables: Variables,
+    sample: Any,
+    budgets: Sequence[Budget],
+    *,
+    moments: Mapping[str, LayerMoments],
+    cost: str | None = ...,
+    methods: Sequence[str] = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    seed: int = ...,
+    method: Method = ...,
+) -> BudgetCurve: ...
+
+
+@overload
+def budget_curve(
+    model: nnx.Module,
+    sample: Any,
+    budgets: Sequence[Budget],
+    *,
+    moments: Mapping[str, LayerMoments],
+    cost: str | None = ...,
+    methods: Sequence[str] = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    seed: int = ...,
+    method: Method = ...,
+) -> BudgetCurve: ...
+
+
+@on_models
+@on_any_mesh
+def budget_curve(
+    model: Any,
+    variables: Any,
+    sample: Any,
+    budgets: Sequence[Budget],
+    *,
+    moments: Mapping[str, LayerMoments],
+    cost: str | None = None,
+    methods: Sequence[str] = PREFERRED,
+    rules: Rules = (),
+    multiple_of: int = 1,
+    seed: int = 0,
+    method: Method = None,
+) -> BudgetCurve:
+    """The predicted rise of the loss against size, with the plan for each of several budgets.
+
+    `budget_curve(model, variables, sample, budgets, moments=moments)` for Linen,
+    `budget_curve(model, sample, budgets, moments=moments)` for NNX. The plans are those of
+    `tdjax.allocate` with strategy "loss", each budget a limit that need not be used up; what the
+    choices of the layers lose is measured once for all of them.
+
+        >>> import jax, jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (1000, 64))
+        >>> moments = tdjax.collect_moments(model, [x], loss_fn=lambda y, batch: (y**2).sum(axis=1))
+        >>> curve = tdjax.budget_curve(model, x, (0.4, 0.6, 0.8), moments=moments)
+        >>> curve.params.tolist(), bool((curve.rises[:-1] > curve.rises[1:]).all())
+        ([1600, 2496, 3264], True)
+
+    Arguments:
+        model, variables, sample, method: as for `tdjax.make_plan`.
+        budgets: each as for `tdjax.allocate`, and all of them counting the same.
+        moments: from `tdjax.collect_moments` with a `loss_fn`, in whose units the rises are.
+        cost, methods, rules, multiple_of, seed: as for `tdjax.allocate`.
+
+    Returns: `tdjax.allocation.several.BudgetCurve`: `params`, `macs` and `rises`, arrays in the
+    order of the budgets, and `plans`.
+
+    Raises as `tdjax.allocate`.
+    """
+    inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
+    check_moments_fit(inventory.layers, moments)
+    return curve_of(
+        inventory, budgets, cost=cost, methods=methods, moments=moments, rules=rules,
+        multiple_of=multiple_of, key=jax.random.key(seed),
+    )  # fmt: skip

@@ -1,0 +1,299 @@
+"""From a trained model to a small one in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, overload
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from tdjax.allocation.allocate import check_reach
+from tdjax.allocation.limits import Budget, check_one, shares_of
+from tdjax.allocation.problem import Rules
+from tdjax.arguments.batches import read_batches
+from tdjax.arguments.called import Method, called, number_of
+from tdjax.decompose.meshes import without_explicit_axes
+from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
+from tdjax.dispatch.factors import factorize
+from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.planning import allocate
+from tdjax.moments.collect import LayerMoments, RowWeights
+from tdjax.moments.sums import LossFn
+from tdjax.params.factorize import factorize_params
+from tdjax.plan.layers import Inventory
+from tdjax.plan.plan import Plan
+from tdjax.plan.wishes import LossRise
+from tdjax.progress import Counted, Progress, Steps, number_in
+from tdjax.trace.call import WHOLE, Reading, peeked
+
+Variables = Mapping[str, Any]
+# Those whose loss is known for all ranks at once.
+FORMATS = ("svd", "tucker")
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A compressed model.
+
+    Arguments:
+        model: factorised; called as the original.
+        variables: of a Linen model; None for NNX.
+        plan: what became of each layer.
+    """
+
+    model: Any
+    variables: Any
+    plan: Plan
+
+
+@overload
+def compress(
+    model: nn.Module,
+    variables: Variables,
+    batches: Iterable[Any],
+    *,
+    budget: Budget | None = ...,
+    loss_fn: LossFn | None = ...,
+    target: LossRise | None = ...,
+    cost: str | None = ...,
+    methods: Sequence[str] = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    row_weights: RowWeights | None = ...,
+    memory: int = ...,
+    key: Array | None = ...,
+    progress: Progress = ...,
+    method: Method = ...,
+) -> Compressed: ...
+
+
+@overload
+def compress(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    *,
+    budget: Budget | None = ...,
+    loss_fn: LossFn | None = ...,
+    target: LossRise | None = ...,
+    cost: str | None = ...,
+    methods: Sequence[str] = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    row_weights: RowWeights | None = ...,
+    memory: int = ...,
+    key: Array | None = ...,
+    progress: Progress = ...,
+    method: Method = ...,
+) -> Compressed: ...
+
+
+@on_models
+def compress(
+    model: Any,
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    budget: Budget | None = None,
+    loss_fn: LossFn | None = None,
+    target: LossRise | None = None,
+    cost: str | None = None,
+    methods: Sequence[str] = FORMATS,
+    rules: Rules = (),
+    multiple_of: int = 1,
+    row_weights: RowWeights | None = None,
+    memory: int = 2**32,
+    key: Array | None = None,
+    progress: Progress = True,
+    method: Method = None,
+) -> Compressed:
+    """A smaller model under a budget, from batches of data, without any training.
+
+    `compress(model, variables, batches, budget=0.5)` for Linen, `compress(model, batches,
+    budget=0.5)` for NNX. What it does step by step, each a function of its own:
+
+    1. `tdjax.collect_moments`, with the gradient of the loss;
+    2. `tdjax.allocate` with strategy "loss": formats and ranks where the loss rises least;
+    3. `tdjax.factorize_params` or `tdjax.factorize`, in the norm that weighs inputs and outputs of
+       each layer as the loss does, and with biases corrected for what the mean inputs lose;
+    4. `tdjax.reestimate_batch_stats`, where the model has batch normalisation.
+
+    Without a `loss_fn` the loss is half the squared change of the model's outputs, which needs no
+    labels: its second moments come from the gradient of <outputs, r>, r random signs.
+
+        >>> import jax, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
+        >>> x = jax.random.normal(jax.random.key(0), (1000, 64))
+        >>> small = tdjax.compress(model, [x], budget=0.5, progress=False)
+        >>> small.model(x).shape, round(small.plan.size / small.plan.size_before, 2)
+        ((1000, 64), 0.48)
+
+    Arguments:
+        model, variables, method: as for `tdjax.make_plan`, in the mode in which the model is used:
+            batches without `train=True`, `model.eval()`.
+        batches: a list or the like, some hundred to some thousand examples in all: each the
+            model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights` also a tuple
+            (input, rest), whose rest these may use.
+        budget, target, cost, rules, multiple_of: as for `tdjax.allocate`, a budget or a target;
+            here a budget of one number is a limit too, which small networks need not use up.
+        methods: as for `tdjax.allocate`; here "svd" and "tucker" where it is not said, as others
+            take far longer.
+        loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
+        key: PRNG key for the random signs, and for the random starts of CP.
+        progress: True for lines on standard error, False for none, or a function that takes each
+            line, as `logging.info`.
+
+    Returns: `Compressed`, with `model`, `variables` (None for NNX) and `plan`. What was given is
+    not changed.
+
+    Raises as those functions do; what shapes tell of budget and rules is checked before any work.
+    TypeError for batches that can be read but once.
+    """
+    check_one("compress", budget, target)
+    if budget is not None and not isinstance(budget, Mapping):
+        # Small networks cannot meet a number within half a percent, and need not here.
+        budget, cost = shares_of(budget, cost).of, None
+    labelled = loss_fn is not None or row_weights is not None
+    source = _source(model, variables, batches, labelled=labelled, method=method)
+    check_reach(source.inventory(), budget, cost, methods, rules, multiple_of)
+    renews = source.room.keeps_batch_stats(*source.arrays)
+    signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
+    steps, total = Steps("compress", progress), number_in(batches)
+    with steps.step("moments", "batch", total) as tick:
+        moments = source.call(
+            collect_moments, Counted(replace(source, automatic=True), tick), memory=memory,
+            loss_fn=partial(_change, signs) if loss_fn is None else partial(_loss, loss_fn),
+            row_weights=None if row_weights is None else partial(_weights, row_weights),
+        )  # fmt: skip
+    with steps.step("formats and ranks"):
+        plan = source.call(
+            allocate, source.sample, budget=budget, target=target, cost=cost,
+            strategy="loss", methods=methods, moments=moments, rules=rules,
+            multiple_of=multiple_of,
+        )  # fmt: skip
+    with steps.step(f"factors of {len(plan.factorised)} layers"):
+        small = _factorised(source, plan, moments, starts)
+    if renews:
+        with steps.step("batch statistics", "batch", total) as tick:
+            small = _renewed(small, source, tick)
+    return small
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A model and its data; what is gone over are pairs (arguments of the model, batch).
+
+    Arguments:
+        reading: what of a batch the model gets.
+        sample: the model's input from one of them.
+        automatic: whether arrays on meshes of explicit axes are taken off these.
+    """
+
+    model: Any
+    variables: Any
+    batches: Iterable[Any]
+    reading: Reading
+    sample: Any
+    method: Method
+    automatic: bool = False
+
+    @property
+    def room(self) -> Any:
+        """The adapter of the model."""
+        return room_of(self.model)
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """The arguments in front of functions on models."""
+        return with_arrays(self.model, self.variables)
+
+    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a function on models returns."""
+        return function(*self.arrays, *args, method=self.method, **options)
+
+    def inventory(self) -> Inventory:
+        """The layers of the model."""
+        plain = replace(self, variables=without_explicit_axes(self.variables))
+        found: Inventory = plain.call(self.room.inventory, without_explicit_axes(self.sample))
+        return found
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """Arguments in a tuple or dict of their own are what makes a batch plain."""
+        for batch in map(without_explicit_axes, self.batches) if self.automatic else self.batches:
+            inputs = self.reading.inputs(batch)
+            yield (inputs if isinstance(inputs, (tuple, Mapping)) else (inputs,)), batch
+
+
+def _source(
+    model: Any, variables: Any, batches: Iterable[Any], *, labelled: bool, method: Method
+) -> _Source:
+    """A model and its data, of which the first batch decides how all are read."""
+    if iter(batches) is batches:
+        raise TypeError("compress: batches are read more than once: pass a list of them")
+    first, _ = peeked(batches)
+    if first is None:
+        raise ValueError("compress: no batches")
+    reading = WHOLE
+    if labelled:
+        arrays = with_arrays(model, without_explicit_axes(variables))
+        trace_of = partial(room_of(model).trace, *arrays, method=method)
+        plain = [without_explicit_axes(first)]
+        reading, _ = read_batches("compress", called(model, method), trace_of, plain)
+    return _Source(model, variables, batches, reading, reading.inputs(first), method)
+
+
+def _factorised(
+    source: _Source, plan: Plan, moments: Mapping[str, LayerMoments], key: Array
+) -> Compressed:
+    options: dict[str, Any] = {"key": key, "moments": moments, "correct_bias": True}
+    if source.variables is None:
+        return Compressed(factorize(source.model, plan, **options), None, plan)
+    variables = dict(source.variables)
+    if any(entry.nonzeros for entry in plan.layers):
+        # The indices of sparse corrections are a collection of their own.
+        variables = factorize_params(variables, plan, **options)
+    else:
+        variables["params"] = factorize_params(variables["params"], plan, **options)
+    return Compressed(factorize(source.model, plan), variables, plan)
+
+
+def _renewed(small: Compressed, source: _Source, tick: Callable[[int], None]) -> Compressed:
+    """A compressed model with its batch statistics estimated again."""
+    inputs = (own for own, _ in Counted(source, tick))
+    changed = replace(source, model=small.model, variables=small.variables)
+    again = changed.call(reestimate_batch_stats, inputs)
+    if small.variables is None:
+        return replace(small, model=again)
+    return replace(small, variables=again)
+
+
+def _loss(loss_fn: LossFn, outputs: Any, pair: Any) -> Any:
+    return loss_fn(outputs, pair[1])
+
+
+def _weights(row_weights: RowWeights, pair: Any) -> Any:
+    return row_weights(pair[1])
+
+
+def _change(key: Array, outputs: Any, pair: Any) -> Array:
+    """<y, r> for each example, y what the model puts out and r random signs.
+
+    Its gradient g has E g g^T = J^T J: to second order half the squared change of y, whose own
+    gradient is zero where nothing has changed yet.
+    """
+    number = number_of(pair)
+    total = None
+    for place, y in enumerate(jax.tree.leaves(outputs)):
+        if jnp.issubdtype(y.dtype, jnp.floating) and y.shape[:1] == (number,):
+            signs = jax.random.rademacher(jax.random.fold_in(key, place), y.shape, y.dtype)
+            own = jnp.sum((y * signs).reshape(number, -1), axis=1)
+            total = own if total is None else total + own
+    if total is None:
+        raise ValueError("compress: the model puts out no numbers for each example: pass a loss_fn")
+    return total
