@@ -6,7 +6,6 @@ that loses is measured when it is first asked for, once for all budgets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,11 +29,10 @@ from tdjax.allocation.choices import (
 from tdjax.decompose.inputs import all_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
-from tdjax.plan.layers import Inventory, Layer
+from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
 from tdjax.plan.plan import Plan, PlannedLayer, ranks_text
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule
-from tdjax.plan.work import exact
 
 Rules = Sequence[Rule | BudgetRule]
 # What is told of layers that rules decide; of more than this many, their number.
@@ -92,19 +90,7 @@ class Problem:
     @cached_property
     def _counted(self) -> Inventory:
         """The network's work for so many examples that all counts are ints; all layers run."""
-        model = self.model
-        counts = [n for layer in model.layers for n in (layer.positions, layer.lookups)]
-        examples = math.lcm(*(n.denominator for n in (model.other_macs, *counts)))
-        layers = (
-            replace(
-                layer,
-                positions=exact(layer.positions * examples),
-                lookups=exact(layer.lookups * examples),
-            )
-            for layer in model.layers
-        )
-        other = exact(model.other_macs * examples)
-        return model._replace(layers=tuple(layers), other_macs=other, work=None)
+        return in_whole_numbers(self.model)
 
     @cached_property
     def free(self) -> Mapping[str, FreeLayer]:

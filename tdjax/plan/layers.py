@@ -165,6 +165,22 @@ class Inventory(NamedTuple):
     work: Work | None = None
 
 
+def in_whole_numbers(model: Inventory) -> Inventory:
+    """The work of a model for so many examples that all its counts are ints; all layers run."""
+    counts = [n for layer in model.layers for n in (layer.positions, layer.lookups)]
+    examples = math.lcm(*(n.denominator for n in (model.other_macs, *counts)))
+    layers = (
+        replace(
+            layer,
+            positions=exact(layer.positions * examples),
+            lookups=exact(layer.lookups * examples),
+        )
+        for layer in model.layers
+    )
+    other = exact(model.other_macs * examples)
+    return model._replace(layers=tuple(layers), other_macs=other, work=None)
+
+
 def is_weight(name: str, shape: Sequence[int]) -> bool:
     """Whether one of a module's parameters is a weight, which the layer table lists and counts.
 
