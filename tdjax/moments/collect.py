@@ -143,7 +143,10 @@ class _SumsOfShape:
     def add(self, leaves: Any, arrays: Any, weights: Any, watch: Watch) -> None:
         """Add a batch."""
         made = self.program(leaves, arrays, weights)
-        ends = {"": made.inputs, "the gradient of the loss at ": made.gradients}
+        ends: dict[str, dict[int, Any]] = {
+            "": made.inputs,
+            "the gradient of the loss at ": made.gradients,
+        }
         named = {(end, number): own[number] for end, own in ends.items() for number in sorted(own)}
         watch.add(named, lambda key: f"{key[0]}layer {self.calls[key[1]].path!r}")
         so_far = BatchSums(self.inputs, self.gradients)
