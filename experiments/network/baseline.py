@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def baseline_record(
     record = {
         "kind": "baseline",
         "params": network.dense.size,
-        "macs": network.dense.macs,
+        "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "weights": tree_digest(models),
     }

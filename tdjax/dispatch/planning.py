@@ -261,7 +261,8 @@ def allocate(
             rise of the loss is no greater; for "loss".
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
-    and above none.
+    and above none; multiply-accumulates of a model whose layers run under conditions are as near
+    below it as a search over the sum of all layers gets.
 
     Raises ValueError for a budget that cannot be met, with what is within reach, for a rule that
     matches no layer or asks for what its layers cannot have, for an unknown name, for moments that

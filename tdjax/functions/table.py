@@ -42,7 +42,7 @@ def make_plan(
             )
     found = inventory(apply, params, sample)
     choose = best_format(found.array_of)
-    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs, found.work)
 
 
 def inventory(apply: Apply, params: Any, sample: Any, method: None = None) -> Inventory:
@@ -55,6 +55,7 @@ def inventory(apply: Apply, params: Any, sample: Any, method: None = None) -> In
         total - sum(layer.size for layer in table),
         lambda layer: arrays[layer.path],
         found.trace.other_macs,
+        found.trace.branched,
     )
 
 

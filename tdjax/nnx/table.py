@@ -32,6 +32,7 @@ from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.trace.marks import is_differentiated
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace
 
@@ -51,7 +52,7 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any, method: Met
     """
     found = inventory(model, sample, method)
     choose = best_format(found.array_of)
-    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs, found.work)
 
 
 def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventory:
@@ -65,7 +66,7 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
         return array_of(getattr(modules[layer.path], layer.storage.name))
 
     other = total - sum(layer.size for layer in table)
-    return Inventory(table, other, kernel_of, traced.other_macs)
+    return Inventory(table, other, kernel_of, traced.other_macs, traced.branched)
 
 
 def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:
@@ -154,6 +155,8 @@ def _recorded(cls: type, method: str) -> Callable[..., Any]:
         recording.calling[path] += 1
         try:
             kernel, bound = array_of(getattr(self, layer.weight)), functools.partial(answer, self)
+            if is_differentiated(kernel) and layer.array is not None:
+                recording.recorder.asked[layer.array] = "the model takes a gradient by it"
             return recording.recorder.call(layer, kernel, method, bound, args, kwargs)
         finally:
             recording.calling[path] -= 1
@@ -171,7 +174,8 @@ def _recorded_class(cls: type) -> type:
             place = super(made, self).__getattribute__("tdjax_recorded")
             recording = place.recording
             if not recording.calling[place.path]:
-                recording.recorder.asked.add((*split_path(place.path), weight))
+                names = (*split_path(place.path), weight)
+                recording.recorder.asked.setdefault(names, "the model asks for it, or its shape")
         return super(made, self).__getattribute__(name)
 
     made.__getattribute__ = get

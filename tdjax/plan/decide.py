@@ -17,6 +17,7 @@ from tdjax.plan.patterns import matches
 from tdjax.plan.plan import Plan, PlannedLayer, paths_text, ranks_text
 from tdjax.plan.rules import AUTO, Rule
 from tdjax.plan.wishes import BudgetRule
+from tdjax.plan.work import Count, Work
 
 R = TypeVar("R", Rule, Rule | BudgetRule)
 Choose = Callable[[Layer, Rule], PlannedLayer]
@@ -27,7 +28,8 @@ def plan_layers(
     rules: Sequence[Rule],
     other: int = 0,
     choose: Choose | None = None,
-    other_macs: int = 0,
+    other_macs: Count = 0,
+    work: Work | None = None,
 ) -> Plan:
     """Apply the rules to a layer table; the first that matches a layer decides.
 
@@ -39,14 +41,14 @@ def plan_layers(
         rules: see `Rule`.
         other: parameters of the model that belong to no weight array.
         choose: plans a layer for a rule with method "auto".
-        other_macs: multiply-accumulates for one example that belong to no layer.
+        other_macs, work: see `tdjax.plan.plan.Plan`.
 
     Raises ValueError for a rule that matches no layer, for a pattern that would be tried for ever
     and for ranks out of range; the message names the rule, the layer and the remedy.
     """
     found = first_matches(table, rules)
     entries = tuple(decide(layer, found.get(layer.path), choose) for layer in table)
-    return Plan(entries, other, other_macs=other_macs)
+    return Plan(entries, other, other_macs=other_macs, work=work)
 
 
 def first_matches(table: Sequence[Layer], rules: Sequence[R]) -> dict[str, R]:

@@ -44,7 +44,8 @@ def convolution(call: Call, features: int) -> Layer:
     module = call.module
     groups = module.feature_group_count
     shape = (*window_of(module), call.inputs.shape[-1] // groups, features)
-    return _convolution(call, "conv", shape, shape, groups=groups)
+    dilated = any(step > 1 for step in _on_window(module.input_dilation, len(shape) - 2))
+    return _convolution(call, "conv", shape, shape, groups=groups, dilated=dilated)
 
 
 def transposed_convolution(call: Call, features: int) -> Layer:
