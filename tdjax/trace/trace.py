@@ -104,10 +104,9 @@ class Trace:
         for number, made in self.calls.items():
             if made.call is None:
                 continue
-            layer, runs = made.layer, counts.runs[number]
-            if made.indexed:
-                # Of all layers that pass its marks it is one.
-                runs = exact(runs, layer.copies)
+            layer = made.layer
+            # Of all layers that pass the marks of one that is taken by its number it is one.
+            runs = exact(counts.runs[number], layer.copies if made.indexed else 1)
             positions, lookups = runs * layer.positions, runs * layer.lookups
             once = replace(layer, positions=1).macs
             if layer.stored is None:
