@@ -29,6 +29,7 @@ FLOORS = (
     ("params",),
     ("pruning",),
     ("allocation",),
+    ("functions",),
     ("linen", "nnx"),
     ("evaluate",),
     ("dispatch",),

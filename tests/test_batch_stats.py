@@ -206,3 +206,78 @@ def test_statistics_of_another_kind_are_refused():
     for other, name in ((NNXSubclass(Unlike), "'norm' .Unlike"), (OwnNNX(), "'' .OwnNNX")):
         with pytest.raises(ValueError, match=f"layer {name}.*a way of its own"):
             tdjax.reestimate_batch_stats(other, BATCHES)
+
+
+class Sometimes(nn.Module):
+    """A layer in a branch that not all batches take, or in a condition of JAX's own."""
+
+    own: bool = False
+
+    def setup(self):
+        self.norm = nn.BatchNorm(use_running_average=True)
+
+    def __call__(self, x):
+        if self.is_initializing():
+            return self.norm(x)
+        large = x.mean() > 0.5
+        if self.own:
+            return jax.lax.cond(large, lambda x: self.norm(x), lambda x: x, x)
+        return nn.cond(large, lambda m, x: m.norm(x), lambda m, x: x, self, x)
+
+
+class SometimesNNX(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return jax.lax.cond(x.mean() > 0.5, lambda x: self.norm(x), lambda x: x, x)
+
+
+def test_layers_inside_conditions():
+    variables = jax.tree.map(lambda x: x + 9, Sometimes().init(jax.random.key(0), BATCHES[0]))
+    found = tdjax.reestimate_batch_stats(Sometimes(), variables, BATCHES)["batch_stats"]["norm"]
+    rows = np.concatenate([np.asarray(x, np.float64).reshape(-1, 3) for x in BATCHES[1:]])
+    np.testing.assert_allclose(found["mean"], rows.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found["var"], rows.var(axis=0), rtol=1e-4)
+    message = "^reestimate_batch_stats: a layer .* inside a condition, .* call it inside Flax's"
+    with pytest.raises(ValueError, match=message):
+        tdjax.reestimate_batch_stats(Sometimes(own=True), variables, BATCHES)
+    with pytest.raises(ValueError, match=message):
+        tdjax.reestimate_batch_stats(SometimesNNX(), BATCHES)
+
+
+class Masked(nn.Module):
+    """A layer that is called with a mask, then without."""
+
+    @nn.compact
+    def __call__(self, x, mask):
+        layer = nn.BatchNorm(use_running_average=True, name="norm")
+        layer(x, mask=mask)
+        return nn.BatchNorm(use_running_average=True, name="plain")(x)
+
+
+class MaskedNNX(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(3, use_running_average=True, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, mask):
+        return self.norm(x, mask=mask)
+
+
+def test_masked_rows_do_not_count():
+    shares = (0.1, 0.9, 0.0)
+    masks = [normal(9, *x.shape[:3], 1) < np.quantile(normal(9, *x.shape[:3], 1), share)
+             for x, share in zip(BATCHES, shares, strict=True)]  # fmt: skip
+    batches = list(zip(BATCHES, masks, strict=True))
+    variables = Masked().init(jax.random.key(0), *batches[0])
+    found = tdjax.reestimate_batch_stats(Masked(), variables, batches)["batch_stats"]
+    other = tdjax.reestimate_batch_stats(MaskedNNX(), batches).norm
+    every = [np.asarray(x, np.float64).reshape(-1, 3) for x in BATCHES]
+    kept = [rows[np.asarray(m).ravel()] for rows, m in zip(every, masks, strict=True)]
+    for rows, mean, var in (
+        (kept, found["norm"]["mean"], found["norm"]["var"]),
+        (kept, other.mean[...], other.var[...]),
+        (every, found["plain"]["mean"], found["plain"]["var"]),
+    ):
+        np.testing.assert_allclose(mean, np.concatenate(rows).mean(axis=0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(var, np.concatenate(rows).var(axis=0), rtol=1e-3)

@@ -44,13 +44,23 @@ def test_guide():
     assert names["change"][0] > names["change"][1] > names["change"][2]
 
 
+def test_functions():
+    names = run("docs/functions.md")
+    assert names["logits"].shape == (8, 16, 64)
+    assert 0.495 <= names["halved"].size / names["halved"].size_before <= 0.5
+
+
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("guide", "functions", "results", "runs", "own_network")),
+)
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/guide.md", "docs/results.md", "docs/runs.md", "docs/own_network.md"]
-)
+@pytest.mark.parametrize("name", PAGES)
 def test_what_is_linked_and_named_is_there(name):
     text = (ROOT / name).read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

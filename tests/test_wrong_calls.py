@@ -522,11 +522,13 @@ def written_overloads(name):
 @pytest.mark.parametrize("name", CALLS)
 def test_overloads_say_what_is_bound(name):
     written = written_overloads(name)
-    assert len(written) == len(KINDS)
+    kinds = [kind for kind in KINDS if name not in kind.lacks]
+    bases = [("nn.Module",), ("nnx.Module", "Model"), ("Callable[..., Any]",)]
+    assert len(written) == len(kinds)
     whole = inspect.signature(getattr(dispatch, name))
     assert all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in whole.parameters.values())
-    for kind, (base, (places, names)) in zip(KINDS, written.items(), strict=True):
-        assert base in ("nn.Module" if kind.held else ("nnx.Module", "Model"))
+    for kind, known, (base, (places, names)) in zip(kinds, bases, written.items(), strict=False):
+        assert base in known
         bound = signature_of(whole, kind).parameters.values()
         assert [p.name for p in bound if p.kind is p.POSITIONAL_OR_KEYWORD] == places
         assert [p.name for p in bound if p.kind is p.KEYWORD_ONLY] == names

@@ -70,7 +70,7 @@ def _counted(
     dense: Plan, each: Callable[[Layer], Costs], cost: str
 ) -> tuple[int, int, list[Costs]]:
     """The cost of a network, of what stays as it is, and all that each other layer may cost."""
-    whole = dense.size if cost == "params" else dense.macs
+    whole = dense.size if cost == "params" else math.ceil(dense.macs)
     layers = [entry.layer for entry in dense.layers if entry.layer.obstacle is None]
     costs = [each(layer) for layer in layers]
     return whole, whole - sum(int(own[-1]) for own in costs), costs

@@ -124,14 +124,14 @@ def _layer(entry: PlannedLayer) -> Row:
         "format": entry.format,
         "ranks": " ".join(map(str, entry.ranks)),
         "params_before": entry.layer.size,
-        "macs_before": entry.layer.macs,
+        "macs_before": math.ceil(entry.layer.macs),
         "reason": entry.reason or "",
         **_sizes(entry),
     }
 
 
 def _sizes(planned: Plan | PlannedLayer) -> Row:
-    return {"params": planned.size, "macs": planned.macs}
+    return {"params": planned.size, "macs": math.ceil(planned.macs)}
 
 
 def _with_curves(settings: Compress, rows: pd.DataFrame) -> pd.DataFrame:

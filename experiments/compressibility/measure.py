@@ -141,7 +141,7 @@ def baseline_record(network: Network, model: Variables, epoch: int, run: int) ->
         "kind": "baseline",
         "run": run,
         "params": network.dense.size,
-        "macs": network.dense.macs,
+        "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "test": measured(network, model),
     }

@@ -90,13 +90,12 @@ def prepare_arrays(
         )
     sizes = (train_size, validation_size, test_size)
     chosen = split_indices(train.labels, test.labels, classes, validation_share, seed, sizes)
-    sources = (train, train, test)
-    sets = [
+    kept, held_out, tested = (
         OwnExamples(source.images[own], source.labels[own])
-        for source, own in zip(sources, chosen, strict=True)
-    ]
+        for source, own in zip((train, train, test), chosen, strict=True)
+    )
     channels = train.images.shape[-1]
-    return DataSplits(*sets, np.zeros(channels), np.ones(channels), classes)
+    return DataSplits(kept, held_out, tested, np.zeros(channels), np.ones(channels), classes)
 
 
 def _check_names(found: Mapping[str, Any]) -> None:

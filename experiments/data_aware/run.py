@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
     plans = plan_networks(network, settings)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
         sizes = [
-            {"method": method, "keep": keep, "params": plan.size, "macs": plan.macs}
+            {"method": method, "keep": keep, "params": plan.size, "macs": math.ceil(plan.macs)}
             for (method, keep), plan in plans.items()
         ]
         model = baseline(network, journal, workdir, ("test",), sizes=sizes)

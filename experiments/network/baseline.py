@@ -22,7 +22,7 @@ from experiments.network.training import (
     performance,
     start_fit,
 )
-from experiments.workdir.journal import Record
+from experiments.workdir.journal import Journal, Record
 from experiments.workdir.progress import progress_bar
 from tdjax.params.digests import tree_digest
 
@@ -86,17 +86,19 @@ def check_weights(record: Record, models: Variables) -> None:
         )
 
 
-def check_baseline(record: Record, labels: np.ndarray) -> None:
+def check_baseline(journal: Journal, labels: np.ndarray) -> None:
     """Refuse a network that is no better than chance: what compression costs it says nothing.
 
     By chance it names the most frequent class, give or take two standard errors.
 
     Arguments:
-        labels: of the test examples that the record's "test" is about.
+        journal: with the record of the network.
+        labels: of the test examples that it was measured on.
 
     Raises ValueError for such a network.
     """
     chance = float(np.bincount(labels).max() / len(labels))
+    (record,) = journal.of_kind("baseline")
     accuracy = record["test"]["accuracy"]
     if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
         raise ValueError(
@@ -123,7 +125,7 @@ def baseline_record(
     record = {
         "kind": "baseline",
         "params": network.dense.size,
-        "macs": network.dense.macs,
+        "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "weights": tree_digest(models),
     }

@@ -47,9 +47,10 @@ class LinenNetwork:
         if key is None:
             return cast(Array, self.module.apply(variables, images)), state
         taken = inspect.signature(self.module.__call__).parameters
-        flags = [(name, value) for name, value in TRAINING_FLAGS.items() if name in taken][:1]
+        named = [(name, value) for name, value in TRAINING_FLAGS.items() if name in taken]
+        flags: dict[str, Any] = dict(named[:1])
         result = self.module.apply(
-            variables, images, **dict(flags), mutable=list(state), rngs={"dropout": key}
+            variables, images, **flags, mutable=list(state), rngs={"dropout": key}
         )
         return cast(tuple[Array, Any], result)
 

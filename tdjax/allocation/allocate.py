@@ -22,6 +22,7 @@ from tdjax.allocation.exact import distinct, nearest, smallest
 from tdjax.allocation.joint import MOST_ENTRIES, joint_table, within_both
 from tdjax.allocation.limits import (
     NOTHING,
+    ROUNDING,
     TOLERANCE,
     Budget,
     Limit,
@@ -97,6 +98,10 @@ def check_reach(
     """Refuse what `allocate` would with strategy "loss", as far as shapes tell, before any work."""
     shares = NOTHING if budget is None else shares_of(budget, cost)
     costs = tuple(shares.of) or (cost or COSTS[0],)
+    if model.work is not None:
+        # What its layers cost does not add up.
+        rest = {name: own for name, own in shares.of.items() if name != "macs"}
+        shares = shares._replace(of=rest)
     # Its choices are those of "loss".
     problem = posed(model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of)
     limits_of(problem, shares)
@@ -136,13 +141,57 @@ def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
 
     Raises ValueError for a budget out of reach.
     """
-    limits = limits_of(problem, shares)
-    if len(limits) > 1:
-        numbers = _within_limits(problem, limits)
+    if problem.model.work is not None and "macs" in shares.of:
+        numbers = _of_branches(problem, shares)
     else:
-        problem, numbers = _within_limit(problem, limits[0])
+        problem, numbers = _within(problem, limits_of(problem, shares))
     lost = sum(float(problem.errors[path][number]) for path, number in numbers.items())
     return problem.plan(numbers), lost
+
+
+def _within(problem: Problem, limits: Sequence[Limit]) -> tuple[Problem, dict[str, int]]:
+    if len(limits) > 1:
+        return problem, _within_limits(problem, limits)
+    return _within_limit(problem, limits[0])
+
+
+def _of_branches(problem: Problem, shares: Shares) -> dict[str, int]:
+    """The choices for a network of whose branches the costliest is held to the budget.
+
+    What the layers cost adds up, what branches cost does not: of all layers together as much is
+    allowed as keeps the network within the budget, found by halving. Raises ValueError where none
+    is within it.
+    """
+    share, column = shares.of["macs"], COSTS.index("macs")
+    rest = {cost: own for cost, own in shares.of.items() if cost != "macs"}
+    others = limits_of(problem, Shares(rest, met=False))
+    dense = problem.plan({}).macs_before
+    most = share * float(dense) * (1 + ROUNDING)
+    every = [own.costs[:, column] for own in problem.free.values()]
+    low, high = sum(int(own.min()) for own in every), sum(int(own.max()) for own in every)
+
+    def within(most: int) -> dict[str, int] | None:
+        limit = Limit("macs", share, int(problem.whole[column]), 0, 0, most)
+        try:
+            return _within(problem, [*others, limit])[1] if every else {}
+        except ValueError:
+            # Too little for what else is limited.
+            return None
+
+    best = None
+    while low <= high:
+        middle = (low + high) // 2
+        numbers = within(middle)
+        if numbers is None or problem.plan(numbers).macs <= most:
+            best, low = best if numbers is None else numbers, middle + 1
+        else:
+            high = middle - 1
+    if best is None:
+        raise ValueError(
+            f"allocate: budget {share:g} of the macs is out of reach: no ranks were found that "
+            f"keep the costliest branches within it{problem.told()}"
+        )
+    return best
 
 
 def _within_limit(problem: Problem, limit: Limit) -> tuple[Problem, dict[str, int]]:

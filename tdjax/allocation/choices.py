@@ -121,8 +121,8 @@ def check_known(what: str, strategy: str, methods: Sequence[str]) -> None:
 
 
 def costs_of(entry: PlannedLayer) -> Int[np.ndarray, " k"]:
-    """Parameters and multiply-accumulates of a layer's weights."""
-    return np.array([entry.size, entry.macs], np.int64)
+    """Parameters and multiply-accumulates (rounded up) of a layer's weights."""
+    return np.array([entry.size, math.ceil(entry.macs)], np.int64)
 
 
 def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choices]:

@@ -29,7 +29,7 @@ from tdjax.allocation.choices import (
 from tdjax.decompose.inputs import all_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
-from tdjax.plan.layers import Inventory, Layer
+from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
 from tdjax.plan.plan import Plan, PlannedLayer, ranks_text
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule
@@ -84,9 +84,13 @@ class Problem:
     @cached_property
     def layers(self) -> Mapping[str, FreeLayer | PlannedLayer]:
         """By path, each layer that can be factorised: free, or decided already."""
-        return {
-            layer.path: self._layer(layer) for layer in self.model.layers if layer.obstacle is None
-        }
+        every = self._counted.layers
+        return {layer.path: self._layer(layer) for layer in every if layer.obstacle is None}
+
+    @cached_property
+    def _counted(self) -> Inventory:
+        """The network's work for so many examples that all counts are ints; all layers run."""
+        return in_whole_numbers(self.model)
 
     @cached_property
     def free(self) -> Mapping[str, FreeLayer]:
@@ -96,14 +100,14 @@ class Problem:
     @cached_property
     def fixed(self) -> Int[np.ndarray, " k"]:
         """Costs of all that is not free."""
-        plan = self.plan({})
+        plan = self._plan({}, self._counted)
         free = sum((costs_of(plan[path]) for path in self.free), np.zeros(len(COSTS), np.int64))
         return np.array([plan.size, plan.macs]) - free
 
     @cached_property
     def whole(self) -> Int[np.ndarray, " k"]:
-        """Costs of the dense network."""
-        plan = self.plan({})
+        """Costs of the dense network, all of its layers together."""
+        plan = self._plan({}, self._counted)
         return np.array([plan.size_before, plan.macs_before])
 
     @cached_property
@@ -124,13 +128,18 @@ class Problem:
 
     def plan(self, numbers: Mapping[str, int]) -> Plan:
         """The plan with some choices of free layers, by path; those without are left dense."""
+        return self._plan(numbers, self.model)
+
+    def _plan(self, numbers: Mapping[str, int], model: Inventory) -> Plan:
         found = {path: own for path, own in self.layers.items() if isinstance(own, PlannedLayer)}
         found |= {path: self.free[path].entry(number) for path, number in numbers.items()}
         entries = (
-            found.get(layer.path) or PlannedLayer(layer, reason=layer.obstacle)
-            for layer in self.model.layers
+            replace(found[layer.path], layer=layer)
+            if layer.path in found
+            else PlannedLayer(layer, reason=layer.obstacle)
+            for layer in model.layers
         )
-        return Plan(tuple(entries), self.model.other, other_macs=self.model.other_macs)
+        return Plan(tuple(entries), model.other, other_macs=model.other_macs, work=model.work)
 
     def told(self) -> str:
         """What rules decide, as the end of a message; "" where there are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def budget_curve(
     plans = tuple(plan for plan, _ in found)
     return BudgetCurve(
         np.array([plan.size for plan in plans]),
-        np.array([plan.macs for plan in plans]),
+        np.array([math.ceil(plan.macs) for plan in plans]),
         np.array([problem.decided_rise + lost for _, lost in found]),
         plans,
     )

@@ -31,30 +31,43 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 RULES = (Rule, BudgetRule)
 
 
-def checked(function: Function) -> Function:
-    """A function whose arguments are checked by their names, see `CHECKS`."""
-    signature = inspect.signature(function)
-    call = call_text(function.__name__, signature)
+def checked(**checks: str) -> Callable[[Function], Function]:
+    """A decorator of functions whose arguments are checked by their names, see `CHECKS`.
 
-    @functools.wraps(function)
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        check_arguments(function.__name__, call, signature.bind(*args, **kwargs).arguments)
-        return function(*args, **kwargs)
+    Arguments:
+        checks: names of other checks, by name of the argument.
+    """
 
-    return answer  # type: ignore[return-value]
+    def decorated(function: Function) -> Function:
+        signature = inspect.signature(function)
+        call = call_text(function.__name__, signature)
+
+        @functools.wraps(function)
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            check_arguments(function.__name__, call, given, checks)
+            return function(*args, **kwargs)
+
+        return answer  # type: ignore[return-value]
+
+    return decorated
 
 
-def check_arguments(function: str, call: str, given: Mapping[str, Any]) -> None:
+def check_arguments(
+    function: str, call: str, given: Mapping[str, Any], checks: Mapping[str, str] | None = None
+) -> None:
     """Refuse arguments that cannot be meant.
 
     Arguments:
         function, call: its name, and how it is called, for messages.
         given: the arguments by name.
+        checks: names of other checks than their own, by name.
 
     Raises TypeError for an argument of a wrong kind, ValueError for one of a wrong value.
     """
     for name, value in given.items():
-        check = CHECKS.get(f"{function}.{name}") or CHECKS.get(name)
+        own = CHECKS.get(f"{function}.{name}")
+        check = own or CHECKS.get((checks or {}).get(name, name))
         problem = None if check is None else check(value)
         if problem is not None:
             raise type(problem)(f"{function}: {name} {problem}; the call is {call}")
@@ -115,6 +128,25 @@ def _params(value: Any) -> Problem:
     return None
 
 
+def _tree(value: Any) -> Problem:
+    """Parameters of a function, or of a Linen model."""
+    return None if _holds_arrays(value) else _params(value)
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether a value is a pytree of arrays, and nothing that has another meaning here."""
+    other = isinstance(value, (Plan, nnx.Module, nn.Module)) or _is_train_state(value)
+    return not other and bool(split_arrays(value)[0])
+
+
+def check_mapping(function: str, params: Any) -> None:
+    """Refuse, with a TypeError, parameters of a model that are no mapping of its layers."""
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"{function}: params is {described(params)}: pass variables['params'], or the variables"
+        )
+
+
 def _rules(value: Any) -> Problem:
     if isinstance(value, RULES):
         return TypeError(f"is {described(value)}: pass a sequence, (rule,)")
@@ -163,6 +195,10 @@ def _plan_or_params(value: Any) -> Problem:
     if not isinstance(value, Mapping):
         return TypeError(f"is {described(value)}: pass a plan, or approximated dense parameters")
     return None
+
+
+def _plan_or_tree(value: Any) -> Problem:
+    return None if _holds_arrays(value) else _plan_or_params(value)
 
 
 def _sample(value: Any) -> Problem:
@@ -286,6 +322,9 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "make_plan.rules": _rules_of_plan,
     "plan": _plan,
     "plan_or_params": _plan_or_params,
+    # Of functions, whose parameters are any pytree.
+    "tree": _tree,
+    "plan_or_tree": _plan_or_tree,
     "sample": _sample,
     "batches": _batches,
     "moments": _moments,

@@ -1,4 +1,4 @@
-"""One name for all module systems: functions on models, whether of `flax.linen` or `flax.nnx`."""
+"""One name for all: functions on models of `flax.linen` and `flax.nnx`, and on pure functions."""
 
 from tdjax.dispatch.curves import budget_curve
 from tdjax.dispatch.data import collect_moments, reestimate_batch_stats

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import flax.linen as nn
@@ -56,6 +56,22 @@ def budget_curve(
 ) -> BudgetCurve: ...
 
 
+@overload
+def budget_curve(
+    model: Callable[..., Any],
+    params: Any,
+    sample: Any,
+    budgets: Sequence[Budget],
+    *,
+    moments: Mapping[str, LayerMoments],
+    cost: str | None = ...,
+    methods: Sequence[str] = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    seed: int = ...,
+) -> BudgetCurve: ...
+
+
 @on_models
 @on_any_mesh
 def budget_curve(
@@ -75,7 +91,8 @@ def budget_curve(
     """The predicted rise of the loss against size, with the plan for each of several budgets.
 
     `budget_curve(model, variables, sample, budgets, moments=moments)` for Linen,
-    `budget_curve(model, sample, budgets, moments=moments)` for NNX. The plans are those of
+    `budget_curve(model, sample, budgets, moments=moments)` for NNX, as for Linen with a function
+    and its parameters. The plans are those of
     `tdjax.allocate` with strategy "loss", each budget a limit that need not be used up; what the
     choices of the layers lose is measured once for all of them.
 
@@ -89,7 +106,7 @@ def budget_curve(
         ([1600, 2496, 3264], True)
 
     Arguments:
-        model, variables, sample, method: as for `tdjax.make_plan`.
+        model, variables, params, sample, method: as for `tdjax.make_plan`.
         budgets: each as for `tdjax.allocate`, and all of them counting the same.
         moments: from `tdjax.collect_moments` with a `loss_fn`, in whose units the rises are.
         cost, methods, rules, multiple_of, seed: as for `tdjax.allocate`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -10,9 +10,9 @@ import flax.linen as nn
 from flax import nnx
 
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import Method, called, checked_weights, example_losses
+from tdjax.arguments.called import Method, checked_weights, example_losses
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments, RowWeights, collect
 from tdjax.moments.sums import LossFn
 from tdjax.trace.call import WHOLE
@@ -48,6 +48,19 @@ def collect_moments(
 ) -> dict[str, LayerMoments]: ...
 
 
+@overload
+def collect_moments(
+    model: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    *,
+    loss_fn: LossFn | None = ...,
+    paths: str | Sequence[str] = ...,
+    memory: int = ...,
+    row_weights: RowWeights | None = ...,
+) -> dict[str, LayerMoments]: ...
+
+
 @on_models
 @partial(on_any_mesh, split=True)
 def collect_moments(
@@ -64,10 +77,10 @@ def collect_moments(
     """Second moments of what goes into each layer that can be factorised, and of what comes back.
 
     `collect_moments(model, variables, batches)` for Linen, `collect_moments(model, batches)` for
-    NNX, in the mode that the model's arguments set: batches without `train=True`, `model.eval()`.
-    Exact for every stride, padding, dilation and group; rows of zero padding count. Where batches
-    are split over devices, each sums its part. The patches of a convolution are not held, and
-    most of them not even made.
+    NNX, `collect_moments(apply_fn, params, batches)` for a function, in the mode that the model's
+    arguments set: batches without `train=True`, `model.eval()`. Exact for every stride, padding,
+    dilation and group; rows of zero padding count. Where batches are split over devices, each sums
+    its part. The patches of a convolution are not held, and most of them not even made.
 
         >>> import jax, tdjax
         >>> from flax import nnx
@@ -78,8 +91,8 @@ def collect_moments(
         ((1, 4, 4), (1, 2, 2))
 
     Arguments:
-        model: a Linen or NNX module.
-        variables: its trained variables, of Linen.
+        model: a Linen or NNX module, or a function of parameters and inputs.
+        variables, params: its trained variables, of Linen, or those parameters.
         batches: each the model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights`
             also a tuple (input, rest), whose rest these may use.
         loss_fn: (outputs, batch) -> losses of the examples, (batch,), or their mean. With it the
@@ -106,7 +119,9 @@ def collect_moments(
     room, arrays = room_of(model), with_arrays(model, variables)
     trace_of, reading = partial(room.trace, *arrays, method=method), WHOLE
     if loss_fn is not None or row_weights is not None:
-        reading, batches = read_batches("collect_moments", called(model, method), trace_of, batches)
+        reading, batches = read_batches(
+            "collect_moments", caller_of(model, variables, method), trace_of, batches
+        )
     return collect(
         trace_of, room.leaves(*arrays), batches,
         loss_fn=None if loss_fn is None else example_losses(loss_fn),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, overload
 
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 import tdjax.evaluate.errors
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import Method, called
-from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.arguments.called import Method
+from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
 from tdjax.plan.plan import Plan
@@ -46,6 +46,17 @@ def feature_errors(
 ) -> dict[str, dict[str, float]]: ...
 
 
+@overload
+def feature_errors(
+    model: Callable[..., Any],
+    params: Any,
+    plan_or_params: Any,
+    batches: Iterable[Any],
+    *,
+    key: Array | None = ...,
+) -> dict[str, dict[str, float]]: ...
+
+
 @on_models
 def feature_errors(
     model: Any,
@@ -58,11 +69,11 @@ def feature_errors(
 ) -> dict[str, dict[str, float]]:
     """Errors of each layer's output features F, one norm for each example, then the mean.
 
-    `feature_errors(model, variables, plan_or_params, batches)` for Linen,
-    `feature_errors(model, plan_or_params, batches)` for NNX. "absolute" is E norm(F - F~),
-    "relative" E norm(F - F~) / norm(F), "scaled" E norm(F - F~) / n_F with n_F the number of
-    features of one example (Schuurmans et al., ICLR 2023, batch size 1). Each layer sees the input
-    that the original network gives it.
+    `feature_errors(model, variables, plan_or_params, batches)` for Linen, `feature_errors(model,
+    plan_or_params, batches)` for NNX, `feature_errors(apply_fn, params, plan_or_params, batches)`
+    for a function. "absolute" is E norm(F - F~), "relative" E norm(F - F~) / norm(F), "scaled" E
+    norm(F - F~) / n_F with n_F the number of features of one example (Schuurmans et al., ICLR 2023,
+    batch size 1). Each layer sees the input that the original network gives it.
 
         >>> import jax, tdjax
         >>> from flax import nnx
@@ -74,8 +85,8 @@ def feature_errors(
         True
 
     Arguments:
-        model: a Linen or NNX module.
-        variables: the trained variables of a Linen model.
+        model: a Linen or NNX module, or a function of parameters and inputs.
+        variables, params: the trained variables of a Linen model, the parameters of a function.
         plan_or_params: a plan, whose decomposition is made with `key`, or approximated dense
             parameters: as from `tdjax.reconstruct_params` for Linen; for NNX a model as from
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
@@ -118,6 +129,18 @@ def candidate_feature_errors(
     *,
     chunk: int = ...,
     method: Method = ...,
+) -> dict[str, Float[np.ndarray, " n"]]: ...
+
+
+@overload
+def candidate_feature_errors(
+    model: Callable[..., Any],
+    params: Any,
+    path: str,
+    kernels: Kernels,
+    batches: Iterable[Any],
+    *,
+    chunk: int = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
 
@@ -168,6 +191,19 @@ def evaluate_candidates(
 ) -> Any: ...
 
 
+@overload
+def evaluate_candidates(
+    model: Callable[..., Any],
+    params: Any,
+    path: str,
+    kernels: Kernels,
+    batches: Iterable[Any],
+    metric_fn: MetricFn,
+    *,
+    chunk: int = ...,
+) -> Any: ...
+
+
 @on_models
 def evaluate_candidates(
     model: Any,
@@ -183,7 +219,8 @@ def evaluate_candidates(
     """Performance of a network with each of many kernels in place of one layer's, side by side.
 
     `evaluate_candidates(model, variables, path, kernels, batches, metric_fn)` for Linen,
-    `evaluate_candidates(model, path, kernels, batches, metric_fn)` for NNX. Everything that the
+    `evaluate_candidates(model, path, kernels, batches, metric_fn)` for NNX, as for Linen with a
+    function and its parameters. Everything that the
     layer's kernel does not reach runs once for a batch. Behind the layer, a compiled program maps
     over the candidates, to which they are a larger batch.
 
@@ -195,9 +232,9 @@ def evaluate_candidates(
         [2.0, 5.0]
 
     Arguments:
-        model: a Linen or NNX module.
-        variables: the trained variables of a Linen model.
-        path: '/'-joined path of the layer.
+        model: a Linen or NNX module, or a function of parameters and inputs.
+        variables, params: the trained variables of a Linen model, the parameters of a function.
+        path: '/'-joined path of the layer, of a function that of the array.
         kernels: (n, *kernel shape), the candidates.
         batches: each batch is the model's input as in `tdjax.make_plan`, or a tuple
             (input, rest), whose rest `metric_fn` may use.
@@ -213,7 +250,9 @@ def evaluate_candidates(
     """
     room, whole = room_of(model), with_arrays(model, variables)
     trace_of = partial(room.trace, *whole, method=method)
-    reading, batches = read_batches("evaluate_candidates", called(model, method), trace_of, batches)
+    reading, batches = read_batches(
+        "evaluate_candidates", caller_of(model, variables, method), trace_of, batches
+    )
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
     return candidate_means(function, arrays, kernels, batches, chunk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
 import flax.linen as nn
@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tdjax.arguments.called import Method
-from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.models import kind_of, on_models, room_of, with_arrays
+from tdjax.functions import FactorisedFunction
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.options import Options
 from tdjax.plan.plan import Plan
@@ -21,11 +22,13 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 @overload
-def factorize(model: nn.Module, plan: Plan) -> nn.Module: ...
+def factorize(  # type: ignore[overload-overlap]
+    model: nn.Module, plan: Plan
+) -> nn.Module: ...
 
 
 @overload
-def factorize(
+def factorize(  # type: ignore[overload-overlap]
     model: Model,
     plan: Plan,
     *,
@@ -37,6 +40,10 @@ def factorize(
     norm: str | None = ...,
     correct_bias: bool = ...,
 ) -> Model: ...
+
+
+@overload
+def factorize(model: Callable[..., Any], plan: Plan) -> FactorisedFunction: ...
 
 
 @on_models
@@ -55,8 +62,9 @@ def factorize(
     """The model with the layers of the plan factorised: same signature, fewer parameters.
 
     A Linen model has no parameters of its own: see `tdjax.factorize_params` for those; where the
-    plan has sparse corrections, it also takes their collection "sparsity". Of an NNX
-    model the result is a copy with the factors filled in; the model is not changed.
+    plan has sparse corrections, it also takes their collection "sparsity". Nor has a function: the
+    result is called as small(factors, *inputs). Of an NNX model the result is a copy with the
+    factors filled in; the model is not changed.
 
         >>> import jax, jax.numpy as jnp, tdjax
         >>> from flax import nnx
@@ -67,7 +75,7 @@ def factorize(
         ((64, 4), (8, 64))
 
     Arguments:
-        model: a Linen or NNX module.
+        model: a Linen or NNX module, or a function of parameters and inputs.
         plan: from `tdjax.make_plan`.
         key, init, max_iters, tol, moments, norm, correct_bias: for NNX alone, see
             `tdjax.factorize_params`.
@@ -77,7 +85,7 @@ def factorize(
     another. For NNX KeyError or ValueError for a model that does not fit the plan and ValueError
     for NaN or Inf in a kernel, naming the layer.
     """
-    if isinstance(model, nn.Module):
+    if kind_of(model).held is not None:
         return room_of(model).factorize(model, plan)
     return room_of(model).factorize(
         model, plan, key=key, init=init, max_iters=max_iters, tol=tol, moments=moments, norm=norm,
@@ -118,6 +126,22 @@ def factorize_sequentially(
 ) -> Model: ...
 
 
+@overload
+def factorize_sequentially(
+    model: Callable[..., Any],
+    params: Any,
+    plan: Plan,
+    batches: Iterable[Any],
+    *,
+    moments: Mapping[str, LayerMoments] | None = ...,
+    correct_bias: bool = ...,
+    key: Array | None = ...,
+    init: str = ...,
+    max_iters: int = ...,
+    tol: float | Float[Array, ""] = ...,
+) -> Any: ...
+
+
 @on_models
 def factorize_sequentially(
     model: Any,
@@ -136,11 +160,12 @@ def factorize_sequentially(
     """Factors of all layers of a plan, each making up for what the layers before it lost.
 
     `factorize_sequentially(model, variables, plan, batches)` for Linen gives the parameters of the
-    factorised model, `factorize_sequentially(model, plan, batches)` for NNX that model. Layers are
-    decomposed in the order in which they are called, each in the norm of the inputs that the
-    compressed network so far gives it, towards the outputs that the original gave: the least
-    change of E norm(W^T x - W~^T x^)^2 (Kalle et al., NeurIPS 2025). Layers of a stack, and layers
-    inside a scan, take the inputs of the compressed network towards their own kernel.
+    factorised model, `factorize_sequentially(model, plan, batches)` for NNX that model,
+    `factorize_sequentially(apply_fn, params, plan, batches)` the parameters of a function. Layers
+    are decomposed in the order in which they are called, each in the norm of the inputs that the
+    compressed network so far gives it, towards the outputs that the original gave: the least change
+    of E norm(W^T x - W~^T x^)^2 (Kalle et al., NeurIPS 2025). Layers of a stack, and layers inside
+    a scan, take the inputs of the compressed network towards their own kernel.
 
         >>> import flax.linen as nn, jax, tdjax
         >>> model, x = nn.Dense(16), jax.random.normal(jax.random.key(0), (200, 16))

@@ -11,14 +11,16 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 from flax import nnx
 
+import tdjax.functions
 import tdjax.linen
 import tdjax.nnx
+from tdjax.arguments.called import Method, called
 from tdjax.arguments.checks import call_text, check_arguments
 from tdjax.arguments.described import described
 from tdjax.hints import did_you_mean
@@ -32,13 +34,19 @@ class Kind(NamedTuple):
         room: the adapter: a package with the functions of this one, under the same names.
         held: name of the argument that its arrays come in; None where a model holds them.
         name, note: what messages say of them, and to a wrong number of arguments.
+        checks: names of other checks of arguments than their own, by name.
+        lacks: names of the functions on models that take none of them.
+        without: names of the arguments that mean nothing for them.
     """
 
-    base: type
+    base: Any
     room: types.ModuleType
     held: str | None
     name: str
     note: str
+    checks: Mapping[str, str] = types.MappingProxyType({})
+    lacks: Sequence[str] = ()
+    without: Sequence[str] = ()
 
 
 KINDS = (
@@ -56,20 +64,31 @@ KINDS = (
         "a flax.nnx.Module",
         "an NNX model holds its variables and comes alone",
     ),
+    Kind(
+        Callable,
+        tdjax.functions,
+        "params",
+        "a function apply(params, *inputs)",
+        "a function holds no arrays and comes with its parameters",
+        checks={"params": "tree", "plan_or_params": "plan_or_tree"},
+        lacks=("remove_dead", "reestimate_batch_stats"),
+        without=("method",),
+    ),
 )
 
 
 def kind_of(model: Any) -> Kind:
     """The kind of a model. Raises TypeError for something that is none."""
     for kind in KINDS:
-        if isinstance(model, kind.base):
+        if isinstance(model, kind.base) and not isinstance(model, type):
             return kind
     remedy = ""
-    if isinstance(model, type) and issubclass(model, tuple(kind.base for kind in KINDS)):
+    if isinstance(model, type):
         remedy = f": make an instance, {model.__name__}(...)"
     elif isinstance(model, Mapping):
         remedy = ": the model comes first, then its variables"
-    expected = " or ".join(kind.name for kind in KINDS)
+    *most, last = (kind.name for kind in KINDS)
+    expected = f"{', '.join(most)} or {last}"
     raise TypeError(f"expected {expected}, got {described(model)}{remedy}")
 
 
@@ -83,6 +102,13 @@ def with_arrays(model: Any, variables: Any) -> tuple[Any, ...]:
     return (model,) if kind_of(model).held is None else (model, variables)
 
 
+def caller_of(model: Any, variables: Any, method: Method) -> Callable[..., Any]:
+    """What of a model is called with inputs; its signature is that of the inputs."""
+    if room_of(model) is tdjax.functions:
+        return functools.partial(model, variables)
+    return called(model, method)
+
+
 def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function on models of all kinds, whose first argument is the model.
 
@@ -90,21 +116,24 @@ def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
     where it takes `variables`, those are None for a model that holds its arrays.
     """
     name, whole = function.__name__, inspect.signature(function)
-    signatures = {kind.base: signature_of(whole, kind) for kind in KINDS}
+    signatures = {kind.name: signature_of(whole, kind) for kind in KINDS}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not args and "model" not in kwargs:
             raise TypeError(f"{name}: the model is missing; the call is {call_text(name, whole)}")
         kind = kind_of(args[0] if args else kwargs["model"])
-        signature = signatures[kind.base]
+        if name in kind.lacks:
+            takers = " or ".join(other.name for other in KINDS if name not in other.lacks)
+            raise TypeError(f"{name}: takes {takers}, not {kind.name}")
+        signature = signatures[kind.name]
         text = call_text(name, signature)
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             note = _note(kind, signature, whole, kwargs)
             raise TypeError(f"{name}: {error}: {note}; the call is {text}") from None
-        check_arguments(name, text, given)
+        check_arguments(name, text, given, kind.checks)
         if "variables" in whole.parameters:
             given["variables"] = None if kind.held is None else given.pop(kind.held)
         return function(**given)
@@ -120,6 +149,8 @@ def signature_of(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
     """
     found = []
     for parameter in whole.parameters.values():
+        if parameter.name in kind.without:
+            continue
         if parameter.name == "variables":
             if kind.held is not None:
                 found.append(parameter.replace(name=kind.held))
@@ -137,6 +168,8 @@ def _note(
 ) -> str:
     """What to do about arguments that do not fit a kind of models."""
     for name in kwargs.keys() - signature.parameters.keys():
+        if name in kind.without:
+            return f"{name} means nothing for {kind.name}"
         if name in whole.parameters and name != "variables":
             return f"{name} belongs to tdjax.factorize_params(params, plan, {name}=...)"
         near = did_you_mean(name, signature.parameters)

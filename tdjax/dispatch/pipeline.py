@@ -17,11 +17,11 @@ from tdjax.allocation.allocate import check_reach
 from tdjax.allocation.limits import Budget, check_one, shares_of
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import Method, called, number_of
+from tdjax.arguments.called import Method, number_of
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.factors import factorize
-from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
 from tdjax.dispatch.planning import allocate
 from tdjax.moments.collect import LayerMoments, RowWeights
 from tdjax.moments.sums import LossFn
@@ -43,7 +43,7 @@ class Compressed:
 
     Arguments:
         model: factorised; called as the original.
-        variables: of a Linen model; None for NNX.
+        variables: of a Linen model, or the parameters of a function; None for NNX.
         plan: what became of each layer.
     """
 
@@ -93,6 +93,26 @@ def compress(
 ) -> Compressed: ...
 
 
+@overload
+def compress(
+    model: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    *,
+    budget: Budget | None = ...,
+    loss_fn: LossFn | None = ...,
+    target: LossRise | None = ...,
+    cost: str | None = ...,
+    methods: Sequence[str] = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    row_weights: RowWeights | None = ...,
+    memory: int = ...,
+    key: Array | None = ...,
+    progress: Progress = ...,
+) -> Compressed: ...
+
+
 @on_models
 def compress(
     model: Any,
@@ -115,7 +135,8 @@ def compress(
     """A smaller model under a budget, from batches of data, without any training.
 
     `compress(model, variables, batches, budget=0.5)` for Linen, `compress(model, batches,
-    budget=0.5)` for NNX. What it does step by step, each a function of its own:
+    budget=0.5)` for NNX, `compress(apply_fn, params, batches, budget=0.5)` for a function, whose
+    biases are not known and stay. What it does step by step, each a function of its own:
 
     1. `tdjax.collect_moments`, with the gradient of the loss;
     2. `tdjax.allocate` with strategy "loss": formats and ranks where the loss rises least;
@@ -135,8 +156,8 @@ def compress(
         ((1000, 64), 0.48)
 
     Arguments:
-        model, variables, method: as for `tdjax.make_plan`, in the mode in which the model is used:
-            batches without `train=True`, `model.eval()`.
+        model, variables, params, method: as for `tdjax.make_plan`, in the mode in which the model
+            is used: batches without `train=True`, `model.eval()`.
         batches: a list or the like, some hundred to some thousand examples in all: each the
             model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights` also a tuple
             (input, rest), whose rest these may use.
@@ -215,7 +236,9 @@ class _Source:
 
     def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """What a function on models returns."""
-        return function(*self.arrays, *args, method=self.method, **options)
+        if "method" not in kind_of(self.model).without:
+            options["method"] = self.method
+        return function(*self.arrays, *args, **options)
 
     def inventory(self) -> Inventory:
         """The layers of the model."""
@@ -244,7 +267,7 @@ def _source(
         arrays = with_arrays(model, without_explicit_axes(variables))
         trace_of = partial(room_of(model).trace, *arrays, method=method)
         plain = [without_explicit_axes(first)]
-        reading, _ = read_batches("compress", called(model, method), trace_of, plain)
+        reading, _ = read_batches("compress", caller_of(model, variables, method), trace_of, plain)
     return _Source(model, variables, batches, reading, reading.inputs(first), method)
 
 
@@ -254,6 +277,9 @@ def _factorised(
     options: dict[str, Any] = {"key": key, "moments": moments, "correct_bias": True}
     if source.variables is None:
         return Compressed(factorize(source.model, plan, **options), None, plan)
+    if kind_of(source.model).held == "params":
+        params = factorize_params(source.variables, plan, **options)
+        return Compressed(factorize(source.model, plan), params, plan)
     variables = dict(source.variables)
     if any(entry.nonzeros for entry in plan.layers):
         # The indices of sparse corrections are a collection of their own.

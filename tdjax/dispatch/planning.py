@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import flax.linen as nn
@@ -43,6 +43,12 @@ def make_plan(
 ) -> Plan: ...
 
 
+@overload
+def make_plan(
+    model: Callable[..., Any], params: Any, rules: Sequence[Rule], sample: Any
+) -> Plan: ...
+
+
 @on_models
 @on_any_mesh
 def make_plan(
@@ -51,7 +57,9 @@ def make_plan(
     """Decide for every layer of a model which format it gets.
 
     `make_plan(model, variables, rules, sample)` for Linen, `make_plan(model, rules, sample)` for
-    NNX.
+    NNX, `make_plan(apply_fn, params, rules, sample)` for any pure function of parameters and inputs
+    that JAX can trace: its layers are the arrays of `params` that go into products as they are,
+    under the '/'-joined paths of the pytree.
 
         >>> import flax.linen as nn, jax, jax.numpy as jnp, tdjax
         >>> model, x = nn.Dense(64), jnp.ones((8, 32))
@@ -62,16 +70,18 @@ def make_plan(
         (11,)
 
     Arguments:
-        model: any Linen or NNX module; nothing in it needs to know of this library.
+        model: any Linen or NNX module, or a function apply_fn(params, *inputs); nothing in it
+            needs to know of this library.
         variables: of a Linen model, as `model.init` returns them; arrays or shapes. Method "auto"
             needs arrays.
+        params: of a function, any pytree of arrays or shapes; what else is in it is static.
         rules: the first whose path matches a layer decides; see `tdjax.Rule`.
         sample: one batch as the model takes it, arrays or shapes: the input, a tuple of
             positional or a dict of keyword arguments. The first axis is the batch.
         method: how the model is called, where not by its own call: the name of one of its
             methods, as "encode", or a function of the model and the inputs, as
             `lambda model, x: model.decode(model.encode(x))`. The model that is factorised answers
-            to all of its methods.
+            to all of its methods. Not for functions.
 
     Raises ValueError for a rule that matches no layer or asks for ranks out of range, and for a
     sample that the model cannot be called with; TypeError for something that is no module.
@@ -89,15 +99,20 @@ def layer_table(
 def layer_table(model: nnx.Module, sample: Any, *, method: Method = ...) -> tuple[Layer, ...]: ...
 
 
+@overload
+def layer_table(model: Callable[..., Any], params: Any, sample: Any) -> tuple[Layer, ...]: ...
+
+
 @on_models
 def layer_table(
     model: Any, variables: Any, sample: Any, *, method: Method = None
 ) -> tuple[Layer, ...]:
     """All modules of a model that hold a weight array, in the order in which they are called.
 
-    `layer_table(model, variables, sample)` for Linen, `layer_table(model, sample)` for NNX. No
-    arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
-    Modules that cannot be factorised are listed with the obstacle.
+    `layer_table(model, variables, sample)` for Linen, `layer_table(model, sample)` for NNX,
+    `layer_table(apply_fn, params, sample)` for a function, of which all arrays of two axes or more
+    are listed. No arithmetic is done: the model is traced with shapes. Arguments and errors as
+    `make_plan`. Modules that cannot be factorised are listed with the obstacle.
 
         >>> import jax, jax.numpy as jnp, tdjax
         >>> from flax import nnx
@@ -149,6 +164,26 @@ def allocate(
 ) -> Plan: ...
 
 
+@overload
+def allocate(
+    model: Callable[..., Any],
+    params: Any,
+    sample: Any,
+    *,
+    budget: Budget | None = ...,
+    cost: str | None = ...,
+    strategy: str | None = ...,
+    methods: Sequence[str] = ...,
+    moments: Mapping[str, LayerMoments] | None = ...,
+    splits: Sequence[int] | None = ...,
+    objective: str = ...,
+    seed: int = ...,
+    rules: Rules = ...,
+    multiple_of: int = ...,
+    target: LossRise | None = ...,
+) -> Plan: ...
+
+
 @on_models
 @on_any_mesh
 def allocate(
@@ -172,7 +207,8 @@ def allocate(
     """A plan that keeps a share of the whole network, formats and ranks chosen together.
 
     `allocate(model, variables, sample, budget=0.5)` for Linen, `allocate(model, sample,
-    budget=0.5)` for NNX. Strategies, by what they make least:
+    budget=0.5)` for NNX, `allocate(apply_fn, params, sample, budget=0.5)` for a function.
+    Strategies, by what they make least:
 
     - "uniform": every layer keeps the same share, in the first of `methods` that makes it
       smaller; weights may be shapes alone.
@@ -200,7 +236,7 @@ def allocate(
         (96,)
 
     Arguments:
-        model, variables, sample, method: as for `tdjax.make_plan`.
+        model, variables, params, sample, method: as for `tdjax.make_plan`.
         budget: share of the whole network kept, in (0, 1): of all its parameters, biases and
             normalisation included, or of its multiply-accumulates, with those that no layer does.
             Or limits by name, {"params": 0.5, "macs": 0.6}: the plan is within both, and loses
@@ -225,7 +261,8 @@ def allocate(
             rise of the loss is no greater; for "loss".
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
-    and above none.
+    and above none; multiply-accumulates of a model whose layers run under conditions are as near
+    below it as a search over the sum of all layers gets.
 
     Raises ValueError for a budget that cannot be met, with what is within reach, for a rule that
     matches no layer or asks for what its layers cannot have, for an unknown name, for moments that

@@ -12,20 +12,12 @@ from flax import nnx
 import tdjax.params.saving
 from tdjax.arguments.described import described
 from tdjax.nnx.saving import restored, variables_of
+from tdjax.params.leaves import like_tree, of_leaves
 from tdjax.params.tree import mappings
 from tdjax.plan.plan import Plan
 
-Model = TypeVar("Model", bound=nnx.Module)
-
-
-@overload
-def save_factorised(
-    folder: str | os.PathLike[str], params: Mapping[Any, Any], plan: Plan
-) -> None: ...
-
-
-@overload
-def save_factorised(folder: str | os.PathLike[str], params: nnx.Module, plan: Plan) -> None: ...
+# An NNX model, or a function's parameters.
+Tree = TypeVar("Tree")
 
 
 def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Any) -> None:
@@ -49,13 +41,15 @@ def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Any) -> N
             a whole dict of variables with such a "params", which sparse corrections need. Axis
             names around an array (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it,
             a mesh and rules are not. Or an NNX model, with its statistics and its keys and counters
-            of random numbers, its state, or a pure dict of that.
+            of random numbers, its state, or a pure dict of that. Of a function any pytree of
+            arrays, which is saved as mappings with the names along the arrays' paths.
         plan: the plan that the parameters were factorised by.
 
     Raises ValueError for parameters that do not fit the plan, for a pytree of anything but
     mappings and arrays, and for a folder that holds anything else, which is not touched.
     """
-    of_nnx = isinstance(params, (nnx.Module, nnx.State)) or _numbered(params)
+    own = isinstance(plan, Plan) and of_leaves(plan)
+    of_nnx = not own and (isinstance(params, (nnx.Module, nnx.State)) or _numbered(params))
     if of_nnx and isinstance(plan, Plan):
         params = variables_of(params)
     tdjax.params.saving.save_factorised(folder, params, plan)
@@ -66,7 +60,7 @@ def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
 
 
 @overload
-def load_factorised(folder: str | os.PathLike[str], *, like: Model) -> tuple[Model, Plan]: ...
+def load_factorised(folder: str | os.PathLike[str], *, like: Tree) -> tuple[Tree, Plan]: ...
 
 
 def load_factorised(folder: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Plan]:
@@ -80,19 +74,25 @@ def load_factorised(folder: str | os.PathLike[str], *, like: Any = None) -> tupl
         like: an NNX model with the layers of the one that was factorised, arrays or the shapes that
             `nnx.eval_shape` gives; or the factorised one. The model that is returned is one with
             its settings and modes and the arrays that were saved; nothing is decomposed, and
-            `like` is not changed. None for parameters alone, which need no model.
+            `like` is not changed. Of a function's parameters a pytree of the same structure, of
+            dense arrays, of factors or of shapes, in which the arrays come back; mappings need
+            none. None for parameters alone, which need no model.
 
     Raises CheckpointError where nothing was saved, and for what is damaged or does not fit
     together; the message names the folder, and for parameters that do not fit the plan the layer
     with the expected and the found shape. ValueError for a `like` that does not fit.
     """
-    if like is not None and not isinstance(like, nnx.Module):
+    tree, plan = tdjax.params.saving.load_factorised(folder)
+    if like is None:
+        return tree, plan
+    if of_leaves(plan):
+        return like_tree(like, tree, plan), plan
+    if not isinstance(like, nnx.Module):
         raise TypeError(
             f"load_factorised: like is {described(like)}: pass an NNX model; one that holds no "
             "arrays needs none, and takes the parameters that load_factorised(folder) returns"
         )
-    tree, plan = tdjax.params.saving.load_factorised(folder)
-    return (tree if like is None else restored(like, tree, plan)), plan
+    return restored(like, tree, plan), plan
 
 
 def _numbered(params: Any) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -16,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.linen.intercept import Interceptor, apply_inside
 from tdjax.linen.place import Path, Place
-from tdjax.moments.pooled import LEFT, Pooled, batch_statistics
+from tdjax.moments.pooled import Masks, Pooled, batch_statistics, statistics_coming_out
 from tdjax.params.tree import join_path
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
 
@@ -41,9 +42,9 @@ def reestimate_batch_stats(
         arrays, frame = split_arrays(call_arguments(batch))
         if frame not in steps:
             steps[frame] = _step(model, method, frame)
-        with calling_the_model(batch):
-            means, variances = steps[frame](variables, arrays)
-        pooled.add(means, variances, batch_size(arrays))
+        with statistics_coming_out((flax.errors.JaxTransformError,)), calling_the_model(batch):
+            means, variances, shares = steps[frame](variables, arrays)
+        pooled.add(means, variances, shares, batch_size(arrays))
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")
     for kind, values in zip(("mean", "var"), pooled.mean_and_variance(), strict=True):
@@ -60,38 +61,39 @@ def keeps_batch_stats(model: nn.Module, variables: Mapping[str, Any]) -> bool:
 
 
 def _step(model: nn.Module, method: Method, frame: Any) -> Callable[..., Any]:
-    """(variables, arrays) -> means and variances of one batch, by path."""
+    """(variables, arrays) -> means, variances and weights of one batch, by path."""
 
     @jax.jit
     def step(variables: Any, arrays: Any) -> Any:
         every = flatten_dict(variables["batch_stats"])
         args, kwargs = frame.join(arrays)
 
-        def after(start: dict[Path, Any]) -> Any:
+        def after(start: dict[Path, Any], masks: Masks) -> Any:
             # A collection of another name every time: `nn.jit` in the model traces again.
             mutable = ["batch_stats", f"tdjax_{next(_passes)}"]
             call = partial(call_model, method=method, args=args, kwargs=kwargs)
             given = {**variables, "batch_stats": unflatten_dict({**every, **start})}
-            interceptor_at = partial(_training, set())
+            interceptor_at = partial(_training, set(), masks)
             _, changed = apply_inside(model, interceptor_at, given, call, mutable=mutable)
             made = flatten_dict(changed["batch_stats"])
             return {path: made[path] for path in start}
 
         known = {path: x for path, x in every.items() if path[-1] in ("mean", "var")}
-        found = batch_statistics(after, known)
+        found, weights = batch_statistics(after, known)
         return tuple(
-            {path[:-1]: x for path, x in found.items() if path[-1] == kind}
-            for kind in ("mean", "var")
+            {path[:-1]: x for path, x in own.items() if path[-1] == kind}
+            for own, kind in ((found, "mean"), (found, "var"), (weights, "mean"))
         )
 
     return step
 
 
-def _training(reached: set[Path], place: Place) -> Interceptor:
+def _training(reached: set[Path], masks: Masks, place: Place) -> Interceptor:
     """An interceptor that lets batch normalisation keep the statistics of the batch.
 
     Arguments:
         reached: filled in: the layers that do.
+        masks: of this run.
     """
 
     def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -100,8 +102,15 @@ def _training(reached: set[Path], place: Place) -> Interceptor:
             return next_fun(*args, **kwargs)
         if getattr(context.orig_method, "func", None) is NORMALISES:
             reached.add(path)
-            with _settings(module, momentum=LEFT, use_running_average=None):
-                return next_fun(*args[:1], **{**kwargs, "use_running_average": False})
+            before = {kind: module.get_variable("batch_stats", kind) for kind in ("mean", "var")}
+            with _settings(module, momentum=0.0, use_running_average=None):
+                output = next_fun(*args[:1], **{**kwargs, "use_running_average": False})
+            x = args[0] if args else kwargs["x"]
+            share = masks.share(x, module.axis, kwargs.get("mask"))
+            for kind, old in before.items():
+                batch = module.get_variable("batch_stats", kind)
+                module.put_variable("batch_stats", kind, masks.kept(old, batch, share))
+            return output
         output = next_fun(*args, **kwargs)
         _check(module, path, reached)
         return output

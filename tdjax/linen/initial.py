@@ -43,7 +43,7 @@ def stage_initializer(
         array = unboxed(value)
         if drawn:
             kernel = _size(init, _kernel_shape(entry))
-            array = _rescaled(
+            array = rescaled(
                 array, key, kernel,
                 ranks=entry.ranks, parts=len(entry.stages), last=stage == entry.stages[-1],
             )  # fmt: skip
@@ -55,7 +55,7 @@ def stage_initializer(
 
 
 @partial(jax.jit, static_argnames=("ranks", "parts", "last"))
-def _rescaled(
+def rescaled(
     array: Array,
     key: Array,
     kernel: Float[Array, ""],

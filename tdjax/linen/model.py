@@ -10,7 +10,7 @@ outermost call of the model's own methods the parameters that it has, or has mad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -19,11 +19,14 @@ from typing import Any
 
 import flax.linen as nn
 
+from tdjax.linen import own
 from tdjax.linen.fit import check_call, check_params
 from tdjax.linen.intercept import Interceptor, changed, changes_of, dense_class
 from tdjax.linen.kinds import KINDS
 from tdjax.linen.place import Path, Place
+from tdjax.linen.watch import watch
 from tdjax.params.tree import join_path
+from tdjax.plan.layers import OWN
 from tdjax.plan.plan import Plan, PlannedLayer
 
 # Models whose methods are running, by the key of their place, in one thread.
@@ -88,9 +91,16 @@ class Factors:
     def interceptor(self, place: Place) -> Interceptor:
         """Answers the calls of the plan's layers, and holds what it meets against the plan."""
 
+        def refuse(path: Path, name: str) -> None:
+            entry = self.entries.get(join_path(*path))
+            if entry is not None and name == entry.layer.storage.name:
+                raise ValueError(_asked([entry], "by get_variable or has_variable"))
+
         def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
             module, method = context.module, context.method_name
             entry, kind = self.entries.get(join_path(*path)), KINDS.get(dense_class(type(module)))
+            if entry is not None and kind is None and entry.layer.kind == OWN:
+                return own.answer(module, entry, method, next_fun, args, kwargs)
             if entry is None or kind is None or method not in kind.methods:
                 return next_fun(*args, **kwargs)
             check_call(kind, entry, module, method, [*args, *kwargs.values()])
@@ -100,6 +110,7 @@ class Factors:
             path = place.path_of(context.module)
             if path is None:
                 return next_fun(*args, **kwargs)
+            watch(context.module, place, refuse)
             if path or context.method_name == "setup" or place.key in _running.get():
                 return answer(next_fun, args, kwargs, context, path)
             whole = context.method_name == "__call__" and not self.part
@@ -153,12 +164,15 @@ def _asking_for_kernels(plan: Plan) -> Iterator[None]:
         named = [e for e in plan.factorised if _names(error, e.layer.storage.name)]
         if not named:
             raise
-        paths = ", ".join(repr(entry.layer.path) for entry in named)
-        raise ValueError(
-            f"the model's own code asks for the {named[0].layer.storage.name} of a factorised "
-            f"layer, if only for its shape ({type(error).__name__}: {error}): leave that layer out "
-            f"of the rules; factorised are {paths}"
-        ) from error
+        raise ValueError(_asked(named, f"{type(error).__name__}: {error}")) from error
+
+
+def _asked(entries: Sequence[PlannedLayer], how: str) -> str:
+    paths = ", ".join(repr(entry.layer.path) for entry in entries)
+    return (
+        f"the model's own code asks for the {entries[0].layer.storage.name} of a factorised layer, "
+        f"if only for its shape ({how}): leave that layer out of the rules; factorised are {paths}"
+    )
 
 
 def _names(error: Exception, weight: str) -> bool:

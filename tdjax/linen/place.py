@@ -37,9 +37,11 @@ class Place:
 
     def path_of(self, module: nn.Module) -> Path | None:
         """The path of a module from the model on; None for a module of another model."""
-        if module.scope is None:
-            return None
-        path, counters = tuple(module.scope.path), self.counters
+        return None if module.scope is None else self.path_of_scope(module.scope)
+
+    def path_of_scope(self, scope: Any) -> Path | None:
+        """As `path_of`, of the module of a scope."""
+        path, counters = tuple(scope.path), self.counters
         start = len(self.path)
         if path[:start] != self.path:
             return None
@@ -47,7 +49,7 @@ class Place:
             counters = counters.get((child_rng_token, name))
             if counters is None:
                 return None
-        return path[start:] if counters is module.scope.rng_counters else None
+        return path[start:] if counters is scope.rng_counters else None
 
 
 def place_of(model: nn.Module) -> Place | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,9 +14,12 @@ import jax
 
 from tdjax.allocation.auto import best_format
 from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.functions.own import record_own
 from tdjax.linen.intercept import Interceptor, apply_inside, dense_class
 from tdjax.linen.kinds import KINDS
-from tdjax.linen.place import Place
+from tdjax.linen.own import found_call
+from tdjax.linen.place import Path, Place
+from tdjax.linen.watch import watch
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
 from tdjax.plan.decide import plan_layers
@@ -50,7 +54,7 @@ def make_plan(
     """
     found = inventory(model, variables, sample, method)
     choose = best_format(found.array_of)
-    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs, found.work)
 
 
 def inventory(
@@ -66,7 +70,7 @@ def inventory(
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
     other = total - sum(layer.size for layer in table)
-    return Inventory(table, other, array_of, traced.other_macs)
+    return Inventory(table, other, array_of, traced.other_macs, traced.branched)
 
 
 def layer_table(
@@ -137,13 +141,29 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
         place: of the model. Those that it applies inside are other models.
     """
     kinds: dict[str, str] = {}
+    running: Counter[Path] = Counter()
 
-    def record(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def asked(names: Path, name: str) -> None:
+        if not running[names]:
+            recorder.asked["params", *names, name] = "the model asks for it, or its shape"
+
+    def watched(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        names = place.path_of(context.module)
+        if names is None:
+            return next_fun(*args, **kwargs)
+        watch(context.module, place, asked)
+        running[names] += 1
+        try:
+            return record(next_fun, args, kwargs, context, names)
+        finally:
+            running[names] -= 1
+
+    def record(next_fun: Any, args: Any, kwargs: Any, context: Any, names: Path) -> Any:
         module, method = context.module, context.method_name
         _trace_anew(module)
-        kind, names = KINDS.get(dense_class(type(module))), place.path_of(module)
+        kind = KINDS.get(dense_class(type(module)))
         known = method == "__call__" if kind is None else method in kind.methods
-        if not known or method == "setup" or names is None or not _owns_weights(params, names):
+        if not known or method == "setup" or not _owns_weights(params, names):
             return next_fun(*args, **kwargs)
         path, name = join_path(*names), type(module).__name__
         kernel = None if kind is None else module.variables["params"][kind.weight]
@@ -153,6 +173,11 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
             array = ("params", *names, kind.weight)
             layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
+        found = found_call(module, args, kwargs) if kind is None else None
+        if found is not None:
+            kinds[path] = name
+            shapes = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
+            return record_own(found, path, ("params", *names, found.name), recorder, shapes)
         number, output = recorder.number(), next_fun(*args, **kwargs)
         # A transformed class calls the plain one, which was here first.
         if kinds.setdefault(path, name) == name:
@@ -163,7 +188,7 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
             recorder.calls[number] = TracedCall(entry)
         return output
 
-    return record
+    return watched
 
 
 class _New:

@@ -230,8 +230,16 @@ def _layer(
 
 
 def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:
-    """Number of rows that went into some calls."""
-    return sum((sums.inputs[n].rows.reshape(-1)[0] for sums, n in calls), jnp.zeros(()))
+    """Number of rows that went into one layer in some calls.
+
+    Those of a stack that are taken by their numbers are taken to be called equally often.
+    """
+
+    def number(sums: _SumsOfShape, n: int) -> Float[Array, ""]:
+        made = sums.trace.calls[n]
+        return sums.inputs[n].rows.reshape(-1)[0] / (made.layer.copies if made.indexed else 1)
+
+    return sum((number(sums, n) for sums, n in calls), jnp.zeros(()))
 
 
 def _mean(sums: Sequence[Array], number: Float[Array, ""]) -> Array | None:

@@ -3,36 +3,80 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from tdjax.moments.finite import Watch
 
 # Of what a layer knew, the share that is left after a call in training mode.
 LEFT = 1 - 2**-4
+# The weight of statistics that no row of a batch has changed.
+NO_ROWS = 1e-30
+
+
+@dataclass
+class Masks:
+    """What is known of the masks of one run, and what the run is for.
+
+    Attributes:
+        counting: whether layers keep the share of the rows that count, in place of statistics.
+        seen: whether a layer had a mask.
+    """
+
+    counting: bool = False
+    seen: bool = False
+
+    def share(self, x: Array, axis: int | Sequence[int], mask: Array | None) -> Any:
+        """Of the rows of a layer's input, the share that its mask lets count, by feature."""
+        if mask is None:
+            return 1.0
+        self.seen = True
+        features = {k % x.ndim for k in ([axis] if isinstance(axis, int) else axis)}
+        rows = tuple(k for k in range(x.ndim) if k not in features)
+        # As Flax reads a mask.
+        return jnp.broadcast_to(jnp.asarray(mask, bool), x.shape).mean(rows)
+
+    def kept(self, before: Array, batch: Array, share: Any) -> Array:
+        """What a layer keeps after a call.
+
+        Arguments:
+            before: what it kept.
+            batch: the statistic of the rows of this call that count.
+        """
+        own = share if self.counting else jnp.where(share > 0, share * batch, 0)
+        # Loops carry it, in the numbers that it has.
+        return (LEFT * before + (1 - LEFT) * own).astype(before.dtype)
 
 
 def batch_statistics(
-    after: Callable[[dict[Any, Any]], Mapping[Any, Any]], known: Mapping[Any, Any]
-) -> dict[Any, Any]:
-    """Running statistics as one batch would have them alone; known ones where it does not come.
+    after: Callable[[dict[Any, Any], Masks], Mapping[Any, Any]], known: Mapping[Any, Any]
+) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Running statistics as one batch would have them alone, and their weights.
+
+    Where it does not come, known ones that weigh next to nothing.
 
     How often a layer is called is not told: transformations run calls in loops, and trace one call
     twice. So the model runs from two starts. What is left of their difference tells the share of
     the calls in the statistics, and with it their mean; all else in the two runs is the same.
+    Where rows are masked, a third run counts them.
 
     Arguments:
         after: statistics before a batch -> those after it, each call leaving the share `LEFT`.
         known: the statistics that there are, by any keys.
     """
-    low = after({key: jnp.zeros_like(x) for key, x in known.items()})
+    masks, zeros = Masks(), {key: jnp.zeros_like(x) for key, x in known.items()}
+    low = after(zeros, masks)
     # As large as the statistics, for the difference to be exact.
     far = {key: 1 + jnp.abs(x).max() for key, x in low.items()}
-    high = after({key: jnp.full_like(x, far[key]) for key, x in known.items()})
-    found = {}
+    high = after({key: jnp.full_like(x, far[key]) for key, x in known.items()}, masks)
+    shares = after(zeros, Masks(counting=True)) if masks.seen else None
+    found, weights = {}, {}
     for key, x in known.items():
         left = (high[key] - low[key]) / far[key]
         # Of whole calls, of which the difference tells the number and rounds the share.
@@ -40,8 +84,12 @@ def batch_statistics(
         left = jnp.where(calls == 1, LEFT, LEFT**calls)
         # Where NaN is, too, which is seen later.
         reached = ~(left > (1 + LEFT) / 2)
-        found[key] = jnp.where(reached, low[key] / jnp.where(reached, 1 - left, 1), x)
-    return found
+        once = jnp.where(reached, 1 - left, 1)
+        counted = once if shares is None else shares[key]
+        reached &= counted > 0
+        found[key] = jnp.where(reached, low[key] / jnp.where(reached, counted, 1), x)
+        weights[key] = jnp.where(reached, counted / once, NO_ROWS)
+    return found, weights
 
 
 class Pooled:
@@ -58,30 +106,58 @@ class Pooled:
         """
         self.examples = 0
         self.sums: Any = None
+        self.weights: Any = None
         self._watch = Watch(function)
 
-    def add(self, means: Any, variances: Any, examples: int) -> None:
-        """Add a batch: two mappings by layer, in any order.
+    def add(self, means: Any, variances: Any, shares: Any, examples: int) -> None:
+        """Add a batch: mappings by layer, in any order.
+
+        Arguments:
+            shares: of the examples that the statistics are of.
 
         Raises ValueError for NaN and Inf in the batch before, naming a layer.
         """
         own = {path: (means[path], variances[path]) for path in means}
         self._watch.add(own, lambda path: f"the statistics of layer {_name(path)!r}")
+        weights = jax.tree.map(lambda share: examples * share, shares)
         made = jax.tree.map(
-            lambda mean, variance: examples * jnp.stack([mean, variance + mean**2]),
+            lambda mean, variance, weight: weight * jnp.stack([mean, variance + mean**2]),
             means,
             variances,
+            weights,
         )
         self.sums = made if self.sums is None else jax.tree.map(jnp.add, self.sums, made)
+        self.weights = (
+            weights if self.weights is None else jax.tree.map(jnp.add, self.weights, weights)
+        )
         self.examples += examples
 
     def mean_and_variance(self) -> tuple[Any, Any]:
         """The two mappings for all batches. Raises ValueError as `add`, of the last one."""
         self._watch.close()
-        both = jax.tree.map(lambda sums: sums / self.examples, self.sums)
+        both = jax.tree.map(jnp.divide, self.sums, self.weights)
 
         means = jax.tree.map(lambda both: both[0], both)
         return means, jax.tree.map(lambda both: jnp.maximum(both[1] - both[0] ** 2, 0.0), both)
+
+
+@contextmanager
+def statistics_coming_out(kept_inside: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Say in words where the statistics of a layer cannot leave the place of its call.
+
+    Arguments:
+        kept_inside: what a module system raises for it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(error.__cause__, (jax.errors.UnexpectedTracerError, *kept_inside)):
+            raise
+        raise ValueError(
+            "reestimate_batch_stats: a layer of batch normalisation is called inside a condition, "
+            "a loop or a gradient of JAX's own, out of which its statistics cannot be carried: "
+            "call it inside Flax's (nn.cond, nn.scan; nnx.cond, nnx.scan), or outside"
+        ) from error
 
 
 def _name(path: Any) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
+import flax.errors
 import jax
 from flax import nnx
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
-from tdjax.moments.pooled import LEFT, Pooled, batch_statistics
+from tdjax.moments.pooled import Masks, Pooled, batch_statistics, statistics_coming_out
 from tdjax.nnx.graph import become, modules_of
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 
@@ -34,15 +35,19 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
             for path, layer in _layers(nnx.merge(graph, state)).items()
             for kind in KINDS
         }
-        found = batch_statistics(partial(_after, graph, state, method, args, kwargs), known)
-        return tuple({path: x for (path, own), x in found.items() if own == kind} for kind in KINDS)
+        after = partial(_after, graph, state, method, args, kwargs)
+        found, weights = batch_statistics(after, known)
+        return tuple(
+            {path: x for (path, own), x in of_all.items() if own == kind}
+            for of_all, kind in ((found, "mean"), (found, "var"), (weights, "mean"))
+        )
 
     pooled = Pooled("reestimate_batch_stats")
     for batch in batches:
         arrays, frame = split_arrays(call_arguments(batch))
-        with calling_the_model(batch):
-            found, spread = step(state, arrays, frame)
-        pooled.add(found, spread, batch_size(arrays))
+        with statistics_coming_out((flax.errors.TraceContextError,)), calling_the_model(batch):
+            means, variances, shares = step(state, arrays, frame)
+        pooled.add(means, variances, shares, batch_size(arrays))
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")
     means, variances = pooled.mean_and_variance()
@@ -82,7 +87,13 @@ def _refusal(path: str, module: nnx.Module) -> str:
 
 
 def _after(
-    graph: Any, state: Any, method: Method, args: Any, kwargs: Any, start: dict[Any, Any]
+    graph: Any,
+    state: Any,
+    method: Method,
+    args: Any,
+    kwargs: Any,
+    start: dict[Any, Any],
+    masks: Masks,
 ) -> dict[Any, Any]:
     """The statistics after a batch in training mode, from those before."""
     copy = nnx.merge(graph, state)
@@ -90,7 +101,7 @@ def _after(
     for (path, kind), x in start.items():
         getattr(layers[path], kind)[...] = x
     for layer in layers.values():
-        layer.tdjax_calls = _Calls()
+        layer.tdjax_calls = _Calls(masks)
         become(layer, _training_class(type(layer)))  # type: ignore[arg-type]
     call_model(copy, method, args, kwargs)
     for path, layer in layers.items():
@@ -105,6 +116,9 @@ class _Calls:
     own = 0
     normalising = 0
 
+    def __init__(self, masks: Masks) -> None:
+        self.masks = masks
+
 
 class _Training(nnx.BatchNorm):
     """Batch normalisation that keeps the statistics of the batch, whatever mode it is given."""
@@ -113,11 +127,16 @@ class _Training(nnx.BatchNorm):
 
     def __call__(self, x: Any, use_running_average: Any = None, **options: Any) -> Any:
         self.tdjax_calls.normalising += 1
-        given, self.momentum = self.momentum, LEFT
+        masks, before = self.tdjax_calls.masks, [self.mean[...], self.var[...]]
+        given, self.momentum = self.momentum, 0.0
         try:
-            return super().__call__(x, use_running_average=False, **options)
+            output = super().__call__(x, use_running_average=False, **options)
         finally:
             self.momentum = given
+        share = masks.share(x, self.axis, options.get("mask"))
+        for variable, old in zip((self.mean, self.var), before, strict=True):
+            variable[...] = masks.kept(old, variable[...], share)
+        return output
 
 
 @lru_cache(maxsize=256)

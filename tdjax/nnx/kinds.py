@@ -228,7 +228,8 @@ def stage_of(module: Any, stage: Stage, entry: PlannedLayer) -> nnx.Module:
     """One stage of a layer's chain, its kernel still to be set."""
     # A core of a TT-matrix is no thin layer of any kind.
     core = isinstance(entry.chain, TTMatrixChain)
-    return FactorArray() if core else KINDS[type(module)].thin(module, stage)
+    kind = KINDS.get(type(module))
+    return FactorArray() if core or kind is None else kind.thin(module, stage)
 
 
 def _through(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
+from tdjax.nnx import own
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of
 from tdjax.nnx.kinds import KINDS, stage_of
@@ -23,11 +24,17 @@ from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.factorize import dense_tree, factor_tree
 from tdjax.params.options import Options
 from tdjax.params.tree import layer_params, put
+from tdjax.plan.layers import OWN
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
 Model = TypeVar("Model", bound=nnx.Module)
 DENSE = {kind.factorised: cls for cls, kind in KINDS.items()}
+
+
+def dense_class(cls: type) -> Any:
+    """The class that a factorised layer's was made of; None of other modules."""
+    return DENSE.get(cls) or vars(cls).get(own.DENSE)
 
 
 def factorize(
@@ -133,7 +140,7 @@ def reconstruct(model: Model, plan: Plan) -> Model:
 
 def is_factorised(modules: Mapping[str, Any], entry: PlannedLayer) -> bool:
     """Whether the layer of a plan's entry is a chain in a model, of whatever plan."""
-    return type(modules.get(entry.layer.path)) in DENSE
+    return dense_class(type(modules.get(entry.layer.path))) is not None
 
 
 def dense_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Module:
@@ -147,22 +154,23 @@ def factorised_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Mo
 
 
 def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
-    kind, storage = KINDS[type(module)], entry.layer.storage
+    kind, storage = KINDS.get(type(module)), entry.layer.storage
     weight = getattr(module, storage.name)
     delattr(module, storage.name)
     for stage in entry.stages:
         thin: Any = stage_of(module, stage, entry)
         thin.kernel = variable_like(weight, factors[stage.name]["kernel"], storage)
         setattr(module, stage.name, thin)
-    if entry.correction is not None:
-        thin, own = kind.thin(module, entry.correction), factors[CORRECTION]
-        values = variable_like(weight, own[VALUES], storage)
-        make_sparse(thin, values, own[INDICES], entry.correction.kernel_shape)
+    if entry.correction is not None and kind is not None:
+        thin, sparse = kind.thin(module, entry.correction), factors[CORRECTION]
+        values = variable_like(weight, sparse[VALUES], storage)
+        make_sparse(thin, values, sparse[INDICES], entry.correction.kernel_shape)
         setattr(module, CORRECTION, thin)
     if "bias" in factors:
         module.bias[...] = factors["bias"]
     module.planned = entry
-    become(module, kind.factorised)
+    cls: Any = type(module)
+    become(module, own.factorised_class(cls) if kind is None else kind.factorised)
 
 
 def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:
@@ -172,7 +180,7 @@ def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:
     for name in ("planned", *sparse, *(stage.name for stage in entry.stages)):
         delattr(module, name)
     setattr(module, storage.name, variable_like(factor, arrays[storage.name], storage))
-    become(module, DENSE[type(module)])
+    become(module, dense_class(type(module)))
 
 
 def _module_at(
@@ -187,18 +195,19 @@ def _module_at(
     module = modules[layer.path]
     name = type(module).__name__
     if factorised:
-        if type(module) not in DENSE:
+        if dense_class(type(module)) is None:
             raise ValueError(f"layer {layer.path!r} is not factorised, but an nnx.{name}")
         if (module.planned.stages, module.planned.form) != (entry.stages, entry.form):
             raise ValueError(f"layer {layer.path!r} was factorised by another plan")
         return module
-    if type(module) in DENSE:
+    if dense_class(type(module)) is not None:
         raise ValueError(
             f"layer {layer.path!r} of the model is factorised already: pass the model that the "
             "plan was made for, or make a plan for this one"
         )
     kind = KINDS.get(type(module))
-    if kind is None or kind.weight != layer.storage.name:
+    weight = kind.weight if kind is not None else own.own_weight(module)
+    if weight != layer.storage.name or (kind is None) != (layer.kind == OWN):
         raise ValueError(f"layer {layer.path!r}: the plan was made for {layer.kind}, not {name}")
     groups = getattr(module, "feature_group_count", 1)
     if groups != layer.groups:

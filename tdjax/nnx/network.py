@@ -15,6 +15,7 @@ from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.hints import did_you_mean
 from tdjax.nnx.graph import array_of, become, holds_array, modules_of, shape_of, with_calls
 from tdjax.nnx.kinds import KINDS
+from tdjax.nnx.own import own_weight
 from tdjax.params.tree import put
 from tdjax.trace.call import call_arguments
 
@@ -66,12 +67,14 @@ class Network:
         model = self._merged(variables)
         layers = {path: _module_at(model, path) for path in kernels}
         for path, layer in layers.items():
-            if type(layer) not in KINDS:
+            weight = _weight(layer)
+            if weight is None:
                 raise ValueError(
                     f"feature errors: {path!r} is no layer, but {type(layer).__name__}"
                 )
-            layer.tdjax_compared = _Compared(kernels[path])
-            become(layer, _COMPARING[type(layer)])
+            layer.tdjax_compared = _Compared(kernels[path], weight)
+            cls: Any = type(layer)
+            become(layer, _comparing(cls))
         _called(model, inputs, self.method)
         return {path: _pairs(layer) for path, layer in layers.items()}
 
@@ -94,13 +97,20 @@ def _called(model: Any, inputs: Any, method: Method) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Compared:
-    """The other kernel of a layer.
+    """The other kernel of a layer, and the name of its array.
 
     A static attribute, equal to itself alone: transformations of NNX in the model carry it along,
     and trace again.
     """
 
     kernel: Array
+    weight: str
+
+
+def _weight(module: Any) -> str | None:
+    """The name of a layer's array; None of what is no layer."""
+    kind = KINDS.get(type(module))
+    return own_weight(module) if kind is None else kind.weight
 
 
 def _kept(cls: type, method: str) -> Callable[..., Any]:
@@ -110,7 +120,8 @@ def _kept(cls: type, method: str) -> Callable[..., Any]:
     @functools.wraps(answer)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = answer(self, *args, **kwargs)
-        kernel, weight, number = self.tdjax_compared.kernel, KINDS[cls].weight, len(_pairs(self))
+        compared, number = self.tdjax_compared, len(_pairs(self))
+        kernel, weight = compared.kernel, compared.weight
         if shape_of(getattr(self, weight)) != kernel.shape:
             # One of a stack of layers.
             return output
@@ -132,8 +143,10 @@ def _pairs(layer: Any) -> list[tuple[Array, Array]]:
     ]
 
 
-# Layers that keep their outputs, and those with the other kernel.
-_COMPARING = {cls: with_calls(cls, _kept) for cls in KINDS}
+@functools.lru_cache(maxsize=1024)
+def _comparing(cls: type) -> type:
+    """A layer's class that keeps its outputs, and those with the other kernel."""
+    return with_calls(cls, _kept)
 
 
 def network_of(model: nnx.Module, method: Method = None) -> tuple[Network, list[Any]]:
@@ -147,8 +160,8 @@ def layer_weights(model: nnx.Module) -> dict[str, Any]:
     """The weights of all layers of a model, as nested mappings by path like those of Linen."""
     tree: dict[str, Any] = {}
     for path, module in modules_of(model).items():
-        if type(module) in KINDS:
-            name = KINDS[type(module)].weight
+        name = _weight(module)
+        if name is not None:
             weight = getattr(module, name)
             if holds_array(weight):
                 put(tree, path, {name: array_of(weight)})

@@ -14,6 +14,7 @@ from flax import nnx
 
 from tdjax.allocation.auto import best_format
 from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.functions.own import record_own
 from tdjax.nnx.graph import (
     array_of,
     become,
@@ -25,11 +26,13 @@ from tdjax.nnx.graph import (
     with_calls,
 )
 from tdjax.nnx.kinds import KINDS
+from tdjax.nnx.own import found_call, own_weight
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.trace.marks import is_differentiated
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace
 
@@ -49,7 +52,7 @@ def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any, method: Met
     """
     found = inventory(model, sample, method)
     choose = best_format(found.array_of)
-    return plan_layers(found.layers, rules, found.other, choose, found.other_macs)
+    return plan_layers(found.layers, rules, found.other, choose, found.other_macs, found.work)
 
 
 def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventory:
@@ -63,7 +66,7 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
         return array_of(getattr(modules[layer.path], layer.storage.name))
 
     other = total - sum(layer.size for layer in table)
-    return Inventory(table, other, kernel_of, traced.other_macs)
+    return Inventory(table, other, kernel_of, traced.other_macs, traced.branched)
 
 
 def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:
@@ -97,6 +100,10 @@ def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
             if type(module) in _RECORDED and holds_array(getattr(module, _weight(module))):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
+            elif type(module) not in KINDS and own_weight(module) is not None:
+                module.tdjax_recorded = _RecordedAt(path, recording)
+                cls: Any = type(module)
+                become(module, _own_recorded_class(cls))
         outputs = call_model(copy, method, args, kwargs)
         recording.recorder.kept = nnx.state(copy)
         return outputs
@@ -148,6 +155,8 @@ def _recorded(cls: type, method: str) -> Callable[..., Any]:
         recording.calling[path] += 1
         try:
             kernel, bound = array_of(getattr(self, layer.weight)), functools.partial(answer, self)
+            if is_differentiated(kernel) and layer.array is not None:
+                recording.recorder.asked[layer.array] = "the model takes a gradient by it"
             return recording.recorder.call(layer, kernel, method, bound, args, kwargs)
         finally:
             recording.calling[path] -= 1
@@ -165,7 +174,8 @@ def _recorded_class(cls: type) -> type:
             place = super(made, self).__getattribute__("tdjax_recorded")
             recording = place.recording
             if not recording.calling[place.path]:
-                recording.recorder.asked.add((*split_path(place.path), weight))
+                names = (*split_path(place.path), weight)
+                recording.recorder.asked.setdefault(names, "the model asks for it, or its shape")
         return super(made, self).__getattribute__(name)
 
     made.__getattribute__ = get
@@ -173,6 +183,27 @@ def _recorded_class(cls: type) -> type:
 
 
 _RECORDED = {cls: _recorded_class(cls) for cls in KINDS}
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_recorded_class(cls: Any) -> type:
+    """A subclass of a class that is not Flax's own, whose calls are recorded where it is a layer.
+
+    Its methods but the call are those of the class; what they read of the array is seen.
+    """
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        path, recording = self.tdjax_recorded.path, self.tdjax_recorded.recording
+        params = own_params(recording.modules[path])
+        shared = any(recording.uses[id(param)] > 1 for param in params.values())
+        found = None if shared else found_call(self, cls, args, kwargs)
+        if found is None:
+            return cls.__call__(self, *args, **kwargs)
+        shapes = {name: shape_of(param) for name, param in params.items()}
+        array = (*split_path(path), found.name)
+        return record_own(found, path, array, recording.recorder, shapes)
+
+    return type(cls.__name__, (cls,), {"__call__": functools.wraps(cls.__call__)(call)})
 
 
 def _with_the_rest(

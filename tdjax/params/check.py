@@ -11,6 +11,7 @@ import numpy as np
 
 from tdjax.params.arrays import INDICES, VALUES, stack_axes
 from tdjax.params.corrections import unpacked
+from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import Tree, find, join_path, listed, mappings
 from tdjax.plan.layers import Storage, is_weight
@@ -33,13 +34,16 @@ def check_params(params: Tree, plan: Plan) -> None:
 
     Arguments:
         params: nested mapping of arrays or shapes, or a dict of variables with such a "params",
-            which sparse corrections need.
+            which sparse corrections need; with the plan of a function mappings to its arrays.
         plan: from `tdjax.make_plan`.
 
     Raises ValueError that names each layer that does not fit, what the plan expects there and
     what was found.
     """
-    params = unpacked(params, plan).params
+    if of_leaves(plan):
+        params = tree_of_plan(params, plan).mapping
+    else:
+        params = unpacked(params, plan).params
     found = [
         f"layer {entry.layer.path!r}{problem}"
         for entry in plan.layers
@@ -51,10 +55,11 @@ def check_params(params: Tree, plan: Plan) -> None:
         for entry in plan.factorised
         for name in _factors(find(params, entry.layer.path))
     }
+    # Of a function's arrays it lists those alone that may be weights.
     found += [
         f"layer {path!r} is not in the plan"
         for path, own in mappings(params)
-        if path not in known and _holds_weight(own)
+        if not of_leaves(plan) and path not in known and _holds_weight(own)
     ]
     if found:
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

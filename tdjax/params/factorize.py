@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.arguments.checks import checked
+from tdjax.arguments.checks import check_mapping, checked
 from tdjax.decompose.inputs import all_finite
 from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.moments.collect import LayerMoments
@@ -23,20 +23,21 @@ from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
 from tdjax.params.check import factor_problems
 from tdjax.params.corrections import unpacked, with_params, without_indices
 from tdjax.params.kernels import Weights
+from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.tree import copied, join_path, layer_params, put, remove
 from tdjax.params.weighing import weights_of
-from tdjax.plan.layers import numbers_obstacle
+from tdjax.plan.layers import LEAF, is_weight, numbers_obstacle
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
 Params = Mapping[str, Any]
 
 
-@checked
+@checked(params="tree")
 def factorize_params(
-    params: Params,
+    params: Any,
     plan: Plan,
     *,
     key: Array | None = None,
@@ -46,7 +47,7 @@ def factorize_params(
     moments: Mapping[str, LayerMoments] | None = None,
     norm: str | None = None,
     correct_bias: bool = False,
-) -> dict[str, Any]:
+) -> Any:
     """Replace the kernels of all layers that the plan factorises by their factors.
 
     Half-precision kernels are decomposed in float32 and cast back.
@@ -61,9 +62,12 @@ def factorize_params(
     Decomposition and correction are renewed in turn, up to 20 times; see
     `tdjax.decompose.sparse.alternate`.
 
+    Of a function's parameters each factorised array becomes a mapping {<stage>: {"kernel"}, ...}.
+
     Arguments:
         params: nested mapping of arrays, as `variables["params"]`; or all variables, with such a
-            "params", which are then what is returned. It is not changed.
+            "params", which are then what is returned; with the plan of a function the pytree of
+            its parameters. It is not changed.
         plan: from `tdjax.make_plan`.
         key: PRNG key for the random starts of CP; needed if the plan has such a layer.
         init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
@@ -79,6 +83,14 @@ def factorize_params(
     the layer. ValueError for parameters alone where the plan
     has sparse corrections.
     """
+    options = Options(
+        key=key, init=init, max_iters=max_iters, tol=tol,
+        moments=moments, norm=norm, correct_bias=correct_bias,
+    )  # fmt: skip
+    if of_leaves(plan):
+        own = leaf_tree(params)
+        return own.filled(factor_tree(own.mapping, plan, options), plan)
+    check_mapping("factorize_params", params)
     params, variables = unpacked(params, plan)
     sparse = [entry.layer.path for entry in plan.factorised if entry.nonzeros]
     if sparse and variables is None:
@@ -86,10 +98,6 @@ def factorize_params(
             f"factorize_params: layer {sparse[0]!r} has a sparse correction, whose indices are no "
             'parameters: give all variables, as {"params": params}'
         )
-    options = Options(
-        key=key, init=init, max_iters=max_iters, tol=tol,
-        moments=moments, norm=norm, correct_bias=correct_bias,
-    )  # fmt: skip
     tree = factor_tree(params, plan, options)
     return tree if variables is None else with_params(variables, tree, plan)
 
@@ -168,8 +176,8 @@ def with_factors(
     return result
 
 
-@checked
-def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
+@checked(params="tree")
+def reconstruct_params(params: Any, plan: Plan) -> Any:
     """Multiply the factors out to kernels of the original shapes; the inverse direction.
 
     Differentiable and safe inside `jit` and `vmap`.
@@ -181,6 +189,10 @@ def reconstruct_params(params: Params, plan: Plan) -> dict[str, Any]:
     Raises KeyError where factors are missing, or the indices of sparse corrections, ValueError for
     factors of another plan: other ones, or of other shapes.
     """
+    if of_leaves(plan):
+        own = tree_of_plan(params, plan)
+        return own.filled(dense_tree(own.mapping, plan), plan)
+    check_mapping("reconstruct_params", params)
     params, variables = unpacked(params, plan)
     tree = dense_tree(params, plan)
     if variables is None:
@@ -236,8 +248,14 @@ def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dic
 
 
 def weight_name(own: Params) -> str | None:
-    """The name of the array that a layer's parameters hold: a kernel, or an embedding."""
-    return next((name for name in ("kernel", "embedding") if name in own), None)
+    """The name of the array that a layer holds: a kernel, an embedding, or its only weight."""
+    weights = [str(name) for name, leaf in own.items() if _is_weight(str(name), leaf)]
+    named = [name for name in ("kernel", "embedding", LEAF) if name in own]
+    return next(iter(named or (weights if len(weights) == 1 else [])), None)
+
+
+def _is_weight(name: str, leaf: Any) -> bool:
+    return not isinstance(leaf, Mapping) and is_weight(name, getattr(unboxed(leaf), "shape", ()))
 
 
 class DenseLayer(NamedTuple):

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tdjax.arguments.checks import checked
+from tdjax.arguments.checks import check_mapping, checked
 from tdjax.files import one_line
 from tdjax.params.check import check_params
 from tdjax.params.digests import check_newest, check_seal
-from tdjax.params.factorize import Params
+from tdjax.params.leaves import as_mappings, of_leaves
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.steps import arrays_of, json_of, opened, save_step
 from tdjax.params.tree import (
@@ -50,8 +50,8 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is there but cannot be read; the message names it and the remedy."""
 
 
-@checked
-def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) -> None:
+@checked(params="tree")
+def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Plan) -> None:
     """Write factorised parameters and their plan as one, in place of what was saved there before.
 
     A kill at any moment leaves either the old network or the new one.
@@ -61,13 +61,17 @@ def save_factorised(folder: str | os.PathLike[str], params: Params, plan: Plan) 
         params: nested mapping of arrays of any dtype, as `tdjax.factorize_params` gives it, or
             a whole dict of variables with such a "params", which sparse corrections need. Axis
             names around an array (`nn.Partitioned`, `nn.LogicallyPartitioned`) are saved with it,
-            a mesh and rules are not.
+            a mesh and rules are not. With the plan of a function any pytree, which is saved as
+            mappings.
         plan: the plan that the parameters were factorised by.
 
     Raises ValueError for parameters that do not fit the plan, for a pytree of anything but
     mappings and arrays, and for a folder that holds anything else, which is not touched.
     """
     path = Path(folder).resolve()
+    if of_leaves(plan):
+        params = as_mappings(params, plan)
+    check_mapping("save_factorised", params)
     check_params(params, plan)
     arrays = map_leaves(_bare, params)
     _check_free(path)

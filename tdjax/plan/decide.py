@@ -12,11 +12,12 @@ from tdjax.hints import did_you_mean
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
-from tdjax.plan.layers import Layer
+from tdjax.plan.layers import OWN, Layer
 from tdjax.plan.patterns import matches
 from tdjax.plan.plan import Plan, PlannedLayer, paths_text, ranks_text
 from tdjax.plan.rules import AUTO, Rule
 from tdjax.plan.wishes import BudgetRule
+from tdjax.plan.work import Count, Work
 
 R = TypeVar("R", Rule, Rule | BudgetRule)
 Choose = Callable[[Layer, Rule], PlannedLayer]
@@ -27,7 +28,8 @@ def plan_layers(
     rules: Sequence[Rule],
     other: int = 0,
     choose: Choose | None = None,
-    other_macs: int = 0,
+    other_macs: Count = 0,
+    work: Work | None = None,
 ) -> Plan:
     """Apply the rules to a layer table; the first that matches a layer decides.
 
@@ -39,14 +41,14 @@ def plan_layers(
         rules: see `Rule`.
         other: parameters of the model that belong to no weight array.
         choose: plans a layer for a rule with method "auto".
-        other_macs: multiply-accumulates for one example that belong to no layer.
+        other_macs, work: see `tdjax.plan.plan.Plan`.
 
     Raises ValueError for a rule that matches no layer, for a pattern that would be tried for ever
     and for ranks out of range; the message names the rule, the layer and the remedy.
     """
     found = first_matches(table, rules)
     entries = tuple(decide(layer, found.get(layer.path), choose) for layer in table)
-    return Plan(entries, other, other_macs=other_macs)
+    return Plan(entries, other, other_macs=other_macs, work=work)
 
 
 def first_matches(table: Sequence[Layer], rules: Sequence[R]) -> dict[str, R]:
@@ -131,6 +133,8 @@ def decide(layer: Layer, rule: Rule | None, choose: Choose | None = None) -> Pla
         return PlannedLayer(layer, reason=layer.obstacle)
     if rule is None:
         return PlannedLayer(layer, reason="no rule matches it")
+    if rule.sparse is not None and layer.kind == OWN:
+        return PlannedLayer(layer, reason="layers of one's own take no sparse correction")
     if rule.method == AUTO:
         if choose is None:
             raise ValueError(f"{rule}: needs the kernels, not their shapes alone")

@@ -10,11 +10,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from tdjax.plan.work import Count, Use, Work, exact
+
+# The kind of layers of classes that no module system has.
+OWN = "product"
 # Kinds whose kernel is a matrix, whatever the shape of the array that holds it.
-MATRICES = ("dense", "dense_general", "einsum", "embed")
+MATRICES = ("dense", "dense_general", "einsum", "embed", OWN)
 CONVOLUTIONS = ("conv", "conv_transpose")
 # Parameters of one axis, though a stack gives them another.
 VECTORS = ("bias", "scale")
+# The name of an array that is a layer by itself: its path is that of the array.
+LEAF = "array"
 # Bits of the shortest numbers that factors are rounded to; others stand for quantised arrays.
 SMALLEST_FLOAT = 16
 
@@ -24,7 +30,7 @@ class Storage:
     """The parameter that holds a layer's kernel.
 
     Arguments:
-        name: among the layer's parameters.
+        name: among the layer's parameters; `LEAF` where the path leads to the array itself.
         shape: of the array; of one slice where the layers of a stack share it.
         order: the axes of the array in the order of the kernel: window, inputs, outputs. Those
             of several inputs or outputs are merged.
@@ -77,11 +83,14 @@ class Layer:
         groups: feature groups of a convolution, else 1.
         in_spatial: spatial sizes of its input; () for a matrix.
         out_spatial: spatial sizes of its output; () for a matrix.
-        positions: how often one example applies it to such a window (calls, sequence positions).
-        lookups: how often one example takes a row of it.
+        positions: how often one example applies it to such a window (calls, sequence positions);
+            a fraction where the examples of a batch share that. Of the branches of a condition,
+            that with most counts.
+        lookups: how often one example takes a row of it, counted alike.
         other: parameters beside the weight array, such as a bias.
         obstacle: why no method can take it; None where one may.
         stored: where the kernel lies; None for an array "kernel" of just its shape.
+        dilated: whether its convolution puts zeros between its inputs (`input_dilation`).
     """
 
     path: str
@@ -90,11 +99,12 @@ class Layer:
     groups: int = 1
     in_spatial: tuple[int, ...] = ()
     out_spatial: tuple[int, ...] = ()
-    positions: int = 1
-    lookups: int = 0
+    positions: Count = 1
+    lookups: Count = 0
     other: int = 0
     obstacle: str | None = None
     stored: Storage | None = None
+    dilated: bool = False
 
     @property
     def storage(self) -> Storage:
@@ -118,13 +128,21 @@ class Layer:
         return self.copies * math.prod(self.kernel_shape)
 
     @property
-    def macs(self) -> int:
-        """Multiply-accumulates of the dense layer for one example."""
+    def macs(self) -> Count:
+        """Multiply-accumulates of the dense layer for one example, see `windows`."""
         if self.kind not in (*MATRICES, *CONVOLUTIONS):
             return 0
-        # A transposed convolution spreads every input over a window.
-        windows = self.in_spatial if self.kind == "conv_transpose" else self.out_spatial
-        return self.positions * math.prod(windows) * self.size
+        return exact(self.positions * self.windows(self.in_spatial, self.out_spatial) * self.size)
+
+    def windows(self, before: Sequence[int], after: Sequence[int]) -> int:
+        """How many windows are multiplied between inputs and outputs of these spatial sizes.
+
+        One for each output; where zeros lie between the inputs, in transposed convolutions and
+        those with `input_dilation`, one for each input along an axis that has fewer of them: every
+        input is spread over a window, and nothing is multiplied by the zeros.
+        """
+        spread = self.dilated or self.kind == "conv_transpose"
+        return math.prod(map(min, before, after)) if spread else math.prod(after)
 
     @property
     def group_shape(self) -> tuple[int, ...]:
@@ -141,20 +159,40 @@ class Inventory(NamedTuple):
         other: parameters that belong to no weight array: biases, normalisation.
         array_of: the array that holds a layer's kernel, or its shape alone.
         other_macs: multiply-accumulates for one example that belong to no layer.
+        work: see `tdjax.plan.plan.Plan`.
     """
 
     layers: tuple[Layer, ...]
     other: int
     array_of: Callable[[Layer], Any]
-    other_macs: int = 0
+    other_macs: Count = 0
+    work: Work | None = None
+
+
+def in_whole_numbers(model: Inventory) -> Inventory:
+    """The work of a model for so many examples that all its counts are ints; all layers run."""
+    counts = [n for layer in model.layers for n in (layer.positions, layer.lookups)]
+    examples = math.lcm(*(n.denominator for n in (model.other_macs, *counts)))
+    layers = (
+        replace(
+            layer,
+            positions=exact(layer.positions * examples),
+            lookups=exact(layer.lookups * examples),
+        )
+        for layer in model.layers
+    )
+    other = exact(model.other_macs * examples)
+    return model._replace(layers=tuple(layers), other_macs=other, work=None)
 
 
 def is_weight(name: str, shape: Sequence[int]) -> bool:
     """Whether one of a module's parameters is a weight, which the layer table lists and counts.
 
-    Every array of two axes or more is, but no bias or scale, which a stack gives another axis.
+    Every array of two axes or more is, but no bias or scale, which a stack gives another axis. Of
+    those that are layers by themselves, whose names say nothing, axes of length 1 do not count.
     """
-    return name not in VECTORS and len(shape) >= 2
+    axes = [size for size in shape if size > 1 or name != LEAF]
+    return name not in VECTORS and len(axes) >= 2
 
 
 def in_stack(layer: Layer, weight: str, shape: tuple[int, ...]) -> Layer:
@@ -193,41 +231,22 @@ def numbers_obstacle(name: str, dtype: Any) -> str | None:
     return None if real else f"its {name} holds {jnp.dtype(dtype).name} numbers"
 
 
-def of_all_calls(calls: Sequence[tuple[Layer, int]], batch: int) -> Layer:
+def of_all_calls(calls: Sequence[Layer], use: Use | None) -> Layer:
     """The entry of a layer from its calls in one pass.
 
     Arguments:
-        calls: what each says of the layer, with the positions and lookups of the call, and how
-            often it runs. Calls that a pass throws away run 0 times.
-        batch: number of examples of the pass.
+        calls: what each says of the layer.
+        use: how often one example passes it; None where that is not known.
     """
-    layer, *others = (call for call, _ in calls)
-    obstacle = next((call.obstacle for call in (layer, *others) if call.obstacle), None)
+    layer, *others = calls
+    obstacle = next((call.obstacle for call in calls if call.obstacle), None)
     if obstacle is None and any(_of_array(call) != _of_array(layer) for call in others):
         obstacle = f"its calls multiply by its {layer.storage.name} in more than one way"
-
-    def for_one_example(number: int) -> int:
-        # The calls of a stack are shared among its layers.
-        return -(-number // (max(batch, 1) * layer.copies))
-
-    return replace(
-        layer,
-        positions=for_one_example(sum(call.positions * runs for call, runs in calls)),
-        lookups=for_one_example(sum(call.lookups * runs for call, runs in calls)),
-        obstacle=obstacle,
-    )
+    if use is not None:
+        layer = replace(layer, positions=use.positions, lookups=use.lookups)
+    return replace(layer, obstacle=obstacle)
 
 
 def _of_array(layer: Layer) -> tuple[Any, ...]:
     """What a call says of the layer's array, which others have to say too."""
     return layer.kind, layer.kernel_shape, layer.groups, layer.storage
-
-
-def with_products(layer: Layer, macs: int) -> Layer:
-    """The entry of a call by its multiply-accumulates, of a layer whose array is no plain kernel.
-
-    Arguments:
-        macs: of all runs of the call, for all examples.
-    """
-    once = replace(layer, positions=1).macs
-    return replace(layer, positions=-(-macs // max(once, 1)))

@@ -13,9 +13,10 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.printing import Table, as_html, as_text
-from tdjax.plan.reading import FIRST_VERSION, PLAN_VERSION, read_plan
+from tdjax.plan.reading import FIRST_VERSION, PLAN_VERSION, SECOND_VERSION, is_later, read_plan
 from tdjax.plan.stage import CORRECTION, Chain, Stage
 from tdjax.plan.timing import Profile, profile_calls
+from tdjax.plan.work import Count, Use, Work, count_text, exact
 
 # Indices are int32.
 INDEX_BITS = 32
@@ -91,7 +92,7 @@ class PlannedLayer:
         return self.layer.copies * self.nonzeros * INDEX_BITS
 
     @property
-    def macs(self) -> int:
+    def macs(self) -> Count:
         """Multiply-accumulates for one example afterwards.
 
         Of a sparse correction those of its nonzeros, though a dense layer computes it.
@@ -99,8 +100,8 @@ class PlannedLayer:
         if self.form is None:
             return self.layer.macs
         layer = self.layer
-        sparse = layer.macs * layer.copies * self.nonzeros // max(layer.size, 1)
-        return sparse + layer.copies * self.chain.macs
+        sparse = exact(layer.macs * layer.copies * self.nonzeros, max(layer.size, 1))
+        return exact(sparse + layer.copies * self.chain.macs)
 
     @property
     def kept(self) -> float:
@@ -117,13 +118,17 @@ class Plan:
         other: parameters of the model that belong to no weight array: biases, normalisation.
         measured: what `profile` found; not part of what makes plans equal.
         other_macs: multiply-accumulates for one example of products that belong to no layer:
-            attention's queries and keys, an einsum on the model's own arrays.
+            attention's queries and keys, an einsum on the model's own arrays, gradients that the
+            model itself takes (those of the dense layers, before and afterwards).
+        work: what one example runs of a model with conditions, of whose branches the costliest
+            counts in the totals; None where all layers run.
     """
 
     layers: tuple[PlannedLayer, ...]
     other: int = 0
     measured: Profile | None = field(default=None, compare=False)
-    other_macs: int = 0
+    other_macs: Count = 0
+    work: Work | None = None
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
@@ -146,14 +151,26 @@ class Plan:
         return sum(entry.index_bits for entry in self.layers)
 
     @property
-    def macs_before(self) -> int:
+    def macs_before(self) -> Count:
         """Multiply-accumulates of the whole model for one example, dense."""
-        return self.other_macs + sum(entry.layer.macs for entry in self.layers)
+        return self._macs(lambda entry: entry.layer.macs)
 
     @property
-    def macs(self) -> int:
+    def macs(self) -> Count:
         """Multiply-accumulates of the whole factorised model for one example."""
-        return self.other_macs + sum(entry.macs for entry in self.layers)
+        return self._macs(lambda entry: entry.macs)
+
+    def _macs(self, macs_of: Callable[[PlannedLayer], Count]) -> Count:
+        if self.work is None:
+            return exact(self.other_macs + sum(map(macs_of, self.layers)))
+        entries = {entry.layer.path: entry for entry in self.layers}
+
+        def of_use(use: Use) -> Count:
+            entry = entries[use.path]
+            layer = replace(entry.layer, positions=use.positions, lookups=use.lookups)
+            return macs_of(replace(entry, layer=layer))
+
+        return self.work.macs(of_use)
 
     def profile(
         self, dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
@@ -195,7 +212,7 @@ class Plan:
         total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
         rows = [_row(entry) for entry in self.layers]
         if self.other_macs:
-            rows.append(("(other products)", *[""] * 5, f"{self.other_macs:,}", ""))
+            rows.append(("(other products)", *[""] * 5, count_text(self.other_macs), ""))
         return Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
 
     def _notes(self) -> list[str]:
@@ -210,17 +227,24 @@ class Plan:
                 f"indices of nonzeros take {self.index_bits:,} bits, beside the parameters; sparse "
                 "corrections are computed by dense layers, whatever their MACs",
             )
+        if self.work is not None:
+            reasons.insert(0, "of the branches of a condition, the costliest counts in total MACs")
         return reasons if self.measured is None else [str(self.measured), *reasons]
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
-        layers = [_planned_to_dict(entry) for entry in self.layers]
-        raw = {"version": FIRST_VERSION, "other": self.other, "layers": layers}
-        if self.other_macs:
-            raw |= {"version": PLAN_VERSION, "other_macs": self.other_macs}
+        later = self.work is not None or is_later(self.other_macs, self.layers)
+        layers = [_planned_to_dict(entry, later=later) for entry in self.layers]
+        raw: dict[str, Any] = {"version": FIRST_VERSION, "other": self.other, "layers": layers}
+        if self.other_macs or later:
+            raw |= {"version": SECOND_VERSION, "other_macs": self.other_macs}
+        if later:
+            work = None if self.work is None else asdict(self.work)
+            raw |= {"version": PLAN_VERSION, "work": work}
         if self.measured is not None:
             raw["measured"] = self.measured
-        return json.dumps(raw)
+        # Of fractions the text.
+        return json.dumps(raw, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -231,17 +255,20 @@ class Plan:
         """
         found = read_plan(text)
         layers = tuple(PlannedLayer(*entry) for entry in found.entries)
-        return cls(layers, found.other, found.measured, found.other_macs)
+        return cls(layers, found.other, found.measured, found.other_macs, found.work)
 
 
-def _planned_to_dict(entry: PlannedLayer) -> dict[str, Any]:
-    """One entry, its form spread among its other fields."""
+def _planned_to_dict(entry: PlannedLayer, *, later: bool) -> dict[str, Any]:
+    """One entry, its form spread among its other fields; `later` with all fields of its layer."""
     form = {"method": None, "ranks": (), "spatial": "separate"}
     variant = {"splits": 1, "fold": "channel", "nonzeros": 0}
     if entry.form is not None:
         own = asdict(entry.form)
         form, variant = ({name: own[name] for name in part} for part in (form, variant))
-    return {"layer": asdict(entry.layer), **form, "reason": entry.reason, **variant}
+    layer = asdict(entry.layer)
+    if not later:
+        del layer["dilated"]
+    return {"layer": layer, **form, "reason": entry.reason, **variant}
 
 
 def _row(entry: PlannedLayer) -> tuple[str, ...]:
@@ -261,11 +288,11 @@ def _row(entry: PlannedLayer) -> tuple[str, ...]:
     )
 
 
-def _change(before: int, after: int) -> tuple[str, str]:
+def _change(before: Count, after: Count) -> tuple[str, str]:
     if after == before:
-        return f"{before:,}", ""
-    share = f"{100 * after / before:.1f} %" if before else ""
-    return f"{before:,} -> {after:,}", share
+        return count_text(before), ""
+    share = f"{float(100 * after / before):.1f} %" if before else ""
+    return f"{count_text(before)} -> {count_text(after)}", share
 
 
 def ranks_text(values: Sequence[int]) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import reprlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,19 +24,21 @@ from tdjax.decompose.tt import clip_ranks
 from tdjax.files import one_line
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
+from tdjax.plan.consistent import layer_problems
 from tdjax.plan.form import Form
-from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer, Storage
+from tdjax.plan.layers import Layer
 from tdjax.plan.timing import Profile
+from tdjax.plan.work import Count, Work
 
-# Plans whose products are all in layers stay as the first version wrote them.
-FIRST_VERSION, PLAN_VERSION = 1, 2
+# Plans whose products are all in layers stay as the first version wrote them, those without
+# conditions, fractions and dilated inputs as the second did.
+FIRST_VERSION, SECOND_VERSION, PLAN_VERSION = 1, 2, 3
 # Fields of an entry that plans of earlier versions lack, all their entries alike.
 LATER: tuple[dict[str, Any], ...] = (
     {"splits": Form.splits, "fold": Form.fold},
     {"nonzeros": Form.nonzeros},
 )
-# What no array has, and what would take for ever to split into factors.
-MOST_AXES, LONGEST_AXIS, LARGEST = 32, 2**31 - 1, 2**63 - 1
+LARGEST = 2**63 - 1
 
 
 class ReadEntry(NamedTuple):
@@ -51,7 +55,8 @@ class ReadPlan(NamedTuple):
     entries: tuple[ReadEntry, ...]
     other: int
     measured: Profile | None
-    other_macs: int
+    other_macs: Count
+    work: Work | None
 
 
 def read_plan(text: str) -> ReadPlan:
@@ -66,10 +71,16 @@ def read_plan(text: str) -> ReadPlan:
                 f"version {version}, this library reads {FIRST_VERSION} to {PLAN_VERSION}"
             )
         measured = _profile(raw.pop("measured")) if "measured" in raw else None
-        plain = _fields(_PLANS[version], raw | {"layers": _completed(raw.get("layers"))}, "")
+        plain = _fields(
+            _PLANS[version], raw | {"layers": _completed(raw.get("layers"), version)}, ""
+        )
         entries = [_entry(own, f"layers[{k}]") for k, own in enumerate(plain.layers)]
         _check_paths(entries)
-        return ReadPlan(tuple(entries), plain.other, measured, getattr(plain, "other_macs", 0))
+        work, other_macs = getattr(plain, "work", None), getattr(plain, "other_macs", 0)
+        _check_work(entries, work)
+        if (work is not None or is_later(other_macs, entries)) != (version == PLAN_VERSION):
+            raise ValueError(f"it holds what is not written as version {version}")
+        return ReadPlan(tuple(entries), plain.other, measured, other_macs, work)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not a plan: {one_line(error)}") from error
 
@@ -96,21 +107,45 @@ class _FirstPlan:
 
 
 @dataclass(frozen=True)
-class _Plan(_FirstPlan):
-    other_macs: int
+class _SecondPlan(_FirstPlan):
+    other_macs: Count
 
 
-_PLANS: Mapping[int, type[_FirstPlan]] = {FIRST_VERSION: _FirstPlan, PLAN_VERSION: _Plan}
+@dataclass(frozen=True)
+class _Plan(_SecondPlan):
+    work: Work | None
 
 
-def _completed(layers: Any) -> Any:
+_PLANS: Mapping[int, type[_FirstPlan]] = {
+    FIRST_VERSION: _FirstPlan,
+    SECOND_VERSION: _SecondPlan,
+    PLAN_VERSION: _Plan,
+}
+
+
+def is_later(other_macs: Count, entries: Iterable[Any]) -> bool:
+    """Whether the layers of some entries, or other products, are such as version 3 brought."""
+    layers = [entry.layer for entry in entries]
+    counts = [other_macs, *(count for own in layers for count in (own.positions, own.lookups))]
+    return any(isinstance(count, Fraction) for count in counts) or any(
+        layer.dilated for layer in layers
+    )
+
+
+def _completed(layers: Any, version: int) -> Any:
     """The entries with the fields that came after the version that wrote them."""
     if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
         return layers
     for absent in LATER:
         if all(absent.keys().isdisjoint(entry) for entry in layers):
             layers = [{**absent, **entry} for entry in layers]
-    return layers
+    if version == PLAN_VERSION or not all(_lacks_dilated(entry.get("layer")) for entry in layers):
+        return layers
+    return [{**entry, "layer": {**entry["layer"], "dilated": Layer.dilated}} for entry in layers]
+
+
+def _lacks_dilated(layer: Any) -> bool:
+    return isinstance(layer, dict) and "dilated" not in layer
 
 
 def _fields(cls: Any, raw: Any, where: str) -> Any:
@@ -134,6 +169,8 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    if hint == Count:
+        return _count(value, where)
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return None if value is None else _value(arguments[0], value, where)
@@ -149,6 +186,18 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is int and not 0 <= value <= LARGEST:
         raise ValueError(f"field {where!r} must be from 0 to {LARGEST}, got {_shown(value)}")
     return value
+
+
+def _count(value: Any, where: str) -> Count:
+    """An int, or the text of a fraction that is none."""
+    if not isinstance(value, str):
+        found: int = _value(int, value, where)
+        return found
+    parts = re.fullmatch(r"([1-9]\d{0,18})/([1-9]\d{0,18})", value)
+    share = Fraction(*map(int, parts.groups())) if parts else Fraction(0)
+    if share.denominator == 1 or str(share) != value:
+        raise ValueError(f"field {where!r} must be a number or a fraction, got {_shown(value)}")
+    return share
 
 
 def _profile(raw: Any) -> Profile:
@@ -169,7 +218,7 @@ def _profile(raw: Any) -> Profile:
 
 def _entry(own: _Entry, where: str) -> ReadEntry:
     """An entry whose fields agree. Raises ValueError that names the one that does not."""
-    for name, problem in _layer_problems(own.layer):
+    for name, problem in layer_problems(own.layer):
         raise ValueError(f"field '{where}.layer.{name}': {problem}")
     form = (own.ranks, own.spatial, own.splits, own.fold, own.nonzeros)
     _check_nonzeros(own)
@@ -189,75 +238,6 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
     except ValueError as error:
         raise ValueError(f"field {where!r}: {error}") from error
     return ReadEntry(own.layer, read, None)
-
-
-def _layer_problems(layer: Layer) -> Iterator[tuple[str, str]]:
-    """Fields of a layer that cannot be so, and why."""
-    shape, stored = layer.kernel_shape, layer.stored
-    for name, sizes in (("kernel_shape", shape), ("stored.shape", stored.shape if stored else ())):
-        if len(sizes) > MOST_AXES or max(sizes, default=0) > LONGEST_AXIS:
-            yield name, f"an array has up to {MOST_AXES} axes of up to {LONGEST_AXIS} entries"
-            return
-    if not shape:
-        yield "kernel_shape", "a weight array has an axis"
-    if layer.groups < 1 or (shape and shape[-1] % layer.groups):
-        yield "groups", f"{layer.groups} do not divide a kernel of shape {shape}"
-    if stored is not None:
-        yield from _storage_problems(stored)
-    if layer.obstacle is None:
-        yield from _kind_problems(layer)
-
-
-def _kind_problems(layer: Layer) -> Iterator[tuple[str, str]]:
-    """What cannot be so of a layer that a method can take."""
-    kind, window = layer.kind, len(layer.kernel_shape) - 2
-    if kind not in (*MATRICES, *CONVOLUTIONS):
-        known = ", ".join((*MATRICES, *CONVOLUTIONS))
-        yield "kind", f"{kind!r} needs an obstacle; known are {known}"
-    if window < 0 or (kind in MATRICES and window):
-        yield "kernel_shape", f"{layer.kernel_shape} is no kernel of kind {kind}"
-        return
-    for name, sizes in (("in_spatial", layer.in_spatial), ("out_spatial", layer.out_spatial)):
-        if len(sizes) != window:
-            yield name, f"{sizes} is not of the {window} axes of its window"
-    if layer.groups > 1 and kind != "conv":
-        yield "groups", f"a layer of kind {kind} has one group"
-    if layer.lookups and kind != "embed":
-        yield "lookups", f"a layer of kind {kind} looks nothing up"
-    yield from _order_problems(layer, layer.storage)
-
-
-def _storage_problems(stored: Storage) -> Iterator[tuple[str, str]]:
-    if sorted(stored.order) != list(range(len(stored.shape))):
-        yield "stored.order", f"{stored.order} does not order {len(stored.shape)} axes"
-    if (stored.stack or 0) > len(stored.shape):
-        yield "stored.stack", f"{stored.stack} is no axis of a stack of {stored.shape}"
-    if stored.copies < 1 or (stored.stack is None and stored.copies > 1):
-        yield "stored.copies", f"{stored.copies} layers do not lie along axis {stored.stack}"
-
-
-def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
-    """What cannot be so of the axes that a kernel is made of."""
-    kind, axes = layer.kind, tuple(range(len(stored.shape)))
-    name = "embedding" if kind == "embed" else "kernel"
-    if layer.stored is not None and stored.name != name:
-        yield "stored.name", f"{stored.name!r} is not that of kind {kind}, {name!r}"
-    if stored.flipped and kind != "conv_transpose":
-        yield "stored.flipped", f"the window of a layer of kind {kind} runs forwards"
-    # An einsum has its axes in any order, a transposed convolution the outputs first at times.
-    expected = (*axes[:-2], *axes[:-3:-1]) if stored.flipped else axes
-    if kind != "einsum" and stored.order != expected:
-        yield "stored.order", f"{stored.order} is not that of kind {kind}, {expected}"
-    *window, inputs, outputs = layer.kernel_shape
-    ordered = [stored.shape[axis] for axis in stored.order]
-    channels = ordered[len(window) :]
-    merged = any(
-        (math.prod(channels[:k]), math.prod(channels[k:])) == (inputs, outputs)
-        for k in range(len(channels) + 1)
-    )
-    plain = kind in ("dense_general", "einsum") or len(channels) == 2
-    if ordered[: len(window)] != window or not merged or not plain:
-        yield "stored.shape", f"{stored.shape} does not hold a kernel of {layer.kernel_shape}"
 
 
 def _check_nonzeros(own: _Entry) -> None:
@@ -282,6 +262,16 @@ def _check_paths(entries: list[ReadEntry]) -> None:
         if entry.layer.path in seen:
             raise ValueError(f"field 'layers[{number}].layer.path': {entry.layer.path!r} twice")
         seen.add(entry.layer.path)
+
+
+def _check_work(entries: list[ReadEntry], work: Work | None) -> None:
+    known = {entry.layer.path for entry in entries}
+    for part in () if work is None else work.parts:
+        for use in part.uses:
+            if use.path not in known:
+                raise ValueError(f"field 'work': {use.path!r} is no layer of the plan")
+        if any(len(branches) < 2 for branches in part.conditions):
+            raise ValueError("field 'work.conditions': a condition has branches")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

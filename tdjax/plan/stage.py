@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from tdjax.decompose.formats import Format
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
+from tdjax.plan.work import Count, exact
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -84,22 +85,20 @@ class Chain(ABC):
         return sum(stage.size for stage in self.stages)
 
     @property
-    def macs(self) -> int:
+    def macs(self) -> Count:
         """Multiply-accumulates of the thin layers for one example, in one layer of a stack."""
         layer, total = self.layer, 0
-        transposed = layer.kind == "conv_transpose"
         sizes = tuple(layer.in_spatial)
         for stage in self.stages:
             after = tuple(
                 out if axis in stage.axes else size
                 for axis, (size, out) in enumerate(zip(sizes, layer.out_spatial, strict=True))
             )
-            # A window is one of the input's in a transposed convolution.
-            total += math.prod(sizes if transposed else after) * stage.size
+            total += layer.windows(sizes, after) * stage.size
             sizes = after
         # The first factor of a taken row is taken, not computed.
         taken = sum(stage.size for stage in self.stages[1:])
-        return layer.positions * total + layer.lookups * taken
+        return exact(layer.positions * total + layer.lookups * taken)
 
     @property
     def rank_shape(self) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from tdjax.decompose.formats import TT, Format
 from tdjax.plan.ranks import matrix_modes
 from tdjax.plan.stage import Chain, Stage
+from tdjax.plan.work import Count, exact
 
 
 class TTMatrixChain(Chain):
@@ -32,12 +33,12 @@ class TTMatrixChain(Chain):
         return True
 
     @property
-    def macs(self) -> int:
+    def macs(self) -> Count:
         """Multiply-accumulates of `multiply` and `take_rows` for one example."""
         # Of an embedding it is the transposed matrix that multiplies.
         transposed = self.layer.kind == "embed"
         products = self.layer.positions * product_macs(self.stages, transposed)
-        return products + self.layer.lookups * row_macs(self.stages)
+        return exact(products + self.layer.lookups * row_macs(self.stages))
 
     def tensor_view(self, kernel: Float[Array, "m n"]) -> Float[Array, "*_"]:
         """The matrix with a mode for each pair of factors of its sizes."""

@@ -19,12 +19,33 @@ from tdjax.trace.call import Call
 BORDERS = {"CIRCULAR": "circular", "REFLECT": "reflect"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The settings of a convolution that is no module's, under the names that modules have.
+
+    Arguments:
+        kernel_size: spatial sizes.
+        strides: of the window; of a transposed convolution the dilation of its input.
+        padding: in front and behind, of the dilated input.
+        kernel_dilation: of the kernel.
+        feature_group_count: groups of channels.
+    """
+
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    kernel_dilation: tuple[int, ...]
+    feature_group_count: int = 1
+    input_dilation: int = 1
+
+
 def convolution(call: Call, features: int) -> Layer:
     """The entry of a convolution with so many output features."""
     module = call.module
     groups = module.feature_group_count
     shape = (*window_of(module), call.inputs.shape[-1] // groups, features)
-    return _convolution(call, "conv", shape, shape, groups=groups)
+    dilated = any(step > 1 for step in _on_window(module.input_dilation, len(shape) - 2))
+    return _convolution(call, "conv", shape, shape, groups=groups, dilated=dilated)
 
 
 def transposed_convolution(call: Call, features: int) -> Layer:

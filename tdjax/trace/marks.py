@@ -9,6 +9,7 @@ equations, which goes through all transformations too: those of its derivatives 
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -58,6 +59,17 @@ def calls_around(eqn: JaxprEqn) -> tuple[int, ...]:
     """The calls that an equation is part of, in its own program, the outermost first."""
     names = str(eqn.source_info.name_stack)
     return tuple(map(int, re.findall(rf"{SCOPE}(\d+)", names))) if SCOPE in names else ()
+
+
+def is_differentiated(array: Any) -> bool:
+    """Whether a gradient by an array is being taken, as far as its tracer tells."""
+    # By name, as the second moves between versions of JAX.
+    return type(array).__name__ in ("JVPTracer", "LinearizeTracer")
+
+
+def runs_of(eqn: Any) -> int:
+    """How often a call runs that an equation marks, one of those that `vmap` made of it."""
+    return math.prod(eqn.invars[0].aval.shape[: len(eqn.params["stacked"])])
 
 
 def _identity(x: Any, kernel: Any, **_: Any) -> Any:

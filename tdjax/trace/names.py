@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 Names = tuple[str, ...]
 # Where wrappers of Flax, Linen's metadata and NNX's variables, keep their array.
@@ -17,7 +17,7 @@ def names_of(key_path: Sequence[Any]) -> Names:
     """The names along the path of a leaf, without those of wrappers around its array."""
     names = []
     for key in key_path:
-        if isinstance(key, DictKey):
+        if isinstance(key, DictKey | FlattenedIndexKey):
             names.append(str(key.key))
         elif isinstance(key, SequenceKey):
             names.append(str(key.idx))

@@ -62,7 +62,7 @@ def reads_of(
         names: of the arrays, by place.
     """
     whole = {
-        place: view_of(place, len(program.jaxpr.invars[place].aval.shape))
+        place: view_of(place, program.jaxpr.invars[place].aval.shape)
         for place in set(arrays.values())
     }
     through = _Walk(arrays, layers, whole, Reads())
@@ -136,8 +136,9 @@ class _Walk:
         if place is None:
             return made_of(x)
         layers = sum(eqn.params["stacked"])
-        rest = [axis for axis in (kernel.axes or ())[layers:] if axis is not None]
-        if kernel.array != place or rest != sorted(rest) or kernel.cut.intersection(rest):
+        axes = kernel.axes if kernel.array == place and not kernel.flipped else None
+        rest = [axis for axis in (axes or ())[layers:] if axis is not None]
+        if axes is None or rest != sorted(rest) or kernel.cut.intersection(rest):
             self.reads.changed.add(place)
         else:
             sliced = set(self.whole[place].axes or ()) - set(rest)

@@ -64,15 +64,15 @@ class Recorder:
     Attributes:
         calls: by number, in the order in which they begin.
         kept: what the model keeps beside its outputs, a pytree named as its state is.
-        asked: names of arrays of layers that the model asks for outside of their calls, if only for
-            a shape, which leaves nothing in its program; known where a module system can tell.
+        asked: of arrays of layers that the model asks for in a way which leaves nothing in its
+            program, by their names, how; known where a module system can tell.
     """
 
     def __init__(self) -> None:
         """No call is known yet."""
         self.calls: dict[int, TracedCall] = {}
         self.kept: Any = ()
-        self.asked: set[Names] = set()
+        self.asked: dict[Names, str] = {}
         self._numbers = itertools.count()
 
     def number(self) -> int:
@@ -138,5 +138,5 @@ def trace_model(
     jaxpr, (outputs, _) = jax.make_jaxpr(program, return_shape=True)(state, arrays)
     return Trace(
         jaxpr, recorder.calls, outputs, batch_size(arrays), leaf_names(state), tuple(kept_names),
-        frozenset(recorder.asked),
+        dict(recorder.asked),
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from tdjax.trace.marks import INPUT, mark_p
+from tdjax.trace.marks import INPUT, mark_p, runs_of
 from tdjax.trace.programs import Calls, How, calls_of, walk
 
 # The scans over whose slices a value runs, by the id of their equation.
@@ -57,7 +56,7 @@ def _runs(survey: Survey, program: ClosedJaxpr, scans: Sequence[Scans]) -> Count
         if eqn.primitive is mark_p:
             number = eqn.params["number"]
             if eqn.params["end"] == INPUT:
-                runs[number] += math.prod(eqn.invars[0].aval.shape[: len(eqn.params["stacked"])])
+                runs[number] += runs_of(eqn)
             survey.stacks.update((scan, number) for scan in reads[1])
         elif calls is not None:
             runs.update(_runs_inside(survey, eqn, calls, reads))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +13,11 @@ from tdjax.plan.layers import (
     numbers_obstacle,
     of_all_calls,
     stacked_along,
-    with_products,
 )
+from tdjax.plan.work import Count, Use, Work, exact, joined, one_of
 from tdjax.trace.call import Call
 from tdjax.trace.names import Names
-from tdjax.trace.products import OTHER, products_of
+from tdjax.trace.products import OTHER, Counts, counts_of
 from tdjax.trace.reads import Reads, reads_of
 from tdjax.trace.survey import Survey, survey_of
 
@@ -30,11 +30,14 @@ class TracedCall:
         layer: what it says of the layer, with the positions and lookups of this call alone.
         call: module and arrays; None where the layer cannot be factorised anyway, and has no marks.
         array: names of the layer's array among those of the model, where they are known.
+        indexed: whether its array is taken out of a stack by its number: the marks then have the
+            axis of a stack in front, on which all but one are zero.
     """
 
     layer: Layer
     call: Call | None = None
     array: Names | None = None
+    indexed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,7 @@ class Trace:
     batch: int
     arrays: Sequence[Names] = ()
     kept: Sequence[Names] = ()
-    asked: Collection[Names] = frozenset()
+    asked: Mapping[Names, str] = field(default_factory=dict)
 
     @cached_property
     def survey(self) -> Survey:
@@ -66,28 +69,58 @@ class Trace:
         return survey_of(self.jaxpr)
 
     @cached_property
-    def products(self) -> Counter[int]:
-        """Multiply-accumulates by number of the call; see `products_of`."""
-        return products_of(self.jaxpr)
+    def work(self) -> Work:
+        """What one example runs."""
+        return self._work(counts_of(self.jaxpr))
 
     @property
-    def other_macs(self) -> int:
+    def branched(self) -> Work | None:
+        """The same where it depends on conditions; None where all layers run."""
+        return self.work if self.work.conditions else None
+
+    @property
+    def other_macs(self) -> Count:
         """Multiply-accumulates for one example that belong to no layer."""
-        return -(-self.products[OTHER] // max(self.batch, 1))
+        return self.work.at_most.other
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """The entries of the layer table by path, in the order of the calls."""
-        by_path: dict[str, list[tuple[Layer, int]]] = defaultdict(list)
-        for number, made in sorted(self.calls.items()):
-            runs = self.survey.runs[number] if made.call is not None else 1
-            by_path[made.layer.path].append(
-                (made.layer, runs)
-                if made.layer.stored is not None or made.call is None
-                else (with_products(made.layer, self.products[number]), 1)
-            )
-        layers = {path: of_all_calls(calls, self.batch) for path, calls in by_path.items()}
+        by_path: dict[str, list[TracedCall]] = defaultdict(list)
+        for _, made in sorted(self.calls.items()):
+            by_path[made.layer.path].append(made)
+        uses = {use.path: use for use in self.work.at_most.uses}
+        layers = {}
+        for path, calls in by_path.items():
+            known = any(made.call is not None for made in calls)
+            use = uses.get(path, Use(path, 0, 0)) if known else None
+            layers[path] = of_all_calls([made.layer for made in calls], use)
         return {path: self._read(layer) for path, layer in layers.items()}
+
+    def _work(self, counts: Counts) -> Work:
+        """The work of a program, from its counts."""
+        other: Count = counts.products[OTHER]
+        uses = []
+        for number, made in self.calls.items():
+            if made.call is None:
+                continue
+            layer = made.layer
+            # Of all layers that pass the marks of one that is taken by its number it is one.
+            runs = exact(counts.runs[number], layer.copies if made.indexed else 1)
+            positions, lookups = runs * layer.positions, runs * layer.lookups
+            once = replace(layer, positions=1).macs
+            if layer.stored is None:
+                # Its array is no plain kernel: its products are what is known of it.
+                positions = exact(counts.products[number], max(once, 1))
+            else:
+                forward = exact(positions * once, layer.copies)
+                other += max(counts.derived[number] - forward, 0)
+            among = max(self.batch, 1) * layer.copies
+            if positions or lookups:
+                uses.append(Use(layer.path, exact(positions, among), exact(lookups, among)))
+        branches = [one_of([self._work(own) for own in each]) for each in counts.conditions]
+        own = [Work(0, (use,), ()) for use in uses]
+        return joined([Work(exact(other, max(self.batch, 1)), (), ()), *own, *branches])
 
     def _read(self, layer: Layer) -> Layer:
         """A layer with what is known of its array, and of who reads it."""
@@ -119,5 +152,5 @@ class Trace:
         reads = reads_of(self.jaxpr, arrays, paths, [*returned, *self.kept], self.arrays)
         for place in self._places.values():
             if self.arrays[place] in self.asked:
-                reads.others.setdefault(place, "the model asks for it, or its shape")
+                reads.others.setdefault(place, self.asked[self.arrays[place]])
         return reads

@@ -690,7 +690,9 @@ def test_things_that_are_no_modules():
         lambda: tdjax.layer_table(Network, SEQUENCE),
         lambda: tdjax.factorize(None, Plan(())),
     ):
-        with pytest.raises(TypeError, match=r"expected a flax.linen.Module or a flax.nnx.Module"):
+        with pytest.raises(
+            TypeError, match=r"expected a flax.linen.Module, a flax.nnx.Module or a func"
+        ):
             call()
 
 

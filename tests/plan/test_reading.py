@@ -3,6 +3,7 @@ import json
 import random
 import time
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
@@ -11,6 +12,7 @@ from tdjax.params.check import factor_shapes
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.layers import Storage
 from tdjax.plan.timing import Profile
+from tdjax.plan.work import Use, Work
 
 CONV = Layer("conv", "conv", (3, 3, 16, 32), 1, (8, 8), (4, 4), 1, 0, 32)
 GROUPED = Layer("grouped", "conv", (3, 3, 8, 32), 2, (8, 8), (8, 8))
@@ -50,6 +52,19 @@ PLAN = Plan(
     Profile(0.02, 0.01, 2.0, 1.5, 2.5, 10),
 )
 RAW = json.loads(PLAN.to_json())
+SHARED = replace(HEAD, path="shared", positions=Fraction(5, 3))
+WORK = (Work(0, (Use("head", 1, 0),), ()), Work(3, (Use("shared", Fraction(5, 3), 0),), ()))
+# What plans hold since version 3.
+LATER = Plan(
+    (
+        planned(replace(CONV, dilated=True), method="svd", rank=2),
+        planned(SHARED, method="svd", rank=2),
+        planned(HEAD, method="svd", rank=2),
+    ),
+    other_macs=Fraction(7, 2),
+    work=Work(Fraction(1, 2), (Use("conv", 1, 0),), (WORK,)),
+)
+RAWS = (RAW, json.loads(LATER.to_json()))
 
 
 def test_every_kind_of_plan_is_read_as_it_was():
@@ -59,6 +74,8 @@ def test_every_kind_of_plan_is_read_as_it_was():
     for entry in PLAN.layers:
         alone = Plan((entry,))
         assert Plan.from_json(alone.to_json()) == alone
+    assert Plan.from_json(LATER.to_json()) == LATER
+    assert Plan.from_json(LATER.to_json()).macs == LATER.macs
 
 
 def places(raw, path=()):
@@ -95,8 +112,9 @@ def mutated(original, rng):
 
 def test_a_changed_plan_is_refused_or_says_what_its_text_says():
     rng, messages, taken = random.Random(0), [], 0
-    for _ in range(400):
-        original = {**RAW, "layers": rng.sample(RAW["layers"], 2)}
+    for turn in range(400):
+        whole = RAWS[turn % 8 == 0]
+        original = {**whole, "layers": rng.sample(whole["layers"], 2)} if whole is RAW else whole
         raw = mutated(original, rng)
         text = json.dumps(raw, sort_keys=True)
         try:

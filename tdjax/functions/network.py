@@ -1,0 +1,112 @@
+"""A function as a static argument, its arrays apart: what evaluations run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tdjax.arguments.called import calling_the_model
+from tdjax.functions.chains import Whole
+from tdjax.functions.program import Apply
+from tdjax.functions.read import is_attending, read
+from tdjax.hints import did_you_mean
+from tdjax.params.leaves import leaf_tree
+from tdjax.trace.call import StaticPart, call_arguments, split_arrays
+from tdjax.trace.marks import INPUT, Mark
+from tdjax.trace.visit import run
+
+
+@dataclass(frozen=True)
+class Network:
+    """A function without its arrays; see `tdjax.evaluate.candidates.Network`.
+
+    Arguments:
+        function: of parameters and inputs.
+        static: the parameters without their arrays. Those are the variables.
+        paths: of the arrays.
+    """
+
+    function: Apply
+    static: StaticPart
+    paths: tuple[str, ...]
+
+    def __hash__(self) -> int:
+        """The function may have none."""
+        return hash((id(self.function), self.paths))
+
+    def outputs(self, variables: list[Any], inputs: Any) -> Any:
+        """What the function returns for one batch."""
+        args, kwargs = call_arguments(inputs)
+        with calling_the_model(inputs):
+            return self.function(self.static.join(variables), *args, **kwargs)
+
+    def kernel(self, variables: list[Any], path: str) -> Any:
+        """The array at a path. Raises KeyError for an unknown path."""
+        return variables[self._place(path)]
+
+    def with_kernel(self, variables: list[Any], path: str, kernel: Array) -> list[Any]:
+        """The variables with another array at a path."""
+        place = self._place(path)
+        return [*variables[:place], kernel, *variables[place + 1 :]]
+
+    def layer_outputs(
+        self, variables: list[Any], kernels: Mapping[str, Array], inputs: Any
+    ) -> dict[str, list[tuple[Array, Array]]]:
+        """Outputs of some layers with their own array and with another, on the same input.
+
+        A layer called several times gives several pairs, one inside a loop none. Raises ValueError
+        for an array that is no layer.
+        """
+        found = read(self.function, self.static.join(variables), inputs)
+        for layer in found.others:
+            if layer.path in kernels:
+                raise ValueError(f"feature errors: {layer.path!r} is no layer: {layer.obstacle}")
+        wanted = {
+            number
+            for number, made in found.trace.calls.items()
+            if made.layer.path in kernels and made.layer.storage.stack is None
+        } - found.trace.survey.looped
+
+        def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
+            return x, x if mark.number in wanted and mark.end == INPUT else None
+
+        arrays, _ = split_arrays(call_arguments(inputs))
+        rows = run(found.trace.jaxpr, found.trace.survey, visit, [*variables, *arrays], {})[1]
+        pairs: dict[str, list[tuple[Array, Array]]] = {path: [] for path in kernels}
+        for number, x in sorted(rows.items()):
+            layer, product = found.trace.calls[number].layer, found.products[number]
+
+            def output(array: Any, x: Any = x, layer: Any = layer, product: Any = product) -> Array:
+                kernel = layer.storage.to_kernel(jnp.asarray(array), layer.kernel_shape)
+                own, attends = [kernel.astype(product.place.dtype)], is_attending(layer, product)
+                # As rows, in which the examples are the first axis wherever the program has them.
+                return product.multiply(Whole(layer), own, x, attends)
+
+            both = (self.kernel(variables, layer.path), kernels[layer.path])
+            pairs[layer.path].append((output(both[0]), output(both[1])))
+        return pairs
+
+    def _place(self, path: str) -> int:
+        if path not in self.paths:
+            raise KeyError(f"the parameters have no array {path!r}{did_you_mean(path, self.paths)}")
+        return self.paths.index(path)
+
+
+def network_of(apply: Apply, params: Any, method: None = None) -> tuple[Network, list[Any]]:
+    """A function as a static argument, and its arrays."""
+    tree, (arrays, static) = leaf_tree(params), split_arrays(params)
+    return Network(apply, static, tuple(tree.paths[place] for place in static.places)), arrays
+
+
+def layer_weights(apply: Apply, params: Any) -> dict[str, Any]:
+    """The arrays of all layers, as nested mappings by path."""
+    return approximated_weights(params)
+
+
+def approximated_weights(params: Any) -> dict[str, Any]:
+    """Approximated arrays, as `layer_weights` gives those of a function."""
+    return leaf_tree(params).mapping
