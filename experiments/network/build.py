@@ -119,9 +119,13 @@ def check_outputs(
     """
     state = {name: value for name, value in variables.items() if name != "params"}
     key = jax.random.key(0) if train else None
-    with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
+    try:
         # Programs are kept by the module that they are compiled for.
         hash(module)
+    except TypeError as error:
+        problem = "an attribute of it cannot be hashed: use tuples in place of lists and arrays"
+        raise FieldError("model", f"is {_named(settings)}: {problem}") from error
+    with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
         call = LinenNetwork(module)
         shape = jax.eval_shape(call, variables["params"], state, sample, key)[0].shape
     if shape != (1, classes):

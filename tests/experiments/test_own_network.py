@@ -20,6 +20,7 @@ from experiments.network.build import build_network
 from experiments.network.examples import read_splits
 from experiments.network.network import given
 from experiments.network.settings import ModelSettings
+from experiments.network.training import LinenNetwork
 from experiments.network.weights import load_weights
 from experiments.workdir.fields import read_fields
 from tdjax.linen import layer_table
@@ -134,6 +135,30 @@ def test_arguments_that_a_function_does_not_take_are_told(mine):
         settings = read_fields(error_study.Protocol, {**STUDY, "data": data})
         with pytest.raises(ValueError, match=problem):
             read_splits(settings.network)
+
+
+@pytest.mark.parametrize("name", ["train", "is_training", "deterministic", "other"])
+def test_a_call_is_told_of_training_in_its_own_words(name):
+    # A flag that is changed from its default doubles the outputs; another one is left alone.
+    names = {"name": name, "default": name == "deterministic", "nn": nn}
+    exec(
+        "class Flagged(nn.Module):\n"
+        f"    def __call__(self, x, {name}=default):\n"
+        f"        return x * (1 + ({name} is not default))",
+        names,
+    )
+    network, x = LinenNetwork(names["Flagged"]()), jnp.ones((1, 2))
+    trained, _ = network({}, {}, x, jax.random.key(0))
+    assert float(trained[0, 0]) == (1 if name == "other" else 2)
+    assert float(network({}, {}, x, None)[0][0, 0]) == 1
+
+
+def test_a_module_that_cannot_be_hashed_is_told():
+    splits, module = prepare_arrays(arrays()), nn.Sequential([nn.Dense(3)])
+    variables = module.init(jax.random.key(0), splits.test.images)
+    settings = read_fields(error_study.Protocol, STUDY)
+    with pytest.raises(ValueError, match=r"'model' is mine: .*use tuples in place of lists"):
+        given(settings, module, variables, splits)
 
 
 def test_weights_are_read_from_each_kind_of_file(tmp_path):
