@@ -86,7 +86,7 @@ def batch_statistics(
         reached = ~(left > (1 + LEFT) / 2)
         once = jnp.where(reached, 1 - left, 1)
         counted = once if shares is None else shares[key]
-        reached &= counted > 0
+        reached &= ~(counted <= 0)
         found[key] = jnp.where(reached, low[key] / jnp.where(reached, counted, 1), x)
         weights[key] = jnp.where(reached, counted / once, NO_ROWS)
     return found, weights
