@@ -83,17 +83,20 @@ CONFIGS = {
 }
 
 
-def hook(workdir: Path, last: int | None, send: Callable[[str], object]) -> None:
+def hook(
+    workdir: Path, last: int | None, send: Callable[[str], object], kind: str | None = None
+) -> None:
     """Count the points at which a process can be killed, and kill this one at the `last`.
 
     Arguments:
         send: takes each point as it is reached.
+        kind: of the points that count, as "half write"; None for all.
     """
     count = itertools.count(1)
 
     def reached(call: str, where: str) -> bool:
-        send(f"{where} {call}")
-        return next(count) == last
+        send(point := f"{where} {call}")
+        return kind in (None, point) and next(count) == last
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -129,14 +132,16 @@ def _is_inside(workdir: Path, what: Any, folder: int | None) -> bool:
         return False
 
 
-def child(run: Run, workdir: Path, last: int | None, log: Path, points: Path) -> None:
+def child(
+    run: Run, workdir: Path, last: int | None, kind: str | None, log: Path, points: Path
+) -> None:
     """One start of an experiment, in a process of its own."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     told = os.open(points, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     write = os.write
-    hook(workdir, last, lambda point: write(told, f"{point}\n".encode()))
+    hook(workdir, last, lambda point: write(told, f"{point}\n".encode()), kind)
     try:
         run(workdir)
     except BaseException:
@@ -146,18 +151,18 @@ def child(run: Run, workdir: Path, last: int | None, log: Path, points: Path) ->
     os._exit(0)
 
 
-def start(run: Run, last: int | None, folder: Path) -> list[str] | None:
+def start(run: Run, last: int | None, folder: Path, kind: str | None = None) -> list[str] | None:
     """Start an experiment and wait for it: the points it came to where it was killed, else None.
 
     Arguments:
-        last: the point to kill it at, from 1; None for none.
+        last: the point to kill it at, from 1, of those of a `kind`; None for none.
         folder: holds its work directory, "run", its output, "log", and the points it came to.
 
     Raises RuntimeError where it ended otherwise.
     """
     log, points = folder / "log", folder / "points"
     process = multiprocessing.get_context("fork").Process(
-        target=child, args=(run, folder / "run", last, log, points)
+        target=child, args=(run, folder / "run", last, kind, log, points)
     )
     process.start()
     process.join()
@@ -177,18 +182,25 @@ def results(workdir: Path) -> dict[str, Any]:
     return {**found, "lines": lines, "files": own | unfinished}
 
 
-def chain(run: Run, folder: Path, rng: random.Random, most: int, count: int) -> list[str]:
-    """Kill an experiment until it comes to its end, or `most` times; the points of the kills.
+def chain(
+    run: Run, folder: Path, rng: random.Random, before: Counter[str], count: Counter[str], most: int
+) -> Counter[str]:
+    """Kill an experiment until it comes to its end, or `most` times; how often at which point.
+
+    Each time at a point of the kind at which it was killed least often.
 
     Arguments:
-        count: of the points of an undisturbed run.
+        before: kills of earlier ones.
+        count: of the points of an undisturbed run, by kind.
     """
-    kills: list[str] = []
-    while len(kills) < most:
-        points = start(run, rng.randint(1, max(2 * count // KILLS, 1)), folder)
-        if points is None:
+    kills: Counter[str] = Counter()
+    while kills.total() < most:
+        kind = min(count, key=lambda kind: (before + kills)[kind])
+        last = rng.randint(1, max(2 * count[kind] // KILLS, 1))
+        if start(run, last, folder, kind) is None:
+            # So near to its end that it has no more of them.
             return kills
-        kills.append(points[-1])
+        kills[kind] += 1
     start(run, None, folder)
     return kills
 
@@ -204,20 +216,23 @@ def try_experiment(name: str, points: int, seed: int) -> Counter[str]:
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary).resolve()
         start(run, None, whole)
-        expected, count = results(whole / "run"), len((whole / "points").read_text().splitlines())
+        expected = results(whole / "run")
+        count = Counter((whole / "points").read_text().splitlines())
         while kills.total() < points:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder).resolve()
-                found = chain(run, path, rng, points - kills.total(), count)
+                found = chain(run, path, rng, kills, count, points - kills.total())
                 differing = [
                     what
                     for what, value in results(path / "run").items()
                     if value != expected.get(what)
                 ]
                 if differing:
-                    raise RuntimeError(f"{name}, killed at {found}: other {', '.join(differing)}")
+                    raise RuntimeError(
+                        f"{name}, killed at {', '.join(found)}: other {', '.join(differing)}"
+                    )
                 kills.update(found)
-                print(f"{name}: equal after {len(found)} kills", flush=True)
+                print(f"{name}: equal after {found.total()} kills", flush=True)
     return kills
 
 
