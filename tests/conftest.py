@@ -2,15 +2,19 @@ import gc
 import math
 import os
 
+import checked_types
 import jax
 import pytest
 
 # Most of the time goes into compiling programs that run once. Read when the first array is made.
-os.environ.setdefault(
-    "XLA_FLAGS",
+QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_parallel_codegen_split_count=1"
 )
+if jax.__version_info__ < (0, 11):
+    # Later versions know no other, and end at a flag that they do not know.
+    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
 # Several threads of LAPACK wait for each other where other work keeps the cores busy, a hundred
 # times as long as the small matrices here take. Read when NumPy and SciPy are loaded; the workers
 # inherit it.
@@ -19,6 +23,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Traced and compiled programs stay alive: to go through all of them again and again for cycles
 # takes a fifth of the suite's time and finds little.
 gc.set_threshold(100_000, 50, 100)
+
+checked_types.install()
 
 
 # Run with the oldest versions too: what meets most of JAX, Flax, Optax and Orbax.
