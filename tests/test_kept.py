@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import nnx
 from plain_models import MLP, normal, random_variables
-from plain_networks import NnxVisionTransformer
 
 import tdjax
 
@@ -50,12 +49,13 @@ x = np.ones((4, 8), np.float32)
 chain = {"input": {"kernel": ("a",)}, "output": {"kernel": (None, "b")}, "bias": ("b",)}
 
 net = nn.Sequential([nn.Dense(16), nn.BatchNorm(use_running_average=True), nn.Dense(8)])
-variables = jax.tree.map(lay, net.init(jax.random.key(0), x))
+variables = net.init(jax.random.key(0), x)
 rules = [tdjax.Rule(path="layers_0", method="svd", rank=4, sparse=0.1)]
 plan = tdjax.make_plan(net, variables, rules, x)
-factors = tdjax.factorize_params(variables, plan)
+factors = jax.tree.map(np.asarray, tdjax.factorize(net, plan).init(jax.random.key(1), x))
 folder = tempfile.mkdtemp()
 tdjax.save_factorised(folder, factors, plan)
+variables = jax.tree.map(lay, variables)
 loaded, _ = tdjax.load_factorised(folder, like=variables)
 for like in (variables, jax.tree.map(shape, variables), loaded):
     found, _ = tdjax.load_factorised(folder, like=like)
@@ -72,13 +72,14 @@ assert not any(leaf.committed for leaf in jax.tree.leaves(free))
 rngs = nnx.Rngs(0)
 layers = nnx.Linear(8, 16, rngs=rngs), nnx.BatchNorm(16, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
 graph, state = nnx.split(nnx.Sequential(*layers, nnx.Linear(16, 8, rngs=rngs)))
-state = jax.tree.map(lay, state)
 net = nnx.merge(graph, state)
 rules = [tdjax.Rule(path="layers/0", method="svd", rank=4, sparse=0.1)]
 plan = tdjax.make_plan(net, rules, x)
 small = tdjax.factorize(net, plan)
 folder = tempfile.mkdtemp()
 tdjax.save_factorised(folder, small, plan)
+state = jax.tree.map(lay, state)
+net = nnx.merge(graph, state)
 loaded, _ = tdjax.load_factorised(folder, like=net)
 for like in (net, nnx.merge(graph, jax.tree.map(shape, state)), loaded):
     found, _ = tdjax.load_factorised(folder, like=like)
@@ -89,18 +90,22 @@ for like in (net, nnx.merge(graph, jax.tree.map(shape, state)), loaded):
         (last.kernel, ("a", "b")),
     ):
         assert names(array[...]) == wanted
-    np.testing.assert_allclose(found(x), nnx.clone(small)(x), rtol=1e-5, atol=1e-5)
+    saved = jax.tree.leaves(nnx.split(small)[1])
+    for a, b in zip(jax.tree.leaves(nnx.split(found)[1]), saved, strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
 
 def stack(params, x):
     x, _ = jax.lax.scan(lambda x, own: (jnp.tanh(x @ own), None), x, params["blocks"][0])
     return x @ params["head"]
 
 params = {"blocks": [jnp.ones((2, 8, 8))], "head": jnp.eye(8)}
-params = jax.tree.map(lay, params)
 plan = tdjax.make_plan(stack, params, [tdjax.Rule(path="blocks/0", method="svd", rank=2)], x)
 factors = tdjax.factorize_params(params, plan)
 folder = tempfile.mkdtemp()
 tdjax.save_factorised(folder, factors, plan)
+params = jax.tree.map(lay, params)
 loaded, _ = tdjax.load_factorised(folder, like=params)
 for like in (params, jax.tree.map(shape, params), loaded):
     found, _ = tdjax.load_factorised(folder, like=like)
@@ -112,16 +117,17 @@ for like in (params, jax.tree.map(shape, params), loaded):
 
 
 def test_in_a_process_of_its_own(tmp_path):
-    x, images = normal(0, 2, 9), normal(1, 2, 8, 8, 3)
+    x = normal(0, 2, 9)
     net, rules = MLP((8, 7, 6)), [tdjax.Rule(path=".*", method="svd", rank=2, sparse=0.2)]
     variables = random_variables(net, x)
     plan = tdjax.make_plan(net, variables, rules, x)
-    small, factors = tdjax.factorize(net, plan), tdjax.factorize_params(variables, plan)
-    linen = (small, jax.tree.map(np.asarray, factors), x, np.asarray(small.apply(factors, x)))
-    model = NnxVisionTransformer(nnx.Rngs(0))
-    model = tdjax.factorize(model, tdjax.make_plan(model, rules, images))
+    small = tdjax.factorize(net, plan)
+    factors = jax.tree.map(np.asarray, small.init(jax.random.key(0), x))
+    linen = (small, factors, x, np.asarray(small.apply(factors, x)))
+    layer = nnx.Linear(9, 8, rngs=nnx.Rngs(0))
+    layer = tdjax.factorize(layer, tdjax.make_plan(layer, rules, x))
     file = tmp_path / "models"
-    file.write_bytes(pickle.dumps([linen, (model, None, images, np.asarray(model(images)))]))
+    file.write_bytes(pickle.dumps([linen, (layer, None, x, np.asarray(layer(x)))]))
 
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     here = Path(__file__).parent
