@@ -66,6 +66,15 @@ for like in (variables, jax.tree.map(shape, variables), loaded):
     check(found["sparsity"]["layers_0"]["sparse"], factors["sparsity"]["layers_0"]["sparse"],
           {"indices": ()})
     check(found["batch_stats"]["layers_1"], factors["batch_stats"]["layers_1"], {"mean": ("b",)})
+def abstract(array):
+    where = NamedSharding(mesh.abstract_mesh, array.sharding.spec)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+# As `jax.eval_shape` gives shapes under a mesh.
+shapes = jax.tree.map(abstract, variables)
+with jax.set_mesh(mesh):
+    found, _ = tdjax.load_factorised(folder, like=shapes)
+check(found["params"]["layers_0"], factors["params"]["layers_0"], chain)
 free, _ = tdjax.load_factorised(folder, like=jax.tree.map(np.asarray, variables))
 assert not any(leaf.committed for leaf in jax.tree.leaves(free))
 

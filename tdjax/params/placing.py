@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.core.meta import Partitioned
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 
 from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.check import factor_shapes
@@ -35,7 +35,19 @@ def sharding_of(leaf: Any) -> Sharding | None:
         free = isinstance(leaf, jax.core.Tracer) or not leaf.committed
         return None if free else leaf.sharding
     found = getattr(leaf, "sharding", None)
+    if isinstance(found, NamedSharding) and isinstance(found.mesh, AbstractMesh):
+        return _on_current_mesh(found)
     return found if isinstance(found, Sharding) else None
+
+
+def _on_current_mesh(sharding: NamedSharding) -> NamedSharding | None:
+    """Where shapes that were made under `jax.set_mesh` are to go; None without that mesh."""
+    # Older versions of JAX do not tell.
+    get_mesh = getattr(jax.sharding, "get_mesh", None)
+    mesh = None if get_mesh is None else get_mesh()
+    if mesh is None or mesh.abstract_mesh != sharding.mesh:
+        return None
+    return NamedSharding(mesh, sharding.spec)
 
 
 def factor_shardings(kernel: Any, entry: PlannedLayer) -> dict[str, Sharding | None]:
