@@ -287,6 +287,21 @@ class Around(nn.Module):
         return self.net.second.backbone.rest[1](self.net.second.backbone(x))
 
 
+class Sharing(nn.Module):
+    net: nn.Module
+
+    def setup(self):
+        nn.share_scope(self, self.net)
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+def test_a_model_whose_scope_another_shares():
+    net, small, dense, params = taken_out()
+    close(Sharing(small).apply(params, X), net.apply(dense, X))
+
+
 def test_a_submodule_that_two_modules_use():
     net = TwoHeaded()
     variables = net.init(jax.random.key(0), X)
