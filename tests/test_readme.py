@@ -52,7 +52,10 @@ def test_functions():
 
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("guide", "functions", "results", "runs", "own_network")),
+    *(
+        f"docs/{name}.md"
+        for name in ("guide", "functions", "architectures", "results", "runs", "own_network")
+    ),
 )
 
 

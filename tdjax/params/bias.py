@@ -25,8 +25,9 @@ def can_correct(entry: PlannedLayer, own: Mapping[str, Any]) -> bool:
     layer = entry.layer
     bias = unboxed(own["bias"]) if "bias" in own else None
     # What a module of one's own does with its bias is not known.
-    known = bias is not None and not layer.is_own and layer.kind != "embed"
-    if not known or layer.storage.stack not in (None, 0):
+    if bias is None or layer.is_own or layer.kind == "embed":
+        return False
+    if layer.storage.stack not in (None, 0):
         return False
     # The order of an einsum layer's outputs is that of its equation, unless there is only one.
     one = bias.ndim == (1 if layer.storage.stack is None else 2)
