@@ -233,7 +233,7 @@ def _obstacle(module: Any, weight: Any) -> str:
     """Why a module that was not recorded cannot be factorised."""
     name = type(module).__name__
     if type(module) not in KINDS:
-        return own_obstacle(module) or f"{name} was not called"
+        return own_obstacle(module) or f"{name} is called by another method, or not at all"
     if not holds_array(weight):
         return f"its {_weight(module)} is no array, but {type(weight).__name__}"
     return f"{name} was not called"
