@@ -89,7 +89,8 @@ def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, 
     table, params = dict(traced.layers), jax.eval_shape(lambda: plain(variables))["params"]
     for path, own in mappings(params):
         if _weights(own) and path not in table:
-            table[path] = _unsupported(path, params, "a module", "a module was not called")
+            reason = "its module is called by another method, or not at all"
+            table[path] = _unsupported(path, params, "a module", reason)
     return tuple(table.values())
 
 

@@ -496,7 +496,7 @@ def test_modules_that_cannot_be_factorised_are_listed():
         "general": None,
         "transpose": None,
         "masked": "its kernel is masked",
-        "unused/aside": "a module was not called",
+        "unused/aside": "its module is called by another method, or not at all",
         "head": None,
     }
     assert table["embed"].kernel_shape == (11, 8)
