@@ -59,7 +59,15 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("guide", "functions", "keep", "results", "runs", "own_network")
+        for name in (
+            "guide",
+            "functions",
+            "keep",
+            "architectures",
+            "results",
+            "runs",
+            "own_network",
+        )
     ),
 )
 

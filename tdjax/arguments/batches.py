@@ -37,6 +37,8 @@ def read_batches(
 
 def _reads_first(function: str, model: Any, trace_of: Callable[[Any], Any], batch: Any) -> bool:
     """Whether of a batch the model sees the first entry alone; see `read_batches`."""
+    if isinstance(batch, Mapping):
+        _check_names(function, model, batch)
     if not isinstance(batch, tuple) or not batch:
         return False
     if isinstance(batch[0], (tuple, Mapping)):
@@ -58,6 +60,20 @@ def _reads_first(function: str, model: Any, trace_of: Callable[[Any], Any], batc
         f"{' or '.join(_first(n) for n in [1] * alone + taken)}: write ((a, b), rest) where it is "
         "to be called with a and b (rest may be None), ((a,), rest) where with a alone"
     )
+
+
+def _check_names(function: str, model: Any, batch: Mapping[str, Any]) -> None:
+    """Refuse a dict with more than the model takes, such as labels."""
+    try:
+        known = inspect.signature(model).parameters
+    except (TypeError, ValueError):
+        return
+    more = [name for name in batch if name not in known]
+    if more and not any(own.kind is own.VAR_KEYWORD for own in known.values()):
+        raise ValueError(
+            f"{function}: the model takes no {', '.join(map(repr, more))}, which the batch has: "
+            "write (inputs, rest), the dict without them and what the loss takes beside it"
+        )
 
 
 def _accepts(model: Any, inputs: Any) -> bool:

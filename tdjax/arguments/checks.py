@@ -145,6 +145,19 @@ def check_mapping(function: str, params: Any) -> None:
         raise TypeError(
             f"{function}: params is {described(params)}: pass variables['params'], or the variables"
         )
+    if isinstance(params, nnx.State) and not _has_names(params):
+        raise TypeError(
+            f"{function}: params is the state of an NNX model with lists, whose keys are numbers: "
+            "pass the model to tdjax.factorize or tdjax.nnx.reconstruct"
+        )
+
+
+def _has_names(tree: Mapping[Any, Any]) -> bool:
+    """Whether all keys of nested mappings are strings."""
+    return all(
+        isinstance(name, str) and (not isinstance(below, Mapping) or _has_names(below))
+        for name, below in tree.items()
+    )
 
 
 def _rules(value: Any) -> Problem:

@@ -1,4 +1,4 @@
-"""Layers of classes that no module system has: modules with one matrix among arrays of their own.
+"""Layers of classes that no module system has: modules with one kernel among arrays of their own.
 
 What such a module does with its array is read off its traced program, as of a pure function. A
 chain then takes the place of the product in that program. An adapter makes that function of a
@@ -24,7 +24,7 @@ from tdjax.trace.trace import TracedCall
 
 
 class OwnCall(NamedTuple):
-    """A call of a module whose one weight is a matrix.
+    """A call of a module that multiplies by one of its arrays.
 
     Arguments:
         name: of the array.
@@ -39,8 +39,8 @@ class OwnCall(NamedTuple):
 
 def own_call(
     apply: Apply, params: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> OwnCall | None:
-    """A call of a module as one of a layer; None where it is none that can be factorised.
+) -> OwnCall | str:
+    """A call of a module as one of a layer; where it is none that can be factorised, why.
 
     Arguments:
         apply: the module's call; it raises where it does more than to return something.
@@ -50,13 +50,23 @@ def own_call(
         program = program_of(apply, params, args, kwargs)
     # What a module needs beside its arrays is not known, nor what it raises without it.
     except Exception:
-        return None
-    taken = [layer for layer in known_layers(program).values() if layer.obstacle is None]
-    if len(taken) != 1 or not taken[0].is_matrix or taken[0].kind == "embed":
-        return None
-    if taken[0].storage.stack is not None or taken[0].path != weight_name(params):
-        return None
-    return OwnCall(taken[0].path, taken[0], program)
+        return "it needs or keeps more than its parameters"
+    known = known_layers(program)
+    taken = [layer for layer in known.values() if layer.obstacle is None]
+    if not taken:
+        reasons = [f"{path}: {layer.obstacle}" for path, layer in sorted(known.items())]
+        return "; ".join(reasons) or "it has no matrix"
+    if len(taken) > 1:
+        return (
+            f"it multiplies by several arrays: {', '.join(sorted(layer.path for layer in taken))}"
+        )
+    (layer,) = taken
+    if layer.storage.stack is not None:
+        return f"its {layer.path} is a stack of kernels"
+    if layer.kind == "embed" or layer.path != weight_name(params):
+        beside = "rows are looked up in it" if layer.kind == "embed" else "there are other arrays"
+        return f"its {layer.path} is no kernel alone: {beside}"
+    return OwnCall(layer.path, layer, program)
 
 
 def record_own(
@@ -75,12 +85,18 @@ def record_own(
     """
     stored = dataclasses.replace(found.layer.storage, name=found.name)
     other = sum(math.prod(shape) for name, shape in shapes.items() if name != found.name)
-    layer = dataclasses.replace(found.layer, path=path, kind=OWN, stored=stored, other=other)
+    kind = OWN[found.layer.kind]
+    layer = dataclasses.replace(found.layer, path=path, kind=kind, stored=stored, other=other)
     layer = in_stack(layer, found.name, tuple(shapes[found.name]))
     marks = Marks({found.name: found.layer}, recorder.number, found.program.arrays)
     outputs = found.program.run(marks, marks.layers)
     for number, made in marks.calls.items():
-        called = dataclasses.replace(layer, positions=made.layer.positions)
+        called = dataclasses.replace(
+            layer,
+            in_spatial=made.layer.in_spatial,
+            out_spatial=made.layer.out_spatial,
+            positions=made.layer.positions,
+        )
         recorder.calls[number] = TracedCall(called, made.call, array)
     return outputs
 
@@ -93,16 +109,17 @@ def own_output(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Any:
-    """What a module returns with a chain in place of its matrix.
+    """What a module returns with a chain in place of its kernel.
 
     Arguments:
         apply: the module's call.
-        params: its arrays but the matrix.
+        params: its arrays but the kernel.
         factors: mappings with the `kernel` of each stage, by name.
     """
     name = entry.layer.storage.name
     stored = dataclasses.replace(entry.layer.storage, name=LEAF, stack=None, copies=1)
-    layer = dataclasses.replace(entry.layer, path=name, kind="dense", other=0, stored=stored)
+    kind = entry.layer.multiplies_as
+    layer = dataclasses.replace(entry.layer, path=name, kind=kind, other=0, stored=stored)
     plan = Plan((PlannedLayer(layer, entry.form),))
     return evaluated(apply, plan, {**params, name: factors}, args, kwargs)
 

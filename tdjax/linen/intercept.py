@@ -127,6 +127,14 @@ def entered(model: nn.Module, place: Place, change: Change) -> Iterator[Intercep
         _entered.reset(before)
 
 
+def streams() -> dict[str, Any]:
+    """Keys for models that draw random numbers, the same at every call.
+
+    Streams of other names fall back to "params".
+    """
+    return {name: jax.random.key(0) for name in ("dropout", "params")}
+
+
 def apply_inside(
     model: nn.Module,
     interceptor_at: Callable[[Place], Interceptor],
@@ -138,7 +146,7 @@ def apply_inside(
 
     Arguments:
         call: what is called, a function of the bound model.
-        settings: of `apply`.
+        settings: of `apply`, beside keys of random numbers.
     """
 
     def run(bound: nn.Module) -> Any:
@@ -147,7 +155,7 @@ def apply_inside(
         with nn.intercept_methods(interceptor_at(place)):
             return call(bound)
 
-    return model.apply(variables, method=run, **settings)
+    return model.apply(variables, method=run, rngs=streams(), **settings)
 
 
 def _own_methods(cls: type[nn.Module]) -> dict[str, Callable[..., Any]]:

@@ -26,7 +26,6 @@ from tdjax.linen.kinds import KINDS
 from tdjax.linen.place import Path, Place
 from tdjax.linen.watch import watch
 from tdjax.params.tree import join_path
-from tdjax.plan.layers import OWN
 from tdjax.plan.plan import Plan, PlannedLayer
 
 # Models whose methods are running, by the key of their place, in one thread.
@@ -99,7 +98,7 @@ class Factors:
         def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
             module, method = context.module, context.method_name
             entry, kind = self.entries.get(join_path(*path)), KINDS.get(dense_class(type(module)))
-            if entry is not None and kind is None and entry.layer.kind == OWN:
+            if entry is not None and kind is None and entry.layer.is_own:
                 return own.answer(module, entry, method, next_fun, args, kwargs)
             if entry is None or kind is None or method not in kind.methods:
                 return next_fun(*args, **kwargs)

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.hints import did_you_mean
 from tdjax.linen.fit import paths_of
+from tdjax.linen.intercept import streams
 from tdjax.linen.outputs import layer_outputs
 from tdjax.params.factorize import replace_kernel
 from tdjax.params.tree import layer_params
@@ -35,7 +36,7 @@ class Network:
         args, kwargs = call_arguments(inputs)
         call = partial(call_model, method=self.method, args=args, kwargs=kwargs)
         with calling_the_model(inputs):
-            return self.model.apply(variables, method=call)
+            return self.model.apply(variables, method=call, rngs=streams())
 
     def kernel(self, variables: Any, path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""

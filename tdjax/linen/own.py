@@ -19,14 +19,17 @@ from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import Stage
 
 
-def found_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OwnCall | None:
-    """A call of a module as one of a layer; None where it is none that can be factorised."""
+def found_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OwnCall | str:
+    """A call of a module as one of a layer; where it is none that can be factorised, why."""
     params = module.variables.get("params", {})
-    # The model itself is no layer, nor is what holds modules, or more than parameters.
-    if not module.scope.path or set(module.variables) > {"params"}:
-        return None
-    if any(isinstance(leaf, Mapping) for leaf in params.values()):
-        return None
+    inner = [name for name, leaf in params.items() if isinstance(leaf, Mapping)]
+    if inner:
+        arrays = ", ".join(sorted(set(params) - set(inner)))
+        return f"it holds modules beside its own {arrays}"
+    if not module.scope.path:
+        return "it is the model itself"
+    if set(module.variables) > {"params"}:
+        return "it needs or keeps more than its parameters"
     return own_call(_alone(module, keeps=True), params, args, kwargs)
 
 
@@ -38,9 +41,9 @@ def answer(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Any:
-    """What a module returns with a chain in place of its matrix."""
+    """What a module returns with a chain in place of its kernel."""
     if method == "setup":
-        # It would ask for the matrix.
+        # It would ask for the kernel.
         return None
     if method != "__call__":
         return next_fun(*args, **kwargs)
@@ -84,7 +87,7 @@ def _clone(module: Any) -> Any:
 def _initialise(
     module: Any, entry: PlannedLayer, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
-    """Make the parameters of a module, those of the chain in place of its matrix."""
+    """Make the parameters of a module, those of the chain in place of its kernel."""
     scope, name = module.scope, entry.layer.storage.name
     if all(scope.has_variable("params", stage.name) for stage in entry.stages):
         return

@@ -89,7 +89,8 @@ def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, 
     table, params = dict(traced.layers), jax.eval_shape(lambda: plain(variables))["params"]
     for path, own in mappings(params):
         if _weights(own) and path not in table:
-            table[path] = _unsupported(path, params, "a module", "a module was not called")
+            reason = "its module is called by another method, or not at all"
+            table[path] = _unsupported(path, params, "a module", reason)
     return tuple(table.values())
 
 
@@ -118,15 +119,11 @@ def trace(
     recording = partial(_recording, recorder, shapes["params"])
 
     def run(variables: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        # Other streams fall back to "params"; nothing is drawn here.
-        rngs = {name: jax.random.key(0) for name in ("dropout", "params")}
         # All collections may change; the name of no collection is new every time, which makes
         # `nn.jit` in the model trace again, and the calls inside it show.
         mutable = nn.DenyList(f"tdjax_{next(_passes)}")
         call = partial(call_model, method=method, args=args, kwargs=kwargs)
-        outputs, recorder.kept = apply_inside(
-            model, recording, variables, call, rngs=rngs, mutable=mutable
-        )
+        outputs, recorder.kept = apply_inside(model, recording, variables, call, mutable=mutable)
         return outputs
 
     with calling_the_model(sample):
@@ -173,18 +170,18 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
             array = ("params", *names, kind.weight)
             layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
-        found = found_call(module, args, kwargs) if kind is None else None
-        if found is not None:
+        if kind is None:
+            found = found_call(module, args, kwargs)
+        else:
+            found = f"its {kind.weight} is no array, but {type(kernel).__name__}"
+        if not isinstance(found, str):
             kinds[path] = name
             shapes = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
             return record_own(found, path, ("params", *names, found.name), recorder, shapes)
         number, output = recorder.number(), next_fun(*args, **kwargs)
         # A transformed class calls the plain one, which was here first.
         if kinds.setdefault(path, name) == name:
-            obstacle = f"{name} is not supported"
-            if kind is not None:
-                obstacle = f"its {kind.weight} is no array, but {type(kernel).__name__}"
-            entry = _unsupported(path, params, name, obstacle)
+            entry = _unsupported(path, params, name, found)
             recorder.calls[number] = TracedCall(entry)
         return output
 

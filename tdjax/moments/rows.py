@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from tdjax.moments.patches import Patches, moment
 from tdjax.moments.pieces import Taps, taps_of
 from tdjax.moments.weighing import weighed, weights_of_rows
-from tdjax.plan.layers import Layer
+from tdjax.plan.layers import CONVOLUTIONS, Layer
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
 
@@ -163,7 +163,7 @@ def flow_of(call: Call, layer: Layer) -> Flow:
     """What passes through a layer in a call that `layer` describes."""
     *_, fan_in, features = layer.kernel_shape
     outputs = Vectors(features // layer.groups, layer.groups)
-    if layer.kind in ("conv", "conv_transpose"):
+    if layer.kind in CONVOLUTIONS:
         return Flow(Patches(_taps(call, layer), fan_in, layer.groups), outputs)
     if layer.kind == "embed":
         if call.method == "attend":

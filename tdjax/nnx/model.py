@@ -24,7 +24,6 @@ from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.factorize import dense_tree, factor_tree
 from tdjax.params.options import Options
 from tdjax.params.tree import layer_params, put
-from tdjax.plan.layers import OWN
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -207,7 +206,7 @@ def _module_at(
         )
     kind = KINDS.get(type(module))
     weight = kind.weight if kind is not None else own.own_weight(module)
-    if weight != layer.storage.name or (kind is None) != (layer.kind == OWN):
+    if weight != layer.storage.name or (kind is None) != layer.is_own:
         raise ValueError(f"layer {layer.path!r}: the plan was made for {layer.kind}, not {name}")
     groups = getattr(module, "feature_group_count", 1)
     if groups != layer.groups:

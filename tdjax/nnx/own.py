@@ -23,13 +23,20 @@ DENSE = "tdjax_dense"
 
 def own_weight(module: Any) -> str | None:
     """The name of the array of a module that may be a layer of its own class; None of others."""
-    nodes = [node for _, node in nnx.iter_graph(module)]
-    arrays = [node for node in nodes if isinstance(node, nnx.Variable)]
-    params = own_params(module)
-    alone = sum(isinstance(node, nnx.Module) for node in nodes) == 1
-    if not alone or len(arrays) != len(params) or not all(map(holds_array, params.values())):
+    if own_obstacle(module) is not None:
         return None
-    return weight_name({name: _Shape(param) for name, param in params.items()})
+    return weight_name({name: _Shape(param) for name, param in own_params(module).items()})
+
+
+def own_obstacle(module: Any) -> str | None:
+    """Why a module can be no layer of its own class; None where that depends on its call."""
+    nodes, params = [node for _, node in nnx.iter_graph(module)], own_params(module)
+    if sum(isinstance(node, nnx.Module) for node in nodes) > 1:
+        return f"it holds modules beside its own {', '.join(sorted(params)) or 'arrays'}"
+    if sum(isinstance(node, nnx.Variable) for node in nodes) > len(params):
+        return "it holds more than parameters that are its attributes"
+    odd = [name for name, param in params.items() if not holds_array(param)]
+    return f"its {odd[0]} is no array" if odd else None
 
 
 class _Shape:
@@ -39,8 +46,8 @@ class _Shape:
         self.shape = shape_of(param)
 
 
-def found_call(module: Any, cls: type, args: Sequence[Any], kwargs: Any) -> OwnCall | None:
-    """A call of a module as one of a layer; None where it is none that can be factorised.
+def found_call(module: Any, cls: type, args: Sequence[Any], kwargs: Any) -> OwnCall | str:
+    """A call of a module as one of a layer; where it is none that can be factorised, why.
 
     Arguments:
         cls: the module's own class.

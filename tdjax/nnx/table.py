@@ -26,15 +26,15 @@ from tdjax.nnx.graph import (
     with_calls,
 )
 from tdjax.nnx.kinds import KINDS
-from tdjax.nnx.own import found_call, own_weight
+from tdjax.nnx.own import found_call, own_obstacle
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.decide import plan_layers
-from tdjax.plan.layers import Inventory, Layer, tied_obstacle
+from tdjax.plan.layers import Inventory, Layer, is_weight, tied_obstacle
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.marks import is_differentiated
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
-from tdjax.trace.trace import Trace
+from tdjax.trace.trace import Trace, TracedCall
 
 
 def make_plan(model: nnx.Module, rules: Sequence[Rule], sample: Any, method: Method = None) -> Plan:
@@ -73,8 +73,8 @@ def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[
     """All modules of a model that hold a weight array, in the order in which they are called.
 
     No arithmetic is done: a copy of the model is traced with shapes. Arguments and errors as
-    `make_plan`. Modules that cannot be factorised are listed last, with the obstacle. A module at
-    several paths is listed under the first of them.
+    `make_plan`. Modules that cannot be factorised are listed with the obstacle. A module at several
+    paths is listed under the first of them.
     """
     layers = trace(model, sample, method).layers
     return tuple(_with_the_rest(model, modules_of(model), layers).values())
@@ -100,7 +100,7 @@ def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
             if type(module) in _RECORDED and holds_array(getattr(module, _weight(module))):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
-            elif type(module) not in KINDS and own_weight(module) is not None:
+            elif type(module) not in KINDS and _may_be_own(module):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 cls: Any = type(module)
                 become(module, _own_recorded_class(cls))
@@ -196,10 +196,14 @@ def _own_recorded_class(cls: Any) -> type:
         path, recording = self.tdjax_recorded.path, self.tdjax_recorded.recording
         params = own_params(recording.modules[path])
         shared = any(recording.uses[id(param)] > 1 for param in params.values())
-        found = None if shared else found_call(self, cls, args, kwargs)
-        if found is None:
-            return cls.__call__(self, *args, **kwargs)
+        found = "its arrays are another module's" if shared else found_call(self, cls, args, kwargs)
         shapes = {name: shape_of(param) for name, param in params.items()}
+        if isinstance(found, str):
+            number, output = recording.recorder.number(), cls.__call__(self, *args, **kwargs)
+            largest = max(_weights(shapes), key=math.prod)
+            entry = Layer(path, cls.__name__, largest, obstacle=found)
+            recording.recorder.calls[number] = TracedCall(entry)
+            return output
         array = (*split_path(path), found.name)
         return record_own(found, path, array, recording.recorder, shapes)
 
@@ -229,7 +233,7 @@ def _obstacle(module: Any, weight: Any) -> str:
     """Why a module that was not recorded cannot be factorised."""
     name = type(module).__name__
     if type(module) not in KINDS:
-        return f"{name} is not supported"
+        return own_obstacle(module) or f"{name} is called by another method, or not at all"
     if not holds_array(weight):
         return f"its {_weight(module)} is no array, but {type(weight).__name__}"
     return f"{name} was not called"
@@ -239,3 +243,14 @@ def _weight(module: Any) -> str:
     """The name of a layer's array; empty for what is no layer."""
     kind = KINDS.get(type(module))
     return "" if kind is None else kind.weight
+
+
+def _may_be_own(module: Any) -> bool:
+    """Whether a module has weights, and its call tells whether it is a layer of its own class."""
+    shapes = {name: shape_of(param) for name, param in own_params(module).items()}
+    return bool(_weights(shapes)) and own_obstacle(module) is None
+
+
+def _weights(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Shapes of those parameters of a module that are weights."""
+    return [shape for name, shape in shapes.items() if is_weight(name, shape)]

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 from tdjax.decompose.products import HIGHEST
 from tdjax.params.kernels import Weights
 from tdjax.params.partitioning import is_boxed, unboxed
-from tdjax.plan.layers import OWN
 from tdjax.plan.plan import PlannedLayer
 
 
@@ -26,7 +25,9 @@ def can_correct(entry: PlannedLayer, own: Mapping[str, Any]) -> bool:
     layer = entry.layer
     bias = unboxed(own["bias"]) if "bias" in own else None
     # What a module of one's own does with its bias is not known.
-    if bias is None or layer.kind in ("embed", OWN) or layer.storage.stack not in (None, 0):
+    if bias is None or layer.is_own or layer.kind == "embed":
+        return False
+    if layer.storage.stack not in (None, 0):
         return False
     # The order of an einsum layer's outputs is that of its equation, unless there is only one.
     one = bias.ndim == (1 if layer.storage.stack is None else 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from tdjax.plan.layers import CONVOLUTIONS, LEAF, MATRICES, OWN, Layer, Storage
+from tdjax.plan.layers import CONVOLUTIONS, LEAF, MATRICES, Layer, Storage
 
 # What no array has, and what would take for ever to split into factors.
 MOST_AXES, LONGEST_AXIS = 32, 2**31 - 1
@@ -40,7 +40,7 @@ def _kind_problems(layer: Layer) -> Iterator[tuple[str, str]]:
     for name, sizes in (("in_spatial", layer.in_spatial), ("out_spatial", layer.out_spatial)):
         if len(sizes) != window:
             yield name, f"{sizes} is not of the {window} axes of its window"
-    if layer.groups > 1 and kind != "conv":
+    if layer.groups > 1 and layer.multiplies_as != "conv":
         yield "groups", f"a layer of kind {kind} has one group"
     if layer.lookups and kind != "embed":
         yield "lookups", f"a layer of kind {kind} looks nothing up"
@@ -60,18 +60,18 @@ def _storage_problems(stored: Storage) -> Iterator[tuple[str, str]]:
 
 def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
     """What cannot be so of the axes that a kernel is made of."""
-    if stored.name == LEAF:
+    if stored.name == LEAF or layer.is_own:
         yield from _leaf_problems(layer, stored)
         return
     kind, axes = layer.kind, tuple(range(len(stored.shape)))
     name = "embedding" if kind == "embed" else "kernel"
-    if layer.stored is not None and stored.name != name and kind != OWN:
+    if layer.stored is not None and stored.name != name:
         yield "stored.name", f"{stored.name!r} is not that of kind {kind}, {name!r}"
     if stored.flipped and kind != "conv_transpose":
         yield "stored.flipped", f"the window of a layer of kind {kind} runs forwards"
     # An einsum has its axes in any order, a transposed convolution the outputs first at times.
     expected = (*axes[:-2], *axes[:-3:-1]) if stored.flipped else axes
-    if kind not in ("einsum", OWN) and stored.order != expected:
+    if kind != "einsum" and stored.order != expected:
         yield "stored.order", f"{stored.order} is not that of kind {kind}, {expected}"
     *window, inputs, outputs = layer.kernel_shape
     ordered = [stored.shape[axis] for axis in stored.order]
@@ -80,13 +80,13 @@ def _order_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
         (math.prod(channels[:k]), math.prod(channels[k:])) == (inputs, outputs)
         for k in range(len(channels) + 1)
     )
-    plain = kind in ("dense_general", "einsum", OWN) or len(channels) == 2
+    plain = kind in ("dense_general", "einsum") or len(channels) == 2
     if ordered[: len(window)] != window or not merged or not plain:
         yield "stored.shape", f"{stored.shape} does not hold a kernel of {layer.kernel_shape}"
 
 
 def _leaf_problems(layer: Layer, stored: Storage) -> Iterator[tuple[str, str]]:
-    """What cannot be so of an array that is a layer by itself, its axes in any order."""
+    """What cannot be so of an array that some program multiplies by, its axes in any order."""
     ordered = [size for axis in stored.order if (size := stored.shape[axis]) > 1]
     sizes = [size for size in layer.kernel_shape if size > 1]
     merged = math.prod(ordered) == math.prod(sizes)

@@ -12,7 +12,7 @@ from tdjax.hints import did_you_mean
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
-from tdjax.plan.layers import OWN, Layer
+from tdjax.plan.layers import Layer
 from tdjax.plan.patterns import matches
 from tdjax.plan.plan import Plan, PlannedLayer, paths_text, ranks_text
 from tdjax.plan.rules import AUTO, Rule
@@ -133,7 +133,7 @@ def decide(layer: Layer, rule: Rule | None, choose: Choose | None = None) -> Pla
         return PlannedLayer(layer, reason=layer.obstacle)
     if rule is None:
         return PlannedLayer(layer, reason="no rule matches it")
-    if rule.sparse is not None and layer.kind == OWN:
+    if rule.sparse is not None and layer.is_own:
         return PlannedLayer(layer, reason="layers of one's own take no sparse correction")
     if rule.method == AUTO:
         if choose is None:

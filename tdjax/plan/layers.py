@@ -12,11 +12,11 @@ from jaxtyping import Array, Shaped
 
 from tdjax.plan.work import Count, Use, Work, exact
 
-# The kind of layers of classes that no module system has.
-OWN = "product"
+# Kinds of layers of classes that no module system has, by the kind that multiplies alike.
+OWN = {"dense": "product", "conv": "convolution", "conv_transpose": "transposed_convolution"}
 # Kinds whose kernel is a matrix, whatever the shape of the array that holds it.
-MATRICES = ("dense", "dense_general", "einsum", "embed", OWN)
-CONVOLUTIONS = ("conv", "conv_transpose")
+MATRICES = ("dense", "dense_general", "einsum", "embed", OWN["dense"])
+CONVOLUTIONS = ("conv", "conv_transpose", OWN["conv"], OWN["conv_transpose"])
 # Parameters of one axis, though a stack gives them another.
 VECTORS = ("bias", "scale")
 # The name of an array that is a layer by itself: its path is that of the array.
@@ -118,6 +118,16 @@ class Layer:
         return self.kind in MATRICES
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is of a class that no module system has."""
+        return self.kind in OWN.values()
+
+    @property
+    def multiplies_as(self) -> str:
+        """The kind of a layer that multiplies alike, among those of module systems."""
+        return next((kind for kind, own in OWN.items() if own == self.kind), self.kind)
+
+    @property
     def copies(self) -> int:
         """Number of layers that share the array, each with a kernel of its own."""
         return self.storage.copies
@@ -141,7 +151,7 @@ class Layer:
         those with `input_dilation`, one for each input along an axis that has fewer of them: every
         input is spread over a window, and nothing is multiplied by the zeros.
         """
-        spread = self.dilated or self.kind == "conv_transpose"
+        spread = self.dilated or self.multiplies_as == "conv_transpose"
         return math.prod(map(min, before, after)) if spread else math.prod(after)
 
     @property

@@ -107,7 +107,7 @@ def window_settings(module: Any, layer: Layer) -> list[dict[str, Any]]:
     window = window_of(module)
     strides = _on_window(module.strides, len(window))
     dilation = _on_window(module.kernel_dilation, len(window))
-    if layer.kind == "conv_transpose":
+    if layer.multiplies_as == "conv_transpose":
         pads = [
             _transposed_padding(module.padding, axis, *sizes)
             for axis, sizes in enumerate(zip(window, strides, dilation, strict=True))

@@ -439,3 +439,24 @@ def test_data_errors_need_shapes_that_fit(other, inputs, outputs):
     given = [None if shape is None else jnp.ones(shape) for shape in (inputs, outputs)]
     with pytest.raises(ValueError, match=r"data_errors: .*shape"):
         errors.data_errors(jnp.ones((3, 3, 2, 6)), jnp.ones(other), *given)
+
+
+class Noisy(nn.Module):
+    """Draws from streams of its own and of dropout."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(6, name="first")(x)
+        x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        return nn.Dense(4, name="last")(nn.Dropout(0.3, deterministic=False)(x))
+
+
+def test_models_that_draw_random_numbers_see_the_same_in_both():
+    model, x = Noisy(), normal(3, 20, 5)
+    variables = model.init({name: jax.random.key(0) for name in ("params", "noise", "dropout")}, x)
+    kernel = variables["params"]["last"]["kernel"]
+    other = replace_kernel(variables["params"], "last", 1.1 * kernel)
+    found = tdjax.feature_errors(model, variables, other, [x])
+    np.testing.assert_allclose(found["last"]["relative"], 0.1, rtol=1e-4)
+    network, _ = tdjax.linen.network_of(model, variables)
+    np.testing.assert_array_equal(network.outputs(variables, x), network.outputs(variables, x))

@@ -487,7 +487,7 @@ def test_modules_that_cannot_be_factorised_are_listed():
     table = {layer.path: layer for layer in tdjax.layer_table(model, variables, (tokens, True))}
     reasons = {path: layer.obstacle for path, layer in table.items()}
     assert reasons == {
-        "": "Zoo is not supported",
+        "": "it holds modules beside its own position",
         "embed": None,
         "attention/query": None,
         "attention/key": None,
@@ -496,7 +496,7 @@ def test_modules_that_cannot_be_factorised_are_listed():
         "general": None,
         "transpose": None,
         "masked": "its kernel is masked",
-        "unused/aside": "a module was not called",
+        "unused/aside": "its module is called by another method, or not at all",
         "head": None,
     }
     assert table["embed"].kernel_shape == (11, 8)

@@ -203,3 +203,13 @@ def test_all_batches_have_the_form_of_the_first():
 def test_a_layer_that_no_row_goes_into():
     with pytest.raises(ValueError, match="no row goes into layer 'dense': the batches are empty"):
         tdjax.collect_moments(Alone(), VARIABLES, [X[:0]])
+
+
+@pytest.mark.parametrize("model", [Masked(), NnxMasked(nnx.Rngs(0))], ids=["linen", "nnx"])
+def test_labels_among_the_inputs_are_refused_in_words(model):
+    given = (model,) if isinstance(model, nnx.Module) else (model, VARIABLES)
+    batches = [{**NAMED, "labels": LABELS}]
+    with pytest.raises(ValueError, match=r"takes no 'labels'.*write \(inputs, rest\)"):
+        tdjax.collect_moments(*given, batches, loss_fn=loss)
+    found = tdjax.collect_moments(*given, [(NAMED, LABELS)], loss_fn=loss)
+    np.testing.assert_allclose(jnp.trace(found["dense"].inputs[0]), MASKED, rtol=1e-5)

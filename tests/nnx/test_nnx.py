@@ -410,9 +410,9 @@ def test_table_of_a_model(network, plan):
     assert (table["first"].positions, table["again"].positions) == (5, 10)
     reasons = {path: layer.obstacle for path, layer in table.items() if layer.obstacle}
     assert reasons == {
-        "low": "LoRALinear is not supported",
-        "low/lora": "LoRA is not supported",
-        "": "Network is not supported",
+        "low": "it holds modules beside its own bias, kernel",
+        "low/lora": "it has no matrix",
+        "": "it holds modules beside its own position",
         "aside": "Linear was not called",
     }
     sizes = [math.prod(leaf.shape) for leaf in flat(network, nnx.Param).values()]

@@ -6,6 +6,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import tdjax
@@ -71,7 +72,7 @@ SMALL = tdjax.factorize(MODEL, PLAN)
 
 def test_they_are_layers_and_counted():
     assert {entry.layer.path for entry in PLAN.factorised} == {"first", "named", "blocks"}
-    assert PLAN["normalised"].reason == "Normalised is not supported"
+    assert PLAN["normalised"].reason == "w: it is read otherwise than by a product, by mul"
     graph, state = nnx.split(MODEL)
     count = products_of(jax.make_jaxpr(lambda s: nnx.merge(graph, s)(X))(state))
     assert PLAN.macs_before * len(X) == sum(count.values())
@@ -106,3 +107,31 @@ def test_moments_and_errors():
     other.first.w[...] = 1.1 * MODEL.first.w[...]
     errors = tdjax.feature_errors(MODEL, other, [X])
     np.testing.assert_allclose(errors["first"]["relative"], 0.1, rtol=1e-4)
+
+
+class OwnConv(nnx.Conv):
+    """A subclass without a line of its own."""
+
+
+class Pair(nnx.Module):
+    """Two matrices."""
+
+    def __init__(self):
+        self.one, self.other = (nnx.Param(jnp.eye(4) * k) for k in (2, 3))
+
+    def __call__(self, x):
+        return x @ self.one[...] + jnp.tanh(x) @ self.other[...]
+
+
+def test_convolutions_of_ones_own_and_modules_with_several_arrays():
+    model = nnx.Sequential(
+        OwnConv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.Conv(8, 4, (1, 1), rngs=nnx.Rngs(1)), Pair()
+    )
+    x = jax.random.normal(jax.random.key(1), (3, 5, 5, 3))
+    plan = tdjax.make_plan(model, [tdjax.Rule(path=".*", method="svd", rank=2)], x)
+    assert [entry.layer.kind for entry in plan.factorised] == ["convolution", "conv"]
+    assert plan["layers/2"].reason == "it multiplies by several arrays: one, other"
+    small = tdjax.factorize(model, plan)
+    np.testing.assert_allclose(small(x), tdjax.nnx.reconstruct(small, plan)(x), atol=1e-5)
+    with pytest.raises(TypeError, match=r"lists, whose keys are numbers.*tdjax\.nnx\.reconstruct"):
+        tdjax.reconstruct_params(nnx.state(small), plan)
