@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from experiments.compressibility.settings import Compressibility
+from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.network import Network
-from experiments.network.training import LinenNetwork, Variables, example_scores
+from experiments.network.training import example_scores
 from tdjax.dispatch import evaluate_candidates
 from tdjax.linen import layer_outputs
 from tdjax.params.tree import join_path

@@ -15,10 +15,10 @@ import optax
 
 from experiments.compressibility.layers import Layers, kernels
 from experiments.compressibility.settings import MAGNITUDE, SEARCHED, Trial
+from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.schedule import FitSettings
 from experiments.network.train_on import scored, trained_on
-from experiments.network.training import Variables
 from tdjax.linen.removal import remove_dead
 from tdjax.moments.collect import LayerMoments
 from tdjax.pruning.backward import lasso_prune

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from experiments.compressibility.layers import layer_records, layers_of
@@ -41,6 +42,9 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     if settings.seed + settings.runs - 1 > SEEDS:
         problem = f"is {settings.seed}: that of run {settings.runs} is above {SEEDS}"
         raise FieldError("seed", problem)
+    if not isinstance(network.module, nn.Module):
+        problem = f"is {settings.model.name!r}: only Linen modules are pruned here"
+        raise FieldError("model", problem)
     for entry in network.dense.layers:
         if entry.layer.obstacle is None and entry.layer.storage.name != "kernel":
             problem = (

@@ -18,19 +18,21 @@ from experiments.error_study.candidates import (
     CompressedNetwork,
     Factors,
     choice_key,
+    kernel_of,
     widened,
     without_kernel,
 )
 from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.protocol import Choice, Key
 from experiments.error_study.records import choice_fields
+from experiments.network.forward import Variables
 from experiments.network.network import FINETUNE
 from experiments.network.train_on import fitted
-from experiments.network.training import Scores, Variables, evaluate, example_scores, performance
+from experiments.network.training import Scores, evaluate, example_scores, performance
 from tdjax.dispatch import candidate_feature_errors, collect_moments, evaluate_candidates
 from tdjax.evaluate.errors import data_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.tree import layer_params
+from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 
 # The sets of examples that compressed networks are measured on.
@@ -49,8 +51,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
         # over just these; no factor is fitted to them.
         warnings.filterwarnings("ignore", "too few rows for second moments")
         return collect_moments(
-            study.network.module,
-            model.collections,
+            *study.network.subject(model),
             _feature_batches(study),
             loss_fn=_losses,
             paths=[re.escape(path) for path in study.protocol.layers],
@@ -73,8 +74,10 @@ def compressed_records(
     distinct = {id(own): (key[0], own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
     kernels = jnp.stack([plans[choice].chain.dense(own) for choice, own in distinct.values()])
-    scores = _candidate_scores(study, model, path, kernels)
-    errors = _candidate_errors(study, model, path, kernels, moments)
+    layer = next(iter(plans.values())).layer
+    arrays = jax.vmap(layer.storage.from_kernel)(kernels)
+    scores = _candidate_scores(study, model, path, arrays)
+    errors = _candidate_errors(study, model, layer, kernels, arrays, moments)
     records = {}
     for key, own in factors.items():
         plan, index = plans[key[0]], place[id(own)]
@@ -101,7 +104,7 @@ def finetune_records(
     """Train all runs of one choice on and measure them; shapes are those of all `alike`."""
     network, runs = study.network, range(study.protocol.runs)
     compressed = CompressedNetwork.of(network.apply, plan)
-    dense = without_kernel(model.params, plan.layer.path)
+    dense = without_kernel(model.params, plan.layer)
     # Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
     # no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
     # are the same either way.
@@ -127,17 +130,16 @@ def finetune_records(
 
 
 def _candidate_scores(
-    study: PlannedStudy, model: Variables, path: str, kernels: Float[Array, "n ..."]
+    study: PlannedStudy, model: Variables, path: str, arrays: Float[Array, "n ..."]
 ) -> dict[str, Scores]:
     """Performance with each of the kernels in one layer's place, by set of examples."""
     settings = study.protocol.measure
     return {
         name: Scores(
             *evaluate_candidates(
-                study.network.module,
-                model.collections,
+                *study.network.subject(model),
                 path,
-                kernels,
+                arrays,
                 _batches(getattr(study.network.splits, name), settings.batch_size),
                 _metrics,
                 chunk=settings.chunk,
@@ -150,18 +152,19 @@ def _candidate_scores(
 def _candidate_errors(
     study: PlannedStudy,
     model: Variables,
-    path: str,
+    layer: Layer,
     kernels: Float[Array, "n ..."],
+    arrays: Float[Array, "n ..."],
     moments: LayerMoments | None,
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Errors of each of the kernels in one layer's place, by name."""
     settings, network = study.protocol.measure, study.network
     inputs = [images for images, _ in _feature_batches(study)]
-    original = layer_params(model.params, path)["kernel"]
+    original = kernel_of(model, layer)
     found: dict[str, Mapping[str, Any]] = {
         "weights": jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
         "features": candidate_feature_errors(
-            network.module, model.collections, path, kernels, inputs, chunk=settings.chunk
+            *network.subject(model), layer.path, arrays, inputs, chunk=settings.chunk
         ),
     }
     if moments is not None:

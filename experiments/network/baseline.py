@@ -13,15 +13,9 @@ import numpy as np
 
 from experiments.data import Examples
 from experiments.network import checkpoints
+from experiments.network.forward import Variables
 from experiments.network.network import TRAIN, Network
-from experiments.network.training import (
-    Fit,
-    Variables,
-    evaluate,
-    fit_epochs,
-    performance,
-    start_fit,
-)
+from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
 from experiments.workdir.journal import Journal, Record
 from experiments.workdir.progress import progress_bar
 from tdjax.params.digests import tree_digest

@@ -61,7 +61,8 @@ class ModelSettings(Settings):
     For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
     CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
     "resnet18_imagenet", "resnet50", "googlenet". A network of your own is
-    "package.module:function", a function that returns a Linen module, with its arguments.
+    "package.module:function", a function with its arguments that returns a Linen or NNX module, or
+    a pair of a function (params, inputs) -> outputs and its params.
     """
 
     name: str

@@ -14,17 +14,10 @@ from jaxtyping import Array
 
 from experiments.data import DataSplits, Examples
 from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
+from experiments.network.forward import Apply, Variables
 from experiments.network.network import FINETUNE, Network
 from experiments.network.schedule import FitSettings
-from experiments.network.training import (
-    Apply,
-    Fit,
-    Variables,
-    evaluate,
-    fit_epochs,
-    performance,
-    start_fit,
-)
+from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
 from tdjax.dispatch import collect_moments, reestimate_batch_stats
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
@@ -82,8 +75,7 @@ def moments_for(
         temperature=settings.temperature,
     )
     moments = collect_moments(
-        network.module,
-        model.collections,
+        *network.subject(model),
         batches if gradients else [batch.images for batch in batches],
         loss_fn=loss if gradients else None,
     )
@@ -96,8 +88,8 @@ def moments_for(
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
     """The network with its batch normalisation estimated again; labels are not looked at."""
     images = [batch.images for batch in batches]
-    state = dict(reestimate_batch_stats(network.module, model.collections, images))
-    return Variables(state.pop("params"), state)
+    collections = network.apply.collections(reestimate_batch_stats(*network.subject(model), images))
+    return Variables(collections.pop("params"), collections)
 
 
 def trained_on(

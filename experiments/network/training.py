@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,62 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
 from experiments.data.splits import DataSplits, Examples
+from experiments.network.forward import Apply, Variables
 from experiments.network.schedule import FitSettings
 from experiments.workdir.fields import FieldError
-
-# (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
-# what is random in training, None for inference. Hashable by value, so that equal networks share
-# compiled programs.
-Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
-
-
-# The argument by which a module's call knows that it is being trained, and what it is then.
-TRAINING_FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False}
-
-
-@dataclass(frozen=True)
-class LinenNetwork:
-    """The forward function of a Linen module; an `Apply`.
-
-    In training its call gets the first of `TRAINING_FLAGS` that it takes, if it takes one.
-    """
-
-    module: nn.Module
-
-    def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
-    ) -> tuple[Array, Any]:
-        """Logits of a batch of images, and the collections after it."""
-        variables = {**state, "params": params}
-        if key is None:
-            return cast(Array, self.module.apply(variables, images)), state
-        taken = inspect.signature(self.module.__call__).parameters
-        named = [(name, value) for name, value in TRAINING_FLAGS.items() if name in taken]
-        flags: dict[str, Any] = dict(named[:1])
-        result = self.module.apply(
-            variables, images, **flags, mutable=list(state), rngs={"dropout": key}
-        )
-        return cast(tuple[Array, Any], result)
-
-
-class Variables(NamedTuple):
-    """What is trained: parameters and the collections that training updates beside them."""
-
-    params: Any
-    state: Any
-
-    @property
-    def collections(self) -> dict[str, Any]:
-        """All collections, as `apply` of a Linen module takes them."""
-        return {**self.state, "params": self.params}
-
-    def alone(self) -> Variables:
-        """With a first axis of one run, as training and evaluation take them."""
-        return cast(Variables, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self))
-
-    def of_run(self, index: int) -> Variables:
-        """Those of one run of several."""
-        return cast(Variables, jax.tree.map(lambda leaf: leaf[index], self))
 
 
 class Scores(NamedTuple):

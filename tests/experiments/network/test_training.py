@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from experiments.data.splits import DataSplits, Examples
 from experiments.data.tables import TableExamples
 from experiments.models import MLP
+from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.schedule import FitSettings
 from experiments.network.training import (
-    LinenNetwork,
-    Variables,
     evaluate,
     example_scores,
     fit_epochs,
