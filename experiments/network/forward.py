@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from experiments.network.watch import Keep, watch_linen, watch_nnx
 from experiments.network.weights import load_arrays, load_weights
 from tdjax.dispatch import factorize
 from tdjax.nnx.batch_stats import keeps_batch_stats
@@ -25,6 +26,7 @@ from tdjax.nnx.saving import restored, variables_of
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.layers import LEAF, Layer
 from tdjax.plan.plan import Plan
+from tdjax.pruning.dead import SmallerModel
 from tdjax.trace.names import Names, names_of
 
 # (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
@@ -103,6 +105,14 @@ class Forward(ABC):
         """The same with the arrays of a file; raises `WeightsError`, see `load_weights`."""
         return self.start(load_weights(path, model.collections))
 
+    def smaller(self, found: SmallerModel) -> Any:
+        """The parameters that `tdjax.remove_dead` left."""
+        return self.parameters(found.variables["params"])
+
+    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
+        """Call it, and tell of each module in it. Raises TypeError for one without modules."""
+        raise TypeError(f"{type(self).__name__} has no modules")
+
     def saved(self, model: Variables) -> Any:
         """Its arrays as `tdjax.save_factorised` takes them."""
         return model.collections
@@ -151,6 +161,10 @@ class LinenNetwork(Forward):
     def keeps_batch_stats(self, model: Variables) -> bool:
         """Whether it has statistics of batch normalisation that can be estimated again."""
         return "batch_stats" in model.state
+
+    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
+        """Call it, and tell of each module in it."""
+        watch_linen(self.module, model.collections, images, keep)
 
 
 @dataclass(frozen=True)
@@ -206,6 +220,14 @@ class NnxNetwork(Forward):
         kept = [join_path(*names_of(keys)) for keys, _ in jax.tree.leaves_with_path(drawn)]
         groups = load_arrays(path, model.collections, lambda names: join_path(*names[1:]), kept)
         return Variables(groups.pop("params"), groups)
+
+    def smaller(self, found: SmallerModel) -> Any:
+        """The parameters that `tdjax.remove_dead` left."""
+        return self.parameters(found.model)
+
+    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
+        """Call it, and tell of each module in it."""
+        watch_nnx(self._filled(model), images, keep)
 
     def _filled(self, model: Any, plan: Plan = NOTHING_FACTORISED) -> Any:
         """The module with other arrays, in its inference mode."""

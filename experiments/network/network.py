@@ -15,7 +15,13 @@ from experiments.data import DataSplits, Examples
 from experiments.network.build import build_network, check_outputs, model_errors, shapes_of
 from experiments.network.calibrate import Batch, Calibration, batches_of, source_examples
 from experiments.network.examples import check_folder, read_splits
-from experiments.network.forward import Forward, FunctionNetwork, LinenNetwork, Variables, forward_of
+from experiments.network.forward import (
+    Forward,
+    FunctionNetwork,
+    LinenNetwork,
+    Variables,
+    forward_of,
+)
 from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
 from experiments.network.training import steps_per_epoch
 from experiments.network.weights import load_weights

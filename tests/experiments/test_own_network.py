@@ -112,7 +112,10 @@ def test_the_page_is_carried_out_from_the_command_line(mine, cache):
         ("broken:Net", "cannot be imported: ModuleNotFoundError: No module named 'no_such_thing'"),
         ("mine:Ned", "'mine' has no 'Ned'; did you mean 'Net'"),
         ("mine:__name__", "that is no function but 'mine'"),
-        ("mine:data", "it returns a dict; a Linen or NNX module is needed, or a pair of a function"),
+        (
+            "mine:data",
+            "it returns a dict; a Linen or NNX module is needed, or a pair of a function",
+        ),
     ],
 )
 def test_a_name_that_leads_to_no_network_is_told(mine, name, problem):
