@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Shaped
 
 from experiments.compressibility.settings import Compressibility
 from experiments.network.forward import Forward, Variables
+from experiments.network.judge import ScoresOf
 from experiments.network.network import Network
-from experiments.network.training import example_scores
 from tdjax.dispatch import evaluate_candidates
 from tdjax.dispatch.models import room_of
 from tdjax.plan.layers import Layer
@@ -136,25 +136,20 @@ def _reached_shares(
     ]
     reached = {}
     for leaf in layers.leaves:
-        found = evaluate_candidates(
+        right, loss = evaluate_candidates(
             *layers.network.subject(layers.model),
             leaf.path,
             jnp.stack([one[leaf.path] for one in tried]),
             batches,
-            _scores,
+            ScoresOf(layers.network.judge),
         )
         if settings.predicts_numbers:
-            within = found["loss"] <= (1 + settings.tolerance) * whole["loss"]
+            within = loss <= (1 + settings.tolerance) * whole["loss"]
         else:
-            within = found["right"] >= whole["accuracy"] - settings.tolerance - 1e-9
+            within = right >= whole["accuracy"] - settings.tolerance - 1e-9
         count = len(steps) if within.all() else int(np.argmin(within))
         reached[leaf.path] = float(steps[count - 1]) if count else 0.0
     return reached
-
-
-def _scores(outputs: Array, batch: Any) -> dict[str, Array]:
-    right, loss = example_scores(outputs, batch[1])
-    return {"right": right, "loss": loss}
 
 
 def _looseness(

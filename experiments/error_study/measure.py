@@ -26,9 +26,10 @@ from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.protocol import Choice, Key
 from experiments.error_study.records import choice_fields
 from experiments.network.forward import Variables
+from experiments.network.judge import Judge, LossOf, ScoresOf
 from experiments.network.network import FINETUNE
 from experiments.network.train_on import fitted
-from experiments.network.training import Scores, evaluate, example_scores, performance
+from experiments.network.training import Scores, evaluate, performance
 from tdjax.dispatch import candidate_feature_errors, collect_moments, evaluate_candidates
 from tdjax.evaluate.errors import data_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
@@ -53,7 +54,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
         return collect_moments(
             *study.network.subject(model),
             _feature_batches(study),
-            loss_fn=_losses,
+            loss_fn=LossOf(study.network.judge),
             paths=[re.escape(path) for path in study.protocol.layers],
         )
 
@@ -115,9 +116,10 @@ def finetune_records(
         own = [Variables({"dense": dense, "factors": found}, model.state) for found in wide]
         models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
         keys = jnp.stack([choice_key(network.key(FINETUNE), choice, run) for run in group])
-        fit = fitted(models, compressed, network.settings.finetune_fit, network.splits, keys)
+        fit = fitted(network, models, compressed, network.settings.finetune_fit, keys)
         scores = {
-            name: evaluate(fit.best, compressed, getattr(network.splits, name)) for name in MEASURED
+            name: evaluate(fit.best, compressed, getattr(network.splits, name), judge=network.judge)
+            for name in MEASURED
         }
         for k, run in enumerate(group):
             records[choice, run] = {
@@ -135,18 +137,23 @@ def _candidate_scores(
     """Performance with each of the kernels in one layer's place, by set of examples."""
     settings = study.protocol.measure
     return {
-        name: Scores(
+        name: _scores(
+            study.network.judge,
             *evaluate_candidates(
                 *study.network.subject(model),
                 path,
                 arrays,
                 _batches(getattr(study.network.splits, name), settings.batch_size),
-                _metrics,
+                ScoresOf(study.network.judge),
                 chunk=settings.chunk,
-            )
+            ),
         )
         for name in MEASURED
     }
+
+
+def _scores(judge: Judge, metric: np.ndarray, loss: np.ndarray) -> Scores:
+    return Scores(judge.bounded(metric), loss)
 
 
 def _candidate_errors(
@@ -201,14 +208,6 @@ def _data_errors(
     return jax.lax.map(
         lambda kernel: data_errors(original, kernel, inputs, outputs), kernels, batch_size=chunk
     )
-
-
-def _losses(outputs: Any, batch: Any) -> jax.Array:
-    return example_scores(outputs, batch[1])[1]
-
-
-def _metrics(outputs: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:
-    return example_scores(outputs, batch[1])
 
 
 def _feature_batches(study: PlannedStudy) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -39,7 +39,7 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
         check_records(settings, journal)
         model = baseline(network, journal, workdir, ("train", "validation", "test"))
         if not settings.poor_baseline:
-            check_baseline(journal.again(), network.splits.test.labels)
+            check_baseline(journal.again(), network)
         moments = _moments_for(study, model, journal)
         expected = product(settings.kinds, settings.keys)
         measure(

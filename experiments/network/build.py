@@ -109,18 +109,12 @@ def shapes_of(
     return shapes
 
 
-def check_outputs(
-    settings: ModelSettings,
-    apply: Forward,
-    model: Variables,
-    sample: jax.Array,
-    classes: int,
-    *,
-    train: bool,
-) -> None:
-    """Trace one call, of training where it is trained on.
+def outputs_of(
+    settings: ModelSettings, apply: Forward, model: Variables, sample: jax.Array, *, train: bool
+) -> Any:
+    """The shapes of what one call returns, of training where it is trained on.
 
-    Raises FieldError where that fails, or ends in anything but outputs (1, classes).
+    Raises FieldError where that fails.
     """
     key = jax.random.key(0) if train else None
     try:
@@ -130,11 +124,17 @@ def check_outputs(
         problem = "an attribute of it cannot be hashed: use tuples in place of lists and arrays"
         raise FieldError("model", f"is {_named(settings)}: {problem}") from error
     with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
-        shape = jax.eval_shape(apply, *model, sample, key)[0].shape
+        return jax.eval_shape(apply, *model, sample, key)[0]
+
+
+def check_logits(settings: ModelSettings, outputs: Any, classes: int) -> None:
+    """Raise FieldError for outputs of one example that are anything but (1, classes)."""
+    shape = getattr(outputs, "shape", None)
     if shape != (1, classes):
+        what = type(outputs).__name__ if shape is None else f"shape {shape}"
         raise FieldError(
             "model",
-            f"is {_named(settings)}: of one example its outputs have shape {shape}, where "
+            f"is {_named(settings)}: of one example its outputs have {what}, where "
             f"{(1, classes)} is needed",
         )
 

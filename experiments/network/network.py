@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import DataSplits, Examples
-from experiments.network.build import build_network, check_outputs, model_errors, shapes_of
+from experiments.network.build import (
+    build_network,
+    check_logits,
+    model_errors,
+    outputs_of,
+    shapes_of,
+)
 from experiments.network.calibrate import Batch, Calibration, batches_of, source_examples
 from experiments.network.examples import check_folder, read_splits
 from experiments.network.forward import (
@@ -22,6 +28,7 @@ from experiments.network.forward import (
     Variables,
     forward_of,
 )
+from experiments.network.judge import Judge, check_judge, judge_of
 from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
 from experiments.network.training import steps_per_epoch
 from experiments.network.weights import load_weights
@@ -42,6 +49,7 @@ class Network:
 
     Arguments:
         start: the network's variables, before training unless `is_trained`.
+        judge: its loss and metric.
         dense: the plan that leaves every layer as it is, for counting.
         sources: the calibration images to draw from, by name.
     """
@@ -51,6 +59,7 @@ class Network:
     start: Variables
     is_trained: bool
     splits: DataSplits
+    judge: Judge
     dense: Plan
     sources: Mapping[str, Examples]
 
@@ -172,13 +181,18 @@ def _network(
         raise FieldError("reestimate", f"is True: {settings.model.name} has no batch statistics")
     with model_errors(settings.model):
         dense = make_plan(*apply.subject(start), (), sample)
-    check_outputs(settings.model, apply, start, sample, splits.num_classes, train=trains)
+    outputs = outputs_of(settings.model, apply, start, sample, train=trains)
+    if settings.predicts_classes:
+        check_logits(settings.model, outputs, splits.num_classes)
+    judge = judge_of(settings.loss, settings.metric, splits.train.labels)
+    check_judge(judge, outputs, splits.train.labels[:1])
     return Network(
         settings,
         module,
         start,
         is_trained,
         splits,
+        judge,
         dense,
         _sources(settings, splits) if asked.needs_images else {},
     )

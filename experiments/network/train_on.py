@@ -12,9 +12,10 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from experiments.data import DataSplits, Examples
+from experiments.data import Examples
 from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
 from experiments.network.forward import Apply, Variables
+from experiments.network.judge import LossOf
 from experiments.network.network import FINETUNE, Network
 from experiments.network.schedule import FitSettings
 from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
@@ -48,7 +49,8 @@ def scored(network: Network, model: Variables, examples: Examples) -> dict[str, 
 
     Parameters of equal shapes share one compiled program, whatever was compressed.
     """
-    scores = evaluate(model.alone(), network.apply, examples, network.settings.test.batch_size)
+    size = network.settings.test.batch_size
+    scores = evaluate(model.alone(), network.apply, examples, size, network.judge)
     return performance(scores, 0, len(examples.labels))
 
 
@@ -70,10 +72,10 @@ def moments_for(
     if path.exists():
         return load_moments(path)
     settings = network.settings.calibration
-    loss = partial(
-        {"true": true_loss, "sampled": sampled_loss}[settings.labels],
-        temperature=settings.temperature,
-    )
+    loss = LossOf(network.judge)
+    if network.settings.predicts_classes:
+        named = {"true": true_loss, "sampled": sampled_loss}[settings.labels]
+        loss = partial(named, temperature=settings.temperature)
     moments = collect_moments(
         *network.subject(model),
         batches if gradients else [batch.images for batch in batches],
@@ -103,16 +105,16 @@ def trained_on(
         name: of the random stream of the order of the data.
     """
     keys = named_key(network.key(FINETUNE), name)[None]
-    fit = fitted(model.alone(), apply, settings, network.splits, keys)
+    fit = fitted(network, model.alone(), apply, settings, keys)
     return int(fit.best_epoch[0]), fit.best.of_run(0)
 
 
 def fitted(
-    models: Variables, apply: Apply, settings: FitSettings, splits: DataSplits, keys: Array
+    network: Network, models: Variables, apply: Apply, settings: FitSettings, keys: Array
 ) -> Fit:
     """Train runs side by side to their end, see `fit_epochs`."""
     fit = start_fit(models, settings)
-    for after in fit_epochs(fit, apply, settings, splits, keys):
+    for after in fit_epochs(fit, apply, settings, network.splits, keys, network.judge):
         fit = after
     return fit
 

@@ -13,10 +13,10 @@ from experiments.data.splits import DataSplits, Examples
 from experiments.data.tables import TableExamples
 from experiments.models import MLP
 from experiments.network.forward import LinenNetwork, Variables
+from experiments.network.judge import example_scores
 from experiments.network.schedule import FitSettings
 from experiments.network.training import (
     evaluate,
-    example_scores,
     fit_epochs,
     start_fit,
     steps_per_epoch,
