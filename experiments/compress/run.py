@@ -168,7 +168,7 @@ def _time(
 ) -> None:
     """Inference of each network against that of the original, in turns, nothing beside it."""
     images = jnp.asarray(network.splits.test.images[: settings.timed_images])
-    before = jax.jit(lambda model: network.apply(*model, images, None)[0])
+    before = jax.jit(lambda model: network.apply(model.params, model.state, images, None)[0])
     for trial in trials:
         if journal.get("timed", **trial.fields):
             continue
@@ -236,8 +236,9 @@ def allocated(
     Raises ValueError for a budget that cannot be met.
     """
     strategy, _, released = named.partition(" ")
-    return allocate(
-        *network.subject(model),
+    plan: Plan = network.call(
+        allocate,
+        model,
         network.sample,
         budget=budget,
         cost=settings.cost,
@@ -247,6 +248,7 @@ def allocated(
         objective=released or "bound",
         seed=settings.seed,
     )
+    return plan
 
 
 def methods_for(settings: Compress, strategy: str) -> tuple[str, ...]:

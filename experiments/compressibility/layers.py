@@ -136,8 +136,9 @@ def _reached_shares(
     ]
     reached = {}
     for leaf in layers.leaves:
-        right, loss = evaluate_candidates(
-            *layers.network.subject(layers.model),
+        right, loss = layers.network.call(
+            evaluate_candidates,
+            layers.model,
             leaf.path,
             jnp.stack([one[leaf.path] for one in tried]),
             batches,

@@ -217,7 +217,7 @@ def _sizes(network: Network, state: Mapping[str, Any], params: Any) -> dict[str,
     kernels; "gone", the share of all weights that are zero or belong to dead neurons.
     """
     small = network.apply.smaller(
-        remove_dead(*network.subject(Variables(params, state)), network.sample)
+        network.call(remove_dead, Variables(params, state), network.sample)
     )
     own = kernels(small).values()
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(small))

@@ -72,7 +72,7 @@ def check_chain(network: Network) -> None:
     Raises ValueError that names a layer and what its neurons meet.
     """
     *inner, _ = [entry.layer.path for entry in network.dense.layers]
-    obstacles = remove_dead(*network.subject(network.start), network.sample).obstacles
+    obstacles = network.call(remove_dead, network.start, network.sample).obstacles
     for path in inner:
         if path in obstacles:
             raise ValueError(

@@ -118,7 +118,7 @@ def split_classes(
         labels: of the training, perhaps the validation, and the test examples.
     """
     if len(labels) == 2:
-        return split_indices(*labels, number, share, seed, sizes)
+        return split_indices(labels[0], labels[1], number, share, seed, sizes)
     named = zip(labels, sizes, ("train", "validation", "test"), strict=True)
     return [
         take(own, np.arange(len(own)), size, seed=seed, num_classes=number, split=name)

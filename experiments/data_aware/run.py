@@ -190,7 +190,7 @@ def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, floa
                 rules = tuple(
                     Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
                 )
-                plan = make_plan(*network.subject(network.start), rules, network.sample)
+                plan = network.call(make_plan, network.start, rules, network.sample)
             except ValueError as error:
                 raise FieldError("layers", f"is {settings.layers}: {error}") from error
             if not plan.factorised:

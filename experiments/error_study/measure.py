@@ -51,12 +51,14 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
         # Few images say little about others, but here as for the feature errors the norm is meant
         # over just these; no factor is fitted to them.
         warnings.filterwarnings("ignore", "too few rows for second moments")
-        return collect_moments(
-            *study.network.subject(model),
+        moments: dict[str, LayerMoments] = study.network.call(
+            collect_moments,
+            model,
             _feature_batches(study),
             loss_fn=LossOf(study.network.judge),
             paths=[re.escape(path) for path in study.protocol.layers],
         )
+    return moments
 
 
 def compressed_records(
@@ -139,8 +141,9 @@ def _candidate_scores(
     return {
         name: _scores(
             study.network.judge,
-            *evaluate_candidates(
-                *study.network.subject(model),
+            *study.network.call(
+                evaluate_candidates,
+                model,
                 path,
                 arrays,
                 _batches(getattr(study.network.splits, name), settings.batch_size),
@@ -170,8 +173,8 @@ def _candidate_errors(
     original = kernel_of(model, layer)
     found: dict[str, Mapping[str, Any]] = {
         "weights": jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
-        "features": candidate_feature_errors(
-            *network.subject(model), layer.path, arrays, inputs, chunk=settings.chunk
+        "features": network.call(
+            candidate_feature_errors, model, layer.path, arrays, inputs, chunk=settings.chunk
         ),
     }
     if moments is not None:

@@ -124,7 +124,8 @@ def outputs_of(
         problem = "an attribute of it cannot be hashed: use tuples in place of lists and arrays"
         raise FieldError("model", f"is {_named(settings)}: {problem}") from error
     with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
-        return jax.eval_shape(apply, *model, sample, key)[0]
+        found: Any = jax.eval_shape(apply, model.params, model.state, sample, key)
+        return found[0]
 
 
 def check_logits(settings: ModelSettings, outputs: Any, classes: int) -> None:

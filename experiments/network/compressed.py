@@ -143,8 +143,8 @@ def decomposed(
     if norm.startswith(SEQUENTIAL):
         weighing = moments if norm.endswith("kronecker") else None
         images = [batch.images for batch in batches]
-        found = factorize_sequentially(
-            *network.subject(model), plan, images, moments=weighing, **options
+        found = network.call(
+            factorize_sequentially, model, plan, images, moments=weighing, **options
         )
         return network.apply.parameters(found)
     return factorize_params(model.params, plan, moments=moments, norm=norm, **options)

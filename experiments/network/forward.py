@@ -89,6 +89,12 @@ class Forward(ABC):
     def factorised(self, plan: Plan) -> Small:
         """The network with chains in place of layers."""
 
+    def call(
+        self, function: Callable[..., Any], model: Variables, *args: Any, **options: Any
+    ) -> Any:
+        """What a function of `tdjax` on models makes of the network with these arrays."""
+        return function(*self.subject(model), *args, **options)
+
     def keeps_batch_stats(self, model: Variables) -> bool:
         """Whether it has statistics of batch normalisation that can be estimated again."""
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -88,9 +88,11 @@ class Network:
         """The uncompressed network's forward function."""
         return forward_of(self.module)
 
-    def subject(self, model: Variables) -> tuple[Any, ...]:
-        """The network with these arrays as functions of `tdjax` take it, in front of all else."""
-        return self.apply.subject(model)
+    def call(
+        self, function: Callable[..., Any], model: Variables, *args: Any, **options: Any
+    ) -> Any:
+        """What a function of `tdjax` on models makes of the network with these arrays."""
+        return self.apply.call(function, model, *args, **options)
 
     @property
     def sample(self) -> jax.Array:
@@ -180,7 +182,7 @@ def _network(
     if settings.reestimate and not apply.keeps_batch_stats(start):
         raise FieldError("reestimate", f"is True: {settings.model.name} has no batch statistics")
     with model_errors(settings.model):
-        dense = make_plan(*apply.subject(start), (), sample)
+        dense = apply.call(make_plan, start, (), sample)
     outputs = outputs_of(settings.model, apply, start, sample, train=trains)
     if settings.predicts_classes:
         check_logits(settings.model, outputs, splits.num_classes)

@@ -22,6 +22,7 @@ from experiments.network.training import Fit, evaluate, fit_epochs, performance,
 from tdjax.dispatch import collect_moments, reestimate_batch_stats
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
+from tdjax.moments.sums import LossFn
 from tdjax.params.factorize import reconstruct_params
 from tdjax.plan.plan import Plan
 
@@ -72,12 +73,13 @@ def moments_for(
     if path.exists():
         return load_moments(path)
     settings = network.settings.calibration
-    loss = LossOf(network.judge)
+    loss: LossFn = LossOf(network.judge)
     if network.settings.predicts_classes:
         named = {"true": true_loss, "sampled": sampled_loss}[settings.labels]
         loss = partial(named, temperature=settings.temperature)
-    moments = collect_moments(
-        *network.subject(model),
+    moments = network.call(
+        collect_moments,
+        model,
         batches if gradients else [batch.images for batch in batches],
         loss_fn=loss if gradients else None,
     )
@@ -90,7 +92,7 @@ def moments_for(
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
     """The network with its batch normalisation estimated again; labels are not looked at."""
     images = [batch.images for batch in batches]
-    collections = network.apply.collections(reestimate_batch_stats(*network.subject(model), images))
+    collections = network.apply.collections(network.call(reestimate_batch_stats, model, images))
     return Variables(collections.pop("params"), collections)
 
 

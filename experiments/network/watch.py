@@ -14,7 +14,7 @@ from tdjax.nnx.graph import become, modules_of, with_calls
 from tdjax.params.tree import join_path
 
 # (path of a layer, its input, its output) -> None, at each of its calls.
-Keep = Callable[[str, Array, Array], None]
+Keep = Callable[[str, Any, Any], None]
 
 
 def watch_linen(module: nn.Module, variables: Mapping[str, Any], images: Array, keep: Keep) -> None:

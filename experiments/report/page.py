@@ -148,7 +148,9 @@ def render(report: Report, files: Sequence[str]) -> str:
     )
 
 
-def baseline_facts(baseline: Mapping[str, Any] | None, metric: str, loss: str) -> dict[str, str]:
+def baseline_facts(
+    baseline: Mapping[str, Any] | None, metric: str = "accuracy", loss: str = "cross-entropy"
+) -> dict[str, str]:
     """What the page says of a network before compression, from its line of `metrics.jsonl`.
 
     Arguments:
