@@ -1,6 +1,7 @@
 import gc
 import math
 import os
+from pathlib import Path
 
 import checked_types
 import jax
@@ -58,6 +59,21 @@ OLDEST = (
     "test_training_loops",
     "test_tucker",
 )
+
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Let go of compiled programs in time.
+
+    Each has maps of memory of its own. Linux gives a process 65,530, and the compiler that gets no
+    more ends it without a word; a worker comes to so many, with some gigabytes.
+    """
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
 
 
 def pytest_ignore_collect(collection_path, config):

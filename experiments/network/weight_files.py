@@ -18,7 +18,7 @@ from tdjax.files import Member, one_line, open_regular, opened_npz
 FileOf = str | os.PathLike[str]
 Members = Mapping[str, Member]
 # By their names in safetensors files.
-DTYPES = {
+DTYPES: Mapping[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
     **{"I64": np.int64, "I32": np.int32, "U32": np.uint32, "U8": np.uint8, "BOOL": np.bool_},
 }

@@ -131,7 +131,11 @@ def calls_of(eqn: JaxprEqn) -> Calls | None:
 
 
 def _scan(params: Mapping[str, Any], operands: tuple[int, ...]) -> Calls:
-    first, carried = params["num_consts"], params["num_carry"]
+    if "num_consts" in params:
+        first, carried = params["num_consts"], params["num_carry"]
+    else:
+        # From JAX 0.11 on a tree: constants, what is carried, what is run over.
+        first, carried, _ = map(len, params["ft_in"].unpack())
     body = Called(
         params["jaxpr"],
         operands,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
@@ -61,10 +62,8 @@ def reads_of(
         results: names of the program's results, None for what the model returns.
         names: of the arrays, by place.
     """
-    whole = {
-        place: view_of(place, program.jaxpr.invars[place].aval.shape)
-        for place in set(arrays.values())
-    }
+    invars: Sequence[Any] = program.jaxpr.invars
+    whole = {place: view_of(place, invars[place].aval.shape) for place in set(arrays.values())}
     through = _Walk(arrays, layers, whole, Reads())
     values = [whole.get(place, NOTHING) for place in range(len(program.jaxpr.invars))]
     found = through.program(program, values, frozenset())

@@ -121,7 +121,10 @@ def test_zeros_count_as_the_identity(name):
     for s in (np.zeros((D, D)), np.zeros(D)):
         found, info = run(name, X, covariance(s))
         expected, _ = run(name, X, covariance(np.eye(D)))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        # Where errors are flat, two sweeps more move single numbers.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2)
+        errors = [np.linalg.norm(X - result) for result in (found, expected)]
+        np.testing.assert_allclose(*errors, rtol=1e-6)
         if info is not None:
             assert np.isfinite(info.error)
 
