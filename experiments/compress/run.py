@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from experiments.compress.reach import least_share, nearest_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
+from experiments.network.arrays import array_of
 from experiments.network.calibrate import Batch
 from experiments.network.compressed import (
     FROBENIUS,
@@ -22,7 +23,7 @@ from experiments.network.compressed import (
     batches_for,
     decomposed,
 )
-from experiments.network.forward import Variables, array_of
+from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.train_on import moments_for
 from experiments.runner import Experiment, baseline, begin, measure

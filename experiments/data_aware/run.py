@@ -15,6 +15,7 @@ import numpy as np
 from experiments.data import Examples, stratified_subset
 from experiments.data_aware.report import write_report
 from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials
+from experiments.network.arrays import with_layer
 from experiments.network.calibrate import Batch, Calibration
 from experiments.network.compressed import (
     FROBENIUS,
@@ -24,7 +25,7 @@ from experiments.network.compressed import (
     batches_for,
     decomposed,
 )
-from experiments.network.forward import Variables, with_layer
+from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.train_on import moments_for, scored
 from experiments.runner import Experiment, baseline, begin, measure

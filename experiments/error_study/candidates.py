@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from experiments.error_study.protocol import Choice, DecomposeSettings, Key
-from experiments.network.forward import Apply, Variables, array_of, with_array
+from experiments.network.arrays import array_of, with_array
+from experiments.network.forward import Apply, Variables
 from experiments.network.train_on import named_key
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP, Format
