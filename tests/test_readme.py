@@ -50,9 +50,17 @@ def test_functions():
     assert 0.495 <= names["halved"].size / names["halved"].size_before <= 0.5
 
 
+def test_keep():
+    names = run("docs/keep.md")
+    assert names["smaller"](names["x"]).shape == names["again"](names["x"]).shape == (4, 8)
+
+
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("guide", "functions", "results", "runs", "own_network")),
+    *(
+        f"docs/{name}.md"
+        for name in ("guide", "functions", "keep", "results", "runs", "own_network")
+    ),
 )
 
 

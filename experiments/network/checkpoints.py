@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from tdjax.files import one_line
 from tdjax.params.digests import check_newest, check_seal
@@ -51,7 +52,8 @@ def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
             where = folder / str(step)
             is_old = (where / OLD).is_dir()
             digests = None if is_old else check_seal(json_of(manager, step, ABOUT))["arrays"]
-            tree = arrays_of(manager, step, OLD if is_old else ARRAYS, shapes, digests)
+            found = arrays_of(manager, step, OLD if is_old else ARRAYS, shapes, digests)
+            tree = jax.tree.map(jnp.asarray, found)
     except Exception as error:
         raise CheckpointError(
             f"{where}: the checkpoint is damaged or belongs to another network "

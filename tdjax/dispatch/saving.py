@@ -16,7 +16,7 @@ from tdjax.params.leaves import like_tree, of_leaves
 from tdjax.params.tree import mappings
 from tdjax.plan.plan import Plan
 
-# An NNX model, or a function's parameters.
+# An NNX model, Linen's variables or parameters, or a function's parameters.
 Tree = TypeVar("Tree")
 
 
@@ -66,33 +66,38 @@ def load_factorised(folder: str | os.PathLike[str], *, like: Tree) -> tuple[Tree
 def load_factorised(folder: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Plan]:
     """Read what `save_factorised` wrote as (params, plan), or as (model, plan) for an NNX model.
 
-    Every array comes back bit for bit, on the default device; mappings come back as dicts. What
+    Every array comes back bit for bit, where that of `like` lies; mappings come back as dicts. What
     was saved has a digest of each array and of the plan, so that no flipped bit and no edit passes.
     What an earlier version saved has none: it is read with a warning.
 
     Arguments:
-        like: an NNX model with the layers of the one that was factorised, arrays or the shapes that
+        like: where the arrays go: on the devices and in the sharding of those of `like`, the
+            factors of a layer that is dense in it along the axes of its kernel; where `like` has
+            arrays that no device was chosen for, or is None, on the default device. None of its
+            arrays is changed, and nothing is decomposed.
+            An NNX model with the layers of the one that was factorised, arrays or the shapes that
             `nnx.eval_shape` gives; or the factorised one. The model that is returned is one with
-            its settings and modes and the arrays that were saved; nothing is decomposed, and
-            `like` is not changed. Of a function's parameters a pytree of the same structure, of
-            dense arrays, of factors or of shapes, in which the arrays come back; mappings need
-            none. None for parameters alone, which need no model.
+            its settings and modes and the arrays that were saved.
+            Of Linen the variables or parameters of the model or of the factorised one, arrays or
+            `jax.ShapeDtypeStruct` with a sharding; what is returned is what was saved.
+            Of a function's parameters a pytree of the same structure, of dense arrays, of factors
+            or of shapes, in which the arrays come back; mappings need none.
 
     Raises CheckpointError where nothing was saved, and for what is damaged or does not fit
     together; the message names the folder, and for parameters that do not fit the plan the layer
     with the expected and the found shape. ValueError for a `like` that does not fit.
     """
-    tree, plan = tdjax.params.saving.load_factorised(folder)
-    if like is None:
-        return tree, plan
-    if of_leaves(plan):
-        return like_tree(like, tree, plan), plan
-    if not isinstance(like, nnx.Module):
+    tree, plan = tdjax.params.saving.read_factorised(folder)
+    if isinstance(like, nnx.Module) and not of_leaves(plan):
+        return restored(like, tree, plan), plan
+    known = like is None or of_leaves(plan) or (isinstance(like, Mapping) and like)
+    if not known:
         raise TypeError(
-            f"load_factorised: like is {described(like)}: pass an NNX model; one that holds no "
-            "arrays needs none, and takes the parameters that load_factorised(folder) returns"
+            f"load_factorised: like is {described(like)}: pass an NNX model, or variables as those "
+            "that were saved"
         )
-    return restored(like, tree, plan), plan
+    found = tdjax.params.saving.on_devices(tree, plan, like)
+    return (like_tree(like, found, plan) if like is not None and of_leaves(plan) else found), plan
 
 
 def _numbered(params: Any) -> bool:

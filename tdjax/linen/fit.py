@@ -32,7 +32,7 @@ def check_call(
 
     Raises ValueError that names the layer and what differs.
     """
-    inputs = given[0] if given else jax.ShapeDtypeStruct((), jnp.int32)
+    inputs = _sized(given[0]) if given else jax.ShapeDtypeStruct((), jnp.int32)
     # What is compared does not depend on the output, which is not there yet.
     call = Call(module, method, inputs, inputs, given[1] if len(given) > 1 else None)
     found, planned = kind.describe(call), entry.layer
@@ -47,6 +47,15 @@ def check_call(
             f"{name} of the model is {_text(found)}, but the plan was made for {_text(planned)}: "
             f"{REMEDY}"
         )
+
+
+def _sized(inputs: Any) -> Any:
+    """Inputs whose sizes are numbers: in an export that of a batch is a symbol."""
+    shape = getattr(inputs, "shape", ())
+    if all(isinstance(size, int) for size in shape):
+        return inputs
+    known = tuple(size if isinstance(size, int) else 1 for size in shape)
+    return jax.ShapeDtypeStruct(known, inputs.dtype)
 
 
 def check_params(plan: Plan, params: Mapping[str, Any], *, whole: bool) -> None:

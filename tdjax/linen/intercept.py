@@ -240,17 +240,31 @@ def _taken_out(model: nn.Module, name: str, value: Any) -> Any:
     if place is None:
         return _changed_parts(model, name, value, changes)
     if (place.key, changes[-1]) not in _entered.get():
-        for module in jax.tree.leaves(value, is_leaf=_is_module):
-            path = place.path_of(module) if isinstance(module, nn.Module) else None
+        for module in _held(value):
+            path = place.path_of(module)
             if path:
                 # In place: it is the model's own, and whoever calls it meets what the model has.
                 object.__setattr__(module, "__class__", _class_below(type(module), changes, path))
     return value
 
 
+def _held(value: Any) -> Iterator[nn.Module]:
+    """The modules of a value, and those in their fields: a module may call another's submodule."""
+    if isinstance(value, nn.Module):
+        yield value
+        value = [vars(value).get(name) for name in _fields(value)]
+    if isinstance(value, (tuple, list, Mapping)):
+        for own in value.values() if isinstance(value, Mapping) else value:
+            yield from _held(own)
+
+
+def _fields(model: nn.Module) -> set[str]:
+    return {field.name for field in dataclasses.fields(model)} - {"parent"}
+
+
 def _changed_parts(model: nn.Module, name: str, value: Any, changes: tuple[Change, ...]) -> Any:
     """A field of a model that is not bound, the modules in it changed."""
-    if name not in {field.name for field in dataclasses.fields(model)}:
+    if name not in _fields(model):
         return value
 
     def part(keys: Any, module: Any) -> Any:

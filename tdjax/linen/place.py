@@ -24,11 +24,17 @@ class Place:
 
     Arguments:
         path: of the model, inside the one that is applied.
-        counters: of its scope.
+        scope: its own; scopes below it are of its modules, whatever their paths say, which
+            `nn.share_scope` leaves as they were.
     """
 
     path: Path
-    counters: Any
+    scope: Any
+
+    @property
+    def counters(self) -> Any:
+        """Those of random numbers of its scope."""
+        return self.scope.rng_counters
 
     @property
     def key(self) -> int:
@@ -41,6 +47,12 @@ class Place:
 
     def path_of_scope(self, scope: Any) -> Path | None:
         """As `path_of`, of the module of a scope."""
+        names, above = [], scope
+        while above is not None and above is not self.scope:
+            names.append(above.name)
+            above = above.parent
+        if above is not None:
+            return tuple(reversed(names))
         path, counters = tuple(scope.path), self.counters
         start = len(self.path)
         if path[:start] != self.path:
@@ -56,4 +68,4 @@ def place_of(model: nn.Module) -> Place | None:
     """The place of a model; None of one that is not bound."""
     # Read so before its own __init__ has run, too.
     scope = vars(model).get("scope")
-    return None if scope is None else Place(tuple(scope.path), scope.rng_counters)
+    return None if scope is None else Place(tuple(scope.path), scope)

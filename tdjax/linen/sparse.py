@@ -49,7 +49,8 @@ class Sparse(nn.Module):
         # Until there is a kernel to choose them from, spread evenly.
         places = (np.arange(self.nonzeros) * size // self.nonzeros).astype(np.int32)
         indices = self.variable(COLLECTION, INDICES, lambda: jnp.asarray(places)).value
-        return scattered(values, indices, shape)
+        # Of NumPy where they come from a file.
+        return scattered(jnp.asarray(values), jnp.asarray(indices), shape)
 
 
 class SparseTable(Sparse):

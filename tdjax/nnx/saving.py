@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -13,9 +13,10 @@ from tdjax.hints import did_you_mean
 from tdjax.nnx.boxes import boxed
 from tdjax.nnx.graph import modules_of
 from tdjax.nnx.model import dense_module, factorised_module, is_factorised, with_chains
-from tdjax.params.arrays import INDICES
+from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.corrections import COLLECTION, unpacked
 from tdjax.params.partitioning import box_factor, is_boxed, unboxed
+from tdjax.params.placing import factor_shardings, placed, sharding_of
 from tdjax.params.tree import find, join_path, put
 from tdjax.plan.plan import Plan
 from tdjax.plan.stage import CORRECTION
@@ -25,8 +26,8 @@ Model = TypeVar("Model", bound=nnx.Module)
 Names = tuple[str, ...]
 # What a checkpoint holds beside parameters: statistics, keys and counters of random numbers.
 OTHER = "state"
-# Their names, in a mapping that tells no kinds of variables.
-STATISTICS = ("mean", "var")
+# Their names, or that of what holds them, in a mapping that tells no kinds of variables.
+STATISTICS, HOLDER = ("mean", "var"), "batch_stats"
 
 
 def variables_of(source: Any) -> dict[str, Any]:
@@ -63,13 +64,7 @@ def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
     Raises ValueError for a model that lacks some of the arrays, has others, or other shapes.
     """
     arrays, params = _by_names(tree), unpacked(tree, plan).params
-    modules = modules_of(like)
-    if plan.factorised and all(is_factorised(modules, entry) for entry in plan.factorised):
-        for entry in plan.factorised:
-            factorised_module(modules, entry)
-        model = nnx.clone(like)
-    else:
-        model = with_chains(like, plan, _factors(params, plan, modules))
+    model, made = _model_like(like, params, plan)
     graph, state = nnx.split(model)
     leaves, structure = jax.tree.flatten(state)
     names = [names_of(path) for path, _ in jax.tree.leaves_with_path(state)]
@@ -82,10 +77,24 @@ def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
             "one that was saved"
         )
     found = [
-        _value(name, leaf, arrays.get(name), needed=whole or name in own)
+        leaf if name in made else _value(name, leaf, arrays.get(name), needed=whole or name in own)
         for name, leaf in zip(names, leaves, strict=True)
     ]
     return nnx.merge(graph, jax.tree.unflatten(structure, found))
+
+
+def _model_like(
+    like: Model, params: Mapping[str, Any], plan: Plan
+) -> tuple[Model, Collection[Names]]:
+    """A factorised copy of a model, and the names of its arrays that are those of a checkpoint."""
+    modules = modules_of(like)
+    if plan.factorised and all(is_factorised(modules, entry) for entry in plan.factorised):
+        for entry in plan.factorised:
+            factorised_module(modules, entry)
+        return nnx.clone(like), ()
+    factors = _factors(params, plan, modules)
+    made = jax.tree.leaves_with_path(factors, is_leaf=is_boxed)
+    return with_chains(like, plan, factors), {names_of(path) for path, _ in made}
 
 
 def _parameters(state: Any) -> set[Names]:
@@ -96,8 +105,12 @@ def _parameters(state: Any) -> set[Names]:
     return {
         names_of(path)
         for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_boxed)
-        if jnp.issubdtype(unboxed(leaf).dtype, jnp.inexact) and names_of(path)[-1] not in STATISTICS
+        if jnp.issubdtype(unboxed(leaf).dtype, jnp.inexact) and not _is_statistic(names_of(path))
     }
+
+
+def _is_statistic(names: Names) -> bool:
+    return names[-1] in STATISTICS or HOLDER in names
 
 
 def _by_names(tree: Mapping[str, Any]) -> dict[Names, Any]:
@@ -111,19 +124,22 @@ def _by_names(tree: Mapping[str, Any]) -> dict[Names, Any]:
 
 
 def _factors(params: Mapping[str, Any], plan: Plan, modules: Mapping[str, Any]) -> dict[str, Any]:
-    """The factors of a plan's layers, their axes named after those of the dense layers."""
+    """The factors of a plan's layers, named and laid out as the dense layers are."""
     factors: dict[str, Any] = {}
     for entry in plan.factorised:
         module, own = dense_module(modules, entry), find(params, entry.layer.path) or {}
         box = boxed(getattr(module, entry.layer.storage.name), entry.layer.storage)
-        chain = {
-            stage.name: {
-                "kernel": box_factor(box, unboxed(own[stage.name]["kernel"]), entry, stage)
+        places = factor_shardings(box, entry)
+        chain: dict[str, Any] = {}
+        for stage in entry.stages:
+            array = placed(unboxed(own[stage.name]["kernel"]), places[stage.name])
+            chain[stage.name] = {"kernel": box_factor(box, array, entry, stage)}
+        if entry.nonzeros:
+            chain[CORRECTION] = {
+                name: placed(unboxed(own[CORRECTION][name]), places[CORRECTION])
+                for name in (VALUES, INDICES)
             }
-            for stage in entry.stages
-        }
-        sparse = {CORRECTION: own[CORRECTION]} if entry.nonzeros else {}
-        put(factors, entry.layer.path, {**chain, **sparse})
+        put(factors, entry.layer.path, chain)
     return factors
 
 
@@ -137,10 +153,10 @@ def _value(names: Names, leaf: Any, saved: Any, *, needed: bool) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         # Of shapes the kind of the keys is known by their dtype alone.
         kind = jax.random.key_impl(jnp.empty(leaf.shape, leaf.dtype))
-        saved = jax.random.wrap_key_data(saved, impl=kind)
+        saved = jax.random.wrap_key_data(jnp.asarray(saved), impl=kind)
     if saved.shape != leaf.shape:
         raise ValueError(
             f"load_factorised: {text!r} was saved with shape {saved.shape}, but that of like is "
             f"{leaf.shape}"
         )
-    return saved
+    return placed(saved, sharding_of(leaf))

@@ -29,7 +29,7 @@ from tdjax.nnx.kinds import KINDS
 from tdjax.nnx.own import found_call, own_weight
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.decide import plan_layers
-from tdjax.plan.layers import Inventory, Layer
+from tdjax.plan.layers import Inventory, Layer, tied_obstacle
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.marks import is_differentiated
@@ -127,7 +127,7 @@ class _Recording:
         kind = KINDS[type(module)]
         shapes = {name: shape_of(param) for name, param in own_params(module).items()}
         shared = self.uses[id(getattr(module, kind.weight))] > 1
-        obstacle = f"its {kind.weight} is another module's" if shared else None
+        obstacle = tied_obstacle(kind.weight) if shared else None
         array = (*split_path(path), kind.weight)
         return CalledLayer(path, module, kind.weight, shapes, kind.describe, obstacle, array)
 

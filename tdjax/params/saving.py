@@ -25,6 +25,7 @@ from tdjax.params.check import check_params
 from tdjax.params.digests import check_newest, check_seal
 from tdjax.params.leaves import as_mappings, of_leaves
 from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.params.placing import placed, shardings_like
 from tdjax.params.steps import arrays_of, json_of, opened, save_step
 from tdjax.params.tree import (
     Tree,
@@ -79,17 +80,36 @@ def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Plan) -> 
     save_step(path, (ARRAYS, arrays), (ABOUT, about))
 
 
-def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Plan]:
+def load_factorised(
+    folder: str | os.PathLike[str], *, like: Any = None
+) -> tuple[dict[str, Any], Plan]:
     """Read what `save_factorised` wrote as (params, plan); neither model nor kernels are needed.
 
-    Every array comes back bit for bit, on the default device; mappings come back as dicts. What
-    was saved has a digest of each array and of the plan, so that no flipped bit and no edit passes.
-    What an earlier version saved has none: it is read with a warning.
+    Every array comes back bit for bit; mappings come back as dicts. What was saved has a digest of
+    each array and of the plan, so that no flipped bit and no edit passes. What an earlier version
+    saved has none: it is read with a warning.
+
+    Arguments:
+        like: where the arrays go, see `tdjax.params.placing.shardings_like`; None for the default
+            device.
 
     Raises CheckpointError where nothing was saved, and for what is damaged or does not fit
     together; the message names the folder, and for parameters that do not fit the plan the layer
-    with the expected and the found shape.
+    with the expected and the found shape. ValueError for a `like` that does not fit.
     """
+    tree, plan = read_factorised(folder)
+    return on_devices(tree, plan, like), plan
+
+
+def on_devices(tree: Tree, plan: Plan, like: Any = None) -> dict[str, Any]:
+    """Arrays that `read_factorised` read, as JAX's; see `load_factorised`."""
+    if like is None:
+        return map_leaves(lambda _, leaf: placed(leaf, None), tree)
+    return jax.tree.map(placed, tree, shardings_like(like, tree, plan), is_leaf=is_boxed)
+
+
+def read_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Plan]:
+    """`load_factorised` with arrays of NumPy, which are on no device."""
     path = Path(folder).resolve()
     if not path.is_dir():
         raise CheckpointError(f"{folder}: there is no such folder; save_factorised writes one")
@@ -113,7 +133,7 @@ def load_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
         warnings.warn(
             f"{where} was saved without digests, so damage to its arrays cannot be seen; "
             "save it anew",
-            stacklevel=2,
+            stacklevel=3,
         )
     return found
 

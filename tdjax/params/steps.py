@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -86,31 +85,25 @@ def json_of(manager: ocp.CheckpointManager, step: int, about: str) -> Any:
 def arrays_of(
     manager: ocp.CheckpointManager, step: int, name: str, like: Tree, digests: Digests | None
 ) -> Tree:
-    """The arrays of a step, known to be those that were saved; on no device in particular.
+    """The arrays of a step, known to be those that were saved, as NumPy arrays on no device.
 
     Arguments:
         like: a pytree of arrays or shapes, as they are on disk.
         digests: what is known of the arrays; None where nothing is.
 
-    Raises ValueError where they are others, and whatever else a damaged step leads to.
+    Raises ValueError where they are others, or would not be exact among JAX's arrays, and whatever
+    else a damaged step leads to.
     """
-    # Named, because orbax otherwise reads the placement from the file and warns that it does.
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like
-    )
     if digests is not None:
-        check_shapes(shapes, digests)
-    arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(shapes)})
-    found = manager.restore(step, args=arguments)[name]
-    # Orbax ties arrays to a device, and programs compiled for arrays that are not tied, as those
-    # of an unbroken run, would be compiled again for them.
-    tree: Tree = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), found)
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for (path, leaf), shape in zip(leaves, jax.tree.leaves(shapes), strict=True):
-        if leaf.dtype != shape.dtype:
+        check_shapes(like, digests)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+        if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
             where = jax.tree_util.keystr(path)
-            raise ValueError(f"{where} is {shape.dtype}: enable jax_enable_x64 to read it exactly")
+            raise ValueError(f"{where} is {leaf.dtype}: enable jax_enable_x64 to read it exactly")
+    # What orbax is to fill: arrays of NumPy, or it puts all of them on a device.
+    shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), like)
+    arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(shapes)})
+    tree: Tree = manager.restore(step, args=arguments)[name]
     if digests is not None:
         check_arrays(tree, digests)
     return tree

@@ -225,6 +225,20 @@ def stacked_along(layer: Layer, axes: Collection[int]) -> Layer:
     return replace(layer, stored=replace(stored, stack=axis, copies=whole[axis]))
 
 
+def tied_obstacle(name: str) -> str:
+    """Why no method can take a layer whose array is that of another module.
+
+    Arguments:
+        name: of the array in the module.
+    """
+    return f"its {name} is another module's"
+
+
+def is_tied(layer: Layer) -> bool:
+    """Whether a layer's array is that of another module, under whose path it may be kept alone."""
+    return layer.obstacle == tied_obstacle(layer.storage.name)
+
+
 def numbers_obstacle(name: str, dtype: Any) -> str | None:
     """Why an array, called `name`, of such numbers cannot be decomposed; None where it can."""
     real = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= SMALLEST_FLOAT

@@ -26,7 +26,7 @@ from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.consistent import layer_problems
 from tdjax.plan.form import Form
-from tdjax.plan.layers import Layer
+from tdjax.plan.layers import Layer, is_tied
 from tdjax.plan.timing import Profile
 from tdjax.plan.work import Count, Work
 
@@ -39,6 +39,8 @@ LATER: tuple[dict[str, Any], ...] = (
     {"nonzeros": Form.nonzeros},
 )
 LARGEST = 2**63 - 1
+# An int that may be below 0.
+Signed = typing.NewType("Signed", int)
 
 
 class ReadEntry(NamedTuple):
@@ -76,6 +78,7 @@ def read_plan(text: str) -> ReadPlan:
         )
         entries = [_entry(own, f"layers[{k}]") for k, own in enumerate(plain.layers)]
         _check_paths(entries)
+        _check_other(entries, plain.other)
         work, other_macs = getattr(plain, "work", None), getattr(plain, "other_macs", 0)
         _check_work(entries, work)
         if (work is not None or is_later(other_macs, entries)) != (version == PLAN_VERSION):
@@ -83,6 +86,13 @@ def read_plan(text: str) -> ReadPlan:
         return ReadPlan(tuple(entries), plain.other, measured, other_macs, work)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not a plan: {one_line(error)}") from error
+
+
+def _check_other(entries: Iterable[ReadEntry], other: int) -> None:
+    # An array of several modules is listed with each, and counted once.
+    low = -sum(entry.layer.size for entry in entries if is_tied(entry.layer))
+    if other < low:
+        raise ValueError(f"field 'other' must be from {low} to {LARGEST}, got {_shown(other)}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class _Entry:
 @dataclass(frozen=True)
 class _FirstPlan:
     version: int
-    other: int
+    other: Signed
     layers: tuple[_Entry, ...]
 
 
@@ -180,11 +190,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_value(arguments[0], item, f"{where}[{k}]") for k, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return _fields(hint, value, where)
+    low, hint = (-LARGEST, int) if hint is Signed else (0, hint)
     # True is an int to Python, and 1.0 equals 1.
     if type(value) is not hint:
         raise ValueError(f"field {where!r} must be of type {hint.__name__}, got {_shown(value)}")
-    if hint is int and not 0 <= value <= LARGEST:
-        raise ValueError(f"field {where!r} must be from 0 to {LARGEST}, got {_shown(value)}")
+    if hint is int and not low <= value <= LARGEST:
+        raise ValueError(f"field {where!r} must be from {low} to {LARGEST}, got {_shown(value)}")
     return value
 
 

@@ -262,6 +262,70 @@ def test_a_model_of_its_own_from_a_part():
             assert type(again) is type(model)
 
 
+class Headed(nn.Module):
+    backbone: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(self.backbone(x))
+
+
+class TwoHeaded(nn.Module):
+    def setup(self):
+        backbone = Backbone()
+        self.first = Headed(backbone)
+        self.second = Headed(backbone)
+
+    def __call__(self, x):
+        return self.first(x) + self.second(x)
+
+
+class Around(nn.Module):
+    net: nn.Module
+
+    def __call__(self, x):
+        return self.net.second.backbone.rest[1](self.net.second.backbone(x))
+
+
+class Sharing(nn.Module):
+    net: nn.Module
+
+    def setup(self):
+        nn.share_scope(self, self.net)
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+def test_a_model_whose_scope_another_shares():
+    net, small, dense, params = taken_out()
+    close(Sharing(small).apply(params, X), net.apply(dense, X))
+
+
+def test_a_submodule_that_two_modules_use():
+    net = TwoHeaded()
+    variables = net.init(jax.random.key(0), X)
+    rules = [tdjax.Rule(path=".*/(backbone/.*|Dense_0)", method="svd", rank=2)]
+    plan = tdjax.make_plan(net, variables, rules, X)
+    shared = {"stem", "rest_0", "rest_1", "table"}
+    assert {entry.layer.path for entry in plan.factorised} == {
+        *(f"first/backbone/{name}" for name in shared), "first/Dense_0", "second/Dense_0",
+    }  # fmt: skip
+    small, params = tdjax.factorize(net, plan), tdjax.factorize_params(variables, plan)
+    dense = tdjax.reconstruct_params(params, plan)
+    bound, expected = small.bind(params), net.bind(dense)
+    close(bound.second(X), expected.second(X))
+    expected = expected.second.backbone(X)
+    close(bound.second.backbone(X), expected)
+    backbone, own = bound.second.backbone.unbind()
+    close(backbone.apply(own, X), expected)
+    inside = [
+        Around(model).apply({"params": {"net": own["params"]}}, X)
+        for model, own in ((small, params), (net, dense))
+    ]
+    close(*inside)
+
+
 def recorded(cls):
     """A decorator as libraries of models have them: `__init__` writes down what it was given."""
     init = cls.__init__

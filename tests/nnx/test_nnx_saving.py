@@ -15,6 +15,7 @@ import tdjax
 
 # Newer versions of Flax want lists to be of their own kind.
 LIST = getattr(nnx, "List", list)
+NORM = getattr(nnx, "SpectralNorm", lambda layer, rngs: layer)
 # Names of axes without a mesh, which they ask for.
 LAZY = getattr(nnx, "use_eager_sharding", lambda on: contextlib.nullcontext())
 X = normal(0, 3, 6, 6, 4)
@@ -88,6 +89,41 @@ def test_states_and_pure_dicts(tmp_path):
         tdjax.save_factorised(tmp_path / str(number), saved, plan)
         found, _ = tdjax.load_factorised(tmp_path / str(number), like=net)
         assert_same(found, small)
+
+
+class Tied(nnx.Module):
+    """A kernel of two modules, a module at two paths, lists in a list, and a norm of a kernel."""
+
+    def __init__(self, rngs):
+        def layer():
+            return nnx.Linear(8, 8, rngs=rngs)
+
+        self.grid = LIST([LIST([layer(), layer()]), LIST([layer()])])
+        self.first, self.second = layer(), nnx.Linear(8, 8, use_bias=False, rngs=rngs)
+        self.second.kernel = self.first.kernel
+        self.again, self.inner = self.grid[0][1], layer()
+        self.normed = NORM(self.inner, rngs=rngs)
+        self.rngs = rngs
+
+    def __call__(self, x):
+        for layer in (*self.grid[0], *self.grid[1], self.first, self.second, self.again):
+            x = jnp.tanh(layer(x))
+        return self.normed(x) + jax.random.normal(self.rngs.noise(), x.shape)
+
+
+def test_ties_nested_lists_and_norms_of_kernels(tmp_path):
+    net, x = Tied(nnx.Rngs(0, noise=1)), normal(0, 3, 8)
+    plan = tdjax.make_plan(net, [tdjax.Rule(path=".*", method="svd", rank=2)], x)
+    # Neither the kernel of two modules nor, where it is known, the one that is normed.
+    assert len(plan.factorised) == (3 if hasattr(nnx, "SpectralNorm") else 4)
+    assert plan.size_before == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+    small = tdjax.factorize(net, plan)
+    for number, saved in enumerate((small, nnx.to_pure_dict(nnx.state(small)))):
+        tdjax.save_factorised(tmp_path / str(number), saved, plan)
+        found, _ = tdjax.load_factorised(tmp_path / str(number), like=net)
+        np.testing.assert_array_equal(nnx.clone(found)(x), nnx.clone(small)(x))
+        assert found.second.kernel is found.first.kernel
+        assert found.again is found.grid[0][1]
 
 
 def test_models_that_do_not_fit(tmp_path):

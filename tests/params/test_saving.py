@@ -148,6 +148,31 @@ def test_names_of_axes_come_back(tmp_path, wrapper):
     assert_same(load_factorised(tmp_path)[0], params)
 
 
+def test_what_lies_where_like_lies_must_be_in_it(tmp_path):
+    model, x = MLP((8, 7, 6)), normal(1, 2, 9)
+    variables = random_variables(model, x)
+    plan = tdjax.make_plan(model, variables, [Rule(path="dense0", method="svd", rank=2)], x)
+    factors = tdjax.factorize_params(variables, plan)
+    save_factorised(tmp_path / "params", factors["params"], plan)
+    save_factorised(tmp_path / "all", factors, plan)
+    # Parameters and variables stand for each other.
+    for like in (variables, variables["params"], factors, factors["params"]):
+        assert_same(tdjax.load_factorised(tmp_path / "all", like=like)[0], factors)
+        assert_same(tdjax.load_factorised(tmp_path / "params", like=like)[0], factors["params"])
+    without = {name: own for name, own in variables["params"].items() if name != "dense1"}
+    wider = random_variables(MLP((8, 5, 6)), x)
+    other = random_variables(MLP((5, 7, 6)), x)
+    for like, message in (
+        ({"params": without}, r"like has no 'params/dense1/.*', which was saved"),
+        (wider, r"'params/dense1/.*' was saved with shape \(.*7.*, but that of like is \(.*5"),
+        (other, r"layer 'dense0' of like has a kernel of shape \(9, 5\).* made for \(9, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tdjax.load_factorised(tmp_path / "all", like=like)
+    with pytest.raises(TypeError, match=r"like is a str.*: pass an NNX model, or variables"):
+        tdjax.load_factorised(tmp_path / "all", like="params")
+
+
 # ---------------------------------------------------------------- written whole or not at all
 
 
