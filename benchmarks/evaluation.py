@@ -16,7 +16,7 @@ from absl import app, flags
 import tdjax
 from benchmarks.timing import describe_machine, interleaved, ratio
 from experiments.models import ResNet18
-from experiments.network.training import example_scores
+from experiments.network.judge import example_scores
 from tdjax.params.factorize import replace_kernel
 from tdjax.params.tree import layer_params
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.network.baseline import baseline_record, check_weights, trained
+from experiments.network.forward import Variables
 from experiments.network.network import Network, configured
-from experiments.network.training import Variables
 from experiments.workdir.claim import in_use
 from experiments.workdir.config import check_workdir, claim_workdir, read_config
 from experiments.workdir.environment import environment

@@ -12,7 +12,7 @@ import pandas as pd
 from experiments.compress.settings import SCHEMA, TRIAL, Compress, enumerate_trials
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section, baseline_facts
-from experiments.report.plots import ACCURACY, plot_curves
+from experiments.report.plots import on_test, plot_curves
 from experiments.report.tables import (
     Table,
     averages,
@@ -83,7 +83,7 @@ def _report(settings: Compress, measured: Journal) -> Report:
     return Report(
         title=TITLE,
         before="Before any compression",
-        facts=baseline_facts(baseline),
+        facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
             Section("figures", "Figures", pictures=pictures),
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
@@ -159,7 +159,8 @@ def _tables(
 
     for phase, words in PHASES.items():
         own = networks[networks["phase"] == phase]
-        add(f"Accuracy {words}, %", own, interval_texts(own, "accuracy", 100), networks)
+        title = f"{settings.metric_name.capitalize()} {words}, %"
+        add(title, own, interval_texts(own, "accuracy", 100), networks)
     whole = networks[networks["phase"] == "network"]
     for cost, words in COSTS.items():
         shares = [percent(size / baseline[cost], 1) for size in whole[cost]]
@@ -176,6 +177,7 @@ def _pictures(
     settings: Compress, networks: pd.DataFrame, timed: pd.DataFrame, accuracy: float | None
 ) -> Iterator[Picture]:
     labels = {**COSTS, "time": f"milliseconds for {settings.timed_images} images"}
+    figure = "accuracy", on_test(settings.metric_name)
     times = timed.set_index(["curve", "budget"])["milliseconds"]
     for phase, words in PHASES.items():
         own = networks[networks["phase"] == phase].join(times.rename("time"), ["curve", "budget"])
@@ -184,12 +186,10 @@ def _pictures(
             if len(points):
                 yield Picture(
                     f"accuracy_{cost}_{phase}.png",
-                    f"Accuracy against {label}, {words}.",
+                    f"{settings.metric_name.capitalize()} against {label}, {words}.",
                     "A curve for each strategy and norm, a point for each budget. "
                     "Dashed: before compression.",
-                    plot_curves(
-                        points, (cost, label), ("accuracy", ACCURACY), accuracy, bars=False
-                    ),
+                    plot_curves(points, (cost, label), figure, accuracy, bars=False),
                 )
 
 
@@ -202,6 +202,6 @@ def _provenance(settings: Compress, count: int) -> dict[str, str]:
         "rounds": str(settings.rounds),
         "calibration images": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
-        "labels of the gradient": f"{calibration.labels}, temperature {calibration.temperature:g}",
+        "labels of the gradient": settings.gradient_name,
         "seed": str(settings.seed),
     }

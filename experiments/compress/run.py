@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from experiments.compress.reach import least_share, nearest_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
+from experiments.network.arrays import array_of
 from experiments.network.calibrate import Batch
 from experiments.network.compressed import (
     FROBENIUS,
@@ -22,9 +23,9 @@ from experiments.network.compressed import (
     batches_for,
     decomposed,
 )
+from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.train_on import moments_for
-from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
@@ -32,9 +33,8 @@ from experiments.workdir.threads import Records
 from tdjax.allocation.limits import TOLERANCE
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate
-from tdjax.linen import factorize
-from tdjax.params.saving import CheckpointError, load_factorised, save_factorised
-from tdjax.params.tree import layer_params
+from tdjax.dispatch.saving import load_factorised, save_factorised
+from tdjax.params.saving import CheckpointError
 from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
 
@@ -154,8 +154,8 @@ def _made(
         records.append(record)
     if trial.strategy.startswith("alds") and settings.rounds == 1:
         records[0]["bound"] = greatest_bound(model, made.plan)
-    variables = Variables(dict(kept.factors), kept.state).collections
-    save_factorised(workdir / "compressed" / trial.name, variables, kept.plan)
+    saved = network.apply.saved(Variables(kept.factors, kept.state))
+    save_factorised(workdir / "compressed" / trial.name, saved, kept.plan)
     return records
 
 
@@ -169,8 +169,7 @@ def _time(
 ) -> None:
     """Inference of each network against that of the original, in turns, nothing beside it."""
     images = jnp.asarray(network.splits.test.images[: settings.timed_images])
-    whole = model.collections
-    before = jax.jit(lambda variables: network.module.apply(variables, images))
+    before = jax.jit(lambda model: network.apply(model.params, model.state, images, None)[0])
     for trial in trials:
         if journal.get("timed", **trial.fields):
             continue
@@ -180,12 +179,12 @@ def _time(
             kinds = [kind for kind, *_ in _names(journal, settings, trial)]
             _made(network, settings, model, trial, kinds, workdir)
         try:
-            variables, plan = load_factorised(folder)
+            variables, plan = load_factorised(folder, like=network.apply.like(model))
         except CheckpointError as error:
             raise CheckpointError(f"{error}; remove {folder} to have it made again") from error
-        small = factorize(network.module, plan)
-        after = jax.jit(lambda variables, small=small: small.apply(variables, images))
-        profile = profile_calls(partial(before, whole), partial(after, variables))
+        small = network.apply.factorised(plan)
+        after = jax.jit(lambda variables, small=small: small(variables, images))
+        profile = profile_calls(partial(before, model), partial(after, variables))
         times = ("before", "after", "speedup", "least", "most")
         measured = {name: getattr(profile, name) for name in times}
         journal.append([{"kind": "timed", **trial.fields, **measured}])
@@ -238,9 +237,9 @@ def allocated(
     Raises ValueError for a budget that cannot be met.
     """
     strategy, _, released = named.partition(" ")
-    return allocate(
-        network.module,
-        model.collections,
+    plan: Plan = network.call(
+        allocate,
+        model,
         network.sample,
         budget=budget,
         cost=settings.cost,
@@ -250,6 +249,7 @@ def allocated(
         objective=released or "bound",
         seed=settings.seed,
     )
+    return plan
 
 
 def methods_for(settings: Compress, strategy: str) -> tuple[str, ...]:
@@ -260,9 +260,7 @@ def methods_for(settings: Compress, strategy: str) -> tuple[str, ...]:
 def greatest_bound(model: Variables, plan: Plan) -> float:
     """The bound that ALDS makes least: of the relative operator-norm error of any layer."""
     return max(
-        operator_bound(
-            layer_params(model.params, entry.layer.path)[entry.layer.storage.name], entry
-        )
+        operator_bound(array_of(model.params, entry.layer), entry)
         for entry in plan.layers
         if entry.layer.obstacle is None
     )

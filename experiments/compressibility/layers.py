@@ -7,25 +7,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from experiments.compressibility.settings import Compressibility
+from experiments.network.forward import Forward, Variables
+from experiments.network.judge import ScoresOf
 from experiments.network.network import Network
-from experiments.network.training import LinenNetwork, Variables, example_scores
 from tdjax.dispatch import evaluate_candidates
-from tdjax.linen import layer_outputs
-from tdjax.params.tree import join_path
+from tdjax.dispatch.models import room_of
 from tdjax.plan.layers import Layer
 from tdjax.pruning.bounds import pruning_error_bound
 from tdjax.pruning.indices import effective_number, pq_index, sparsity_index
 from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune
 from tdjax.pruning.masks import apply_mask
 from tdjax.pruning.prunable import Leaf, prunable
-from tdjax.trace.call import call_arguments
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -72,8 +70,7 @@ def layers_of(network: Network, model: Variables, images: Sequence[np.ndarray]) 
     table = [entry.layer for entry in network.dense.layers]
     leaves = prunable(model.params, table, ".*")
     paths = tuple(leaf.path for leaf in leaves)
-    variables = model.collections
-    batches = [_ranges(network.apply, paths, variables, one) for one in images]
+    batches = [_ranges(network.apply, paths, model, one) for one in images]
     bounds, scales = {}, {}
     for path in paths:
         limits, squares, counts = zip(*(batch[path] for batch in batches), strict=True)
@@ -139,26 +136,21 @@ def _reached_shares(
     ]
     reached = {}
     for leaf in layers.leaves:
-        found = evaluate_candidates(
-            layers.network.module,
-            layers.model.collections,
+        right, loss = layers.network.call(
+            evaluate_candidates,
+            layers.model,
             leaf.path,
             jnp.stack([one[leaf.path] for one in tried]),
             batches,
-            _scores,
+            ScoresOf(layers.network.judge),
         )
         if settings.predicts_numbers:
-            within = found["loss"] <= (1 + settings.tolerance) * whole["loss"]
+            within = loss <= (1 + settings.tolerance) * whole["loss"]
         else:
-            within = found["right"] >= whole["accuracy"] - settings.tolerance - 1e-9
+            within = right >= whole["accuracy"] - settings.tolerance - 1e-9
         count = len(steps) if within.all() else int(np.argmin(within))
         reached[leaf.path] = float(steps[count - 1]) if count else 0.0
     return reached
-
-
-def _scores(outputs: Array, batch: Any) -> dict[str, Array]:
-    right, loss = example_scores(outputs, batch[1])
-    return {"right": right, "loss": loss}
 
 
 def _looseness(
@@ -174,8 +166,7 @@ def _looseness(
     for q in settings.qs:
         mask = adaptive_prune(params, q, layers=layers.table)
         others = kernels(apply_mask(params, mask), layers.table)
-        variables = layers.model.collections
-        batches = [_worst_errors(apply, variables, others, one) for one in layers.images]
+        batches = [_worst_errors(apply, layers.model, others, one) for one in layers.images]
         for leaf in layers.leaves:
             worst = np.max([batch[leaf.path] for batch in batches], axis=0)
             whole, kept = layers.units(params, leaf), layers.units(mask, leaf)
@@ -197,10 +188,12 @@ def _range(values: np.ndarray) -> list[float] | None:
 
 @partial(jax.jit, static_argnames="apply")
 def _worst_errors(
-    apply: LinenNetwork, variables: Any, others: Mapping[str, Array], images: Array
+    apply: Forward, model: Variables, others: Mapping[str, Array], images: Array
 ) -> dict[str, Float[Array, " n"]]:
     """The largest change of each neuron's output when its layer has another kernel."""
-    pairs = layer_outputs(apply.module, variables, others, images)
+    subject = apply.subject(model)
+    network, arrays = room_of(subject[0]).network_of(*subject)
+    pairs = network.layer_outputs(arrays, others, images)
     return {
         path: jnp.stack([jnp.abs(a - b).reshape(-1, a.shape[-1]).max(axis=0) for a, b in own]).max(
             axis=0
@@ -211,24 +204,19 @@ def _worst_errors(
 
 @partial(jax.jit, static_argnames=("apply", "paths"))
 def _ranges(
-    apply: LinenNetwork, paths: tuple[str, ...], variables: Any, images: Array
+    apply: Forward, paths: tuple[str, ...], model: Variables, images: Array
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
     """Of each layer the largest absolute input, the sum of the outputs' squares, their number."""
     found = dict.fromkeys(paths, (jnp.zeros(()),) * 3)
 
-    def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        outputs = next_fun(*args, **kwargs)
-        path = join_path(*context.module.path)
-        if path in found and context.method_name == "__call__":
+    def keep(path: str, inputs: Array, outputs: Array) -> None:
+        if path in found:
             limit, squares, count = found[path]
             found[path] = (
-                jnp.maximum(limit, jnp.abs(args[0]).max()),
+                jnp.maximum(limit, jnp.abs(inputs).max()),
                 squares + jnp.square(outputs).sum(),
                 count + outputs.size,
             )
-        return outputs
 
-    args, kwargs = call_arguments(images)
-    with nn.intercept_methods(look):
-        apply.module.apply(variables, *args, **kwargs)
+    apply.watched(model, images, keep)
     return found

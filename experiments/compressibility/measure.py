@@ -15,11 +15,11 @@ import optax
 
 from experiments.compressibility.layers import Layers, kernels
 from experiments.compressibility.settings import MAGNITUDE, SEARCHED, Trial
+from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.schedule import FitSettings
 from experiments.network.train_on import scored, trained_on
-from experiments.network.training import Variables
-from tdjax.linen.removal import remove_dead
+from tdjax.dispatch import remove_dead
 from tdjax.moments.collect import LayerMoments
 from tdjax.pruning.backward import lasso_prune
 from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune, pq_prune, tail_prune
@@ -216,9 +216,11 @@ def _sizes(network: Network, state: Mapping[str, Any], params: Any) -> dict[str,
     Returns: "size", parameters that are stored, zeros too; "left", those that are no zeros of
     kernels; "gone", the share of all weights that are zero or belong to dead neurons.
     """
-    small = remove_dead(network.module, Variables(params, state).collections, network.sample)
-    own = kernels(small.variables["params"]).values()
-    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(small.variables["params"]))
+    small = network.apply.smaller(
+        network.call(remove_dead, Variables(params, state), network.sample)
+    )
+    own = kernels(small).values()
+    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(small))
     nonzero = sum(int(np.count_nonzero(array)) for array in own)
     return {
         "size": size,

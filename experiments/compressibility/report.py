@@ -23,7 +23,7 @@ from experiments.compressibility.settings import SCHEMA, Compressibility
 from experiments.compressibility.tables import text_tables, with_names
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section
-from experiments.report.plots import ACCURACY, MARKERS, WIDTH, figure, in_legend, plot_curves
+from experiments.report.plots import MARKERS, WIDTH, figure, in_legend, on_test, plot_curves
 from experiments.report.tables import number, percent, to_csv
 from experiments.workdir.journal import Journal
 
@@ -75,7 +75,7 @@ def _report(settings: Compressibility, measured: Journal) -> Report:
     return Report(
         title=TITLE,
         before="Before any pruning, means over the runs",
-        facts=_facts(baselines),
+        facts=_facts(settings, baselines),
         sections=[
             Section("figures", "Figures", pictures=pictures),
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
@@ -99,7 +99,7 @@ def _pictures(
 ) -> Iterator[Picture]:
     figure, whole = ("rise", "relative rise of the mean squared error, %"), 0.0
     if not settings.predicts_numbers:
-        figure, whole = ("accuracy", ACCURACY), _mean(baselines, "accuracy")
+        figure, whole = ("accuracy", on_test(settings.metric_name)), _mean(baselines, "accuracy")
     label = figure[1][0].upper() + figure[1][1:]
     shares = averaged[averaged["share"].notna()].assign(percent=100 * averaged["pruned"])
     weights, symlog = ("percent", "weights pruned, %"), settings.predicts_numbers
@@ -129,13 +129,13 @@ def _mean(baselines: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(np.mean([one["test"][name] for one in baselines])) if baselines else 0.0
 
 
-def _facts(baselines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _facts(settings: Compressibility, baselines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if not baselines:
         return {"networks": "none trained yet"}
     test = baselines[0]["test"]
     if "accuracy" in test:
-        accuracy = {"test accuracy": percent(_mean(baselines, "accuracy"), 2)}
-        loss = "test cross-entropy"
+        accuracy = {f"test {settings.metric_name}": percent(_mean(baselines, "accuracy"), 2)}
+        loss = f"test {settings.loss_name}"
     else:
         accuracy, loss = {}, "test mean squared error"
     return {
@@ -156,7 +156,7 @@ def _provenance(settings: Compressibility, count: int) -> dict[str, str]:
         "tolerance": (
             f"{number(100 * settings.tolerance, 1)} % more mean squared error"
             if settings.predicts_numbers
-            else f"{number(100 * settings.tolerance, 1)} points of accuracy"
+            else f"{number(100 * settings.tolerance, 1)} points of {settings.metric_name}"
         ),
         "published figures": settings.published or "none",
     }

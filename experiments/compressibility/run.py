@@ -23,7 +23,7 @@ from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.ranges import SEEDS
 from experiments.workdir.threads import Records
-from tdjax.linen.removal import remove_dead
+from tdjax.dispatch import remove_dead
 from tdjax.params.digests import tree_digest
 
 
@@ -41,6 +41,12 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     if settings.seed + settings.runs - 1 > SEEDS:
         problem = f"is {settings.seed}: that of run {settings.runs} is above {SEEDS}"
         raise FieldError("seed", problem)
+    if not network.has_biases:
+        problem = (
+            f"is {settings.model.name!r}: dead neurons are followed through modules, whose biases "
+            "are known, not through a function"
+        )
+        raise FieldError("model", problem)
     for entry in network.dense.layers:
         if entry.layer.obstacle is None and entry.layer.storage.name != "kernel":
             problem = (
@@ -66,7 +72,7 @@ def check_chain(network: Network) -> None:
     Raises ValueError that names a layer and what its neurons meet.
     """
     *inner, _ = [entry.layer.path for entry in network.dense.layers]
-    obstacles = remove_dead(network.module, network.start.collections, network.sample).obstacles
+    obstacles = network.call(remove_dead, network.start, network.sample).obstacles
     for path in inner:
         if path in obstacles:
             raise ValueError(

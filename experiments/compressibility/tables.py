@@ -75,7 +75,7 @@ def _by_share(settings: Compressibility, rows: pd.DataFrame, **lines: str) -> pd
 
 
 def _curve_table(settings: Compressibility, rows: pd.DataFrame, phase: str) -> Table:
-    name, what = "accuracy", "Accuracy"
+    name, what = "accuracy", settings.metric_name.capitalize()
     if settings.predicts_numbers:
         name, what = "rise", "Relative rise of the mean squared error"
     cells = _by_share(settings, rows.assign(text=interval_texts(rows, name, 100, 1)))
@@ -84,7 +84,7 @@ def _curve_table(settings: Compressibility, rows: pd.DataFrame, phase: str) -> T
 
 def _gain(settings: Compressibility, rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """What gains are shown in, and the rows with their gains as text."""
-    name, factor, what = "points", 1.0, "points of accuracy"
+    name, factor, what = "points", 1.0, f"points of {settings.metric_name}"
     if settings.predicts_numbers:
         name, factor = "rise", 100.0
         what = "percentage points of the error's relative rise"
@@ -115,7 +115,7 @@ def _own_table(settings: Compressibility, pruned: pd.DataFrame) -> Table:
         "dead neurons too": [percent(share, 1) for share in rows["gone"]],
     }
     if not settings.predicts_numbers:
-        texts["accuracy, %"] = interval_texts(rows, "accuracy", 100, 1)
+        texts[f"{settings.metric_name}, %"] = interval_texts(rows, "accuracy", 100, 1)
     cells = pd.DataFrame(texts | {"rise of the loss, %": interval_texts(rows, "rise", 100, 1)})
     if published:
         heads = ["published: ratio", "pruned", "rise, %"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,21 @@ import numpy as np
 from jaxtyping import Float32, Int32, Shaped
 
 from experiments.data.errors import DataError
-from experiments.data.splits import DataSplits, Examples, split_indices
+from experiments.data.splits import DataSplits, Examples, split_indices, take
+from experiments.data.tables import first
 from tdjax.files import one_line, opened_npz
 from tdjax.hints import known_are
 
 PARTS = ("train_inputs", "train_labels", "test_inputs", "test_labels")
+OWN_VALIDATION = ("validation_inputs", "validation_labels")
 
 
 @dataclass(frozen=True, eq=False)
 class OwnExamples(Examples):
-    """Inputs of any shape in place of images, float32 or int32 (n, ...), and classes int32 (n,)."""
+    """Inputs of any shape in place of images, and classes or other labels; float32 or int32."""
 
     images: Float32[np.ndarray, "n ..."] | Int32[np.ndarray, "n ..."]
-    labels: Int32[np.ndarray, n]
+    labels: Float32[np.ndarray, "n ..."] | Int32[np.ndarray, "n ..."]
 
     def __post_init__(self) -> None:
         """Nothing: `prepare_arrays` has checked them, and named what was wrong."""
@@ -38,7 +40,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         with opened_npz(path) as members:
             _check_names(members)
-            return {name: members[name].read() for name in PARTS}
+            names = [*PARTS, *(name for name in OWN_VALIDATION if name in members)]
+            return {name: members[name].read() for name in names}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     # Damaged archives fail in the reader with nearly any type of exception.
@@ -53,19 +56,26 @@ def prepare_arrays(
     train_size: int | None = None,
     validation_size: int | None = None,
     test_size: int | None = None,
+    *,
+    classes: bool = True,
 ) -> DataSplits:
-    """Split off a validation set, and take subsets if asked; nothing is standardised.
+    """Split off a validation set if none is there, and take subsets if asked.
+
+    Nothing is standardised.
 
         splits = prepare_arrays(np.load("mine.npz"))
 
     Arguments:
         arrays: "train_inputs" and "test_inputs" (n, ...) as the network takes them: floats of any
             width (vectors, images, ...) or integers (tokens, pixels), which stay integers; and
-            "train_labels" and "test_labels" (n,), the classes, integers from 0.
+            "train_labels" and "test_labels" (n,), the classes, integers from 0. With
+            "validation_inputs" and "validation_labels" nothing is split off.
         validation_share, seed, train_size, validation_size, test_size: see `prepare`.
+        classes: whether labels are classes; if not, numbers of any shape (n, ...).
 
     Returns:
-        The sets; inputs float32 or int32, labels int32. `mean` is 0 and `std` 1.
+        The sets; inputs float32 or int32, and so labels that are no classes, of which
+        `num_classes` is 1. `mean` is 0 and `std` 1.
 
     Raises ValueError, in one line, for an array that is missing, or of another shape or kind, for
     NaN and Inf, and as `prepare` does.
@@ -75,27 +85,91 @@ def prepare_arrays(
             f"a mapping of arrays is needed, with {', '.join(PARTS)}, not {type(arrays).__name__}"
         )
     _check_names(arrays)
-    parts = {part: _examples(arrays, part) for part in ("train", "test")}
+    own = [name in arrays for name in OWN_VALIDATION]
+    if any(own) and not all(own):
+        raise ValueError(f"{OWN_VALIDATION[0]} and {OWN_VALIDATION[1]} are needed, or neither")
+    names = ("train", "validation", "test") if all(own) else ("train", "test")
+    parts = {part: _examples(arrays, part, classes=classes) for part in names}
+    _check_alike(parts)
     train, test = parts["train"], parts["test"]
-    for what, ours, theirs in (
-        ("shape", train.images.shape[1:], test.images.shape[1:]),
-        ("dtype", train.images.dtype, test.images.dtype),
-    ):
-        if ours != theirs:
-            raise ValueError(f"train_inputs have {what} {ours}, test_inputs {theirs}")
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
-    if classes > len(train.labels):
-        raise ValueError(
-            f"{classes} classes, of labels up to {classes - 1}, are more than examples"
-        )
+    number = _classes(parts) if classes else 1
     sizes = (train_size, validation_size, test_size)
-    chosen = split_indices(train.labels, test.labels, classes, validation_share, seed, sizes)
+    split = split_classes if classes else split_numbers
+    chosen = split([part.labels for part in parts.values()], number, validation_share, seed, sizes)
+    sources = (train, parts.get("validation", train), test)
     kept, held_out, tested = (
         OwnExamples(source.images[own], source.labels[own])
-        for source, own in zip((train, train, test), chosen, strict=True)
+        for source, own in zip(sources, chosen, strict=True)
     )
     channels = train.images.shape[-1]
-    return DataSplits(kept, held_out, tested, np.zeros(channels), np.ones(channels), classes)
+    return DataSplits(kept, held_out, tested, np.zeros(channels), np.ones(channels), number)
+
+
+def split_classes(
+    labels: Sequence[np.ndarray],
+    number: int,
+    share: float,
+    seed: int,
+    sizes: tuple[int | None, int | None, int | None],
+) -> Sequence[np.ndarray]:
+    """Which examples are in the three sets, by class shares; see `split_indices`.
+
+    Arguments:
+        labels: of the training, perhaps the validation, and the test examples.
+    """
+    if len(labels) == 2:
+        return split_indices(labels[0], labels[1], number, share, seed, sizes)
+    named = zip(labels, sizes, ("train", "validation", "test"), strict=True)
+    return [
+        take(own, np.arange(len(own)), size, seed=seed, num_classes=number, split=name)
+        for own, size, name in named
+    ]
+
+
+def split_numbers(
+    labels: Sequence[np.ndarray],
+    number: int,
+    share: float,
+    seed: int,
+    sizes: tuple[int | None, int | None, int | None],
+) -> Sequence[np.ndarray]:
+    """The same where there are no classes: at random."""
+    train, *own, test = (np.arange(len(one)) for one in labels)
+    if not own:
+        if not 0.0 < share < 1.0:
+            raise ValueError(f"validation_share is {share}: between 0 and 1 is needed")
+        mixed = np.random.default_rng(seed).permutation(train)
+        held_out, train = np.split(mixed, [round(share * len(mixed))])
+        own = [held_out]
+    names = ("train", "validation", "test")
+    return [
+        first(rows, size, name)
+        for rows, size, name in zip((train, *own, test), sizes, names, strict=True)
+    ]
+
+
+def _check_alike(parts: Mapping[str, OwnExamples]) -> None:
+    """Refuse parts whose inputs or labels are not of one kind."""
+    train = parts["train"]
+    for name, part in parts.items():
+        for end, ours, theirs in (
+            ("inputs", train.images, part.images),
+            ("labels", train.labels, part.labels),
+        ):
+            for what, a, b in (
+                ("shape", ours.shape[1:], theirs.shape[1:]),
+                ("dtype", ours.dtype, theirs.dtype),
+            ):
+                if a != b:
+                    raise ValueError(f"train_{end} have {what} {a}, {name}_{end} {b}")
+
+
+def _classes(parts: Mapping[str, OwnExamples]) -> int:
+    """The number of classes. Raises ValueError for more than there are examples."""
+    number = int(max(part.labels.max() for part in parts.values())) + 1
+    if number > len(parts["train"].labels):
+        raise ValueError(f"{number} classes, of labels up to {number - 1}, are more than examples")
+    return number
 
 
 def _check_names(found: Mapping[str, Any]) -> None:
@@ -104,12 +178,17 @@ def _check_names(found: Mapping[str, Any]) -> None:
             raise ValueError(f"there is no {name!r}: {known_are(name, found)}")
 
 
-def _examples(arrays: Mapping[str, Any], part: str) -> OwnExamples:
+def _examples(arrays: Mapping[str, Any], part: str, *, classes: bool) -> OwnExamples:
     inputs = _numbers(arrays, f"{part}_inputs")
     labels = _numbers(arrays, f"{part}_labels")
     if inputs.ndim < 2 or not inputs.size:
         raise ValueError(f"{part}_inputs have shape {inputs.shape}; (n, ...) is needed")
-    if labels.shape != inputs.shape[:1] or labels.dtype != np.int32 or labels.min() < 0:
+    if not classes:
+        if labels.shape[:1] != inputs.shape[:1]:
+            raise ValueError(
+                f"{part}_labels have shape {labels.shape}, for {len(inputs)} {part}_inputs"
+            )
+    elif labels.shape != inputs.shape[:1] or labels.dtype != np.int32 or labels.min() < 0:
         raise ValueError(
             f"{part}_labels are {labels.dtype} {labels.shape}, from {labels.min(initial=0)}; "
             f"classes are needed, integers from 0, of shape {inputs.shape[:1]}"

@@ -143,11 +143,11 @@ def split_indices(
     Arguments and what is raised are those of `prepare`; `sizes` are of the three results.
     """
     kept, held_out = stratified_split(train_labels, validation_share, seed)
-    take = partial(_take, seed=seed, num_classes=num_classes)
+    chosen = partial(take, seed=seed, num_classes=num_classes)
     return (
-        take(train_labels, kept, sizes[0], split="train"),
-        take(train_labels, held_out, sizes[1], split="validation"),
-        take(test_labels, np.arange(len(test_labels)), sizes[2], split="test"),
+        chosen(train_labels, kept, sizes[0], split="train"),
+        chosen(train_labels, held_out, sizes[1], split="validation"),
+        chosen(test_labels, np.arange(len(test_labels)), sizes[2], split="test"),
     )
 
 
@@ -185,7 +185,7 @@ def installed_memory() -> int | None:
         return None
 
 
-def _take(
+def take(
     labels: Int32[np.ndarray, "n"],
     indices: np.ndarray,
     size: int | None,
@@ -194,6 +194,7 @@ def _take(
     num_classes: int,
     split: str,
 ) -> np.ndarray:
+    """Some of the examples at `indices`, by class shares, every class among them; all of None."""
     if size is not None:
         if not 1 <= size <= len(indices):
             raise ValueError(

@@ -114,9 +114,9 @@ def prepare_table(
     test, rest = np.split(order, [round(_TEST_SHARE * len(order))])
     rest = np.random.default_rng(seed).permutation(rest)
     validation, train = np.split(rest, [round(validation_share * len(rest))])
-    train = _first(train, train_size, "train")
-    validation = _first(validation, validation_size, "validation")
-    test = _first(test, test_size, "test")
+    train = first(train, train_size, "train")
+    validation = first(validation, validation_size, "validation")
+    test = first(test, test_size, "test")
     rows, targets = raw.rows[train], raw.targets[train]
     mean, std = rows.mean(axis=0), rows.std(axis=0)
     middle, spread = targets.mean(), targets.std()
@@ -136,7 +136,8 @@ def prepare_table(
     return DataSplits(examples(train), examples(validation), examples(test), mean, std, 1)
 
 
-def _first(rows: np.ndarray, size: int | None, split: str) -> np.ndarray:
+def first(rows: np.ndarray, size: int | None, split: str) -> np.ndarray:
+    """The first of some rows, in order; all for None. ValueError for more than there are."""
     wanted = len(rows) if size is None else size
     if not 1 <= wanted <= len(rows):
         raise ValueError(

@@ -20,11 +20,11 @@ from experiments.data_aware.tables import (
 )
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section, baseline_facts
-from experiments.report.plots import ACCURACY, INK, WIDTH, draw_curve, draw_level, figure
+from experiments.report.plots import INK, WIDTH, draw_curve, draw_level, figure, on_test
 from experiments.report.tables import percent, to_csv
 from experiments.workdir.journal import Journal
 
-TITLE = "Do decompositions that see the data keep more of the accuracy?"
+TITLE = "Do decompositions that see the data keep more of the {}?"
 TABLES_NOTE = (
     "Accuracy on the test set: mean over the calibration subsets, with the 95 % interval by "
     "Student's t in brackets where there are several. Gains are differences in percentage points, "
@@ -54,9 +54,9 @@ def _report(settings: DataAware, measured: Journal) -> Report:
     tables = text_tables(settings, averaged, compared, rows)
     pictures = list(_pictures(settings, averaged, accuracy))
     return Report(
-        title=TITLE,
+        title=TITLE.format(settings.metric_name),
         before="Before any compression",
-        facts=baseline_facts(baseline),
+        facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
             Section("tables", "Tables", TABLES_NOTE, tables=tables),
             Section("figures", "Figures", pictures=pictures),
@@ -86,10 +86,10 @@ def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -
         for cost, label in (("params", "parameters"), ("macs", "multiply-adds")):
             yield Picture(
                 f"accuracy_{cost}_{phase.replace('-', '')}.png",
-                f"Accuracy against {label}, {words}.",
+                f"{settings.metric_name.capitalize()} against {label}, {words}.",
                 f"Whole network; calibration: {condition}. Bars: 95 % intervals over the "
                 "calibration subsets. Dashed: before compression.",
-                plot_against(own, cost, label, accuracy, settings.methods),
+                plot_against(settings, own, (cost, label), accuracy),
             )
     layers = [layer for layer in rows["layer"].unique() if layer]
     if layers:
@@ -100,7 +100,7 @@ def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -
             "layers.png",
             f"One layer at a time, {percent(keep)} of it kept.",
             f"Layers by name; calibration: {condition}.",
-            plot_layers(own, layers, settings.methods, whole),
+            plot_layers(settings, own, layers, whole),
         )
 
 
@@ -111,51 +111,51 @@ def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
         "calibration": ", ".join(calibration.sources),
         "calibration images": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
-        "labels of the gradient": f"{calibration.labels}, temperature {calibration.temperature:g}",
+        "labels of the gradient": settings.gradient_name,
         "test images are": settings.test.change,
         "seed": str(settings.seed),
     }
 
 
 def plot_against(
-    rows: pd.DataFrame, cost: str, label: str, accuracy: float | None, methods: Sequence[str]
+    settings: DataAware, rows: pd.DataFrame, cost: tuple[str, str], accuracy: float | None
 ) -> bytes:
-    """Accuracy of whole networks against what they cost: a panel a method, a curve a norm.
+    """The metric of whole networks against what they cost: a panel a method, a curve a norm.
 
     Arguments:
         rows: from `tables.averaged_rows`, of one phase, source and number of images.
-        cost: the column on the horizontal axis, "params" or "macs".
-        label: its name.
+        cost: the column on the horizontal axis, "params" or "macs", and its label.
         accuracy: before compression.
     """
     with figure(WIDTH, 3.6) as (drawn, png):
-        panels = drawn.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-        for axes, method in zip(panels, methods, strict=True):
-            _draw_norms(axes, rows, method, cost, accuracy, capsize=3)
-            axes.set_xlabel(label)
+        panels = drawn.subplots(1, len(settings.methods), sharey=True, squeeze=False)[0]
+        for axes, method in zip(panels, settings.methods, strict=True):
+            _draw_norms(axes, rows, method, cost[0], accuracy, capsize=3)
+            axes.set_xlabel(cost[1])
             axes.tick_params(axis="x", labelrotation=30)
-        panels[0].set_ylabel(ACCURACY)
+        panels[0].set_ylabel(on_test(settings.metric_name))
         _legend(drawn, panels)
     return png.getvalue()
 
 
 def plot_layers(
-    rows: pd.DataFrame, layers: Sequence[str], methods: Sequence[str], accuracy: float | None
+    settings: DataAware, rows: pd.DataFrame, layers: Sequence[str], accuracy: float | None
 ) -> bytes:
-    """Accuracy with one layer compressed at a time: a panel a method, a curve a norm.
+    """The metric with one layer compressed at a time: a panel a method, a curve a norm.
 
     Arguments:
         rows: from `tables.averaged_rows`, of one share kept, source and number of images.
         layers: in order of depth.
         accuracy: before compression, if it is on the same test images.
     """
+    methods = settings.methods
     at = rows.assign(at=[layers.index(layer) for layer in rows["layer"]])
     with figure(WIDTH, 2.4 * len(methods) + 0.8) as (drawn, png):
         panels = drawn.subplots(len(methods), 1, sharex=True, squeeze=False)[:, 0]
         for axes, method in zip(panels, methods, strict=True):
             style = {"bars": False, "markersize": 4.5, "linewidth": 1.2}
             _draw_norms(axes, at, method, "at", accuracy, **style)
-            axes.set_ylabel("accuracy, %")
+            axes.set_ylabel(f"{settings.metric_name}, %")
         panels[-1].set_xticks(range(len(layers)), layers, rotation=60, ha="right")
         _legend(drawn, panels)
     return png.getvalue()

@@ -15,6 +15,7 @@ import numpy as np
 from experiments.data import Examples, stratified_subset
 from experiments.data_aware.report import write_report
 from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials
+from experiments.network.arrays import with_layer
 from experiments.network.calibrate import Batch, Calibration
 from experiments.network.compressed import (
     FROBENIUS,
@@ -24,14 +25,14 @@ from experiments.network.compressed import (
     batches_for,
     decomposed,
 )
+from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.train_on import moments_for, scored
-from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Records
-from tdjax.linen import make_plan
+from tdjax.dispatch import make_plan
 from tdjax.params.bias import can_correct, mean_output, shifted
 from tdjax.params.factorize import reconstruct_params
 from tdjax.params.tree import copied, layer_params, put
@@ -45,6 +46,9 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
     The work directory also holds `moments/`. Returns the path of the report's page; see
     `experiments.runner.carry_out`.
     """
+    if any(settings.correct_bias) and not network.has_biases:
+        problem = "has True: of a function's arrays it is not known which are biases; use (False,)"
+        raise FieldError("correct_bias", problem)
     layer_test = layer_examples(settings, network.splits.test)
     plans = plan_networks(network, settings)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
@@ -168,8 +172,8 @@ class Press:
         records = []
         for path in self.layers_of(trial):
             assert self.layer_test is not None
-            params = copied(self.model.params)
-            put(params, path, layer_params(made.dense.params, path))
+            layer = made.plan[path].layer
+            params = with_layer(self.model.params, made.dense.params, layer)
             test = scored(self.network, Variables(params, made.state), self.layer_test)
             records.append({"kind": "layer", "layer": path, **trial.fields, "test": test})
         return records
@@ -187,7 +191,7 @@ def plan_networks(network: Network, settings: DataAware) -> dict[tuple[str, floa
                 rules = tuple(
                     Rule(path=path, method=method, compression=1 - keep) for path in settings.layers
                 )
-                plan = make_plan(network.module, network.start.collections, rules, network.sample)
+                plan = network.call(make_plan, network.start, rules, network.sample)
             except ValueError as error:
                 raise FieldError("layers", f"is {settings.layers}: {error}") from error
             if not plan.factorised:

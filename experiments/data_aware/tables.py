@@ -184,13 +184,13 @@ def _network_table(settings: DataAware, rows: pd.DataFrame, phase: str) -> Table
     sizes = like.merge(rows.drop_duplicates(["method", "keep"]), "left", ["method", "keep"])
     cells["parameters"] = [DASH if pd.isna(one) else f"{one:,}" for one in sizes["params"]]
     cells["MACs, M"] = [DASH if pd.isna(one) else f"{one / 1e6:,.2f}" for one in sizes["macs"]]
-    return Table(f"Whole network, {WHEN[phase]}: accuracy, %", cells, labels=3)
+    return Table(f"Whole network, {WHEN[phase]}: {settings.metric_name}, %", cells, labels=3)
 
 
 def _layer_table(settings: DataAware, rows: pd.DataFrame) -> Table:
     own = _under_conditions(settings, rows)
     texts = [number(100 * accuracy) for accuracy in own["accuracy"]]
-    title = "One layer at a time: accuracy, %, mean over the layers"
+    title = f"One layer at a time: {settings.metric_name}, %, mean over the layers"
     return Table(title, _norm_cells(settings, own.assign(text=texts), own), labels=3)
 
 
@@ -211,7 +211,7 @@ def _gain_table(settings: DataAware, rows: pd.DataFrame, phase: str) -> Table:
     lines = {"keep": "kept", "norms": "norms", "condition": "calibration"}
     known = set(own["method"])
     heads = {name: name for name in ("mean", *settings.methods) if name in known}
-    title = f"Gain in accuracy {WHEN[phase]}, points"
+    title = f"Gain in {settings.metric_name} {WHEN[phase]}, points"
     return Table(title, _percent(crossed(own, lines, "method", heads)), labels=3)
 
 
@@ -223,5 +223,5 @@ def _transfer_table(settings: DataAware, rows: pd.DataFrame) -> Table:
     own["text"] = interval_texts(own, "accuracy", 100)
     lines = {"method": "method", "keep": "kept", "seen": "norm, images"}
     heads = {name: f"moments from {name}" for name in settings.calibration.sources}
-    title = "Transfer: moments of one data set, accuracy on the network's own, %"
+    title = f"Transfer: moments of one data set, {settings.metric_name} on the network's own, %"
     return Table(title, _percent(crossed(own, lines, "source", heads)), labels=3)

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from experiments.error_study.protocol import Choice, DecomposeSettings, Key
+from experiments.network.arrays import array_of, with_array
+from experiments.network.forward import Apply, Variables
 from experiments.network.train_on import named_key
-from experiments.network.training import Apply
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP, Format
-from tdjax.params.factorize import replace_kernel
 from tdjax.params.kernels import decompose_kernel
 from tdjax.params.options import Options
-from tdjax.params.tree import layer_params
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
@@ -52,8 +51,8 @@ class CompressedNetwork:
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
         kernel = chain_of(self.layer, self.form).dense(params["factors"])
-        params = replace_kernel(params["dense"], self.layer.path, kernel)
-        return self.apply(params, state, images, key)
+        array = self.layer.storage.from_kernel(kernel)
+        return self.apply(with_array(params["dense"], self.layer, array), state, images, key)
 
 
 def decompose_runs(
@@ -106,11 +105,14 @@ def widened(factors: Factors, others: Sequence[Factors]) -> Factors:
     return jax.tree.map(fill, factors, *others)
 
 
-def without_kernel(params: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The parameters of a network less the kernel of one layer."""
-    rest = replace_kernel(params, path, jnp.zeros(()))
-    del layer_params(rest, path)["kernel"]  # type: ignore[attr-defined]
-    return rest
+def kernel_of(model: Variables, layer: Layer) -> Float[Array, "*_"]:
+    """The kernel of a layer, whatever the array that holds it looks like."""
+    return layer.storage.to_kernel(array_of(model.params, layer), layer.kernel_shape)
+
+
+def without_kernel(params: Any, layer: Layer) -> Any:
+    """The parameters of a network with None in place of the kernel of one layer."""
+    return with_array(params, layer, None)
 
 
 def _cp_factors(

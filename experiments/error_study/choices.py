@@ -56,7 +56,7 @@ def with_paths(protocol: Protocol, table: Sequence[Layer]) -> Protocol:
     Raises FieldError for what neither is a path nor a pattern.
     """
     paths = [layer.path for layer in table]
-    able = [layer.path for layer in table if layer.obstacle is None and _has_kernel(layer)]
+    able = [layer.path for layer in table if layer.obstacle is None and not _problem(layer)]
     found: list[str] = []
     for asked in protocol.layers:
         try:
@@ -84,9 +84,8 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
                 f"config field 'layers': the model has no layer {path!r}; "
                 f"layers are: {', '.join(by_path)}{did_you_mean(path, by_path)}"
             )
-        if not _has_kernel(by_path[path]):
-            what = f"its weights are named {by_path[path].storage.name!r}, the study takes a kernel"
-            raise FieldError("layers", f"has {path!r}: {what}")
+        if by_path[path].obstacle is None and (problem := _problem(by_path[path])):
+            raise FieldError("layers", f"has {path!r}: {problem}")
     ranks = protocol.decompose.ranks
     tables = None if ranks == "rule" else published_ranks(ranks)
     plans: dict[Choice, PlannedLayer] = {}
@@ -100,8 +99,13 @@ def enumerate_choices(protocol: Protocol, table: Sequence[Layer]) -> dict[Choice
     return plans
 
 
-def _has_kernel(layer: Layer) -> bool:
-    return layer.storage.name == "kernel"
+def _problem(layer: Layer) -> str | None:
+    """What keeps the study from a layer that can be factorised."""
+    if layer.kind == "embed":
+        return f"its rows are looked up, in {layer.storage.name!r}; the study takes a kernel"
+    if layer.storage.stack is not None:
+        return f"its array holds {layer.copies} layers; the study takes them one at a time"
+    return None
 
 
 def _from_table(tables: dict, choice: Choice, layer: Layer) -> tuple[int, ...]:

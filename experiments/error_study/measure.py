@@ -18,19 +18,22 @@ from experiments.error_study.candidates import (
     CompressedNetwork,
     Factors,
     choice_key,
+    kernel_of,
     widened,
     without_kernel,
 )
 from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.protocol import Choice, Key
 from experiments.error_study.records import choice_fields
+from experiments.network.forward import Variables
+from experiments.network.judge import Judge, LossOf, ScoresOf
 from experiments.network.network import FINETUNE
 from experiments.network.train_on import fitted
-from experiments.network.training import Scores, Variables, evaluate, example_scores, performance
+from experiments.network.training import Scores, evaluate, performance
 from tdjax.dispatch import candidate_feature_errors, collect_moments, evaluate_candidates
 from tdjax.evaluate.errors import data_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.tree import layer_params
+from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 
 # The sets of examples that compressed networks are measured on.
@@ -48,13 +51,14 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
         # Few images say little about others, but here as for the feature errors the norm is meant
         # over just these; no factor is fitted to them.
         warnings.filterwarnings("ignore", "too few rows for second moments")
-        return collect_moments(
-            study.network.module,
-            model.collections,
+        moments: dict[str, LayerMoments] = study.network.call(
+            collect_moments,
+            model,
             _feature_batches(study),
-            loss_fn=_losses,
+            loss_fn=LossOf(study.network.judge),
             paths=[re.escape(path) for path in study.protocol.layers],
         )
+    return moments
 
 
 def compressed_records(
@@ -73,8 +77,10 @@ def compressed_records(
     distinct = {id(own): (key[0], own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
     kernels = jnp.stack([plans[choice].chain.dense(own) for choice, own in distinct.values()])
-    scores = _candidate_scores(study, model, path, kernels)
-    errors = _candidate_errors(study, model, path, kernels, moments)
+    layer = next(iter(plans.values())).layer
+    arrays = jax.vmap(layer.storage.from_kernel)(kernels)
+    scores = _candidate_scores(study, model, path, arrays)
+    errors = _candidate_errors(study, model, layer, kernels, arrays, moments)
     records = {}
     for key, own in factors.items():
         plan, index = plans[key[0]], place[id(own)]
@@ -101,7 +107,7 @@ def finetune_records(
     """Train all runs of one choice on and measure them; shapes are those of all `alike`."""
     network, runs = study.network, range(study.protocol.runs)
     compressed = CompressedNetwork.of(network.apply, plan)
-    dense = without_kernel(model.params, plan.layer.path)
+    dense = without_kernel(model.params, plan.layer)
     # Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
     # no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
     # are the same either way.
@@ -112,9 +118,10 @@ def finetune_records(
         own = [Variables({"dense": dense, "factors": found}, model.state) for found in wide]
         models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
         keys = jnp.stack([choice_key(network.key(FINETUNE), choice, run) for run in group])
-        fit = fitted(models, compressed, network.settings.finetune_fit, network.splits, keys)
+        fit = fitted(network, models, compressed, network.settings.finetune_fit, keys)
         scores = {
-            name: evaluate(fit.best, compressed, getattr(network.splits, name)) for name in MEASURED
+            name: evaluate(fit.best, compressed, getattr(network.splits, name), judge=network.judge)
+            for name in MEASURED
         }
         for k, run in enumerate(group):
             records[choice, run] = {
@@ -127,41 +134,47 @@ def finetune_records(
 
 
 def _candidate_scores(
-    study: PlannedStudy, model: Variables, path: str, kernels: Float[Array, "n ..."]
+    study: PlannedStudy, model: Variables, path: str, arrays: Float[Array, "n ..."]
 ) -> dict[str, Scores]:
     """Performance with each of the kernels in one layer's place, by set of examples."""
     settings = study.protocol.measure
     return {
-        name: Scores(
-            *evaluate_candidates(
-                study.network.module,
-                model.collections,
+        name: _scores(
+            study.network.judge,
+            *study.network.call(
+                evaluate_candidates,
+                model,
                 path,
-                kernels,
+                arrays,
                 _batches(getattr(study.network.splits, name), settings.batch_size),
-                _metrics,
+                ScoresOf(study.network.judge),
                 chunk=settings.chunk,
-            )
+            ),
         )
         for name in MEASURED
     }
 
 
+def _scores(judge: Judge, metric: np.ndarray, loss: np.ndarray) -> Scores:
+    return Scores(judge.bounded(metric), loss)
+
+
 def _candidate_errors(
     study: PlannedStudy,
     model: Variables,
-    path: str,
+    layer: Layer,
     kernels: Float[Array, "n ..."],
+    arrays: Float[Array, "n ..."],
     moments: LayerMoments | None,
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Errors of each of the kernels in one layer's place, by name."""
     settings, network = study.protocol.measure, study.network
     inputs = [images for images, _ in _feature_batches(study)]
-    original = layer_params(model.params, path)["kernel"]
+    original = kernel_of(model, layer)
     found: dict[str, Mapping[str, Any]] = {
         "weights": jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
-        "features": candidate_feature_errors(
-            network.module, model.collections, path, kernels, inputs, chunk=settings.chunk
+        "features": network.call(
+            candidate_feature_errors, model, layer.path, arrays, inputs, chunk=settings.chunk
         ),
     }
     if moments is not None:
@@ -198,14 +211,6 @@ def _data_errors(
     return jax.lax.map(
         lambda kernel: data_errors(original, kernel, inputs, outputs), kernels, batch_size=chunk
     )
-
-
-def _losses(outputs: Any, batch: Any) -> jax.Array:
-    return example_scores(outputs, batch[1])[1]
-
-
-def _metrics(outputs: jax.Array, batch: Any) -> tuple[jax.Array, jax.Array]:
-    return example_scores(outputs, batch[1])
 
 
 def _feature_batches(study: PlannedStudy) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -11,6 +11,8 @@ from experiments.network.schedule import FitSettings
 from experiments.network.settings import (
     DataSettings,
     FinetuneSettings,
+    Loss,
+    Metric,
     ModelSettings,
     NetworkSettings,
 )
@@ -91,7 +93,7 @@ class Protocol(Settings):
     Arguments:
         experiment: "study" measures and reports, "report" only reports.
         seed: of everything random.
-        weights: see `NetworkSettings`.
+        loss, metric, weights: see `NetworkSettings`.
         poor_baseline: go on with a network that is no better than chance on the test set.
         layers: the layers that are compressed, one at a time: their module paths, or patterns for
             `re.fullmatch` on these.
@@ -106,6 +108,8 @@ class Protocol(Settings):
     seed: Seed = 0
     data: DataSettings
     model: ModelSettings
+    loss: Loss | None = None
+    metric: Metric | None = None
     weights: FileName | None = None
     poor_baseline: bool = field(default=False, metadata=FOR_REPORT)
     train: FitSettings
@@ -138,6 +142,8 @@ class Protocol(Settings):
             seed=self.seed,
             data=self.data,
             model=self.model,
+            loss=self.loss,
+            metric=self.metric,
             weights=self.weights,
             train=self.train,
             finetune=self.finetune,

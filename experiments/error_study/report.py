@@ -90,7 +90,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         subtitle=f"{settings.model.name} on {settings.data.name}",
         lead=lead,
         before="Baseline, before any compression",
-        facts=_baseline_facts(baseline),
+        facts=_baseline_facts(settings, baseline),
         sections=[
             Section("findings", "Findings", _judged_by(finished), cards=_cards(findings)),
             Section("figures", "Figures", pictures=_pictures(settings, baseline, taus, choices)),
@@ -228,13 +228,13 @@ def _progress(rows: pd.DataFrame, settings: Protocol) -> tuple[str, bool]:
     return text, False
 
 
-def _baseline_facts(baseline: Record | None) -> dict[str, str]:
+def _baseline_facts(settings: Protocol, baseline: Record | None) -> dict[str, str]:
     if baseline is None:
         return {"baseline": "not trained yet"}
-    facts = {}
+    facts, asked = {}, settings.network
     for subset in SUBSETS:
-        facts[f"{subset} accuracy"] = percent(baseline[subset]["accuracy"], 2)
-        facts[f"{subset} cross-entropy"] = number(baseline[subset]["cross_entropy"], 3)
+        facts[f"{subset} {asked.metric_name}"] = percent(baseline[subset]["accuracy"], 2)
+        facts[f"{subset} {asked.loss_name}"] = number(baseline[subset]["cross_entropy"], 3)
     facts["parameters"] = f"{baseline['params']:,}"
     # Studies of early versions lack these.
     if (macs := baseline.get("macs")) is not None:

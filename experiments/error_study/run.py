@@ -8,7 +8,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from experiments.error_study.candidates import decompose_runs
+from experiments.error_study.candidates import decompose_runs, kernel_of
 from experiments.error_study.choices import PlannedStudy, plan_study
 from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
 from experiments.error_study.protocol import Protocol
@@ -20,13 +20,12 @@ from experiments.error_study.records import (
 )
 from experiments.error_study.report import write_report
 from experiments.network.baseline import check_baseline
+from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
-from experiments.network.training import Variables
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Journal
 from experiments.workdir.threads import Records
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.tree import layer_params
 
 
 def run(network: Network, settings: Protocol, workdir: Path) -> Path:
@@ -40,7 +39,7 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
         check_records(settings, journal)
         model = baseline(network, journal, workdir, ("train", "validation", "test"))
         if not settings.poor_baseline:
-            check_baseline(journal.again(), network.splits.test.labels)
+            check_baseline(journal.again(), network)
         moments = _moments_for(study, model, journal)
         expected = product(settings.kinds, settings.keys)
         measure(
@@ -91,7 +90,7 @@ def _measure_layer(
     }
     if not any(missing.values()):
         return
-    kernel = layer_params(model.params, path)["kernel"]
+    kernel = kernel_of(model, next(iter(plans.values())).layer)
     factors = decompose_runs(kernel, plans, settings.runs, settings.decompose, key)
     if missing["compressed"]:
         # All of them, also those that are there: a layer's candidates are one computation, whose

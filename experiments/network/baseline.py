@@ -13,15 +13,9 @@ import numpy as np
 
 from experiments.data import Examples
 from experiments.network import checkpoints
+from experiments.network.forward import Variables
 from experiments.network.network import TRAIN, Network
-from experiments.network.training import (
-    Fit,
-    Variables,
-    evaluate,
-    fit_epochs,
-    performance,
-    start_fit,
-)
+from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
 from experiments.workdir.journal import Journal, Record
 from experiments.workdir.progress import progress_bar
 from tdjax.params.digests import tree_digest
@@ -58,7 +52,7 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     epoch = saved = int(fit.epoch.max())
     keys = jax.random.split(network.key(TRAIN), 1)
     with progress_bar("training epochs", settings.epochs, epoch) as progress:
-        for after in fit_epochs(fit, network.apply, settings, splits, keys):
+        for after in fit_epochs(fit, network.apply, settings, splits, keys, network.judge):
             fit, epoch = after, epoch + 1
             if int(fit.best_epoch[0]) == 0:
                 raise FloatingPointError(
@@ -86,27 +80,31 @@ def check_weights(record: Record, models: Variables) -> None:
         )
 
 
-def check_baseline(journal: Journal, labels: np.ndarray) -> None:
+def check_baseline(journal: Journal, network: Network) -> None:
     """Refuse a network that is no better than chance: what compression costs it says nothing.
 
-    By chance it names the most frequent class, give or take two standard errors.
+    By chance it names the most frequent class, give or take two standard errors, or the mean.
 
     Arguments:
         journal: with the record of the network.
-        labels: of the test examples that it was measured on.
 
     Raises ValueError for such a network.
     """
-    chance = float(np.bincount(labels).max() / len(labels))
+    labels, name = network.splits.test.labels, network.settings.metric_name
+    chance = network.judge.chance(labels)
     (record,) = journal.of_kind("baseline")
     accuracy = record["test"]["accuracy"]
-    if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / len(labels)):
-        raise ValueError(
-            f"the network before compression has an accuracy of {accuracy:.2%} on {len(labels)} "
-            f"test examples, the most frequent class has {chance:.2%} of them: no better than "
-            "chance; train it longer or check weights, inputs and labels, or set poor_baseline to "
-            "True to go on"
-        )
+    if chance is None or accuracy > chance:
+        return
+    what = "constant predictions have 0%"
+    if chance:
+        share = float(np.bincount(labels).max() / len(labels))
+        what = f"the most frequent class has {share:.2%} of them"
+    raise ValueError(
+        f"the network before compression has an {name} of {accuracy:.2%} on {len(labels)} test "
+        f"examples, {what}: no better than chance; train it longer or check weights, inputs and "
+        "labels, or set poor_baseline to True to go on"
+    )
 
 
 def baseline_record(
@@ -131,6 +129,6 @@ def baseline_record(
     }
     for name in subsets:
         examples: Examples = getattr(network.splits, name)
-        scores = evaluate(models, network.apply, examples)
+        scores = evaluate(models, network.apply, examples, judge=network.judge)
         record[name] = performance(scores, 0, len(examples.labels))
     return record

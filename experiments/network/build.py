@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,9 +15,9 @@ from flax import nnx
 
 from experiments import models
 from experiments.data.splits import installed_memory
+from experiments.network.forward import Forward, Variables, arguments_of
 from experiments.network.own import is_own, own_function
 from experiments.network.settings import ModelSettings
-from experiments.network.training import LinenNetwork
 from experiments.workdir.fields import FieldError, read_value, type_hints
 from experiments.workdir.ranges import shown
 from tdjax.files import one_line
@@ -41,18 +41,20 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 COPIES = 4
 
 
-def build_network(settings: ModelSettings, classes: int) -> nn.Module:
+def build_network(settings: ModelSettings, classes: int, seed: int = 0) -> Any:
     """The network of a configuration, ours or what a function of your own returns.
 
-    Raises FieldError for a name or argument it lacks, and for a function that returns no module.
+    A module, or a pair of a module or function and its arrays.
+
+    Raises FieldError for a name or argument it lacks, and for a function that returns no network.
     """
     if is_own(settings.name):
-        return _own_network(settings)
+        return _own_network(settings, seed)
     if settings.name not in NETWORKS:
         problem = f"is {shown(settings.name)}: {known_are(settings.name, NETWORKS)}"
         raise FieldError("model.name", problem)
     make = NETWORKS[settings.name]
-    known, values = _arguments_of(make), {}
+    known, values = _fields_of(make), {}
     for name, value in settings.arguments.items():
         if name not in known:
             problem = f"has {shown(name)}: {known_are(name, known) if known else 'it takes none'}"
@@ -62,15 +64,18 @@ def build_network(settings: ModelSettings, classes: int) -> nn.Module:
         return make(classes=classes, **values)
 
 
-def _own_network(settings: ModelSettings) -> nn.Module:
+def _own_network(settings: ModelSettings, seed: int) -> Any:
     make = own_function("model.name", settings.name)
     with model_errors(settings):
-        module = make(**settings.arguments)
-    if isinstance(module, nn.Module):
-        return module
-    what = "an NNX module" if isinstance(module, nnx.Module) else f"a {type(module).__name__}"
+        takes_seed = "seed" in arguments_of(make) and not isinstance(make, type)
+        made = make(**{**({"seed": seed} if takes_seed else {}), **settings.arguments})
+    is_pair = isinstance(made, tuple) and len(made) == 2 and callable(made[0])
+    if isinstance(made, nn.Module | nnx.Module) or is_pair:
+        return made
     raise FieldError(
-        "model.name", f"is {settings.name!r}: it returns {what}; a Linen module is needed"
+        "model.name",
+        f"is {settings.name!r}: it returns a {type(made).__name__}; a Linen or NNX module is "
+        "needed, or a pair of a function (params, inputs) -> outputs and its params",
     )
 
 
@@ -104,34 +109,33 @@ def shapes_of(
     return shapes
 
 
-def check_outputs(
-    settings: ModelSettings,
-    module: nn.Module,
-    variables: Mapping[str, Any],
-    sample: jax.Array,
-    classes: int,
-    *,
-    train: bool,
-) -> None:
-    """Trace one call, of training where it is trained on.
+def outputs_of(
+    settings: ModelSettings, apply: Forward, model: Variables, sample: jax.Array, *, train: bool
+) -> Any:
+    """The shapes of what one call returns, of training where it is trained on.
 
-    Raises FieldError where that fails, or ends in anything but outputs (1, classes).
+    Raises FieldError where that fails.
     """
-    state = {name: value for name, value in variables.items() if name != "params"}
     key = jax.random.key(0) if train else None
     try:
         # Programs are kept by the module that they are compiled for.
-        hash(module)
+        hash(apply)
     except TypeError as error:
         problem = "an attribute of it cannot be hashed: use tuples in place of lists and arrays"
         raise FieldError("model", f"is {_named(settings)}: {problem}") from error
     with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
-        call = LinenNetwork(module)
-        shape = jax.eval_shape(call, variables["params"], state, sample, key)[0].shape
+        found: Any = jax.eval_shape(apply, model.params, model.state, sample, key)
+        return found[0]
+
+
+def check_logits(settings: ModelSettings, outputs: Any, classes: int) -> None:
+    """Raise FieldError for outputs of one example that are anything but (1, classes)."""
+    shape = getattr(outputs, "shape", None)
     if shape != (1, classes):
+        what = type(outputs).__name__ if shape is None else f"shape {shape}"
         raise FieldError(
             "model",
-            f"is {_named(settings)}: of one example its outputs have shape {shape}, where "
+            f"is {_named(settings)}: of one example its outputs have {what}, where "
             f"{(1, classes)} is needed",
         )
 
@@ -153,7 +157,7 @@ def _named(settings: ModelSettings) -> str:
     return f"{settings.name}({given})" if given else settings.name
 
 
-def _arguments_of(make: Callable[..., nn.Module]) -> dict[str, Any]:
+def _fields_of(make: Callable[..., nn.Module]) -> dict[str, Any]:
     """The arguments that a configuration may give a network, with their types."""
     bound = len(make.args) if isinstance(make, partial) else 0
     cls: Any = make.func if isinstance(make, partial) else make

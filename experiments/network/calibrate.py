@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from experiments.data import DataError, DataSplits, Examples, load
+from experiments.network.judge import example_scores
 from experiments.network.settings import OWN, CalibrationSettings, NetworkSettings
-from experiments.network.training import example_scores
 from experiments.workdir.fields import FieldError
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from experiments.network.calibrate import Batch, Calibration, seen
+from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
 from experiments.network.train_on import (
     FactorisedNetwork,
@@ -16,7 +17,6 @@ from experiments.network.train_on import (
     scored,
     trained_on,
 )
-from experiments.network.training import Variables
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
 from tdjax.dispatch import factorize_sequentially
 from tdjax.moments.collect import LayerMoments
@@ -68,7 +68,7 @@ class Compressed:
 
     network: Network
     plan: Plan
-    factors: Mapping[str, Any]
+    factors: Any
     state: Any
 
     @cached_property
@@ -125,7 +125,7 @@ def decomposed(
     moments: Moments | None = None,
     *,
     correct_bias: bool = False,
-) -> dict[str, Any]:
+) -> Any:
     """A network's parameters with the factors of a plan.
 
     Arguments:
@@ -142,8 +142,9 @@ def decomposed(
     options["correct_bias"] = correct_bias
     if norm.startswith(SEQUENTIAL):
         weighing = moments if norm.endswith("kronecker") else None
-        variables, images = model.collections, [batch.images for batch in batches]
-        return factorize_sequentially(
-            network.module, variables, plan, images, moments=weighing, **options
+        images = [batch.images for batch in batches]
+        found = network.call(
+            factorize_sequentially, model, plan, images, moments=weighing, **options
         )
+        return network.apply.parameters(found)
     return factorize_params(model.params, plan, moments=moments, norm=norm, **options)

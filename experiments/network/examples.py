@@ -89,6 +89,8 @@ def _table(settings: NetworkSettings) -> DataSplits:
             "model.name": (settings.model.name, "mlp"),
             **_of_images(settings),
             "reestimate": (settings.reestimate, False),
+            "loss": (settings.loss, None),
+            "metric": (settings.metric, None),
         },
     )
     table = load_table(data.name, data.folder)
@@ -112,7 +114,8 @@ def _own(settings: NetworkSettings) -> DataSplits:
             problem = f"is {data.name!r}: {type(error).__name__}: {one_line(error)}"
             raise FieldError("data", problem) from error
     try:
-        return prepare_arrays(arrays, data.validation_share, settings.seed, *_sizes(settings))
+        shares = data.validation_share, settings.seed, *_sizes(settings)
+        return prepare_arrays(arrays, *shares, classes=settings.predicts_classes)
     except ValueError as error:
         raise FieldError("data", f"is {data.name!r}: {error}") from error
 

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from experiments.data import DataSplits, Examples
-from experiments.network.build import build_network, check_outputs, model_errors, shapes_of
+from experiments.network.build import (
+    build_network,
+    check_logits,
+    model_errors,
+    outputs_of,
+    shapes_of,
+)
 from experiments.network.calibrate import Batch, Calibration, batches_of, source_examples
 from experiments.network.examples import check_folder, read_splits
-from experiments.network.settings import ExperimentSettings, NetworkSettings
-from experiments.network.training import LinenNetwork, Variables, steps_per_epoch
+from experiments.network.forward import (
+    Forward,
+    FunctionNetwork,
+    LinenNetwork,
+    Variables,
+    forward_of,
+)
+from experiments.network.judge import Judge, check_judge, judge_of
+from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
+from experiments.network.training import steps_per_epoch
 from experiments.network.weights import load_weights
 from experiments.workdir.fields import FieldError
 from experiments.workdir.ranges import INT32, shown
-from tdjax.linen import make_plan
+from tdjax.dispatch import make_plan
+from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan
+from tdjax.trace.names import names_of
 
 # Random streams of an experiment.
 INIT, TRAIN, DECOMPOSE, FINETUNE = range(4)
@@ -33,15 +49,17 @@ class Network:
 
     Arguments:
         start: the network's variables, before training unless `is_trained`.
+        judge: its loss and metric.
         dense: the plan that leaves every layer as it is, for counting.
         sources: the calibration images to draw from, by name.
     """
 
     settings: NetworkSettings
-    module: nn.Module
+    module: Any
     start: Variables
     is_trained: bool
     splits: DataSplits
+    judge: Judge
     dense: Plan
     sources: Mapping[str, Examples]
 
@@ -55,15 +73,26 @@ class Network:
         return self.is_trained and self.settings.weights is None
 
     @property
+    def has_biases(self) -> bool:
+        """Whether it is known which of its arrays are biases."""
+        return not isinstance(self.apply, FunctionNetwork)
+
+    @property
     def embeddings(self) -> tuple[str, ...]:
         """Layers whose rows are looked up: no moments of their gradient are collected."""
         entries = self.dense.layers
         return tuple(entry.layer.path for entry in entries if entry.layer.kind == "embed")
 
     @property
-    def apply(self) -> LinenNetwork:
+    def apply(self) -> Forward:
         """The uncompressed network's forward function."""
-        return LinenNetwork(self.module)
+        return forward_of(self.module)
+
+    def call(
+        self, function: Callable[..., Any], model: Variables, *args: Any, **options: Any
+    ) -> Any:
+        """What a function of `tdjax` on models makes of the network with these arrays."""
+        return self.apply.call(function, model, *args, **options)
 
     @property
     def sample(self) -> jax.Array:
@@ -85,22 +114,29 @@ def configured(asked: ExperimentSettings) -> Network:
     settings = asked.network
     check_folder("calibration.folder", settings.calibration.folder)
     splits = read_splits(settings)
-    module = build_network(settings.model, splits.num_classes)
+    built = build_network(settings.model, splits.num_classes, settings.seed)
+    if settings.weights is not None and not os.path.exists(settings.weights):
+        raise FieldError("weights", f"is {shown(settings.weights)}: there is no such file")
+    if isinstance(built, nn.Module):
+        return _network(asked, built, _initial(settings, built, _sample(splits)), splits)
+    module, arrays = built if isinstance(built, tuple) else (built, built)
+    start = _start(settings.model, forward_of(module), arrays)
+    if settings.weights is not None:
+        start = forward_of(module).loaded(settings.weights, start)
+    return _network(asked, module, start, splits, as_it_is=not settings.train.epochs)
+
+
+def _initial(settings: NetworkSettings, module: nn.Module, sample: jax.Array) -> Variables:
+    """The variables of a Linen module that comes without, read or drawn."""
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
-    init, sample = jax.jit(module.init), _sample(splits)
+    init = jax.jit(module.init)
     shapes = shapes_of(settings.model, init, key, sample)
     if settings.weights is None:
-        variables = init(key, sample)
-    elif os.path.exists(settings.weights):
-        variables = load_weights(settings.weights, shapes)
-    else:
-        raise FieldError("weights", f"is {shown(settings.weights)}: there is no such file")
-    return _network(asked, module, variables, splits, is_trained=settings.weights is not None)
+        return LinenNetwork(module).start(init(key, sample))
+    return LinenNetwork(module).start(load_weights(settings.weights, shapes))
 
 
-def given(
-    asked: ExperimentSettings, module: nn.Module, variables: Mapping[str, Any], splits: DataSplits
-) -> Network:
+def given(asked: ExperimentSettings, module: Any, variables: Any, splits: DataSplits) -> Network:
     """A network of your own, trained already, with its data.
 
         splits = prepare_arrays(arrays)
@@ -112,13 +148,17 @@ def given(
 
     Arguments:
         asked: the settings of the experiment; "model" and "data" hold names for the report.
-        module: a Linen module whose call takes images, and `train` if it is to be trained on.
-        variables: its collections, "params" among them.
+        module: a Linen or NNX module whose call takes images, or a function of parameters and
+            images; with an argument such as `train` if it is to be trained on.
+        variables: of a Linen module its collections, "params" among them; of a function its
+            parameters; None of an NNX module, which holds its own.
         splits: examples as the network expects them, see `DataSplits`.
 
     Raises ValueError where the settings ask for what the network or its data do not have.
     """
-    return _network(asked, module, variables, splits, is_trained=True)
+    apply = forward_of(module)
+    start = _start(asked.network.model, apply, module if variables is None else variables)
+    return _network(asked, module, start, splits, as_it_is=True)
 
 
 def reseeded(network: Network, seed: int) -> Network:
@@ -128,31 +168,51 @@ def reseeded(network: Network, seed: int) -> Network:
 
 def _network(
     asked: ExperimentSettings,
-    module: nn.Module,
-    variables: Mapping[str, Any],
+    module: Any,
+    start: Variables,
     splits: DataSplits,
     *,
-    is_trained: bool,
+    as_it_is: bool = False,
 ) -> Network:
-    settings, sample = asked.network, _sample(splits)
+    settings, sample, apply = asked.network, _sample(splits), forward_of(module)
+    is_trained = as_it_is or settings.weights is not None
     trains = bool(settings.finetune.epochs) or not is_trained
     if trains:
         _check_steps(settings, splits.train)
-    state = {name: value for name, value in variables.items() if name != "params"}
-    if settings.reestimate and "batch_stats" not in state:
+    if settings.reestimate and not apply.keeps_batch_stats(start):
         raise FieldError("reestimate", f"is True: {settings.model.name} has no batch statistics")
     with model_errors(settings.model):
-        dense = make_plan(module, variables, (), sample)
-    check_outputs(settings.model, module, variables, sample, splits.num_classes, train=trains)
+        dense = apply.call(make_plan, start, (), sample)
+    outputs = outputs_of(settings.model, apply, start, sample, train=trains)
+    if settings.predicts_classes:
+        check_logits(settings.model, outputs, splits.num_classes)
+    judge = judge_of(settings.loss, settings.metric, splits.train.labels)
+    check_judge(judge, outputs, splits.train.labels[:1])
     return Network(
         settings,
         module,
-        Variables(variables["params"], state),
+        start,
         is_trained,
         splits,
+        judge,
         dense,
         _sources(settings, splits) if asked.needs_images else {},
     )
+
+
+def _start(settings: ModelSettings, apply: Forward, arrays: Any) -> Variables:
+    """The arrays that come with a network. Raises FieldError for others than can be trained."""
+    with model_errors(settings):
+        start = apply.start(arrays)
+        for path, leaf in jax.tree.leaves_with_path(start.params):
+            dtype = getattr(leaf, "dtype", None)
+            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+                name, what = join_path(*names_of(path)), f"a {type(leaf).__name__}"
+                raise ValueError(
+                    f"its parameter {name!r} is {what if dtype is None else dtype}; arrays of "
+                    "floats are needed, what is not trained belongs into the function"
+                )
+        return cast(Variables, jax.tree.map(jnp.asarray, start))
 
 
 def _sample(splits: DataSplits) -> jax.Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
 from experiments.data import DATASETS
+from experiments.network.judge import LOSSES, METRICS, OF_LOSS
 from experiments.network.schedule import FitSettings
 from experiments.workdir.fields import FOR_REPORT, FieldError, Settings
 from experiments.workdir.ranges import (
@@ -16,6 +17,7 @@ from experiments.workdir.ranges import (
     FileName,
     Natural,
     OneOf,
+    OneOfOrOwn,
     Part,
     Range,
     Rate,
@@ -28,6 +30,8 @@ from experiments.workdir.ranges import (
 # The network's own training images, as they are or changed.
 OWN = ("same", "flipped", "brighter")
 LABELS = ("sampled", "true")
+Loss = Annotated[str, OneOfOrOwn(tuple(LOSSES))]
+Metric = Annotated[str, OneOfOrOwn(tuple(METRICS))]
 # Of what is divided by, and of what that is taken from: pixels then stay finite in float32.
 DIVISOR, OFFSET = Range(least=1e-6, most=1e6), Range(least=-1e6, most=1e6)
 
@@ -61,7 +65,8 @@ class ModelSettings(Settings):
     For rows of a table and small images "mlp"; for small images "garipovnet" and "resnet18"; for
     CIFAR "resnet20", "resnet56", "resnet110", "vgg16", "densenet22" and "wrn16_8"; for ImageNet
     "resnet18_imagenet", "resnet50", "googlenet". A network of your own is
-    "package.module:function", a function that returns a Linen module, with its arguments.
+    "package.module:function", a function with its arguments that returns a Linen or NNX module, or
+    a pair of a function (params, inputs) -> outputs and its params.
     """
 
     name: str
@@ -175,6 +180,10 @@ class FinetuneSettings(Settings):
             raise error.inside("finetune") from None
 
 
+def _in_words(name: str) -> str:
+    return name.rpartition(":")[2].replace("_", " ")
+
+
 class ExperimentSettings(Protocol):
     """What the settings of every experiment have."""
 
@@ -194,6 +203,9 @@ class NetworkSettings(Settings):
     Arguments:
         note: a remark that every report repeats, on what the figures rest.
         seed: of everything random.
+        loss, metric: of each example, ours by name (`experiments.network.judge`) or of your own as
+            "package.module:function" of outputs and labels; None for cross-entropy and accuracy,
+            and for the metric that goes with a loss.
         weights: file or folder of the arrays of a network that is trained, see
             `experiments.network.weights.load_weights`; None trains the network.
         reestimate: measure each compressed network with the statistics of its batch normalisation
@@ -210,6 +222,8 @@ class NetworkSettings(Settings):
     data: DataSettings
     inputs: InputSettings = InputSettings()
     model: ModelSettings
+    loss: Loss | None = None
+    metric: Metric | None = None
     weights: FileName | None = None
     train: FitSettings
     reestimate: bool = False
@@ -226,6 +240,30 @@ class NetworkSettings(Settings):
         super().__post_init__()
         if self.finetune.epochs:
             self.finetune.fit_after(self.train)
+
+    @property
+    def predicts_classes(self) -> bool:
+        """Whether labels are classes, of which the outputs are logits."""
+        return self.loss in (None, "cross_entropy")
+
+    @property
+    def metric_name(self) -> str:
+        """What reports call the metric."""
+        default = "accuracy" if self.loss is None else OF_LOSS.get(self.loss, "metric")
+        return _in_words(self.metric or default)
+
+    @property
+    def loss_name(self) -> str:
+        """What reports call the loss."""
+        return "cross-entropy" if self.predicts_classes else _in_words(str(self.loss))
+
+    @property
+    def gradient_name(self) -> str:
+        """What reports call the loss whose gradient is looked at, or its labels."""
+        own = self.calibration
+        if self.predicts_classes:
+            return f"{own.labels}, temperature {own.temperature:g}"
+        return f"true, {self.loss_name}"
 
     @property
     def finetune_fit(self) -> FitSettings:

@@ -12,22 +12,17 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from experiments.data import DataSplits, Examples
+from experiments.data import Examples
 from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
+from experiments.network.forward import Apply, Variables
+from experiments.network.judge import LossOf
 from experiments.network.network import FINETUNE, Network
 from experiments.network.schedule import FitSettings
-from experiments.network.training import (
-    Apply,
-    Fit,
-    Variables,
-    evaluate,
-    fit_epochs,
-    performance,
-    start_fit,
-)
+from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
 from tdjax.dispatch import collect_moments, reestimate_batch_stats
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
+from tdjax.moments.sums import LossFn
 from tdjax.params.factorize import reconstruct_params
 from tdjax.plan.plan import Plan
 
@@ -55,7 +50,8 @@ def scored(network: Network, model: Variables, examples: Examples) -> dict[str, 
 
     Parameters of equal shapes share one compiled program, whatever was compressed.
     """
-    scores = evaluate(model.alone(), network.apply, examples, network.settings.test.batch_size)
+    size = network.settings.test.batch_size
+    scores = evaluate(model.alone(), network.apply, examples, size, network.judge)
     return performance(scores, 0, len(examples.labels))
 
 
@@ -77,13 +73,13 @@ def moments_for(
     if path.exists():
         return load_moments(path)
     settings = network.settings.calibration
-    loss = partial(
-        {"true": true_loss, "sampled": sampled_loss}[settings.labels],
-        temperature=settings.temperature,
-    )
-    moments = collect_moments(
-        network.module,
-        model.collections,
+    loss: LossFn = LossOf(network.judge)
+    if network.settings.predicts_classes:
+        named = {"true": true_loss, "sampled": sampled_loss}[settings.labels]
+        loss = partial(named, temperature=settings.temperature)
+    moments = network.call(
+        collect_moments,
+        model,
         batches if gradients else [batch.images for batch in batches],
         loss_fn=loss if gradients else None,
     )
@@ -96,8 +92,8 @@ def moments_for(
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
     """The network with its batch normalisation estimated again; labels are not looked at."""
     images = [batch.images for batch in batches]
-    state = dict(reestimate_batch_stats(network.module, model.collections, images))
-    return Variables(state.pop("params"), state)
+    collections = network.apply.collections(network.call(reestimate_batch_stats, model, images))
+    return Variables(collections.pop("params"), collections)
 
 
 def trained_on(
@@ -111,16 +107,16 @@ def trained_on(
         name: of the random stream of the order of the data.
     """
     keys = named_key(network.key(FINETUNE), name)[None]
-    fit = fitted(model.alone(), apply, settings, network.splits, keys)
+    fit = fitted(network, model.alone(), apply, settings, keys)
     return int(fit.best_epoch[0]), fit.best.of_run(0)
 
 
 def fitted(
-    models: Variables, apply: Apply, settings: FitSettings, splits: DataSplits, keys: Array
+    network: Network, models: Variables, apply: Apply, settings: FitSettings, keys: Array
 ) -> Fit:
     """Train runs side by side to their end, see `fit_epochs`."""
     fit = start_fit(models, settings)
-    for after in fit_epochs(fit, apply, settings, splits, keys):
+    for after in fit_epochs(fit, apply, settings, network.splits, keys, network.judge):
         fit = after
     return fit
 

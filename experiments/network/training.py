@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,70 +14,18 @@ from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
 from experiments.data.splits import DataSplits, Examples
+from experiments.network.forward import Apply, Variables
+from experiments.network.judge import BY_CLASS, Judge
 from experiments.network.schedule import FitSettings
 from experiments.workdir.fields import FieldError
-
-# (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
-# what is random in training, None for inference. Hashable by value, so that equal networks share
-# compiled programs.
-Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
-
-
-# The argument by which a module's call knows that it is being trained, and what it is then.
-TRAINING_FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False}
-
-
-@dataclass(frozen=True)
-class LinenNetwork:
-    """The forward function of a Linen module; an `Apply`.
-
-    In training its call gets the first of `TRAINING_FLAGS` that it takes, if it takes one.
-    """
-
-    module: nn.Module
-
-    def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
-    ) -> tuple[Array, Any]:
-        """Logits of a batch of images, and the collections after it."""
-        variables = {**state, "params": params}
-        if key is None:
-            return cast(Array, self.module.apply(variables, images)), state
-        taken = inspect.signature(self.module.__call__).parameters
-        named = [(name, value) for name, value in TRAINING_FLAGS.items() if name in taken]
-        flags: dict[str, Any] = dict(named[:1])
-        result = self.module.apply(
-            variables, images, **flags, mutable=list(state), rngs={"dropout": key}
-        )
-        return cast(tuple[Array, Any], result)
-
-
-class Variables(NamedTuple):
-    """What is trained: parameters and the collections that training updates beside them."""
-
-    params: Any
-    state: Any
-
-    @property
-    def collections(self) -> dict[str, Any]:
-        """All collections, as `apply` of a Linen module takes them."""
-        return {**self.state, "params": self.params}
-
-    def alone(self) -> Variables:
-        """With a first axis of one run, as training and evaluation take them."""
-        return cast(Variables, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self))
-
-    def of_run(self, index: int) -> Variables:
-        """Those of one run of several."""
-        return cast(Variables, jax.tree.map(lambda leaf: leaf[index], self))
 
 
 class Scores(NamedTuple):
     """Performance on a set of examples, one entry for each run.
 
     Arguments:
-        accuracy: share of right classes; NaN where numbers are predicted.
-        cross_entropy: the mean loss, see `example_scores`.
+        accuracy: share of right classes, or the mean of another metric; NaN where there is none.
+        cross_entropy: the mean loss, see `experiments.network.judge`.
     """
 
     accuracy: Float[np.ndarray, " runs"]
@@ -122,6 +67,7 @@ def fit_epochs(
     settings: FitSettings,
     splits: DataSplits,
     keys: Array,
+    judge: Judge = BY_CLASS,
 ) -> Iterator[Fit]:
     """Train all runs side by side, yielding after every epoch; the last yield is the result.
 
@@ -133,6 +79,7 @@ def fit_epochs(
         apply: the network's forward function.
         splits: the training examples are trained on; early stopping looks at the validation loss.
         keys: (runs,) PRNG keys.
+        judge: the loss that is trained by.
 
     The best model of a run whose loss is never finite is the one it started from, of epoch 0.
 
@@ -142,7 +89,7 @@ def fit_epochs(
     images, labels = jnp.asarray(splits.train.images), jnp.asarray(splits.train.labels)
     # The padding of random crops.
     fill = jnp.asarray(splits.black)
-    step = partial(_step, apply=apply, settings=settings, steps=steps)
+    step = partial(_step, apply=apply, settings=settings, steps=steps, judge=judge)
     for epoch in range(int(fit.epoch.max()), settings.epochs):
         if settings.patience is not None and bool(
             (fit.epoch - fit.best_epoch >= settings.patience).all()
@@ -155,7 +102,7 @@ def fit_epochs(
             model, optimizer = step(
                 model, optimizer, images, labels, order, epoch_keys, fill, index
             )
-        scores = evaluate(model, apply, splits.validation)
+        scores = evaluate(model, apply, splits.validation, judge=judge)
         fit = _keep_best(
             fit, model, optimizer, jnp.asarray(scores.cross_entropy), settings.patience
         )
@@ -172,32 +119,22 @@ def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
     return steps
 
 
-def evaluate(models: Variables, apply: Apply, examples: Examples, batch_size: int = 500) -> Scores:
-    """Accuracy and mean loss of every run's model, in inference mode."""
+def evaluate(
+    models: Variables,
+    apply: Apply,
+    examples: Examples,
+    batch_size: int = 500,
+    judge: Judge = BY_CLASS,
+) -> Scores:
+    """Metric and mean loss of every run's model, in inference mode."""
     totals: Any = 0
     for start in range(0, len(examples.labels), batch_size):
         part = slice(start, start + batch_size)
-        correct, loss = _evaluate_batch(models, apply, examples.images[part], examples.labels[part])
+        images, labels = examples.images[part], examples.labels[part]
+        correct, loss = _evaluate_batch(models, apply, images, labels, judge)
         totals = totals + np.stack([np.asarray(correct, np.float64), np.asarray(loss, np.float64)])
     accuracy, cross_entropy = totals / len(examples.labels)
-    return Scores(accuracy, cross_entropy)
-
-
-def example_scores(
-    logits: Float[Array, "b k"], labels: Int[Array, " b"] | Float[Array, " b"]
-) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """For each example whether it is classified right (1 or 0), and its loss.
-
-    Labels that are integers are classes, and the loss is the cross-entropy; the first of the
-    highest logits decides, logits that are not finite are wrong. Labels that are floats are
-    numbers that the one output predicts, and the loss is the squared error; what is right is NaN.
-    """
-    if jnp.issubdtype(labels.dtype, jnp.floating):
-        loss = jnp.square(logits[:, 0] - labels)
-        return jnp.full_like(loss, jnp.nan), loss
-    right = (jnp.argmax(logits, axis=-1) == labels) & jnp.isfinite(logits).all(axis=-1)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return right.astype(jnp.float32), loss
+    return Scores(judge.bounded(accuracy), cross_entropy)
 
 
 def performance(scores: Scores, index: int, count: int) -> dict[str, Any]:
@@ -214,19 +151,19 @@ def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
     return jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
 
 
-@partial(jax.jit, static_argnames=("apply",))
+@partial(jax.jit, static_argnames=("apply", "judge"))
 def _evaluate_batch(
-    models: Variables, apply: Apply, images: Array, labels: Array
+    models: Variables, apply: Apply, images: Array, labels: Array, judge: Judge
 ) -> tuple[Any, Any]:
     def one(model: Variables) -> tuple[Array, Array]:
         logits, _ = apply(model.params, model.state, images, None)
-        right, loss = example_scores(logits, labels)
+        right, loss = judge(logits, labels)
         return jnp.sum(right), jnp.sum(loss)
 
     return jax.vmap(one)(models)
 
 
-@partial(jax.jit, static_argnames=("apply", "settings", "steps"))
+@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
 def _step(
     models: Variables,
     optimizers: Any,
@@ -240,6 +177,7 @@ def _step(
     apply: Apply,
     settings: FitSettings,
     steps: int,
+    judge: Judge,
 ) -> tuple[Variables, Any]:
     """One optimisation step of all runs; compiled once for equal arguments and shapes."""
     optimiser = settings.optimiser(steps)
@@ -256,7 +194,7 @@ def _step(
 
         def loss(params: Any) -> tuple[Array, Any]:
             logits, state = apply(params, model.state, batch, drawn)
-            return jnp.mean(example_scores(logits, targets)[1]), state
+            return jnp.mean(judge(logits, targets)[1]), state
 
         gradient, state = jax.grad(loss, has_aux=True)(model.params)
         updates, optimizer = optimiser.update(gradient, optimizer, model.params)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.network.torch_weights import load_torch_npz
-from experiments.network.weight_files import name_of, opened_weights, read_arrays
+from experiments.network.weight_files import opened_weights, read_arrays
+from tdjax.params.tree import join_path
+from tdjax.trace.names import Names, names_of
 
 
 def load_weights(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> Any:
@@ -28,10 +30,29 @@ def load_weights(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> 
     Raises WeightsError, a ValueError in one line that names the file, where it is missing or
     damaged, lacks an array or has one too many, and for an array of another shape or with NaN.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
-    expected = {name_of(keys): leaf for keys, leaf in leaves}
     with opened_weights(path) as members:
-        if any("/" in name for name in members):
-            arrays = read_arrays(path, members, expected)
-            return jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in expected])
-    return load_torch_npz(path, variables)
+        ours = any("/" in name for name in members)
+    return load_arrays(path, variables) if ours else load_torch_npz(path, variables)
+
+
+def load_arrays(
+    path: str | os.PathLike[str],
+    tree: Any,
+    named: Callable[[Names], str] = lambda names: join_path(*names),
+    kept: Collection[str] = (),
+) -> Any:
+    """A pytree with the arrays of a file in place of its own, see `load_weights`.
+
+    Arguments:
+        tree: of arrays; or of shapes where none is kept.
+        named: the name that a file has for an array, of the names along its path.
+        kept: names of arrays that stay as they are, whether the file holds them or not.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    own = {named(names_of(keys)): leaf for keys, leaf in leaves}
+    expected = {name: leaf for name, leaf in own.items() if name not in kept}
+    with opened_weights(path) as members:
+        found: dict[str, Any] = dict(read_arrays(path, members, expected, kept))
+    return jax.tree.unflatten(
+        structure, [jnp.asarray(found[name]) if name in found else own[name] for name in own]
+    )

@@ -148,14 +148,20 @@ def render(report: Report, files: Sequence[str]) -> str:
     )
 
 
-def baseline_facts(baseline: Mapping[str, Any] | None) -> dict[str, str]:
-    """What the page says of a network before compression, from its line of `metrics.jsonl`."""
+def baseline_facts(
+    baseline: Mapping[str, Any] | None, metric: str = "accuracy", loss: str = "cross-entropy"
+) -> dict[str, str]:
+    """What the page says of a network before compression, from its line of `metrics.jsonl`.
+
+    Arguments:
+        metric, loss: their names.
+    """
     if not baseline:
         return {"network": "not trained yet"}
     test = baseline["test"]
     return {
-        "test accuracy": percent(test["accuracy"], 2),
-        "test cross-entropy": number(test["cross_entropy"], 3),
+        f"test {metric}": percent(test["accuracy"], 2),
+        f"test {loss}": number(test["cross_entropy"], 3),
         "test images": f"{test['count']:,}",
         "parameters": f"{baseline['params']:,}",
         "multiply-adds": f"{baseline['macs'] / 1e6:,.1f} M",

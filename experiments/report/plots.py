@@ -38,7 +38,11 @@ STYLE: Any = {
 }
 DPI = 160
 WIDTH = 9.0
-ACCURACY = "accuracy on the test set, %"
+
+
+def on_test(metric: str) -> str:
+    """The label of an axis of a metric."""
+    return f"{metric} on the test set, %"
 
 
 @contextmanager

@@ -67,6 +67,15 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class OneOfOrOwn(OneOf):
+    """One of some names, or "package.module:function"."""
+
+    def problem(self, value: Any, verb: str) -> str:
+        """See `Range`."""
+        return "" if ":" in value else super().problem(value, verb)
+
+
+@dataclass(frozen=True)
 class Path:
     """The name of a file or folder, there or not."""
 

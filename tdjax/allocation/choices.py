@@ -191,7 +191,7 @@ def share_choices(
     if bounds != RankBounds():
         planned = dict.fromkeys(own for entry in planned for own in _admitted(entry, bounds))
     entries = {entry.ranks: entry for entry in planned if entry.size < layer.size}
-    ranks = np.array(list(entries), int).reshape(len(entries), -1)
+    ranks = np.array(list(entries), int).reshape(len(entries), -1 if entries else 1)
     costs = np.array([costs_of(entry) for entry in entries.values()], int).reshape(-1, len(COSTS))
     form = next((entry.form for entry in entries.values()), None) or Form(method)
     return Choices(replace(form, ranks=()), ranks, costs)

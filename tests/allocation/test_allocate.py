@@ -27,6 +27,13 @@ def moments(variables):
     return tdjax.collect_moments(MODEL, variables, [X], loss_fn=loss)
 
 
+def test_a_layer_of_one_output_which_no_rank_makes_smaller_stays_dense():
+    model, x = nn.Sequential((nn.Dense(64), nn.relu, nn.Dense(1))), jnp.zeros((1, 64))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    plan = tdjax.allocate(model, shapes, x, budget=0.486, strategy="uniform", methods=("svd",))
+    assert [entry.ranks for entry in plan.layers] == [(15,), ()]
+
+
 @pytest.mark.parametrize("cost", ["params", "macs"])
 @pytest.mark.parametrize("strategy", ["uniform", "energy", "alds", "loss"])
 @pytest.mark.parametrize("budget", [0.3, 0.6])

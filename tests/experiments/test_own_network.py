@@ -18,9 +18,9 @@ from experiments.data import prepare_arrays
 from experiments.error_study.choices import with_paths
 from experiments.network.build import build_network
 from experiments.network.examples import read_splits
+from experiments.network.forward import LinenNetwork
 from experiments.network.network import given
 from experiments.network.settings import ModelSettings
-from experiments.network.training import LinenNetwork
 from experiments.network.weights import load_weights
 from experiments.workdir.fields import read_fields
 from tdjax.linen import layer_table
@@ -112,8 +112,10 @@ def test_the_page_is_carried_out_from_the_command_line(mine, cache):
         ("broken:Net", "cannot be imported: ModuleNotFoundError: No module named 'no_such_thing'"),
         ("mine:Ned", "'mine' has no 'Ned'; did you mean 'Net'"),
         ("mine:__name__", "that is no function but 'mine'"),
-        ("mine:data", "it returns a dict; a Linen module is needed"),
-        ("flax.nnx:Dict", "it returns an NNX module; a Linen module is needed"),
+        (
+            "mine:data",
+            "it returns a dict; a Linen or NNX module is needed, or a pair of a function",
+        ),
     ],
 )
 def test_a_name_that_leads_to_no_network_is_told(mine, name, problem):

@@ -9,8 +9,9 @@ import tdjax
 from experiments.compress.reach import least_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import Compress, enumerate_trials
+from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.network import configured
-from experiments.network.training import LinenNetwork, Variables, evaluate
+from experiments.network.training import evaluate
 from experiments.runner import carry_out
 from experiments.workdir.fields import read_fields
 

@@ -20,9 +20,9 @@ from experiments.compressibility.settings import SCHEMA, Compressibility, Trial,
 from experiments.data_aware.settings import DataAware
 from experiments.models import MLP
 from experiments.network.calibrate import Calibration
+from experiments.network.forward import Variables
 from experiments.network.network import configured
 from experiments.network.schedule import FitSettings
-from experiments.network.training import Variables
 from experiments.runner import carry_out
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import read_journal

@@ -13,9 +13,10 @@ from experiments.data_aware.report import write_report
 from experiments.data_aware.run import Press, plan_networks
 from experiments.data_aware.settings import DataAware, Trial, enumerate_trials
 from experiments.network.calibrate import Calibration
+from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.network import configured
 from experiments.network.train_on import moments_for
-from experiments.network.training import LinenNetwork, Variables, evaluate
+from experiments.network.training import evaluate
 from experiments.runner import carry_out
 from experiments.workdir.fields import plain_fields, read_fields
 

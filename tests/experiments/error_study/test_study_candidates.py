@@ -15,13 +15,9 @@ from experiments.error_study.candidates import (
     without_kernel,
 )
 from experiments.error_study.protocol import Choice, DecomposeSettings
+from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.schedule import FitSettings
-from experiments.network.training import (
-    LinenNetwork,
-    Variables,
-    fit_epochs,
-    start_fit,
-)
+from experiments.network.training import fit_epochs, start_fit
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP
 from tdjax.linen import factorize, make_plan
@@ -131,7 +127,7 @@ def test_the_dense_kernel_is_what_the_thin_layers_compute(case):
         np.testing.assert_allclose(kernel, rebuilt, rtol=1e-4, atol=1e-5)
         if choice.compression == LEVELS[-1]:
             thin = factorize(case.module, whole).apply({"params": params}, images)
-            compressed = {"dense": without_kernel(case.params, "conv"), "factors": found}
+            compressed = {"dense": without_kernel(case.params, case.layer), "factors": found}
             logits, _ = case.network(choice.method)(compressed, {}, images, None)
             np.testing.assert_allclose(logits, thin, rtol=1e-3, atol=1e-5)
 
@@ -211,7 +207,7 @@ def test_widened_fills_up_with_zeros(case):
 def test_zeros_stay_zero_in_training(plain, method, optimizer):
     choice = Choice("conv", method, LEVELS[-1])
     found, network = plain.factors[choice, 0], plain.network(method)
-    dense = without_kernel(plain.params, "conv")
+    dense = without_kernel(plain.params, plain.layer)
     wide = widened(found, plain.alike(method))
     own = train(network, {"dense": dense, "factors": found}, optimizer)
     filled = train(network, {"dense": dense, "factors": wide}, optimizer)
@@ -228,8 +224,8 @@ def test_zeros_stay_zero_in_training(plain, method, optimizer):
 
 
 def test_without_kernel_leaves_the_rest_and_its_argument(plain):
-    rest = without_kernel(plain.params, "conv")
-    assert set(rest["conv"]) == {"bias"}
+    rest = without_kernel(plain.params, plain.layer)
+    assert rest["conv"] == {"kernel": None, "bias": plain.params["conv"]["bias"]}
     assert set(plain.params["conv"]) == {"kernel", "bias"}
     put_back = replace_kernel(rest, "conv", plain.kernel)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), put_back, dict(plain.params)))

@@ -24,7 +24,7 @@ from experiments.models.googlenet import Inception, _max_pool, _means
 from experiments.models.resnet import BasicBlock, Bottleneck
 from experiments.models.wide_resnet import WideBlock
 from experiments.network.build import NETWORKS, build_network
-from experiments.network.training import LinenNetwork
+from experiments.network.forward import LinenNetwork
 
 IMAGENET = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 

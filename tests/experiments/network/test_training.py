@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from experiments.data.splits import DataSplits, Examples
 from experiments.data.tables import TableExamples
 from experiments.models import MLP
+from experiments.network.forward import LinenNetwork, Variables
+from experiments.network.judge import example_scores
 from experiments.network.schedule import FitSettings
 from experiments.network.training import (
-    LinenNetwork,
-    Variables,
     evaluate,
-    example_scores,
     fit_epochs,
     start_fit,
     steps_per_epoch,

@@ -1,0 +1,307 @@
+"""Networks of each kind as one forward function, and as what functions of `tdjax` take.
+
+A network's arrays are `Variables`, whatever holds them in its own framework: what is trained is
+`params`, the rest is `state`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from experiments.network.watch import Keep, watch_linen, watch_nnx
+from experiments.network.weights import load_arrays, load_weights
+from tdjax.dispatch import factorize
+from tdjax.nnx.batch_stats import keeps_batch_stats
+from tdjax.nnx.saving import restored, variables_of
+from tdjax.params.tree import join_path
+from tdjax.plan.plan import Plan
+from tdjax.pruning.dead import SmallerModel
+from tdjax.trace.names import names_of
+
+# (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
+# what is random in training, None for inference. Hashable by value, so that equal networks share
+# compiled programs.
+Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
+# A factorised network, of arrays as `tdjax.load_factorised` gives them and images.
+Small = Callable[[Any, Array], Array]
+
+# The argument by which a module's call knows that it is being trained, and what it is then.
+TRAINING_FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False}
+NOTHING_FACTORISED = Plan(())
+
+
+class Variables(NamedTuple):
+    """What is trained: parameters and the collections that training updates beside them."""
+
+    params: Any
+    state: Any
+
+    @property
+    def collections(self) -> dict[str, Any]:
+        """All collections, as `apply` of a Linen module takes them."""
+        return {**self.state, "params": self.params}
+
+    def alone(self) -> Variables:
+        """With a first axis of one run, as training and evaluation take them."""
+        return cast(Variables, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self))
+
+    def of_run(self, index: int) -> Variables:
+        """Those of one run of several."""
+        return cast(Variables, jax.tree.map(lambda leaf: leaf[index], self))
+
+
+@dataclass(frozen=True)
+class Forward(ABC):
+    """The forward function of a network of one kind, an `Apply`.
+
+    Arguments:
+        module: a Linen or NNX module, or a function of parameters and inputs.
+    """
+
+    module: Any
+
+    @abstractmethod
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
+        """Logits of a batch of images, and the collections after it."""
+
+    @abstractmethod
+    def start(self, arrays: Any) -> Variables:
+        """The arrays that it begins with, from how they come with the module."""
+
+    @abstractmethod
+    def subject(self, model: Variables) -> tuple[Any, ...]:
+        """The network as functions of `tdjax` take it, in front of all else."""
+
+    @abstractmethod
+    def factorised(self, plan: Plan) -> Small:
+        """The network with chains in place of layers."""
+
+    def call(
+        self, function: Callable[..., Any], model: Variables, *args: Any, **options: Any
+    ) -> Any:
+        """What a function of `tdjax` on models makes of the network with these arrays."""
+        return function(*self.subject(model), *args, **options)
+
+    def keeps_batch_stats(self, model: Variables) -> bool:
+        """Whether it has statistics of batch normalisation that can be estimated again."""
+        return False
+
+    def parameters(self, found: Any) -> Any:
+        """Its parameters, of what a function of `tdjax` made of them."""
+        return found
+
+    def collections(self, found: Any) -> dict[str, Any]:
+        """All its arrays, of what a function of `tdjax` made of them."""
+        return dict(found)
+
+    def loaded(self, path: str, model: Variables) -> Variables:
+        """The same with the arrays of a file; raises `WeightsError`, see `load_weights`."""
+        return self.start(load_weights(path, model.collections))
+
+    def smaller(self, found: SmallerModel) -> Any:
+        """The parameters that `tdjax.remove_dead` left."""
+        return self.parameters(found.variables["params"])
+
+    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
+        """Call it, and tell of each module in it. Raises TypeError for one without modules."""
+        raise TypeError(f"{type(self).__name__} has no modules")
+
+    def saved(self, model: Variables) -> Any:
+        """Its arrays as `tdjax.save_factorised` takes them."""
+        return model.collections
+
+    def like(self, model: Variables) -> Any:
+        """What `tdjax.load_factorised` needs to know of it."""
+        return None
+
+
+@dataclass(frozen=True)
+class LinenNetwork(Forward):
+    """The forward function of a Linen module.
+
+    In training its call gets the first of `TRAINING_FLAGS` that it takes, if it takes one.
+    """
+
+    module: nn.Module
+
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
+        """Logits of a batch of images, and the collections after it."""
+        variables = {**state, "params": params}
+        if key is None:
+            return cast(Array, self.module.apply(variables, images)), state
+        flags: dict[str, Any] = training_flags(self.module.__call__)
+        result = self.module.apply(
+            variables, images, **flags, mutable=list(state), rngs={"dropout": key}
+        )
+        return cast(tuple[Array, Any], result)
+
+    def start(self, arrays: Mapping[str, Any]) -> Variables:
+        """The collections of its variables."""
+        state = {name: value for name, value in arrays.items() if name != "params"}
+        return Variables(arrays["params"], state)
+
+    def subject(self, model: Variables) -> tuple[Any, ...]:
+        """The module and its variables."""
+        return self.module, model.collections
+
+    def factorised(self, plan: Plan) -> Small:
+        """The network with chains in place of layers."""
+        small = factorize(self.module, plan)
+        return lambda variables, images: cast(Array, small.apply(variables, images))
+
+    def keeps_batch_stats(self, model: Variables) -> bool:
+        """Whether it has statistics of batch normalisation that can be estimated again."""
+        return "batch_stats" in model.state
+
+    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
+        """Call it, and tell of each module in it."""
+        watch_linen(self.module, model.collections, images, keep)
+
+
+@dataclass(frozen=True)
+class NnxNetwork(Forward):
+    """The forward function of an NNX module.
+
+    Its arrays are nested mappings by path, parameters apart from all others ("state"): statistics,
+    and keys and counters of random numbers, from which every step of a training draws on. In
+    training the module is in its training mode, and its call gets a flag too where it takes one.
+    """
+
+    module: nnx.Module
+
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
+        """Logits of a batch of images, and the state after it."""
+        model: Any = self._filled(Variables(params, state))
+        if key is None:
+            return model(images), state
+        model.train()
+        logits = model(images, **training_flags(model.__call__))
+        return logits, self.start(model).state
+
+    def start(self, arrays: nnx.Module) -> Variables:
+        """The arrays of the module, or of one like it."""
+        groups = variables_of(arrays)
+        return Variables(groups.pop("params"), groups)
+
+    def subject(self, model: Variables) -> tuple[Any, ...]:
+        """The module with these arrays."""
+        return (self._filled(model),)
+
+    def factorised(self, plan: Plan) -> Small:
+        """The network with chains in place of layers."""
+        return lambda variables, images: self._filled(variables, plan)(images)
+
+    def keeps_batch_stats(self, model: Variables) -> bool:
+        """Whether it has statistics of batch normalisation that can be estimated again."""
+        return keeps_batch_stats(self.module)
+
+    def parameters(self, found: Any) -> Any:
+        """Its parameters, of what a function of `tdjax` made of them."""
+        return self.start(found).params
+
+    def collections(self, found: Any) -> dict[str, Any]:
+        """All its arrays, of what a function of `tdjax` made of them."""
+        return self.start(found).collections
+
+    def loaded(self, path: str, model: Variables) -> Variables:
+        """With the arrays of a file, named by their path in the module; random state stays."""
+        drawn = nnx.filter_state(nnx.state(self.module), nnx.RngState)
+        kept = [join_path(*names_of(keys)) for keys, _ in jax.tree.leaves_with_path(drawn)]
+        groups = load_arrays(path, model.collections, lambda names: join_path(*names[1:]), kept)
+        return Variables(groups.pop("params"), groups)
+
+    def smaller(self, found: SmallerModel) -> Any:
+        """The parameters that `tdjax.remove_dead` left."""
+        return self.parameters(found.model)
+
+    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
+        """Call it, and tell of each module in it."""
+        watch_nnx(self._filled(model), images, keep)
+
+    def _filled(self, model: Any, plan: Plan = NOTHING_FACTORISED) -> Any:
+        """The module with other arrays, in its inference mode."""
+        arrays = model.collections if isinstance(model, Variables) else model
+        filled: Any = restored(self.module, arrays, plan)
+        filled.eval()
+        return filled
+
+
+@dataclass(frozen=True)
+class FunctionNetwork(Forward):
+    """The forward function of a pure function of parameters and inputs.
+
+    In training it gets the first of `TRAINING_FLAGS` that it takes, and a `key` where it takes one.
+    """
+
+    module: Callable[..., Any]
+
+    def __call__(
+        self, params: Any, state: Any, images: Array, key: Array | None
+    ) -> tuple[Array, Any]:
+        """Logits of a batch of images, and the state, of which there is none."""
+        if key is None:
+            return self.module(params, images), state
+        drawn = {"key": key} if "key" in arguments_of(self.module) else {}
+        return self.module(params, images, **training_flags(self.module), **drawn), state
+
+    def start(self, arrays: Any) -> Variables:
+        """Its parameters."""
+        return Variables(arrays, {})
+
+    def subject(self, model: Variables) -> tuple[Any, ...]:
+        """The function and its parameters."""
+        return self.module, model.params
+
+    def factorised(self, plan: Plan) -> Small:
+        """The network with chains in place of layers."""
+        return factorize(self.module, plan)
+
+    def loaded(self, path: str, model: Variables) -> Variables:
+        """With the arrays of a file, named by their path in the parameters."""
+        return self.start(load_arrays(path, model.params))
+
+    def saved(self, model: Variables) -> Any:
+        """Its parameters."""
+        return model.params
+
+    def like(self, model: Variables) -> Any:
+        """Its parameters, in whose structure others come back."""
+        return model.params
+
+
+def forward_of(module: Any) -> Forward:
+    """The forward function of a module or function of any kind."""
+    if isinstance(module, nn.Module):
+        return LinenNetwork(module)
+    return NnxNetwork(module) if isinstance(module, nnx.Module) else FunctionNetwork(module)
+
+
+def training_flags(call: Callable[..., Any]) -> dict[str, Any]:
+    """What tells a call that it is one of training: nothing where it takes no such argument."""
+    taken = arguments_of(call)
+    named = [(name, value) for name, value in TRAINING_FLAGS.items() if name in taken]
+    return dict(named[:1])
+
+
+def arguments_of(call: Callable[..., Any]) -> Mapping[str, Any]:
+    """The arguments of a call by name; none where it does not tell."""
+    try:
+        return inspect.signature(call).parameters
+    except ValueError:
+        return {}

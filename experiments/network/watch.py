@@ -1,0 +1,52 @@
+"""What goes into the layers of a module, and what comes out of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+from flax import nnx
+from jaxtyping import Array
+
+from tdjax.nnx.graph import become, modules_of, with_calls
+from tdjax.params.tree import join_path
+
+# (path of a layer, its input, its output) -> None, at each of its calls.
+Keep = Callable[[str, Any, Any], None]
+
+
+def watch_linen(module: nn.Module, variables: Mapping[str, Any], images: Array, keep: Keep) -> None:
+    """Call a Linen module, and tell of each module in it."""
+
+    def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        outputs = next_fun(*args, **kwargs)
+        if context.method_name == "__call__":
+            keep(join_path(*context.module.path), args[0] if args else None, outputs)
+        return outputs
+
+    with nn.intercept_methods(look):
+        module.apply(variables, images)
+
+
+def watch_nnx(model: nnx.Module, images: Array, keep: Keep) -> None:
+    """Call an NNX module, and tell of each module in it; its classes are others afterwards."""
+    for path, module in modules_of(model).items():
+        cls: Any = type(module)
+        become(module, with_calls(cls, functools.partial(_told, path, keep)))
+    called: Any = model
+    called(images)
+
+
+def _told(path: str, keep: Keep, cls: type, method: str) -> Callable[..., Any]:
+    """A method of a class that also tells what it returns."""
+    answer = getattr(cls, method)
+
+    @functools.wraps(answer)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = answer(self, *args, **kwargs)
+        keep(path, args[0] if args else None, outputs)
+        return outputs
+
+    return call
