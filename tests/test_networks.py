@@ -32,7 +32,7 @@ RULES = (
 # Model, input, layers that are kept dense with a word of the reason.
 LINEN = {
     "classifier": (Classifier(), IMAGES, {}),
-    "vision transformer": (VisionTransformer(), IMAGES, {"": "VisionTransformer is not"}),
+    "vision transformer": (VisionTransformer(), IMAGES, {"": "it holds modules beside its own"}),
     "language model": (LanguageModel(), TOKENS, {}),
     "u-net": (UNet(), IMAGES, {}),
     "residual network": (ResidualNetwork(), IMAGES, {}),

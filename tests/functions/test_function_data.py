@@ -164,8 +164,11 @@ def test_factors_of_any_pytree_are_saved(tmp_path):
         assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(factors)))
     found, _ = tdjax.load_factorised(tmp_path / "net")
     assert found["1"]["linear"]["~"]["head"]["w"]["input"]["kernel"].shape == (8, 2)
+    other = {"other": weights["w"]}
+    with pytest.raises(ValueError, match=r"like has no '1/linear/~/head/w/.*', which was saved"):
+        tdjax.load_factorised(tmp_path / "net", like=(params[0], other))
     with pytest.raises(ValueError, match="nothing was saved for '1/other' of like"):
-        tdjax.load_factorised(tmp_path / "net", like=(params[0], {"other": weights["w"]}))
+        tdjax.load_factorised(tmp_path / "net", like=(params[0], {**params[1], **other}))
     with pytest.raises(ValueError, match=r"layer '1/linear/~/head/w' .*found a dense array"):
         tdjax.save_factorised(tmp_path / "net", {**dict(enumerate(params))}, plan)
 
