@@ -257,7 +257,7 @@ class Patches:
         """Elements of the patches of one example."""
         return self.positions * self.groups * self.size
 
-    def _patches(self, x: Float[Array, "*_"]) -> Float[Array, n * _]:
+    def _patches(self, x: Float[Array, "*_"]) -> Float[Array, " n *_"]:
         """The patches, (n, *positions, groups, *window, channels)."""
         axes = len(self.taps)
         # A row of zeros behind the last pixel, which index -1 finds.

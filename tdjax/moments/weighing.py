@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def weights_of_rows(weights: Float[Array, b * _], front: Sequence[int]) -> Float[Array, " rows"]:
+def weights_of_rows(weights: Float[Array, " b *_"], front: Sequence[int]) -> Float[Array, " rows"]:
     """One weight for each row.
 
     Arguments:
