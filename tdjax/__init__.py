@@ -45,8 +45,10 @@ if TYPE_CHECKING:
         layer_table,
         make_plan,
         reestimate_batch_stats,
+        refine,
         remove_dead,
     )
+    from tdjax.dispatch.refining import balance_factors
     from tdjax.dispatch.saving import load_factorised, save_factorised
     from tdjax.evaluate.errors import weight_errors
     from tdjax.params.factorize import factorize_params, reconstruct_params
@@ -77,6 +79,7 @@ __all__ = [
     "adaptive_prune",
     "allocate",
     "apply_mask",
+    "balance_factors",
     "budget_curve",
     "carry_optimizer_state",
     "collect_moments",
@@ -105,6 +108,7 @@ __all__ = [
     "pruning_error_bound",
     "reconstruct_params",
     "reestimate_batch_stats",
+    "refine",
     "remove_dead",
     "save_factorised",
     "save_moments",
@@ -124,6 +128,7 @@ __all__ = [
 # installed until they are loaded.
 _LATER = {
     "allocate": "tdjax.dispatch",
+    "balance_factors": "tdjax.dispatch.refining",
     "carry_optimizer_state": "tdjax.params.optimizers",
     "budget_curve": "tdjax.dispatch",
     "collect_moments": "tdjax.dispatch",
@@ -138,6 +143,7 @@ _LATER = {
     "make_plan": "tdjax.dispatch",
     "reconstruct_params": "tdjax.params.factorize",
     "reestimate_batch_stats": "tdjax.dispatch",
+    "refine": "tdjax.dispatch",
     "remove_dead": "tdjax.dispatch",
     "save_factorised": "tdjax.dispatch.saving",
     "weight_errors": "tdjax.evaluate.errors",

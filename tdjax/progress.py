@@ -10,6 +10,8 @@ from typing import Any
 
 # True for lines on standard error, False for none, or what takes a line of text.
 Progress = bool | Callable[[str], Any]
+# Is told how many are done, and what else is to be said of them.
+Tick = Callable[..., None]
 # Seconds between two lines about one step, where each stays.
 INTERVAL = 10.0
 
@@ -29,27 +31,27 @@ class Steps:
         self.live = progress is True and sys.stderr.isatty()
 
     @contextmanager
-    def step(
-        self, name: str, what: str = "", total: int | None = None
-    ) -> Iterator[Callable[[int], None]]:
+    def step(self, name: str, what: str = "", total: int | None = None) -> Iterator[Tick]:
         """A step; the function that it gives is told how many of `total` are done.
+
+        What else it is told stands at the end of the line, and of the last one.
 
         Arguments:
             what: is counted.
         """
-        start = last = time.monotonic()
+        start, last, known = time.monotonic(), time.monotonic(), ""
         of = "" if total is None else f" of {total}"
         self._tell(f"{name} ...", last=False)
 
-        def tick(done: int) -> None:
-            nonlocal last
-            now = time.monotonic()
+        def tick(done: int, note: str = "") -> None:
+            nonlocal last, known
+            now, known = time.monotonic(), note and f", {note}"
             if self.live or now - last >= INTERVAL:
                 last = now
-                self._tell(f"{name}: {what} {done}{of}, {now - start:.0f} s", last=False)
+                self._tell(f"{name}: {what} {done}{of}, {now - start:.0f} s{known}", last=False)
 
         yield tick
-        self._tell(f"{name}: {time.monotonic() - start:.1f} s", last=True)
+        self._tell(f"{name}: {time.monotonic() - start:.1f} s{known}", last=True)
 
     def _tell(self, text: str, *, last: bool) -> None:
         if self.live:
@@ -68,7 +70,7 @@ class Counted:
         tick: is told the number of each that is done with.
     """
 
-    def __init__(self, things: Iterable[Any], tick: Callable[[int], None]) -> None:
+    def __init__(self, things: Iterable[Any], tick: Tick) -> None:
         """Nothing is gone over yet."""
         self.things, self.tick = things, tick
 

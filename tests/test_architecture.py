@@ -31,7 +31,7 @@ FLOORS = (
     ("allocation",),
     ("functions",),
     ("linen", "nnx"),
-    ("evaluate",),
+    ("evaluate", "refinement"),
     ("dispatch",),
 )
 KNOW_NO_FLAX = (

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
-from tdjax.arguments import numeric, pruned
+from tdjax.arguments import numeric, pruned, refined
 from tdjax.arguments.described import described, is_array, is_shape
 from tdjax.arguments.numeric import Problem
 from tdjax.moments.collect import LayerMoments
@@ -277,6 +277,10 @@ def _row_weights(value: Any) -> Problem:
     return None if value is None else _function_of("row_weights", ("batch",), value)
 
 
+def _augment(value: Any) -> Problem:
+    return None if value is None else _function_of("augment", ("key", "batch"), value)
+
+
 def _function_of(name: str, arguments: Sequence[str], value: Any) -> Problem:
     given = ", ".join(arguments)
     if not callable(value):
@@ -364,6 +368,8 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "chain": pruned.check_chain,
     "mask": pruned.check_mask,
     "share": pruned.check_share,
+    "augment": _augment,
+    **refined.CHECKS,
 }
 
 

@@ -10,6 +10,7 @@ from tdjax.dispatch.errors import (
 from tdjax.dispatch.factors import factorize, factorize_sequentially, remove_dead
 from tdjax.dispatch.pipeline import compress
 from tdjax.dispatch.planning import allocate, layer_table, make_plan
+from tdjax.dispatch.refining import refine
 
 __all__ = [
     "allocate",
@@ -24,5 +25,6 @@ __all__ = [
     "layer_table",
     "make_plan",
     "reestimate_batch_stats",
+    "refine",
     "remove_dead",
 ]

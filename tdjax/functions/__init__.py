@@ -1,7 +1,13 @@
 """The adapter to pure functions of parameters and inputs: layer table, plan, the factorised one."""
 
 from tdjax.functions.model import FactorisedFunction, factorize
-from tdjax.functions.network import approximated_weights, layer_weights, network_of
+from tdjax.functions.network import (
+    approximated_weights,
+    layer_weights,
+    module_paths,
+    network_of,
+    parameter_names,
+)
 from tdjax.functions.sequential import factorize_sequentially
 from tdjax.functions.table import (
     inventory,
@@ -23,6 +29,8 @@ __all__ = [
     "layer_weights",
     "leaves",
     "make_plan",
+    "module_paths",
     "network_of",
+    "parameter_names",
     "trace",
 ]

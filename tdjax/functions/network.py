@@ -17,6 +17,7 @@ from tdjax.hints import did_you_mean
 from tdjax.params.leaves import leaf_tree
 from tdjax.trace.call import StaticPart, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
+from tdjax.trace.names import Names, leaf_names
 from tdjax.trace.visit import run
 
 
@@ -100,6 +101,17 @@ def network_of(apply: Apply, params: Any, method: None = None) -> tuple[Network,
     """A function as a static argument, and its arrays."""
     tree, (arrays, static) = leaf_tree(params), split_arrays(params)
     return Network(apply, static, tuple(tree.paths[place] for place in static.places)), arrays
+
+
+def module_paths(apply: Apply, params: Any) -> list[str]:
+    """A function has no modules."""
+    return []
+
+
+def parameter_names(apply: Apply, params: Any) -> list[Names]:
+    """For each array of the parameters the names along its path."""
+    names, (_, static) = leaf_names(params), split_arrays(params)
+    return [names[place] for place in static.places]
 
 
 def layer_weights(apply: Apply, params: Any) -> dict[str, Any]:

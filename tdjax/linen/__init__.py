@@ -2,7 +2,13 @@
 
 from tdjax.linen.batch_stats import keeps_batch_stats, reestimate_batch_stats
 from tdjax.linen.model import factorize
-from tdjax.linen.network import approximated_weights, layer_weights, network_of
+from tdjax.linen.network import (
+    approximated_weights,
+    layer_weights,
+    module_paths,
+    network_of,
+    parameter_names,
+)
 from tdjax.linen.outputs import layer_outputs
 from tdjax.linen.removal import remove_dead
 from tdjax.linen.sequential import factorize_sequentially
@@ -19,7 +25,9 @@ __all__ = [
     "layer_weights",
     "leaves",
     "make_plan",
+    "module_paths",
     "network_of",
+    "parameter_names",
     "reestimate_batch_stats",
     "remove_dead",
     "trace",

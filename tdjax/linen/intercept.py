@@ -51,9 +51,15 @@ class Method(NamedTuple):
     method_name: str
 
 
-def changed(model: nn.Module, change: Change) -> nn.Module:
-    """An instance of the changed class with the fields, and all else that the model knows."""
-    made = changed_class(type(model), change)  # type: ignore[arg-type]
+def changed(model: nn.Module, change: Change, *, first: bool = False) -> nn.Module:
+    """An instance of the changed class with the fields, and all else that the model knows.
+
+    Arguments:
+        first: make the change before those that were made: it then sees what these answer.
+    """
+    made: Any = dense_class(type(model)) if first else type(model)
+    for own in (change, *changes_of(type(model))) if first else (change,):
+        made = changed_class(made, own)
     values = {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +12,14 @@ from jaxtyping import Array
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.hints import did_you_mean
+from tdjax.linen.features import module_outputs
 from tdjax.linen.fit import paths_of
 from tdjax.linen.intercept import streams
 from tdjax.linen.outputs import layer_outputs
 from tdjax.params.factorize import replace_kernel
-from tdjax.params.tree import layer_params
+from tdjax.params.tree import layer_params, mappings
 from tdjax.trace.call import call_arguments
+from tdjax.trace.names import Names, leaf_names
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ class Network:
         with calling_the_model(inputs):
             return layer_outputs(self.model, variables, kernels, inputs, self.method)
 
+    def module_outputs(
+        self, variables: Any, paths: Sequence[str], inputs: Any
+    ) -> tuple[Any, dict[str, list[Array]]]:
+        """What the model returns for one batch, and what the modules at some paths did."""
+        with calling_the_model(inputs):
+            return module_outputs(self.model, variables, paths, inputs, self.method)
+
 
 def network_of(
     model: nn.Module, variables: Mapping[str, Any], method: Method = None
@@ -73,3 +82,13 @@ def layer_weights(model: nn.Module, variables: Mapping[str, Any]) -> Mapping[str
 def approximated_weights(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """Approximated dense parameters, as `layer_weights` gives those of a model."""
     return params
+
+
+def module_paths(model: nn.Module, variables: Mapping[str, Any]) -> list[str]:
+    """The paths of the modules that have parameters, or hold modules that have."""
+    return [path for path, _ in mappings(variables["params"])]
+
+
+def parameter_names(model: nn.Module, variables: Mapping[str, Any]) -> list[Names | None]:
+    """For each leaf of the variables the names along its path; None of what is no parameter."""
+    return [names[1:] if names[0] == "params" else None for names in leaf_names(dict(variables))]

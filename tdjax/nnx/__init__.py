@@ -2,7 +2,14 @@
 
 from tdjax.nnx.batch_stats import keeps_batch_stats, reestimate_batch_stats
 from tdjax.nnx.model import factorize, reconstruct
-from tdjax.nnx.network import approximated_weights, layer_weights, network_of
+from tdjax.nnx.network import (
+    approximated_weights,
+    layer_weights,
+    module_paths,
+    network_of,
+    parameter_names,
+    with_leaves,
+)
 from tdjax.nnx.optimizer import carry_optimizer
 from tdjax.nnx.removal import remove_dead
 from tdjax.nnx.sequential import factorize_sequentially
@@ -19,9 +26,12 @@ __all__ = [
     "layer_weights",
     "leaves",
     "make_plan",
+    "module_paths",
     "network_of",
+    "parameter_names",
     "reconstruct",
     "reestimate_batch_stats",
     "remove_dead",
     "trace",
+    "with_leaves",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -13,12 +13,15 @@ from jaxtyping import Array
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.hints import did_you_mean
+from tdjax.nnx.features import keep_outputs, kept_outputs
 from tdjax.nnx.graph import array_of, become, holds_array, modules_of, shape_of, with_calls
 from tdjax.nnx.kinds import KINDS
 from tdjax.nnx.own import own_weight
 from tdjax.params.tree import put
 from tdjax.trace.call import call_arguments
+from tdjax.trace.names import Names
 
+Model = TypeVar("Model", bound=nnx.Module)
 # Under these names, and a number, a layer keeps its outputs: variables leave transformations.
 OWN, OTHER = "tdjax_own_", "tdjax_other_"
 
@@ -77,6 +80,16 @@ class Network:
             become(layer, _comparing(cls))
         _called(model, inputs, self.method)
         return {path: _pairs(layer) for path, layer in layers.items()}
+
+    def module_outputs(
+        self, variables: Sequence[Any], paths: Sequence[str], inputs: Any
+    ) -> tuple[Any, dict[str, list[Array]]]:
+        """What the model returns for one batch, and what the modules at some paths did."""
+        model = self._merged(variables)
+        modules = {path: _module_at(model, path) for path in paths}
+        keep_outputs(list(modules.values()))
+        outputs = _called(model, inputs, self.method)
+        return outputs, {path: kept_outputs(module) for path, module in modules.items()}
 
     def _merged(self, variables: Sequence[Any]) -> nnx.Module:
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, variables))
@@ -154,6 +167,29 @@ def network_of(model: nnx.Module, method: Method = None) -> tuple[Network, list[
     graph, state = nnx.split(model)
     leaves, structure = jax.tree.flatten(state)
     return Network(graph, structure, method), leaves
+
+
+def with_leaves(model: Model, leaves: Sequence[Any]) -> Model:
+    """A copy of a model with other arrays, as `network_of` gives them."""
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def module_paths(model: nnx.Module) -> list[str]:
+    """The paths of all modules."""
+    return list(modules_of(model))
+
+
+def parameter_names(model: nnx.Module) -> list[Names | None]:
+    """For each leaf of a model's state the names along its path; None of what is no parameter."""
+    leaves, structure = jax.tree.flatten(nnx.state(model))
+    names: list[Names | None] = [None] * len(leaves)
+    numbered = nnx.to_flat_state(jax.tree.unflatten(structure, range(len(leaves))))
+    for path, variable in numbered:
+        if isinstance(variable, nnx.Param):
+            for place in jax.tree.leaves(variable):
+                names[place] = tuple(map(str, path))
+    return names
 
 
 def layer_weights(model: nnx.Module) -> dict[str, Any]:

@@ -1,0 +1,353 @@
+"""Factors fitted until the small model answers as the large one did."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, overload
+
+import flax.linen as nn
+import jax
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+import tdjax.nnx
+from tdjax.arguments.batches import read_batches
+from tdjax.arguments.called import Method, checked_weights
+from tdjax.arguments.checks import checked
+from tdjax.arguments.described import described
+from tdjax.decompose.meshes import on_any_mesh
+from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
+from tdjax.moments.collect import RowWeights
+from tdjax.nnx.graph import modules_of
+from tdjax.nnx.model import factorised_module
+from tdjax.params.check import check_params
+from tdjax.params.corrections import unpacked
+from tdjax.params.leaves import of_leaves
+from tdjax.plan.plan import Plan
+from tdjax.progress import Progress, Steps
+from tdjax.refinement.data import read_pools
+from tdjax.refinement.pair import Pair, balanced_leaves
+from tdjax.refinement.refine import refine as refined
+from tdjax.refinement.result import Refined
+from tdjax.refinement.settings import Augment, Features, Loss, Settings
+from tdjax.trace.call import WHOLE, split_arrays
+from tdjax.trace.names import leaf_names
+
+Variables = Mapping[str, Any]
+Tree = TypeVar("Tree")
+
+
+class OfAll(TypedDict, total=False):
+    """Options of `refine` for all models."""
+
+    loss: Loss
+    temperature: float
+    trained: Sequence[str]
+    optimizer: optax.GradientTransformation | None
+    learning_rate: float | None
+    epochs: int
+    batch_size: int
+    augment: Augment | None
+    held_out: float | Iterable[Any]
+    patience: int | None
+    balance: bool
+    row_weights: RowWeights | None
+    memory: int
+    key: Array | None
+    progress: Progress
+
+
+class OfModules(OfAll, total=False):
+    """Options of `refine` for models that are modules."""
+
+    features: Features
+    batch_stats: str
+    blocks: str | Sequence[str] | None
+    block_epochs: int
+    method: Method
+
+
+@overload
+def refine(
+    model: nn.Module,
+    variables: Variables,
+    factors: Variables,
+    plan: Plan,
+    batches: Iterable[Any],
+    **options: Unpack[OfModules],
+) -> Refined: ...
+
+
+@overload
+def refine(
+    model: nnx.Module,
+    factors: nnx.Module,
+    plan: Plan,
+    batches: Iterable[Any],
+    **options: Unpack[OfModules],
+) -> Refined: ...
+
+
+@overload
+def refine(
+    model: Callable[..., Any],
+    params: Any,
+    factors: Any,
+    plan: Plan,
+    batches: Iterable[Any],
+    **options: Unpack[OfAll],
+) -> Refined: ...
+
+
+@on_models
+@partial(on_any_mesh, split=True)
+def refine(
+    model: Any,
+    variables: Any,
+    factors: Any,
+    plan: Plan,
+    batches: Iterable[Any],
+    *,
+    loss: Loss = Settings.loss,
+    temperature: float = Settings.temperature,
+    features: Features = Settings.features,
+    trained: Sequence[str] = Settings.trained,
+    optimizer: optax.GradientTransformation | None = Settings.optimizer,
+    learning_rate: float | None = Settings.learning_rate,
+    epochs: int = Settings.epochs,
+    batch_size: int = Settings.batch_size,
+    augment: Augment | None = Settings.augment,
+    held_out: float | Iterable[Any] = Settings.held_out,
+    patience: int | None = Settings.patience,
+    batch_stats: str = Settings.batch_stats,
+    blocks: str | Sequence[str] | None = Settings.blocks,
+    block_epochs: int = Settings.block_epochs,
+    balance: bool = Settings.balance,
+    row_weights: RowWeights | None = None,
+    memory: int = Settings.memory,
+    key: Array | None = None,
+    progress: Progress = True,
+    method: Method = None,
+) -> Refined:
+    """Factors fitted until the small model answers as the dense one does, on inputs alone.
+
+    `refine(model, variables, factors, plan, batches)` for Linen, `refine(model, small, plan,
+    batches)` for NNX, `refine(apply_fn, params, factors, plan, batches)` for a function: the dense
+    model, and what `tdjax.factorize_params` or, for NNX, `tdjax.factorize` made of it. No labels
+    are needed: the dense model's answers are the targets. What was given is not changed.
+
+    Norms and ranks decide where a small network starts, this where it ends. A part of the examples
+    is held out; the best iterate by their loss is returned, and the start is one of them.
+
+        >>> import jax, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.Sequential(*[nnx.Linear(8, 8, rngs=nnx.Rngs(k)) for k in range(2)])
+        >>> x = jax.random.normal(jax.random.key(0), (256, 8))
+        >>> plan = tdjax.make_plan(model, [tdjax.Rule(path=".*", method="svd", rank=3)], x)
+        >>> small = tdjax.factorize(model, plan)
+        >>> found = tdjax.refine(model, small, plan, [x], epochs=5, progress=False)
+        >>> found.curve[found.best].held_out < found.curve[0].held_out
+        True
+        >>> found.factors(x).shape
+        (256, 8)
+
+    Arguments:
+        model, variables, params, method: the dense model, as for `tdjax.make_plan`, in the mode in
+            which it is used: batches without `train=True`, `model.eval()`.
+        factors: of Linen parameters, or variables, as with the collection of sparse corrections or
+            with batch statistics of their own; of a function its factors; of NNX the model.
+        plan: by which they were factorised.
+        batches: each the model's input as in `tdjax.make_plan`; with `row_weights` also a tuple
+            (input, rest). Where their arrays are of equal shapes but for the number of examples,
+            and take no more than `memory` bytes, steps take examples from all of them in a new
+            order in each epoch; else from one batch after another. Where they are split over
+            devices, so are the steps.
+        loss: of the outputs: "mse", the mean square of the change relative to that of what the
+            dense model puts out; "kl", Kullback-Leibler divergence of softmax over the last axis,
+            times the temperature's square; a function of both outputs (small, dense) to losses of
+            the examples, (batch,); None for `features` alone.
+        temperature: of "kl", by which outputs are divided.
+        features: modules whose outputs are matched too, by "mse": patterns for `re.fullmatch` with
+            their paths, or a mapping from these to what each counts beside the outputs, which
+            count 1. Not for functions.
+        trained: of "factors", "biases", "scales" (of normalisation) and "rest", all other
+            parameters.
+        optimizer: an optax transformation with its own learning rate; None for Adam, whose rate
+            rises over the first 5 % of the steps, and falls to zero by half a cosine.
+        learning_rate: of Adam, at its height; None for one that is found by 25 steps at growing
+            rates on one and the same minibatch.
+        epochs: over all examples.
+        batch_size: examples of each step; a multiple of the devices that batches are split over.
+        augment: (key, input) -> another input of the same shapes; runs inside the step, before
+            both networks.
+        held_out: the share of examples (of batches, where these stay apart) that are held out, or
+            batches of their own; 0 for none: the training examples judge.
+        patience: epochs without a better one after which to stop; None for none.
+        batch_stats: "frozen", or "renewed" by `tdjax.reestimate_batch_stats` at the end, and kept
+            where the held-out loss is no greater. Not for functions.
+        blocks: refine first block by block, each towards the outputs of the dense one, with inputs
+            that the small network makes, in as much memory as the gradient of one block takes;
+            `epochs=0` for no more than that. "auto" for the largest modules that have at most a
+            quarter of the factorised layers, or patterns for paths. Not for functions.
+        block_epochs: for each block.
+        balance: begin with factors of equal norms, see `tdjax.balance_factors`.
+        row_weights: see `tdjax.collect_moments`; rows of outputs and features count by them.
+        memory: bytes that examples, and again what the dense model makes of them, may take to be
+            kept; else the dense model runs in each step.
+        key: PRNG key for what is held out, for the order of examples and for `augment`.
+        progress: see `tdjax.compress`.
+
+    Returns: `tdjax.refinement.result.Refined`: `factors`, of the structure that was given, of NNX a
+    model; `curve`, the losses of each epoch; `best`, the epoch that the factors are from;
+    `learning_rate`.
+
+    Raises ValueError for factors that do not fit the plan, for no batches, NaN or Inf in a batch or
+    in the weights, a pattern that matches no module, and for a loss or a batch of another form;
+    TypeError for arguments of another kind. All but NaN and Inf is checked before any work. Where
+    the loss becomes NaN or Inf on the way, what was best before is returned, and `stopped` says so.
+    """
+    settings = Settings(
+        loss, temperature, features, tuple(trained), optimizer, learning_rate, epochs, batch_size,
+        augment, held_out, patience, batch_stats, blocks, block_epochs, balance, memory,
+    )  # fmt: skip
+    small = _small(model, variables, factors, plan)
+    batches = list(batches)
+    own_part = not isinstance(held_out, numbers.Real)
+    judging = list(held_out) if isinstance(held_out, Iterable) else []
+    if not batches or (own_part and not judging):
+        raise ValueError(f"refine: no batches{' are held out: pass some' if batches else ''}")
+    reading = WHOLE
+    if row_weights is not None:
+        trace_of = partial(room_of(model).trace, *with_arrays(model, variables), method=method)
+        caller = caller_of(model, variables, method)
+        reading, _ = read_batches("refine", caller, trace_of, batches)
+        row_weights = checked_weights(row_weights)
+    pools = read_pools(batches, reading, row_weights, memory)
+    held = read_pools(judging, reading, row_weights, memory) if own_part else None
+    renews = settings.batch_stats == "renewed"
+    inputs = [reading.inputs(batch) for batch in batches] if renews else None
+    pair = _pair(model, variables, small, plan, method, inputs)
+    key = jax.random.key(0) if key is None else key
+    found = refined(pair, pools, held, settings, key, Steps("refine", progress))
+    return replace(found, factors=small.result(found.factors))
+
+
+class _Small(NamedTuple):
+    """A factorised model, and its arrays beside it or None.
+
+    Arguments:
+        result: from what its network takes as variables to what was given, with other arrays.
+    """
+
+    model: Any
+    variables: Any
+    result: Callable[[Any], Any]
+
+
+def _small(model: Any, variables: Any, factors: Any, plan: Plan) -> _Small:
+    """The factorised model. Raises TypeError or ValueError for factors that do not fit it."""
+    if not plan.factorised:
+        raise ValueError("refine: the plan keeps all layers dense: there are no factors to refine")
+    kind = kind_of(model)
+    if kind.held is None:
+        if not isinstance(factors, nnx.Module):
+            raise TypeError(
+                f"refine: factors is {described(factors)}: pass the model that "
+                "tdjax.factorize(model, plan) returned"
+            )
+        _check_modules(factors, plan)
+        return _Small(factors, None, partial(tdjax.nnx.with_leaves, factors))
+    check_params(factors, plan)
+    small = kind.room.factorize(model, plan)
+    if kind.held == "params":
+        _, static = split_arrays(factors)
+        return _Small(small, factors, static.join)
+    if unpacked(factors, plan).variables is None:
+        return _Small(small, {**variables, "params": factors}, lambda found: found["params"])
+    return _Small(
+        small, {**variables, **factors}, lambda found: {name: found[name] for name in factors}
+    )
+
+
+def _pair(
+    model: Any,
+    variables: Any,
+    small: _Small,
+    plan: Plan,
+    method: Method,
+    inputs: Sequence[Any] | None,
+) -> Pair:
+    """The two networks, in the terms of their adapter.
+
+    Arguments:
+        inputs: by which batch statistics are estimated again; None to leave them.
+    """
+    room = room_of(model)
+    dense, own = with_arrays(model, variables), with_arrays(small.model, small.variables)
+    renewed = None
+    if inputs is not None:
+        if not room.keeps_batch_stats(*own):
+            raise ValueError('refine: the model has no batch statistics: pass batch_stats="frozen"')
+        renewed = partial(_renewed, small, list(inputs), method)
+    return Pair(
+        plan, room.network_of(*dense, method=method), room.network_of(*own, method=method),
+        room.parameter_names(*own), room.module_paths(*dense), renewed,
+    )  # fmt: skip
+
+
+def _renewed(small: _Small, inputs: Sequence[Any], method: Method, found: Any) -> Any:
+    """What a network takes as variables, with batch statistics estimated again."""
+    room = room_of(small.model)
+    if small.variables is not None:
+        return room.reestimate_batch_stats(small.model, found, inputs, method=method)
+    again = room.reestimate_batch_stats(small.result(found), inputs, method=method)
+    return room.network_of(again)[1]
+
+
+@checked()
+def balance_factors(factors: Tree, plan: Plan) -> Tree:
+    """The same network with factors of equal norms, on which training is steadier.
+
+    Between two stages of a chain each feature may be scaled and scaled back. Here the column in
+    front of it and the row behind it get the same norm, and with them all stages of a layer, of
+    whatever format: Tucker and tensor train decompositions come with all of the scale in one
+    stage. Adam moves all entries by the same amount, and gradient descent each stage by the product
+    of the norms of all others: both go wrong where one is far larger. `tdjax.refine` begins so.
+
+        >>> import jax, jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model, x = nnx.Linear(8, 8, rngs=nnx.Rngs(0)), jnp.ones((2, 8))
+        >>> plan = tdjax.make_plan(model, [tdjax.Rule(path="", method="tt", rank=(4,))], x)
+        >>> small = tdjax.balance_factors(tdjax.factorize(model, plan), plan)
+        >>> norms = [float(jnp.linalg.norm(x.kernel[...])) for x in (small.core_0, small.core_1)]
+        >>> abs(norms[0] / norms[1] - 1) < 1e-5
+        True
+
+    Arguments:
+        factors: parameters or variables of Linen, of a function its factors, or the NNX model, as
+            `tdjax.factorize_params` or `tdjax.factorize` gives them. It is not changed.
+        plan: by which they were factorised.
+
+    Raises ValueError for factors that do not fit the plan, and for NaN or Inf, naming the layer.
+    """
+    if isinstance(factors, nnx.Module):
+        _check_modules(factors, plan)
+        _, leaves = tdjax.nnx.network_of(factors)
+        names = tdjax.nnx.parameter_names(factors)
+        return tdjax.nnx.with_leaves(factors, balanced_leaves(leaves, names, plan))
+    check_params(factors, plan)
+    whole = not of_leaves(plan) and unpacked(factors, plan).variables is not None
+    leaves, structure = jax.tree.flatten(factors)
+    names = [own[1:] if whole else own for own in leaf_names(factors)]
+    return jax.tree.unflatten(structure, balanced_leaves(leaves, names, plan))
+
+
+def _check_modules(model: nnx.Module, plan: Plan) -> None:
+    """Refuse an NNX model that was not factorised by a plan."""
+    modules = modules_of(model)
+    for entry in plan.factorised:
+        factorised_module(modules, entry)

@@ -1,0 +1,41 @@
+"""Learning rates of Adam: one that is found, and their course over all steps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+# Tried one after another, step by step.
+LEAST, MOST, TRIED = 1e-5, 0.3, 25
+# The rate where the loss was least is the last one before it grows.
+BELOW = 4.0
+# Of all steps, those over which the rate grows to its height.
+WARM_UP = 0.05
+
+
+def tried_rates() -> Float[np.ndarray, " n"]:
+    """Growing rates, a step for each."""
+    return np.geomspace(LEAST, MOST, TRIED).astype(np.float32)
+
+
+def best_rate(losses: Float[np.ndarray, " n"]) -> float:
+    """A rate that is large and safe, from the losses before steps at `tried_rates`.
+
+    The loss falls faster and faster, until the rates are too large for it. What comes after a loss
+    that is not finite, or twice that of the start, is not looked at.
+    """
+    bad = ~np.isfinite(losses) | (losses > 2 * losses[0])
+    seen = losses[: int(np.argmax(bad)) if bad.any() else len(losses)]
+    if not len(seen):
+        return LEAST
+    least = int(np.argmin(seen))
+    return float(tried_rates()[max(least - 1, 0)] / BELOW) if least else LEAST
+
+
+def schedule(total: int) -> Float[np.ndarray, " n"]:
+    """Shares of the rate, step by step: a short rise, and half a cosine down to zero."""
+    turns = np.arange(total)
+    rise = np.minimum(1.0, (turns + 1) / max(1, math.ceil(WARM_UP * total)))
+    return (rise * 0.5 * (1 + np.cos(np.pi * turns / max(total, 1)))).astype(np.float32)

@@ -1,0 +1,199 @@
+"""Epochs of steps, of which the best is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tdjax.refinement.data import Pool, rows_of, size_of_steps, steps_in
+from tdjax.refinement.objective import Sums
+from tdjax.refinement.programs import Given, Problem, Rows, State, known_targets, measured, steps
+from tdjax.refinement.rates import TRIED, best_rate, schedule, tried_rates
+from tdjax.refinement.result import Epoch
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A problem and the examples that it is solved for.
+
+    Arguments:
+        pools: of training.
+        held_out: those by which iterates are judged; where there are none, those of training.
+        size: examples of each step.
+    """
+
+    problem: Problem
+    given: Given
+    pools: Sequence[Pool]
+    held_out: Sequence[Pool]
+    size: int
+
+    @property
+    def judged(self) -> Sequence[Pool]:
+        """The examples by which iterates are judged."""
+        return self.held_out or self.pools
+
+    @property
+    def turns(self) -> int:
+        """The length of `rates` in programs, that of the longest run of steps."""
+        return max(TRIED, *(-(-pool.size // self.size) for pool in self.pools))
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """For how long, and how fast.
+
+    Arguments:
+        epochs: at most.
+        rate: what the updates are multiplied by at most; None where the optimiser has its own.
+        patience: epochs without a better one after which it ends; None for none.
+    """
+
+    epochs: int
+    rate: float | None
+    patience: int | None = None
+
+    def rates(self, total: int) -> Float[np.ndarray, " n"]:
+        """What updates are multiplied by, step by step."""
+        return np.ones(total, np.float32) if self.rate is None else self.rate * schedule(total)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """The best iterate, its epoch, all epochs, and why training ended before its time."""
+
+    trained: list[Array]
+    best: int
+    curve: tuple[Epoch, ...]
+    stopped: str | None = None
+
+
+def judged_loss(training: Training, trained: Sequence[Array]) -> float:
+    """The loss of the examples by which iterates are judged."""
+    problem, given, pools = training.problem, training.given, training.judged
+    size = size_of_steps(pools, training.size)
+    total: Sums | None = None
+    for pool in pools:
+        rows = Rows(*rows_of(pool, size, None))
+        sums = measured(problem, given, trained, pool, rows)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    assert total is not None
+    return float(problem.objective.value(total, shapes_of(training, pools[0], size)))
+
+
+def shapes_of(training: Training, pool: Pool, size: int) -> Any:
+    """The shapes of what the dense network answers to so many examples."""
+
+    def answers(dense: Any, arrays: Any, rows: Any) -> Any:
+        return training.problem.targets(dense, pool.layout.inputs(arrays, rows))
+
+    return jax.eval_shape(answers, training.given.dense, pool.arrays, np.zeros(size, np.int32))
+
+
+def with_targets(training: Training, memory: int) -> Training:
+    """With what the dense network answers computed once, as far as it fits into so many bytes."""
+    held_out, left = _with_targets(training, training.held_out, memory)
+    if training.problem.augment is not None:
+        return replace(training, held_out=held_out)
+    pools, _ = _with_targets(training, training.pools, left)
+    return replace(training, pools=pools, held_out=held_out)
+
+
+def _with_targets(
+    training: Training, pools: Sequence[Pool], memory: int
+) -> tuple[Sequence[Pool], int]:
+    """Pools with targets where they fit, and the bytes that are left."""
+    if not pools:
+        return pools, memory
+    size = size_of_steps(pools, training.size)
+    leaves = jax.tree.leaves(shapes_of(training, pools[0], size))
+    each = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
+    needed = each * sum(-(-pool.size // size) for pool in pools)
+    if needed > memory or any(leaf.shape[:1] != (size,) for leaf in leaves):
+        return pools, memory
+
+    def known(pool: Pool) -> Any:
+        index, _ = rows_of(pool, size, None)
+        return known_targets(
+            training.problem, pool.layout, training.given.dense, pool.arrays, index
+        )
+
+    return [replace(pool, targets=known(pool)) for pool in pools], memory - needed
+
+
+def found_rate(training: Training, trained: Sequence[Array], key: Array) -> float:
+    """The learning rate, from a few steps at growing rates, all on the same examples."""
+    pool = training.pools[0]
+    same = Rows(*(np.broadcast_to(x[:1], x.shape) for x in rows_of(pool, training.size, key)))
+    rates = np.zeros(training.turns, np.float32)
+    rates[:TRIED] = tried_rates()
+    start = _start(training, trained)
+    _, losses = steps(training.problem, training.given, start, pool, same, rates, TRIED, key)
+    return best_rate(np.asarray(losses)[:TRIED])
+
+
+def fitted(
+    training: Training,
+    trained: Sequence[Array],
+    course: Course,
+    key: Array,
+    tell: Callable[[int, Epoch], None],
+) -> Fitted:
+    """Train, and keep what is best on the examples that judge, the start among them.
+
+    Arguments:
+        tell: is told of each epoch, the first being 1.
+    """
+    start = Epoch(None, judged_loss(training, trained))
+    fit, state = Fitted(list(trained), 0, (start,)), _start(training, trained)
+    each = sum(steps_in(pool, training.size) for pool in training.pools)
+    rates = course.rates(course.epochs * each)
+    for number in range(1, course.epochs + 1):
+        own = rates[(number - 1) * each : number * each]
+        state, loss = _epoch(training, state, own, jax.random.fold_in(key, number))
+        epoch = Epoch(loss, judged_loss(training, state.trained))
+        tell(number, epoch)
+        fit = _with_epoch(fit, epoch, state)
+        if not (math.isfinite(loss) and math.isfinite(epoch.held_out)):
+            return replace(fit, stopped=f"the loss is NaN or Inf in epoch {number}")
+        if course.patience is not None and number - fit.best >= course.patience:
+            return replace(fit, stopped=f"no better since epoch {fit.best}")
+    return fit
+
+
+def _with_epoch(fit: Fitted, epoch: Epoch, state: State) -> Fitted:
+    fit = replace(fit, curve=(*fit.curve, epoch))
+    if epoch.held_out < fit.curve[fit.best].held_out:
+        return replace(fit, trained=state.trained, best=len(fit.curve) - 1)
+    return fit
+
+
+def _start(training: Training, trained: Sequence[Array]) -> State:
+    return State(list(trained), training.problem.optimizer.init(list(trained)))
+
+
+def _epoch(
+    training: Training, state: State, rates: Float[np.ndarray, " n"], key: Array
+) -> tuple[State, float]:
+    """One pass over all examples in a new order, and the mean of the losses before its steps."""
+    order, *keys = jax.random.split(key, len(training.pools) + 1)
+    losses, first = [], 0
+    for turn in np.asarray(jax.random.permutation(order, len(training.pools))):
+        pool = training.pools[turn]
+        shuffle, augment = jax.random.split(keys[turn])
+        rows, number = Rows(*rows_of(pool, training.size, shuffle)), steps_in(pool, training.size)
+        own = np.zeros(training.turns, np.float32)
+        own[:number] = rates[first : first + number]
+        state, found = steps(
+            training.problem, training.given, state, pool, rows, own, number, augment
+        )
+        losses.append(found[:number])
+        first += number
+    return state, float(jnp.concatenate(losses).mean())
