@@ -41,19 +41,23 @@ class Steps:
         """
         start, last, known = time.monotonic(), time.monotonic(), ""
         of = "" if total is None else f" of {total}"
-        self._tell(f"{name} ...", last=False)
+        self._write(f"{name} ...", last=False)
 
         def tick(done: int, note: str = "") -> None:
             nonlocal last, known
             now, known = time.monotonic(), note and f", {note}"
             if self.live or now - last >= INTERVAL:
                 last = now
-                self._tell(f"{name}: {what} {done}{of}, {now - start:.0f} s{known}", last=False)
+                self._write(f"{name}: {what} {done}{of}, {now - start:.0f} s{known}", last=False)
 
         yield tick
-        self._tell(f"{name}: {time.monotonic() - start:.1f} s{known}", last=True)
+        self._write(f"{name}: {time.monotonic() - start:.1f} s{known}", last=True)
 
-    def _tell(self, text: str, *, last: bool) -> None:
+    def tell(self, text: str) -> None:
+        """A line for itself."""
+        self._write(text, last=True)
+
+    def _write(self, text: str, *, last: bool) -> None:
         if self.live:
             # From the start of the line on, with nothing left of a longer one.
             sys.stderr.write(f"\r\033[K{self.work}: {text}" + "\n" * last)

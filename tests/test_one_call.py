@@ -49,8 +49,9 @@ def test_linen_gets_what_the_steps_give():
     expected = tdjax.factorize(model, plan).apply(again, IMAGES)
     np.testing.assert_allclose(small.model.apply(small.variables, IMAGES), expected, rtol=1e-5)
     assert [line.split(":")[1].split()[0] for line in lines[::2]] == [
-        "moments", "formats", "factors", "batch",
+        "moments", "formats", "factors", "batch", "not",
     ]  # fmt: skip
+    assert small.refined is None
 
 
 class Plain(nnx.Module):
@@ -68,6 +69,7 @@ def test_nnx_without_labels_loses_what_its_outputs_change():
     small = tdjax.compress(
         model, [{"x": x[:2000]}, {"x": x[2000:]}], target=tdjax.LossRise(0.3),
         rules=[tdjax.BudgetRule(path="last", dense=True)], methods=("svd",), progress=False,
+        refine=False,
     )  # fmt: skip
     assert small.variables is None
     assert not hasattr(model.first, "planned")
@@ -83,6 +85,18 @@ def test_nnx_without_labels_loses_what_its_outputs_change():
     np.testing.assert_allclose(change, tails[rank], rtol=0.1)
 
 
+def test_factors_are_refined_where_there_are_examples_enough():
+    model, x, lines = Plain(), normal(1, 200, 16), []
+    weights = jnp.ones(200).at[:50].set(0)
+    given = {"budget": {"params": 0.6}, "progress": lines.append}
+    given["row_weights"] = lambda batch: batch[1]
+    small = tdjax.compress(model, [(x, weights)], **given)
+    assert lines[-1].startswith("refine: all layers: ")
+    losses = [epoch.held_out for epoch in small.refined.curve]
+    assert len(losses) == 11
+    assert losses[small.refined.best] == min(losses) <= losses[0]
+
+
 def test_what_is_refused_before_any_work():
     given = {"batches": [normal(1, 4, 16)], "budget": 0.5, "progress": False}
 
@@ -96,6 +110,9 @@ def test_what_is_refused_before_any_work():
     refused(r"out of reach: what can be chosen reaches 0\.\d+ to 1", budget=0.01)
     refused("BudgetRule 'lst': matches no layer", rules=[tdjax.BudgetRule(path="lst")])
     refused("progress is an int: pass True, False", TypeError, progress=1)
+    refused("refine is an int: pass True, False or options", TypeError, refine=1)
+    refused("refine holds 'epoch': .*; did you mean 'epochs'", TypeError, refine={"epoch": 2})
+    refused("epochs must be at least 0, got -1", refine={"epochs": -1})
 
 
 def test_lines_where_there_is_no_terminal(capsys):
@@ -110,5 +127,5 @@ def test_lines_where_there_is_no_terminal(capsys):
     text = capsys.readouterr().err
     assert "\r\x1b[Kwork: counting: thing 2 of 2, 0 s\r" in text
     assert text.endswith(" s\n")
-    Steps("work", False)._tell("nothing", last=True)
+    Steps("work", False).tell("nothing")
     assert not capsys.readouterr().err

@@ -288,6 +288,34 @@ def moments():
     return {"difference": largest_difference(together, alone), "devices": max(used)}
 
 
+def refinement():
+    """Factors refined on batches split over all devices, and on one."""
+    model, x = Wide(), normal(0, 72, 12)
+    variables = nn.meta.unbox(model.init(jax.random.key(0), x))
+    rules = [tdjax.Rule(path="up|down", method="svd", rank=2)]
+    plan = tdjax.make_plan(model, variables, rules, x)
+    factors = tdjax.factorize_params(variables["params"], plan)
+
+    def refined(variables, factors, batches, size):
+        return tdjax.refine(
+            model, variables, factors, plan, batches, epochs=2, batch_size=size,
+            learning_rate=0.01, progress=False,
+        )  # fmt: skip
+
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    batches = [x[:48], x[48:]]
+    alone = refined(variables, factors, batches, 16)
+    # No multiple of the devices: each step has two for each of them.
+    placed = jax.device_put((variables, factors), whole)
+    together = refined(*placed, jax.device_put(batches, split), 12)
+    return {
+        "losses": [[epoch.held_out for epoch in found.curve] for found in (alone, together)],
+        "best": together.best,
+        "devices": [len(leaf.sharding.device_set) for leaf in jax.tree.leaves(together.factors)],
+    }
+
+
 @pytest.fixture(scope="module")
 def on_eight_devices():
     """Results of both, from a process of its own: the number of devices is fixed at the start."""
@@ -342,8 +370,16 @@ def test_moments_of_split_batches(on_eight_devices):
     assert found["devices"] == DEVICES
 
 
+def test_refinement_on_split_batches(on_eight_devices):
+    found = on_eight_devices["refinement"]
+    alone, together = found["losses"]
+    assert together[found["best"]] < 0.9 * together[0]
+    np.testing.assert_allclose(together, alone, rtol=1e-3)
+    assert set(found["devices"]) == {DEVICES}
+
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
     assert jax.device_count() == DEVICES
-    parts = (data_parallel, model_parallel, moments)
+    parts = (data_parallel, model_parallel, moments, refinement)
     print(json.dumps({part.__name__: part() for part in parts}))

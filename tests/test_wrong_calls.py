@@ -24,6 +24,7 @@ VARIABLES = random_variables(MODEL, X)
 PARAMS = VARIABLES["params"]
 RULE = Rule(path="dense0", method="svd", rank=1)
 PLAN = tdjax.make_plan(MODEL, VARIABLES, [RULE], X)
+FACTORS = tdjax.factorize_params(PARAMS, PLAN)
 STATE = TrainState.create(apply_fn=MODEL.apply, params=PARAMS, tx=optax.sgd(0.1))
 KERNELS = normal(2, 3, 60, 40)
 LABELS = jnp.zeros(40, jnp.int32)
@@ -46,6 +47,7 @@ class Normalised(nn.Module):
 
 NNX = Network(nnx.Rngs(0))
 NNX_PLAN = tdjax.make_plan(NNX, [RULE], X)
+NNX_FACTORS = tdjax.factorize(NNX, NNX_PLAN)
 
 
 def first(outputs, batch):
@@ -77,6 +79,10 @@ CALLS = {
     "factorize": {"plan": PLAN},
     "factorize_sequentially": {"variables": VARIABLES, "plan": PLAN, "batches": [X]},
     "reestimate_batch_stats": {"variables": VARIABLES, "batches": [X]},
+    "refine": {
+        "variables": VARIABLES, "factors": FACTORS, "plan": PLAN, "batches": [X], "epochs": 1,
+        "learning_rate": 0.01, "progress": False,
+    },
     "remove_dead": {"variables": VARIABLES, "sample": X},
     "feature_errors": {"variables": VARIABLES, "plan_or_params": PLAN, "batches": [X]},
     "candidate_feature_errors": {
@@ -214,6 +220,23 @@ MORE = {
         ],
         "moments": [("moments.npz", TypeError, r"is a str: pass tdjax.load_moments\(path\)")],
     },
+    "refine": {
+        "factors": [(PLAN, TypeError, "factors is a Plan, which comes behind them")],
+        "loss": [(3, TypeError, 'loss is an int: pass "mse", "kl", or a function of the outputs')],
+        "temperature": [(0, ValueError, "temperature is 0: pass a number above 0")],
+        "features": [({"dense1": -1}, ValueError, "features is -1: pass a number above 0")],
+        "trained": [("factors", TypeError, r"trained is a str: pass a sequence, \('factors',\)")],
+        "optimizer": [
+            (first, TypeError, "optimizer is a function: pass a transformation of optax")
+        ],
+        "epochs": [(0, ValueError, "no epochs: pass at least 1, or blocks")],
+        "held_out": [
+            (1.5, ValueError, "held_out is 1.5: pass a share from 0 on, below 1"),
+            (X, TypeError, "held_out is an array .*: pass a share, as 0.1, or a list of batches"),
+        ],
+        "augment": [(lambda x: x, TypeError, r"augment takes \(x\): it is called as augment\(key")],
+        "blocks": [("[", ValueError, r"blocks holds '\[', which is no pattern")],
+    },
     "collect_moments": {
         "paths": [("dens0", ValueError, "matches 'dens0'; did you mean 'dense0'")],
         "memory": [(0, ValueError, "memory must be at least 1, got 0")],
@@ -235,7 +258,8 @@ def cases():
 
 def call(name, kind, given):
     if kind == "nnx":
-        given = {k: NNX_PLAN if value is PLAN else value for k, value in given.items()}
+        held = {id(PLAN): NNX_PLAN, id(FACTORS): NNX_FACTORS}
+        given = {k: held.get(id(value), value) for k, value in given.items()}
         given.pop("variables", None)
         return getattr(dispatch, name)(model=NNX, **given)
     if name == "reestimate_batch_stats":

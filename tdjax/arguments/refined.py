@@ -83,6 +83,13 @@ def check_held_out(value: Any) -> Problem:
     return None
 
 
+def check_refine(value: Any) -> Problem:
+    """Whether to refine, or the options for it."""
+    if isinstance(value, (bool, Mapping)):
+        return None
+    return TypeError(f'is {described(value)}: pass True, False or options, as {{"epochs": 20}}')
+
+
 def positive(value: Any) -> Problem:
     """A number above 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -111,5 +118,6 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "refine.patience": or_none(whole(1)),
     "refine.blocks": check_blocks,
     "refine.block_epochs": whole(0),
+    "compress.refine": check_refine,
     "balance_factors.factors": check_factors,
 }

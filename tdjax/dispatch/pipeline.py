@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +19,14 @@ from tdjax.allocation.limits import Budget, check_one, shares_of
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, number_of
+from tdjax.arguments.checks import check_arguments
 from tdjax.decompose.meshes import without_explicit_axes
+from tdjax.dispatch import refining
 from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
 from tdjax.dispatch.planning import allocate
+from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments, RowWeights
 from tdjax.moments.sums import LossFn
 from tdjax.params.factorize import factorize_params
@@ -30,9 +34,16 @@ from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
 from tdjax.progress import Counted, Progress, Steps, number_in
+from tdjax.refinement.result import Refined
 from tdjax.trace.call import WHOLE, Reading, peeked
 
 Variables = Mapping[str, Any]
+# Whether to refine, or by which options of `tdjax.refine`.
+Refine = bool | Mapping[str, Any]
+# Of fewer examples there are too few to hold some out: it is not refined unless options ask for it.
+LEAST = 200
+# What the options of refinement need not say again.
+PASSED_ON = ("row_weights", "method")
 # Those whose loss is known for all ranks at once.
 FORMATS = ("svd", "tucker")
 
@@ -45,11 +56,13 @@ class Compressed:
         model: factorised; called as the original.
         variables: of a Linen model, or the parameters of a function; None for NNX.
         plan: what became of each layer.
+        refined: how refinement went, without its factors; None where it was left out.
     """
 
     model: Any
     variables: Any
     plan: Plan
+    refined: Refined | None = None
 
 
 @overload
@@ -67,6 +80,7 @@ def compress(
     multiple_of: int = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
+    refine: Refine = ...,
     key: Array | None = ...,
     progress: Progress = ...,
     method: Method = ...,
@@ -87,6 +101,7 @@ def compress(
     multiple_of: int = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
+    refine: Refine = ...,
     key: Array | None = ...,
     progress: Progress = ...,
     method: Method = ...,
@@ -108,6 +123,7 @@ def compress(
     multiple_of: int = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
+    refine: Refine = ...,
     key: Array | None = ...,
     progress: Progress = ...,
 ) -> Compressed: ...
@@ -128,11 +144,12 @@ def compress(
     multiple_of: int = 1,
     row_weights: RowWeights | None = None,
     memory: int = 2**32,
+    refine: Refine = True,
     key: Array | None = None,
     progress: Progress = True,
     method: Method = None,
 ) -> Compressed:
-    """A smaller model under a budget, from batches of data, without any training.
+    """A smaller model under a budget, from batches of data, without labels.
 
     `compress(model, variables, batches, budget=0.5)` for Linen, `compress(model, batches,
     budget=0.5)` for NNX, `compress(apply_fn, params, batches, budget=0.5)` for a function, whose
@@ -142,7 +159,8 @@ def compress(
     2. `tdjax.allocate` with strategy "loss": formats and ranks where the loss rises least;
     3. `tdjax.factorize_params` or `tdjax.factorize`, in the norm that weighs inputs and outputs of
        each layer as the loss does, and with biases corrected for what the mean inputs lose;
-    4. `tdjax.reestimate_batch_stats`, where the model has batch normalisation.
+    4. `tdjax.reestimate_batch_stats`, where the model has batch normalisation;
+    5. `tdjax.refine`, on the same batches, where they hold two hundred examples or more.
 
     Without a `loss_fn` the loss is half the squared change of the model's outputs, which needs no
     labels: its second moments come from the gradient of <outputs, r>, r random signs.
@@ -166,17 +184,20 @@ def compress(
         methods: as for `tdjax.allocate`; here "svd" and "tucker" where it is not said, as others
             take far longer.
         loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
+        refine: False to leave the last step out; or its options, as {"epochs": 20, "augment":
+            function}, with which it is done however few examples there are.
         key: PRNG key for the random signs, and for the random starts of CP.
         progress: True for lines on standard error, False for none, or a function that takes each
             line, as `logging.info`.
 
-    Returns: `Compressed`, with `model`, `variables` (None for NNX) and `plan`. What was given is
-    not changed.
+    Returns: `Compressed`, with `model`, `variables` (None for NNX), `plan` and `refined`. What was
+    given is not changed.
 
     Raises as those functions do; what shapes tell of budget and rules is checked before any work.
     TypeError for batches that can be read but once.
     """
     check_one("compress", budget, target)
+    _check_options(refine)
     if budget is not None and not isinstance(budget, Mapping):
         # Small networks cannot meet a number within half a percent, and need not here.
         budget, cost = shares_of(budget, cost).of, None
@@ -203,7 +224,17 @@ def compress(
     if renews:
         with steps.step("batch statistics", "batch", total) as tick:
             small = _renewed(small, source, tick)
-    return small
+    if refine is False:
+        return small
+    pairs = list(replace(source, automatic=True))
+    number = sum(number_of(pair) for pair in pairs)
+    if refine is True and number < LEAST:
+        steps.tell(f"not refined: {number} examples are too few, {LEAST} would do")
+        return small
+    options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
+    if row_weights is not None:
+        options["row_weights"] = partial(_weights, row_weights)
+    return _refined(small, source, pairs, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,6 +328,33 @@ def _renewed(small: Compressed, source: _Source, tick: Callable[[int], None]) ->
     if small.variables is None:
         return replace(small, model=again)
     return replace(small, variables=again)
+
+
+def _check_options(refine: Refine) -> None:
+    """Refuse what `tdjax.refine` does not take, or has from `compress`."""
+    if isinstance(refine, Mapping):
+        known = inspect.signature(refining.refine).parameters
+        options = [n for n, p in known.items() if p.kind is p.KEYWORD_ONLY and n not in PASSED_ON]
+        for name in refine:
+            if name not in options:
+                raise TypeError(
+                    f"compress: refine holds {name!r}: its options are {', '.join(options)}"
+                    f"{did_you_mean(str(name), options)}"
+                )
+        check_arguments("refine", "refine(model, factors, plan, batches)", refine)
+
+
+def _refined(
+    small: Compressed, source: _Source, pairs: Sequence[Any], options: Mapping[str, Any]
+) -> Compressed:
+    """A compressed model with its factors refined."""
+    factors = small.model if small.variables is None else small.variables
+    batches = pairs if "row_weights" in options else [inputs for inputs, _ in pairs]
+    found = source.call(refining.refine, factors, small.plan, batches, **options)
+    about = replace(found, factors=None)
+    if small.variables is None:
+        return replace(small, model=found.factors, refined=about)
+    return replace(small, variables=found.factors, refined=about)
 
 
 def _loss(loss_fn: LossFn, outputs: Any, pair: Any) -> Any:

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import flax.linen as nn
 import jax
@@ -41,36 +41,6 @@ Variables = Mapping[str, Any]
 Tree = TypeVar("Tree")
 
 
-class OfAll(TypedDict, total=False):
-    """Options of `refine` for all models."""
-
-    loss: Loss
-    temperature: float
-    trained: Sequence[str]
-    optimizer: optax.GradientTransformation | None
-    learning_rate: float | None
-    epochs: int
-    batch_size: int
-    augment: Augment | None
-    held_out: float | Iterable[Any]
-    patience: int | None
-    balance: bool
-    row_weights: RowWeights | None
-    memory: int
-    key: Array | None
-    progress: Progress
-
-
-class OfModules(OfAll, total=False):
-    """Options of `refine` for models that are modules."""
-
-    features: Features
-    batch_stats: str
-    blocks: str | Sequence[str] | None
-    block_epochs: int
-    method: Method
-
-
 @overload
 def refine(
     model: nn.Module,
@@ -78,7 +48,27 @@ def refine(
     factors: Variables,
     plan: Plan,
     batches: Iterable[Any],
-    **options: Unpack[OfModules],
+    *,
+    loss: Loss = ...,
+    temperature: float = ...,
+    features: Features = ...,
+    trained: Sequence[str] = ...,
+    optimizer: optax.GradientTransformation | None = ...,
+    learning_rate: float | None = ...,
+    epochs: int = ...,
+    batch_size: int = ...,
+    augment: Augment | None = ...,
+    held_out: float | Iterable[Any] = ...,
+    patience: int | None = ...,
+    batch_stats: str = ...,
+    blocks: str | Sequence[str] | None = ...,
+    block_epochs: int = ...,
+    balance: bool = ...,
+    row_weights: RowWeights | None = ...,
+    memory: int = ...,
+    key: Array | None = ...,
+    progress: Progress = ...,
+    method: Method = ...,
 ) -> Refined: ...
 
 
@@ -88,7 +78,27 @@ def refine(
     factors: nnx.Module,
     plan: Plan,
     batches: Iterable[Any],
-    **options: Unpack[OfModules],
+    *,
+    loss: Loss = ...,
+    temperature: float = ...,
+    features: Features = ...,
+    trained: Sequence[str] = ...,
+    optimizer: optax.GradientTransformation | None = ...,
+    learning_rate: float | None = ...,
+    epochs: int = ...,
+    batch_size: int = ...,
+    augment: Augment | None = ...,
+    held_out: float | Iterable[Any] = ...,
+    patience: int | None = ...,
+    batch_stats: str = ...,
+    blocks: str | Sequence[str] | None = ...,
+    block_epochs: int = ...,
+    balance: bool = ...,
+    row_weights: RowWeights | None = ...,
+    memory: int = ...,
+    key: Array | None = ...,
+    progress: Progress = ...,
+    method: Method = ...,
 ) -> Refined: ...
 
 
@@ -99,7 +109,22 @@ def refine(
     factors: Any,
     plan: Plan,
     batches: Iterable[Any],
-    **options: Unpack[OfAll],
+    *,
+    loss: Loss = ...,
+    temperature: float = ...,
+    trained: Sequence[str] = ...,
+    optimizer: optax.GradientTransformation | None = ...,
+    learning_rate: float | None = ...,
+    epochs: int = ...,
+    batch_size: int = ...,
+    augment: Augment | None = ...,
+    held_out: float | Iterable[Any] = ...,
+    patience: int | None = ...,
+    balance: bool = ...,
+    row_weights: RowWeights | None = ...,
+    memory: int = ...,
+    key: Array | None = ...,
+    progress: Progress = ...,
 ) -> Refined: ...
 
 
@@ -226,6 +251,9 @@ def refine(
         caller = caller_of(model, variables, method)
         reading, _ = read_batches("refine", caller, trace_of, batches)
         row_weights = checked_weights(row_weights)
+    dense, own = room_of(model).network_of(*with_arrays(model, variables), method=method)
+    first = reading.inputs(batches[0])
+    jax.eval_shape(lambda: dense.outputs(own, first))
     pools = read_pools(batches, reading, row_weights, memory)
     held = read_pools(judging, reading, row_weights, memory) if own_part else None
     renews = settings.batch_stats == "renewed"

@@ -38,10 +38,9 @@ class Keeping:
 
         def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
             module, output = context.module, next_fun(*args, **kwargs)
-            path = place.path_of(module)
-            if context.method_name == "__call__" and path is not None:
-                if join_path(*path) in self.paths:
-                    module.sow(COLLECTION, KEPT, output)
+            path = place.path_of(module) if context.method_name == "__call__" else None
+            if path is not None and join_path(*path) in self.paths:
+                module.sow(COLLECTION, KEPT, output)
             return output
 
         return intercept

@@ -47,9 +47,8 @@ def balanced(kernels: Kernels, entry: PlannedLayer) -> dict[str, Float[Array, "*
             _scales([np.take(x, k, axes[name]) for name, x in own.items()], entry)
             for k in range(entry.layer.storage.copies)
         ]
-        scales = [
-            np.stack(parts, axes[name]) for name, parts in zip(own, zip(*layers, strict=True), strict=True)
-        ]
+        stacked = zip(own, zip(*layers, strict=True), strict=True)
+        scales = [np.stack(parts, axes[name]) for name, parts in stacked]
     return {
         name: kernels[name] * jnp.asarray(scale, kernels[name].dtype)
         for name, scale in zip(own, scales, strict=True)

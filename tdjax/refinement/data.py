@@ -147,7 +147,7 @@ def split_off(pools: Sequence[Pool], share: float, key: Array) -> tuple[list[Poo
     return [_part(pool, np.sort(order[out:]))], [_part(pool, np.sort(order[:out]))]
 
 
-def rows_of(pool: Pool, size: int, key: Array | None) -> tuple[np.ndarray, np.ndarray]:
+def rows_of(pool: Pool, size: int, key: Array | None) -> tuple[Array, Array]:
     """The examples of each step, (steps, size), and which of these count.
 
     Arguments:
@@ -156,12 +156,11 @@ def rows_of(pool: Pool, size: int, key: Array | None) -> tuple[np.ndarray, np.nd
     order = np.arange(pool.number)
     if key is not None:
         order = np.asarray(jax.random.permutation(key, pool.number))
-    # As many steps for a pool that is filled up as for one that is full: one program serves both.
-    steps = -(-pool.size // size)
-    rows = np.zeros(steps * size, np.int32)
+    places = steps_in(pool, size) * size
+    rows = np.zeros(places, np.int32)
     rows[: pool.number] = order
-    counts = (np.arange(steps * size) < pool.number).astype(np.float32)
-    return rows.reshape(steps, size), counts.reshape(steps, size)
+    counts = (np.arange(places) < pool.number).astype(np.float32)
+    return jnp.asarray(rows.reshape(-1, size)), jnp.asarray(counts.reshape(-1, size))
 
 
 def steps_in(pool: Pool, size: int) -> int:
@@ -175,8 +174,9 @@ def size_of_steps(pools: Sequence[Pool], batch_size: int) -> int:
     return -(-min(batch_size, max(pool.size for pool in pools)) // devices) * devices
 
 
-def _part(pool: Pool, rows: Int[np.ndarray, " b"]) -> Pool:
-    arrays = [taken(jnp.asarray(array), rows) for array in pool.arrays]
+def _part(pool: Pool, chosen: Int[np.ndarray, " b"]) -> Pool:
+    rows = jnp.asarray(chosen)
+    arrays = [taken(array, rows) for array in pool.arrays]
     return replace(pool, arrays=arrays, number=len(rows), weights=pool.weights[rows])
 
 

@@ -22,10 +22,15 @@ class Network(Protocol):
     def outputs(self, variables: Any, inputs: Any) -> Any:
         """What the model returns for one batch."""
 
+
+@runtime_checkable
+class Modular(Network, Protocol):
+    """One whose modules can be looked into."""
+
     def module_outputs(
         self, variables: Any, paths: Sequence[str], inputs: Any
     ) -> tuple[Any, dict[str, list[Any]]]:
-        """That, and for each path what the module there returned, call by call."""
+        """What `outputs` does, and for each path what the module there returned, call by call."""
 
 
 class Answers(NamedTuple):
@@ -72,6 +77,7 @@ class Objective:
         paths = [path for path, _ in self.features]
         if not paths:
             return Answers(self._asked(network.outputs(variables, inputs)), {})
+        assert isinstance(network, Modular)
         outputs, found = network.module_outputs(variables, paths, inputs)
         for path in paths:
             if not found[path]:
@@ -147,7 +153,7 @@ def _squares(small: Array, dense: Array, weights: Array) -> tuple[Array, Array]:
     return _sums(rows, jnp.sum(dense**2, axis=axis), weights)
 
 
-def _divergence(small: Array, dense: Array, temperature: float) -> Float[Array, ...]:
+def _divergence(small: Array, dense: Array, temperature: float) -> Float[Array, "*_"]:
     """KL of the softmax of both, times the temperature's square, which the gradient lacks."""
     if dense.ndim < 2:
         raise ValueError(

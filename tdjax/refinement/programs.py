@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.scale import at_least_single
-from tdjax.refinement.data import Layout, Pool, taken
+from tdjax.refinement.data import Layout, Pool, rows_of, taken
 from tdjax.refinement.objective import Answers, Network, Objective, Sums
 
 
@@ -27,7 +27,7 @@ class Problem:
         structure: of the small network's variables.
         places: of what is trained among their leaves.
         dtypes: of what is trained; it is trained in single precision at least.
-        optimizer: see `steps`.
+        optimizer: of what is trained.
         augment: see `tdjax.refine`.
     """
 
@@ -75,118 +75,116 @@ class State(NamedTuple):
     optimizer: Any
 
 
-class Rows(NamedTuple):
-    """The examples of each step, (steps, batch), and which of these count."""
-
-    index: Int[Array, "n b"]
-    counts: Float[Array, "n b"]
-
-
-def steps(
-    problem: Problem,
-    given: Given,
-    state: State,
-    pool: Pool,
-    rows: Rows,
-    rates: Float[Array, " m"],
-    number: int,
-    key: Array,
-) -> tuple[State, Float[Array, " m"]]:
-    """Some steps, and the losses before each: one program whatever the number and the rates.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The examples of one step.
 
     Arguments:
-        rates: what the optimiser's updates are multiplied by.
-        number: of steps; where there are more than rows, these come again.
+        pool: that they are taken from.
+        index: their rows in it.
+        counts: which of them count.
     """
-    return _steps(
-        problem, pool.layout, given, state, pool.arrays, pool.weights, pool.targets, rows, rates,
-        number, key,
-    )  # fmt: skip
+
+    pool: Pool
+    index: Int[Array, " b"]
+    counts: Float[Array, " b"]
+
+    @property
+    def arrays(self) -> _Arrays:
+        """What programs take of it."""
+        pool = self.pool
+        return _Arrays(pool.arrays, pool.weights, pool.targets, self.index, self.counts)
+
+
+def batches_of(pool: Pool, size: int, key: Array | None = None) -> list[Batch]:
+    """All examples of a pool, so many at a time.
+
+    Arguments:
+        key: of their order; None for the one that they have.
+    """
+    return [Batch(pool, *rows) for rows in zip(*rows_of(pool, size, key), strict=True)]
+
+
+class _Arrays(NamedTuple):
+    """See `Pool` and `Batch`."""
+
+    arrays: Any
+    weights: Array
+    targets: Any
+    index: Array
+    counts: Array
+
+
+def step(
+    problem: Problem, given: Given, state: State, batch: Batch, rate: float, key: Array
+) -> tuple[State, Float[Array, ""]]:
+    """The state after a step, and the loss before: one program, whatever the rate.
+
+    A loop around it stays outside: XLA runs convolutions inside loops on one core of a CPU, without
+    its library for them, some forty times slower.
+
+    Arguments:
+        rate: what the optimiser's updates are multiplied by.
+    """
+    return _step(problem, batch.pool.layout, given, state, batch.arrays, rate, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _steps(
+def _step(
     problem: Problem,
     layout: Layout,
     given: Given,
     state: State,
-    arrays: Any,
-    weights: Array,
-    targets: Any,
-    rows: Rows,
-    rates: Array,
-    number: Array,
+    batch: _Arrays,
+    rate: Array,
     key: Array,
 ) -> tuple[State, Array]:
-    def step(turn: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
-        (trained, known), losses = carry
-        index, counts = (part[turn % len(rows.index)] for part in rows)
-        inputs = layout.inputs(arrays, index)
-        if problem.augment is not None:
-            inputs = problem.augment(jax.random.fold_in(key, turn), inputs)
-        wanted = _targets(problem, given, targets, index, inputs)
-        counting = _counting(weights, index, counts)
+    inputs = layout.inputs(batch.arrays, batch.index)
+    if problem.augment is not None:
+        inputs = problem.augment(key, inputs)
+    wanted, counting = _targets(problem, given, batch, inputs), _counting(batch)
 
-        def loss(trained: list[Array]) -> Array:
-            found = problem.answers(problem.leaves(given.leaves, trained), inputs)
-            return problem.objective.value(problem.objective.sums(found, wanted, counting), wanted)
+    def loss(trained: list[Array]) -> Array:
+        found = problem.answers(problem.leaves(given.leaves, trained), inputs)
+        return problem.objective.value(problem.objective.sums(found, wanted, counting), wanted)
 
-        value, gradients = jax.value_and_grad(loss)(trained)
-        updates, known = problem.optimizer.update(gradients, known, trained)
-        updates = jax.tree.map(lambda update: rates[turn] * update, updates)
-        made = optax.apply_updates(trained, updates)
-        return State(made, known), losses.at[turn].set(value)
-
-    losses = jnp.zeros(rates.shape, jnp.float32)
-    return jax.lax.fori_loop(0, number, step, (state, losses))
+    value, gradients = jax.value_and_grad(loss)(state.trained)
+    updates, known = problem.optimizer.update(gradients, state.optimizer, state.trained)
+    updates = jax.tree.map(lambda update: rate * update, updates)
+    return State(optax.apply_updates(state.trained, updates), known), value
 
 
-def measured(
-    problem: Problem, given: Given, trained: Sequence[Array], pool: Pool, rows: Rows
-) -> Sums:
-    """The sums of all terms over a pool's examples."""
-    return _measured(
-        problem, pool.layout, given, list(trained), pool.arrays, pool.weights, pool.targets, rows
-    )
+def measured(problem: Problem, given: Given, trained: Sequence[Array], batch: Batch) -> Sums:
+    """The sums of all terms over a batch."""
+    return _measured(problem, batch.pool.layout, given, list(trained), batch.arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _measured(
-    problem: Problem,
-    layout: Layout,
-    given: Given,
-    trained: list[Array],
-    arrays: Any,
-    weights: Array,
-    targets: Any,
-    rows: Rows,
+    problem: Problem, layout: Layout, given: Given, trained: list[Array], batch: _Arrays
 ) -> Sums:
-    leaves = problem.leaves(given.leaves, trained)
+    inputs = layout.inputs(batch.arrays, batch.index)
+    found = problem.answers(problem.leaves(given.leaves, trained), inputs)
+    wanted = _targets(problem, given, batch, inputs)
+    return problem.objective.sums(found, wanted, _counting(batch))
 
-    def one(rows: Rows) -> Sums:
-        inputs = layout.inputs(arrays, rows.index)
-        wanted = _targets(problem, given, targets, rows.index, inputs)
-        counting = _counting(weights, rows.index, rows.counts)
-        return problem.objective.sums(problem.answers(leaves, inputs), wanted, counting)
 
-    return Sums(*(jnp.sum(part, axis=0) for part in jax.lax.map(one, rows)))
+def answered(problem: Problem, dense: Any, batch: Batch) -> Any:
+    """What the dense network answers to a batch."""
+    return _answered(problem, batch.pool.layout, dense, batch.pool.arrays, batch.index)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def known_targets(
-    problem: Problem, layout: Layout, dense: Any, arrays: Any, index: Int[Array, "n b"]
-) -> Any:
-    """What the dense network answers, for all examples in a row."""
-    found = jax.lax.map(lambda row: problem.targets(dense, layout.inputs(arrays, row)), index)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+def _answered(problem: Problem, layout: Layout, dense: Any, arrays: Any, index: Array) -> Any:
+    return problem.targets(dense, layout.inputs(arrays, index))
 
 
-def _targets(problem: Problem, given: Given, known: Any, index: Array, inputs: Any) -> Any:
-    if known is None:
+def _targets(problem: Problem, given: Given, batch: _Arrays, inputs: Any) -> Any:
+    if batch.targets is None:
         return jax.lax.stop_gradient(problem.targets(given.dense, inputs))
-    return jax.tree.map(lambda array: taken(array, index), known)
+    return jax.tree.map(lambda array: taken(array, batch.index), batch.targets)
 
 
-def _counting(weights: Array, index: Array, counts: Array) -> Array:
-    own = taken(weights, index)
-    return own * counts.reshape(-1, *(1,) * (own.ndim - 1))
+def _counting(batch: _Arrays) -> Array:
+    own = taken(batch.weights, batch.index)
+    return own * batch.counts.reshape(-1, *(1,) * (own.ndim - 1))

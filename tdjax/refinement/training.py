@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.refinement.data import Pool, rows_of, size_of_steps, steps_in
+from tdjax.refinement.data import Pool, size_of_steps, steps_in
 from tdjax.refinement.objective import Sums
-from tdjax.refinement.programs import Given, Problem, Rows, State, known_targets, measured, steps
-from tdjax.refinement.rates import TRIED, best_rate, schedule, tried_rates
+from tdjax.refinement.programs import Given, Problem, State, answered, batches_of, measured, step
+from tdjax.refinement.rates import best_rate, schedule, tried_rates
 from tdjax.refinement.result import Epoch
 
 
@@ -39,11 +40,6 @@ class Training:
     def judged(self) -> Sequence[Pool]:
         """The examples by which iterates are judged."""
         return self.held_out or self.pools
-
-    @property
-    def turns(self) -> int:
-        """The length of `rates` in programs, that of the longest run of steps."""
-        return max(TRIED, *(-(-pool.size // self.size) for pool in self.pools))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +75,9 @@ def judged_loss(training: Training, trained: Sequence[Array]) -> float:
     """The loss of the examples by which iterates are judged."""
     problem, given, pools = training.problem, training.given, training.judged
     size = size_of_steps(pools, training.size)
-    total: Sums | None = None
-    for pool in pools:
-        rows = Rows(*rows_of(pool, size, None))
-        sums = measured(problem, given, trained, pool, rows)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    assert total is not None
+    batches = [batch for pool in pools for batch in batches_of(pool, size)]
+    sums = [measured(problem, given, trained, batch) for batch in batches]
+    total = Sums(*(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True)))
     return float(problem.objective.value(total, shapes_of(training, pools[0], size)))
 
 
@@ -94,7 +87,7 @@ def shapes_of(training: Training, pool: Pool, size: int) -> Any:
     def answers(dense: Any, arrays: Any, rows: Any) -> Any:
         return training.problem.targets(dense, pool.layout.inputs(arrays, rows))
 
-    return jax.eval_shape(answers, training.given.dense, pool.arrays, np.zeros(size, np.int32))
+    return jax.eval_shape(answers, training.given.dense, pool.arrays, jnp.zeros(size, jnp.int32))
 
 
 def with_targets(training: Training, memory: int) -> Training:
@@ -120,23 +113,21 @@ def _with_targets(
         return pools, memory
 
     def known(pool: Pool) -> Any:
-        index, _ = rows_of(pool, size, None)
-        return known_targets(
-            training.problem, pool.layout, training.given.dense, pool.arrays, index
-        )
+        dense, batches = training.given.dense, batches_of(pool, size)
+        parts = [answered(training.problem, dense, batch) for batch in batches]
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
     return [replace(pool, targets=known(pool)) for pool in pools], memory - needed
 
 
 def found_rate(training: Training, trained: Sequence[Array], key: Array) -> float:
     """The learning rate, from a few steps at growing rates, all on the same examples."""
-    pool = training.pools[0]
-    same = Rows(*(np.broadcast_to(x[:1], x.shape) for x in rows_of(pool, training.size, key)))
-    rates = np.zeros(training.turns, np.float32)
-    rates[:TRIED] = tried_rates()
-    start = _start(training, trained)
-    _, losses = steps(training.problem, training.given, start, pool, same, rates, TRIED, key)
-    return best_rate(np.asarray(losses)[:TRIED])
+    batch, *_ = batches_of(training.pools[0], training.size, key)
+    state, losses = _start(training, trained), []
+    for rate in tried_rates():
+        state, loss = step(training.problem, training.given, state, batch, float(rate), key)
+        losses.append(loss)
+    return best_rate(np.asarray(jnp.stack(losses)))
 
 
 def fitted(
@@ -184,16 +175,11 @@ def _epoch(
 ) -> tuple[State, float]:
     """One pass over all examples in a new order, and the mean of the losses before its steps."""
     order, *keys = jax.random.split(key, len(training.pools) + 1)
-    losses, first = [], 0
-    for turn in np.asarray(jax.random.permutation(order, len(training.pools))):
-        pool = training.pools[turn]
-        shuffle, augment = jax.random.split(keys[turn])
-        rows, number = Rows(*rows_of(pool, training.size, shuffle)), steps_in(pool, training.size)
-        own = np.zeros(training.turns, np.float32)
-        own[:number] = rates[first : first + number]
-        state, found = steps(
-            training.problem, training.given, state, pool, rows, own, number, augment
-        )
-        losses.append(found[:number])
-        first += number
-    return state, float(jnp.concatenate(losses).mean())
+    turns = np.asarray(jax.random.permutation(order, len(training.pools)))
+    shuffled = (batches_of(training.pools[k], training.size, keys[k]) for k in turns)
+    losses = []
+    for rate, batch in zip(rates, itertools.chain.from_iterable(shuffled), strict=True):
+        own = jax.random.fold_in(key, len(losses))
+        state, loss = step(training.problem, training.given, state, batch, float(rate), own)
+        losses.append(loss)
+    return state, float(jnp.stack(losses).mean())
