@@ -50,6 +50,11 @@ def test_functions():
     assert 0.495 <= names["halved"].size / names["halved"].size_before <= 0.5
 
 
+def test_refine():
+    names = run("docs/refine.md")
+    assert names["logits"].shape == (512, 8)
+
+
 def test_keep():
     names = run("docs/keep.md")
     assert names["smaller"](names["x"]).shape == names["again"](names["x"]).shape == (4, 8)
@@ -62,6 +67,7 @@ PAGES = (
         for name in (
             "guide",
             "functions",
+            "refine",
             "keep",
             "architectures",
             "results",

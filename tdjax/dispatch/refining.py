@@ -129,7 +129,6 @@ def refine(
 
 
 @on_models
-@partial(on_any_mesh, split=True)
 def refine(
     model: Any,
     variables: Any,
@@ -203,7 +202,7 @@ def refine(
             parameters.
         optimizer: an optax transformation with its own learning rate; None for Adam, whose rate
             rises over the first 5 % of the steps, and falls to zero by half a cosine.
-        learning_rate: of Adam, at its height; None for one that is found by 25 steps at growing
+        learning_rate: of Adam, at its height; None for one that is found by 16 steps at growing
             rates on one and the same minibatch.
         epochs: over all examples.
         batch_size: examples of each step; a multiple of the devices that batches are split over.
@@ -239,29 +238,46 @@ def refine(
         loss, temperature, features, tuple(trained), optimizer, learning_rate, epochs, batch_size,
         augment, held_out, patience, batch_stats, blocks, block_epochs, balance, memory,
     )  # fmt: skip
+    factors, about = _run(
+        model, variables, factors, plan, list(batches), settings, row_weights, key, progress, method
+    )
+    return replace(about, factors=factors)
+
+
+@partial(on_any_mesh, split=True)
+def _run(
+    model: Any,
+    variables: Any,
+    factors: Any,
+    plan: Plan,
+    batches: Sequence[Any],
+    settings: Settings,
+    row_weights: RowWeights | None,
+    key: Array | None,
+    progress: Progress,
+    method: Method,
+) -> tuple[Any, Refined]:
+    """The factors, and how it went."""
     small = _small(model, variables, factors, plan)
-    batches = list(batches)
-    own_part = not isinstance(held_out, numbers.Real)
-    judging = list(held_out) if isinstance(held_out, Iterable) else []
-    if not batches or (own_part and not judging):
-        raise ValueError(f"refine: no batches{' are held out: pass some' if batches else ''}")
-    reading = WHOLE
-    if row_weights is not None:
+    reading, weights = WHOLE, None
+    if batches and row_weights is not None:
         trace_of = partial(room_of(model).trace, *with_arrays(model, variables), method=method)
         caller = caller_of(model, variables, method)
         reading, _ = read_batches("refine", caller, trace_of, batches)
-        row_weights = checked_weights(row_weights)
-    dense, own = room_of(model).network_of(*with_arrays(model, variables), method=method)
-    first = reading.inputs(batches[0])
-    jax.eval_shape(lambda: dense.outputs(own, first))
-    pools = read_pools(batches, reading, row_weights, memory)
-    held = read_pools(judging, reading, row_weights, memory) if own_part else None
+        weights = checked_weights(row_weights)
+    pools = read_pools(batches, reading, weights, settings.memory)
+    held = None
+    if not isinstance(settings.held_out, numbers.Real):
+        held = read_pools(settings.held_out, reading, weights, settings.memory)
+    if not pools or held == []:
+        raise ValueError(f"refine: no batches{' are held out: pass some' if pools else ''}")
     renews = settings.batch_stats == "renewed"
-    inputs = [reading.inputs(batch) for batch in batches] if renews else None
-    pair = _pair(model, variables, small, plan, method, inputs)
+    inputs = [reading.inputs(batch) for batch in batches]
+    pair = _pair(model, variables, small, plan, method, inputs if renews else None)
+    jax.eval_shape(lambda: pair.dense[0].outputs(pair.dense[1], inputs[0]))
     key = jax.random.key(0) if key is None else key
     found = refined(pair, pools, held, settings, key, Steps("refine", progress))
-    return replace(found, factors=small.result(found.factors))
+    return small.result(found.factors), replace(found, factors=None)
 
 
 class _Small(NamedTuple):

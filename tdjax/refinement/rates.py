@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 # Tried one after another, step by step.
-LEAST, MOST, TRIED = 1e-5, 0.3, 25
-# The rate where the loss was least is the last one before it grows.
-BELOW = 4.0
+LEAST, MOST, TRIED = 3e-5, 0.3, 16
 # Of all steps, those over which the rate grows to its height.
 WARM_UP = 0.05
 
@@ -23,15 +21,16 @@ def tried_rates() -> Float[np.ndarray, " n"]:
 def best_rate(losses: Float[np.ndarray, " n"]) -> float:
     """A rate that is large and safe, from the losses before steps at `tried_rates`.
 
-    The loss falls faster and faster, until the rates are too large for it. What comes after a loss
-    that is not finite, or twice that of the start, is not looked at.
+    The loss falls faster and faster, until the rates are too large for it: this is the one before
+    that of the step to the least loss. All that comes after a loss that is not finite, or twice
+    that of the start, is not looked at.
     """
     bad = ~np.isfinite(losses) | (losses > 2 * losses[0])
     seen = losses[: int(np.argmax(bad)) if bad.any() else len(losses)]
     if not len(seen):
         return LEAST
     least = int(np.argmin(seen))
-    return float(tried_rates()[max(least - 1, 0)] / BELOW) if least else LEAST
+    return float(tried_rates()[max(least - 2, 0)])
 
 
 def schedule(total: int) -> Float[np.ndarray, " n"]:
