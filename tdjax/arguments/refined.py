@@ -76,7 +76,7 @@ def check_held_out(value: Any) -> Problem:
     if isinstance(value, bool) or value is None or is_array(value) or isinstance(value, Mapping):
         return TypeError(f"is {described(value)}: pass a share, as 0.1, or a list of batches")
     if isinstance(value, numbers.Real):
-        within = 0 <= value < 1
+        within = 0 <= float(value) < 1
         return None if within else ValueError(f"is {value}: pass a share from 0 on, below 1")
     if isinstance(value, str) or not isinstance(value, Iterable):
         return TypeError(f"is {described(value)}: pass a share, as 0.1, or a list of batches")

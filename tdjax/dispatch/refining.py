@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, overload
 
 import flax.linen as nn
 import jax
@@ -38,7 +37,6 @@ from tdjax.trace.call import WHOLE, split_arrays
 from tdjax.trace.names import leaf_names
 
 Variables = Mapping[str, Any]
-Tree = TypeVar("Tree")
 
 
 @overload
@@ -238,9 +236,11 @@ def refine(
         loss, temperature, features, tuple(trained), optimizer, learning_rate, epochs, batch_size,
         augment, held_out, patience, batch_stats, blocks, block_epochs, balance, memory,
     )  # fmt: skip
+    judging = list(held_out) if isinstance(held_out, Iterable) else None
     factors, about = _run(
-        model, variables, factors, plan, list(batches), settings, row_weights, key, progress, method
-    )
+        model, variables, factors, plan, list(batches), judging, settings, row_weights, key,
+        progress, method,
+    )  # fmt: skip
     return replace(about, factors=factors)
 
 
@@ -251,13 +251,18 @@ def _run(
     factors: Any,
     plan: Plan,
     batches: Sequence[Any],
+    judging: Sequence[Any] | None,
     settings: Settings,
     row_weights: RowWeights | None,
     key: Array | None,
     progress: Progress,
     method: Method,
 ) -> tuple[Any, Refined]:
-    """The factors, and how it went."""
+    """The factors, and how it went.
+
+    Arguments:
+        judging: batches that are held out; None for a share of the others.
+    """
     small = _small(model, variables, factors, plan)
     reading, weights = WHOLE, None
     if batches and row_weights is not None:
@@ -267,8 +272,8 @@ def _run(
         weights = checked_weights(row_weights)
     pools = read_pools(batches, reading, weights, settings.memory)
     held = None
-    if not isinstance(settings.held_out, numbers.Real):
-        held = read_pools(settings.held_out, reading, weights, settings.memory)
+    if judging is not None:
+        held = read_pools(judging, reading, weights, settings.memory)
     if not pools or held == []:
         raise ValueError(f"refine: no batches{' are held out: pass some' if pools else ''}")
     renews = settings.batch_stats == "renewed"
@@ -353,7 +358,7 @@ def _renewed(small: _Small, inputs: Sequence[Any], method: Method, found: Any) -
 
 
 @checked()
-def balance_factors(factors: Tree, plan: Plan) -> Tree:
+def balance_factors(factors: Any, plan: Plan) -> Any:
     """The same network with factors of equal norms, on which training is steadier.
 
     Between two stages of a chain each feature may be scaled and scaled back. Here the column in

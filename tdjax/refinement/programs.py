@@ -111,8 +111,8 @@ class _Arrays(NamedTuple):
     arrays: Any
     weights: Array
     targets: Any
-    index: Array
-    counts: Array
+    rows: Array
+    counted: Array
 
 
 def step(
@@ -139,7 +139,7 @@ def _step(
     rate: Array,
     key: Array,
 ) -> tuple[State, Array]:
-    inputs = layout.inputs(batch.arrays, batch.index)
+    inputs = layout.inputs(batch.arrays, batch.rows)
     if problem.augment is not None:
         inputs = problem.augment(key, inputs)
     wanted, counting = _targets(problem, given, batch, inputs), _counting(batch)
@@ -163,7 +163,7 @@ def measured(problem: Problem, given: Given, trained: Sequence[Array], batch: Ba
 def _measured(
     problem: Problem, layout: Layout, given: Given, trained: list[Array], batch: _Arrays
 ) -> Sums:
-    inputs = layout.inputs(batch.arrays, batch.index)
+    inputs = layout.inputs(batch.arrays, batch.rows)
     found = problem.answers(problem.leaves(given.leaves, trained), inputs)
     wanted = _targets(problem, given, batch, inputs)
     return problem.objective.sums(found, wanted, _counting(batch))
@@ -182,9 +182,9 @@ def _answered(problem: Problem, layout: Layout, dense: Any, arrays: Any, index: 
 def _targets(problem: Problem, given: Given, batch: _Arrays, inputs: Any) -> Any:
     if batch.targets is None:
         return jax.lax.stop_gradient(problem.targets(given.dense, inputs))
-    return jax.tree.map(lambda array: taken(array, batch.index), batch.targets)
+    return jax.tree.map(lambda array: taken(array, batch.rows), batch.targets)
 
 
 def _counting(batch: _Arrays) -> Array:
-    own = taken(batch.weights, batch.index)
-    return own * batch.counts.reshape(-1, *(1,) * (own.ndim - 1))
+    own = taken(batch.weights, batch.rows)
+    return own * batch.counted.reshape(-1, *(1,) * (own.ndim - 1))

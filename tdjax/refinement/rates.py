@@ -15,7 +15,7 @@ WARM_UP = 0.05
 
 def tried_rates() -> Float[np.ndarray, " n"]:
     """Growing rates, a step for each."""
-    return np.geomspace(LEAST, MOST, TRIED).astype(np.float32)
+    return np.geomspace(LEAST, MOST, TRIED)
 
 
 def best_rate(losses: Float[np.ndarray, " n"]) -> float:

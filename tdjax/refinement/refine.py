@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from tdjax.arguments.described import shapes_text
 from tdjax.params.tree import join_path
 from tdjax.progress import Steps
 from tdjax.refinement.blocks import blocks_of, inside, matched
@@ -32,6 +33,7 @@ from tdjax.refinement.training import (
     judged_loss,
     with_targets,
 )
+from tdjax.trace.names import names_of
 
 
 def refine(
@@ -53,25 +55,16 @@ def refine(
         pools, held_out = split_off(pools, settings.held_out, order)
     work = _work(pair, pools, held_out, settings)
     blocks = [] if settings.blocks is None else blocks_of(pair.plan, pair.modules, settings.blocks)
-    for block in blocks:
-        _check_calls(_of_block(work, block))
     _check_calls(work.training)
-    leaves = pair.leaves
-    if settings.balance:
-        leaves = balanced_leaves(leaves, pair.names, pair.plan)
-    work = replace(work, training=with_targets(_at(work.training, leaves), settings.memory))
-    start = Epoch(None, judged_loss(work.training, _trained(work.training)))
-    if not math.isfinite(start.held_out):
-        raise ValueError(
-            "refine: at the start the loss is NaN or Inf: look for them in the batches and in the "
-            "model's weights"
-        )
+    if blocks:
+        _check_calls(_of_blocks(work, blocks))
+    work, start = _started(work)
     now, found = _blocks(work, blocks, key, steps)
     fit, rate = _fitted(now, settings.epochs, jax.random.fold_in(key, 1), steps, "all layers")
     best = _with_start(fit, start, work) if blocks else fit
-    leaves = work.training.problem.leaves(now.training.given.leaves, best.trained)
-    if best.best == 0:
-        leaves = list(work.training.given.leaves)
+    # At best 0 nothing is an improvement, not even what the blocks made.
+    own = now if best.best else work
+    leaves = work.training.problem.leaves(own.training.given.leaves, best.trained)
     leaves, renewed = _renewed(work, leaves, best, steps)
     return Refined(
         jax.tree.unflatten(pair.structure, leaves), best.curve, best.best, rate, best.stopped,
@@ -102,13 +95,31 @@ def _work(pair: Pair, pools: Sequence[Pool], held_out: Sequence[Pool], settings:
         pair.dense[0], pair.small[0], Objective(settings.loss, settings.temperature, features),
         pair.structure, (), (), settings.optimizer or _adam(), settings.augment,
     )  # fmt: skip
-    problem = _training_of(problem, pair, pair.places(settings.trained))
+    problem = _with_places(problem, pair, pair.places(settings.trained))
     given = Given(pair.dense[1], pair.leaves)
     size = size_of_steps(pools, settings.batch_size)
     return Work(pair, settings, Training(problem, given, pools, held_out, size))
 
 
-def _training_of(problem: Problem, pair: Pair, places: tuple[int, ...]) -> Problem:
+def _started(work: Work) -> tuple[Work, Epoch]:
+    """With balanced factors and known targets, and the losses before any step.
+
+    Raises ValueError for NaN or Inf.
+    """
+    pair, leaves = work.pair, work.pair.leaves
+    if work.settings.balance:
+        leaves = balanced_leaves(leaves, pair.names, pair.plan)
+    work = replace(work, training=with_targets(_at(work.training, leaves), work.settings.memory))
+    start = Epoch(None, judged_loss(work.training, _trained(work.training)))
+    if not math.isfinite(start.held_out):
+        raise ValueError(
+            "refine: at the start the loss is NaN or Inf: look for them in the batches and in the "
+            "model's weights"
+        )
+    return work, start
+
+
+def _with_places(problem: Problem, pair: Pair, places: tuple[int, ...]) -> Problem:
     """A problem in which the leaves at some places are trained."""
     leaves = pair.leaves
     dtypes = tuple(np.dtype(leaves[place].dtype) for place in places)
@@ -148,26 +159,27 @@ def _check_calls(training: Training) -> None:
 
     inputs, changed, _ = jax.eval_shape(loss, training.given, pool.arrays, pool.weights)
     before, after = (
-        [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(x)] for x in (inputs, changed)
+        [(names_of(path), leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(x)]
+        for x in (inputs, changed)
     )
-    if before != after or jax.tree.structure(inputs) != jax.tree.structure(changed):
+    if before != after:
         raise ValueError(
-            f"refine: augment made {after} of an input {before} (shapes and dtypes): return one "
+            f"refine: augment made {shapes_text(changed)} of {shapes_text(inputs)}: return one "
             "like the input that it is given"
         )
 
 
-def _of_block(work: Work, block: str) -> Training:
-    """The training of what is in a block, towards what the dense one returns."""
+def _of_blocks(work: Work, blocks: Sequence[str]) -> Training:
+    """The training of what is in some blocks, towards what the dense ones return."""
     training, pair = work.training, work.pair
     places = tuple(
         place
         for place in training.problem.places
-        if inside(join_path(*(pair.names[place] or ())), block)
+        if any(inside(join_path(*(pair.names[place] or ())), block) for block in blocks)
     )
     problem = replace(
-        _training_of(training.problem, pair, places),
-        objective=Objective(None, features=((block, 1.0),)),
+        _with_places(training.problem, pair, places),
+        objective=Objective(None, features=tuple((block, 1.0) for block in blocks)),
     )
     plain = [replace(pool, targets=None) for pool in training.pools]
     held_out = [replace(pool, targets=None) for pool in training.held_out]
@@ -183,7 +195,7 @@ def _blocks(
     """
     found, epochs = {}, work.settings.block_epochs
     for number, block in enumerate(blocks):
-        own = replace(work, training=with_targets(_of_block(work, block), work.settings.memory))
+        own = replace(work, training=with_targets(_of_blocks(work, [block]), work.settings.memory))
         if own.training.problem.places:
             name = f"block {block} ({number + 1} of {len(blocks)})"
             fit, _ = _fitted(own, epochs, jax.random.fold_in(key, number + 2), steps, name)

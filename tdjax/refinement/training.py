@@ -177,7 +177,7 @@ def _epoch(
     order, *keys = jax.random.split(key, len(training.pools) + 1)
     turns = np.asarray(jax.random.permutation(order, len(training.pools)))
     shuffled = (batches_of(training.pools[k], training.size, keys[k]) for k in turns)
-    losses = []
+    losses: list[Array] = []
     for rate, batch in zip(rates, itertools.chain.from_iterable(shuffled), strict=True):
         own = jax.random.fold_in(key, len(losses))
         state, loss = step(training.problem, training.given, state, batch, float(rate), own)
