@@ -34,7 +34,7 @@ class Settings:
     optimizer: optax.GradientTransformation | None = None
     learning_rate: float | None = None
     epochs: int = 10
-    batch_size: int = 64
+    batch_size: int = 32
     augment: Augment | None = None
     held_out: Any = 0.1
     patience: int | None = None

@@ -9,6 +9,7 @@ from flax import nnx
 from plain_models import MLP, ConvNet, normal, random_variables
 
 import tdjax
+from tdjax.refinement.objective import Answers, Objective
 from tdjax.refinement.rates import LEAST, best_rate, schedule, tried_rates
 
 X = normal(0, 90, 6)
@@ -63,24 +64,29 @@ def test_all_kinds_of_models_are_refined_alike():
 
 
 def test_the_loss_is_that_of_the_outputs():
-    """Against NumPy, on the examples that judge, with the last rows filled up."""
-    held_out = [X[:37]]
-    small = tdjax.factorize(MODEL, PLAN).apply({"params": FACTORS}, X[:37])
-    a, b = (np.asarray(y, np.float64) for y in (small, MODEL.apply(VARIABLES, X[:37])))
+    """Against NumPy, of weighed examples."""
+    small, dense = normal(5, 7, 4), normal(6, 7, 4)
+    weights = jnp.asarray([1.0, 0.5, 0.0, 1.0, 1.0, 2.0, 0.0])
+    a, b, w = (np.asarray(x, np.float64) for x in (small, dense, weights))
 
     def softmax(y):
         return np.exp(y) / np.exp(y).sum(axis=1, keepdims=True)
 
+    def absolute(small, dense):
+        return jnp.abs(small - dense).sum(axis=1)
+
     p, q = softmax(b / 2), softmax(a / 2)
-    expected = {
-        "mse": np.sum((a - b) ** 2) / np.sum(b**2),
-        "kl": 4 * np.mean(np.sum(p * np.log(p / q), axis=1)),
-        lambda small, dense: jnp.abs(small - dense).sum(axis=1): np.abs(a - b).sum(axis=1).mean(),
-    }
-    for loss, value in expected.items():
-        given = {**GIVEN, "loss": loss, "held_out": held_out, "learning_rate": 1e-9, "epochs": 1}
-        found = tdjax.refine(MODEL, VARIABLES, FACTORS, PLAN, BATCHES, temperature=2.0, **given)
-        np.testing.assert_allclose(found.curve[0].held_out, value, rtol=1e-4)
+    divergence = np.sum(p * np.log(p / q), axis=1)
+    for loss, expected in (
+        ("mse", w @ np.sum((a - b) ** 2, axis=1) / (w @ np.sum(b**2, axis=1))),
+        ("kl", 4 * (w @ divergence) / w.sum()),
+        (absolute, w @ np.abs(a - b).sum(axis=1) / w.sum()),
+    ):
+        objective = Objective(loss, temperature=2.0)
+        outputs = [x if callable(loss) else [x] for x in (small, dense)]
+        own, wanted = (Answers(x, {}) for x in outputs)
+        value = objective.value(objective.sums(own, wanted, weights), wanted)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_what_the_factors_can_reach_is_reached_by_one_program():
