@@ -97,6 +97,15 @@ def test_factors_are_refined_where_there_are_examples_enough():
     assert losses[small.refined.best] == min(losses) <= losses[0]
 
 
+def test_what_is_not_refined():
+    lines = []
+    kept = [tdjax.BudgetRule(path="first", dense=True), tdjax.BudgetRule(path="last", dense=True)]
+    given = {"progress": lines.append, "target": tdjax.LossRise(1e-9)}
+    small = tdjax.compress(Plain(), [normal(1, 1000, 16)], rules=kept, refine={}, **given)
+    assert lines[-1] == "compress: not refined: all layers are kept dense"
+    assert small.refined is None
+
+
 def test_what_is_refused_before_any_work():
     given = {"batches": [normal(1, 4, 16)], "budget": 0.5, "progress": False}
 

@@ -227,9 +227,9 @@ def compress(
     if refine is False:
         return small
     pairs = list(replace(source, automatic=True))
-    number = sum(number_of(pair) for pair in pairs)
-    if refine is True and number < LEAST:
-        steps.tell(f"not refined: {number} examples are too few, {LEAST} would do")
+    obstacle = _obstacle(small, source, pairs, asked=refine is not True)
+    if obstacle is not None:
+        steps.tell(f"not refined: {obstacle}")
         return small
     options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
     if row_weights is not None:
@@ -342,6 +342,31 @@ def _check_options(refine: Refine) -> None:
                     f"{did_you_mean(str(name), options)}"
                 )
         check_arguments("refine", "refine(model, factors, plan, batches)", refine)
+
+
+def _obstacle(
+    small: Compressed, source: _Source, pairs: Sequence[Any], *, asked: bool
+) -> str | None:
+    """Why a compressed model is not refined; None where it is.
+
+    Arguments:
+        asked: whether options ask for it, which then say themselves what does not go.
+    """
+    if not small.plan.factorised:
+        return "all layers are kept dense"
+    if asked:
+        return None
+    number = sum(number_of(pair) for pair in pairs)
+    if number < LEAST:
+        return f"{number} examples are too few, {LEAST} would do"
+    plain = replace(source, variables=without_explicit_axes(source.variables))
+    network, arrays = plain.call(source.room.network_of)
+    sample = without_explicit_axes(source.sample)
+    outputs = jax.eval_shape(lambda: network.outputs(arrays, sample))
+    numbers = any(
+        jnp.issubdtype(y.dtype, jnp.floating) and y.shape for y in jax.tree.leaves(outputs)
+    )
+    return None if numbers else "the model puts out no numbers for each example"
 
 
 def _refined(
