@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import Array
 
@@ -59,7 +60,12 @@ class Evaluation:
         return walk(program, arguments, self.equation, lambda value: value)
 
     def equation(self, eqn: JaxprEqn, reads: list[Any]) -> Sequence[Any]:
-        """The results of one equation."""
+        """The results of one equation, of which the program still says whose part it is."""
+        names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+        with source_info_util.set_name_stack(names):
+            return self._results(eqn, reads)
+
+    def _results(self, eqn: JaxprEqn, reads: list[Any]) -> Sequence[Any]:
         if not any(map(is_held, reads)):
             return bind(eqn, reads)
         calls = calls_of(eqn)

@@ -50,11 +50,15 @@ def check_params(params: Tree, plan: Plan) -> None:
         for problem in _problems(find(params, entry.layer.path), entry)
     ]
     # Whatever a layer has below it was looked at with the layer.
-    known = {entry.layer.path for entry in plan.layers} | {
-        join_path(entry.layer.path, name)
-        for entry in plan.factorised
-        for name in _factors(find(params, entry.layer.path))
-    }
+    known = (
+        {entry.layer.path for entry in plan.layers}
+        | _owners(plan)
+        | {
+            join_path(entry.layer.path, name)
+            for entry in plan.factorised
+            for name in _factors(find(params, entry.layer.path))
+        }
+    )
     # Of a function's arrays it lists those alone that may be weights.
     found += [
         f"layer {path!r} is not in the plan"
@@ -66,6 +70,11 @@ def check_params(params: Tree, plan: Plan) -> None:
         raise ValueError(
             f"the parameters are not those of the plan: {'; '.join(found[:SHOWN])}{more}"
         )
+
+
+def _owners(plan: Plan) -> set[str]:
+    """Paths of modules whose arrays a plan lists one by one."""
+    return {own.path.rpartition("/")[0] for own in (e.layer for e in plan.layers) if own.is_member}
 
 
 def factor_shapes(entry: PlannedLayer) -> dict[str, Shape]:
