@@ -67,8 +67,9 @@ class Evaluation:
             return self._results(eqn, reads)
 
     def _results(self, eqn: JaxprEqn, reads: list[Any]) -> Sequence[Any]:
-        if any(isinstance(x, Beside) for x in reads):
-            return self._of_beside(eqn, reads)
+        beside = [place for place, x in enumerate(reads) if isinstance(x, Beside)]
+        if beside:
+            return self._of_beside(eqn, reads, *beside)
         if not any(map(is_held, reads)):
             return bind(eqn, reads)
         if eqn.primitive.name == "concatenate" and all(map(is_held, reads)):
@@ -94,17 +95,16 @@ class Evaluation:
             return bind(eqn, self.released(reads, reader))
         return [self.policy.product(reads[operand], product, eqn, reads)]
 
-    def _of_beside(self, eqn: JaxprEqn, reads: list[Any]) -> Sequence[Any]:
+    def _of_beside(self, eqn: JaxprEqn, reads: list[Any], number: int, *more: int) -> Sequence[Any]:
         """The results of an equation with views side by side, of which each is multiplied alone."""
-        name, (number, *more) = eqn.primitive.name, _places_of_beside(reads)
-        held = reads[number]
+        name, held = eqn.primitive.name, reads[number]
         if name in ENTRYWISE:
             parts = [self._results(eqn, [part])[0] for part in held.parts]
             return [held.joined(parts)]
         axis = held.axis_of_product(eqn, number) if name == "dot_general" else None
         if axis is None or more:
             return self._results(eqn, self.released(reads, "by concatenate"))
-        products = []
+        products: list[Any] = []
         for part in held.parts:
             own = [*reads]
             own[number] = part
@@ -178,10 +178,6 @@ class Evaluation:
             return [*found[:number], *given], {}
 
         return run_calls(eqn, calls, reads, run, {}, {})[0]
-
-
-def _places_of_beside(reads: Sequence[Any]) -> list[int]:
-    return [k for k, x in enumerate(reads) if isinstance(x, Beside)]
 
 
 def _loop(eqn: Any, evaluation: Evaluation, reads: Sequence[Any]) -> list[Any]:

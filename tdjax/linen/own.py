@@ -141,7 +141,9 @@ def lifted(
     """
 
     def transform(call: Callable[..., Any]) -> Callable[..., Any]:
-        def inner(scopes: Any, repack: Any, groups: Any, rngs: Any, *args: Any, **kwargs: Any):
+        def inner(
+            scopes: Any, repack: Any, groups: Any, rngs: Any, *args: Any, **kwargs: Any
+        ) -> Any:
             ((*others, own),) = groups
             params = dict(own["params"])
             chosen = {name: params.pop(name) for name in names}

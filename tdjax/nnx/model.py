@@ -188,7 +188,7 @@ def _to_member(module: Any, entry: PlannedLayer, factors: Any) -> None:
     weight, held = getattr(module, name), MemberFactors()
     delattr(module, name)
     for stage in entry.stages:
-        thin = FactorArray()
+        thin: Any = FactorArray()
         thin.kernel = variable_like(weight, factors[stage.name]["kernel"], entry.layer.storage)
         setattr(held, stage.name, thin)
     setattr(module, name, held)
@@ -257,7 +257,7 @@ def _module_at(
 def _owner_at(modules: Mapping[str, Any], entry: PlannedLayer, factorised: bool) -> nnx.Module:
     """The module that has an array which is a layer by itself; see `_module_at`."""
     path, (owner, name) = entry.layer.path, place_of(entry.layer)
-    module = modules.get(owner)
+    module: Any = modules.get(owner)
     held = isinstance(getattr(module, name, None), MemberFactors)
     if factorised:
         if not held:
