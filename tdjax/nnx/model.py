@@ -53,10 +53,11 @@ def factorize(
 
     `nnx.jit`, `nnx.grad`, `nnx.Optimizer`, `nnx.split` and `nnx.merge` work as before. Where a
     layer had a `kernel`, a factorised layer has modules named as the stages of its chain with a
-    `kernel` each; its other attributes, the bias among them, stay. A module at several paths
-    stays one module. A sparse correction is a module `sparse` with its (k,) `values`, an
-    `nnx.Param`, and `indices`, a variable of another kind. Half-precision kernels are decomposed
-    in float32 and cast back.
+    `kernel` each; its other attributes, the bias among them, stay. Of a module whose arrays are
+    layers by themselves, each factorised one becomes a module with those of its chain. A module
+    at several paths stays one module. A sparse correction is a module `sparse` with its (k,)
+    `values`, an `nnx.Param`, and `indices`, a variable of another kind. Half-precision kernels
+    are decomposed in float32 and cast back.
 
     Arguments:
         model: any NNX module. For shapes alone, call this inside `nnx.eval_shape`.

@@ -62,7 +62,8 @@ def factorize_params(
     Decomposition and correction are renewed in turn, up to 20 times; see
     `tdjax.decompose.sparse.alternate`.
 
-    Of a function's parameters each factorised array becomes a mapping {<stage>: {"kernel"}, ...}.
+    Of a function's parameters, and of a module that has several kernels, each factorised array
+    becomes a mapping {<stage>: {"kernel"}, ...}.
 
     Arguments:
         params: nested mapping of arrays, as `variables["params"]`; or all variables, with such a
