@@ -14,7 +14,7 @@ from tdjax.params.corrections import unpacked
 from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import Tree, find, join_path, listed, mappings
-from tdjax.plan.layers import Storage, is_tied, is_weight
+from tdjax.plan.layers import LEAF, Storage, is_tied, is_weight
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -100,7 +100,9 @@ def _problems(own: Tree | None, entry: PlannedLayer) -> Iterator[str]:
     """What is wrong with the parameters of a layer, as it goes on behind the layer's name."""
     if is_tied(entry.layer) and entry.layer.storage.name not in (own or {}):
         return
-    if own is None:
+    # An array where a module's parameters should be.
+    other = LEAF in (own or {}) and entry.layer.storage.name != LEAF
+    if own is None or (other and entry.layer.obstacle is None):
         yield " is missing"
     elif entry.layer.obstacle is not None and entry.layer.stored is None:
         # Of a module that no method takes the plan knows one array, not its name.
