@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from experiments.compress.reach import least_share, nearest_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
+from experiments.data import rows
 from experiments.network.arrays import array_of
 from experiments.network.calibrate import Batch
 from experiments.network.compressed import (
@@ -168,7 +169,8 @@ def _time(
     workdir: Path,
 ) -> None:
     """Inference of each network against that of the original, in turns, nothing beside it."""
-    images = jnp.asarray(network.splits.test.images[: settings.timed_images])
+    timed = rows(network.splits.test.images, slice(settings.timed_images))
+    images = jax.tree.map(jnp.asarray, timed)
     before = jax.jit(lambda model: network.apply(model.params, model.state, images, None)[0])
     for trial in trials:
         if journal.get("timed", **trial.fields):

@@ -10,8 +10,9 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from experiments.data import DataSplits, Examples
+from experiments.data import DataSplits, Examples, Inputs
 from experiments.network.build import (
     build_network,
     check_logits,
@@ -37,6 +38,7 @@ from experiments.workdir.ranges import INT32, shown
 from tdjax.dispatch import make_plan
 from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan
+from tdjax.trace.call import call_arguments
 from tdjax.trace.names import names_of
 
 # Random streams of an experiment.
@@ -95,7 +97,7 @@ class Network:
         return self.apply.call(function, model, *args, **options)
 
     @property
-    def sample(self) -> jax.Array:
+    def sample(self) -> Inputs:
         """An input of the network, of zeros."""
         return _sample(self.splits)
 
@@ -126,10 +128,15 @@ def configured(asked: ExperimentSettings) -> Network:
     return _network(asked, module, start, splits, as_it_is=not settings.train.epochs)
 
 
-def _initial(settings: NetworkSettings, module: nn.Module, sample: jax.Array) -> Variables:
+def _initial(settings: NetworkSettings, module: nn.Module, sample: Inputs) -> Variables:
     """The variables of a Linen module that comes without, read or drawn."""
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
-    init = jax.jit(module.init)
+
+    @jax.jit
+    def init(key: jax.Array, sample: Inputs) -> Any:
+        args, kwargs = call_arguments(sample)
+        return module.init(key, *args, **kwargs)
+
     shapes = shapes_of(settings.model, init, key, sample)
     if settings.weights is None:
         return LinenNetwork(module).start(init(key, sample))
@@ -215,8 +222,11 @@ def _start(settings: ModelSettings, apply: Forward, arrays: Any) -> Variables:
         return cast(Variables, jax.tree.map(jnp.asarray, start))
 
 
-def _sample(splits: DataSplits) -> jax.Array:
-    return jnp.zeros((1, *splits.train.images.shape[1:]), splits.train.images.dtype)
+def _sample(splits: DataSplits) -> Inputs:
+    def zeros(images: np.ndarray) -> jax.Array:
+        return jnp.zeros((1, *images.shape[1:]), images.dtype)
+
+    return jax.tree.map(zeros, splits.train.images)
 
 
 def _check_steps(settings: NetworkSettings, train: Examples) -> None:

@@ -8,16 +8,19 @@ from typing import Any
 
 import flax.linen as nn
 from flax import nnx
-from jaxtyping import Array
 
+from experiments.data import Inputs
 from tdjax.nnx.graph import become, modules_of, with_calls
 from tdjax.params.tree import join_path
+from tdjax.trace.call import call_arguments
 
 # (path of a layer, its input, its output) -> None, at each of its calls.
 Keep = Callable[[str, Any, Any], None]
 
 
-def watch_linen(module: nn.Module, variables: Mapping[str, Any], images: Array, keep: Keep) -> None:
+def watch_linen(
+    module: nn.Module, variables: Mapping[str, Any], images: Inputs, keep: Keep
+) -> None:
     """Call a Linen module, and tell of each module in it."""
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -27,16 +30,18 @@ def watch_linen(module: nn.Module, variables: Mapping[str, Any], images: Array, 
         return outputs
 
     with nn.intercept_methods(look):
-        module.apply(variables, images)
+        args, kwargs = call_arguments(images)
+        module.apply(variables, *args, **kwargs)
 
 
-def watch_nnx(model: nnx.Module, images: Array, keep: Keep) -> None:
+def watch_nnx(model: nnx.Module, images: Inputs, keep: Keep) -> None:
     """Call an NNX module, and tell of each module in it; its classes are others afterwards."""
     for path, module in modules_of(model).items():
         cls: Any = type(module)
         become(module, with_calls(cls, functools.partial(_told, path, keep)))
     called: Any = model
-    called(images)
+    args, kwargs = call_arguments(images)
+    called(*args, **kwargs)
 
 
 def _told(path: str, keep: Keep, cls: type, method: str) -> Callable[..., Any]:
