@@ -19,9 +19,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from experiments.data import Inputs
-from experiments.network.watch import Keep, watch_linen, watch_nnx
+from experiments.network.watch import Keep, watch_function, watch_linen, watch_nnx
 from experiments.network.weights import load_arrays, load_weights
-from tdjax.dispatch import factorize
+from tdjax.dispatch import factorize, remove_dead
 from tdjax.nnx.batch_stats import keeps_batch_stats
 from tdjax.nnx.saving import restored, variables_of
 from tdjax.params.tree import join_path
@@ -112,13 +112,17 @@ class Forward(ABC):
         """The same with the arrays of a file; raises `WeightsError`, see `load_weights`."""
         return self.start(load_weights(path, model.collections))
 
+    def without_dead(self, model: Variables, sample: Inputs) -> Any:
+        """The parameters without those of neurons that nothing uses any more."""
+        return self.smaller(self.call(remove_dead, model, sample))
+
     def smaller(self, found: SmallerModel) -> Any:
         """The parameters that `tdjax.remove_dead` left."""
         return self.parameters(found.variables["params"])
 
+    @abstractmethod
     def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
-        """Call it, and tell of each module in it. Raises TypeError for one without modules."""
-        raise TypeError(f"{type(self).__name__} has no modules")
+        """Call it, and tell of each layer in it."""
 
     def saved(self, model: Variables) -> Any:
         """Its arrays as `tdjax.save_factorised` takes them."""
@@ -175,7 +179,7 @@ class LinenNetwork(Forward):
         return "batch_stats" in model.state
 
     def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
-        """Call it, and tell of each module in it."""
+        """Call it, and tell of each layer in it."""
         watch_linen(self.module, model.collections, images, keep)
 
 
@@ -244,7 +248,7 @@ class NnxNetwork(Forward):
         return self.parameters(found.model)
 
     def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
-        """Call it, and tell of each module in it."""
+        """Call it, and tell of each layer in it."""
         watch_nnx(self._filled(model), images, keep)
 
     def _filled(self, model: Any, plan: Plan = NOTHING_FACTORISED) -> Any:
@@ -291,6 +295,14 @@ class FunctionNetwork(Forward):
             return cast(Array, small(params, *args, **kwargs))
 
         return call
+
+    def without_dead(self, model: Variables, sample: Inputs) -> Any:
+        """All of them: dead neurons are followed through modules, whose biases are known."""
+        return model.params
+
+    def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
+        """Call it, and tell of each layer in it."""
+        watch_function(self.module, model.params, images, keep)
 
     def loaded(self, path: str, model: Variables) -> Variables:
         """With the arrays of a file, named by their path in the parameters."""

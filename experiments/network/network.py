@@ -26,6 +26,7 @@ from experiments.network.forward import (
     Forward,
     FunctionNetwork,
     LinenNetwork,
+    NnxNetwork,
     Variables,
     forward_of,
 )
@@ -76,8 +77,15 @@ class Network:
 
     @property
     def has_biases(self) -> bool:
-        """Whether it is known which of its arrays are biases."""
+        """Whether it is known which of its arrays are biases, so that dead neurons are too."""
         return not isinstance(self.apply, FunctionNetwork)
+
+    @property
+    def own_kernels(self) -> tuple[str, ...] | None:
+        """The paths of a function's kernels; None of a module, which calls them so."""
+        if self.has_biases:
+            return None
+        return tuple(entry.layer.path for entry in self.dense.layers if not entry.layer.obstacle)
 
     @property
     def embeddings(self) -> tuple[str, ...]:
@@ -187,7 +195,9 @@ def _network(
     if trains:
         _check_steps(settings, splits.train)
     if settings.reestimate and not apply.keeps_batch_stats(start):
-        raise FieldError("reestimate", f"is True: {settings.model.name} has no batch statistics")
+        known = "" if isinstance(apply, LinenNetwork | NnxNetwork) else ", which modules alone have"
+        problem = f"is True: {settings.model.name} has no batch statistics{known}; use False"
+        raise FieldError("reestimate", problem)
     with model_errors(settings.model):
         dense = apply.call(make_plan, start, (), sample)
     outputs = outputs_of(settings.model, apply, start, sample, train=trains)
