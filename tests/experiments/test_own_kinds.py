@@ -228,10 +228,17 @@ def test_networks_that_come_with_arrays_are_trained_or_read(kind, tmp_path, monk
     assert configured(as_it_is).is_trained
     if kind == "nnx":
         arrays = nnx.to_pure_dict(nnx.state(made(7), (nnx.Param, nnx.BatchStat)))
-        np.savez(tmp_path / "own.npz", **flatten_dict(arrays, sep="/"))
+        arrays = flatten_dict(arrays, sep="/")
     else:
         arrays = {f"layers/{k}": leaf for k, leaf in enumerate(transposed()["layers"])}
-        np.savez(tmp_path / "own.npz", **arrays)
+    np.savez(tmp_path / "own.npz", **arrays)
+    name = next(name for name in arrays if name.startswith("layers"))
+    np.savez(
+        tmp_path / "renamed.npz", **{f"{name}s" if name == o else o: arrays[o] for o in arrays}
+    )
+    renamed = read_fields(compress.Compress, {**raw, "weights": str(tmp_path / "renamed.npz")})
+    with pytest.raises(ValueError, match=f"renamed.npz: lacks {name}; it holds {name}s in their"):
+        configured(renamed)
     read = configured(read_fields(compress.Compress, {**raw, "weights": str(tmp_path / "own.npz")}))
     wanted = made(7).layers_1.kernel[...] if kind == "nnx" else transposed()["layers"][1]
     params = read.start.params
