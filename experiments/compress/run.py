@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -100,13 +101,20 @@ def _check_budget(network: Network, settings: Compress, strategy: str, budget: f
     least = least_share(*options)
     # What rounding may take from the budget.
     if budget < least - 1e-9:
-        raise ValueError(f"strategy {strategy!r} reaches {least:.4g} of the {settings.cost} to 1")
+        raise ValueError(
+            f"strategy {strategy!r} reaches {_rounded(least)} of the {settings.cost} to 1"
+        )
     found = nearest_share(*options, budget, grouped=grouped)
     if found < budget - TOLERANCE - 1e-9:
         raise ValueError(
             f"strategy {strategy!r} cannot meet it within {TOLERANCE:.1%} of the {settings.cost}: "
-            f"the steps between ranks are too large; {found:.4g} is within reach"
+            f"the steps between ranks are too large; {_rounded(found)} is within reach"
         )
+
+
+def _rounded(share: float) -> str:
+    """A share in four decimals that is not below it, since less cannot be met."""
+    return f"{math.ceil(1e4 * share - 1e-6) / 1e4:g}"
 
 
 def _names(journal: Journal, settings: Compress, trial: Trial) -> list[Identity]:

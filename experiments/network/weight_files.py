@@ -78,7 +78,7 @@ def read_arrays(
         held = f"; it holds {_listed(more)} in their place" if more else ""
         raise WeightsError(f"{path}: lacks {_listed(lacking)}{held}{note}")
     if more:
-        raise WeightsError(f"{path}: holds, and the model has no place for, {_listed(more)}{note}")
+        raise WeightsError(f"{path}: holds, and the model has no place for, {_listed(more)}")
     for name, like in expected.items():
         member, is_floating = members[name], jnp.issubdtype(like.dtype, jnp.floating)
         if jnp.issubdtype(member.dtype, jnp.floating) != is_floating:

@@ -233,9 +233,8 @@ def test_networks_that_come_with_arrays_are_trained_or_read(kind, tmp_path, monk
         arrays = {f"layers/{k}": leaf for k, leaf in enumerate(transposed()["layers"])}
     np.savez(tmp_path / "own.npz", **arrays)
     name = next(name for name in arrays if name.startswith("layers"))
-    np.savez(
-        tmp_path / "renamed.npz", **{f"{name}s" if name == o else o: arrays[o] for o in arrays}
-    )
+    others = {own: leaf for own, leaf in arrays.items() if own != name}
+    np.savez(tmp_path / "renamed.npz", **others, **{f"{name}s": arrays[name]})
     renamed = read_fields(compress.Compress, {**raw, "weights": str(tmp_path / "renamed.npz")})
     with pytest.raises(ValueError, match=f"renamed.npz: lacks {name}; it holds {name}s in their"):
         configured(renamed)
