@@ -129,7 +129,7 @@ def test_a_network_takes_several_inputs(tmp_path):
     compress.run(own, settings, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     found = {record["kind"]: record for record in map(json.loads, lines)}
-    assert found.keys() == {"baseline", "network", "timed"}
+    assert found.keys() >= {"baseline", "network", "timed"}
     assert 0 < found["network"]["test"]["cross_entropy"] < 2
     # Of one input alone, beside which labels could be a second.
     inputs = {f"{part}_inputs": examples(150, 0)[0]["ids"] for part in ("train", "test")}
