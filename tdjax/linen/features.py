@@ -64,8 +64,8 @@ def module_outputs(
     call = partial(call_model, method=method, args=args, kwargs=kwargs)
     # Inside what answers for factorised layers, which calls nothing further in.
     keeping = changed(model, Keeping(frozenset(paths)), first=True)
-    # Where anything may change, `nn.map_variables(init=True)` of Flax asks that parameters may.
-    mutable = [COLLECTION, "params"]
-    outputs, found = keeping.apply(variables, method=call, rngs=streams(), mutable=mutable)
+    # Statistics of a training mode may change, and where anything may, `nn.map_variables` of Flax
+    # asks that parameters may too.
+    outputs, found = keeping.apply(variables, method=call, rngs=streams(), mutable=True)
     kept = found.get(COLLECTION, {})
     return outputs, {path: list((find(kept, path) or {}).get(KEPT, ())) for path in paths}
