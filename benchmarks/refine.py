@@ -36,11 +36,11 @@ BUDGETS = flags.DEFINE_list("budgets", ["0.5", "0.3", "0.2"], "Shares of the par
 IMAGES = flags.DEFINE_integer("images", 2000, "For calibration, without labels.")
 SUBSET = flags.DEFINE_integer("subset", 0, "Seed of the choice of these images.")
 STRATEGY = flags.DEFINE_enum("plan", "loss", ["loss", "alds", "uniform"], "How ranks are chosen.")
-EPOCHS = flags.DEFINE_integer("epochs", 10, "Of refinement.")
+EPOCHS = flags.DEFINE_integer("epochs", 20, "Of refinement.")
 LOSS = flags.DEFINE_enum("loss", "mse", ["mse", "kl"], "Of the logits.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of KL.")
 RATE = flags.DEFINE_float("rate", None, "Learning rate; found where it is not given.")
-FEATURES = flags.DEFINE_string("features", None, "Pattern of the modules that are matched too.")
+FEATURES = flags.DEFINE_string("features", "auto", "Modules that are matched too; empty for none.")
 BLOCKS = flags.DEFINE_bool("blocks", False, "Refine block by block first.")
 AUGMENT = flags.DEFINE_bool("augment", True, "Random crops and mirrored images.")
 LABELS = flags.DEFINE_bool("labels", False, "Fine-tune with labels beside it.")
@@ -142,7 +142,7 @@ def row_of(task: Task, budget: float, moments: Any) -> str:
     start = time.monotonic()
     found = tdjax.refine(
         task.model, task.variables, variables, plan, images, epochs=EPOCHS.value, loss=LOSS.value,
-        temperature=TEMPERATURE.value, learning_rate=RATE.value, features=FEATURES.value,
+        temperature=TEMPERATURE.value, learning_rate=RATE.value, features=FEATURES.value or None,
         blocks="auto" if BLOCKS.value else None, augment=augmented if AUGMENT.value else None,
     )  # fmt: skip
     seconds = time.monotonic() - start
@@ -165,7 +165,7 @@ def augmented(key: Array, images: Array) -> Array:
 
 def fine_tuned(task: Task, small: Any, variables: Any, rate: float) -> Any:
     """The variables after as many epochs with labels, batch statistics frozen as in refinement."""
-    size, number = 64, len(task.images)
+    size, number = 32, len(task.images)
     steps = EPOCHS.value * (number // size)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
     params, state = variables["params"], optimizer.init(variables["params"])

@@ -194,8 +194,8 @@ def refine(
             the examples, (batch,); None for `features` alone.
         temperature: of "kl", by which outputs are divided.
         features: modules whose outputs are matched too, by "mse": patterns for `re.fullmatch` with
-            their paths, or a mapping from these to what each counts beside the outputs, which
-            count 1. Not for functions.
+            their paths, "auto" for those that `blocks` finds, or a mapping from these to what the
+            modules of each count together, beside the outputs, which count 1. Not for functions.
         trained: of "factors", "biases", "scales" (of normalisation) and "rest", all other
             parameters.
         optimizer: an optax transformation with its own learning rate; None for Adam, whose rate
@@ -369,11 +369,12 @@ def balance_factors(factors: Any, plan: Plan) -> Any:
 
         >>> import jax, jax.numpy as jnp, tdjax
         >>> from flax import nnx
-        >>> model, x = nnx.Linear(8, 8, rngs=nnx.Rngs(0)), jnp.ones((2, 8))
-        >>> plan = tdjax.make_plan(model, [tdjax.Rule(path="", method="tt", rank=(4,))], x)
+        >>> model, x = nnx.Conv(12, 12, (3, 3), rngs=nnx.Rngs(0)), jnp.ones((2, 5, 5, 12))
+        >>> rules = [tdjax.Rule(path="", method="tucker", rank=(4, 5))]
+        >>> plan = tdjax.make_plan(model, rules, x)
         >>> small = tdjax.balance_factors(tdjax.factorize(model, plan), plan)
-        >>> norms = [float(jnp.linalg.norm(x.kernel[...])) for x in (small.core_0, small.core_1)]
-        >>> abs(norms[0] / norms[1] - 1) < 1e-5
+        >>> norms = [float(jnp.linalg.norm(x.kernel[...])) for x in (small.input, small.core)]
+        >>> abs(norms[0] / norms[1] - 1) < 1e-3
         True
 
     Arguments:

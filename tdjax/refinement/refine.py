@@ -17,7 +17,7 @@ from jaxtyping import Array
 from tdjax.arguments.described import shapes_text
 from tdjax.params.tree import join_path
 from tdjax.progress import Steps
-from tdjax.refinement.blocks import blocks_of, inside, matched
+from tdjax.refinement.blocks import AUTO, blocks_of, inside, matched
 from tdjax.refinement.data import Pool, size_of_steps, split_off
 from tdjax.refinement.objective import Objective
 from tdjax.refinement.pair import Pair, balanced_leaves
@@ -87,7 +87,9 @@ class Work:
 
 def _work(pair: Pair, pools: Sequence[Pool], held_out: Sequence[Pool], settings: Settings) -> Work:
     weights = settings.weights
-    paths = matched("features", list(weights), pair.modules)
+    paths = matched("features", [own for own in weights if own != AUTO], pair.modules)
+    if AUTO in weights:
+        paths[AUTO] = blocks_of(pair.plan, pair.modules, AUTO)
     features = tuple(
         (path, weights[pattern] / len(found)) for pattern, found in paths.items() for path in found
     )

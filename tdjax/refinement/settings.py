@@ -33,7 +33,7 @@ class Settings:
     trained: Sequence[str] = ("factors", "biases", "scales")
     optimizer: optax.GradientTransformation | None = None
     learning_rate: float | None = None
-    epochs: int = 10
+    epochs: int = 20
     batch_size: int = 32
     augment: Augment | None = None
     held_out: Any = 0.1

@@ -209,7 +209,7 @@ def test_features_of_an_nnx_model():
     model = Held(VARIABLES["params"])
     plan = tdjax.make_plan(model, RULES, X)
     found = tdjax.refine(
-        model, tdjax.factorize(model, plan), plan, BATCHES, loss=None, features="dense0",
+        model, tdjax.factorize(model, plan), plan, BATCHES, loss=None, features="auto",
         trained=("factors",), **GIVEN,
     )  # fmt: skip
     assert found.curve[found.best].held_out < found.curve[0].held_out
