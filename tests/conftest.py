@@ -3,6 +3,7 @@ import math
 import os
 from pathlib import Path
 
+import cheap_programs
 import checked_types
 import jax
 import pytest
@@ -22,10 +23,11 @@ os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Traced and compiled programs stay alive: to go through all of them again and again for cycles
-# takes a fifth of the suite's time and finds little.
-gc.set_threshold(100_000, 50, 100)
+# takes a fifth of the suite's time and finds little. `few_programs` goes through the new ones.
+gc.set_threshold(100_000, 50, 1_000_000)
 
 checked_types.install()
+cheap_programs.install()
 
 
 # Run with the oldest versions too: what meets most of JAX, Flax, Optax and Orbax.
@@ -74,6 +76,9 @@ def few_programs():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
+        gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path, config):
