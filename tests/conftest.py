@@ -88,10 +88,26 @@ def pytest_ignore_collect(collection_path, config):
     return True if config.option.markexpr == "oldest" and other else None
 
 
+def given(item):
+    """What each decorator gives to a test: the names and their values, as something hashable."""
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0]
+        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+        values = (item.callspec.params[name] for name in names)
+        yield (*names, *(v if isinstance(v, str | int | float) else id(v) for v in values))
+
+
 def pytest_collection_modifyitems(items):
+    """Mark what the oldest versions run: each test once, and again for values of its parameters
+    that no test of the file has met. All pairs are for the current versions to say."""
+    met = set()
     for item in items:
-        if item.path.stem in OLDEST:
+        if item.path.stem not in OLDEST:
+            continue
+        things = {(item.path, item.originalname), *((item.path, *values) for values in given(item))}
+        if not things <= met:
             item.add_marker(pytest.mark.oldest)
+        met |= things
 
 
 def inner_jaxprs(params):
