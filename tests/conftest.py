@@ -88,13 +88,13 @@ def pytest_ignore_collect(collection_path, config):
     return True if config.option.markexpr == "oldest" and other else None
 
 
-def given(item):
-    """What each decorator gives to a test: the names and their values, as something hashable."""
-    for mark in item.iter_markers("parametrize"):
-        names = mark.args[0]
-        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-        values = (item.callspec.params[name] for name in names)
-        yield (*names, *(v if isinstance(v, str | int | float) else id(v) for v in values))
+def known(value):
+    """What tells a value from others: itself where it can be hashed, else where it lies."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value
 
 
 def pytest_collection_modifyitems(items):
@@ -104,7 +104,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem not in OLDEST:
             continue
-        things = {(item.path, item.originalname), *((item.path, *values) for values in given(item))}
+        given = item.callspec.params.items() if hasattr(item, "callspec") else ()
+        things = {(item.path, name, known(value)) for name, value in given}
+        things.add((item.path, item.originalname))
         if not things <= met:
             item.add_marker(pytest.mark.oldest)
         met |= things
