@@ -15,14 +15,30 @@ from typing import Any
 import jax
 
 from tdjax.params.tree import Tree, join_path, layer_params, put, split_path
-from tdjax.plan.layers import LEAF
+from tdjax.plan.layers import LEAF, Layer
 from tdjax.plan.plan import Plan
-from tdjax.trace.names import names_of
+from tdjax.trace.names import Names, names_of
+
+
+def array_names(layer: Layer) -> Names:
+    """The names along the path of a layer's array among the parameters."""
+    names, own = split_path(layer.path), layer.storage.name
+    return names if own == LEAF else (*names, own)
 
 
 def of_leaves(plan: Plan) -> bool:
-    """Whether the layers of a plan are arrays by themselves."""
-    return any(entry.layer.storage.name == LEAF for entry in plan.layers)
+    """Whether the layers of a plan are the arrays of a function."""
+    layers = (entry.layer for entry in plan.layers)
+    return any(own.storage.name == LEAF and not own.is_member for own in layers)
+
+
+def with_members(tree: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Nested mappings in which arrays that are members of modules lie where these have them."""
+    for entry in plan.factorised:
+        *front, name = split_path(entry.layer.path) or ("",)
+        if entry.layer.is_member:
+            put(tree, join_path(*front), {name: layer_params(tree, entry.layer.path)[LEAF]})
+    return tree
 
 
 @dataclass(frozen=True, eq=False)

@@ -408,7 +408,6 @@ def test_table_of_a_model(network, plan):
     assert (table["first"].positions, table["again"].positions) == (5, 10)
     reasons = {path: layer.obstacle for path, layer in table.items() if layer.obstacle}
     assert reasons == {
-        "low": "it holds modules beside its own bias, kernel",
         "low/lora": "it has no matrix",
         "": "it holds modules beside its own position",
         "aside": "Linear was not called",
