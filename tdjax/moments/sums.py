@@ -138,7 +138,9 @@ def _passed(
         if call is None:
             return x, None
         if mark.end == INPUT:
-            return x, _spread(partial(_sums, call.rows, weights), mark.stacked, x)
+            # No gradient goes through the sums, and none is to be traced.
+            seen = jax.lax.stop_gradient(x)
+            return x, _spread(partial(_sums, call.rows, weights), mark.stacked, seen)
         if slot is None:
             return x, None
         tapped = partial(_tapped, call.outputs, weights)
@@ -163,7 +165,9 @@ def _zeros(made: TracedCall, outputs: Rows) -> list[Array]:
     return [jnp.zeros((*front, *part.shape), part.dtype) for part in parts]
 
 
+@partial(jax.jit, static_argnums=0)
 def _sums(rows: Rows, weights: Array | None, x: Array) -> Sums:
+    # Compiled within another program, but traced and lowered once for all layers of a shape.
     parts, total = rows.sums(x, weights)
     return Sums(parts, total, number_of_rows(rows, x.shape, weights))
 
