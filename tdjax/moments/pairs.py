@@ -219,7 +219,7 @@ def _border(x: Float[Array, "*_"], products: Sequence[tuple[Piece, ...]]) -> Arr
 def _places(
     products: Sequence[tuple[Piece, ...]], spatial: Sequence[int]
 ) -> tuple[Int[np.ndarray, "m p"], Int[np.ndarray, "m p"]]:
-    """The pixels of the pairs of each product, numbered in order; behind them the pixel of zeros."""
+    """The pixels of the pairs of each product, numbered in order, then that of zeros."""
     most, zero = max(map(_pixels, products)), math.prod(spatial)
     first, second = (np.full((len(products), most), zero) for _ in range(2))
     for row, pieces in enumerate(products):
