@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from tdjax.moments.rows import Flow, Rows, flow_of, number_of_rows
 from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
+from tdjax.trace.kept import kept as kept_program
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace, TracedCall
 from tdjax.trace.visit import run
@@ -98,7 +99,6 @@ def batch_sums(
         reading: what of the batch the model gets.
     """
 
-    @jax.jit
     def sums(leaves: Any, arrays: Any, weights: Any) -> BatchSums:
         batch = static.join(arrays)
         inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
@@ -119,7 +119,7 @@ def batch_sums(
         gradients, kept = jax.grad(loss, has_aux=True)(_slots(trace, calls))
         return BatchSums(kept, gradients)
 
-    return sums
+    return kept_program(sums)
 
 
 def _passed(
