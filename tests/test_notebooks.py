@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,9 @@ def plans_of(notebook):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_and_shows_what_is_stored(path):
+def test_runs_and_shows_what_is_stored(path, monkeypatch):
+    # Bars would be as many outputs as the time that they take.
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     stored = nbformat.read(path, as_version=4)
     nbformat.validate(stored)
     counts = [cell.execution_count for cell in code_of(stored)]
@@ -40,7 +43,7 @@ def test_runs_and_shows_what_is_stored(path):
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "any_model"}
+    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "any_model", "own_network"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -56,11 +59,22 @@ def test_installs_from_the_clone_or_from_the_repository(path, here, tmp_path, mo
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     asked = []
     shell = SimpleNamespace(run_line_magic=lambda *magic: asked.append(magic))
+    shell.system = lambda command: asked.append(("!", command))
     names = {"get_ipython": lambda: shell}
     first = code_of(nbformat.read(path, as_version=4))[0].source
+    monkeypatch.setattr(sys, "path", list(sys.path))
     exec(TransformerManager().transform_cell(first), names)
     if here == "installed":
         assert asked == []
+    elif path.stem == "own_network":
+        # The experiments are no part of the installed library.
+        source = names["source"]
+        clone = ("!", "git clone --quiet --depth 1 {REPOSITORY} {source}")
+        assert asked[-1] == ("pip", "install --quiet {source}[experiments]")
+        assert asked[:-1] == ([] if here == "clone" else [clone])
+        assert names["REPOSITORY"] == project["urls"]["Repository"]
+        assert Path(sys.path[0]) == (tmp_path / "notebooks" / source).resolve()
+        assert (source == "..") == (here == "clone")
     else:
         ((magic, line),) = asked
         assert (magic, line.split()[:3]) == ("pip", ["install", "--quiet", "{source}"])

@@ -139,6 +139,7 @@ SLIPS = {
         (3, TypeError, "is an int: pass a list of batches"),
         ([(40, 6)], TypeError, r"holds a shape \(40, 6\): every batch holds an array"),
         ([X[:, :5]], ValueError, r"cannot be called with float32\[40, 5\]"),
+        ([{"x": X, "y": LABELS}], ValueError, r"'y'.* write \(inputs, rest\)[:,] the dict without"),
     ],
     "loss_fn": [
         ("mse", TypeError, r"is a str: pass a function of \(outputs, batch\)"),

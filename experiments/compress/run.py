@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from experiments.compress.reach import least_share, nearest_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
+from experiments.data import rows
 from experiments.network.arrays import array_of
 from experiments.network.calibrate import Batch
 from experiments.network.compressed import (
@@ -99,13 +101,20 @@ def _check_budget(network: Network, settings: Compress, strategy: str, budget: f
     least = least_share(*options)
     # What rounding may take from the budget.
     if budget < least - 1e-9:
-        raise ValueError(f"strategy {strategy!r} reaches {least:.4g} of the {settings.cost} to 1")
+        raise ValueError(
+            f"strategy {strategy!r} reaches {_rounded(least)} of the {settings.cost} to 1"
+        )
     found = nearest_share(*options, budget, grouped=grouped)
     if found < budget - TOLERANCE - 1e-9:
         raise ValueError(
             f"strategy {strategy!r} cannot meet it within {TOLERANCE:.1%} of the {settings.cost}: "
-            f"the steps between ranks are too large; {found:.4g} is within reach"
+            f"the steps between ranks are too large; {_rounded(found)} is within reach"
         )
+
+
+def _rounded(share: float) -> str:
+    """A share in four decimals that is not below it, since less cannot be met."""
+    return f"{math.ceil(1e4 * share - 1e-6) / 1e4:g}"
 
 
 def _names(journal: Journal, settings: Compress, trial: Trial) -> list[Identity]:
@@ -168,7 +177,8 @@ def _time(
     workdir: Path,
 ) -> None:
     """Inference of each network against that of the original, in turns, nothing beside it."""
-    images = jnp.asarray(network.splits.test.images[: settings.timed_images])
+    timed = rows(network.splits.test.images, slice(settings.timed_images))
+    images = jax.tree.map(jnp.asarray, timed)
     before = jax.jit(lambda model: network.apply(model.params, model.state, images, None)[0])
     for trial in trials:
         if journal.get("timed", **trial.fields):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from experiments.compressibility.settings import Compressibility
+from experiments.data import Inputs
 from experiments.network.forward import Forward, Variables
 from experiments.network.judge import ScoresOf
 from experiments.network.network import Network
@@ -44,7 +45,7 @@ class Layers:
     model: Variables
     table: Sequence[Layer]
     leaves: Sequence[Leaf]
-    images: Sequence[np.ndarray]
+    images: Sequence[Inputs]
     bounds: Mapping[str, float]
     scales: Mapping[str, float]
 
@@ -65,7 +66,7 @@ def kernels(params: Any, layers: Sequence[Layer] | None = None) -> dict[str, np.
     return {leaf.path: np.asarray(leaves[leaf.place]) for leaf in prunable(params, layers, ".*")}
 
 
-def layers_of(network: Network, model: Variables, images: Sequence[np.ndarray]) -> Layers:
+def layers_of(network: Network, model: Variables, images: Sequence[Inputs]) -> Layers:
     """A network's layers, with the ranges of their inputs and outputs."""
     table = [entry.layer for entry in network.dense.layers]
     leaves = prunable(model.params, table, ".*")
@@ -129,11 +130,7 @@ def _reached_shares(
     steps = np.arange(1, settings.layer_steps + 1) / (settings.layer_steps + 1)
     masks = [magnitude_prune(params, float(share), layers=layers.table) for share in steps]
     tried = [kernels(apply_mask(params, mask), layers.table) for mask in masks]
-    size = settings.test.batch_size
-    batches = [
-        (test.images[start : start + size], test.labels[start : start + size])
-        for start in range(0, len(test.labels), size)
-    ]
+    batches = test.batches(settings.test.batch_size)
     reached = {}
     for leaf in layers.leaves:
         right, loss = layers.network.call(
@@ -188,7 +185,7 @@ def _range(values: np.ndarray) -> list[float] | None:
 
 @partial(jax.jit, static_argnames="apply")
 def _worst_errors(
-    apply: Forward, model: Variables, others: Mapping[str, Array], images: Array
+    apply: Forward, model: Variables, others: Mapping[str, Array], images: Inputs
 ) -> dict[str, Float[Array, " n"]]:
     """The largest change of each neuron's output when its layer has another kernel."""
     subject = apply.subject(model)
@@ -204,7 +201,7 @@ def _worst_errors(
 
 @partial(jax.jit, static_argnames=("apply", "paths"))
 def _ranges(
-    apply: Forward, paths: tuple[str, ...], model: Variables, images: Array
+    apply: Forward, paths: tuple[str, ...], model: Variables, images: Inputs
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
     """Of each layer the largest absolute input, the sum of the outputs' squares, their number."""
     found = dict.fromkeys(paths, (jnp.zeros(()),) * 3)

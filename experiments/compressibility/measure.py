@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,12 +20,13 @@ from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.schedule import FitSettings
 from experiments.network.train_on import scored, trained_on
-from tdjax.dispatch import remove_dead
 from tdjax.moments.collect import LayerMoments
+from tdjax.params.tree import join_path
 from tdjax.pruning.backward import lasso_prune
 from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune, pq_prune, tail_prune
 from tdjax.pruning.masks import apply_mask, keep_zeros
-from tdjax.pruning.prunable import SCOPES, WEIGHTS, names_of
+from tdjax.pruning.prunable import SCOPES, WEIGHTS
+from tdjax.trace.names import Names, names_of
 
 # Powers of ten between which penalties and tolerances are searched, the halvings at most, and how
 # near a share must come.
@@ -144,6 +146,8 @@ def baseline_record(network: Network, model: Variables, epoch: int, run: int) ->
         "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "test": measured(network, model),
+        # Whether dead neurons were looked for.
+        **({} if network.has_biases else {"removes_dead": False}),
     }
 
 
@@ -160,7 +164,7 @@ def pruned_record(pruner: Pruner, trial: Trial, run: int, cut: Cut) -> dict[str,
         **trial.fields,
         "setting": cut.setting,
         "pruned": cut.share,
-        **_sizes(network, state, cut.params),
+        **_sizes(pruner.layers, cut.params),
         "test": measured(network, Variables(cut.params, state)),
     }
     if trial.share is None or trial.method in SEARCHED:
@@ -182,19 +186,34 @@ def tuned_record(pruner: Pruner, trial: Trial, run: int, cut: Cut) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedFit(FitSettings):
-    """Training in which weights that are zero at its start stay so."""
+    """Training in which weights that are zero at its start stay so.
+
+    Arguments:
+        arrays: see `present`.
+    """
+
+    arrays: tuple[str, ...] | None = None
 
     def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """As of `FitSettings`, with no updates of such weights."""
-        return optax.chain(super().optimiser(steps_per_epoch), keep_zeros(present))
+        mask = partial(present, arrays=self.arrays)
+        return optax.chain(super().optimiser(steps_per_epoch), keep_zeros(mask))
 
 
-def present(params: Any) -> Any:
-    """A mask that is False where a weight of a kernel is zero; biases and scales are True."""
+def present(params: Any, arrays: Collection[str] | None = None) -> Any:
+    """A mask that is False where a weight of a kernel is zero; biases and scales are True.
+
+    Arguments:
+        arrays: the paths of the kernels; None for all that modules call so.
+    """
+
+    def is_kernel(names: Names, leaf: Any) -> bool:
+        if arrays is None:
+            return names[-1:] in [(name,) for name in WEIGHTS] and leaf.ndim > 1
+        return join_path(*names) in arrays
 
     def one(path: Any, leaf: Any) -> Any:
-        is_kernel = names_of(path)[-1:] in [(name,) for name in WEIGHTS] and leaf.ndim > 1
-        return leaf != 0 if is_kernel else jnp.ones(leaf.shape, bool)
+        return leaf != 0 if is_kernel(names_of(path), leaf) else jnp.ones(leaf.shape, bool)
 
     return jax.tree_util.tree_map_with_path(one, params)
 
@@ -206,24 +225,26 @@ def tuned(network: Network, model: Variables, name: str) -> tuple[int, Variables
         name: of the random stream of the order of the data.
     """
     after = network.settings.finetune_fit
-    settings = MaskedFit(**{f.name: getattr(after, f.name) for f in dataclasses.fields(after)})
+    fields = {f.name: getattr(after, f.name) for f in dataclasses.fields(after)}
+    settings = MaskedFit(**fields, arrays=network.own_kernels)
     return trained_on(network, model, network.apply, settings, name)
 
 
-def _sizes(network: Network, state: Mapping[str, Any], params: Any) -> dict[str, Any]:
+def _sizes(layers: Layers, params: Any) -> dict[str, Any]:
     """What is left of a network without its dead neurons.
 
     Returns: "size", parameters that are stored, zeros too; "left", those that are no zeros of
     kernels; "gone", the share of all weights that are zero or belong to dead neurons.
     """
-    small = network.apply.smaller(
-        network.call(remove_dead, Variables(params, state), network.sample)
-    )
-    own = kernels(small).values()
+    network, state = layers.network, layers.model.state
+    small = network.apply.without_dead(Variables(params, state), network.sample)
+    # Of layers that are smaller now the table says nothing more.
+    table = None if network.has_biases else layers.table
+    own = kernels(small, table).values()
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(small))
     nonzero = sum(int(np.count_nonzero(array)) for array in own)
     return {
         "size": size,
         "left": size - sum(array.size for array in own) + nonzero,
-        "gone": 1 - nonzero / sum(array.size for array in kernels(params).values()),
+        "gone": 1 - nonzero / sum(array.size for array in kernels(params, table).values()),
     }

@@ -138,12 +138,14 @@ def _facts(settings: Compressibility, baselines: Sequence[Mapping[str, Any]]) ->
         loss = f"test {settings.loss_name}"
     else:
         accuracy, loss = {}, "test mean squared error"
+    kept = {} if baselines[0].get("removes_dead", True) else {"dead neurons": "not looked for"}
     return {
         **accuracy,
         loss: number(_mean(baselines, "loss"), 3),
         "test examples": f"{test['count']:,}",
         "parameters": f"{baselines[0]['params']:,}",
         "networks": str(len(baselines)),
+        **kept,
     }
 
 

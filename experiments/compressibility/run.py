@@ -25,6 +25,7 @@ from experiments.workdir.ranges import SEEDS
 from experiments.workdir.threads import Records
 from tdjax.dispatch import remove_dead
 from tdjax.params.digests import tree_digest
+from tdjax.plan.layers import LEAF
 
 
 def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
@@ -41,18 +42,7 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     if settings.seed + settings.runs - 1 > SEEDS:
         problem = f"is {settings.seed}: that of run {settings.runs} is above {SEEDS}"
         raise FieldError("seed", problem)
-    if not network.has_biases:
-        problem = (
-            f"is {settings.model.name!r}: dead neurons are followed through modules, whose biases "
-            "are known, not through a function"
-        )
-        raise FieldError("model", problem)
-    for entry in network.dense.layers:
-        if entry.layer.obstacle is None and entry.layer.storage.name != "kernel":
-            problem = (
-                f"is {settings.model.name!r}: layer {entry.layer.path!r} has no kernel to prune"
-            )
-            raise FieldError("model", problem)
+    check_layers(network, settings.model.name)
     if "abp-l" in settings.methods:
         check_chain(network)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
@@ -66,11 +56,43 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
 EXPERIMENT = Experiment("compressibility", Compressibility, run, write_report)
 
 
+def check_layers(network: Network, name: str) -> None:
+    """Refuse a network with a layer that cannot be pruned, or whose inputs are not seen.
+
+    Raises FieldError that names the layer.
+    """
+    told = set()
+
+    def look(images: Any) -> None:
+        network.apply.watched(network.start, images, lambda path, *_: told.add(path))
+
+    jax.eval_shape(look, network.sample)
+    for layer in (entry.layer for entry in network.dense.layers if not entry.layer.obstacle):
+        problem, own = None, layer.storage.name
+        if layer.kind == "embed":
+            problem = "has no kernel to prune"
+        elif own not in ("kernel", LEAF):
+            problem = (
+                f"has its weights in {own!r}, and only those in 'kernel' are pruned; the pair of "
+                "the module's apply and its variables, a function, has layers of any name"
+            )
+        elif layer.storage.stack is not None or layer.path not in told:
+            problem = "is one of a stack or in a loop, where what goes through it is not seen"
+        if problem:
+            raise FieldError("model", f"is {name!r}: layer {layer.path!r} {problem}")
+
+
 def check_chain(network: Network) -> None:
     """Refuse a network whose layers do not follow each other.
 
-    Raises ValueError that names a layer and what its neurons meet.
+    Raises ValueError that names a layer and what its neurons meet, and for a function.
     """
+    if not network.has_biases:
+        raise FieldError(
+            "methods",
+            "has 'abp-l', which needs layers that follow each other: of a function that is not "
+            "known, since its biases are not; leave it out",
+        )
     *inner, _ = [entry.layer.path for entry in network.dense.layers]
     obstacles = network.call(remove_dead, network.start, network.sample).obstacles
     for path in inner:

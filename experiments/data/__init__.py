@@ -7,7 +7,16 @@ from experiments.data.errors import DataError
 from experiments.data.image_arrays import DecodedWhenTaken, ImageArray
 from experiments.data.image_folder import ImageFiles, aircraft_files, imagenet_files
 from experiments.data.photographs import evaluation_view
-from experiments.data.splits import DataSplits, Examples, check_finite, prepare, standardise
+from experiments.data.splits import (
+    DataSplits,
+    Examples,
+    Inputs,
+    arguments,
+    check_finite,
+    prepare,
+    rows,
+    standardise,
+)
 from experiments.data.stratify import stratified_split, stratified_subset
 from experiments.data.tables import TABLES, RawTable, TableExamples, load_table, prepare_table
 
@@ -20,10 +29,12 @@ __all__ = [
     "Examples",
     "ImageArray",
     "ImageFiles",
+    "Inputs",
     "RawDataset",
     "RawTable",
     "TableExamples",
     "aircraft_files",
+    "arguments",
     "check_finite",
     "evaluation_view",
     "imagenet_files",
@@ -34,6 +45,7 @@ __all__ = [
     "prepare_table",
     "random_crop_flip",
     "read_arrays",
+    "rows",
     "standardise",
     "stratified_split",
     "stratified_subset",

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped
 
 from experiments.data.errors import DataError
-from experiments.data.splits import DataSplits, Examples, split_indices, take
+from experiments.data.gather import gathered, is_batched, shown_inputs
+from experiments.data.splits import DataSplits, Examples, Inputs, rows, split_indices, take
 from experiments.data.tables import first
 from tdjax.files import one_line, opened_npz
 from tdjax.hints import known_are
@@ -25,7 +27,7 @@ OWN_VALIDATION = ("validation_inputs", "validation_labels")
 class OwnExamples(Examples):
     """Inputs of any shape in place of images, and classes or other labels; float32 or int32."""
 
-    images: Float32[np.ndarray, "n ..."] | Int32[np.ndarray, "n ..."]
+    images: Inputs
     labels: Float32[np.ndarray, "n ..."] | Int32[np.ndarray, "n ..."]
 
     def __post_init__(self) -> None:
@@ -67,9 +69,12 @@ def prepare_arrays(
 
     Arguments:
         arrays: "train_inputs" and "test_inputs" (n, ...) as the network takes them: floats of any
-            width (vectors, images, ...) or integers (tokens, pixels), which stay integers; and
+            width (vectors, images, ...) or integers (tokens, pixels), which stay integers; tuples
+            of positional or dicts of keyword arguments where it takes several; and
             "train_labels" and "test_labels" (n,), the classes, integers from 0. With
-            "validation_inputs" and "validation_labels" nothing is split off.
+            "validation_inputs" and "validation_labels" nothing is split off. Or batches: "train",
+            "test" and perhaps "validation", each an iterable of (inputs, labels), a function that
+            returns one, or one such pair.
         validation_share, seed, train_size, validation_size, test_size: see `prepare`.
         classes: whether labels are classes; if not, numbers of any shape (n, ...).
 
@@ -82,8 +87,11 @@ def prepare_arrays(
     """
     if not isinstance(arrays, Mapping):
         raise ValueError(
-            f"a mapping of arrays is needed, with {', '.join(PARTS)}, not {type(arrays).__name__}"
+            f"a mapping of arrays is needed, with {', '.join(PARTS)}, or of batches, with train "
+            f"and test, not {type(arrays).__name__}"
         )
+    if is_batched(arrays):
+        arrays = gathered(arrays)
     _check_names(arrays)
     own = [name in arrays for name in OWN_VALIDATION]
     if any(own) and not all(own):
@@ -98,11 +106,10 @@ def prepare_arrays(
     chosen = split([part.labels for part in parts.values()], number, validation_share, seed, sizes)
     sources = (train, parts.get("validation", train), test)
     kept, held_out, tested = (
-        OwnExamples(source.images[own], source.labels[own])
+        OwnExamples(rows(source.images, own), source.labels[own])
         for source, own in zip(sources, chosen, strict=True)
     )
-    channels = train.images.shape[-1]
-    return DataSplits(kept, held_out, tested, np.zeros(channels), np.ones(channels), number)
+    return DataSplits(kept, held_out, tested, np.zeros(1), np.ones(1), number)
 
 
 def split_classes(
@@ -156,10 +163,8 @@ def _check_alike(parts: Mapping[str, OwnExamples]) -> None:
             ("inputs", train.images, part.images),
             ("labels", train.labels, part.labels),
         ):
-            for what, a, b in (
-                ("shape", ours.shape[1:], theirs.shape[1:]),
-                ("dtype", ours.dtype, theirs.dtype),
-            ):
+            for what in ("shape", "dtype"):
+                a, b = shown_inputs(ours, what), shown_inputs(theirs, what)
                 if a != b:
                     raise ValueError(f"train_{end} have {what} {a}, {name}_{end} {b}")
 
@@ -179,26 +184,42 @@ def _check_names(found: Mapping[str, Any]) -> None:
 
 
 def _examples(arrays: Mapping[str, Any], part: str, *, classes: bool) -> OwnExamples:
-    inputs = _numbers(arrays, f"{part}_inputs")
-    labels = _numbers(arrays, f"{part}_labels")
-    if inputs.ndim < 2 or not inputs.size:
-        raise ValueError(f"{part}_inputs have shape {inputs.shape}; (n, ...) is needed")
+    inputs = _inputs(arrays[f"{part}_inputs"], f"{part}_inputs")
+    labels = _numbers(arrays[f"{part}_labels"], f"{part}_labels")
+    sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(inputs)}
+    if len(sizes) != 1:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, inputs)
+        raise ValueError(f"{part}_inputs have shapes {shapes}: equally many examples are needed")
+    (size,) = sizes
     if not classes:
-        if labels.shape[:1] != inputs.shape[:1]:
+        if labels.shape[:1] != size:
             raise ValueError(
-                f"{part}_labels have shape {labels.shape}, for {len(inputs)} {part}_inputs"
+                f"{part}_labels have shape {labels.shape}, for {size[0]} {part}_inputs"
             )
-    elif labels.shape != inputs.shape[:1] or labels.dtype != np.int32 or labels.min() < 0:
+    elif labels.shape != size or labels.dtype != np.int32 or labels.min() < 0:
         raise ValueError(
             f"{part}_labels are {labels.dtype} {labels.shape}, from {labels.min(initial=0)}; "
-            f"classes are needed, integers from 0, of shape {inputs.shape[:1]}"
+            f"classes are needed, integers from 0, of shape {size}"
         )
     return OwnExamples(inputs, labels)
 
 
-def _numbers(arrays: Mapping[str, Any], name: str) -> Shaped[np.ndarray, ...]:
+def _inputs(found: Any, name: str) -> Inputs:
+    """Inputs in float32 or int32, several in tuples and dicts."""
+    if isinstance(found, Mapping):
+        return {key: _inputs(own, f"{name}[{key!r}]") for key, own in found.items()}
+    if isinstance(found, tuple):
+        return tuple(_inputs(own, f"{name}[{place}]") for place, own in enumerate(found))
+    array = _numbers(found, name)
+    # Of several inputs one may be a number for each example.
+    if array.ndim < (1 if name.endswith("]") else 2) or not array.size:
+        raise ValueError(f"{name} have shape {array.shape}; (n, ...) is needed")
+    return array
+
+
+def _numbers(found: Any, name: str) -> Shaped[np.ndarray, ...]:
     """An array in float32 or int32. Raises ValueError for what neither holds."""
-    array = np.asarray(arrays[name])
+    array = np.asarray(found)
     is_floating = jnp.issubdtype(array.dtype, jnp.floating)
     if not is_floating and array.dtype.kind not in "iub":
         raise ValueError(f"{name} have dtype {array.dtype}; floats or integers are needed")

@@ -2,10 +2,12 @@
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Self
 
+import jax
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, UInt8
 
@@ -13,6 +15,8 @@ from experiments.data.datasets import RawDataset
 from experiments.data.image_arrays import ImageArray
 from experiments.data.stratify import stratified_split, stratified_subset
 
+# Of a network: an array, or a tuple or mapping of arrays where it takes several.
+Inputs = Any
 # Images per step of a pass over a set: bounds the memory of the wider integers in it.
 _CHUNK = 1024
 
@@ -24,6 +28,16 @@ def check_finite(images: Float32[np.ndarray, "n h w c"]) -> None:
         return
     bad = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
     raise ValueError(f"{len(bad)} of {len(images)} images hold NaN or Inf, the first is {bad[0]}")
+
+
+def rows(inputs: Inputs, chosen: Any) -> Inputs:
+    """Some examples of inputs."""
+    return jax.tree.map(lambda own: own[chosen], inputs)
+
+
+def arguments(inputs: Inputs) -> Inputs:
+    """Inputs as the arguments of a call, which beside labels are taken for nothing else."""
+    return inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +54,17 @@ class Examples:
         if not self.images.size:
             raise ValueError(f"no pixels: images of shape {self.images.shape}")
         check_finite(self.images)
+
+    def taken(self, chosen: np.ndarray) -> Self:
+        """Those at some places."""
+        images = jax.tree.map(np.ascontiguousarray, rows(self.images, chosen))
+        return replace(self, images=images, labels=self.labels[chosen])
+
+    def batches(self, size: int, count: int | None = None) -> list[tuple[Inputs, np.ndarray]]:
+        """Arguments of calls with their labels; of the first `count` examples, or of all."""
+        images, labels = rows(self.images, slice(count)), self.labels[:count]
+        parts = [slice(start, start + size) for start in range(0, len(labels), size)]
+        return [(arguments(rows(images, part)), labels[part]) for part in parts]
 
 
 @dataclass(frozen=True, eq=False)

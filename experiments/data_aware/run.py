@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from experiments.data import Examples, stratified_subset
 from experiments.data_aware.report import write_report
@@ -225,9 +223,7 @@ def layer_examples(settings: DataAware, test: Examples) -> Examples | None:
         )
     if count == 0:
         return None
-    chosen = stratified_subset(test.labels, count, settings.seed)
-    images = np.ascontiguousarray(test.images[chosen])
-    return replace(test, images=images, labels=test.labels[chosen])
+    return test.taken(stratified_subset(test.labels, count, settings.seed))
 
 
 def _corrected(

@@ -18,6 +18,7 @@ from experiments.report.tables import (
     crossed,
     framed,
     interval_texts,
+    millions,
     number,
     percent,
 )
@@ -183,7 +184,7 @@ def _network_table(settings: DataAware, rows: pd.DataFrame, phase: str) -> Table
     cells = _norm_cells(settings, own.assign(text=interval_texts(own, "accuracy", 100)), like)
     sizes = like.merge(rows.drop_duplicates(["method", "keep"]), "left", ["method", "keep"])
     cells["parameters"] = [DASH if pd.isna(one) else f"{one:,}" for one in sizes["params"]]
-    cells["MACs, M"] = [DASH if pd.isna(one) else f"{one / 1e6:,.2f}" for one in sizes["macs"]]
+    cells["MACs, M"] = [DASH if pd.isna(one) else millions(one, 2) for one in sizes["macs"]]
     return Table(f"Whole network, {WHEN[phase]}: {settings.metric_name}, %", cells, labels=3)
 
 

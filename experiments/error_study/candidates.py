@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from experiments.data import Inputs
 from experiments.error_study.protocol import Choice, DecomposeSettings, Key
 from experiments.network.arrays import array_of, with_array
 from experiments.network.forward import Apply, Variables
@@ -47,7 +48,7 @@ class CompressedNetwork:
         return cls(apply, plan.layer, replace(plan.form, ranks=()))
 
     def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
+        self, params: Any, state: Any, images: Inputs, key: Array | None
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
         kernel = chain_of(self.layer, self.form).dense(params["factors"])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.data import Examples
+from experiments.data import Inputs
 from experiments.error_study.candidates import (
     CompressedNetwork,
     Factors,
@@ -146,7 +146,7 @@ def _candidate_scores(
                 model,
                 path,
                 arrays,
-                _batches(getattr(study.network.splits, name), settings.batch_size),
+                getattr(study.network.splits, name).batches(settings.batch_size),
                 ScoresOf(study.network.judge),
                 chunk=settings.chunk,
             ),
@@ -213,15 +213,7 @@ def _data_errors(
     )
 
 
-def _feature_batches(study: PlannedStudy) -> list[tuple[np.ndarray, np.ndarray]]:
+def _feature_batches(study: PlannedStudy) -> list[tuple[Inputs, np.ndarray]]:
     """The training images over which errors are measured, with their labels."""
     train, settings = study.network.splits.train, study.protocol.measure
-    return _batches(train, settings.batch_size, settings.feature_images)
-
-
-def _batches(
-    examples: Examples, size: int, count: int | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    images, labels = examples.images[:count], examples.labels[:count]
-    starts = range(0, len(labels), size)
-    return [(images[start : start + size], labels[start : start + size]) for start in starts]
+    return train.batches(settings.batch_size, settings.feature_images)

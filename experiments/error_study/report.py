@@ -38,6 +38,7 @@ from experiments.report.tables import (
     Table,
     crossed,
     framed,
+    millions,
     number,
     percent,
     to_csv,
@@ -238,7 +239,7 @@ def _baseline_facts(settings: Protocol, baseline: Record | None) -> dict[str, st
     facts["parameters"] = f"{baseline['params']:,}"
     # Studies of early versions lack these.
     if (macs := baseline.get("macs")) is not None:
-        facts["multiply-adds"] = f"{macs / 1e6:,.1f} M"
+        facts["multiply-adds"] = f"{millions(macs, 1)} M"
     if (epoch := baseline.get("epoch")) is not None:
         facts["epoch kept"] = str(epoch)
     return facts

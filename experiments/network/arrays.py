@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 
+from tdjax.params.leaves import array_names
 from tdjax.params.tree import split_path
-from tdjax.plan.layers import LEAF, Layer
-from tdjax.trace.names import Names, names_of
+from tdjax.plan.layers import Layer
+from tdjax.trace.names import names_of
 
 
 def array_of(params: Any, layer: Layer) -> Any:
     """The array that holds a layer's weights, of parameters of any kind."""
-    wanted = _names_of(layer)
+    wanted = array_names(layer)
     return next(
         leaf for path, leaf in jax.tree.leaves_with_path(params) if names_of(path) == wanted
     )
@@ -21,7 +22,7 @@ def array_of(params: Any, layer: Layer) -> Any:
 
 def with_array(params: Any, layer: Layer, array: Any) -> Any:
     """The same parameters with another array of a layer, or with None in its place."""
-    wanted = _names_of(layer)
+    wanted = array_names(layer)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: array if names_of(path) == wanted else leaf,
         params,
@@ -37,9 +38,3 @@ def with_layer(params: Any, others: Any, layer: Layer) -> Any:
         return other if names_of(names)[: len(path)] == path else own
 
     return jax.tree_util.tree_map_with_path(chosen, params, others)
-
-
-def _names_of(layer: Layer) -> Names:
-    """The names along the path of a layer's array among the parameters."""
-    names = split_path(layer.path)
-    return names if layer.storage.name == LEAF else (*names, layer.storage.name)

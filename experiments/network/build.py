@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from experiments import models
-from experiments.data.splits import installed_memory
+from experiments.data.splits import Inputs, installed_memory
 from experiments.network.forward import Forward, Variables, arguments_of
 from experiments.network.own import is_own, own_function
 from experiments.network.settings import ModelSettings
@@ -80,24 +80,21 @@ def _own_network(settings: ModelSettings, seed: int) -> Any:
 
 
 def shapes_of(
-    settings: ModelSettings, init: Callable[..., Any], key: jax.Array, sample: jax.Array
+    settings: ModelSettings, init: Callable[..., Any], key: jax.Array, sample: Inputs
 ) -> Any:
     """The shapes of a network's variables.
 
     Raises FieldError for a network that cannot take such inputs, that has an array without
     entries, or that is too large for the machine.
     """
-    with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
+    with model_errors(settings, _on(sample)):
         shapes = jax.eval_shape(init, key, sample)
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for path, leaf in leaves:
         if not math.prod(leaf.shape):
             name = "/".join(str(entry.key) for entry in path)
-            raise FieldError(
-                "model",
-                f"is {_named(settings)}: on inputs of shape {sample.shape[1:]} its array {name} "
-                f"has shape {leaf.shape}",
-            )
+            problem = f"{_on(sample)} its array {name} has shape {leaf.shape}"
+            raise FieldError("model", f"is {_named(settings)}: {problem}")
     needed = COPIES * sum(leaf.dtype.itemsize * math.prod(leaf.shape) for _, leaf in leaves)
     present = installed_memory()
     if present is not None and needed > present:
@@ -110,7 +107,7 @@ def shapes_of(
 
 
 def outputs_of(
-    settings: ModelSettings, apply: Forward, model: Variables, sample: jax.Array, *, train: bool
+    settings: ModelSettings, apply: Forward, model: Variables, sample: Inputs, *, train: bool
 ) -> Any:
     """The shapes of what one call returns, of training where it is trained on.
 
@@ -123,7 +120,7 @@ def outputs_of(
     except TypeError as error:
         problem = "an attribute of it cannot be hashed: use tuples in place of lists and arrays"
         raise FieldError("model", f"is {_named(settings)}: {problem}") from error
-    with model_errors(settings, f"on inputs of shape {sample.shape[1:]}"):
+    with model_errors(settings, _on(sample)):
         found: Any = jax.eval_shape(apply, model.params, model.state, sample, key)
         return found[0]
 
@@ -150,6 +147,11 @@ def model_errors(settings: ModelSettings, where: str = "") -> Iterator[None]:
         place = f" {where}" if where else ""
         problem = f"is {_named(settings)}{place}: {kind}{one_line(error)}"
         raise FieldError("model", problem) from error
+
+
+def _on(sample: Inputs) -> str:
+    shapes = jax.tree.map(lambda own: own.shape[1:], sample)
+    return f"on inputs of shape {shapes}"
 
 
 def _named(settings: ModelSettings) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from experiments.data import DataError, DataSplits, Examples, load
+from experiments.data import DataError, DataSplits, Examples, load, rows
 from experiments.network.judge import example_scores
 from experiments.network.settings import OWN, CalibrationSettings, NetworkSettings
 from experiments.workdir.fields import FieldError
@@ -46,7 +46,10 @@ def seen(settings: CalibrationSettings, calibration: Calibration) -> Calibration
 
 
 class Batch(NamedTuple):
-    """Calibration images (b, h, w, c), their labels (b,), and Gumbel noise (b, classes)."""
+    """Calibration images (b, h, w, c), or other inputs, their labels (b,), noise (b, classes).
+
+    The noise is Gumbel's.
+    """
 
     images: Any
     labels: Any
@@ -120,9 +123,7 @@ def altered(
 def draw(examples: Examples, calibration: Calibration, seed: int) -> Examples:
     """The images of a calibration: a larger number holds those of a smaller one."""
     order = np.random.default_rng([seed, calibration.subset]).permutation(len(examples.labels))
-    chosen = np.sort(order[: calibration.images])
-    images = np.ascontiguousarray(examples.images[chosen])
-    return replace(examples, images=images, labels=examples.labels[chosen])
+    return examples.taken(np.sort(order[: calibration.images]))
 
 
 def batches_of(
@@ -136,7 +137,7 @@ def batches_of(
         part = slice(start, start + size)
         labels = examples.labels[part]
         gumbel = noise.gumbel(size=(len(labels), classes)).astype(np.float32)
-        batches.append(Batch(examples.images[part], labels, gumbel))
+        batches.append(Batch(rows(examples.images, part), labels, gumbel))
     return batches
 
 

@@ -18,22 +18,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from experiments.network.watch import Keep, watch_linen, watch_nnx
+from experiments.data import Inputs
+from experiments.network.watch import Keep, watch_function, watch_linen, watch_nnx
 from experiments.network.weights import load_arrays, load_weights
-from tdjax.dispatch import factorize
+from tdjax.dispatch import factorize, remove_dead
 from tdjax.nnx.batch_stats import keeps_batch_stats
 from tdjax.nnx.saving import restored, variables_of
 from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan
 from tdjax.pruning.dead import SmallerModel
+from tdjax.trace.call import call_arguments
 from tdjax.trace.names import names_of
 
 # (trainable parameters, other collections, images, key) -> (logits, other collections); the key of
 # what is random in training, None for inference. Hashable by value, so that equal networks share
 # compiled programs.
-Apply = Callable[[Any, Any, Array, Array | None], tuple[Array, Any]]
+Apply = Callable[[Any, Any, Inputs, Array | None], tuple[Array, Any]]
 # A factorised network, of arrays as `tdjax.load_factorised` gives them and images.
-Small = Callable[[Any, Array], Array]
+Small = Callable[[Any, Inputs], Array]
 
 # The argument by which a module's call knows that it is being trained, and what it is then.
 TRAINING_FLAGS = {"train": True, "training": True, "is_training": True, "deterministic": False}
@@ -72,7 +74,7 @@ class Forward(ABC):
 
     @abstractmethod
     def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
+        self, params: Any, state: Any, images: Inputs, key: Array | None
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
 
@@ -110,13 +112,17 @@ class Forward(ABC):
         """The same with the arrays of a file; raises `WeightsError`, see `load_weights`."""
         return self.start(load_weights(path, model.collections))
 
+    def without_dead(self, model: Variables, sample: Inputs) -> Any:
+        """The parameters without those of neurons that nothing uses any more."""
+        return self.smaller(self.call(remove_dead, model, sample))
+
     def smaller(self, found: SmallerModel) -> Any:
         """The parameters that `tdjax.remove_dead` left."""
         return self.parameters(found.variables["params"])
 
-    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
-        """Call it, and tell of each module in it. Raises TypeError for one without modules."""
-        raise TypeError(f"{type(self).__name__} has no modules")
+    @abstractmethod
+    def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
+        """Call it, and tell of each layer in it."""
 
     def saved(self, model: Variables) -> Any:
         """Its arrays as `tdjax.save_factorised` takes them."""
@@ -137,15 +143,15 @@ class LinenNetwork(Forward):
     module: nn.Module
 
     def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
+        self, params: Any, state: Any, images: Inputs, key: Array | None
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
-        variables = {**state, "params": params}
+        variables, (args, kwargs) = {**state, "params": params}, call_arguments(images)
         if key is None:
-            return cast(Array, self.module.apply(variables, images)), state
-        flags: dict[str, Any] = training_flags(self.module.__call__)
+            return cast(Array, self.module.apply(variables, *args, **kwargs)), state
+        kwargs |= training_flags(self.module.__call__)
         result = self.module.apply(
-            variables, images, **flags, mutable=list(state), rngs={"dropout": key}
+            variables, *args, **kwargs, mutable=list(state), rngs={"dropout": key}
         )
         return cast(tuple[Array, Any], result)
 
@@ -161,14 +167,19 @@ class LinenNetwork(Forward):
     def factorised(self, plan: Plan) -> Small:
         """The network with chains in place of layers."""
         small = factorize(self.module, plan)
-        return lambda variables, images: cast(Array, small.apply(variables, images))
+
+        def call(variables: Any, images: Inputs) -> Array:
+            args, kwargs = call_arguments(images)
+            return cast(Array, small.apply(variables, *args, **kwargs))
+
+        return call
 
     def keeps_batch_stats(self, model: Variables) -> bool:
         """Whether it has statistics of batch normalisation that can be estimated again."""
         return "batch_stats" in model.state
 
-    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
-        """Call it, and tell of each module in it."""
+    def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
+        """Call it, and tell of each layer in it."""
         watch_linen(self.module, model.collections, images, keep)
 
 
@@ -184,14 +195,15 @@ class NnxNetwork(Forward):
     module: nnx.Module
 
     def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
+        self, params: Any, state: Any, images: Inputs, key: Array | None
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the state after it."""
         model: Any = self._filled(Variables(params, state))
+        args, kwargs = call_arguments(images)
         if key is None:
-            return model(images), state
+            return model(*args, **kwargs), state
         model.train()
-        logits = model(images, **training_flags(model.__call__))
+        logits = model(*args, **kwargs, **training_flags(model.__call__))
         return logits, self.start(model).state
 
     def start(self, arrays: nnx.Module) -> Variables:
@@ -205,7 +217,12 @@ class NnxNetwork(Forward):
 
     def factorised(self, plan: Plan) -> Small:
         """The network with chains in place of layers."""
-        return lambda variables, images: self._filled(variables, plan)(images)
+
+        def call(variables: Any, images: Inputs) -> Array:
+            args, kwargs = call_arguments(images)
+            return cast(Array, self._filled(variables, plan)(*args, **kwargs))
+
+        return call
 
     def keeps_batch_stats(self, model: Variables) -> bool:
         """Whether it has statistics of batch normalisation that can be estimated again."""
@@ -230,8 +247,8 @@ class NnxNetwork(Forward):
         """The parameters that `tdjax.remove_dead` left."""
         return self.parameters(found.model)
 
-    def watched(self, model: Variables, images: Array, keep: Keep) -> None:
-        """Call it, and tell of each module in it."""
+    def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
+        """Call it, and tell of each layer in it."""
         watch_nnx(self._filled(model), images, keep)
 
     def _filled(self, model: Any, plan: Plan = NOTHING_FACTORISED) -> Any:
@@ -252,13 +269,14 @@ class FunctionNetwork(Forward):
     module: Callable[..., Any]
 
     def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
+        self, params: Any, state: Any, images: Inputs, key: Array | None
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the state, of which there is none."""
-        if key is None:
-            return self.module(params, images), state
-        drawn = {"key": key} if "key" in arguments_of(self.module) else {}
-        return self.module(params, images, **training_flags(self.module), **drawn), state
+        args, kwargs = call_arguments(images)
+        if key is not None:
+            kwargs |= training_flags(self.module)
+            kwargs |= {"key": key} if "key" in arguments_of(self.module) else {}
+        return self.module(params, *args, **kwargs), state
 
     def start(self, arrays: Any) -> Variables:
         """Its parameters."""
@@ -270,7 +288,21 @@ class FunctionNetwork(Forward):
 
     def factorised(self, plan: Plan) -> Small:
         """The network with chains in place of layers."""
-        return factorize(self.module, plan)
+        small = factorize(self.module, plan)
+
+        def call(params: Any, images: Inputs) -> Array:
+            args, kwargs = call_arguments(images)
+            return cast(Array, small(params, *args, **kwargs))
+
+        return call
+
+    def without_dead(self, model: Variables, sample: Inputs) -> Any:
+        """All of them: dead neurons are followed through modules, whose biases are known."""
+        return model.params
+
+    def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
+        """Call it, and tell of each layer in it."""
+        watch_function(self.module, model.params, images, keep)
 
     def loaded(self, path: str, model: Variables) -> Variables:
         """With the arrays of a file, named by their path in the parameters."""

@@ -10,8 +10,9 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from experiments.data import DataSplits, Examples
+from experiments.data import DataSplits, Examples, Inputs
 from experiments.network.build import (
     build_network,
     check_logits,
@@ -25,6 +26,7 @@ from experiments.network.forward import (
     Forward,
     FunctionNetwork,
     LinenNetwork,
+    NnxNetwork,
     Variables,
     forward_of,
 )
@@ -37,6 +39,7 @@ from experiments.workdir.ranges import INT32, shown
 from tdjax.dispatch import make_plan
 from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan
+from tdjax.trace.call import call_arguments
 from tdjax.trace.names import names_of
 
 # Random streams of an experiment.
@@ -74,8 +77,15 @@ class Network:
 
     @property
     def has_biases(self) -> bool:
-        """Whether it is known which of its arrays are biases."""
+        """Whether it is known which of its arrays are biases, so that dead neurons are too."""
         return not isinstance(self.apply, FunctionNetwork)
+
+    @property
+    def own_kernels(self) -> tuple[str, ...] | None:
+        """The paths of a function's kernels; None of a module, which calls them so."""
+        if self.has_biases:
+            return None
+        return tuple(entry.layer.path for entry in self.dense.layers if not entry.layer.obstacle)
 
     @property
     def embeddings(self) -> tuple[str, ...]:
@@ -95,7 +105,7 @@ class Network:
         return self.apply.call(function, model, *args, **options)
 
     @property
-    def sample(self) -> jax.Array:
+    def sample(self) -> Inputs:
         """An input of the network, of zeros."""
         return _sample(self.splits)
 
@@ -126,10 +136,15 @@ def configured(asked: ExperimentSettings) -> Network:
     return _network(asked, module, start, splits, as_it_is=not settings.train.epochs)
 
 
-def _initial(settings: NetworkSettings, module: nn.Module, sample: jax.Array) -> Variables:
+def _initial(settings: NetworkSettings, module: nn.Module, sample: Inputs) -> Variables:
     """The variables of a Linen module that comes without, read or drawn."""
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
-    init = jax.jit(module.init)
+
+    @jax.jit
+    def init(key: jax.Array, sample: Inputs) -> Any:
+        args, kwargs = call_arguments(sample)
+        return module.init(key, *args, **kwargs)
+
     shapes = shapes_of(settings.model, init, key, sample)
     if settings.weights is None:
         return LinenNetwork(module).start(init(key, sample))
@@ -180,7 +195,9 @@ def _network(
     if trains:
         _check_steps(settings, splits.train)
     if settings.reestimate and not apply.keeps_batch_stats(start):
-        raise FieldError("reestimate", f"is True: {settings.model.name} has no batch statistics")
+        known = "" if isinstance(apply, LinenNetwork | NnxNetwork) else ", which modules alone have"
+        problem = f"is True: {settings.model.name} has no batch statistics{known}; use False"
+        raise FieldError("reestimate", problem)
     with model_errors(settings.model):
         dense = apply.call(make_plan, start, (), sample)
     outputs = outputs_of(settings.model, apply, start, sample, train=trains)
@@ -215,8 +232,11 @@ def _start(settings: ModelSettings, apply: Forward, arrays: Any) -> Variables:
         return cast(Variables, jax.tree.map(jnp.asarray, start))
 
 
-def _sample(splits: DataSplits) -> jax.Array:
-    return jnp.zeros((1, *splits.train.images.shape[1:]), splits.train.images.dtype)
+def _sample(splits: DataSplits) -> Inputs:
+    def zeros(images: np.ndarray) -> jax.Array:
+        return jnp.zeros((1, *images.shape[1:]), images.dtype)
+
+    return jax.tree.map(zeros, splits.train.images)
 
 
 def _check_steps(settings: NetworkSettings, train: Examples) -> None:

@@ -45,7 +45,7 @@ class DataSettings(Settings):
 
     Arguments:
         name: one of ours; or of your own, an npz file of arrays or "package.module:function" for
-            a function that returns them, see `experiments.data.prepare_arrays`.
+            a function that returns them or batches, see `experiments.data.prepare_arrays`.
         arguments: of that function.
     """
 

@@ -20,6 +20,7 @@ NAMES = {
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
+NOTE = "; names without '/' are taken for those of a PyTorch network"
 # Of each BatchNorm; Linen needs no such count.
 COUNTER = "num_batches_tracked"
 
@@ -61,7 +62,7 @@ def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -
         for name, (_, leaf), is_kernel in zip(names, leaves, kernels, strict=True)
     }
     with opened_weights(path) as members:
-        arrays = read_arrays(path, members, shapes, counters)
+        arrays = read_arrays(path, members, shapes, counters, NOTE)
     loaded = [
         _translated(arrays[name], is_kernel) for name, is_kernel in zip(names, kernels, strict=True)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from experiments.data import Examples
+from experiments.data import Examples, Inputs, arguments
 from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import LossOf
@@ -39,7 +39,7 @@ class FactorisedNetwork:
     plan: Plan
 
     def __call__(
-        self, params: Any, state: Any, images: Array, key: Array | None
+        self, params: Any, state: Any, images: Inputs, key: Array | None
     ) -> tuple[Array, Any]:
         """Logits of a batch of images, and the collections after it."""
         return self.apply(reconstruct_params(params, self.plan), state, images, key)
@@ -80,13 +80,17 @@ def moments_for(
     moments = network.call(
         collect_moments,
         model,
-        batches if gradients else [batch.images for batch in batches],
+        _of_arguments(batches) if gradients else [batch.images for batch in batches],
         loss_fn=loss if gradients else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_moments(path, moments)
     # As a continued run would read them.
     return load_moments(path)
+
+
+def _of_arguments(batches: Sequence[Batch]) -> list[Batch]:
+    return [batch._replace(images=arguments(batch.images)) for batch in batches]
 
 
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:

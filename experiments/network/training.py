@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
-from experiments.data.splits import DataSplits, Examples
+from experiments.data.splits import DataSplits, Examples, Inputs, rows
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import BY_CLASS, Judge
 from experiments.network.schedule import FitSettings
@@ -86,7 +86,7 @@ def fit_epochs(
     Raises ValueError where the training set is smaller than one batch.
     """
     steps = steps_per_epoch(splits.train, settings)
-    images, labels = jnp.asarray(splits.train.images), jnp.asarray(splits.train.labels)
+    images, labels = jax.tree.map(jnp.asarray, (splits.train.images, splits.train.labels))
     # The padding of random crops.
     fill = jnp.asarray(splits.black)
     step = partial(_step, apply=apply, settings=settings, steps=steps, judge=judge)
@@ -130,7 +130,7 @@ def evaluate(
     totals: Any = 0
     for start in range(0, len(examples.labels), batch_size):
         part = slice(start, start + batch_size)
-        images, labels = examples.images[part], examples.labels[part]
+        images, labels = rows(examples.images, part), examples.labels[part]
         correct, loss = _evaluate_batch(models, apply, images, labels, judge)
         totals = totals + np.stack([np.asarray(correct, np.float64), np.asarray(loss, np.float64)])
     accuracy, cross_entropy = totals / len(examples.labels)
@@ -153,7 +153,7 @@ def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
 
 @partial(jax.jit, static_argnames=("apply", "judge"))
 def _evaluate_batch(
-    models: Variables, apply: Apply, images: Array, labels: Array, judge: Judge
+    models: Variables, apply: Apply, images: Inputs, labels: Array, judge: Judge
 ) -> tuple[Any, Any]:
     def one(model: Variables) -> tuple[Array, Array]:
         logits, _ = apply(model.params, model.state, images, None)
@@ -167,7 +167,7 @@ def _evaluate_batch(
 def _step(
     models: Variables,
     optimizers: Any,
-    images: Array,
+    images: Inputs,
     labels: Array,
     order: Int[Array, "runs n"],
     keys: Array,
@@ -185,7 +185,7 @@ def _step(
 
     def one(model: Variables, optimizer: Any, order: Array, key: Array) -> tuple[Variables, Any]:
         chosen = jax.lax.dynamic_slice(order, (index * size,), (size,))
-        batch, targets = images[chosen], labels[chosen]
+        batch, targets = rows(images, chosen), labels[chosen]
         if settings.augment:
             batch = random_crop_flip(jax.random.fold_in(key, index), batch, fill=fill)
 

@@ -1,4 +1,4 @@
-"""What goes into the layers of a module, and what comes out of them."""
+"""What goes into the layers of a network, and what comes out of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from typing import Any
 
 import flax.linen as nn
 from flax import nnx
-from jaxtyping import Array
 
+from experiments.data import Inputs
+from tdjax.functions.program import Apply
+from tdjax.functions.read import read
 from tdjax.nnx.graph import become, modules_of, with_calls
 from tdjax.params.tree import join_path
+from tdjax.trace.call import call_arguments, split_arrays
+from tdjax.trace.marks import INPUT, OUTPUT, Mark
+from tdjax.trace.visit import run
 
 # (path of a layer, its input, its output) -> None, at each of its calls.
 Keep = Callable[[str, Any, Any], None]
 
 
-def watch_linen(module: nn.Module, variables: Mapping[str, Any], images: Array, keep: Keep) -> None:
+def watch_linen(
+    module: nn.Module, variables: Mapping[str, Any], images: Inputs, keep: Keep
+) -> None:
     """Call a Linen module, and tell of each module in it."""
 
     def look(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -27,16 +34,36 @@ def watch_linen(module: nn.Module, variables: Mapping[str, Any], images: Array, 
         return outputs
 
     with nn.intercept_methods(look):
-        module.apply(variables, images)
+        args, kwargs = call_arguments(images)
+        module.apply(variables, *args, **kwargs)
 
 
-def watch_nnx(model: nnx.Module, images: Array, keep: Keep) -> None:
+def watch_nnx(model: nnx.Module, images: Inputs, keep: Keep) -> None:
     """Call an NNX module, and tell of each module in it; its classes are others afterwards."""
     for path, module in modules_of(model).items():
         cls: Any = type(module)
         become(module, with_calls(cls, functools.partial(_told, path, keep)))
     called: Any = model
-    called(images)
+    args, kwargs = call_arguments(images)
+    called(*args, **kwargs)
+
+
+def watch_function(apply: Apply, params: Any, images: Inputs, keep: Keep) -> None:
+    """Call a function, and tell of each layer that is called outside loops, rows as inputs."""
+    found = read(apply, params, images)
+    trace = found.trace
+    arrays, _ = split_arrays((params, call_arguments(images)))
+
+    def rows(end: str) -> dict[int, Any]:
+        def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
+            return x, x if mark.end == end and mark.number not in trace.survey.looped else None
+
+        return run(trace.jaxpr, trace.survey, visit, arrays, {})[1]
+
+    inputs, outputs = rows(INPUT), rows(OUTPUT)
+    for number, called in trace.calls.items():
+        if number in inputs and called.layer.storage.stack is None:
+            keep(called.layer.path, inputs[number], outputs[number])
 
 
 def _told(path: str, keep: Keep, cls: type, method: str) -> Callable[..., Any]:

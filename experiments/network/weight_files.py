@@ -47,14 +47,19 @@ def opened_weights(path: FileOf) -> Iterator[Members]:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     # Damaged archives fail in the reader with nearly any type of exception.
     except Exception as error:
+        known = "" if _is_known(path) else "; weights are .npz, .safetensors, or an Orbax folder"
         raise WeightsError(
             f"{path}: not a whole {kind} of plain arrays ({type(error).__name__}: "
-            f"{one_line(error)})"
+            f"{one_line(error)}){known}"
         ) from error
 
 
 def read_arrays(
-    path: FileOf, members: Members, expected: Mapping[str, Any], ignored: Collection[str] = ()
+    path: FileOf,
+    members: Members,
+    expected: Mapping[str, Any],
+    ignored: Collection[str] = (),
+    note: str = "",
 ) -> dict[str, np.ndarray]:
     """The arrays of these names, as numbers of the kind that is expected.
 
@@ -62,16 +67,18 @@ def read_arrays(
         members: of the file, see `opened_weights`.
         expected: by name what has the shape and the dtype.
         ignored: names of further arrays that the file may hold.
+        note: on the names, for messages.
 
     Raises WeightsError for an array that is missing, too many, of another shape, of integers where
     fractions are expected or the other way round, or with NaN or Inf.
     """
-    for problem, wrong in (
-        ("lacks", set(expected) - set(members)),
-        ("holds, and the model has no place for,", set(members) - set(expected) - set(ignored)),
-    ):
-        if wrong:
-            raise WeightsError(f"{path}: {problem} {_listed(wrong)}")
+    lacking = set(expected) - set(members)
+    more = set(members) - set(expected) - set(ignored)
+    if lacking:
+        held = f"; it holds {_listed(more)} in their place" if more else ""
+        raise WeightsError(f"{path}: lacks {_listed(lacking)}{held}{note}")
+    if more:
+        raise WeightsError(f"{path}: holds, and the model has no place for, {_listed(more)}")
     for name, like in expected.items():
         member, is_floating = members[name], jnp.issubdtype(like.dtype, jnp.floating)
         if jnp.issubdtype(member.dtype, jnp.floating) != is_floating:
@@ -103,6 +110,11 @@ def _cast(path: FileOf, name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
 def _listed(names: set[str], most: int = 5) -> str:
     first = ", ".join(sorted(names)[:most])
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
+
+
+def _is_known(path: FileOf) -> bool:
+    """Whether a name tells what it is of."""
+    return os.path.isdir(path) or os.fspath(path).endswith((".npz", ".safetensors"))
 
 
 def _reader(path: FileOf) -> tuple[str, AbstractContextManager[Members]]:

@@ -32,7 +32,9 @@ def load_weights(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> 
     """
     with opened_weights(path) as members:
         ours = any("/" in name for name in members)
-    return load_arrays(path, variables) if ours else load_torch_npz(path, variables)
+    if not ours:
+        return load_torch_npz(path, variables)
+    return load_arrays(path, variables, note=f"; names begin with {' or '.join(variables)}")
 
 
 def load_arrays(
@@ -40,6 +42,7 @@ def load_arrays(
     tree: Any,
     named: Callable[[Names], str] = lambda names: join_path(*names),
     kept: Collection[str] = (),
+    note: str = "",
 ) -> Any:
     """A pytree with the arrays of a file in place of its own, see `load_weights`.
 
@@ -47,12 +50,13 @@ def load_arrays(
         tree: of arrays; or of shapes where none is kept.
         named: the name that a file has for an array, of the names along its path.
         kept: names of arrays that stay as they are, whether the file holds them or not.
+        note: on the names, for messages.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     own = {named(names_of(keys)): leaf for keys, leaf in leaves}
     expected = {name: leaf for name, leaf in own.items() if name not in kept}
     with opened_weights(path) as members:
-        found: dict[str, Any] = dict(read_arrays(path, members, expected, kept))
+        found: dict[str, Any] = dict(read_arrays(path, members, expected, kept, note))
     return jax.tree.unflatten(
         structure, [jnp.asarray(found[name]) if name in found else own[name] for name in own]
     )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jinja2
 
 from experiments.network.settings import NetworkSettings
-from experiments.report.tables import Table, Tau, number, percent, to_markdown
+from experiments.report.tables import Table, Tau, millions, number, percent, to_markdown
 from experiments.workdir.environment import versions
 from experiments.workdir.files import remove_leftovers
 from experiments.workdir.journal import Journal, Schema, read_workdir
@@ -164,5 +164,5 @@ def baseline_facts(
         f"test {loss}": number(test["cross_entropy"], 3),
         "test images": f"{test['count']:,}",
         "parameters": f"{baseline['params']:,}",
-        "multiply-adds": f"{baseline['macs'] / 1e6:,.1f} M",
+        "multiply-adds": f"{millions(baseline['macs'], 1)} M",
     }

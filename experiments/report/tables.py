@@ -68,6 +68,11 @@ def number(value: float, decimals: int = 2) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
 
 
+def millions(value: float, decimals: int) -> str:
+    """A number in millions; of less than a tenth of one three digits."""
+    return f"{value / 1e6:,.{decimals}f}" if value >= 1e5 else f"{value / 1e6:.3g}"
+
+
 def percent(share: float, decimals: int = 0) -> str:
     """A share as a percentage."""
     return f"{number(100 * share, decimals)} %"

@@ -43,8 +43,9 @@ def _reads_first(function: str, model: Any, trace_of: Callable[[Any], Any], batc
         return False
     if isinstance(batch[0], (tuple, Mapping)):
         # Arguments in a tuple or a dict of their own are what makes a batch plain.
-        plain = _accepts(model, batch[0]) and _traces(trace_of, batch[0])
-        return plain or not _accepts(model, batch)
+        return not _accepts(model, batch) or (
+            _accepts(model, batch[0]) and _traces(trace_of, batch[0])
+        )
     if not any(split_arrays(entry)[0] for entry in batch[1:]):
         # Switches, or a rest of None.
         return not _accepts(model, batch)

@@ -47,17 +47,30 @@ def calling_the_model(*inputs: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        remedy = ""
-        if len(inputs) == 1 and isinstance(inputs[0], tuple) and len(inputs[0]) > 1:
-            remedy = (
-                "; a tuple holds the model's positional arguments: pass the input alone where it "
-                "was (input, labels), [x for x, _ in batches]. (input, rest) is for a loss_fn or "
-                "metric_fn, the input being a tuple or dict where there are several: ((a, b), rest)"
-            )
+        remedy = _remedy(inputs[0], str(error)) if len(inputs) == 1 else ""
         raise ValueError(
             f"the model cannot be called with {shapes_text(inputs)}, of which the first axis is "
             f"the batch: {type(error).__name__}: {error}{remedy}"
         ) from error
+
+
+def _remedy(inputs: Any, problem: str) -> str:
+    """What to do about inputs with which a model cannot be called."""
+    if isinstance(inputs, tuple) and len(inputs) > 1:
+        return (
+            "; a tuple holds the model's positional arguments: pass the input alone where it "
+            "was (input, labels), [x for x, _ in batches]. (input, rest) is for a loss_fn or "
+            "metric_fn, the input being a tuple or dict where there are several: ((a, b), rest)"
+        )
+    names = inputs if isinstance(inputs, Mapping) and "unexpected keyword" in problem else ()
+    for name in names:
+        if f"argument {name!r}" in problem:
+            return (
+                f"; a dict holds the model's keyword arguments, and {name!r} is none: leave it "
+                "out where it is a label. Where a loss_fn or metric_fn takes the batch, write "
+                "(inputs, rest): the dict without it, and what the loss takes beside it"
+            )
+    return ""
 
 
 def example_losses(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -36,7 +36,11 @@ class Network:
         args, kwargs = call_arguments(inputs)
         call = partial(call_model, method=self.method, args=args, kwargs=kwargs)
         with calling_the_model(inputs):
-            return self.model.apply(variables, method=call, rngs=streams())
+            # Statistics that a training mode updates are as the model computes with them.
+            outputs, _ = self.model.apply(
+                variables, method=call, rngs=streams(), mutable=nn.DenyList("params")
+            )
+        return outputs
 
     def kernel(self, variables: Any, path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""

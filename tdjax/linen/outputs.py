@@ -43,8 +43,9 @@ def layer_outputs(
     args, kwargs = call_arguments(inputs)
     call = partial(call_model, method=method, args=args, kwargs=kwargs)
     given = {**variables, COMPARED: others}
-    # Where anything may change, `nn.map_variables(init=True)` of Flax asks that parameters may.
-    _, found = apply_inside(model, _comparing, given, call, mutable=[COMPARED, "params"])
+    # As what the model's training mode updates; where anything may change,
+    # `nn.map_variables(init=True)` of Flax asks that parameters may.
+    _, found = apply_inside(model, _comparing, given, call, mutable=True)
     return {path: list(layer_params(found[COMPARED], path).get("pairs", ())) for path in kernels}
 
 

@@ -15,9 +15,15 @@ from typing import Any
 import jax
 
 from tdjax.params.tree import Tree, join_path, layer_params, put, split_path
-from tdjax.plan.layers import LEAF
+from tdjax.plan.layers import LEAF, Layer
 from tdjax.plan.plan import Plan
-from tdjax.trace.names import names_of
+from tdjax.trace.names import Names, names_of
+
+
+def array_names(layer: Layer) -> Names:
+    """The names along the path of a layer's array among the parameters."""
+    names, own = split_path(layer.path), layer.storage.name
+    return names if own == LEAF else (*names, own)
 
 
 def of_leaves(plan: Plan) -> bool:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from tdjax.decompose.inputs import all_finite
-from tdjax.params.tree import join_path, split_path
+from tdjax.params.leaves import array_names
+from tdjax.params.tree import join_path
 from tdjax.plan.layers import Layer, Storage, is_weight
 from tdjax.plan.patterns import matches
 from tdjax.trace.names import names_of
@@ -114,7 +115,7 @@ def _listed(params: Any, layers: Sequence[Layer]) -> list[Leaf]:
         if layer.obstacle is not None:
             continue
         stored = layer.storage
-        names = (*split_path(layer.path), stored.name)
+        names = array_names(layer)
         if names not in places:
             raise ValueError(f"layer {layer.path!r}: the parameters have no {stored.name} there")
         place, shape = places[names]

@@ -258,6 +258,35 @@ def test_network_with_batch_statistics():
     assert found["conv0"]["absolute"] == pytest.approx(float(expected), rel=1e-4)
 
 
+class Trained(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(not train, use_scale=False, use_bias=False)(nn.Dense(5, name="first")(x))
+        return nn.Dense(4, use_bias=False, name="last")(x)
+
+
+def test_what_a_training_mode_updates_is_as_the_model_computes_with_it():
+    x, model = normal(1, 12, 6), Trained()
+    variables = random_variables(model, x)
+    other = normal(2, 5, 4)
+    params = replace_kernel(variables["params"], "last", other)
+    hidden = np.asarray(x @ variables["params"]["first"]["kernel"], np.float64)
+    hidden = (hidden - hidden.mean(axis=0)) / np.sqrt(hidden.var(axis=0) + 1e-5)
+    change = hidden @ (np.asarray(variables["params"]["last"]["kernel"]) - other)
+    for batch in ((x, True), {"x": x, "train": True}):
+        found = tdjax.feature_errors(model, variables, params, [batch])["last"]
+        assert found["absolute"] == pytest.approx(np.linalg.norm(change, axis=1).mean(), rel=1e-4)
+    (mean,) = tdjax.evaluate_candidates(
+        model,
+        variables,
+        "last",
+        other[None],
+        [({"x": x, "train": True}, None)],
+        lambda y, _: y[:, 0],
+    )
+    assert mean == pytest.approx(float((hidden @ other)[:, 0].mean()), abs=1e-5)
+
+
 def test_feature_errors_refuse_what_they_cannot_do(network):
     model, variables = network
     params = variables["params"]

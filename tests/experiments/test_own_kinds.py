@@ -14,11 +14,13 @@ from flax.traverse_util import flatten_dict
 import tdjax
 from experiments import compress, compressibility, data_aware, error_study
 from experiments.compressibility.layers import layers_of
+from experiments.compressibility.measure import tuned
 from experiments.data import prepare_arrays
 from experiments.error_study.candidates import decompose_runs, kernel_of
 from experiments.error_study.choices import plan_study
 from experiments.error_study.measure import compressed_records, finetune_records
 from experiments.network.baseline import train_baseline
+from experiments.network.forward import Variables
 from experiments.network.judge import Judge, judge_of
 from experiments.network.network import configured, given
 from experiments.workdir.fields import read_fields
@@ -165,17 +167,51 @@ def test_the_study_takes_arrays_that_hold_a_kernel_the_other_way_round():
     assert tuned["epoch"] == 1
 
 
-def test_what_goes_through_the_layers_of_an_nnx_model_is_seen():
+@pytest.mark.parametrize("kind", ["nnx", "function"])
+def test_what_goes_through_the_layers_is_seen(kind):
     settings = read_fields(compressibility.Compressibility, {**OWN, **CALIBRATION, "runs": 1})
-    own = network("nnx", settings)
+    own = network(kind, settings)
     x = own.splits.test.images
     layers = layers_of(own, own.start, [x[:10], x[10:]])
     for place in range(3):
         into = np.maximum(expected(x, kernels()[:place]), 0)
         out = into @ kernels()[place]
-        bound, scale = (found[f"layers_{place}"] for found in (layers.bounds, layers.scales))
+        name = f"layers/{place}" if kind == "function" else f"layers_{place}"
+        bound, scale = (found[name] for found in (layers.bounds, layers.scales))
         assert bound == pytest.approx(into.max(), rel=1e-5)
         assert scale == pytest.approx(np.sqrt(np.mean(out**2)), rel=1e-4)
+
+
+def test_a_function_is_pruned_as_a_module_is(tmp_path):
+    asked = {"runs": 1, "methods": ["magnitude layer"], "shares": [0.5], "qs": [0.5]}
+    asked |= {**OWN, **CALIBRATION, "layer_steps": 3}
+    settings = read_fields(compressibility.Compressibility, asked)
+    found = {}
+    for kind in ("linen", "function"):
+        page = compressibility.run(network(kind, settings), settings, tmp_path / kind)
+        found[kind] = {name: records(tmp_path / kind, name) for name in ("layer", "pruned")}
+        (whole,) = records(tmp_path / kind, "baseline")
+        assert (
+            ("removes_dead" in whole) == ("not looked for" in page.read_text()) == (kind != "linen")
+        )
+    for ours, theirs in zip(found["linen"]["layer"], found["function"]["layer"], strict=True):
+        assert ours["reached"] == theirs["reached"]
+        for one, other in zip(ours["by_q"], theirs["by_q"], strict=True):
+            for index in ("sparsity_index", "effective_number"):
+                assert one[index] == pytest.approx(other[index], rel=1e-5)
+            assert one["looseness"]["bound"] == pytest.approx(other["looseness"]["bound"], rel=1e-3)
+    for ours, theirs in zip(found["linen"]["pruned"], found["function"]["pruned"], strict=True):
+        assert (ours["test"]["accuracy"], ours["pruned"]) == (
+            theirs["test"]["accuracy"],
+            theirs["pruned"],
+        )
+    # Zeros stay in training, whichever way round a kernel lies.
+    params = jax.tree.map(lambda own: own.at[:, 0].set(0), transposed())
+    longer = {**asked, "finetune": {"epochs": 1}}
+    own = network("function", read_fields(compressibility.Compressibility, longer))
+    _, best = tuned(own, Variables(params, {}), "some")
+    for before, after in zip(params["layers"], best.params["layers"], strict=True):
+        np.testing.assert_array_equal(after == 0, before == 0)
 
 
 @pytest.mark.parametrize("kind", ["nnx", "function"])
@@ -194,10 +230,16 @@ def test_networks_that_come_with_arrays_are_trained_or_read(kind, tmp_path, monk
     assert configured(as_it_is).is_trained
     if kind == "nnx":
         arrays = nnx.to_pure_dict(nnx.state(made(7), (nnx.Param, nnx.BatchStat)))
-        np.savez(tmp_path / "own.npz", **flatten_dict(arrays, sep="/"))
+        arrays = flatten_dict(arrays, sep="/")
     else:
         arrays = {f"layers/{k}": leaf for k, leaf in enumerate(transposed()["layers"])}
-        np.savez(tmp_path / "own.npz", **arrays)
+    np.savez(tmp_path / "own.npz", **arrays)
+    name = next(name for name in arrays if name.startswith("layers"))
+    others = {own: leaf for own, leaf in arrays.items() if own != name}
+    np.savez(tmp_path / "renamed.npz", **others, **{f"{name}s": arrays[name]})
+    renamed = read_fields(compress.Compress, {**raw, "weights": str(tmp_path / "renamed.npz")})
+    with pytest.raises(ValueError, match=f"renamed.npz: lacks {name}; it holds {name}s in their"):
+        configured(renamed)
     read = configured(read_fields(compress.Compress, {**raw, "weights": str(tmp_path / "own.npz")}))
     wanted = made(7).layers_1.kernel[...] if kind == "nnx" else transposed()["layers"][1]
     params = read.start.params
@@ -208,6 +250,18 @@ def test_networks_that_come_with_arrays_are_trained_or_read(kind, tmp_path, monk
 
 def pair():
     return function, transposed()
+
+
+def stacked():
+    first, middle, last = kernels()
+
+    def apply(params, x):
+        x, _ = jax.lax.scan(
+            lambda x, own: (jax.nn.relu(x @ own), None), x @ first, params["middle"]
+        )
+        return x @ params["last"]
+
+    return apply, {"middle": jnp.stack([middle, middle]), "last": last}
 
 
 def counted():
@@ -222,7 +276,16 @@ def halved(outputs, labels):
     ("package", "fields", "problem"),
     [
         ("data_aware", {"correct_bias": [True]}, "'correct_bias' has True: of a function's arrays"),
-        ("compressibility", {"runs": 1}, "dead neurons are followed through modules"),
+        (
+            "compressibility",
+            {"runs": 1},
+            "'methods' has 'abp-l', .* of a function that is not known",
+        ),
+        (
+            "compressibility",
+            {"runs": 1, "model": {"name": f"{HERE}:stacked"}},
+            "layer 'middle' is one of a stack or in a loop",
+        ),
         ("compress", {"reestimate": True}, "has no batch statistics"),
         ("compress", {"model": {"name": f"{HERE}:counted"}}, "parameter 'step' is int32"),
         ("compress", {"loss": f"{HERE}:halved"}, f"'metric' is None: a loss .*'{HERE}:halved'"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments import compress, compressibility, data_aware, error_study
 from experiments.data import prepare_arrays
@@ -174,20 +174,40 @@ def test_weights_are_read_from_each_kind_of_file(tmp_path):
     safetensors.save_file(flat, tmp_path / "a.safetensors")
     with ocp.StandardCheckpointer() as saver:
         saver.save(tmp_path / "orbax", expected)
+    # Another name, shape, dtype, and one array more, of each kind of file.
+    kernel = "params/layers_2/kernel"
+    other = {("layers_2/kernel" if name == kernel else name): leaf for name, leaf in flat.items()}
+    for number, (wrong, problem) in enumerate(
+        (
+            (other, rf"lacks {kernel}; it holds layers_2/kernel in their place; names begin with"),
+            ({**flat, kernel: flat[kernel].T.copy()}, rf"{kernel} has shape \(3, 4\); the model"),
+            ({**flat, kernel: flat[kernel].astype(np.int32)}, f"{kernel} has dtype int32; exp"),
+            ({**flat, "params/more": flat[kernel]}, "the model has no place for, params/more"),
+        )
+    ):
+        files = [tmp_path / f"{number}{kind}" for kind in (".npz", ".safetensors", ".orbax")]
+        np.savez(files[0], **wrong)
+        safetensors.save_file(wrong, files[1])
+        with ocp.StandardCheckpointer() as saver:
+            saver.save(files[2], unflatten_dict(wrong, sep="/"))
+        for file in files:
+            with pytest.raises(ValueError, match=f"{file.name}: .*{problem}"):
+                load_weights(file, shapes)
     for name in ("a.npz", "a.safetensors", "orbax"):
         found = load_weights(tmp_path / name, shapes)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    kernel, wrong = "params/layers_2/kernel", tmp_path / "b.npz"
-    for changes, problem in (
-        ({kernel: flat[kernel].T}, rf"{kernel} has shape \(3, 4\); the model needs \(4, 3\)"),
-        ({kernel: flat[kernel] * np.inf}, f"{kernel} holds 12 values that are NaN"),
-        ({"params/more": flat[kernel]}, "holds, and the model has no place for, params/more"),
+    np.savez(tmp_path / "b.npz", **{**flat, kernel: flat[kernel] * np.inf})
+    dotted = {name.replace("/", "."): leaf for name, leaf in flat.items()}
+    np.savez(tmp_path / "dotted.npz", **dotted)
+    for name in ("c.safetensors", "c.msgpack"):
+        (tmp_path / name).write_bytes(b"nothing")
+    for name, problem in (
+        ("b.npz", f"{kernel} holds 12 values that are NaN"),
+        ("dotted.npz", "lacks layers_0.bias.* it holds batch_stats.*; names without '/' are"),
+        ("c.safetensors", "not a whole safetensors"),
+        ("c.msgpack", "not a whole npz .*; weights are .npz, .safetensors, or an Orbax folder"),
+        ("", "no Orbax check"),
     ):
-        np.savez(wrong, **{**flat, **changes})
-        with pytest.raises(ValueError, match=f"b.npz: {problem}"):
-            load_weights(wrong, shapes)
-    (tmp_path / "c.safetensors").write_bytes(b"nothing")
-    for name, problem in (("c.safetensors", "not a whole safetensors"), ("", "no Orbax check")):
         with pytest.raises(ValueError, match=problem):
             load_weights(tmp_path / name, shapes)
 
