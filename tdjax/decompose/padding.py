@@ -17,7 +17,7 @@ Kept = int | Int[Array, ""] | None
 
 # Ranks are rounded up to multiples of this, or of an eighth of the full rank if that is more: what
 # the further columns cost is less than compiling.
-STEP = 32
+STEP = 64
 STEPS = 8
 
 

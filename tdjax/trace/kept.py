@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,16 +43,19 @@ def _found(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[lis
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     jaxpr, constants, structure = traced.jaxpr, traced.consts, jax.tree.structure(shapes)
 
-    @jax.jit
-    def program(constants: Any, leaves: list[Any]) -> list[Any]:
-        return list(jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(*leaves))
+    number = len(constants)
+
+    # All arguments are in the text, so that it says which of them counts for what.
+    @partial(jax.jit, keep_unused=True)
+    def program(arrays: list[Any]) -> list[Any]:
+        return list(jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays[:number]))(*arrays[number:]))
 
     # With this setting of JAX constants are no part of a program's text.
     if not getattr(jax.config, "jax_use_simplified_jaxpr_constants", False):
-        text = program.lower(constants, jax.tree.leaves(args)).as_text()
+        text = program.lower([*constants, *jax.tree.leaves(args)]).as_text()
         key = hashlib.sha256(text.encode()).hexdigest()
         program = _programs.setdefault(key, program)
         _programs.move_to_end(key)
         if len(_programs) > MOST:
             _programs.popitem(last=False)
-    return lambda leaves: jax.tree.unflatten(structure, program(constants, leaves))
+    return lambda leaves: jax.tree.unflatten(structure, program([*constants, *leaves]))

@@ -84,6 +84,13 @@ def test_arrays_closed_over_are_arguments():
     assert not any("program" in name for name in names)
 
 
+def test_arguments_that_do_not_count_are_told_apart():
+    x, y = jnp.ones(3), jnp.full(3, 2.0)
+    first, second = kept(lambda x, y: 3 * x), kept(lambda x, y: 3 * y)
+    assert first(x, y).tolist() == [3.0] * 3
+    assert second(x, y).tolist() == [6.0] * 3
+
+
 def test_nnx_statistics_compile_once():
     model = nnx.BatchNorm(2, use_running_average=True, rngs=nnx.Rngs(0))
     x = jnp.array([[1.0, 5.0], [3.0, 5.0]])
