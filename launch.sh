@@ -30,6 +30,8 @@ set_up() {
 }
 
 run_tests() {
+    # What one process compiles as it imports, the others read, whatever the caller's shell says.
+    unset PYTHONDONTWRITEBYTECODE
     # Two workers: compiling, which most tests wait for, keeps one core busy. Neighbouring tests stay
     # with one of them, which then has their fixtures and programs.
     "$1/bin/python" -m pytest -n 2 --dist worksteal "${@:2}"

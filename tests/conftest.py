@@ -3,6 +3,7 @@ import math
 import os
 from pathlib import Path
 
+import cheap_programs
 import checked_types
 import jax
 import pytest
@@ -22,10 +23,11 @@ os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Traced and compiled programs stay alive: to go through all of them again and again for cycles
-# takes a fifth of the suite's time and finds little.
-gc.set_threshold(100_000, 50, 100)
+# takes a fifth of the suite's time and finds little. `few_programs` goes through the new ones.
+gc.set_threshold(100_000, 50, 1_000_000)
 
 checked_types.install()
+cheap_programs.install()
 
 
 # Run with the oldest versions too: what meets most of JAX, Flax, Optax and Orbax.
@@ -74,6 +76,9 @@ def few_programs():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
+        gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -83,10 +88,28 @@ def pytest_ignore_collect(collection_path, config):
     return True if config.option.markexpr == "oldest" and other else None
 
 
+def known(value):
+    """What tells a value from others: itself where it can be hashed, else where it lies."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return type(value), value
+
+
 def pytest_collection_modifyitems(items):
+    """Mark what the oldest versions run: each test once, and again for values of its parameters
+    that no test of the file has met. All pairs are for the current versions to say."""
+    met = set()
     for item in items:
-        if item.path.stem in OLDEST:
+        if item.path.stem not in OLDEST:
+            continue
+        given = item.callspec.params.items() if hasattr(item, "callspec") else ()
+        things = {(item.path, name, known(value)) for name, value in given}
+        things.add((item.path, item.originalname))
+        if not things <= met:
             item.add_marker(pytest.mark.oldest)
+        met |= things
 
 
 def inner_jaxprs(params):

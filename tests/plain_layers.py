@@ -18,7 +18,7 @@ def size(tree):
 
 
 def images(*shape):
-    return jnp.asarray(np.random.default_rng(1).normal(size=shape).astype(np.float32))
+    return jax.device_put(np.random.default_rng(1).normal(size=shape).astype(np.float32))
 
 
 def random_like(shapes):
@@ -28,7 +28,7 @@ def random_like(shapes):
     def draw(path, leaf):
         array = random.normal(size=leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))
         array = np.abs(array) + 0.5 if path[-1].key == "var" else array
-        return jnp.asarray(array.astype(leaf.dtype))
+        return jax.device_put(array.astype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

@@ -11,19 +11,21 @@ import numpy as np
 
 
 def normal(seed, *shape, dtype=np.float32):
-    """Standard normal array."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+    """Standard normal array; `jnp.asarray` would compile a program for each shape."""
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+
+
+def scaled_normal(seed, shape, dtype):
+    """Normal array for a parameter of this shape, scaled by the fan-in."""
+    drawn = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return jax.device_put((drawn / math.sqrt(math.prod(shape[:-1]))).astype(dtype))
 
 
 def random_variables(model, *sample):
     """Variables of a model, normal and scaled by the fan-in."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *sample)
     leaves, structure = jax.tree.flatten(shapes)
-    scales = [1 / math.sqrt(math.prod(leaf.shape[:-1])) for leaf in leaves]
-    arrays = [
-        normal(k, *leaf.shape) * np.float32(s)
-        for k, (leaf, s) in enumerate(zip(leaves, scales, strict=True))
-    ]
+    arrays = [scaled_normal(k, leaf.shape, np.float32) for k, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, arrays)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 SCRIPT = """
 import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, tdjax
+from tests import cheap_programs
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
+cheap_programs.install()
 mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Explicit,))
 lay = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, P(*axes)))
 random = np.random.default_rng(0)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -55,11 +54,21 @@ class Variables(NamedTuple):
 
     def alone(self) -> Variables:
         """With a first axis of one run, as training and evaluation take them."""
-        return cast(Variables, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], self))
+        return _alone(self)
 
     def of_run(self, index: int) -> Variables:
         """Those of one run of several."""
-        return cast(Variables, jax.tree.map(lambda leaf: leaf[index], self))
+        return _of_run(self, index)
+
+
+@jax.jit
+def _alone(models: Variables) -> Variables:
+    return cast(Variables, jax.tree.map(lambda leaf: leaf[None], models))
+
+
+@jax.jit
+def _of_run(models: Variables, index: int) -> Variables:
+    return cast(Variables, jax.tree.map(lambda leaf: leaf[index], models))
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Fit(NamedTuple):
 def start_fit(models: Variables, settings: FitSettings) -> Fit:
     """The state before the first epoch. Every leaf of `models` has the runs as its first axis."""
     # The state counts steps, whatever the number of them in an epoch.
-    optimizer = jax.vmap(settings.optimiser(1).init)(models.params)
+    optimizer = jax.jit(jax.vmap(settings.optimiser(1).init))(models.params)
     runs = jax.tree.leaves(models.params)[0].shape[0]
     return Fit(
         models,

@@ -394,6 +394,7 @@ def _mostly(exponent: Exponent) -> tuple[Exponent, Exponent]:
     return own, exponent - own
 
 
+@jax.jit
 def _split_evenly(
     left: Float[Array, "m r"], right: Float[Array, "r n"]
 ) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:

@@ -59,7 +59,8 @@ def make_plan(
     `make_plan(model, variables, rules, sample)` for Linen, `make_plan(model, rules, sample)` for
     NNX, `make_plan(apply_fn, params, rules, sample)` for any pure function of parameters and inputs
     that JAX can trace: its layers are the arrays of `params` that go into products as they are,
-    under the '/'-joined paths of the pytree.
+    under the '/'-joined paths of the pytree. So are those of a module of any class of your own with
+    several kernels, or with modules beside them: `block/wi`.
 
         >>> import flax.linen as nn, jax, jax.numpy as jnp, tdjax
         >>> model, x = nn.Dense(64), jnp.ones((8, 32))

@@ -26,10 +26,11 @@ from tdjax.decompose.scale import (
 )
 from tdjax.decompose.second_moment import times
 from tdjax.evaluate.candidates import Network, examples
-from tdjax.params.factorize import dense_tree, factor_tree, weight_name
+from tdjax.params.factorize import dense_tree, factor_tree, weight_name, weight_names
 from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
-from tdjax.params.tree import find, layer_params, mappings
+from tdjax.params.tree import find, join_path, layer_params, mappings
+from tdjax.plan.layers import LEAF
 from tdjax.plan.plan import Plan
 from tdjax.trace.call import StaticPart, split_arrays
 
@@ -312,12 +313,16 @@ def _kernel(params: Any, path: str) -> Array:
 
 def _changed_kernels(params: Any, dense: Any) -> list[str]:
     """The layers whose weight is another in approximated parameters."""
-    return [
-        path
-        for path, own in mappings(params)
-        if (name := weight_name(own)) is not None and not isinstance(own[name], Mapping)
-        if _is_changed(path, name, own, find(dense, path) or {})
-    ]
+    found = []
+    for path, own in mappings(params):
+        # The arrays of a module that holds others are layers by themselves.
+        holds = LEAF not in own and any(isinstance(leaf, Mapping) for leaf in own.values())
+        only = None if holds else weight_name(own)
+        for name in weight_names(own) if only is None else [only]:
+            array = not isinstance(own[name], Mapping)
+            if array and _is_changed(path, name, own, find(dense, path) or {}):
+                found.append(path if only else join_path(path, name))
+    return found
 
 
 def _is_changed(path: str, name: str, own: Mapping[str, Any], dense: Mapping[str, Any]) -> bool:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import Array
 
-from tdjax.functions.held import can_turn, is_held
+from tdjax.functions.held import ENTRYWISE, Beside, can_turn, is_held
 from tdjax.functions.place import Product, Unreadable
 from tdjax.functions.products import READERS, product_of
 from tdjax.trace.programs import Called, Calls, How, bind, calls_of, run_calls, walk
@@ -44,8 +46,8 @@ class Policy(Protocol):
 
 def evaluate(program: ClosedJaxpr, arguments: Sequence[Any], policy: Policy) -> list[Any]:
     """The results of a program some of whose arguments are views, see `tdjax.functions.held`."""
-    results = Evaluation(policy).program(program, arguments)
-    return [policy.released(x, "as a result") if is_held(x) else x for x in results]
+    run = Evaluation(policy)
+    return run.released(run.program(program, arguments), "as a result")
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,19 @@ class Evaluation:
         return walk(program, arguments, self.equation, lambda value: value)
 
     def equation(self, eqn: JaxprEqn, reads: list[Any]) -> Sequence[Any]:
-        """The results of one equation."""
+        """The results of one equation, of which the program still says whose part it is."""
+        names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+        with source_info_util.set_name_stack(names):
+            return self._results(eqn, reads)
+
+    def _results(self, eqn: JaxprEqn, reads: list[Any]) -> Sequence[Any]:
+        beside = [place for place, x in enumerate(reads) if isinstance(x, Beside)]
+        if beside:
+            return self._of_beside(eqn, reads, *beside)
         if not any(map(is_held, reads)):
             return bind(eqn, reads)
+        if eqn.primitive.name == "concatenate" and all(map(is_held, reads)):
+            return [Beside(tuple(reads), eqn.params["dimension"])]
         calls = calls_of(eqn)
         if calls is not None:
             return self.calls(eqn, calls, reads)
@@ -83,9 +95,31 @@ class Evaluation:
             return bind(eqn, self.released(reads, reader))
         return [self.policy.product(reads[operand], product, eqn, reads)]
 
+    def _of_beside(self, eqn: JaxprEqn, reads: list[Any], number: int, *more: int) -> Sequence[Any]:
+        """The results of an equation with views side by side, of which each is multiplied alone."""
+        name, held = eqn.primitive.name, reads[number]
+        if name in ENTRYWISE:
+            parts = [self._results(eqn, [part])[0] for part in held.parts]
+            return [held.joined(parts)]
+        axis = held.axis_of_product(eqn, number) if name == "dot_general" else None
+        if axis is None or more:
+            return self._results(eqn, self.released(reads, "by concatenate"))
+        products: list[Any] = []
+        for part in held.parts:
+            own = [*reads]
+            own[number] = part
+            products += self._results(eqn, own)
+        return [jnp.concatenate(products, axis)]
+
     def released(self, values: Sequence[Any], reader: str) -> list[Any]:
         """Arrays in place of views."""
-        return [self.policy.released(x, reader) if is_held(x) else x for x in values]
+        return [self._released(x, reader) for x in values]
+
+    def _released(self, value: Any, reader: str) -> Any:
+        if isinstance(value, Beside):
+            parts = [self._released(part, reader) for part in value.parts]
+            return jnp.concatenate(parts, value.axis)
+        return self.policy.released(value, reader) if is_held(value) else value
 
     def calls(self, eqn: JaxprEqn, calls: Calls, reads: list[Any]) -> Sequence[Any]:
         """The results of an equation that calls programs."""

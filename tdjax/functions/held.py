@@ -6,6 +6,7 @@ some of those put other things in the arrays' places for a while.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -126,6 +127,41 @@ class Factorised:
 
 
 AnyHeld = Held | Factorised
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Views side by side, as kernels that are multiplied at once.
+
+    Arguments:
+        parts: the views, or arrays in place of some.
+        axis: along which they lie.
+    """
+
+    parts: tuple[Any, ...]
+    axis: int
+
+    def joined(self, parts: Sequence[Any]) -> Any:
+        """Others side by side; an array where none of them is a view."""
+        if any(map(is_held, parts)):
+            return Beside(tuple(parts), self.axis)
+        return jnp.concatenate(parts, self.axis)
+
+    def axis_of_product(self, eqn: Any, operand: int) -> int | None:
+        """Where a product with them has their axis; None where it sums over that, or both have it.
+
+        Arguments:
+            eqn: `dot_general`.
+            operand: which they are.
+        """
+        contract, batch = eqn.params["dimension_numbers"]
+        free = [
+            [k for k in range(len(own.aval.shape)) if k not in (*summed, *both)]
+            for own, summed, both in zip(eqn.invars, contract, batch, strict=True)
+        ]
+        if self.axis not in free[operand]:
+            return None
+        return len(batch[0]) + operand * len(free[0]) + free[operand].index(self.axis)
 
 
 def is_held(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from tdjax.hints import did_you_mean
 from tdjax.params.leaves import leaf_tree
 from tdjax.trace.call import StaticPart, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
+from tdjax.trace.trace import Trace, TracedCall
 from tdjax.trace.visit import run
 
 
@@ -65,35 +66,55 @@ class Network:
         for layer in found.others:
             if layer.path in kernels:
                 raise ValueError(f"feature errors: {layer.path!r} is no layer: {layer.obstacle}")
-        wanted = {
-            number
-            for number, made in found.trace.calls.items()
-            if made.layer.path in kernels and made.layer.storage.stack is None
-        } - found.trace.survey.looped
-
-        def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
-            return x, x if mark.number in wanted and mark.end == INPUT else None
-
-        arrays, _ = split_arrays(call_arguments(inputs))
-        rows = run(found.trace.jaxpr, found.trace.survey, visit, [*variables, *arrays], {})[1]
-        pairs: dict[str, list[tuple[Array, Array]]] = {path: [] for path in kernels}
-        for number, x in sorted(rows.items()):
-            layer, product = found.trace.calls[number].layer, found.products[number]
-
-            def output(array: Any, x: Any = x, layer: Any = layer, product: Any = product) -> Array:
-                kernel = layer.storage.to_kernel(jnp.asarray(array), layer.kernel_shape)
-                own, attends = [kernel.astype(product.place.dtype)], is_attending(layer, product)
-                # As rows, in which the examples are the first axis wherever the program has them.
-                return product.multiply(Whole(layer), own, x, attends)
-
-            both = (self.kernel(variables, layer.path), kernels[layer.path])
-            pairs[layer.path].append((output(both[0]), output(both[1])))
-        return pairs
+        arrays = {path: (self.kernel(variables, path), own) for path, own in kernels.items()}
+        return array_outputs(found.trace, variables, inputs, arrays)
 
     def _place(self, path: str) -> int:
         if path not in self.paths:
             raise KeyError(f"the parameters have no array {path!r}{did_you_mean(path, self.paths)}")
         return self.paths.index(path)
+
+
+def array_outputs(
+    trace: Trace, leaves: Sequence[Any], inputs: Any, arrays: Mapping[str, tuple[Any, Any]]
+) -> dict[str, list[tuple[Array, Array]]]:
+    """Outputs of layers that are arrays by themselves, with each of two, on the same input.
+
+    Arguments:
+        trace: of the model on a batch like this.
+        leaves: what its program takes in front of the arrays of the batch.
+        inputs: the batch.
+        arrays: by path.
+
+    A layer called several times gives several pairs, one inside a loop none.
+    """
+    wanted = {
+        number
+        for number, made in trace.calls.items()
+        if made.product is not None
+        and made.layer.path in arrays
+        and made.layer.storage.stack is None
+    } - trace.survey.looped
+
+    def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
+        return x, x if mark.number in wanted and mark.end == INPUT else None
+
+    given, _ = split_arrays(call_arguments(inputs))
+    rows = run(trace.jaxpr, trace.survey, visit, [*leaves, *given], {})[1]
+    pairs: dict[str, list[tuple[Array, Array]]] = {path: [] for path in arrays}
+    for number, x in sorted(rows.items()):
+        made = trace.calls[number]
+        own, other = arrays[made.layer.path]
+        pairs[made.layer.path].append((_output(made, own, x), _output(made, other, x)))
+    return pairs
+
+
+def _output(made: TracedCall, array: Any, x: Array) -> Array:
+    """What a layer makes of rows, in which the examples are the first axis if they are anywhere."""
+    layer, product = made.layer, made.product
+    kernel = layer.storage.to_kernel(jnp.asarray(array), layer.kernel_shape)
+    own = [kernel.astype(product.place.dtype)]
+    return product.multiply(Whole(layer), own, x, is_attending(layer, product))
 
 
 def network_of(apply: Apply, params: Any, method: None = None) -> tuple[Network, list[Any]]:

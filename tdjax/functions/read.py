@@ -34,12 +34,10 @@ class Read:
 
     Arguments:
         trace: with marks at the layers.
-        products: of the marked calls, by number.
         others: the entries of arrays that are no layers, with the obstacle.
     """
 
     trace: Trace
-    products: Mapping[int, Product]
     others: tuple[Layer, ...]
 
 
@@ -63,7 +61,6 @@ def read(apply: Apply, params: Any, sample: Any) -> Read:
     marked = jax.make_jaxpr(program.with_views(marks, taken))(*program.jaxpr.in_avals)
     return Read(
         Trace(marked, marks.calls, program.outputs, batch_size(inputs)),
-        marks.products,
         tuple(layer for layer in known.values() if layer.obstacle is not None),
     )
 
@@ -163,7 +160,7 @@ class Marks(_Dense):
         arrays: by path, of which the marks are to be seen to be, in place of the views.
 
     Attributes:
-        calls, products: by number.
+        calls: by number.
     """
 
     def __init__(
@@ -176,7 +173,6 @@ class Marks(_Dense):
         self.layers = layers
         self._number, self._arrays = number, arrays or {}
         self.calls: dict[int, TracedCall] = {}
-        self.products: dict[int, Product] = {}
 
     def product(self, held: Held, product: Product, eqn: JaxprEqn, reads: Sequence[Any]) -> Any:
         """See `Policy.product`."""
@@ -188,18 +184,20 @@ class Marks(_Dense):
 
         def marked(x: Array, kernel: Array, end: str) -> Array:
             if slot is None:
-                return mark(x, self._arrays.get(held.path, kernel), number, end)
+                # Where a product meets all of a stack each mark is that of one, as its kernel is.
+                seen = self._arrays.get(held.path, kernel) if at is None else kernel
+                return mark(x, seen, number, end)
             return _marked_slot(x, slot, layer.copies, number, end)
 
         def call(rows: Array, kernel: Array) -> Array:
             x = marked(rows, kernel, INPUT)
             with inside_call(number):
                 y = product.multiply(Whole(layer), [kernel], x, attends=False)
-            self.products[number] = product
             self.calls[number] = TracedCall(
                 _of_call(layer, product.layer, attends),
                 product.call(attends, shape_of(x), shape_of(y)),
                 indexed=slot is not None,
+                product=product,
             )
             return marked(y, kernel, OUTPUT)
 

@@ -39,14 +39,20 @@ def stage_initializer(
     """
 
     def initial(key: Array, shape: Sequence[int], dtype: Any) -> Any:
-        value = init(key, shape, dtype)
-        array = unboxed(value)
-        if drawn:
-            kernel = _size(init, _kernel_shape(entry))
-            array = rescaled(
-                array, key, kernel,
-                ranks=entry.ranks, parts=len(entry.stages), last=stage == entry.stages[-1],
-            )  # fmt: skip
+        if not drawn:
+            return jnp.zeros(shape, dtype)
+        whole = _kernel_shape(entry)
+        try:
+            value = init(key, shape, dtype)
+            array = unboxed(value)
+        except Exception:
+            # It makes a table of no other shape, as one of waves.
+            value = init(key, whole, dtype)
+            array = jax.random.normal(key, shape, dtype)
+        array = rescaled(
+            array, key, _size(init, whole),
+            ranks=entry.ranks, parts=len(entry.stages), last=stage == entry.stages[-1],
+        )  # fmt: skip
         if not isinstance(value, AxisMetadata):
             return array
         return box_factor(value, array, entry, stage, stacked=False)

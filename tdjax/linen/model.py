@@ -73,6 +73,15 @@ class Factors:
         return {entry.layer.path: entry for entry in self.plan.factorised}
 
     @cached_property
+    def members(self) -> dict[str, list[PlannedLayer]]:
+        """Those that are arrays of modules, by the path of the module."""
+        found: dict[str, list[PlannedLayer]] = {}
+        for path, entry in self.entries.items():
+            if entry.layer.is_member:
+                found.setdefault(path.rpartition("/")[0], []).append(entry)
+        return found
+
+    @cached_property
     def _known(self) -> int:
         return hash((self.plan, self.part))
 
@@ -98,6 +107,9 @@ class Factors:
         def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
             module, method = context.module, context.method_name
             entry, kind = self.entries.get(join_path(*path)), KINDS.get(dense_class(type(module)))
+            members = self.members.get(join_path(*path))
+            if kind is None and members is not None:
+                return own.answer_by_members(module, members, method, next_fun, args, kwargs)
             if entry is not None and kind is None and entry.layer.is_own:
                 return own.answer(module, entry, method, next_fun, args, kwargs)
             if entry is None or kind is None or method not in kind.methods:

@@ -11,12 +11,16 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.functions.network import array_outputs
 from tdjax.hints import did_you_mean
 from tdjax.linen.fit import paths_of
 from tdjax.linen.intercept import streams
 from tdjax.linen.outputs import layer_outputs
+from tdjax.linen.table import leaves, trace
 from tdjax.params.factorize import replace_kernel
+from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import layer_params
+from tdjax.plan.layers import LEAF
 from tdjax.trace.call import call_arguments
 
 
@@ -46,7 +50,8 @@ class Network:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
         params = variables["params"]
         try:
-            return layer_params(params, path).get("kernel")
+            own = layer_params(params, path)
+            return own.get(LEAF, own.get("kernel"))
         except KeyError as error:
             raise KeyError(f"{error.args[0]}{did_you_mean(path, paths_of(params))}") from None
 
@@ -58,8 +63,17 @@ class Network:
         self, variables: Any, kernels: Mapping[str, Array], inputs: Any
     ) -> dict[str, list[tuple[Array, Array]]]:
         """Outputs of some layers with their own kernel and with another, on the same input."""
+        params = variables["params"]
+        known = {path: layer_params(params, path).get(LEAF) for path in kernels}
+        members = {path: own for path, own in known.items() if own is not None}
+        layers = {path: own for path, own in kernels.items() if path not in members}
         with calling_the_model(inputs):
-            return layer_outputs(self.model, variables, kernels, inputs, self.method)
+            found = layer_outputs(self.model, variables, layers, inputs, self.method)
+        if members:
+            traced = trace(self.model, variables, inputs, self.method)
+            pairs = {path: (unboxed(own), kernels[path]) for path, own in members.items()}
+            found |= array_outputs(traced, leaves(self.model, variables), inputs, pairs)
+        return found
 
 
 def network_of(

@@ -14,10 +14,10 @@ import jax
 
 from tdjax.allocation.auto import best_format
 from tdjax.arguments.called import Method, call_model, calling_the_model
-from tdjax.functions.own import record_own
+from tdjax.functions.own import Members, Owner, Untraceable, record_own
 from tdjax.linen.intercept import Interceptor, apply_inside, dense_class
 from tdjax.linen.kinds import KINDS
-from tdjax.linen.own import found_call
+from tdjax.linen.own import found_call, is_lifted, recorded
 from tdjax.linen.place import Path, Place
 from tdjax.linen.watch import watch
 from tdjax.params.partitioning import is_boxed, unboxed
@@ -88,7 +88,8 @@ def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, 
     """The layers of a pass, and all modules with weights that it did not meet."""
     table, params = dict(traced.layers), jax.eval_shape(lambda: plain(variables))["params"]
     for path, own in mappings(params):
-        if _weights(own) and path not in table:
+        members = {join_path(path, name) for name in own}
+        if _weights(own) and path not in table and members.isdisjoint(table):
             reason = "its module is called by another method, or not at all"
             table[path] = _unsupported(path, params, "a module", reason)
     return tuple(table.values())
@@ -166,26 +167,43 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
         kernel = None if kind is None else module.variables["params"][kind.weight]
         if kind is not None and isinstance(kernel, jax.Array):
             kinds[path] = name
-            own = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
+            own = _own_shapes(params, path)
             array = ("params", *names, kind.weight)
             layer = CalledLayer(path, module, kind.weight, own, kind.describe, array=array)
             return recorder.call(layer, kernel, method, next_fun, args, kwargs)
+        if kind is None and is_lifted(module):
+            return next_fun(*args, **kwargs)
         if kind is None:
             found = found_call(module, args, kwargs)
         else:
             found = f"its {kind.weight} is no array, but {type(kernel).__name__}"
-        if not isinstance(found, str):
+        if not isinstance(found, str | Members):
             kinds[path] = name
-            shapes = {name: leaf.shape for name, leaf in layer_params(params, path).items()}
-            return record_own(found, path, ("params", *names, found.name), recorder, shapes)
-        number, output = recorder.number(), next_fun(*args, **kwargs)
+            array = ("params", *names, found.name)
+            return record_own(found, path, array, recorder, _own_shapes(params, path))
+        number, taken = recorder.number(), False
+        shapes = _own_shapes(params, path)
+        owner = Owner(path, ("params", *names), shapes, recorder)
+        try:
+            if isinstance(found, str):
+                output = next_fun(*args, **kwargs)
+            else:
+                output, taken = recorded(owner, module, args, kwargs)
+        except Untraceable:
+            output = next_fun(*args, **kwargs)
         # A transformed class calls the plain one, which was here first.
-        if kinds.setdefault(path, name) == name:
-            entry = _unsupported(path, params, name, found)
-            recorder.calls[number] = TracedCall(entry)
+        if kinds.setdefault(path, name) == name and not taken:
+            reason = found.reason if isinstance(found, Members) else found
+            recorder.calls[number] = TracedCall(_unsupported(path, params, name, reason))
         return output
 
     return watched
+
+
+def _own_shapes(params: Any, path: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a module by name, of those below it none."""
+    own = layer_params(params, path).items()
+    return {name: leaf.shape for name, leaf in own if not isinstance(leaf, Mapping)}
 
 
 class _New:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tdjax.params.tree import join_path
-from tdjax.plan.layers import is_weight
+from tdjax.params.tree import join_path, split_path
+from tdjax.plan.layers import Layer, is_weight
 
 
 def modules_of(model: nnx.Module) -> dict[str, Any]:
@@ -37,6 +37,14 @@ def weights_of(model: nnx.Module) -> Iterator[tuple[tuple[str, ...], Any]]:
 def own_params(module: nnx.Module) -> dict[str, Any]:
     """The parameters that are attributes of a module, by name."""
     return {name: value for name, value in vars(module).items() if isinstance(value, nnx.Param)}
+
+
+def place_of(layer: Layer) -> tuple[str, str]:
+    """The path of the module that has a layer's array, and the name of that there."""
+    if not layer.is_member:
+        return layer.path, layer.storage.name
+    *front, name = split_path(layer.path)
+    return join_path(*front), name
 
 
 def array_of(variable: Any) -> Any:

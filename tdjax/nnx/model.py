@@ -17,8 +17,9 @@ from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
 from tdjax.nnx import own
 from tdjax.nnx.boxes import boxed, variable_like
-from tdjax.nnx.graph import array_of, become, modules_of
-from tdjax.nnx.kinds import KINDS, stage_of
+from tdjax.nnx.graph import array_of, become, modules_of, place_of
+from tdjax.nnx.kinds import KINDS, FactorArray, stage_of
+from tdjax.nnx.own import MemberFactors, member_weights
 from tdjax.nnx.sparse import make_sparse
 from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.factorize import dense_tree, factor_tree
@@ -52,10 +53,11 @@ def factorize(
 
     `nnx.jit`, `nnx.grad`, `nnx.Optimizer`, `nnx.split` and `nnx.merge` work as before. Where a
     layer had a `kernel`, a factorised layer has modules named as the stages of its chain with a
-    `kernel` each; its other attributes, the bias among them, stay. A module at several paths
-    stays one module. A sparse correction is a module `sparse` with its (k,) `values`, an
-    `nnx.Param`, and `indices`, a variable of another kind. Half-precision kernels are decomposed
-    in float32 and cast back.
+    `kernel` each; its other attributes, the bias among them, stay. Of a module whose arrays are
+    layers by themselves, each factorised one becomes a module with those of its chain. A module
+    at several paths stays one module. A sparse correction is a module `sparse` with its (k,)
+    `values`, an `nnx.Param`, and `indices`, a variable of another kind. Half-precision kernels
+    are decomposed in float32 and cast back.
 
     Arguments:
         model: any NNX module. For shapes alone, call this inside `nnx.eval_shape`.
@@ -80,14 +82,15 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
     modules = modules_of(model)
     params: dict[str, Any] = {}
     for entry in plan.factorised:
-        module, name = dense_module(modules, entry), entry.layer.storage.name
-        if isinstance(array_of(getattr(module, name)), jax.ShapeDtypeStruct):
+        module, storage = dense_module(modules, entry), entry.layer.storage
+        weight = getattr(module, place_of(entry.layer)[1])
+        if isinstance(array_of(weight), jax.ShapeDtypeStruct):
             raise ValueError(
                 f"layer {entry.layer.path!r} holds a shape and no array: use nnx.eval_shape"
             )
-        own = {name: boxed(getattr(module, name), entry.layer.storage)}
+        own = {storage.name: boxed(weight, storage)}
         present = getattr(module, "bias", None)
-        if bias and present is not None:
+        if bias and present is not None and not entry.layer.is_member:
             own["bias"] = array_of(present)
         put(params, entry.layer.path, own)
     return params
@@ -121,6 +124,8 @@ def reconstruct(model: Model, plan: Plan) -> Model:
     params: dict[str, Any] = {}
     for entry in plan.factorised:
         module: Any = factorised_module(modules, entry)
+        if entry.layer.is_member:
+            module = modules[entry.layer.path]
         kernels = {stage.name: getattr(module, stage.name).kernel for stage in entry.stages}
         own = {
             name: {"kernel": boxed(kernel, entry.layer.storage)} for name, kernel in kernels.items()
@@ -133,13 +138,15 @@ def reconstruct(model: Model, plan: Plan) -> Model:
     copy = nnx.clone(model)
     modules = modules_of(copy)
     for entry in plan.factorised:
-        _to_dense(modules[entry.layer.path], entry, layer_params(arrays, entry.layer.path))
+        module = modules[place_of(entry.layer)[0]]
+        _to_dense(module, entry, layer_params(arrays, entry.layer.path))
     return copy
 
 
 def is_factorised(modules: Mapping[str, Any], entry: PlannedLayer) -> bool:
     """Whether the layer of a plan's entry is a chain in a model, of whatever plan."""
-    return dense_class(type(modules.get(entry.layer.path))) is not None
+    module = modules.get(entry.layer.path)
+    return isinstance(module, MemberFactors) or dense_class(type(module)) is not None
 
 
 def dense_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Module:
@@ -154,6 +161,9 @@ def factorised_module(modules: Mapping[str, Any], entry: PlannedLayer) -> nnx.Mo
 
 def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
     kind, storage = KINDS.get(type(module)), entry.layer.storage
+    if entry.layer.is_member:
+        _to_member(module, entry, factors)
+        return
     weight = getattr(module, storage.name)
     delattr(module, storage.name)
     for stage in entry.stages:
@@ -172,8 +182,34 @@ def _to_chain(module: Any, entry: PlannedLayer, factors: Any) -> None:
     become(module, own.factorised_class(cls) if kind is None else kind.factorised)
 
 
+def _to_member(module: Any, entry: PlannedLayer, factors: Any) -> None:
+    """Put the factors of one of a module's arrays in its place."""
+    cls: Any = type(module)
+    _, name = place_of(entry.layer)
+    weight, held = getattr(module, name), MemberFactors()
+    delattr(module, name)
+    for stage in entry.stages:
+        thin: Any = FactorArray()
+        thin.kernel = variable_like(weight, factors[stage.name]["kernel"], entry.layer.storage)
+        setattr(held, stage.name, thin)
+    setattr(module, name, held)
+    module.planned_members = (*getattr(module, "planned_members", ()), entry)
+    become(module, own.members_class(dense_class(cls) or cls))
+
+
 def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:
     storage = entry.layer.storage
+    if entry.layer.is_member:
+        _, name = place_of(entry.layer)
+        factor = getattr(getattr(module, name), entry.stages[0].name).kernel
+        delattr(module, name)
+        setattr(module, name, variable_like(factor, arrays[storage.name], storage))
+        left = tuple(other for other in module.planned_members if other != entry)
+        module.planned_members = left
+        if not left:
+            delattr(module, "planned_members")
+            become(module, dense_class(type(module)))
+        return
     factor = getattr(module, entry.stages[0].name).kernel
     sparse = (CORRECTION,) if entry.nonzeros else ()
     for name in ("planned", *sparse, *(stage.name for stage in entry.stages)):
@@ -187,6 +223,8 @@ def _module_at(
 ) -> nnx.Module:
     """The module of a plan's entry. Raises KeyError or ValueError where it is another."""
     layer = entry.layer
+    if layer.is_member:
+        return _owner_at(modules, entry, factorised)
     if layer.path not in modules:
         known = ", ".join(path or "(model)" for path in sorted(modules))
         near = did_you_mean(layer.path, modules)
@@ -214,4 +252,26 @@ def _module_at(
             f"layer {layer.path!r} has {groups} feature groups, but the plan was made for "
             f"{layer.groups}"
         )
+    return module
+
+
+def _owner_at(modules: Mapping[str, Any], entry: PlannedLayer, factorised: bool) -> nnx.Module:
+    """The module that has an array which is a layer by itself; see `_module_at`."""
+    path, (owner, name) = entry.layer.path, place_of(entry.layer)
+    module: Any = modules.get(owner)
+    held = isinstance(getattr(module, name, None), MemberFactors)
+    if factorised:
+        if not held:
+            raise ValueError(f"layer {path!r} is not factorised")
+        known = {own.layer.path: (own.stages, own.form) for own in module.planned_members}
+        if known.get(path) != (entry.stages, entry.form):
+            raise ValueError(f"layer {path!r} was factorised by another plan")
+    elif held:
+        raise ValueError(
+            f"layer {path!r} of the model is factorised already: pass the model that the plan was "
+            "made for, or make a plan for this one"
+        )
+    elif module is None or type(module) in KINDS or name not in member_weights(module):
+        near = did_you_mean(owner, modules)
+        raise KeyError(f"the model has no array {path!r}, for which the plan was made{near}")
     return module

@@ -12,11 +12,13 @@ from flax import nnx
 from jaxtyping import Array
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.functions.network import array_outputs
 from tdjax.hints import did_you_mean
 from tdjax.nnx.graph import array_of, become, holds_array, modules_of, shape_of, with_calls
 from tdjax.nnx.kinds import KINDS
-from tdjax.nnx.own import own_weight
-from tdjax.params.tree import put
+from tdjax.nnx.own import member_weights, own_weight
+from tdjax.nnx.table import trace
+from tdjax.params.tree import join_path, put, split_path
 from tdjax.trace.call import call_arguments
 
 # Under these names, and a number, a layer keeps its outputs: variables leave transformations.
@@ -47,13 +49,13 @@ class Network:
 
     def kernel(self, variables: Sequence[Any], path: str) -> Any:
         """The kernel of a layer, None where it has none. Raises KeyError for an unknown path."""
-        kernel = getattr(_module_at(self._merged(variables), path), "kernel", None)
+        kernel = _weight_at(self._merged(variables), path)
         return array_of(kernel) if isinstance(kernel, nnx.Variable) else None
 
     def with_kernel(self, variables: Sequence[Any], path: str, kernel: Array) -> list[Any]:
         """The variables with another kernel in place of a layer's own."""
         model = self._merged(variables)
-        _module_at(model, path).kernel[...] = kernel
+        _weight_at(model, path)[...] = kernel
         return jax.tree.leaves(nnx.state(model))
 
     def layer_outputs(
@@ -65,7 +67,9 @@ class Network:
         times gives several pairs, one of a stack none. Raises ValueError for what is no layer.
         """
         model = self._merged(variables)
-        layers = {path: _module_at(model, path) for path in kernels}
+        known = {path: _member_at(model, path) for path in kernels}
+        members = {path: own for path, own in known.items() if own is not None}
+        layers = {path: _module_at(model, path) for path in kernels if path not in members}
         for path, layer in layers.items():
             weight = _weight(layer)
             if weight is None:
@@ -75,8 +79,14 @@ class Network:
             layer.tdjax_compared = _Compared(kernels[path], weight)
             cls: Any = type(layer)
             become(layer, _comparing(cls))
-        _called(model, inputs, self.method)
-        return {path: _pairs(layer) for path, layer in layers.items()}
+        if layers:
+            _called(model, inputs, self.method)
+        found = {path: _pairs(layer) for path, layer in layers.items()}
+        if members:
+            pairs = {path: (array_of(own), kernels[path]) for path, own in members.items()}
+            traced = trace(self._merged(variables), inputs, self.method)
+            found |= array_outputs(traced, variables, inputs, pairs)
+        return found
 
     def _merged(self, variables: Sequence[Any]) -> nnx.Module:
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, variables))
@@ -87,6 +97,20 @@ def _module_at(model: nnx.Module, path: str) -> Any:
     if path not in modules:
         raise KeyError(f"the model has no layer {path!r}{did_you_mean(path, modules)}")
     return modules[path]
+
+
+def _member_at(model: nnx.Module, path: str) -> Any:
+    """The array of a module at a path; None where there is none."""
+    *front, name = split_path(path) or ("",)
+    module: Any = modules_of(model).get(join_path(*front))
+    own = None if module is None or type(module) in KINDS else member_weights(module).get(name)
+    return own
+
+
+def _weight_at(model: nnx.Module, path: str) -> Any:
+    """The kernel of a layer, or the array that it is; None where it has none."""
+    member = _member_at(model, path)
+    return getattr(_module_at(model, path), "kernel", None) if member is None else member
 
 
 def _called(model: Any, inputs: Any, method: Method) -> Any:
@@ -165,6 +189,9 @@ def layer_weights(model: nnx.Module) -> dict[str, Any]:
             weight = getattr(module, name)
             if holds_array(weight):
                 put(tree, path, {name: array_of(weight)})
+        elif type(module) not in KINDS:
+            own = {name: array_of(param) for name, param in member_weights(module).items()}
+            put(tree, path, own)
     return tree
 
 

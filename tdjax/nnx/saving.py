@@ -11,7 +11,7 @@ from flax import nnx
 
 from tdjax.hints import did_you_mean
 from tdjax.nnx.boxes import boxed
-from tdjax.nnx.graph import modules_of
+from tdjax.nnx.graph import modules_of, place_of
 from tdjax.nnx.model import dense_module, factorised_module, is_factorised, with_chains
 from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.corrections import COLLECTION, unpacked
@@ -128,7 +128,8 @@ def _factors(params: Mapping[str, Any], plan: Plan, modules: Mapping[str, Any]) 
     factors: dict[str, Any] = {}
     for entry in plan.factorised:
         module, own = dense_module(modules, entry), find(params, entry.layer.path) or {}
-        box = boxed(getattr(module, entry.layer.storage.name), entry.layer.storage)
+        weight = getattr(module, place_of(entry.layer)[1])
+        box = boxed(weight, entry.layer.storage)
         places = factor_shardings(box, entry)
         chain: dict[str, Any] = {}
         for stage in entry.stages:

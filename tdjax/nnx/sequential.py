@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from tdjax.arguments.called import Method
-from tdjax.nnx.graph import modules_of
+from tdjax.nnx.graph import modules_of, place_of
 from tdjax.nnx.model import own_arrays, with_chains
 from tdjax.nnx.table import trace
 from tdjax.params.bias import shifted
@@ -32,7 +32,8 @@ def factorize_sequentially(
         copy = nnx.clone(model)
         found = modules_of(copy)
         for path, (array, shift) in layers.items():
-            getattr(found[path], plan[path].layer.storage.name)[...] = array
+            owner, name = place_of(plan[path].layer)
+            getattr(found[owner], name)[...] = array
             if shift is not None:
                 bias = found[path].bias
                 bias[...] = shifted(bias[...], shift)

@@ -14,19 +14,20 @@ from flax import nnx
 
 from tdjax.allocation.auto import best_format
 from tdjax.arguments.called import Method, call_model, calling_the_model
-from tdjax.functions.own import record_own
+from tdjax.functions.own import Members, Owner, Untraceable, record_own
 from tdjax.nnx.graph import (
     array_of,
     become,
     holds_array,
     modules_of,
     own_params,
+    place_of,
     shape_of,
     weights_of,
     with_calls,
 )
 from tdjax.nnx.kinds import KINDS
-from tdjax.nnx.own import found_call, own_obstacle
+from tdjax.nnx.own import found_call, member_weights, own_obstacle, recorded
 from tdjax.params.tree import join_path, split_path
 from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer, is_weight, tied_obstacle
@@ -63,7 +64,8 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
     total = sum(math.prod(leaf.shape) for leaf in params)
 
     def kernel_of(layer: Layer) -> Any:
-        return array_of(getattr(modules[layer.path], layer.storage.name))
+        path, name = place_of(layer)
+        return array_of(getattr(modules[path], name))
 
     other = total - sum(layer.size for layer in table)
     return Inventory(table, other, kernel_of, traced.other_macs, traced.branched)
@@ -100,7 +102,7 @@ def trace(model: nnx.Module, sample: Any, method: Method = None) -> Trace:
             if type(module) in _RECORDED and holds_array(getattr(module, _weight(module))):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 become(module, _RECORDED[type(module)])
-            elif type(module) not in KINDS and _may_be_own(module):
+            elif type(module) not in KINDS and member_weights(module):
                 module.tdjax_recorded = _RecordedAt(path, recording)
                 cls: Any = type(module)
                 become(module, _own_recorded_class(cls))
@@ -198,14 +200,26 @@ def _own_recorded_class(cls: Any) -> type:
         shared = any(recording.uses[id(param)] > 1 for param in params.values())
         found = "its arrays are another module's" if shared else found_call(self, cls, args, kwargs)
         shapes = {name: shape_of(param) for name, param in params.items()}
-        if isinstance(found, str):
-            number, output = recording.recorder.number(), cls.__call__(self, *args, **kwargs)
+        if not isinstance(found, str | Members):
+            array = (*split_path(path), found.name)
+            return record_own(found, path, array, recording.recorder, shapes)
+        number, taken = recording.recorder.number(), False
+        try:
+            if isinstance(found, str):
+                output = cls.__call__(self, *args, **kwargs)
+            else:
+                owner = Owner(path, split_path(path), shapes, recording.recorder)
+                names = list(member_weights(recording.modules[path]))
+                output, taken = recorded(owner, self, cls, names, args, kwargs)
+        except Untraceable:
+            output = cls.__call__(self, *args, **kwargs)
+        # The others are listed behind all that is called.
+        if not taken and own_obstacle(recording.modules[path]) is None:
+            reason = found.reason if isinstance(found, Members) else found
             largest = max(_weights(shapes), key=math.prod)
-            entry = Layer(path, cls.__name__, largest, obstacle=found)
+            entry = Layer(path, cls.__name__, largest, obstacle=reason)
             recording.recorder.calls[number] = TracedCall(entry)
-            return output
-        array = (*split_path(path), found.name)
-        return record_own(found, path, array, recording.recorder, shapes)
+        return output
 
     return type(cls.__name__, (cls,), {"__call__": functools.wraps(cls.__call__)(call)})
 
@@ -221,7 +235,8 @@ def _with_the_rest(
         owner, shape = join_path(*path[:depth]), shape_of(param)
         module = modules[owner]
         weight, known = getattr(module, _weight(module), None), table.get(owner)
-        if owner in seen or (holds_array(weight) and param is not weight):
+        other = holds_array(weight) and param is not weight
+        if owner in seen or join_path(*path) in seen or other:
             continue
         if known is None or math.prod(known.kernel_shape) < math.prod(shape):
             obstacle = _obstacle(module, weight)
@@ -243,12 +258,6 @@ def _weight(module: Any) -> str:
     """The name of a layer's array; empty for what is no layer."""
     kind = KINDS.get(type(module))
     return "" if kind is None else kind.weight
-
-
-def _may_be_own(module: Any) -> bool:
-    """Whether a module has weights, and its call tells whether it is a layer of its own class."""
-    shapes = {name: shape_of(param) for name, param in own_params(module).items()}
-    return bool(_weights(shapes)) and own_obstacle(module) is None
 
 
 def _weights(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from tdjax.params.corrections import unpacked
 from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import Tree, find, join_path, listed, mappings
-from tdjax.plan.layers import Storage, is_tied, is_weight
+from tdjax.plan.layers import LEAF, Storage, is_tied, is_weight
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
 
@@ -50,11 +50,15 @@ def check_params(params: Tree, plan: Plan) -> None:
         for problem in _problems(find(params, entry.layer.path), entry)
     ]
     # Whatever a layer has below it was looked at with the layer.
-    known = {entry.layer.path for entry in plan.layers} | {
-        join_path(entry.layer.path, name)
-        for entry in plan.factorised
-        for name in _factors(find(params, entry.layer.path))
-    }
+    known = (
+        {entry.layer.path for entry in plan.layers}
+        | _owners(plan)
+        | {
+            join_path(entry.layer.path, name)
+            for entry in plan.factorised
+            for name in _factors(find(params, entry.layer.path))
+        }
+    )
     # Of a function's arrays it lists those alone that may be weights.
     found += [
         f"layer {path!r} is not in the plan"
@@ -66,6 +70,11 @@ def check_params(params: Tree, plan: Plan) -> None:
         raise ValueError(
             f"the parameters are not those of the plan: {'; '.join(found[:SHOWN])}{more}"
         )
+
+
+def _owners(plan: Plan) -> set[str]:
+    """Paths of modules whose arrays a plan lists one by one."""
+    return {own.path.rpartition("/")[0] for own in (e.layer for e in plan.layers) if own.is_member}
 
 
 def factor_shapes(entry: PlannedLayer) -> dict[str, Shape]:
@@ -91,7 +100,9 @@ def _problems(own: Tree | None, entry: PlannedLayer) -> Iterator[str]:
     """What is wrong with the parameters of a layer, as it goes on behind the layer's name."""
     if is_tied(entry.layer) and entry.layer.storage.name not in (own or {}):
         return
-    if own is None:
+    # An array where a module's parameters should be.
+    other = LEAF in (own or {}) and entry.layer.storage.name != LEAF
+    if own is None or (other and entry.layer.obstacle is None):
         yield " is missing"
     elif entry.layer.obstacle is not None and entry.layer.stored is None:
         # Of a module that no method takes the plan knows one array, not its name.

@@ -23,10 +23,10 @@ from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
 from tdjax.params.check import factor_problems
 from tdjax.params.corrections import unpacked, with_params, without_indices
 from tdjax.params.kernels import Weights
-from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan
+from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
-from tdjax.params.tree import copied, join_path, layer_params, put, remove
+from tdjax.params.tree import copied, join_path, layer_params, put, remove, split_path
 from tdjax.params.weighing import weights_of
 from tdjax.plan.layers import LEAF, is_weight, numbers_obstacle
 from tdjax.plan.plan import Plan, PlannedLayer
@@ -62,7 +62,8 @@ def factorize_params(
     Decomposition and correction are renewed in turn, up to 20 times; see
     `tdjax.decompose.sparse.alternate`.
 
-    Of a function's parameters each factorised array becomes a mapping {<stage>: {"kernel"}, ...}.
+    Of a function's parameters, and of a module that has several kernels, each factorised array
+    becomes a mapping {<stage>: {"kernel"}, ...}.
 
     Arguments:
         params: nested mapping of arrays, as `variables["params"]`; or all variables, with such a
@@ -223,7 +224,7 @@ def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
         put(result, path, {entry.layer.storage.name: array})
         for name in names:
             remove(result, join_path(path, name))
-    return result
+    return with_members(result, plan)
 
 
 def _correction(own: Params, path: str) -> Factors:
@@ -242,16 +243,25 @@ def replace_kernel(params: Params, path: str, kernel: Float[Array, "*_"]) -> dic
     """The same parameters with the kernel of one layer replaced."""
     result = copied(params)
     # It need not be there: callers may keep the rest alone.
-    own: Any = layer_params(params, path).get("kernel")
-    put(result, path, {"kernel": own.replace_boxed(kernel) if is_boxed(own) else kernel})
+    before: Any = layer_params(params, path)
+    own, name = before.get(LEAF, before.get("kernel")), "kernel"
+    if LEAF in before:
+        *front, name = split_path(path)
+        path = join_path(*front)
+    put(result, path, {name: own.replace_boxed(kernel) if is_boxed(own) else kernel})
     return result
 
 
 def weight_name(own: Params) -> str | None:
     """The name of the array that a layer holds: a kernel, an embedding, or its only weight."""
-    weights = [str(name) for name, leaf in own.items() if _is_weight(str(name), leaf)]
+    weights = weight_names(own)
     named = [name for name in ("kernel", "embedding", LEAF) if name in own]
     return next(iter(named or (weights if len(weights) == 1 else [])), None)
+
+
+def weight_names(own: Params) -> list[str]:
+    """The names of the arrays among a module's parameters that are weights."""
+    return [str(name) for name, leaf in own.items() if _is_weight(str(name), leaf)]
 
 
 def _is_weight(name: str, leaf: Any) -> bool:
@@ -278,7 +288,7 @@ def with_dense(params: Params, plan: Plan, layers: Mapping[str, DenseLayer]) -> 
         if shift is not None:
             own["bias"] = shifted(layer_params(params, path)["bias"], shift)
         put(result, path, own)
-    return result
+    return with_members(result, plan)
 
 
 def check_kernels(params: Params, plan: Plan, key: Array | None) -> None:

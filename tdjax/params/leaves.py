@@ -27,8 +27,18 @@ def array_names(layer: Layer) -> Names:
 
 
 def of_leaves(plan: Plan) -> bool:
-    """Whether the layers of a plan are arrays by themselves."""
-    return any(entry.layer.storage.name == LEAF for entry in plan.layers)
+    """Whether the layers of a plan are the arrays of a function."""
+    layers = (entry.layer for entry in plan.layers)
+    return any(own.storage.name == LEAF and not own.is_member for own in layers)
+
+
+def with_members(tree: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Nested mappings in which arrays that are members of modules lie where these have them."""
+    for entry in plan.factorised:
+        *front, name = split_path(entry.layer.path) or ("",)
+        if entry.layer.is_member:
+            put(tree, join_path(*front), {name: layer_params(tree, entry.layer.path)[LEAF]})
+    return tree
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from tdjax.plan.layers import LEAF
+
 # With names as keys; others are refused in words where it matters.
 Tree = Mapping[Any, Any]
 
@@ -24,7 +26,7 @@ def join_path(*names: Any) -> str:
 
 
 def layer_params(params: Tree, path: str) -> Tree:
-    """The parameters of one layer: the mapping at its path.
+    """The parameters of one layer: the mapping at its path, of an array {LEAF: the array}.
 
     Raises KeyError that names the path as far as there is nothing at it.
     """
@@ -37,9 +39,7 @@ def layer_params(params: Tree, path: str) -> Tree:
             hint = f"; did you mean {join_path(*names[:depth], *near)!r}?" if near else ""
             raise KeyError(f"no parameters at {join_path(*names[: depth + 1])!r}{hint}")
         own = own[name]
-    if not isinstance(own, Mapping):
-        raise KeyError(f"no parameters at {path!r}, but an array")
-    return own
+    return own if isinstance(own, Mapping) else {LEAF: own}
 
 
 def find(tree: Tree, path: str) -> Tree | None:
@@ -56,9 +56,15 @@ def copied(tree: Tree) -> dict[str, Any]:
 
 
 def put(tree: dict[str, Any], path: str, values: Tree) -> None:
-    """Put values into the mapping at a path, in place; it is made where it is not there."""
+    """Put values into the mapping at a path, in place; it is made where it is not there.
+
+    An array at the path is that of `LEAF` in it.
+    """
     for name in split_path(path):
-        tree = tree.setdefault(name, {})
+        below = tree.setdefault(name, {})
+        if not isinstance(below, dict):
+            below = tree[name] = {LEAF: below}
+        tree = below
     tree.update(values)
 
 

@@ -75,7 +75,8 @@ class Layer:
     """One module that holds a weight array, as a shape-only pass sees it.
 
     Arguments:
-        path: '/'-joined module path; empty where the model itself is the layer.
+        path: '/'-joined module path, empty where the model itself is the layer; behind it the name
+            of the array where a module has several.
         kind: one of `MATRICES` or `CONVOLUTIONS`, or the class name of a module that cannot be
             factorised.
         kernel_shape: (*spatial, C / groups, T) of a convolution, (in, out) of a matrix, where
@@ -121,6 +122,11 @@ class Layer:
     def is_own(self) -> bool:
         """Whether it is of a class that no module system has."""
         return self.kind in OWN.values()
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it is one of the arrays of such a class, under a path of its own."""
+        return self.is_own and self.storage.name == LEAF
 
     @property
     def multiplies_as(self) -> str:

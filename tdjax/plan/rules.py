@@ -20,8 +20,9 @@ class Rule:
     """What to do with the layers whose path matches.
 
     Arguments:
-        path: regular expression that must match the whole '/'-joined module path; one that Python
-            could try on a path in millions of ways is refused where it meets that path.
+        path: regular expression that must match the whole '/'-joined path of a module, or of an
+            array that is a layer by itself; one that Python could try on a path in millions of
+            ways is refused where it meets that path.
         method: "cp", "tucker", "tt", "svd", or "auto" for the one whose weight error is the
             least at this compression. Between matrices "tt" is a TT-matrix, and stands for "svd"
             where their sizes have no factors; "cp" and "tucker" always do.

@@ -32,12 +32,14 @@ class TracedCall:
         array: names of the layer's array among those of the model, where they are known.
         indexed: whether its array is taken out of a stack by its number: the marks then have the
             axis of a stack in front, on which all but one are zero.
+        product: of an array that is a layer by itself, the equation that multiplies by it.
     """
 
     layer: Layer
     call: Call | None = None
     array: Names | None = None
     indexed: bool = False
+    product: Any = None
 
 
 @dataclass(frozen=True, eq=False)

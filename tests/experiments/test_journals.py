@@ -43,6 +43,7 @@ def test_tables_of_a_stored_journal_stay_byte_for_byte(journal):
     assert reported(name, workdir) == expected
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_order_of_records_does_not_matter(journal):
     name, folder, workdir = journal
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)

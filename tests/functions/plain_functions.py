@@ -3,15 +3,14 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
 def drawn(seed, **shapes):
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return {
-        name: jax.random.normal(key, shape) / 3
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    rng = np.random.default_rng(seed)
+    arrays = {name: rng.normal(size=shape) / 3 for name, shape in shapes.items()}
+    return {name: jax.device_put(array.astype(np.float32)) for name, array in arrays.items()}
 
 
 def images(params, x):
@@ -137,12 +136,12 @@ class Perceptron(nn.Module):
 
 
 def inputs(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 ROWS = inputs(10, 4, 7, 6)
 PERCEPTRON = Perceptron()
-IDS = jax.random.randint(jax.random.key(11), (4, 6), 0, 24)
+IDS = jax.device_put(np.random.default_rng(11).integers(24, size=(4, 6), dtype=np.int32))
 # By name: a function, its parameters and an input.
 FUNCTIONS = {
     "images": (images, IMAGES, inputs(12, 4, 8, 8, 3)),

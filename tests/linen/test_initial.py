@@ -71,3 +71,20 @@ def test_a_kernel_that_starts_at_zero_can_be_learnt():
     assert not small.apply(variables, ROWS).any()
     gradient = jax.grad(lambda v: small.apply(v, ROWS).sum())(variables)["params"]
     assert rms(gradient["output"]["kernel"]) > 0
+
+
+def test_an_initialiser_of_one_shape_alone():
+    def waves(key, shape, dtype):
+        positions, width = shape
+        assert width == 8, "an even number of waves"
+        angles = jnp.arange(positions)[:, None] * 2.0 ** -jnp.arange(width // 2)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1).astype(dtype)
+
+    model, ids = nn.Embed(16, 8, embedding_init=waves), jnp.arange(16)
+    variables = model.init(jax.random.key(0), ids)
+    plan = tdjax.make_plan(model, variables, [tdjax.Rule(path="", method="svd", rank=3)], ids)
+    small, params = tdjax.factorize(model, plan), tdjax.factorize_params(variables["params"], plan)
+    dense = tdjax.reconstruct_params(params, plan)["embedding"]
+    np.testing.assert_allclose(small.apply({"params": params}, ids), dense, atol=1e-5)
+    made = tdjax.reconstruct_params(small.init(jax.random.key(1), ids)["params"], plan)
+    assert 0.7 < float(jnp.std(made["embedding"]) / jnp.std(dense)) < 1.4

@@ -42,7 +42,7 @@ class Only(nn.Module):
 
 
 def normal(seed, *shape, dtype=jnp.float32, scale=1.0):
-    return jnp.asarray((scale * np.random.default_rng(seed).normal(size=shape)).astype(dtype))
+    return jax.device_put((scale * np.random.default_rng(seed).normal(size=shape)).astype(dtype))
 
 
 def random_like(shapes, seed=0):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from plain_models import normal, random_variables
+from plain_models import normal, random_variables, scaled_normal
 
 import tdjax
 from tdjax import Plan, Rule
@@ -143,15 +143,13 @@ KINDS = {
 
 def random_model(make, seed=0):
     """A model with normal parameters scaled by the fan-in; biases, too, are not zero."""
-    model = make(nnx.Rngs(0))
-    state = nnx.state(model, nnx.Param)
+    definition, state, others = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+    if jax.tree.leaves(others):
+        # Keys of random numbers and the like are needed as they are.
+        definition, state, others = nnx.split(make(nnx.Rngs(0)), nnx.Param, ...)
     leaves, structure = jax.tree.flatten(state)
-    arrays = [
-        (normal(seed + k, *leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))).astype(leaf.dtype)
-        for k, leaf in enumerate(leaves)
-    ]
-    nnx.update(model, jax.tree.unflatten(structure, arrays))
-    return model
+    arrays = [scaled_normal(seed + k, leaf.shape, leaf.dtype) for k, leaf in enumerate(leaves)]
+    return nnx.merge(definition, jax.tree.unflatten(structure, arrays), others)
 
 
 def exact_plan(model, sample, **rule):
@@ -410,7 +408,6 @@ def test_table_of_a_model(network, plan):
     assert (table["first"].positions, table["again"].positions) == (5, 10)
     reasons = {path: layer.obstacle for path, layer in table.items() if layer.obstacle}
     assert reasons == {
-        "low": "it holds modules beside its own bias, kernel",
         "low/lora": "it has no matrix",
         "": "it holds modules beside its own position",
         "aside": "Linear was not called",

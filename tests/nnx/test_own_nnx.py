@@ -129,8 +129,9 @@ def test_convolutions_of_ones_own_and_modules_with_several_arrays():
     )
     x = jax.random.normal(jax.random.key(1), (3, 5, 5, 3))
     plan = tdjax.make_plan(model, [tdjax.Rule(path=".*", method="svd", rank=2)], x)
-    assert [entry.layer.kind for entry in plan.factorised] == ["convolution", "conv"]
-    assert plan["layers/2"].reason == "it multiplies by several arrays: one, other"
+    kinds = [entry.layer.kind for entry in plan.layers]
+    assert kinds == ["convolution", "conv", "product", "product"]
+    assert plan["layers/2/other"].layer.kernel_shape == (4, 4)
     small = tdjax.factorize(model, plan)
     np.testing.assert_allclose(small(x), tdjax.nnx.reconstruct(small, plan)(x), atol=1e-5)
     with pytest.raises(TypeError, match=r"lists, whose keys are numbers.*tdjax\.nnx\.reconstruct"):

@@ -15,6 +15,7 @@ from tdjax.params.tree import (
     remove,
     split_path,
 )
+from tdjax.plan.layers import LEAF
 
 
 def tree():
@@ -33,7 +34,9 @@ def test_what_lies_at_a_path():
     assert layer_params(whole, "") is whole
     assert layer_params(whole, "block/conv") is whole["block"]["conv"]
     assert find(whole, "block/conv") is whole["block"]["conv"]
-    for nothing in ("block/pool", "block/conv/kernel", "block/conv/kernel/deep", "tail"):
+    # An array is a layer by itself.
+    assert find(whole, "block/conv/kernel") == {LEAF: 1}
+    for nothing in ("block/pool", "block/conv/kernel/deep", "tail"):
         assert find(whole, nothing) is None
 
 
@@ -43,7 +46,6 @@ def test_what_lies_at_a_path():
         ("block/convs/more", "no parameters at 'block/convs'; did you mean 'block/conv'?"),
         ("haed", "no parameters at 'haed'; did you mean 'head'?"),
         ("block/zzz", "no parameters at 'block/zzz'"),
-        ("block/conv/kernel", "no parameters at 'block/conv/kernel', but an array"),
         ("block/conv/kernel/deep", "no parameters at 'block/conv/kernel/deep'"),
     ],
 )
@@ -59,8 +61,9 @@ def test_a_copy_shares_leaves_and_no_mappings():
     twin = copied(whole)
     put(twin, "block/conv", {"kernel": 5})
     put(twin, "new/deep", {"kernel": 6})
+    put(twin, "head/bias", {"input": 8})
     put(twin, "", {"top": 7})
-    assert twin["head"]["bias"] is leaf
+    assert twin["head"]["bias"] == {LEAF: leaf, "input": 8}
     assert twin["block"]["conv"] == {"kernel": 5, "bias": 2}
     assert (twin["new"], twin["top"]) == ({"deep": {"kernel": 6}}, 7)
     assert whole == {**tree(), "head": {"bias": leaf}}

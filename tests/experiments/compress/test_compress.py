@@ -117,6 +117,7 @@ def test_a_checkpoint_is_the_network_that_was_measured(unbroken):
         assert record["test"]["cross_entropy"] == pytest.approx(scores.cross_entropy[0], rel=1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kept", [1, 8, 33])
 def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     workdir = tmp_path / "cut"

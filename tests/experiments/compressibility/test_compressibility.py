@@ -182,6 +182,7 @@ def test_a_row_says_what_was_measured(unbroken):
     assert float(gain["rise"]) == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kept", [2, 30])
 def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     workdir = tmp_path / "cut"

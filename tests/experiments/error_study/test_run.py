@@ -115,6 +115,7 @@ def test_the_records_agree_with_each_other(unbroken):
         assert low < high
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_again_nothing_is_redone(unbroken):
     before, report = journal(unbroken), tables(unbroken)
     checkpoint = everything(unbroken / "checkpoints")
@@ -126,6 +127,7 @@ def test_again_nothing_is_redone(unbroken):
     assert everything(unbroken / "checkpoints") == checkpoint
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("lost", [5, 25])
 def test_continued_after_lines_were_lost(unbroken, tmp_path, lost):
     workdir = tmp_path / "cut"
@@ -169,6 +171,7 @@ def test_the_errors_of_the_data_are_in_every_table(unbroken):
     assert len(rows) == 10 * 2 * 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_of_an_earlier_version_is_finished_as_it_was_begun(unbroken, older, tmp_path):
     workdir = tmp_path / "continued"
     shutil.copytree(older, workdir)
@@ -191,6 +194,7 @@ def test_a_study_of_an_earlier_version_is_finished_as_it_was_begun(unbroken, old
     assert verdicts[0].read_bytes() == verdicts[1].read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_study_of_an_earlier_version_is_left_as_it_is(older, tmp_path):
     workdir = tmp_path / "finished"
     shutil.copytree(older, workdir)
@@ -199,6 +203,7 @@ def test_a_finished_study_of_an_earlier_version_is_left_as_it_is(older, tmp_path
     assert tables(workdir) == tables(older)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_that_an_earlier_version_had_only_trained_for_has_all_errors(
     unbroken, older, tmp_path
 ):
