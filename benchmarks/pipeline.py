@@ -10,6 +10,7 @@ programs compiled. Without a compilation cache: unset JAX_COMPILATION_CACHE_DIR.
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -87,7 +88,7 @@ def resnet() -> None:
     """The rows of a ResNet."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((IMAGES.value, 32, 32, 3), np.float32)
-    images = sum(np.roll(images, shift, axis=(1, 2)) for shift in range(3))
+    images = images + np.roll(images, 1, axis=(1, 2)) + np.roll(images, 2, axis=(1, 2))
     labels = rng.integers(0, 10, IMAGES.value)
     model, size = CifarResNet(DEPTH.value), BATCH.value
     batches = [
@@ -112,15 +113,19 @@ def resnet() -> None:
     for budget in BUDGETS:
         plan = timed(
             f"allocate {budget}",
-            lambda budget=budget: tdjax.allocate(
-                model, variables, sample, budget=budget, strategy="loss", methods=METHODS,
-                moments=moments,
+            partial(
+                tdjax.allocate, model, variables, sample, budget=budget, strategy="loss",
+                methods=METHODS, moments=moments,
             ),
         )  # fmt: skip
         factors = timed(
             f"factorize_params {budget}",
-            lambda plan=plan: tdjax.factorize_params(
-                variables["params"], plan, moments=moments, correct_bias=True
+            partial(
+                tdjax.factorize_params,
+                variables["params"],
+                plan,
+                moments=moments,
+                correct_bias=True,
             ),
         )
     small = tdjax.factorize(model, plan)
@@ -146,24 +151,27 @@ def vit() -> None:
             _moment(one, rows, 1.0), jnp.zeros((1, rows)), _moment(other, columns, 1e-4),
             jnp.asarray(1e6), jnp.asarray(5e3),
         )  # fmt: skip
-    del front
     for budget in BUDGETS:
         rules = [tdjax.Rule(path=".*", method="svd", compression=1 - budget)]
         plan = tdjax.make_plan(model, variables, rules, sample)
         for norm in (None, "kronecker"):
             timed(
                 f"factorize_params {norm or 'frobenius'} {budget}",
-                lambda plan=plan, norm=norm: tdjax.factorize_params(
-                    variables["params"], plan, norm=norm, moments=norm and moments
+                partial(
+                    tdjax.factorize_params,
+                    variables["params"],
+                    plan,
+                    norm=norm,
+                    moments=moments if norm else None,
                 ),
             )
     for strategy in ("energy", "loss"):
         for budget in BUDGETS:
             timed(
                 f"allocate {strategy} {budget}",
-                lambda budget=budget, strategy=strategy: tdjax.allocate(
-                    model, variables, sample, budget=budget, strategy=strategy, methods=METHODS,
-                    moments=moments if strategy == "loss" else None,
+                partial(
+                    tdjax.allocate, model, variables, sample, budget=budget, strategy=strategy,
+                    methods=METHODS, moments=moments if strategy == "loss" else None,
                 ),
             )  # fmt: skip
 
@@ -176,12 +184,15 @@ def _moment(key: Array, size: int, scale: float) -> Float[Array, "1 d d"]:
     return scale * jnp.matmul(rows.T, rows)[None] / len(rows)
 
 
+def _heard(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == COMPILED:
+        _compiled.append(duration_secs)
+
+
 def main(_: list[str]) -> None:
     """Print the table, in Markdown."""
     warnings.filterwarnings("ignore", message="too few rows")
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: _compiled.append(seconds) if event == COMPILED else None
-    )
+    jax.monitoring.register_event_duration_secs_listener(_heard)
     print(describe_machine())
     print("| call | s | processor s | compiled | s |")
     print("|---|---:|---:|---:|---:|")

@@ -123,7 +123,7 @@ def _kept(rows: Float[Array, "rows t"], k: int, ranks: tuple[int, ...]) -> Float
         return kept, kept
 
     nothing = jnp.zeros((rows.shape[1],) * 2, rows.dtype)
-    return jax.lax.scan(further, nothing, (k * starts, k * widths))[1]
+    return jax.lax.scan(further, nothing, (jnp.asarray(k * starts), jnp.asarray(k * widths)))[1]
 
 
 def _channel_basis(

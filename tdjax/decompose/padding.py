@@ -7,6 +7,8 @@ factors have more columns than the rank; those behind it are zero, and are cut o
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def first(kept: int | Int[Array, ""], size: int) -> Bool[Array, " size"]:
 
 def cut(
     arrays: tuple[Array | None, ...], sizes: tuple[tuple[int | None, ...], ...]
-) -> tuple[Array | None, ...]:
+) -> tuple[Any, ...]:
     """The first so many entries along the first axes of each array; None for all of them."""
     return tuple(
         None if array is None else _cut(array, tuple(map(slice, own)))

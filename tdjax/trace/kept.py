@@ -54,8 +54,10 @@ def _found(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[lis
     if not getattr(jax.config, "jax_use_simplified_jaxpr_constants", False):
         text = program.lower([*constants, *jax.tree.leaves(args)]).as_text()
         key = hashlib.sha256(text.encode()).hexdigest()
-        program = _programs.setdefault(key, program)
+        known = _programs.setdefault(key, program)
         _programs.move_to_end(key)
         if len(_programs) > MOST:
             _programs.popitem(last=False)
-    return lambda leaves: jax.tree.unflatten(structure, program([*constants, *leaves]))
+    else:
+        known = program
+    return lambda leaves: jax.tree.unflatten(structure, known([*constants, *leaves]))
