@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.inputs import all_finite
+from tdjax.decompose.inputs import is_finite
 from tdjax.decompose.scale import relative_error
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.options import Options
@@ -46,7 +46,7 @@ def best_format(
         if isinstance(array, jax.ShapeDtypeStruct):
             raise ValueError(f"{rule}: layer {layer.path!r}: needs the kernel, not its shape alone")
         array = jnp.asarray(array)
-        if not all_finite(array):
+        if not is_finite(array):
             raise ValueError(f"{rule}: layer {layer.path!r}: the kernel holds NaN or Inf")
         planned = dict.fromkeys(plan_layer(layer, replace(rule, method=m)) for m in METHODS)
         smaller = [entry for entry in planned if entry.size < layer.size] or list(planned)

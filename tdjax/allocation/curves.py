@@ -8,15 +8,15 @@ are given. All functions are pure and compiled once for each shape.
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.moment import lay_out
 from tdjax.decompose.products import HIGHEST
-from tdjax.decompose.second_moment import in_full, regularised, roots
+from tdjax.decompose.second_moment import in_full, regularised
 from tdjax.decompose.weighted import robust_cholesky
 
 # Added to both moments, relative to their mean diagonal, as the norms do.
@@ -99,14 +99,31 @@ def _tucker_losses_of(
     factor = robust_cholesky(image.reshape(c * k, c * k))
     turned = jnp.einsum("ca,ckt->akt", basis, channels_first, precision=HIGHEST)
     rows = jnp.matmul(factor.T, turned.reshape(c * k, t), precision=HIGHEST)
-    added = [
-        jnp.matmul(rows[k * a : k * b].T, rows[k * a : k * b], precision=HIGHEST)
-        for a, b in pairwise((0, *ranks))
-    ]
-    kept = jnp.cumsum(jnp.stack(added), axis=0)
+    kept = _kept(rows, k, ranks)
     energies = jnp.maximum(jnp.linalg.eigvalsh(kept)[:, ::-1], 0.0)
     gone = jnp.sum(rows**2) - jnp.sum(energies, axis=1)
     return jnp.maximum(gone, 0.0)[:, None] + _tails(energies)
+
+
+def _kept(rows: Float[Array, "rows t"], k: int, ranks: tuple[int, ...]) -> Float[Array, "n t t"]:
+    """Of the first r channels, of k rows each, the Gram matrix, for every r.
+
+    In a loop, as products of so many sizes are long to compile.
+    """
+    starts = np.array((0, *ranks[:-1]))
+    widths = np.array(ranks) - starts
+    most = k * int(widths.max())
+    padded = jnp.pad(rows, ((0, most), (0, 0)))
+
+    def further(kept: Array, own: tuple[Array, Array]) -> tuple[Array, Array]:
+        start, width = own
+        part = jax.lax.dynamic_slice_in_dim(padded, start, most)
+        part = jnp.where(jnp.arange(most)[:, None] < width, part, 0.0)
+        kept = kept + jnp.matmul(part.T, part, precision=HIGHEST)
+        return kept, kept
+
+    nothing = jnp.zeros((rows.shape[1],) * 2, rows.dtype)
+    return jax.lax.scan(further, nothing, (jnp.asarray(k * starts), jnp.asarray(k * widths)))[1]
 
 
 def _channel_basis(
@@ -143,7 +160,9 @@ def _rooted(
 
 
 def _root(moment: Array) -> Float[Array, "t t"]:
-    return roots(regularised(moment, RIDGE))[0]
+    """Some R of a moment R R^T."""
+    own = regularised(moment, RIDGE)
+    return jnp.diag(jnp.sqrt(own)) if own.ndim == 1 else robust_cholesky(own)
 
 
 def _energies(matrices: Float[Array, "*p m n"]) -> Float[Array, "*p r"]:

@@ -26,7 +26,7 @@ from tdjax.allocation.choices import (
     choices_of,
     costs_of,
 )
-from tdjax.decompose.inputs import all_finite
+from tdjax.decompose.inputs import is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
 from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
@@ -224,7 +224,7 @@ class Problem:
 
     def _finite_moments(self, layer: Layer) -> LayerMoments:
         found = self._moments_of(layer)
-        if not all(all_finite(leaf) for leaf in jax.tree.leaves(found)):
+        if not all(is_finite(leaf) for leaf in jax.tree.leaves(found)):
             raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
         return found
 
@@ -253,7 +253,7 @@ class Problem:
             raise ValueError(
                 f"allocate: layer {layer.path!r}: strategy {self.strategy!r} needs its weights"
             )
-        if not all_finite(array):
+        if not is_finite(array):
             raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
         return array
 

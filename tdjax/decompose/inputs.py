@@ -46,6 +46,11 @@ def all_finite(array: Array) -> Bool[Array, ""]:
     return jnp.isfinite(array).all()
 
 
+def is_finite(array: Any) -> bool:
+    """The same of an array whose values can be seen, without a program where it is on a CPU."""
+    return math.isfinite(largest_entry(jnp.asarray(array)))
+
+
 def whole_ranks(function: Function) -> Function:
     """A decomposition whose `rank` or `ranks` are whole numbers: what cannot be one is refused.
 

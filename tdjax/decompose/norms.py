@@ -195,12 +195,12 @@ class Kronecker(_OfInputs):
         return regularised_unit(jnp.asarray(self.gradient_moment, x.dtype), self.ridge)
 
     def coordinates(self, x: Shaped) -> Coordinates:
-        """See `Norm.coordinates`: the one-sided norm of E G^(1/2)."""
+        """See `Norm.coordinates`: the one-sided norm of E R^T, where G = R^T R."""
         weight, exponent = self.input_weight(x, least_ridge(x.dtype))
         outputs, own = self.output_weight(x)
         root, inverse = roots(outputs)
         others = (None,) * (len(x.shape) - 1)
-        # In its own coordinates the output factor is as ill-conditioned as G^(-1/2).
+        # In its own coordinates the output factor is as ill-conditioned as R^-1.
         return Coordinates(
             (*others, root), weight, (*others, inverse), balanced=True, exponent=exponent + own
         )

@@ -7,10 +7,11 @@ factors have more columns than the rank; those behind it are zero, and are cut o
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 # How many of the columns count, traced; None for all.
@@ -18,7 +19,7 @@ Kept = int | Int[Array, ""] | None
 
 # Ranks are rounded up to multiples of this, or of an eighth of the full rank if that is more: what
 # the further columns cost is less than compiling.
-STEP = 32
+STEP = 64
 STEPS = 8
 
 
@@ -33,12 +34,18 @@ def first(kept: int | Int[Array, ""], size: int) -> Bool[Array, " size"]:
     return jnp.arange(size) < kept
 
 
-@partial(jax.jit, static_argnames=("sizes",))
 def cut(
     arrays: tuple[Array | None, ...], sizes: tuple[tuple[int | None, ...], ...]
-) -> tuple[Array | None, ...]:
+) -> tuple[Any, ...]:
     """The first so many entries along the first axes of each array; None for all of them."""
     return tuple(
-        None if array is None else array[tuple(map(slice, own))]
+        None if array is None else _cut(array, tuple(map(slice, own)))
         for array, own in zip(arrays, sizes, strict=True)
     )
+
+
+def _cut(array: Array, places: tuple[slice, ...]) -> Array:
+    if isinstance(array, jax.core.Tracer) or {d.platform for d in array.devices()} != {"cpu"}:
+        return array[places]
+    # As sizes differ from layer to layer, a program for each would take longer than a copy.
+    return jnp.asarray(np.asarray(array)[places])

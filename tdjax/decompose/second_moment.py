@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 
 import jax
@@ -11,12 +12,17 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.scale import Exponent, shifted, unit
+from tdjax.decompose.weighted import robust_cholesky
 
 SecondMoment = Float[Array, "d d"] | Float[Array, " d"]
 
 # How far, relative to its diagonal, a second moment may be from symmetric and semi-definite:
 # more than rounding in half precision does over a sum of many samples.
 SLACK = 1e-3
+
+# Arrays that are known to be second moments, by their ids, while they live: their values cannot
+# change, and checking one costs as much as a factorisation.
+_known: dict[int, weakref.ref[Array]] = {}
 
 
 @partial(jax.jit, static_argnames=("ridge",))
@@ -56,31 +62,49 @@ def in_full(moment: SecondMoment) -> Float[Array, "d d"]:
 
 @jax.jit
 def roots(moment: SecondMoment) -> tuple[Float[Array, "t t"], Float[Array, "t t"]]:
-    """The symmetric root of a moment and its inverse, both (T, T).
+    """A root R of a moment, G = R^T R, and its inverse, both (T, T) and upper triangular.
 
-    Eigenvalues below the rounding of the largest are raised to it, so that both are finite.
+    Where rounding leaves the moment singular, it is that of one with the least more on its diagonal
+    that makes both finite.
     """
-    values, vectors = (
-        (moment, jnp.eye(len(moment), dtype=moment.dtype))
-        if moment.ndim == 1
-        else jnp.linalg.eigh(moment)
-    )
-    root = jnp.sqrt(jnp.maximum(values, jnp.finfo(moment.dtype).eps * jnp.max(values)))
-    return (
-        jnp.matmul(vectors * root, vectors.T, precision=HIGHEST),
-        jnp.matmul(vectors / root, vectors.T, precision=HIGHEST),
-    )
+    if moment.ndim == 1:
+        root = jnp.sqrt(jnp.maximum(moment, jnp.finfo(moment.dtype).eps * jnp.max(moment)))
+        return jnp.diag(root), jnp.diag(1 / root)
+    factor = robust_cholesky(moment, solves=True)
+    identity = jnp.eye(len(moment), dtype=moment.dtype)
+    return factor.T, jax.scipy.linalg.solve_triangular(factor, identity, lower=True).T
+
+
+def trust(moment: Array | np.ndarray) -> None:
+    """Let an array of JAX count as a second moment without a check, as long as it lives."""
+    if isinstance(moment, jax.Array) and not isinstance(moment, jax.core.Tracer):
+        key = id(moment)
+        _known[key] = weakref.ref(moment, lambda _: _known.pop(key, None))
+
+
+def is_trusted(moment: Array | np.ndarray) -> bool:
+    """Whether an array has been checked, or was made as a second moment."""
+    found = _known.get(id(moment))
+    return found is not None and found() is moment
 
 
 def check_moment(moment: Array | np.ndarray, name: str) -> None:
-    """Refuse, with a ValueError, what cannot be a second moment, as far as it can be seen."""
+    """Refuse, with a ValueError, what cannot be a second moment, as far as it can be seen.
+
+    An array of JAX is looked at once.
+    """
     if moment.ndim not in (1, 2) or moment.size == 0 or len(set(moment.shape)) > 1:
         raise ValueError(
             f"{name}: a square matrix or the vector of its diagonal is needed, "
             f"got shape {moment.shape}"
         )
-    if isinstance(moment, jax.core.Tracer):
+    if isinstance(moment, jax.core.Tracer) or is_trusted(moment):
         return
+    _check_values(moment, name)
+    trust(moment)
+
+
+def _check_values(moment: Array | np.ndarray, name: str) -> None:
     values = np.asarray(moment)
     values = values.astype(np.promote_types(values.dtype, np.float32))
     if not np.isfinite(values).all():

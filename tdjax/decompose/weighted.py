@@ -209,20 +209,22 @@ def robust_cholesky(matrix: Float[Array, "n n"], *, solves: bool = False) -> Flo
     """
     mean = jnp.mean(jnp.diagonal(matrix))
     scale = jnp.where(mean > 0, mean, 1.0)
-    unit = scale * jnp.eye(len(matrix), dtype=matrix.dtype)
-    least = jnp.finfo(matrix.dtype).eps * scale if solves else 0.0
+    eps = jnp.finfo(matrix.dtype).eps
+    diagonal = jnp.eye(len(matrix), dtype=bool)
+    least = eps * scale if solves else 0.0
 
     def broken(state: tuple[Array, Array]) -> Array:
         sound = jnp.isfinite(state[0]).all() & (jnp.diagonal(state[0]) ** 2 >= least).all()
         return ~sound & (state[1] < 1)
 
     def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        return jnp.linalg.cholesky(matrix + state[1] * unit), 10 * state[1]
+        shifted = jnp.where(diagonal, matrix + state[1] * scale, matrix)
+        factor = jax.lax.linalg.cholesky(shifted, symmetrize_input=False)
+        return factor, jnp.where(state[1] == 0, eps, 10 * state[1])
 
-    # A matrix of zeros comes out of its first factorisation as NaN, not as an error.
-    first = jnp.linalg.cholesky(matrix)
-    shift = jnp.asarray(jnp.finfo(matrix.dtype).eps, matrix.dtype)
-    return jax.lax.while_loop(broken, attempt, (first, shift))[0]
+    # In the loop from the first attempt on, that it is compiled once.
+    nothing = jnp.full_like(matrix, jnp.nan), jnp.zeros((), matrix.dtype)
+    return jax.lax.while_loop(broken, attempt, nothing)[0]
 
 
 def solve_with(

@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.errors
 import flax.linen as nn
-import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
@@ -20,6 +19,7 @@ from tdjax.linen.place import Path, Place
 from tdjax.moments.pooled import Masks, Pooled, batch_statistics, statistics_coming_out
 from tdjax.params.tree import join_path
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
+from tdjax.trace.kept import kept
 
 # What computes the statistics of a batch; subclasses that have another call pass on to it.
 NORMALISES = inspect.unwrap(nn.BatchNorm.__call__)
@@ -63,7 +63,6 @@ def keeps_batch_stats(model: nn.Module, variables: Mapping[str, Any]) -> bool:
 def _step(model: nn.Module, method: Method, frame: Any) -> Callable[..., Any]:
     """(variables, arrays) -> means, variances and weights of one batch, by path."""
 
-    @jax.jit
     def step(variables: Any, arrays: Any) -> Any:
         every = flatten_dict(variables["batch_stats"])
         args, kwargs = frame.join(arrays)
@@ -85,7 +84,7 @@ def _step(model: nn.Module, method: Method, frame: Any) -> Callable[..., Any]:
             for own, kind in ((found, "mean"), (found, "var"), (weights, "mean"))
         )
 
-    return step
+    return kept(step)
 
 
 def _training(reached: set[Path], masks: Masks, place: Place) -> Interceptor:

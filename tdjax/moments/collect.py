@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.decompose.pytree import register
+from tdjax.decompose.second_moment import trust
 from tdjax.hints import did_you_mean
 from tdjax.moments.finite import Watch
 from tdjax.moments.rows import Rows
@@ -220,13 +221,18 @@ def _layer(
     outputs = [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients]
     if queries:
         outputs = [sums.input_moment(n) for sums, n in queries]
-    return LayerMoments(
+    found = LayerMoments(
         _mean([sums.input_moment(n) for sums, n in taken], number_taken),
         _mean([sums.inputs[n].total for sums, n in taken], number_taken),
         _mean(outputs, number_of_queries if queries else number_taken),
         number_taken if taken else number_of_queries,
         jnp.asarray(float(examples)),
     )
+    for array in (found.inputs, found.mean, found.outputs):
+        if array is not None:
+            # They are moments as they are sums of squares.
+            trust(array)
+    return found
 
 
 def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.moments.patches import Patches, moment
+from tdjax.moments.pairs import moment
+from tdjax.moments.patches import Patches
 from tdjax.moments.pieces import Taps, taps_of
 from tdjax.moments.weighing import weighed, weights_of_rows
 from tdjax.plan.layers import CONVOLUTIONS, Layer

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from tdjax.moments.rows import Flow, Rows, flow_of, number_of_rows
 from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
+from tdjax.trace.kept import kept as kept_program
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace, TracedCall
 from tdjax.trace.visit import run
@@ -98,7 +99,6 @@ def batch_sums(
         reading: what of the batch the model gets.
     """
 
-    @jax.jit
     def sums(leaves: Any, arrays: Any, weights: Any) -> BatchSums:
         batch = static.join(arrays)
         inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
@@ -119,7 +119,7 @@ def batch_sums(
         gradients, kept = jax.grad(loss, has_aux=True)(_slots(trace, calls))
         return BatchSums(kept, gradients)
 
-    return sums
+    return kept_program(sums)
 
 
 def _passed(
@@ -138,7 +138,9 @@ def _passed(
         if call is None:
             return x, None
         if mark.end == INPUT:
-            return x, _spread(partial(_sums, call.rows, weights), mark.stacked, x)
+            # No gradient goes through the sums, and none is to be traced.
+            seen = jax.lax.stop_gradient(x)
+            return x, _spread(partial(_sums, call.rows, weights), mark.stacked, seen)
         if slot is None:
             return x, None
         tapped = partial(_tapped, call.outputs, weights)
@@ -163,7 +165,9 @@ def _zeros(made: TracedCall, outputs: Rows) -> list[Array]:
     return [jnp.zeros((*front, *part.shape), part.dtype) for part in parts]
 
 
+@partial(jax.jit, static_argnums=0)
 def _sums(rows: Rows, weights: Array | None, x: Array) -> Sums:
+    # Compiled within another program, but traced and lowered once for all layers of a shape.
     parts, total = rows.sums(x, weights)
     return Sums(parts, total, number_of_rows(rows, x.shape, weights))
 

@@ -7,13 +7,13 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import flax.errors
-import jax
 from flax import nnx
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.moments.pooled import Masks, Pooled, batch_statistics, statistics_coming_out
 from tdjax.nnx.graph import become, modules_of
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
+from tdjax.trace.kept import kept
 
 M = TypeVar("M", bound=nnx.Module)
 KINDS = ("mean", "var")
@@ -27,8 +27,7 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
         raise ValueError("reestimate_batch_stats: the model has no batch statistics")
     graph, state = nnx.split(result)
 
-    @partial(jax.jit, static_argnums=2)
-    def step(state: Any, arrays: Any, frame: StaticPart) -> Any:
+    def step(frame: StaticPart, state: Any, arrays: Any) -> Any:
         args, kwargs = frame.join(arrays)
         known = {
             (path, kind): getattr(layer, kind)[...]
@@ -43,10 +42,12 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
         )
 
     pooled = Pooled("reestimate_batch_stats")
+    steps: dict[StaticPart, Any] = {}
     for batch in batches:
         arrays, frame = split_arrays(call_arguments(batch))
         with statistics_coming_out((flax.errors.TraceContextError,)), calling_the_model(batch):
-            means, variances, shares = step(state, arrays, frame)
+            own = steps.setdefault(frame, kept(partial(step, frame)))
+            means, variances, shares = own(state, arrays)
         pooled.add(means, variances, shares, batch_size(arrays))
     if pooled.examples == 0:
         raise ValueError("reestimate_batch_stats: no batches")

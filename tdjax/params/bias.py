@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
+from tdjax.decompose.second_moment import is_trusted, trust
 from tdjax.params.kernels import Weights
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.plan.plan import PlannedLayer
@@ -39,7 +40,11 @@ def around_mean(weights: Weights, mean: Float[Array, "*_"] | None) -> Weights:
     inputs = weights.inputs
     if inputs is None or mean is None or inputs.ndim == mean.ndim:
         return weights
-    return weights._replace(inputs=covariance(inputs, mean, mean))
+    found = covariance(inputs, mean, mean)
+    if is_trusted(inputs) and is_trusted(mean):
+        # A mean is trusted where it was collected, with the moment that it belongs to.
+        trust(found)
+    return weights._replace(inputs=found)
 
 
 def covariance(

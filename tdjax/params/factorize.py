@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.arguments.checks import check_mapping, checked
-from tdjax.decompose.inputs import all_finite
+from tdjax.decompose.inputs import is_finite
 from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
@@ -315,5 +315,5 @@ def _check_kernel(params: Params, entry: PlannedLayer) -> None:
         raise ValueError(
             f"layer {path!r}: {obstacle}; only real numbers of 16 bits or more are decomposed"
         )
-    if not isinstance(array, jax.core.Tracer) and not all_finite(array):
+    if not isinstance(array, jax.core.Tracer) and not is_finite(array):
         raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")

@@ -24,6 +24,7 @@ from tdjax.decompose import (
 from tdjax.decompose.formats import CP, Format
 from tdjax.decompose.inputs import as_float
 from tdjax.decompose.norms import Covariance, Kronecker, Norm
+from tdjax.decompose.second_moment import check_moment, is_trusted, trust
 from tdjax.decompose.sparse import Corrected, Operator, alternate
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.plan.form import Form
@@ -48,10 +49,26 @@ class Weights(NamedTuple):
 
     def of_group(self, group: int, size: int) -> Covariance | Kronecker:
         """The norm of one feature group's kernel, whose columns have `size` entries."""
-        inputs = jnp.ones((size,)) if self.inputs is None else self.inputs[group]
+        inputs = (
+            jnp.ones((size,))
+            if self.inputs is None
+            else _moment(self.inputs, group, "second_moment")
+        )
         if self.outputs is None:
             return Covariance(inputs)
-        return Kronecker(inputs, self.outputs[group])
+        return Kronecker(inputs, _moment(self.outputs, group, "gradient_moment"))
+
+
+def _moment(moments: Float[Array, "*_"], group: int, name: str) -> Float[Array, "*_"]:
+    """The moment of one group; those of all groups are checked once, whatever they are for."""
+    own = moments[group]
+    if isinstance(moments, jax.Array) and not isinstance(moments, jax.core.Tracer):
+        if not is_trusted(moments):
+            for each in moments:
+                check_moment(each, name)
+            trust(moments)
+        trust(own)
+    return own
 
 
 def decompose_kernel(

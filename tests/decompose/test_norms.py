@@ -239,7 +239,7 @@ def test_roots():
     for moment in (S, np.diag(S), semidefinite(5, 2), np.ones((4, 4), np.float32)):
         ridge = regularised(jnp.asarray(moment), 1e-6)
         root, inverse = (np.asarray(m, np.float64) for m in roots(ridge))
-        np.testing.assert_allclose(root @ root, full(moment), rtol=0, atol=1e-4 * np.max(moment))
+        np.testing.assert_allclose(root.T @ root, full(moment), rtol=0, atol=1e-4 * np.max(moment))
         np.testing.assert_allclose(root @ inverse, np.eye(len(moment)), rtol=0, atol=1e-2)
 
 

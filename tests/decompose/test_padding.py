@@ -84,7 +84,7 @@ def test_many_ranks_share_a_program():
 
 @pytest.mark.parametrize(
     ("rank", "size", "expected"),
-    [(1, 8, 8), (8, 8, 8), (17, 20, 20), (1, 64, 32), (40, 64, 64), (65, 512, 128), (1, 257, 33)],
+    [(1, 8, 8), (8, 8, 8), (17, 20, 20), (1, 128, 64), (1, 64, 64), (65, 512, 128), (1, 513, 65)],
 )
 def test_ranks_are_rounded_up(rank, size, expected):
     assert rounded_up(rank, size) == expected

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 from plain_models import normal
 
+from tdjax.moments.pairs import products_of
 from tdjax.moments.patches import Patches
 from tdjax.moments.pieces import taps_of
 
@@ -84,7 +85,9 @@ def test_axes_in_front_are_examples():
 
 def test_a_window_of_three_takes_the_work_of_thirteen_moments():
     patches = patches_of(((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1, (32, 32)))
-    pixels = sum(len(rows.first) * len(columns.first) for rows, columns in patches.products)
+    pixels = sum(
+        len(rows.first) * len(columns.first) for rows, columns in products_of(patches.taps)
+    )
     assert pixels <= 13 * 32 * 32
 
 
