@@ -181,16 +181,9 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
             kinds[path] = name
             array = ("params", *names, found.name)
             return record_own(found, path, array, recorder, _own_shapes(params, path))
-        number, taken = recorder.number(), False
-        shapes = _own_shapes(params, path)
-        owner = Owner(path, ("params", *names), shapes, recorder)
-        try:
-            if isinstance(found, str):
-                output = next_fun(*args, **kwargs)
-            else:
-                output, taken = recorded(owner, module, args, kwargs)
-        except Untraceable:
-            output = next_fun(*args, **kwargs)
+        number = recorder.number()
+        owner = Owner(path, ("params", *names), _own_shapes(params, path), recorder)
+        output, taken = _output_of(owner, found, module, next_fun, args, kwargs)
         # A transformed class calls the plain one, which was here first.
         if kinds.setdefault(path, name) == name and not taken:
             reason = found.reason if isinstance(found, Members) else found
@@ -198,6 +191,18 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
         return output
 
     return watched
+
+
+def _output_of(
+    owner: Owner, found: str | Members, module: Any, next_fun: Any, args: Any, kwargs: Any
+) -> tuple[Any, bool]:
+    """What a module that is no layer returns, and whether arrays of it are layers."""
+    if isinstance(found, str):
+        return next_fun(*args, **kwargs), False
+    try:
+        return recorded(owner, module, args, kwargs)
+    except Untraceable:
+        return next_fun(*args, **kwargs), False
 
 
 def _own_shapes(params: Any, path: str) -> dict[str, tuple[int, ...]]:
