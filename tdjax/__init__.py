@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         refine,
         remove_dead,
     )
-    from tdjax.dispatch.refining import balance_factors
+    from tdjax.dispatch.balancing import balance_factors
     from tdjax.dispatch.saving import load_factorised, save_factorised
     from tdjax.evaluate.errors import weight_errors
     from tdjax.params.factorize import factorize_params, reconstruct_params
@@ -128,7 +128,7 @@ __all__ = [
 # installed until they are loaded.
 _LATER = {
     "allocate": "tdjax.dispatch",
-    "balance_factors": "tdjax.dispatch.refining",
+    "balance_factors": "tdjax.dispatch.balancing",
     "carry_optimizer_state": "tdjax.params.optimizers",
     "budget_curve": "tdjax.dispatch",
     "collect_moments": "tdjax.dispatch",

@@ -16,25 +16,21 @@ from jaxtyping import Array
 import tdjax.nnx
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, checked_weights
-from tdjax.arguments.checks import checked
 from tdjax.arguments.described import described
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.dispatch.balancing import check_modules
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
 from tdjax.moments.collect import RowWeights
-from tdjax.nnx.graph import modules_of
-from tdjax.nnx.model import factorised_module
 from tdjax.params.check import check_params
 from tdjax.params.corrections import unpacked
-from tdjax.params.leaves import of_leaves
 from tdjax.plan.plan import Plan
 from tdjax.progress import Progress, Steps
 from tdjax.refinement.data import read_pools
-from tdjax.refinement.pair import Pair, balanced_leaves
+from tdjax.refinement.pair import Pair
 from tdjax.refinement.refine import refine as refined
 from tdjax.refinement.result import Refined
 from tdjax.refinement.settings import Augment, Features, Loss, Settings
 from tdjax.trace.call import WHOLE, split_arrays
-from tdjax.trace.names import leaf_names
 
 Variables = Mapping[str, Any]
 
@@ -308,7 +304,7 @@ def _small(model: Any, variables: Any, factors: Any, plan: Plan) -> _Small:
                 f"refine: factors is {described(factors)}: pass the model that "
                 "tdjax.factorize(model, plan) returned"
             )
-        _check_modules(factors, plan)
+        check_modules(factors, plan)
         return _Small(factors, None, partial(tdjax.nnx.with_leaves, factors))
     check_params(factors, plan)
     small = kind.room.factorize(model, plan)
@@ -355,49 +351,3 @@ def _renewed(small: _Small, inputs: Sequence[Any], method: Method, found: Any) -
         return room.reestimate_batch_stats(small.model, found, inputs, method=method)
     again = room.reestimate_batch_stats(small.result(found), inputs, method=method)
     return room.network_of(again)[1]
-
-
-@checked()
-def balance_factors(factors: Any, plan: Plan) -> Any:
-    """The same network with factors of equal norms, on which training is steadier.
-
-    Between two stages of a chain each feature may be scaled and scaled back. Here the column in
-    front of it and the row behind it get the same norm, and with them all stages of a layer, of
-    whatever format: Tucker and tensor train decompositions come with all of the scale in one
-    stage. Adam moves all entries by the same amount, and gradient descent each stage by the product
-    of the norms of all others: both go wrong where one is far larger. `tdjax.refine` begins so.
-
-        >>> import jax, jax.numpy as jnp, tdjax
-        >>> from flax import nnx
-        >>> model, x = nnx.Conv(12, 12, (3, 3), rngs=nnx.Rngs(0)), jnp.ones((2, 5, 5, 12))
-        >>> rules = [tdjax.Rule(path="", method="tucker", rank=(4, 5))]
-        >>> plan = tdjax.make_plan(model, rules, x)
-        >>> small = tdjax.balance_factors(tdjax.factorize(model, plan), plan)
-        >>> norms = [float(jnp.linalg.norm(x.kernel[...])) for x in (small.input, small.core)]
-        >>> abs(norms[0] / norms[1] - 1) < 1e-3
-        True
-
-    Arguments:
-        factors: parameters or variables of Linen, of a function its factors, or the NNX model, as
-            `tdjax.factorize_params` or `tdjax.factorize` gives them. It is not changed.
-        plan: by which they were factorised.
-
-    Raises ValueError for factors that do not fit the plan, and for NaN or Inf, naming the layer.
-    """
-    if isinstance(factors, nnx.Module):
-        _check_modules(factors, plan)
-        _, leaves = tdjax.nnx.network_of(factors)
-        names = tdjax.nnx.parameter_names(factors)
-        return tdjax.nnx.with_leaves(factors, balanced_leaves(leaves, names, plan))
-    check_params(factors, plan)
-    whole = not of_leaves(plan) and unpacked(factors, plan).variables is not None
-    leaves, structure = jax.tree.flatten(factors)
-    names = [own[1:] if whole else own for own in leaf_names(factors)]
-    return jax.tree.unflatten(structure, balanced_leaves(leaves, names, plan))
-
-
-def _check_modules(model: nnx.Module, plan: Plan) -> None:
-    """Refuse an NNX model that was not factorised by a plan."""
-    modules = modules_of(model)
-    for entry in plan.factorised:
-        factorised_module(modules, entry)
