@@ -37,5 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.calibration.images = (800,)
     config.solver.update(FEW_SWEEPS)
     config.test.batch_size = 360
+    config.refine.epochs = 10
     config.finetune.epochs = 1
     return shortened(config, arg)
