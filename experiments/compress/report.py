@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.compress.settings import SCHEMA, TRIAL, Compress, enumerate_trials
-from experiments.network.compressed import KINDS, refined_note
+from experiments.network.compressed import KINDS
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section, baseline_facts
 from experiments.report.plots import on_test, plot_curves
@@ -88,7 +88,7 @@ def _report(settings: Compress, measured: Journal) -> Report:
         facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
             Section("figures", "Figures", pictures=pictures),
-            Section("tables", "Tables", TABLES_NOTE + refined_note(settings.refine), tables=tables),
+            Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
         ],
         provenance=_provenance(settings, len(measured.found) - bool(baseline)),
         files=files,
@@ -208,7 +208,7 @@ def _pictures(
 
 
 def _provenance(settings: Compress, count: int) -> dict[str, str]:
-    calibration, refined = settings.calibration, settings.refine.in_words
+    calibration, refine = settings.calibration, settings.refine
     return {
         "measurements": f"{count:,}",
         "formats": ", ".join(settings.methods),
@@ -217,6 +217,6 @@ def _provenance(settings: Compress, count: int) -> dict[str, str]:
         "calibration images": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
         "labels of the gradient": settings.gradient_name,
-        **({"refined": refined} if refined else {}),
+        **({"refined": refine.in_words} if refine.epochs else {}),
         "seed": str(settings.seed),
     }

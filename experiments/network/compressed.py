@@ -10,7 +10,7 @@ from typing import Any
 from experiments.network.calibrate import Batch, Calibration, seen
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
-from experiments.network.refine import RefineSettings, refined
+from experiments.network.refine import HELD_OUT, RefineSettings, refined
 from experiments.network.settings import NetworkSettings
 from experiments.network.train_on import (
     FactorisedNetwork,
@@ -49,6 +49,18 @@ class CompressionSettings(NetworkSettings):
         """Whether all compressed networks are shown images, whatever they saw."""
         return self.reestimate or self.refine.epochs > 0
 
+    @property
+    def refined_note(self) -> str:
+        """What a report says above its tables of the networks that were refined."""
+        if not self.refine.epochs:
+            return ""
+        images = " or ".join(f"{number:,}" for number in self.calibration.images)
+        return (
+            " Refined without labels: fitted to what the network answered before compression, on "
+            f"the {images} images of its calibration, or of the first one where it saw none, of "
+            f"which {100 * HELD_OUT:g} % are held out to choose the epoch: {self.refine.in_words}."
+        )
+
 
 @dataclass(frozen=True)
 class CompressionTrial:
@@ -67,21 +79,10 @@ class CompressionTrial:
 # The kinds of records of a compressed network, and what stands above them side by side.
 KINDS = {
     "network": "compressed",
-    "reestimated": "statistics re-estimated",
-    "refined": "refined without labels",
+    "reestimated": "re-estimated",
+    "refined": "refined",
     "tuned": "fine-tuned",
 }
-
-
-def refined_note(refine: RefineSettings) -> str:
-    """What a report says above its tables of the networks that were refined."""
-    if not refine.epochs:
-        return ""
-    return (
-        " Refined without labels: fitted to what the network answered before compression, on "
-        "images of the training set alone, those of its own calibration or of the first where it "
-        f"saw none; {refine.in_words}."
-    )
 
 
 def compressed_schema(trial: Fields, **holds: Any) -> Schema:

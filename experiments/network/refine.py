@@ -26,6 +26,9 @@ from tdjax.refinement.objective import Objective
 from tdjax.refinement.settings import LOSSES
 from tdjax.refinement.settings import Settings as Defaults
 
+# The share of the images by which the best epoch is chosen.
+HELD_OUT: float = Defaults.held_out
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefineSettings(Settings):
@@ -57,18 +60,10 @@ class RefineSettings(Settings):
 
     @property
     def in_words(self) -> str:
-        """What was done, for reports; empty where nothing was."""
-        if not self.epochs:
-            return ""
-        matched = "".join(f", {pattern}" for pattern in self.features)
-        loss = (
-            f"{self.loss} at temperature {self.temperature:g}" if self.loss == "kl" else self.loss
-        )
-        return (
-            f"{self.epochs} epoch{'s' if self.epochs > 1 else ''} over the calibration images, "
-            f"{100 * Defaults.held_out:g} % of them held out to choose the best; {loss} of the "
-            f"outputs{matched}"
-        )
+        """What is done, for reports."""
+        at = f" at temperature {self.temperature:g}" if self.loss == "kl" else ""
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return f"{epochs}, {self.loss}{at} of {', '.join(('the outputs', *self.features))}"
 
 
 @dataclass(frozen=True)
@@ -111,8 +106,10 @@ def check_refine(network: Network, settings: RefineSettings) -> None:
         dense, arrays = room.network_of(*subject)
         jax.eval_shape(lambda own: objective.ask(dense, own, network.sample), arrays)
     except ValueError as error:
-        field = "refine.features" if settings.features else "refine"
-        raise FieldError(field, f"is refused: {one_line(error)}") from error
+        problem = one_line(error).removeprefix("refine: ")
+        if settings.features:
+            raise FieldError("refine.features", f"is {settings.features}: {problem}") from error
+        raise FieldError("refine.epochs", f"is {settings.epochs}, but {problem}") from error
 
 
 def refined(
@@ -147,6 +144,7 @@ def refined(
         temperature=settings.temperature,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
+        held_out=HELD_OUT,
         learning_rate=settings.learning_rate,
         augment=_augment(network, settings),
         key=named_key(network.key(REFINE), name),

@@ -154,7 +154,8 @@ def test_a_network_is_refined_without_its_labels(kind, tmp_path):
     page = compress.run(network(kind, settings, splits), settings, tmp_path / "run")
     text = page.read_text("utf-8")
     assert "Side by side: accuracy, %" in text
-    assert "4 epochs over the calibration images, 10 % of them held out to choose the best" in text
+    assert "on the 200 images of its calibration" in text
+    assert "10 % are held out to choose the epoch: 4 epochs, mse of the outputs" in text
     (found,) = records(tmp_path / "run", "refined")
     # Other labels make no other network.
     labels = np.random.default_rng(2).permutation(splits.train.labels)
@@ -411,7 +412,11 @@ def test_labels_may_be_numbers_and_a_validation_set_may_come_along(tmp_path):
     own = network("linen", settings, splits)
     for name, field, problem in (
         ("loss", "kl", "'refine.loss' is 'kl', which compares probabilities of classes, and"),
-        ("features", ("layer_1",), r"'refine.features' is refused: .*; did you mean 'layers_1'"),
+        (
+            "features",
+            ("layer_1",),
+            r"'refine.features' is .*: matches no module; did you mean 'layers_1'",
+        ),
         ("augment", True, r"'refine.augment' is True, but the inputs are no images; use False"),
     ):
         asked = replace(settings, refine=replace(settings.refine, **{name: field}))
