@@ -2,7 +2,19 @@
 
     python -m experiments.main --config=configs/compress_digits.py --workdir=runs/compress_digits
 
-The GaripovNet of configs/digits.py at two budgets, before and after one epoch of fine-tuning.
+The GaripovNet of configs/digits.py at two budgets: as it is compressed, refined without labels by
+ten epochs over its 800 calibration images, and after one epoch of fine-tuning with the labels of
+all 998 training images. Accuracy in %, where the network has 98.6 %, with the 95 % interval over
+three calibration subsets:
+
+    parameters kept             compressed              refined                 fine-tuned
+    uniform, Frobenius, 50 %    34.5                    85.8                    72.4
+    energy, Frobenius, 50 %     40.4                    85.8                    77.7
+    energy, Kronecker, 50 %     94.5 [92.1, 97.0]       96.7 [95.5, 97.9]       96.0 [95.0, 97.1]
+    uniform, Frobenius, 25 %    10.0                    68.5                    20.3
+    energy, Frobenius, 25 %     19.5                    73.3                    29.5
+    energy, Kronecker, 25 %     43.1 [15.0, 71.2]       70.3 [62.3, 78.3]       62.9 [56.6, 69.1]
+
 Compressed, trained on and compressed again:
 
     ... --config.rounds=2

@@ -63,7 +63,8 @@ class RefineSettings(Settings):
         """What is done, for reports."""
         at = f" at temperature {self.temperature:g}" if self.loss == "kl" else ""
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
-        return f"{epochs}, {self.loss}{at} of {', '.join(('the outputs', *self.features))}"
+        features = f" and mse of {', '.join(self.features)}" if self.features else ""
+        return f"{epochs}, {self.loss}{at} of the outputs{features}"
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,6 @@ def refined(
 
     Returns what its record says of the way, and the network at its best.
     """
-    if not plan.factorised:
-        return {"epoch": 0}, small
     options = {"features": settings.features} if settings.features else {}
     found = network.call(
         refine,
