@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -106,7 +107,7 @@ def check_refine(network: Network, settings: RefineSettings) -> None:
         objective = Objective(settings.loss, settings.temperature, paths)
         dense, arrays = room.network_of(*subject)
         jax.eval_shape(lambda own: objective.ask(dense, own, network.sample), arrays)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         problem = one_line(error).removeprefix("refine: ")
         if settings.features:
             raise FieldError("refine.features", f"is {settings.features}: {problem}") from error

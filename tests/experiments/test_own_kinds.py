@@ -417,6 +417,7 @@ def test_labels_may_be_numbers_and_a_validation_set_may_come_along(tmp_path):
             ("layer_1",),
             r"'refine.features' is .*: matches no module; did you mean 'layers_1'",
         ),
+        ("features", ("layer(",), r"'refine.features' is .*: missing \), unterminated subpattern"),
         ("augment", True, r"'refine.augment' is True, but the inputs are no images; use False"),
     ):
         asked = replace(settings, refine=replace(settings.refine, **{name: field}))
