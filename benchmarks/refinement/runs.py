@@ -45,10 +45,9 @@ class Asked:
     label_rates: Sequence[float]
 
     def __post_init__(self) -> None:
-        """Refuse, with a ValueError, rates of nothing."""
+        """Refuse, with a ValueError, rates that are no numbers, or multiples of nothing."""
         for rate in self.rates:
-            if _multiple(rate) is None:
-                float(rate)
+            float(rate.removesuffix("x"))
         if self.rates[:1] != [FOUND] and any(map(_multiple, self.rates)):
             raise ValueError(f"--rate: name {FOUND} first: the others are multiples of it")
 
@@ -78,6 +77,7 @@ class Asked:
 
 
 def _multiple(rate: str) -> float | None:
+    """Of the rate that is found; None for a rate by itself."""
     return float(rate[:-1]) if rate.endswith("x") else None
 
 
@@ -125,11 +125,14 @@ def _refine(task: Task, small: Small, records: Records, run: Record) -> Record:
 
 def _learning_rate(records: Records, run: Record) -> float | None:
     """None where it is to be found."""
-    rate = run["rate"]
+    rate, multiple = run["rate"], _multiple(run["rate"])
     if rate == FOUND:
         return None
-    found = records.get({**run, "rate": FOUND}) or {}
-    return float(rate) if _multiple(rate) is None else _multiple(rate) * found["learning_rate"]
+    if multiple is None:
+        return float(rate)
+    found = records.get({**run, "rate": FOUND})
+    assert found is not None, "measured first"
+    return multiple * found["learning_rate"]
 
 
 def _fine_tune(task: Task, small: Small, records: Records, run: Record) -> Record:
