@@ -98,7 +98,7 @@ def read_asked() -> Asked:
 
 def read_task() -> Task:
     """The network, and all images."""
-    images, labels, *test = read_cifar10(DATA.value)
+    images, labels, *test = read_cifar10(str(DATA.value))
     model, variables = network_of(NETWORK.value, WEIGHTS.value, TRAINED.value, images, labels)
     return Task(model, variables, (images, labels), (test[0], test[1]))
 

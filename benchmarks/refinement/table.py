@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.refinement.records import Records
+from benchmarks.refinement.records import Record, Records
 from benchmarks.refinement.runs import Asked
 from experiments.report.tables import Table, averages, interval_texts, percent, to_markdown
 
@@ -30,7 +30,7 @@ def table_of(asked: Asked, records: Records, digest: str) -> str:
     return to_markdown([Table(_head(asked, records, digest), _cells(pd.DataFrame(rows)), labels=2)])
 
 
-def _with_labels(asked: Asked, records: Records, found: dict) -> dict[str, float]:
+def _with_labels(asked: Asked, records: Records, found: Record) -> dict[str, float]:
     own = [records.get(run) for run in asked.labelled(found)]
     best = max((run for run in own if run), key=lambda run: run["accuracy"], default=None)
     if best is None:
