@@ -15,10 +15,10 @@ loses 2.9 (-16.3 to 10.5) to it. After the epoch of fine-tuning, at 50 %: 14.8 a
 
 Accuracy in % at 50 % kept in Kronecker's norm, as it is compressed, refined, and fine-tuned:
 
-    svd       72.1 [67.3, 77.0]    85.7 [84.9, 86.5]    83.0
-    CP        80.8 [76.6, 84.9]    85.8 [85.1, 86.5]    84.4
-    Tucker    81.0 [77.5, 84.5]    86.4 [85.2, 87.6]    84.7
-    TT        34.3 [30.6, 37.9]    96.0 [94.6, 97.5]    77.7
+    svd       72.1 [67.3, 77.0]    86.0 [84.5, 87.4]    83.0
+    CP        80.8 [76.6, 84.9]    85.7 [84.3, 87.1]    84.4
+    Tucker    81.0 [77.5, 84.5]    86.3 [85.5, 87.1]    84.7
+    TT        34.3 [30.6, 37.9]    96.1 [95.4, 96.8]    77.7
 
 Layer after layer, each making up for what the ones before it lost:
 
