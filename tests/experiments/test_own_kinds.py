@@ -407,7 +407,7 @@ def test_labels_may_be_numbers_and_a_validation_set_may_come_along(tmp_path):
         prepare_arrays({**alone, "validation_inputs": inputs}, classes=False)
     asked = {"methods": ["svd"], "keeps": [0.75], "norms": ["kronecker"], "loss": "squared_error"}
     raw = {**OWN, **asked, "calibration": {"images": [200], "subsets": 1}}
-    raw |= {"refine": {"epochs": 4, "learning_rate": 2e-3, "features": ["layers_1"]}}
+    raw |= {"refine": {"epochs": 4, "features": ["layers_1"]}}
     settings = read_fields(data_aware.DataAware, raw)
     own = network("linen", settings, splits)
     for name, field, problem in (
