@@ -60,6 +60,21 @@ def on_host(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
+def is_at_hand(array: Any) -> bool:
+    """Whether an array lies in the memory of one CPU, where NumPy takes it without a copy."""
+    return (
+        isinstance(array, jax.Array)
+        and not isinstance(array, jax.core.Tracer)
+        and [device.platform for device in array.devices()] == ["cpu"]
+    )
+
+
+def placed_like(array: Array, values: np.ndarray) -> Array:
+    """Values of NumPy as an array of JAX, where another lies; no program is compiled for it."""
+    own = np.ascontiguousarray(values)
+    return jax.device_put(own, array.sharding if array.committed else None)
+
+
 def whole_ranks(function: Function) -> Function:
     """A decomposition whose `rank` or `ranks` are whole numbers: what cannot be one is refused.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -101,7 +102,7 @@ class CPChain(ConvolutionChain):
         width = self.layer.groups * rank
         return Stage(name, (*spanned(self.window, axes), 1, width), width, axes)
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, CP)
         *spatial, inputs, outputs = part.factors
         return [inputs, *spatial, outputs.T]
@@ -118,7 +119,7 @@ class TuckerChain(ConvolutionChain):
         first, last = self.ends(*self.form.ranks)
         return first, self.stage("core", self.axes, *self.form.ranks), last
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, Tucker)
         inputs, outputs = (factor for factor in part.factors if factor is not None)
         return [inputs, part.core, outputs.T]
@@ -154,11 +155,11 @@ class TTChain(ConvolutionChain):
         )
         return first, *links, last
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, TT)
         first, *links, last = part.cores
         # A link (r, n, s) is a kernel with n taps from r to s channels.
-        return [first[0], *(jnp.moveaxis(link, 1, 0) for link in links), last[:, :, 0]]
+        return [first[0], *(link.swapaxes(0, 1) for link in links), last[:, :, 0]]
 
     def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> TT:
         first, *middle, last = kernels

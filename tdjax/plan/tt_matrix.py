@@ -73,7 +73,7 @@ class TTMatrixChain(Chain):
             for k, pair in enumerate(self.modes)
         )
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, TT)
         return list(part.cores)
 
