@@ -19,7 +19,7 @@ from tdjax.allocation.choices import (
     share_choices,
 )
 from tdjax.allocation.curves import Moments, low_rank_losses, singular_values, tucker_losses
-from tdjax.decompose.inputs import on_host
+from tdjax.decompose.inputs import as_numpy
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.kernels import Weights
@@ -105,9 +105,9 @@ def loss_rise(array: Any, entry: PlannedLayer, key: Array | None, moments: Layer
 
 def parts_of(array: Any, layer: Layer) -> Float[np.ndarray, "*_"]:
     """The kernels of all layers of a stack and all feature groups, (p, *window, C, T)."""
-    storage, array = layer.storage, on_host(array).astype(np.float32)
+    storage, array = layer.storage, as_numpy(array).astype(np.float32)
     stack = array[None] if storage.stack is None else np.moveaxis(array, storage.stack, 0)
-    kernels = (on_host(storage.to_kernel(jnp.asarray(own), layer.kernel_shape)) for own in stack)
+    kernels = (as_numpy(storage.to_kernel(jnp.asarray(own), layer.kernel_shape)) for own in stack)
     return np.stack([part for own in kernels for part in np.split(own, layer.groups, axis=-1)])
 
 
@@ -149,7 +149,7 @@ def _sampled(
 def _lost(array: Array, entry: PlannedLayer, key: Array | None, weights: Weights | None) -> float:
     """tr(G E^T S E) of one entry, decomposed."""
     factors = decompose_array(array, entry, Options(key=key, max_iters=SWEEPS), weights=weights)
-    left = on_host(array) - on_host(reconstruct_array(factors, entry))
+    left = as_numpy(array) - as_numpy(reconstruct_array(factors, entry))
     # What rank 0 loses is all there is.
     moments = _flat_moments(weights, entry.layer)
     return float(low_rank_losses(parts_of(left, entry.layer), *moments)[:, 0].sum())
@@ -166,7 +166,7 @@ def _flat_moments(weights: Weights | None, layer: Layer) -> tuple[Moments, Momen
     def flat(moment: Array | None) -> Moments:
         if moment is None:
             return None
-        array = on_host(moment)
+        array = as_numpy(moment)
         return array if layer.storage.stack is None else array.reshape(-1, *array.shape[2:])
 
     return (None, None) if weights is None else (flat(weights.inputs), flat(weights.outputs))

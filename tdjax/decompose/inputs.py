@@ -53,7 +53,7 @@ def is_finite(array: Any) -> bool:
     return math.isfinite(largest_entry(jnp.asarray(array)))
 
 
-def on_host(array: Any) -> np.ndarray:
+def as_numpy(array: Any) -> np.ndarray:
     """An array as one of NumPy, gathered where other processes hold parts of it."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)

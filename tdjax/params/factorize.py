@@ -71,7 +71,8 @@ def factorize_params(
             its parameters. It is not changed.
         plan: from `tdjax.make_plan`.
         key: PRNG key for the random starts of CP; needed if the plan has such a layer.
-        init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
+        init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`; the least change of the
+            error is larger here than theirs, as what they gain beyond is not worth their time.
         moments: from `tdjax.collect_moments`, for decompositions that change the layers' outputs
             least, rather than their kernels (Kalle et al., NeurIPS 2025).
         norm: with moments, "covariance" of what goes in, or "kronecker", which weighs what comes
