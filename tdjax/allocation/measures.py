@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -107,7 +108,9 @@ def parts_of(array: Any, layer: Layer) -> Float[np.ndarray, "*_"]:
     """The kernels of all layers of a stack and all feature groups, (p, *window, C, T)."""
     storage, array = layer.storage, as_numpy(array).astype(np.float32)
     stack = array[None] if storage.stack is None else np.moveaxis(array, storage.stack, 0)
-    kernels = (as_numpy(storage.to_kernel(jnp.asarray(own), layer.kernel_shape)) for own in stack)
+    # A program of its own would turn an array of NumPy into one of JAX, but for this way.
+    arrays = map(jax.device_put, stack)
+    kernels = (as_numpy(storage.to_kernel(own, layer.kernel_shape)) for own in arrays)
     return np.stack([part for own in kernels for part in np.split(own, layer.groups, axis=-1)])
 
 

@@ -19,7 +19,7 @@ from tdjax.decompose.inputs import is_finite
 from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
-from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
+from tdjax.params.bias import around_mean, can_correct, lost_output, shifted
 from tdjax.params.check import factor_problems
 from tdjax.params.corrections import unpacked, with_params, without_indices
 from tdjax.params.kernels import Weights
@@ -149,8 +149,7 @@ def _factorised(
     factors = decompose_array(array, entry, options, weights=weights)
     if mean is None:
         return FactorisedLayer(factors, None)
-    lost = array - reconstruct_array(factors, entry)
-    return FactorisedLayer(factors, mean_output(lost, entry, mean))
+    return FactorisedLayer(factors, lost_output(array, factors, entry, mean))
 
 
 def with_factors(

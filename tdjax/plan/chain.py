@@ -84,7 +84,7 @@ class CPChain(ConvolutionChain):
             return math.prod(self.window), *self.layer.group_shape[-2:]
         return self.layer.group_shape
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    def tensor_view(self, kernel: Any) -> Any:
         """As it is, or with all axes of the window as one mode where they are merged."""
         if self.form.spatial == "merged":
             return kernel.reshape(-1, *kernel.shape[-2:])
@@ -138,9 +138,10 @@ class TTChain(ConvolutionChain):
         """All channels: they are the first mode."""
         return self.layer.kernel_shape[-2]
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    def tensor_view(self, kernel: Any) -> Any:
         """With the input channels in front of the window."""
-        return jnp.moveaxis(kernel, -2, 0)
+        window = tuple(range(kernel.ndim - 2))
+        return kernel.transpose(kernel.ndim - 2, *window, kernel.ndim - 1)
 
     def kernel_view(self, tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
         """The inverse of `tensor_view`."""

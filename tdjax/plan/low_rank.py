@@ -58,7 +58,7 @@ class LowRankChain(Chain):
         """The window is folded with the outputs, all of it or an axis, but for one fold."""
         return self.form.fold != "channel"
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "_ _"]:
+    def tensor_view(self, kernel: Any) -> Any:
         """The folded kernel, whose rows are ordered by split, window, channel."""
         sizes, order = self._axes
         rows, _ = self.rank_shape

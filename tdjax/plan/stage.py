@@ -124,14 +124,22 @@ class Chain(ABC):
     def tensor_views(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
         """The arrays that are decomposed, one for each feature group."""
         plain = type(self).tensor_view is Chain.tensor_view
-        return [kernel] if plain and self.layer.groups == 1 else self._tensor_views(kernel)
+        if plain and self.layer.groups == 1:
+            return [kernel]
+        if not is_at_hand(kernel):
+            return self._tensor_views(kernel)
+        parts = np.split(np.asarray(kernel), self.layer.groups, axis=-1)
+        return [placed_like(kernel, self.tensor_view(part)) for part in parts]
 
     @_at_once
     def _tensor_views(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
         return list(map(self.tensor_view, self.split_groups(kernel)))
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
-        """A kernel of one feature group as the array that is decomposed."""
+    def tensor_view(self, kernel: Any) -> Any:
+        """A kernel of one feature group as the array that is decomposed.
+
+        By methods of arrays alone: it may be one of NumPy.
+        """
         return kernel
 
     def kernel_view(self, tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
