@@ -71,7 +71,7 @@ def is_at_hand(array: Any) -> bool:
 
 def placed_like(array: Array, values: np.ndarray) -> Array:
     """Values of NumPy as an array of JAX, where another lies; no program is compiled for it."""
-    own = np.ascontiguousarray(values)
+    own = np.asarray(values, order="C")
     return jax.device_put(own, array.sharding if array.committed else None)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
 from tdjax.decompose.inputs import is_at_hand
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.on_host import regularised, root_of
+from tdjax.decompose.on_host import regularised
 from tdjax.decompose.pytree import register
 from tdjax.decompose.scale import Exponent, at_least_single, shifted
 from tdjax.decompose.second_moment import (
@@ -223,7 +223,7 @@ class Kronecker(_OfInputs):
 
 
 def is_on_host(norm: Norm | None) -> bool:
-    """Whether `roots_on_host` knows a norm: Frobenius, or one whose moments lie in a CPU's memory.
+    """Whether `moments_on_host` knows a norm: Frobenius, or one whose moments a CPU's memory holds.
 
     Not one of a class of one's own, which may be another norm.
     """
@@ -233,24 +233,22 @@ def is_on_host(norm: Norm | None) -> bool:
     )
 
 
-def roots_on_host(norm: Norm | None, x: Shaped) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """L and R of tr(G E^T S E), S = L L^T and G = R R^T up to scale, for matrices like x.
+def moments_on_host(norm: Norm | None, x: Shaped) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """S and G of a norm tr(G E^T S E) of arrays like x, with their ridges and up to scale.
 
-    None for identities; see `tdjax.decompose.on_host`. Raises ValueError for moments of other
-    sizes.
+    As arrays of NumPy, in full or by their diagonals; None for identities. Raises ValueError for
+    moments of other sizes.
     """
-    rows = columns = None
+    inputs = outputs = None
     if isinstance(norm, _OfInputs):
-        check_size(
-            norm.second_moment, x.shape[0], "second_moment", "all modes but the last", x.shape
-        )
-        rows = _root_on_host(norm.second_moment, max(norm.ridge, least_ridge(x.dtype)), x)
+        rows = math.prod(x.shape[:-1])
+        check_size(norm.second_moment, rows, "second_moment", "all modes but the last", x.shape)
+        inputs = _on_host(norm.second_moment, max(norm.ridge, least_ridge(x.dtype)), x)
     if isinstance(norm, Kronecker):
         check_size(norm.gradient_moment, x.shape[-1], "gradient_moment", "the last mode", x.shape)
-        columns = _root_on_host(norm.gradient_moment, norm.ridge, x)
-    return rows, columns
+        outputs = _on_host(norm.gradient_moment, norm.ridge, x)
+    return inputs, outputs
 
 
-def _root_on_host(moment: MomentLike, ridge: float, x: Shaped) -> np.ndarray:
-    moments, _ = regularised(np.asarray(moment, x.dtype)[None], ridge)
-    return root_of(moments, solves=True)[0]
+def _on_host(moment: MomentLike, ridge: float, x: Shaped) -> np.ndarray:
+    return regularised(np.asarray(moment, x.dtype)[None], ridge)[0][0]

@@ -51,6 +51,11 @@ def root_of(moments: Arrays, *, solves: bool = False) -> Arrays:
     return np.sqrt(np.maximum(moments, least))
 
 
+def root_or_none(moment: Arrays | None) -> Arrays | None:
+    """A root of one moment that equations can be solved with; None of None."""
+    return None if moment is None else root_of(moment[None], solves=True)[0]
+
+
 def times(roots: Arrays, matrices: Float[Array, "*p d t"]) -> Float[Array, "*p d t"]:
     """R^T W."""
     if roots.ndim < matrices.ndim:
@@ -60,27 +65,27 @@ def times(roots: Arrays, matrices: Float[Array, "*p d t"]) -> Float[Array, "*p d
 
 def cholesky(matrices: Float[Array, "*p n n"], *, solves: bool = False) -> Float[Array, "*p n n"]:
     """Lower Cholesky factors; see `tdjax.decompose.weighted.robust_cholesky`."""
-    found = _attempt(matrices, 0.0, solves)
+    found = _attempt(matrices, solves)
     if found is not None:
         return found
     if matrices.ndim > 2:
         return np.stack([cholesky(matrix, solves=solves) for matrix in matrices])
-    shift = float(np.finfo(matrices.dtype).eps)
-    while found is None and shift < 1:
-        found = _attempt(matrices, shift, solves)
+    return np.linalg.cholesky(definite(matrices, solves=solves))
+
+
+def definite(matrix: Float[Array, "n n"], *, solves: bool = True) -> Float[Array, "n n"]:
+    """A matrix with the least of a ladder of shifts that makes it definite."""
+    shifted, shift = matrix, float(np.finfo(matrix.dtype).eps)
+    while shift < 1 and _attempt(shifted, solves) is None:
+        shifted = matrix + matrix.dtype.type(shift) * _mean(matrix) * eye(matrix)
         shift *= 10
-    # Shifted by its mean diagonal, whatever it was.
-    return (
-        np.linalg.cholesky(matrices + _mean(matrices) * eye(matrices)) if found is None else found
-    )
+    return shifted
 
 
-def _attempt(
-    matrices: Float[Array, "*p n n"], shift: float, solves: bool
-) -> Float[Array, "*p n n"] | None:
-    """The factors with a share of the mean diagonal added, None where rounding leaves none."""
+def _attempt(matrices: Float[Array, "*p n n"], solves: bool) -> Float[Array, "*p n n"] | None:
+    """The factors, None where rounding leaves none."""
     try:
-        found = np.linalg.cholesky(matrices + shift * _mean(matrices) * eye(matrices))
+        found = np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
         return None
     least = np.finfo(matrices.dtype).eps * _mean(matrices)[..., 0] if solves else 0.0

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdjax.decompose import truncated_svd
+from tdjax.decompose import truncated_svd, tucker_als
 from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
 from tdjax.decompose.on_host import cholesky
 from tdjax.decompose.svd import _low_rank
+from tdjax.decompose.tucker import _tucker
 
 RNG = np.random.default_rng(0)
 RIDGE = 1e-6
@@ -94,3 +95,31 @@ def test_cholesky_of_what_rounding_left_indefinite():
             np.testing.assert_allclose(product, own, rtol=0, atol=2e-2)
             np.testing.assert_allclose(product[0], own[0], rtol=0, atol=1e-4)
             assert (factors == np.tril(factors)).all()
+
+
+def test_tucker_at_any_scale_of_any_kernel_and_with_few_rows():
+    """Its errors are those of programs, see `test_padding`; here is what could break it."""
+    g = jnp.asarray(moment(8), jnp.float32)
+    norms = [Kronecker(jnp.asarray(moment(54, rows), jnp.float32), g) for rows in (200, 10)]
+    x = jnp.asarray(RNG.standard_normal((3, 3, 6, 8)), jnp.float32)
+    programs = _tucker._cache_size()
+    for norm in norms:
+        found, info = tucker_als(x, (None, None, 3, 4), norm=norm, pad=True)
+        dense = found.to_tensor()
+        np.testing.assert_allclose(info.error, norm.relative_error(x, dense), rtol=1e-3, atol=1e-5)
+        assert info.errors.shape == (100,)
+        assert int(info.iterations) == np.isfinite(info.errors).sum()
+        for factor in found.factors[2:]:
+            np.testing.assert_allclose(factor.T @ factor, np.eye(factor.shape[1]), atol=1e-5)
+        large, _ = tucker_als(2.0**50 * x, (None, None, 3, 4), norm=norm, pad=True)
+        np.testing.assert_allclose(large.to_tensor() / 2.0**50, dense, rtol=1e-4, atol=1e-5)
+        _, info = tucker_als(x, (None, None, 6, 8), norm=norm, pad=True)
+        assert float(info.error) < 1e-3
+        nothing, info = tucker_als(0 * x, (None, None, 3, 4), norm=norm, pad=True)
+        assert not nothing.to_tensor().any()
+        assert float(info.error) == 0
+    diagonal = Kronecker(norms[0].second_moment, jnp.diagonal(g))
+    full = Kronecker(norms[0].second_moment, jnp.diag(jnp.diagonal(g)))
+    pair = [tucker_als(x, (None, None, 3, 4), norm=n, pad=True)[1].error for n in (diagonal, full)]
+    np.testing.assert_allclose(*pair, rtol=1e-4)
+    assert _tucker._cache_size() == programs
