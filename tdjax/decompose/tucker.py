@@ -108,7 +108,8 @@ def _on_host(
         (kernel,), (more,) = unit((kernel * root if root.ndim == 1 else kernel @ root)[None])
         scale = scale * more
     assert inputs is not None
-    state, errors, converged = sweep_to_rest(kernel, inputs, ranks, tol, max_iters)
+    both = _rank(ranks, 0), _rank(ranks, 1)
+    state, errors, converged = sweep_to_rest(kernel, inputs, both, tol, max_iters)
     core, output = state.core.transpose(1, 0, 2), state.output
     if root is not None:
         own = output / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, output)
