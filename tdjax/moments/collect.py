@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.decompose.inputs import is_at_hand, placed_like
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.decompose.pytree import register
 from tdjax.decompose.second_moment import trust
@@ -249,7 +251,13 @@ def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:
 
 
 def _mean(sums: Sequence[Array], number: Float[Array, ""]) -> Array | None:
-    return sum(sums[1:], sums[0]) / number if sums else None
+    if not sums:
+        return None
+    whole = sum(sums[1:], sums[0])
+    if not is_at_hand(whole):
+        return whole / number
+    # A program for each shape would take longer.
+    return placed_like(whole, np.asarray(whole) / np.asarray(number))
 
 
 def _warn_of_few(moments: Mapping[str, LayerMoments]) -> None:
