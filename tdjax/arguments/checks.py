@@ -363,6 +363,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "splits": numeric.splits,
     "chunk": numeric.whole(1),
     "memory": numeric.whole(1),
+    "iterations": numeric.whole(1),
     "paths": pruned.check_paths,
     "layers": pruned.check_layers,
     "chain": pruned.check_chain,
