@@ -141,12 +141,19 @@ def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
 
     Raises ValueError for a budget out of reach.
     """
-    if problem.model.work is not None and "macs" in shares.of:
-        numbers = _of_branches(problem, shares)
-    else:
-        problem, numbers = _within(problem, limits_of(problem, shares))
+    problem, numbers = chosen_numbers(problem, shares)
     lost = sum(float(problem.errors[path][number]) for path, number in numbers.items())
     return problem.plan(numbers), lost
+
+
+def chosen_numbers(problem: Problem, shares: Shares) -> tuple[Problem, dict[str, int]]:
+    """The choices within a budget, and the problem whose choices they are.
+
+    Raises ValueError for a budget out of reach.
+    """
+    if problem.model.work is not None and "macs" in shares.of:
+        return problem, _of_branches(problem, shares)
+    return _within(problem, limits_of(problem, shares))
 
 
 def _within(problem: Problem, limits: Sequence[Limit]) -> tuple[Problem, dict[str, int]]:

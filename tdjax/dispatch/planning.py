@@ -11,7 +11,9 @@ from flax import nnx
 
 from tdjax.allocation.allocate import allocate as allocate_budget
 from tdjax.allocation.choices import PREFERRED
+from tdjax.allocation.corrected import allocate_measured
 from tdjax.allocation.limits import Budget
+from tdjax.allocation.measured import MeasuredRises
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
@@ -141,6 +143,7 @@ def allocate(
     rules: Rules = ...,
     multiple_of: int = ...,
     target: LossRise | None = ...,
+    measured: MeasuredRises | None = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -161,6 +164,7 @@ def allocate(
     rules: Rules = ...,
     multiple_of: int = ...,
     target: LossRise | None = ...,
+    measured: MeasuredRises | None = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -182,6 +186,7 @@ def allocate(
     rules: Rules = ...,
     multiple_of: int = ...,
     target: LossRise | None = ...,
+    measured: MeasuredRises | None = ...,
 ) -> Plan: ...
 
 
@@ -203,6 +208,7 @@ def allocate(
     rules: Rules = (),
     multiple_of: int = 1,
     target: LossRise | None = None,
+    measured: MeasuredRises | None = None,
     method: Method = None,
 ) -> Plan:
     """A plan that keeps a share of the whole network, formats and ranks chosen together.
@@ -260,6 +266,9 @@ def allocate(
         multiple_of: what divides all ranks; see `tdjax.BudgetRule`.
         target: in place of a budget `tdjax.LossRise`: the smallest plan, by `cost`, whose predicted
             rise of the loss is no greater; for "loss".
+        measured: for "loss" and a budget, from `tdjax.measure_rises` with the same moments: the sum
+            over groups of layers of the rises that they correct is made least, searched for from
+            the plan that predictions alone give, which is returned where none better is found.
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
     and above none; multiply-accumulates of a model whose layers run under conditions are as near
@@ -273,6 +282,16 @@ def allocate(
     inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     if moments is not None:
         check_moments_fit(inventory.layers, moments)
+    if measured is not None:
+        if strategy != "loss" or budget is None:
+            raise ValueError(
+                "allocate: measured rises correct those of strategy 'loss' under a budget: pass "
+                "both, and no target"
+            )
+        return allocate_measured(
+            inventory, measured, budget=budget, cost=cost, methods=methods, moments=moments,
+            rules=rules, multiple_of=multiple_of, key=jax.random.key(seed),
+        )  # fmt: skip
     return allocate_budget(
         inventory, budget=budget, cost=cost, strategy=strategy, methods=methods, moments=moments,
         splits=splits, objective=objective, rules=rules, multiple_of=multiple_of, target=target,
