@@ -100,10 +100,6 @@ class MeasuredRises:
         rest = sum(rise for path, rise in rises.items() if path not in known)
         return rest + sum(group.corrected(_sum_of(group, rises)) for group in self.groups)
 
-    def total(self, rises: Mapping[str, float]) -> float:
-        """The rise of the loss that is to be expected, from what is predicted for layers."""
-        return self.together.corrected(self.apart(rises))
-
     def factors(self, rises: Mapping[str, float]) -> dict[str, float]:
         """By path of a layer, how much the sum over groups grows with what is predicted for it."""
         return {

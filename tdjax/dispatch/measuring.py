@@ -114,7 +114,7 @@ def measure_rises(
     rules: Rules = (),
     multiple_of: int = 1,
     seed: int = 0,
-    batch_stats: str = "renewed",
+    batch_stats: str = "frozen",
     progress: Progress = True,
     method: Method = None,
 ) -> MeasuredRises:
@@ -156,8 +156,9 @@ def measure_rises(
         groups: "auto" for the largest modules that hold at most a quarter of the layers, or
             patterns for paths of layers, each for a group. Layers of no group are not corrected.
         cost, methods, rules, multiple_of, seed: as for `tdjax.allocate`.
-        batch_stats: "renewed", or "frozen" as in the dense network. Renewed, as `tdjax.compress`
-            does it, a measurement takes some five times as long. Not for functions.
+        batch_stats: "frozen" as in the dense network, or "renewed" for each measurement as
+            `tdjax.reestimate_batch_stats` does it, which takes several times as long. Not for
+            functions.
         progress: see `tdjax.compress`.
 
     Returns: `tdjax.allocation.measured.MeasuredRises`: `groups` and `together`, with rises

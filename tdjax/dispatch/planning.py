@@ -249,7 +249,7 @@ def allocate(
             Or limits by name, {"params": 0.5, "macs": 0.6}: the plan is within both, and loses
             the least that was found within them; it need not use up either.
         cost: what is counted, "params", which is the default, or "macs".
-        strategy: see above; None for "energy", or for "loss" with a `target`.
+        strategy: see above; None for "energy", or for "loss" with a `target` or `measured`.
         methods: formats to choose from. "alds" knows "svd" alone; of all four together a strategy
             takes those that it knows. "cp" and "tt" are decomposed at some ranks to know what they
             lose, which takes far longer than "svd" and "tucker", whose loss is known for all ranks
@@ -266,9 +266,10 @@ def allocate(
         multiple_of: what divides all ranks; see `tdjax.BudgetRule`.
         target: in place of a budget `tdjax.LossRise`: the smallest plan, by `cost`, whose predicted
             rise of the loss is no greater; for "loss".
-        measured: for "loss" and a budget, from `tdjax.measure_rises` with the same moments: the sum
-            over groups of layers of the rises that they correct is made least, searched for from
-            the plan that predictions alone give, which is returned where none better is found.
+        measured: for "loss", from `tdjax.measure_rises` with the same moments: what they correct
+            the rises of groups of layers to adds up to the least that is found, beginning with the
+            plan that predictions alone give; a target holds for the rise that they expect of all
+            layers together.
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
     and above none; multiply-accumulates of a model whose layers run under conditions are as near
@@ -283,14 +284,14 @@ def allocate(
     if moments is not None:
         check_moments_fit(inventory.layers, moments)
     if measured is not None:
-        if strategy != "loss" or budget is None:
+        if strategy not in ("loss", None):
             raise ValueError(
-                "allocate: measured rises correct those of strategy 'loss' under a budget: pass "
-                "both, and no target"
+                "allocate: measured rises correct those of strategy 'loss', not "
+                f"{strategy!r}: leave out one of them"
             )
         return allocate_measured(
-            inventory, measured, budget=budget, cost=cost, methods=methods, moments=moments,
-            rules=rules, multiple_of=multiple_of, key=jax.random.key(seed),
+            inventory, measured, budget=budget, target=target, cost=cost, methods=methods,
+            moments=moments, rules=rules, multiple_of=multiple_of, key=jax.random.key(seed),
         )  # fmt: skip
     return allocate_budget(
         inventory, budget=budget, cost=cost, strategy=strategy, methods=methods, moments=moments,
