@@ -57,6 +57,7 @@ def refine(
     batch_stats: str = ...,
     blocks: str | Sequence[str] | None = ...,
     block_epochs: int = ...,
+    mix: float = ...,
     balance: bool = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
@@ -87,6 +88,7 @@ def refine(
     batch_stats: str = ...,
     blocks: str | Sequence[str] | None = ...,
     block_epochs: int = ...,
+    mix: float = ...,
     balance: bool = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
@@ -144,6 +146,7 @@ def refine(
     batch_stats: str = Settings.batch_stats,
     blocks: str | Sequence[str] | None = Settings.blocks,
     block_epochs: int = Settings.block_epochs,
+    mix: float = Settings.mix,
     balance: bool = Settings.balance,
     row_weights: RowWeights | None = None,
     memory: int = Settings.memory,
@@ -212,6 +215,8 @@ def refine(
             `epochs=0` for no more than that. "auto" for the largest modules that have at most a
             quarter of the factorised layers, or patterns for paths. Not for functions.
         block_epochs: for each block.
+        mix: the share of examples, drawn step by step, for which the blocks before the one that is
+            refined return what the dense ones do; 0 for inputs of the small network alone.
         balance: begin with factors of equal norms, see `tdjax.balance_factors`.
         row_weights: see `tdjax.collect_moments`; rows of outputs and features count by them.
         memory: bytes that examples, and again what the dense model makes of them, may take to be
@@ -230,7 +235,7 @@ def refine(
     """
     settings = Settings(
         loss, temperature, features, tuple(trained), optimizer, learning_rate, epochs, batch_size,
-        augment, held_out, patience, batch_stats, blocks, block_epochs, balance, memory,
+        augment, held_out, patience, batch_stats, blocks, block_epochs, mix, balance, memory,
     )  # fmt: skip
     judging = list(held_out) if isinstance(held_out, Iterable) else None
     factors, about = _run(

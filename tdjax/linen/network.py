@@ -23,6 +23,7 @@ from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import layer_params, mappings
 from tdjax.plan.layers import LEAF
 from tdjax.trace.call import call_arguments
+from tdjax.trace.mixed import Replacement
 from tdjax.trace.names import Names, leaf_names
 
 
@@ -78,11 +79,11 @@ class Network:
         return found
 
     def module_outputs(
-        self, variables: Any, paths: Sequence[str], inputs: Any
+        self, variables: Any, paths: Sequence[str], inputs: Any, replaced: Replacement | None = None
     ) -> tuple[Any, dict[str, list[Array]]]:
-        """What the model returns for one batch, and what the modules at some paths did."""
+        """What the model returns for one batch, and what the modules at some paths made."""
         with calling_the_model(inputs):
-            return module_outputs(self.model, variables, paths, inputs, self.method)
+            return module_outputs(self.model, variables, paths, inputs, self.method, replaced)
 
 
 def network_of(

@@ -14,13 +14,14 @@ from jaxtyping import Array
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.functions.network import array_outputs
 from tdjax.hints import did_you_mean
-from tdjax.nnx.features import keep_outputs, kept_outputs
+from tdjax.nnx.features import give_outputs, keep_outputs, kept_outputs
 from tdjax.nnx.graph import array_of, become, holds_array, modules_of, shape_of, with_calls
 from tdjax.nnx.kinds import KINDS
 from tdjax.nnx.own import member_weights, own_weight
 from tdjax.nnx.table import trace
 from tdjax.params.tree import join_path, put, split_path
 from tdjax.trace.call import call_arguments
+from tdjax.trace.mixed import Replacement
 from tdjax.trace.names import Names
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -92,14 +93,21 @@ class Network:
         return found
 
     def module_outputs(
-        self, variables: Sequence[Any], paths: Sequence[str], inputs: Any
+        self,
+        variables: Sequence[Any],
+        paths: Sequence[str],
+        inputs: Any,
+        replaced: Replacement | None = None,
     ) -> tuple[Any, dict[str, list[Array]]]:
-        """What the model returns for one batch, and what the modules at some paths did."""
+        """What the model returns for one batch, and what the modules at some paths made."""
         model = self._merged(variables)
-        modules = {path: _module_at(model, path) for path in paths}
+        others = {} if replaced is None else replaced.outputs
+        modules = {path: _module_at(model, path) for path in {**dict.fromkeys(paths), **others}}
         keep_outputs(list(modules.values()))
+        if replaced is not None:
+            give_outputs({modules[path]: own for path, own in others.items()}, replaced.rows)
         outputs = _called(model, inputs, self.method)
-        return outputs, {path: kept_outputs(module) for path, module in modules.items()}
+        return outputs, {path: kept_outputs(modules[path]) for path in paths}
 
     def _merged(self, variables: Sequence[Any]) -> nnx.Module:
         return nnx.merge(self.graph, jax.tree.unflatten(self.structure, variables))

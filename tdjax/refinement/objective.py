@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from tdjax.arguments.described import described, is_array
 from tdjax.decompose.scale import at_least_single
 from tdjax.moments.weighing import weighed, weights_of_rows
+from tdjax.trace.mixed import Replacement
 
 
 @runtime_checkable
@@ -28,9 +29,9 @@ class Modular(Network, Protocol):
     """One whose modules can be looked into."""
 
     def module_outputs(
-        self, variables: Any, paths: Sequence[str], inputs: Any
+        self, variables: Any, paths: Sequence[str], inputs: Any, replaced: Replacement | None = None
     ) -> tuple[Any, dict[str, list[Any]]]:
-        """What `outputs` does, and for each path what the module there returned, call by call."""
+        """What `outputs` does, and for each path what the module there made, call by call."""
 
 
 class Answers(NamedTuple):
@@ -72,19 +73,18 @@ class Objective:
     temperature: float = 1.0
     features: tuple[tuple[str, float], ...] = ()
 
-    def ask(self, network: Network, variables: Any, inputs: Any) -> Answers:
-        """What is compared of a network's answers. Raises ValueError for a module without."""
+    def ask(
+        self, network: Network, variables: Any, inputs: Any, replaced: Replacement | None = None
+    ) -> Answers:
+        """What is compared of a network's answers. Raises ValueError for a module without.
+
+        Arguments:
+            replaced: what some modules return in place of what they made.
+        """
         paths = [path for path, _ in self.features]
         if not paths:
             return Answers(self._asked(network.outputs(variables, inputs)), {})
-        assert isinstance(network, Modular)
-        outputs, found = network.module_outputs(variables, paths, inputs)
-        for path in paths:
-            if not found[path]:
-                raise ValueError(
-                    f"refine: the model does not call {path!r}, or only inside a loop: match the "
-                    "outputs of another module"
-                )
+        outputs, found = called_modules(network, variables, paths, inputs, replaced)
         return Answers(self._asked(outputs), {path: _numbers(found[path]) for path in paths})
 
     def _asked(self, outputs: Any) -> Any:
@@ -131,6 +131,25 @@ class Objective:
                 else:
                     rows = _divergence(own, wanted, self.temperature)
                     yield _sums(rows, jnp.ones_like(rows), weights)
+
+
+def called_modules(
+    network: Network,
+    variables: Any,
+    paths: Sequence[str],
+    inputs: Any,
+    replaced: Replacement | None = None,
+) -> tuple[Any, dict[str, list[Any]]]:
+    """See `Modular.module_outputs`. Raises ValueError for a module that is not called."""
+    assert isinstance(network, Modular)
+    outputs, found = network.module_outputs(variables, paths, inputs, replaced)
+    for path in paths:
+        if not found[path]:
+            raise ValueError(
+                f"refine: the model does not call {path!r}, or only inside a loop: match the "
+                "outputs of another module"
+            )
+    return outputs, found
 
 
 def _numbers(outputs: Any) -> list[Any]:

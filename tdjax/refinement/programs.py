@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.scale import at_least_single
 from tdjax.refinement.data import Layout, Pool, rows_of, taken
-from tdjax.refinement.objective import Answers, Network, Objective, Sums
+from tdjax.refinement.objective import Answers, Network, Objective, Sums, called_modules
+from tdjax.trace.mixed import Replacement
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Problem:
         dtypes: of what is trained; it is trained in single precision at least.
         optimizer: of what is trained.
         augment: see `tdjax.refine`.
+        mix: the share of examples for which the modules at `earlier` return what they do in the
+            dense network.
     """
 
     dense: Network
@@ -39,6 +42,8 @@ class Problem:
     dtypes: tuple[Any, ...]
     optimizer: optax.GradientTransformation
     augment: Callable[[Array, Any], Any] | None = None
+    mix: float = 0.0
+    earlier: tuple[str, ...] = ()
 
     def trained(self, leaves: Sequence[Any]) -> list[Array]:
         """What is trained, from all leaves."""
@@ -55,10 +60,21 @@ class Problem:
         """What the dense network answers."""
         return self.objective.ask(self.dense, dense, inputs)
 
-    def answers(self, leaves: Sequence[Any], inputs: Any) -> Answers:
-        """What the small network answers."""
+    def answers(self, leaves: Sequence[Any], inputs: Any, replaced: Replacement | None) -> Answers:
+        """What the small network answers.
+
+        Arguments:
+            replaced: what modules at `earlier` return in place of what they made.
+        """
         variables = jax.tree.unflatten(self.structure, leaves)
-        return self.objective.ask(self.small, variables, inputs)
+        return self.objective.ask(self.small, variables, inputs, replaced)
+
+    def replaced(self, dense: Any, inputs: Any, number: int, key: Array) -> Replacement | None:
+        """What modules at `earlier` return for some of so many examples."""
+        if not (self.mix and self.earlier):
+            return None
+        _, found = called_modules(self.dense, dense, self.earlier, inputs)
+        return Replacement(jax.random.bernoulli(key, self.mix, (number,)), found)
 
 
 class Given(NamedTuple):
@@ -143,9 +159,10 @@ def _step(
     if problem.augment is not None:
         inputs = problem.augment(key, inputs)
     wanted, counting = _targets(problem, given, batch, inputs), _counting(batch)
+    others = problem.replaced(given.dense, inputs, len(batch.rows), jax.random.fold_in(key, 1))
 
     def loss(trained: list[Array]) -> Array:
-        found = problem.answers(problem.leaves(given.leaves, trained), inputs)
+        found = problem.answers(problem.leaves(given.leaves, trained), inputs, others)
         return problem.objective.value(problem.objective.sums(found, wanted, counting), wanted)
 
     value, gradients = jax.value_and_grad(loss)(state.trained)
@@ -164,7 +181,7 @@ def _measured(
     problem: Problem, layout: Layout, given: Given, trained: list[Array], batch: _Arrays
 ) -> Sums:
     inputs = layout.inputs(batch.arrays, batch.rows)
-    found = problem.answers(problem.leaves(given.leaves, trained), inputs)
+    found = problem.answers(problem.leaves(given.leaves, trained), inputs, None)
     wanted = _targets(problem, given, batch, inputs)
     return problem.objective.sums(found, wanted, _counting(batch))
 

@@ -57,7 +57,7 @@ def refine(
     blocks = [] if settings.blocks is None else blocks_of(pair.plan, pair.modules, settings.blocks)
     _check_calls(work.training)
     if blocks:
-        _check_calls(_of_blocks(work, blocks))
+        _check_calls(_of_blocks(work, blocks, blocks if settings.mix else ()))
     work, start = _started(work)
     now, found = _blocks(work, blocks, key, steps)
     fit, rate = _fitted(now, settings.epochs, jax.random.fold_in(key, 1), steps, "all layers")
@@ -154,8 +154,9 @@ def _check_calls(training: Training) -> None:
         if problem.augment is not None:
             changed = problem.augment(jax.random.key(0), inputs)
         wanted = problem.targets(given.dense, changed)
+        others = problem.replaced(given.dense, changed, len(rows), jax.random.key(0))
         sums = problem.objective.sums(
-            problem.answers(given.leaves, changed), wanted, jnp.take(weights, rows, axis=0)
+            problem.answers(given.leaves, changed, others), wanted, jnp.take(weights, rows, axis=0)
         )
         return inputs, changed, problem.objective.value(sums, wanted)
 
@@ -171,8 +172,12 @@ def _check_calls(training: Training) -> None:
         )
 
 
-def _of_blocks(work: Work, blocks: Sequence[str]) -> Training:
-    """The training of what is in some blocks, towards what the dense ones return."""
+def _of_blocks(work: Work, blocks: Sequence[str], earlier: Sequence[str]) -> Training:
+    """The training of what is in some blocks, towards what the dense ones return.
+
+    Arguments:
+        earlier: blocks that return what the dense ones do, for the share of examples to mix.
+    """
     training, pair = work.training, work.pair
     places = tuple(
         place
@@ -182,6 +187,8 @@ def _of_blocks(work: Work, blocks: Sequence[str]) -> Training:
     problem = replace(
         _with_places(training.problem, pair, places),
         objective=Objective(None, features=tuple((block, 1.0) for block in blocks)),
+        mix=work.settings.mix,
+        earlier=tuple(earlier),
     )
     plain = [replace(pool, targets=None) for pool in training.pools]
     held_out = [replace(pool, targets=None) for pool in training.held_out]
@@ -197,7 +204,8 @@ def _blocks(
     """
     found, epochs = {}, work.settings.block_epochs
     for number, block in enumerate(blocks):
-        own = replace(work, training=with_targets(_of_blocks(work, [block]), work.settings.memory))
+        training = _of_blocks(work, [block], blocks[:number] if work.settings.mix else ())
+        own = replace(work, training=with_targets(training, work.settings.memory))
         if own.training.problem.places:
             name = f"block {block} ({number + 1} of {len(blocks)})"
             fit, _ = _fitted(own, epochs, jax.random.fold_in(key, number + 2), steps, name)

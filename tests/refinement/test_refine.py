@@ -9,8 +9,10 @@ from flax import nnx
 from plain_models import MLP, ConvNet, normal, random_variables
 
 import tdjax
+from tdjax.dispatch.models import room_of, with_arrays
 from tdjax.refinement.objective import Answers, Objective
 from tdjax.refinement.rates import LEAST, best_rate, schedule, tried_rates
+from tdjax.trace.mixed import Replacement
 
 X = normal(0, 90, 6)
 MODEL = MLP((8, 5))
@@ -26,6 +28,10 @@ GIVEN = {"epochs": 2, "batch_size": 32, "learning_rate": 0.01, "progress": False
 def apply(params, x):
     x = x @ params["dense0"]["kernel"] + params["dense0"]["bias"]
     return jnp.tanh(x) @ params["dense1"]["kernel"] + params["dense1"]["bias"]
+
+
+def given(model, variables):
+    return (model,) if variables is None else (model, variables)
 
 
 class Held(nnx.Module):
@@ -215,6 +221,29 @@ def test_features_of_an_nnx_model():
     assert found.curve[found.best].held_out < found.curve[0].held_out
 
 
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_some_examples_get_what_the_dense_blocks_return(kind):
+    params = VARIABLES["params"]
+    model, variables = (MODEL, VARIABLES) if kind == "linen" else (Held(params), None)
+    room = room_of(model)
+    network, arrays = room.network_of(*with_arrays(model, variables))
+    rows, other = jnp.arange(len(X)) % 3 == 0, normal(5, len(X), 8)
+    outputs, made = network.module_outputs(
+        arrays, ["dense0", "dense1"], X, Replacement(rows, {"dense0": [other]})
+    )
+    own = X @ params["dense0"]["kernel"] + params["dense0"]["bias"]
+    np.testing.assert_allclose(made["dense0"][0], own, rtol=1e-5, atol=1e-6)
+    last = jnp.tanh(jnp.where(rows[:, None], other, own)) @ params["dense1"]["kernel"]
+    np.testing.assert_allclose(outputs, last + params["dense1"]["bias"], rtol=1e-4, atol=1e-5)
+
+    plan = tdjax.make_plan(*given(model, variables), RULES, X)
+    small = FACTORS if kind == "linen" else tdjax.factorize(model, plan)
+    found = tdjax.refine(
+        *given(model, variables), small, plan, BATCHES, blocks="dense.", mix=0.5, **GIVEN
+    )
+    assert all(after < before for before, after in found.blocks.values())
+
+
 def test_what_is_refused_before_any_work():
     def refused(message, error=ValueError, factors=FACTORS, plan=PLAN, batches=BATCHES, **options):
         with pytest.raises(error, match=message):
@@ -231,6 +260,8 @@ def test_what_is_refused_before_any_work():
     refused("has no scales to train", trained=("scales",))
     refused("blocks 'dense2': matches no module; did you mean 'dense1'", blocks="dense2")
     refused("blocks 'dense0' is inside '': name one of them", blocks=["", "dense0"])
+    refused("mix is of the inputs of blocks: pass blocks too", mix=0.5)
+    refused("mix is 2.0: pass a share", mix=2.0, blocks="auto")
     refused("the model has no batch statistics", batch_stats="renewed")
     refused("augment made .*: return one like the input", augment=lambda key, x: x[:2])
     refused("has not the factors|expected factor input", factors=VARIABLES["params"])
