@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 import tdjax.nnx
 from tdjax.allocation.corrected import Level
-from tdjax.arguments.called import Method
+from tdjax.arguments.called import Method, example_losses
 from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import kind_of, room_of, with_arrays
 from tdjax.evaluate.rises import Losses, mean_and_error
@@ -92,7 +92,8 @@ def rises_of(
     """For each level and group the rise of the mean loss, and its standard error."""
     own = dense.leaves()
     names = room_of(dense.model).parameter_names(*dense.arrays)
-    before, found = losses(own), []
+    before = losses(own)
+    found: list[list[tuple[float, float]]] = []
     counts = losses.counts(len(before))
     for level in levels:
         other, rises = dense.decomposed(level.plan), []

@@ -88,6 +88,10 @@ class _Program:
     halves: Mapping[int, Half]
     program: Any
 
+    def named(self, number: int) -> str:
+        """The sums of a call in words."""
+        return f"the weighed moments of layer {self.paths[number]!r}"
+
 
 def _one_pass(
     ask: Question,
@@ -112,7 +116,7 @@ def _one_pass(
             continue
         ends = {number: given[own.paths[number]] for number in own.halves}
         made = own.program(leaves, split_arrays(batch)[0], weights, ends)
-        watch.add(made, lambda n, own=own: f"the weighed moments of layer {own.paths[n]!r}")
+        watch.add(made, own.named)
         for number, sums in made.items():
             path = own.paths[number]
             found[path] = added(found[path], sums) if path in found else sums

@@ -217,7 +217,8 @@ def _tapped_forward(
 
 
 def _tapped_backward(half: Half, kept: Any, gradient: Array) -> tuple[Any, ...]:
-    return None, gradient, None, None, half.sums(*kept, gradient)
+    weights, known, seen = kept
+    return None, gradient, None, None, half.sums(weights, known, seen, gradient)
 
 
 _tapped.defvjp(_tapped_forward, _tapped_backward)
