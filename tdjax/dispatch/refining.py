@@ -197,8 +197,9 @@ def refine(
             modules of each count together, beside the outputs, which count 1. Not for functions.
         trained: of "factors", "biases", "scales" (of normalisation) and "rest", all other
             parameters.
-        optimizer: an optax transformation with its own learning rate; None for Adam, whose rate
-            rises over the first 5 % of the steps, and falls to zero by half a cosine.
+        optimizer: an optax transformation with its own learning rate; None for Adam with Nesterov's
+            momentum, whose rate rises over the first 5 % of the steps, and falls to zero by half a
+            cosine.
         learning_rate: of Adam, at its height; None for one that is found by 16 steps at growing
             rates on one and the same minibatch.
         epochs: over all examples.

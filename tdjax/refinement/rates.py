@@ -21,16 +21,17 @@ def tried_rates() -> Float[np.ndarray, " n"]:
 def best_rate(losses: Float[np.ndarray, " n"]) -> float:
     """A rate that is large and safe, from the losses before steps at `tried_rates`.
 
-    The loss falls faster and faster, until the rates are too large for it: this is the one before
-    that of the step to the least loss. All that comes after a loss that is not finite, or twice
-    that of the start, is not looked at.
+    The loss falls until the rates are too large for it: this is the first that no longer lowers it,
+    on the minibatch that all steps see. In training a rate stands at its height for a moment alone,
+    and steps see all examples. All that comes after a loss that is not finite, or twice that of the
+    start, is not looked at.
     """
     bad = ~np.isfinite(losses) | (losses > 2 * losses[0])
     seen = losses[: int(np.argmax(bad)) if bad.any() else len(losses)]
     if not len(seen):
         return LEAST
     least = int(np.argmin(seen))
-    return float(tried_rates()[max(least - 2, 0)])
+    return float(tried_rates()[least])
 
 
 def schedule(total: int) -> Float[np.ndarray, " n"]:

@@ -131,7 +131,7 @@ def _with_places(problem: Problem, pair: Pair, places: tuple[int, ...]) -> Probl
 @lru_cache(maxsize=1)
 def _adam() -> optax.GradientTransformation:
     """One object, so that programs are shared."""
-    return optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
+    return optax.chain(optax.scale_by_adam(nesterov=True), optax.scale(-1.0))
 
 
 def _at(training: Training, leaves: Sequence[Any]) -> Training:

@@ -1,0 +1,1 @@
+"""What `python -m benchmarks.refine` is made of."""
