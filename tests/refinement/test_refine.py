@@ -129,6 +129,20 @@ def test_what_makes_it_worse_is_left(rate):
     jax.tree.map(np.testing.assert_array_equal, found.factors, FACTORS)
 
 
+def test_a_found_rate_that_gains_nothing_is_lowered():
+    # The start is the least that there is.
+    exact = {"params": VARIABLES["params"]}
+    rules = [tdjax.Rule(path="dense1", method="svd", rank=5)]
+    plan = tdjax.make_plan(MODEL, exact, rules, X)
+    factors = tdjax.factorize_params(exact["params"], plan)
+    options = {**GIVEN, "learning_rate": None, "trained": ("factors",)}
+    found = tdjax.refine(MODEL, exact, factors, plan, BATCHES, **options)
+    assert found.best == 0
+    assert len(found.curve) == 3
+    assert found.learning_rate is not None
+    assert np.isclose(tried_rates(), 64 * found.learning_rate).any()
+
+
 def test_what_is_trained():
     given = {**GIVEN, "epochs": 1}
     variables = {"params": VARIABLES["params"]}
