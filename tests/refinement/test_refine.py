@@ -131,12 +131,9 @@ def test_what_makes_it_worse_is_left(rate):
 
 def test_a_found_rate_that_gains_nothing_is_lowered():
     # The start is the least that there is.
-    exact = {"params": VARIABLES["params"]}
-    rules = [tdjax.Rule(path="dense1", method="svd", rank=5)]
-    plan = tdjax.make_plan(MODEL, exact, rules, X)
-    factors = tdjax.factorize_params(exact["params"], plan)
+    exact = {"params": tdjax.reconstruct_params(FACTORS, PLAN)}
     options = {**GIVEN, "learning_rate": None, "trained": ("factors",)}
-    found = tdjax.refine(MODEL, exact, factors, plan, BATCHES, **options)
+    found = tdjax.refine(MODEL, exact, FACTORS, PLAN, BATCHES, **options)
     assert found.best == 0
     assert len(found.curve) == 3
     assert found.learning_rate is not None
