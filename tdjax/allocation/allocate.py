@@ -293,7 +293,7 @@ def least_rise(problem: Problem) -> float:
     """The least sum of errors that there is."""
     # In the order in which the search adds them up.
     tables = _tables(problem, problem.options.column)
-    return sum(float(table.error[-1]) for table in tables)
+    return sum((float(table.error[-1]) for table in tables), 0.0)
 
 
 def _tables(problem: Problem, column: int) -> list[Table]:
