@@ -103,7 +103,7 @@ def share(value: Any) -> Problem:
     """A number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return TypeError(f"is {described(value)}: pass a share, from 0 to 1")
-    if not 0 <= value <= 1:
+    if not 0 <= float(value) <= 1:
         return ValueError(f"is {value}: pass a share, from 0 to 1")
     return None
 
