@@ -82,12 +82,13 @@ def stage_convolution(entry: PlannedLayer, number: int, given: Any = None) -> An
 
     Arguments:
         number: of the stage.
-        given: the layer's own function in its place, if any, which stays.
+        given: the layer's own function in its place, if any. It stays, or is XLA's own way where
+            it says by an attribute `same_as_lax` that it computes the same.
     """
     if not _is_same(given):
         return given
     named = len(entry.ways) == len(entry.stages)
-    return StageConvolution(entry.ways[number] if named else None)
+    return StageConvolution(entry.ways[number] if named else None, given)
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,17 @@ class StageConvolution:
 
     Arguments:
         way: see `tdjax.plan.ways`; None for the rule.
+        given: what is called in place of `jax.lax.conv_general_dilated`, if not that itself.
     """
 
     way: str | None = None
+    given: Any = None
 
     def __call__(
         self,
-        inputs: Float[Array, "*_"],
-        kernel: Float[Array, "*_"],
+        # Tools that quantise pass what is no array.
+        inputs: Any,
+        kernel: Any,
         window_strides: Sequence[int],
         padding: str | Sequence[tuple[int, int]],
         lhs_dilation: Sequence[int] | None = None,
@@ -111,8 +115,8 @@ class StageConvolution:
         dimension_numbers: Any = None,
         feature_group_count: int = 1,
         **settings: Any,
-    ) -> Float[Array, "*_"]:
-        """As `jax.lax.conv_general_dilated`; by that itself what no program here can compute."""
+    ) -> Any:
+        """As `jax.lax.conv_general_dilated`; by that what no program here can compute."""
         ones = (1,) * len(window_strides)
         asked = Convolution(
             tuple(window_strides),
@@ -126,7 +130,8 @@ class StageConvolution:
             way = self.way or way_of(kernel.shape, feature_group_count, _backend())
             if way != XLA and _can_compute(way, inputs, kernel, asked):
                 return PROGRAMS[way](inputs, kernel, asked)
-        return lax.conv_general_dilated(
+        own = self.given or lax.conv_general_dilated
+        return own(
             inputs,
             kernel,
             window_strides,
@@ -149,6 +154,7 @@ def _can_compute(way: str, x: Any, kernel: Any, asked: Convolution) -> bool:
         and jnp.issubdtype(x.dtype, jnp.floating)
         and x.shape[-1] == kernel.shape[-2] * asked.groups
         and can_take_shape(kernel.shape, asked.groups, way)
+        and not (isinstance(asked.padding, str) and any(n > 1 for n in asked.input_dilation))
         # Sizes that are not known can be no end of a slice.
         and all(isinstance(size, int) and size > 0 for size in sizes)
         and min(asked.out_sizes(sizes, kernel.shape[:-2]), default=1) > 0

@@ -44,7 +44,6 @@ class Convolution:
         """The padding of the dilated input, which is negative where it is cut."""
         if not isinstance(self.padding, str):
             return self.padding
-        # As `jax.lax` has it: whatever the dilation of the input.
         spans = [reach + 1 for reach in self.reach(window)]
         return lax.padtype_to_pads(sizes, spans, self.strides, self.padding)
 

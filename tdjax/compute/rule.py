@@ -87,7 +87,7 @@ def dense_cost(entry: PlannedLayer, maps: float) -> float:
     """What the dense convolution takes, and multiplying its kernel out; see `chain_cost`."""
     layer = entry.layer
     # Each entry of the kernel is a sum over a rank.
-    multiplied_out = math.prod(layer.kernel_shape) * max(entry.ranks)
+    multiplied_out = float(math.prod(layer.kernel_shape) * max(entry.ranks))
     if entry.nonzeros:
         # A sparse correction is a dense convolution anyway.
         return multiplied_out

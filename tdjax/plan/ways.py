@@ -49,6 +49,8 @@ def ways_problem(layer: Layer, stages: Sequence[Stage], ways: Sequence[str]) -> 
         return f"way {unknown[0]!r}: known are {', '.join(WAYS)}"
     if ways and layer.kind not in CONVOLUTIONS:
         return f"ways are for convolutions, and it is of kind {layer.kind!r}; give it none"
+    if ways and not stages:
+        return "ways are for factorised layers, and it is kept dense; give it none"
     if not ways or tuple(ways) == (RECONSTRUCT,):
         return None
     if len(ways) != len(stages):
