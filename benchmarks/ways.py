@@ -7,6 +7,7 @@ not the fastest, its constants are to be looked at.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -58,10 +59,10 @@ def timings(
     variables = jax.jit(model.init)(jax.random.key(0), x)
     factors = jax.jit(tdjax.factorize(model, plan).init)(jax.random.key(1), x)
     dense = jax.jit(model.apply)
-    calls: dict[str, Callable[[], Any]] = {"dense": lambda: dense(variables, x)}
+    calls: dict[str, Callable[[], Any]] = {"dense": partial(dense, variables, x)}
     for way in ways_of(entry):
         small = jax.jit(tdjax.factorize(model, plan.with_ways(way)).apply)
-        calls[way] = lambda small=small: small(factors, x)
+        calls[way] = partial(small, factors, x)
     return entry, dict(zip(calls, interleaved(list(calls.values()), ROUNDS.value), strict=True))
 
 

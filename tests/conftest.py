@@ -60,6 +60,7 @@ OLDEST = (
     "test_training",
     "test_training_loops",
     "test_tucker",
+    "test_ways",
 )
 
 

@@ -175,7 +175,8 @@ def _is_free() -> bool:
 
 def _backend() -> str:
     """The platform for which a program is traced, as far as that is known."""
-    device: Any = jax.config.jax_default_device
+    config: Any = jax.config
+    device = config.jax_default_device
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform

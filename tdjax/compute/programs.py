@@ -45,7 +45,8 @@ class Convolution:
         if not isinstance(self.padding, str):
             return self.padding
         spans = [reach + 1 for reach in self.reach(window)]
-        return lax.padtype_to_pads(sizes, spans, self.strides, self.padding)
+        pairs = lax.padtype_to_pads(sizes, spans, self.strides, self.padding)
+        return [(int(low), int(high)) for low, high in pairs]
 
     def out_sizes(self, sizes: Sequence[int], window: Sequence[int]) -> list[int]:
         """Spatial sizes of the result; 0 or less where there is none."""
@@ -97,8 +98,9 @@ def split(
     own = Convolution(
         asked.strides, asked.padding, asked.input_dilation, asked.kernel_dilation, 1, asked.settings
     )
-    pairs = zip(*(jnp.split(part, asked.groups, axis=-1) for part in (x, kernel)), strict=True)
-    return jnp.concatenate([by_xla(*pair, own) for pair in pairs], axis=-1)
+    maps, kernels = (jnp.split(part, asked.groups, axis=-1) for part in (x, kernel))
+    parts = [by_xla(part, weights, own) for part, weights in zip(maps, kernels, strict=True)]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def product(

@@ -268,9 +268,9 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
         _check_form(own.layer, read)
     except ValueError as error:
         raise ValueError(f"field {where!r}: {error}") from error
-    problem = ways_problem(own.layer, chain_of(own.layer, read).stages, own.ways)
-    if problem is not None:
-        raise ValueError(f"field '{where}.ways': {problem}")
+    wrong = ways_problem(own.layer, chain_of(own.layer, read).stages, own.ways)
+    if wrong is not None:
+        raise ValueError(f"field '{where}.ways': {wrong}")
     return ReadEntry(own.layer, read, None, own.ways)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import lax
+from jax import export, lax
 from plain_models import normal, scaled_normal
 
 import tdjax
@@ -138,11 +138,9 @@ def test_batches_that_are_not_known_yet_and_vmap(way):
     def convolve(x, kernel):
         return StageConvolution(way)(x, kernel, *settings)
 
-    (batch,) = jax.export.symbolic_shape("b")
-    shapes = (jax.ShapeDtypeStruct((own, *x.shape[2:]), x.dtype) for own in (batch,))
-    exported = jax.export.export(jax.jit(convolve))(
-        *shapes, jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
-    )
+    (batch,) = export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, *x.shape[2:]), x.dtype)
+    exported = export.export(jax.jit(convolve))(shape, kernel)
     kernels = jnp.stack([kernel * number for number in range(1, 5)])
     together = jax.jit(jax.vmap(convolve))(x, kernels)
     for number in range(2):
@@ -390,7 +388,7 @@ def test_the_rule_follows_what_was_measured():
     large = kept(layer(64, 56), method="cp")
     assert is_reconstructed(large, (16, 56, 56, 64), "cpu")
     assert not is_reconstructed(large, (1, 56, 56, 64), "cpu")
-    assert is_reconstructed(large, (*jax.export.symbolic_shape("b"), 56, 56, 64), "cpu")
+    assert is_reconstructed(large, (*export.symbolic_shape("b"), 56, 56, 64), "cpu")
     # Of a sparse correction a dense convolution is computed anyway.
     sparse = kept(layer(64, 8), method="tucker", sparse=0.1)
     assert is_reconstructed(sparse, (32, 8, 8, 64), "cpu")
