@@ -16,7 +16,7 @@ from tdjax.plan.printing import Table, as_html, as_text
 from tdjax.plan.reading import PLAN_VERSION, SECOND_VERSION, THIRD_VERSION, read_plan, version_of
 from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
 from tdjax.plan.timing import Profile, profile_calls
-from tdjax.plan.ways import RECONSTRUCT, WAYS, ways_from, ways_problem
+from tdjax.plan.ways import check_way, ways_from, ways_problem, ways_text
 from tdjax.plan.work import Count, Use, Work, count_text, exact
 
 # Indices are int32.
@@ -206,8 +206,13 @@ class Plan:
         kernel. "reconstruct" multiplies the dense kernel out in each call, for one dense
         convolution. The multiply-accumulates of the plan stay those of the factors.
 
-            plan = plan.with_ways("xla")
-            plan = plan.with_ways({"conv1": "reconstruct", "conv2": ("xla", "shifted", "xla")})
+            >>> import tdjax
+            >>> layer = tdjax.Layer("conv", "conv", (3, 3, 9, 9), 1, (8, 8), (8, 8))
+            >>> plan = tdjax.Plan((tdjax.PlannedLayer(layer, tdjax.Form("cp", (4,))),))
+            >>> plan.with_ways("shifted")["conv"].ways
+            ('xla', 'shifted', 'shifted', 'xla')
+            >>> plan.with_ways({"conv": "reconstruct"})["conv"].ways
+            ('reconstruct',)
 
         Arguments:
             ways: for all factorised convolutions, or by the path of a layer: one way, in which
@@ -218,17 +223,13 @@ class Plan:
         in which a layer cannot be computed.
         """
         if isinstance(ways, str):
-            if ways not in WAYS:
-                raise ValueError(f"way {ways!r}: known are {', '.join(WAYS)}")
+            check_way(ways)
             found = [e for e in self.factorised if e.layer.kind in CONVOLUTIONS]
             ways = {entry.layer.path: ways for entry in found}
         made: dict[str, PlannedLayer] = {}
         for path, own in ways.items():
             entry = self[path]
-            if isinstance(own, str):
-                # A name that is none stays as it is, and is refused below.
-                own = ways_from(entry.stages, own) if own in WAYS else (own,)
-            made[path] = replace(entry, ways=tuple(own))
+            made[path] = replace(entry, ways=ways_from(entry.stages, own))
         layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
         return replace(self, layers=layers)
 
@@ -274,7 +275,11 @@ class Plan:
                 f"indices of nonzeros take {self.index_bits:,} bits, beside the parameters; sparse "
                 "corrections are computed by dense layers, whatever their MACs",
             )
-        reasons += [_ways_text(entry) for entry in self.layers if entry.ways]
+        named = [entry for entry in self.layers if entry.ways]
+        reasons += [
+            f"{entry.layer.path or '(model)'} {ways_text(entry.stages, entry.ways)}"
+            for entry in named
+        ]
         if self.work is not None:
             reasons.insert(0, "of the branches of a condition, the costliest counts in total MACs")
         return reasons if self.measured is None else [str(self.measured), *reasons]
@@ -317,18 +322,6 @@ def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
         del layer["dilated"]
     ways = {"ways": entry.ways} if version >= PLAN_VERSION else {}
     return {"layer": layer, **form, "reason": entry.reason, **variant, **ways}
-
-
-def _ways_text(entry: PlannedLayer) -> str:
-    """How a layer is computed, where the plan says it."""
-    path = entry.layer.path or "(model)"
-    if entry.ways == (RECONSTRUCT,):
-        return (
-            f"{path} is computed by its dense kernel, multiplied out in each call, whatever its "
-            "MACs here"
-        )
-    stages = (f"{s.name}: {way}" for s, way in zip(entry.stages, entry.ways, strict=True))
-    return f"{path} is computed so: {', '.join(stages)}"
 
 
 def _row(entry: PlannedLayer) -> tuple[str, ...]:

@@ -31,11 +31,33 @@ def can_take_shape(kernel_shape: Sequence[int], groups: int, way: str) -> bool:
     return way in (XLA, PRODUCT) or (way == SPLIT and groups > 1)
 
 
-def ways_from(stages: Sequence[Stage], way: str) -> tuple[str, ...]:
-    """One way for a whole layer: of each stage that can take it, and XLA's own of the others."""
-    if way == RECONSTRUCT:
+def check_way(way: str) -> None:
+    """Raise ValueError for a way that there is not."""
+    if way not in WAYS:
+        raise ValueError(f"way {way!r}: known are {', '.join(WAYS)}")
+
+
+def ways_from(stages: Sequence[Stage], ways: str | Sequence[str]) -> tuple[str, ...]:
+    """Ways of a layer as a plan keeps them.
+
+    Arguments:
+        ways: as they are kept; or one for all stages that can take it, with XLA's own of the
+            others. Raises ValueError where there is no such.
+    """
+    if not isinstance(ways, str):
+        return tuple(ways)
+    check_way(ways)
+    if ways == RECONSTRUCT:
         return (RECONSTRUCT,)
-    return tuple(way if can_take(stage, way) else XLA for stage in stages)
+    return tuple(ways if can_take(stage, ways) else XLA for stage in stages)
+
+
+def ways_text(stages: Sequence[Stage], ways: Sequence[str]) -> str:
+    """How a layer is computed, in words that go on from its path."""
+    if tuple(ways) == (RECONSTRUCT,):
+        return "is computed by its dense kernel, multiplied out in each call, whatever its MACs"
+    pairs = (f"{stage.name}: {way}" for stage, way in zip(stages, ways, strict=True))
+    return f"is computed so: {', '.join(pairs)}"
 
 
 def ways_problem(layer: Layer, stages: Sequence[Stage], ways: Sequence[str]) -> str | None:

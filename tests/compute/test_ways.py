@@ -160,7 +160,15 @@ class Net(nn.Module):
     def __call__(self, image, sequence):
         return [
             nn.Conv(6, (3, 3), name="same")(image),
-            nn.Conv(6, (3, 2), 2, [(1, 0), (2, 1)], kernel_dilation=(1, 2), name="pairs")(image),
+            nn.Conv(
+                6,
+                (3, 2),
+                2,
+                [(1, 0), (2, 1)],
+                kernel_dilation=(1, 2),
+                precision="highest",
+                name="pairs",
+            )(image),
             nn.Conv(6, (3, 3), padding="CIRCULAR", name="circular")(image),
             nn.Conv(8, (3, 3), (2, 1), "VALID", feature_group_count=2, name="groups")(image[0]),
             nn.Conv(6, (3, 3), padding=1, input_dilation=2, dtype=jnp.bfloat16, name="half")(image),
@@ -175,7 +183,14 @@ class NetNNX(nnx.Module):
     def __init__(self, rngs):
         self.same = nnx.Conv(8, 6, (3, 3), rngs=rngs)
         self.pairs = nnx.Conv(
-            8, 6, (3, 2), 2, padding=[(1, 0), (2, 1)], kernel_dilation=(1, 2), rngs=rngs
+            8,
+            6,
+            (3, 2),
+            2,
+            padding=[(1, 0), (2, 1)],
+            kernel_dilation=(1, 2),
+            precision="highest",
+            rngs=rngs,
         )
         self.circular = nnx.Conv(8, 6, (3, 3), padding="CIRCULAR", rngs=rngs)
         self.groups = nnx.Conv(
@@ -436,7 +451,7 @@ def test_ways_that_a_layer_cannot_have_are_refused():
     )
     with pytest.raises(ValueError, match="way 'fast': known are xla"):
         plan.with_ways("fast")
-    with pytest.raises(ValueError, match="layer 'c': way 'fast': known are xla"):
+    with pytest.raises(ValueError, match="way 'fast': known are xla"):
         plan.with_ways({"c": "fast"})
     with pytest.raises(ValueError, match="layer 'd': ways are for convolutions"):
         plan.with_ways({"d": "reconstruct"})
