@@ -64,6 +64,7 @@ CONFIGS = {
         "keeps": [0.5],
         "norms": ["frobenius", "covariance"],
         "correct_bias": [False],
+        "refine": {"epochs": 1},
     },
     "compress": {
         **CALIBRATED,
@@ -73,6 +74,7 @@ CONFIGS = {
         "methods": ["svd"],
         "budgets": [0.6],
         "norms": ["frobenius", "covariance"],
+        "refine": {"epochs": 1},
     },
     "compressibility": {
         **CALIBRATED,

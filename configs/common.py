@@ -157,6 +157,8 @@ def _shorten_network(config: ConfigDict) -> None:
     config.solver.max_iters = 5
     config.test.batch_size = 100
     config.finetune.epochs = 0
+    if "refine" in config:
+        config.refine.epochs = min(1, config.refine.epochs)
 
 
 def _settable(settings: Any) -> ConfigDict:

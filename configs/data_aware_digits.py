@@ -4,13 +4,21 @@
         --workdir=runs/data_aware_digits
 
 The GaripovNet of configs/digits.py, all methods and norms at 50 and 25 % kept, three calibration
-subsets, whole and layer by layer, and one epoch of fine-tuning for the first subset.
+subsets, whole and layer by layer, refined without labels by ten epochs over the 800 images of each
+subset, and one epoch of fine-tuning with the labels of the training set for the first subset.
 
-Two minutes on two cores. Whole networks at 50 % kept, mean of the four methods, without
+Three to four minutes on two cores. Whole networks at 50 % kept, mean of the four methods, without
 fine-tuning (98.6 % before compression): the covariance gains 35.8 points over Frobenius, with a
 95 % interval of 30.8 to 40.9 over the subsets, and Kronecker 7.7 (6.6 to 8.7) over the covariance.
 At 25 %, where little is left of any of them, the covariance gains 13.8 (6.5 to 21.0), and Kronecker
 loses 2.9 (-16.3 to 10.5) to it. After the epoch of fine-tuning, at 50 %: 14.8 and 2.4 points.
+
+Accuracy in % at 50 % kept in Kronecker's norm, as it is compressed, refined, and fine-tuned:
+
+    svd       72.1 [67.3, 77.0]    86.0 [84.5, 87.4]    83.0
+    CP        80.8 [76.6, 84.9]    85.7 [84.3, 87.1]    84.4
+    Tucker    81.0 [77.5, 84.5]    86.3 [85.5, 87.1]    84.7
+    TT        34.3 [30.6, 37.9]    96.1 [95.4, 96.8]    77.7
 
 Layer after layer, each making up for what the ones before it lost:
 
@@ -37,5 +45,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.calibration.images = (800,)
     config.solver.update(FEW_SWEEPS)
     config.test.batch_size = 360
+    config.refine.epochs = 10
     config.finetune.epochs = 1
     return shortened(config, arg)

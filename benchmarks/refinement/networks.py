@@ -33,8 +33,8 @@ ADAMW = optax.chain(
 )
 # Of the networks that nobody trained. Short: how far they come is not what is measured.
 COURSES = {
-    "vgg16": Course(ADAMW, epochs=10, rate=3e-3, batch=128, train=True),
-    "vit": Course(ADAMW, epochs=8, rate=2e-3, batch=128, train=True),
+    "vgg16": Course(ADAMW, epochs=8, rate=3e-3, batch=128, train=True),
+    "vit": Course(ADAMW, epochs=6, rate=2e-3, batch=128, train=True),
 }
 
 

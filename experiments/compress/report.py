@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.compress.settings import SCHEMA, TRIAL, Compress, enumerate_trials
+from experiments.network.compressed import KINDS
 from experiments.report import page
 from experiments.report.page import Picture, Report, Section, baseline_facts
 from experiments.report.plots import on_test, plot_curves
@@ -37,6 +38,7 @@ TABLES_NOTE = (
 PHASES = {
     "network": "without fine-tuning",
     "reestimated": "without fine-tuning, batch statistics re-estimated",
+    "refined": "after refinement without labels",
     "tuned": "after fine-tuning",
 }
 COSTS = {"params": "parameters", "macs": "multiply-adds"}
@@ -86,7 +88,7 @@ def _report(settings: Compress, measured: Journal) -> Report:
         facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
             Section("figures", "Figures", pictures=pictures),
-            Section("tables", "Tables", TABLES_NOTE, tables=tables),
+            Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
         ],
         provenance=_provenance(settings, len(measured.found) - bool(baseline)),
         files=files,
@@ -161,6 +163,8 @@ def _tables(
         own = networks[networks["phase"] == phase]
         title = f"{settings.metric_name.capitalize()} {words}, %"
         add(title, own, interval_texts(own, "accuracy", 100), networks)
+    if "refined" in set(networks["phase"]):
+        tables.append(_side_by_side(settings, networks, what))
     whole = networks[networks["phase"] == "network"]
     for cost, words in COSTS.items():
         shares = [percent(size / baseline[cost], 1) for size in whole[cost]]
@@ -171,6 +175,16 @@ def _tables(
     speeds = interval_texts(times, "speedup", ends=("least", "most"))
     add("Speed of inference, times the original's", times, speeds, networks)
     return tables
+
+
+def _side_by_side(settings: Compress, networks: pd.DataFrame, what: str) -> Table:
+    """Accuracy of each network, a column for each phase."""
+    kept = [percent(budget) for budget in networks["budget"]]
+    own = networks.assign(kept=kept, text=interval_texts(networks, "accuracy", 100))
+    known = set(networks["phase"])
+    heads = {phase: head for phase, head in KINDS.items() if phase in known}
+    cells = crossed(own, {"curve": "strategy, norm", "kept": f"{what} kept"}, "phase", heads)
+    return Table(f"Side by side: {settings.metric_name}, %", cells, labels=2)
 
 
 def _pictures(
@@ -194,7 +208,7 @@ def _pictures(
 
 
 def _provenance(settings: Compress, count: int) -> dict[str, str]:
-    calibration = settings.calibration
+    calibration, refine = settings.calibration, settings.refine
     return {
         "measurements": f"{count:,}",
         "formats": ", ".join(settings.methods),
@@ -203,5 +217,6 @@ def _provenance(settings: Compress, count: int) -> dict[str, str]:
         "calibration images": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
         "labels of the gradient": settings.gradient_name,
+        **({"refined": refine.in_words} if refine.epochs else {}),
         "seed": str(settings.seed),
     }

@@ -27,6 +27,7 @@ from experiments.network.compressed import (
 )
 from experiments.network.forward import Variables
 from experiments.network.network import Network
+from experiments.network.refine import check_refine
 from experiments.network.train_on import moments_for
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.fields import FieldError
@@ -50,6 +51,7 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
     """
     trials = enumerate_trials(settings)
     check_reach(network, settings)
+    check_refine(network, settings.refine)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
         model = baseline(network, journal, workdir, ("test",))
         measure(
@@ -122,6 +124,8 @@ def _names(journal: Journal, settings: Compress, trial: Trial) -> list[Identity]
     kinds = ["network"]
     if settings.reestimate:
         kinds.append("reestimated")
+    if settings.refine.epochs:
+        kinds.append("refined")
     if settings.finetune.epochs:
         kinds.append("tuned")
     return [journal.identity(kind, trial.fields) for kind in kinds]
@@ -151,14 +155,14 @@ def _made(
     workdir: Path,
 ) -> Records:
     """The records of a trial, once its checkpoint is written."""
-    batches = batches_for(network, trial.calibration)
+    batches = batches_for(network, settings, trial.calibration)
     kept = made = press(network, settings, model, trial, batches, workdir / "moments")
     records = []
     for kind in kinds:
         fields = trial.fields
         if kind == "network":
             fields["plan"] = made.plan.to_json()
-        # The last is kept: trained on, if asked.
+        # The last is kept: refined or, before all, trained on with labels, if asked.
         record, kept = made.measured(kind, fields, batches, f"{trial.name}, last")
         records.append(record)
     if trial.strategy.startswith("alds") and settings.rounds == 1:
@@ -215,7 +219,7 @@ def press(
         batches: the calibration's images; none where it has none.
         folder: of the moments of the uncompressed network.
     """
-    made, norm = None, trial.norm
+    made, norm, before = None, trial.norm, model
     if settings.sequential and norm != FROBENIUS:
         norm = SEQUENTIAL + norm
     for number in range(1, settings.rounds + 1):
@@ -229,7 +233,7 @@ def press(
         budget = trial.budget ** (number / settings.rounds)
         plan = allocated(network, settings, model, trial.strategy, budget, moments)
         factors = decomposed(network, model, plan, trial.name, norm, batches, moments)
-        made = Compressed(network, plan, factors, model.state)
+        made = Compressed(network, before, plan, factors, model.state, settings.refine)
     assert made is not None
     return made
 

@@ -10,10 +10,10 @@ from experiments.network.calibrate import Calibration, drawn
 from experiments.network.compressed import (
     CALIBRATION,
     FROBENIUS,
+    CompressionSettings,
     CompressionTrial,
     compressed_schema,
 )
-from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from experiments.workdir.ranges import Choices, Count, OneOf, Range, Share
@@ -27,7 +27,7 @@ NORMS = ("frobenius", "covariance", "kronecker")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compress(NetworkSettings):
+class Compress(CompressionSettings):
     """The whole experiment: strategies x budgets x norms, on a trained network.
 
     Arguments:
@@ -72,7 +72,7 @@ class Compress(NetworkSettings):
     @property
     def needs_images(self) -> bool:
         """Whether anything is measured that looks at calibration images."""
-        return self.reestimate or self.norms != ("frobenius",)
+        return self.shows_again or self.norms != ("frobenius",)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _report(settings: DataAware, measured: Journal) -> Report:
         before="Before any compression",
         facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
-            Section("tables", "Tables", TABLES_NOTE, tables=tables),
+            Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
             Section("figures", "Figures", pictures=pictures),
         ],
         provenance=_provenance(settings, measured),
@@ -105,13 +105,14 @@ def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -
 
 
 def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
-    calibration = settings.calibration
+    calibration, refine = settings.calibration, settings.refine
     return {
         "measurements": f"{len(measured.of_kind(*PHASES)):,}",
         "calibration": ", ".join(calibration.sources),
         "calibration images": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
         "labels of the gradient": settings.gradient_name,
+        **({"refined": refine.in_words} if refine.epochs else {}),
         "test images are": settings.test.change,
         "seed": str(settings.seed),
     }

@@ -25,6 +25,7 @@ from experiments.network.compressed import (
 )
 from experiments.network.forward import Variables
 from experiments.network.network import Network
+from experiments.network.refine import check_refine
 from experiments.network.train_on import moments_for, scored
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.fields import FieldError
@@ -49,6 +50,7 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
         raise FieldError("correct_bias", problem)
     layer_test = layer_examples(settings, network.splits.test)
     plans = plan_networks(network, settings)
+    check_refine(network, settings.refine)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
         sizes = [
             {"method": method, "keep": keep, "params": plan.size, "macs": math.ceil(plan.macs)}
@@ -78,6 +80,8 @@ def _names(journal: Journal, press: Press, trial: Trial) -> list[Identity]:
     names += [journal.identity("layer", fields) for fields in layers]
     if press.settings.reestimate:
         names.append(journal.identity("reestimated", trial.fields))
+    if press.settings.refine.epochs:
+        names.append(journal.identity("refined", trial.fields))
     subsets = press.settings.finetune_subsets
     if press.settings.finetune.epochs and trial.calibration.subset < subsets:
         names.append(journal.identity("tuned", trial.fields))
@@ -95,7 +99,7 @@ def _measure(
     }
     if not any(missing.values()):
         return
-    batches, moments = batches_for(network, calibration), None
+    batches, moments = batches_for(network, press.settings, calibration), None
     if calibration.images:
         gradients = press.settings.needs_gradients
         moments = moments_for(network, model, batches, calibration, folder, gradients=gradients)
@@ -155,7 +159,7 @@ class Press:
         else:
             data = (trial.norm, batches, moments)
             factors = decomposed(network, model, plan, trial.start, *data, correct_bias=correct)
-        return Compressed(network, plan, factors, model.state)
+        return Compressed(network, model, plan, factors, model.state, self.settings.refine)
 
     def _blind(self, trial: Trial, plan: Plan) -> dict[str, Any]:
         start = trial.calibration.subset if trial.method == "cp" else 0

@@ -11,10 +11,11 @@ from experiments.network.compressed import (
     CALIBRATION,
     FROBENIUS,
     SEQUENTIAL,
+    CompressionSettings,
     CompressionTrial,
     compressed_schema,
 )
-from experiments.network.settings import NetworkSettings, ScoreSettings
+from experiments.network.settings import ScoreSettings
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
 from experiments.workdir.ranges import Choices, Count, OneOf, Repeats, Share
@@ -42,7 +43,7 @@ class AwareScoreSettings(ScoreSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataAware(NetworkSettings):
+class DataAware(CompressionSettings):
     """The whole experiment: methods x shares kept x norms, on a trained network.
 
     Arguments:
@@ -84,7 +85,7 @@ class DataAware(NetworkSettings):
     def needs_images(self) -> bool:
         """Whether anything is measured that looks at calibration images."""
         return (
-            self.reestimate
+            self.shows_again
             or any(self.correct_bias)
             or any(norm != FROBENIUS for norm in self.norms)
         )

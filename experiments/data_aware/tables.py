@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.data_aware.settings import NORMS, TRIAL, DataAware
-from experiments.network.compressed import FROBENIUS, SEQUENTIAL
+from experiments.network.compressed import FROBENIUS, KINDS, SEQUENTIAL
 from experiments.report.tables import (
     DASH,
     Table,
@@ -24,10 +24,17 @@ from experiments.report.tables import (
 )
 from experiments.workdir.journal import Journal
 
-PHASES = {"network": "before", "reestimated": "re-estimated", "tuned": "after", "layer": "before"}
+PHASES = {
+    "network": "before",
+    "reestimated": "re-estimated",
+    "refined": "refined",
+    "tuned": "after",
+    "layer": "before",
+}
 WHEN = {
     "before": "without fine-tuning",
     "re-estimated": "without fine-tuning, batch statistics re-estimated",
+    "refined": "after refinement without labels",
     "after": "after fine-tuning",
 }
 PAIRS = (
@@ -140,6 +147,8 @@ def text_tables(
         *(_gain_table(settings, compared[compared["phase"] == phase], phase) for phase in WHEN),
         _layer_table(settings, over_layers),
     ]
+    if "refined" in set(whole["phase"]):
+        tables.append(_side_by_side(settings, whole))
     known = [found for found in tables if len(found.cells)]
     if len(settings.calibration.sources) > 1:
         seen = whole[(whole["phase"] == "before") & (whole["source"] != "")]
@@ -186,6 +195,18 @@ def _network_table(settings: DataAware, rows: pd.DataFrame, phase: str) -> Table
     cells["parameters"] = [DASH if pd.isna(one) else f"{one:,}" for one in sizes["params"]]
     cells["MACs, M"] = [DASH if pd.isna(one) else millions(one, 2) for one in sizes["macs"]]
     return Table(f"Whole network, {WHEN[phase]}: {settings.metric_name}, %", cells, labels=3)
+
+
+def _side_by_side(settings: DataAware, rows: pd.DataFrame) -> Table:
+    """The metric of each network, a column for each phase."""
+    own = _under_conditions(settings, rows)
+    own = arranged(own, {"method": settings.methods, "keep": settings.keeps, "norm": NORMS})
+    own["text"] = interval_texts(own, "accuracy", 100)
+    lines = {"method": "method", "keep": "kept", "norm": "norm", "condition": "calibration"}
+    known = set(own["phase"])
+    heads = {PHASES[kind]: head for kind, head in KINDS.items() if PHASES[kind] in known}
+    title = f"Whole network, side by side: {settings.metric_name}, %"
+    return Table(title, _percent(crossed(own, lines, "phase", heads)), labels=4)
 
 
 def _layer_table(settings: DataAware, rows: pd.DataFrame) -> Table:

@@ -1,15 +1,17 @@
-"""Compressed networks: decomposed in a norm, measured as they are, re-estimated, and tuned."""
+"""Compressed networks: decomposed in a norm, measured as they are, re-estimated, refined, tuned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from experiments.network.calibrate import Batch, Calibration, seen
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
+from experiments.network.refine import HELD_OUT, RefineSettings, refined
+from experiments.network.settings import NetworkSettings
 from experiments.network.train_on import (
     FactorisedNetwork,
     named_key,
@@ -32,6 +34,34 @@ SEQUENTIAL = "sequential "
 CALIBRATION: Fields = {"source": str, "images": int, "subset": int}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompressionSettings(NetworkSettings):
+    """What is done with compressed networks.
+
+    Arguments:
+        refine: measure each refined without labels, too; no epochs leave it out.
+    """
+
+    refine: RefineSettings = field(default_factory=RefineSettings)
+
+    @property
+    def shows_again(self) -> bool:
+        """Whether all compressed networks are shown images, whatever they saw."""
+        return self.reestimate or self.refine.epochs > 0
+
+    @property
+    def refined_note(self) -> str:
+        """What a report says above its tables of the networks that were refined."""
+        if not self.refine.epochs:
+            return ""
+        images = " or ".join(f"{number:,}" for number in self.calibration.images)
+        return (
+            " Refined without labels: fitted to what the network answered before compression, on "
+            f"the {images} images of its calibration, or of the first one where it saw none, of "
+            f"which {100 * HELD_OUT:g} % are held out to choose the epoch: {self.refine.in_words}."
+        )
+
+
 @dataclass(frozen=True)
 class CompressionTrial:
     """One compressed network, with what it saw."""
@@ -46,11 +76,21 @@ class CompressionTrial:
         return {**own, **saw}
 
 
+# The kinds of records of a compressed network, and what stands above them side by side.
+KINDS = {
+    "network": "compressed",
+    "reestimated": "re-estimated",
+    "refined": "refined",
+    "tuned": "fine-tuned",
+}
+
+
 def compressed_schema(trial: Fields, **holds: Any) -> Schema:
     """The kinds of records of compressed networks; `holds` is what is known of each as it is."""
     return {
         "network": Kind(trial, {**holds, "test": SCORES}),
         "reestimated": Kind(trial, {"test": SCORES}),
+        "refined": Kind(trial, {"test": SCORES}),
         "tuned": Kind(trial, {"test": SCORES}),
     }
 
@@ -61,15 +101,19 @@ class Compressed:
 
     Arguments:
         network: before compression.
+        model: its arrays then.
         plan: what became of each layer.
         factors: its parameters.
         state: its other collections.
+        refine: how it is refined, if it is.
     """
 
     network: Network
+    model: Variables
     plan: Plan
     factors: Any
     state: Any
+    refine: RefineSettings = field(default_factory=RefineSettings)
 
     @cached_property
     def dense(self) -> Variables:
@@ -94,23 +138,31 @@ class Compressed:
 
         Arguments:
             fields: what the record says beside the scores.
-            batches: unlabelled, in effect: batch statistics are estimated again on the images.
-            name: see `tuned`.
+            batches: unlabelled, in effect: batch statistics are estimated again, and factors
+                refined, on the images.
+            name: see `tuned`; of the random streams of the refinement too.
         """
         after, found = self, {"kind": kind, **fields}
         if kind == "reestimated":
             again = reestimated(self.network, self.dense, batches)
             after = replace(self, state=again.state)
+        elif kind == "refined":
+            start = Variables(self.factors, self.state)
+            about, best = refined(
+                self.network, self.model, start, self.plan, batches, self.refine, name
+            )
+            found, after = found | about, replace(self, factors=best.params, state=best.state)
         elif kind == "tuned":
             found["epoch"], after = self.tuned(name)
         test = scored(self.network, after.dense, self.network.splits.test)
         return {**found, "test": test}, after
 
 
-def batches_for(network: Network, calibration: Calibration) -> list[Batch]:
-    """The images that are looked at: of the calibration, or to estimate batch statistics on."""
-    settings = network.settings
-    if calibration.images or settings.reestimate:
+def batches_for(
+    network: Network, settings: CompressionSettings, calibration: Calibration
+) -> list[Batch]:
+    """The images that are looked at: of the calibration, or those that all are shown."""
+    if calibration.images or settings.shows_again:
         return network.batches(seen(settings.calibration, calibration))
     return []
 

@@ -141,6 +141,10 @@ class Forward(ABC):
         """What `tdjax.load_factorised` needs to know of it."""
         return None
 
+    def small(self, model: Variables, plan: Plan) -> Any:
+        """The network with a plan's factors in it as `tdjax.refine` takes it."""
+        return self.saved(model)
+
 
 @dataclass(frozen=True)
 class LinenNetwork(Forward):
@@ -255,6 +259,10 @@ class NnxNetwork(Forward):
     def smaller(self, found: SmallerModel) -> Any:
         """The parameters that `tdjax.remove_dead` left."""
         return self.parameters(found.model)
+
+    def small(self, model: Variables, plan: Plan) -> Any:
+        """The module with a plan's factors in it."""
+        return self._filled(model, plan)
 
     def watched(self, model: Variables, images: Inputs, keep: Keep) -> None:
         """Call it, and tell of each layer in it."""

@@ -43,7 +43,7 @@ from tdjax.trace.call import call_arguments
 from tdjax.trace.names import names_of
 
 # Random streams of an experiment.
-INIT, TRAIN, DECOMPOSE, FINETUNE = range(4)
+INIT, TRAIN, DECOMPOSE, FINETUNE, REFINE = range(5)
 
 
 @dataclass(frozen=True, eq=False)

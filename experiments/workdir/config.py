@@ -21,7 +21,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str
     """Whether the configuration of a work directory is to be written; nothing is touched.
 
     A field that only one of them knows, as one written by another version, must be off: None, 0,
-    False or empty.
+    False, empty, or a section of no epochs.
 
     Arguments:
         config: plain JSON values.
@@ -84,8 +84,12 @@ def _differences(a: Any, b: Any, where: str = "") -> list[str]:
             )
         ]
     if a is OFF or b is OFF:
-        return [where] if a or b else []
+        return [] if _is_off(a) and _is_off(b) else [where]
     return [] if a == b else [where]
+
+
+def _is_off(value: Any) -> bool:
+    return not value or (isinstance(value, dict) and value.get("epochs") == 0)
 
 
 def _is_begun(name: str) -> bool:

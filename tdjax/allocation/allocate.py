@@ -141,12 +141,19 @@ def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
 
     Raises ValueError for a budget out of reach.
     """
-    if problem.model.work is not None and "macs" in shares.of:
-        numbers = _of_branches(problem, shares)
-    else:
-        problem, numbers = _within(problem, limits_of(problem, shares))
+    problem, numbers = chosen_numbers(problem, shares)
     lost = sum(float(problem.errors[path][number]) for path, number in numbers.items())
     return problem.plan(numbers), lost
+
+
+def chosen_numbers(problem: Problem, shares: Shares) -> tuple[Problem, dict[str, int]]:
+    """The choices within a budget, and the problem whose choices they are.
+
+    Raises ValueError for a budget out of reach.
+    """
+    if problem.model.work is not None and "macs" in shares.of:
+        return problem, _of_branches(problem, shares)
+    return _within(problem, limits_of(problem, shares))
 
 
 def _within(problem: Problem, limits: Sequence[Limit]) -> tuple[Problem, dict[str, int]]:
@@ -265,18 +272,28 @@ def _within_limits(problem: Problem, limits: Sequence[Limit]) -> dict[str, int]:
 
 def _within_rise(problem: Problem, target: LossRise) -> Plan:
     """The smallest plan within a predicted rise of the loss. Raises ValueError where none is."""
-    tables = _tables(problem, problem.options.column)
-    most = target.rise - problem.decided_rise
-    # In the order in which the search adds them up.
-    least = sum(float(table.error[-1]) for table in tables)
-    if least > most:
+    numbers = numbers_within(problem, target.rise - problem.decided_rise)
+    if numbers is None:
         raise ValueError(
             f"allocate: a rise of the loss by {target.rise:g} is out of reach: strategy 'loss' "
-            f"predicts {problem.decided_rise + least:.4g} at least{problem.told()}"
+            f"predicts {problem.decided_rise + least_rise(problem):.4g} at least{problem.told()}"
         )
-    if not tables:
-        return problem.plan({})
-    return problem.plan(_numbers(problem.free, tables, smallest(tables, most)))
+    return problem.plan(numbers)
+
+
+def numbers_within(problem: Problem, most: float) -> dict[str, int] | None:
+    """The cheapest choices whose errors add up to no more; None where there are none."""
+    tables = _tables(problem, problem.options.column)
+    if least_rise(problem) > most:
+        return None
+    return _numbers(problem.free, tables, smallest(tables, most)) if tables else {}
+
+
+def least_rise(problem: Problem) -> float:
+    """The least sum of errors that there is."""
+    # In the order in which the search adds them up.
+    tables = _tables(problem, problem.options.column)
+    return sum((float(table.error[-1]) for table in tables), 0.0)
 
 
 def _tables(problem: Problem, column: int) -> list[Table]:

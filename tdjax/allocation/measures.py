@@ -19,7 +19,8 @@ from tdjax.allocation.choices import (
     costs_of,
     share_choices,
 )
-from tdjax.allocation.curves import low_rank_losses, singular_values, tucker_losses
+from tdjax.allocation.curves import Moments, low_rank_losses, singular_values, tucker_losses
+from tdjax.decompose.inputs import as_numpy
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.kernels import Weights
@@ -45,13 +46,12 @@ def alds(layer: Layer, array: Any, choices: Sequence[Choices], objective: str) -
     """
     parts = parts_of(array, layer)
     # A kernel of zeros loses nothing.
-    largest = jnp.maximum(singular_values(parts)[:, 0, 0], jnp.finfo(parts.dtype).tiny)
+    largest = np.maximum(singular_values(parts)[:, 0, 0], np.finfo(parts.dtype).tiny)
     found = []
     for own in choices:
         k = own.form.splits
         values = singular_values(parts, k)
-        dropped = jnp.max(values / largest[:, None, None], axis=(0, 1))
-        errors = np.append(np.asarray(dropped, np.float64), 0.0)
+        errors = np.append(np.max(values / largest[:, None, None], axis=(0, 1)), 0.0)
         scale = math.sqrt(k) if objective == "bound" else 1.0
         found.append(scale * errors[own.ranks[:, 0]])
     return found
@@ -67,18 +67,18 @@ def operator_bound(array: Any, entry: PlannedLayer) -> float:
         return 0.0
     splits, (rank,) = entry.form.splits, entry.form.ranks
     parts = parts_of(array, entry.layer)
-    whole = jnp.maximum(singular_values(parts)[:, 0, 0], jnp.finfo(parts.dtype).tiny)
+    whole = np.maximum(singular_values(parts)[:, 0, 0], np.finfo(parts.dtype).tiny)
     values = singular_values(parts, splits)
     if rank >= values.shape[-1]:
         return 0.0
-    return math.sqrt(splits) * float(jnp.max(values[:, :, rank].max(axis=1) / whole))
+    return math.sqrt(splits) * float(np.max(values[:, :, rank].max(axis=1) / whole))
 
 
 def energy(
     layer: Layer, array: Any, choices: Sequence[Choices], options: ChoiceOptions
 ) -> list[Errors]:
     """The relative error of the weights."""
-    whole = float(jnp.linalg.norm(jnp.asarray(array, jnp.float32))) or 1.0
+    whole = float(np.linalg.norm(parts_of(array, layer))) or 1.0
     return [np.sqrt(losses) / whole for losses in _losses(layer, array, choices, options, None)]
 
 
@@ -104,19 +104,14 @@ def loss_rise(array: Any, entry: PlannedLayer, key: Array | None, moments: Layer
     return _scale(moments) * _lost(jnp.asarray(array, jnp.float32), entry, key, weights)
 
 
-def parts_of(array: Any, layer: Layer) -> Float[Array, "*_"]:
+def parts_of(array: Any, layer: Layer) -> Float[np.ndarray, "*_"]:
     """The kernels of all layers of a stack and all feature groups, (p, *window, C, T)."""
-    storage, groups = layer.storage, layer.groups
-
-    def one(array: Array) -> Array:
-        kernel = storage.to_kernel(array, layer.kernel_shape).astype(jnp.float32)
-        return jnp.stack(jnp.split(kernel, groups, axis=-1))
-
-    array = jnp.asarray(array)
-    if storage.stack is None:
-        return one(array)
-    found = jax.vmap(one, in_axes=storage.stack)(array)
-    return found.reshape(-1, *found.shape[2:])
+    storage, array = layer.storage, as_numpy(array).astype(np.float32)
+    stack = array[None] if storage.stack is None else np.moveaxis(array, storage.stack, 0)
+    # A program of its own would turn an array of NumPy into one of JAX, but for this way.
+    arrays = map(jax.device_put, stack)
+    kernels = (as_numpy(storage.to_kernel(own, layer.kernel_shape)) for own in arrays)
+    return np.stack([part for own in kernels for part in np.split(own, layer.groups, axis=-1)])
 
 
 def _losses(
@@ -128,15 +123,14 @@ def _losses(
 ) -> list[Errors]:
     """tr(G E^T S E) of every choice, all feature groups and layers of a stack together."""
     parts, found = parts_of(array, layer), []
-    inputs, outputs = _flat_moments(weights, layer)
+    moments = _flat_moments(weights, layer)
     for own in choices:
         if own.form.method == "svd":
-            curve = jnp.sum(low_rank_losses(parts, inputs, outputs), axis=0)
-            found.append(np.asarray(curve, np.float64)[own.ranks[:, 0]])
+            found.append(low_rank_losses(parts, *moments).sum(axis=0)[own.ranks[:, 0]])
         elif own.form.method == "tucker":
             grid, rows = np.unique(own.ranks[:, 0], return_inverse=True)
-            surface = jnp.sum(tucker_losses(parts, tuple(grid.tolist()), inputs, outputs), axis=0)
-            found.append(np.asarray(surface, np.float64)[rows, own.ranks[:, 1]])
+            surface = tucker_losses(parts, tuple(grid.tolist()), *moments).sum(axis=0)
+            found.append(surface[rows, own.ranks[:, 1]])
         else:
             found.append(_sampled(layer, array, own, options, weights))
     return found
@@ -158,24 +152,24 @@ def _sampled(
 def _lost(array: Array, entry: PlannedLayer, key: Array | None, weights: Weights | None) -> float:
     """tr(G E^T S E) of one entry, decomposed."""
     factors = decompose_array(array, entry, Options(key=key, max_iters=SWEEPS), weights=weights)
-    left = parts_of(array - reconstruct_array(factors, entry), entry.layer)
+    left = as_numpy(array) - as_numpy(reconstruct_array(factors, entry))
     # What rank 0 loses is all there is.
-    return float(jnp.sum(low_rank_losses(left, *_flat_moments(weights, entry.layer))[:, 0]))
+    moments = _flat_moments(weights, entry.layer)
+    return float(low_rank_losses(parts_of(left, entry.layer), *moments)[:, 0].sum())
 
 
 def _scale(moments: LayerMoments) -> float:
     """From tr(G E^T S E) to the rise of an example's loss."""
-    return 0.5 * float(moments.rows / moments.examples)
+    return 0.5 * float(moments.rows) / float(moments.examples)
 
 
-def _flat_moments(weights: Weights | None, layer: Layer) -> tuple[Array | None, Array | None]:
+def _flat_moments(weights: Weights | None, layer: Layer) -> tuple[Moments, Moments]:
     """The moments of inputs and outputs, the layers of a stack and their groups on one axis."""
-    if weights is None:
-        return None, None
-    inputs, outputs = (
-        moment
-        if moment is None or layer.storage.stack is None
-        else moment.reshape(-1, *moment.shape[2:])
-        for moment in weights
-    )
-    return inputs, outputs
+
+    def flat(moment: Array | None) -> Moments:
+        if moment is None:
+            return None
+        array = as_numpy(moment)
+        return array if layer.storage.stack is None else array.reshape(-1, *array.shape[2:])
+
+    return (None, None) if weights is None else (flat(weights.inputs), flat(weights.outputs))

@@ -7,7 +7,7 @@ that loses is measured when it is first asked for, once for all budgets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule
 
 Rules = Sequence[Rule | BudgetRule]
+# What does not depend on factors.
+KEPT = ("layers", "_counted", "free", "fixed", "whole", "predicted")
 # What is told of layers that rules decide; of more than this many, their number.
 NAMED = 8
 
@@ -73,6 +75,8 @@ class Problem:
         options: of the choices; rules may give a layer others.
         rules: by path, the one that is for a layer.
         moments: for strategy "loss".
+        factors: by path of a free layer, how much of what its choices lose counts; 1 where there
+            is none.
     """
 
     model: Inventory
@@ -80,6 +84,7 @@ class Problem:
     options: ChoiceOptions
     rules: Mapping[str, Rule | BudgetRule]
     moments: Mapping[str, LayerMoments] | None
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def layers(self) -> Mapping[str, FreeLayer | PlannedLayer]:
@@ -111,9 +116,14 @@ class Problem:
         return np.array([plan.size_before, plan.macs_before])
 
     @cached_property
-    def errors(self) -> Mapping[str, Float[np.ndarray, " _"]]:
+    def predicted(self) -> Mapping[str, Float[np.ndarray, " _"]]:
         """By path of a free layer, what each of its choices loses."""
         return {path: self._errors(own) for path, own in self.free.items()}
+
+    @cached_property
+    def errors(self) -> Mapping[str, Float[np.ndarray, " _"]]:
+        """By path of a free layer, how much what each of its choices loses counts."""
+        return {path: self.factors.get(path, 1.0) * own for path, own in self.predicted.items()}
 
     @cached_property
     def decided_rise(self) -> float:
@@ -125,6 +135,13 @@ class Problem:
     def fine(self) -> Problem:
         """The same with more choices in formats that are tried at some shares of the weights."""
         return replace(self, options=self.options._replace(fine=True))
+
+    def weighed(self, factors: Mapping[str, float]) -> Problem:
+        """The same with other factors; what is known of it already is not measured again."""
+        found = replace(self, factors=factors)
+        known = {name: own for name, own in vars(self).items() if name in KEPT}
+        vars(found).update(known)
+        return found
 
     def plan(self, numbers: Mapping[str, int]) -> Plan:
         """The plan with some choices of free layers, by path; those without are left dense."""

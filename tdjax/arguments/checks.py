@@ -257,6 +257,12 @@ def _moments(value: Any) -> Problem:
     return None
 
 
+def _measured(value: Any) -> Problem:
+    if value is None or (hasattr(value, "groups") and hasattr(value, "together")):
+        return None
+    return TypeError(f"is {described(value)}: pass what tdjax.measure_rises returned")
+
+
 def _methods(value: Any) -> Problem:
     if isinstance(value, str):
         return TypeError(f"is a str: pass a sequence, ({value!r},)")
@@ -267,6 +273,10 @@ def _methods(value: Any) -> Problem:
 
 def _loss_fn(value: Any) -> Problem:
     return None if value is None else _function_of("loss_fn", ("outputs", "batch"), value)
+
+
+def _loss_to_measure(value: Any) -> Problem:
+    return _function_of("loss_fn", ("outputs", "batch"), value)
 
 
 def _metric_fn(value: Any) -> Problem:
@@ -345,6 +355,9 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "sample": _sample,
     "batches": _batches,
     "moments": _moments,
+    "measured": _measured,
+    "measure_rises.loss_fn": _loss_to_measure,
+    "measure_rises.groups": pruned.check_paths,
     "methods": _methods,
     "loss_fn": _loss_fn,
     "metric_fn": _metric_fn,
@@ -363,6 +376,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "splits": numeric.splits,
     "chunk": numeric.whole(1),
     "memory": numeric.whole(1),
+    "iterations": numeric.whole(1),
     "paths": pruned.check_paths,
     "layers": pruned.check_layers,
     "chain": pruned.check_chain,

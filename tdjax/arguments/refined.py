@@ -99,6 +99,15 @@ def positive(value: Any) -> Problem:
     return None
 
 
+def share(value: Any) -> Problem:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return TypeError(f"is {described(value)}: pass a share, from 0 to 1")
+    if not 0 <= value <= 1:
+        return ValueError(f"is {value}: pass a share, from 0 to 1")
+    return None
+
+
 def or_none(check: Callable[[Any], Problem]) -> Callable[[Any], Problem]:
     """A check that None passes."""
     return lambda value: None if value is None else check(value)
@@ -118,6 +127,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "refine.patience": or_none(whole(1)),
     "refine.blocks": check_blocks,
     "refine.block_epochs": whole(0),
+    "refine.mix": share,
     "compress.refine": check_refine,
     "balance_factors.factors": check_factors,
 }

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float
 
 from tdjax.decompose.scale import largest_entry
@@ -49,6 +51,28 @@ def all_finite(array: Array) -> Bool[Array, ""]:
 def is_finite(array: Any) -> bool:
     """The same of an array whose values can be seen, without a program where it is on a CPU."""
     return math.isfinite(largest_entry(jnp.asarray(array)))
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """An array as one of NumPy, gathered where other processes hold parts of it."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def is_at_hand(array: Any) -> bool:
+    """Whether an array lies in the memory of one CPU, where NumPy takes it without a copy."""
+    return (
+        isinstance(array, jax.Array)
+        and not isinstance(array, jax.core.Tracer)
+        and [device.platform for device in array.devices()] == ["cpu"]
+    )
+
+
+def placed_like(array: Array, values: np.ndarray) -> Array:
+    """Values of NumPy as an array of JAX, where another lies; no program is compiled for it."""
+    own = np.asarray(values, order="C")
+    return jax.device_put(own, array.sharding if array.committed else None)
 
 
 def whole_ranks(function: Function) -> Function:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
+from tdjax.decompose.inputs import is_at_hand
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.on_host import regularised
 from tdjax.decompose.pytree import register
 from tdjax.decompose.scale import Exponent, at_least_single, shifted
 from tdjax.decompose.second_moment import (
@@ -217,3 +220,35 @@ class Kronecker(_OfInputs):
         (inputs, own), (outputs, other) = self.input_weight(x), self.output_weight(x)
         rows = diagonal_of(inputs).reshape(*x.shape[:-1], 1)
         return shifted(rows * diagonal_of(outputs), own + other)
+
+
+def is_on_host(norm: Norm | None) -> bool:
+    """Whether `moments_on_host` knows a norm: Frobenius, or one whose moments a CPU's memory holds.
+
+    Not one of a class of one's own, which may be another norm.
+    """
+    known = norm is None or type(norm) in (Frobenius, Covariance, Kronecker)
+    return known and all(
+        isinstance(leaf, np.ndarray) or is_at_hand(leaf) for leaf in jax.tree.leaves(norm)
+    )
+
+
+def moments_on_host(norm: Norm | None, x: Shaped) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """S and G of a norm tr(G E^T S E) of arrays like x, with their ridges and up to scale.
+
+    As arrays of NumPy, in full or by their diagonals; None for identities. Raises ValueError for
+    moments of other sizes.
+    """
+    inputs = outputs = None
+    if isinstance(norm, _OfInputs):
+        rows = math.prod(x.shape[:-1])
+        check_size(norm.second_moment, rows, "second_moment", "all modes but the last", x.shape)
+        inputs = _on_host(norm.second_moment, max(norm.ridge, least_ridge(x.dtype)), x)
+    if isinstance(norm, Kronecker):
+        check_size(norm.gradient_moment, x.shape[-1], "gradient_moment", "the last mode", x.shape)
+        outputs = _on_host(norm.gradient_moment, norm.ridge, x)
+    return inputs, outputs
+
+
+def _on_host(moment: MomentLike, ridge: float, x: Shaped) -> np.ndarray:
+    return regularised(np.asarray(moment, x.dtype)[None], ridge)[0][0]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+
+from tdjax.decompose.inputs import is_at_hand, placed_like
 
 # How many of the columns count, traced; None for all.
 Kept = int | Int[Array, ""] | None
@@ -45,7 +46,7 @@ def cut(
 
 
 def _cut(array: Array, places: tuple[slice, ...]) -> Array:
-    if isinstance(array, jax.core.Tracer) or {d.platform for d in array.devices()} != {"cpu"}:
+    if not is_at_hand(array):
         return array[places]
     # As sizes differ from layer to layer, a program for each would take longer than a copy.
-    return jnp.asarray(np.asarray(array)[places])
+    return placed_like(array, np.asarray(array)[places])

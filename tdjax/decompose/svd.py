@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
 from tdjax.decompose.formats import LowRank
-from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.norms import is_on_host, moments_on_host
+from tdjax.decompose.on_host import GRAM_TAIL, best_low_rank, root_or_none, unit
 from tdjax.decompose.padding import Kept, cut, first, rounded_up
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.weighted import robust_cholesky
-
-# The Gram matrix squares the singular values: what it says of a subspace is uncertain by about
-# eps * norm(x)^2 in energy. While the dropped energy is a thousand times that or more, the
-# truncation error is right to three digits; below, a true SVD takes over.
-GRAM_TAIL = 1e-3
 
 
 @on_any_mesh
@@ -46,7 +45,8 @@ def truncated_svd(
         matrix: (m, n), float; half precision is raised to float32.
         rank: r, static, 1 <= r <= min(m, n).
         norm: None for Frobenius, or a `tdjax.Norm`.
-        pad: compile one program for many ranks, see `tdjax.decompose.padding`.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`, or none where NumPy
+            can do it.
 
     Returns: LowRank with left (m, r) and right (r, n).
 
@@ -57,6 +57,8 @@ def truncated_svd(
     (rank,) = check_ranks((rank,), (min(x.shape),), "truncated_svd")
     if not pad:
         return _low_rank(x, norm, None, rank=rank)
+    if is_at_hand(x) and is_on_host(norm):
+        return _low_rank_on_host(x, norm, rank)
     padded = _low_rank(x, norm, rank, rank=rounded_up(rank, min(x.shape)))
     return LowRank(*cut((padded.left, padded.right), ((None, rank), (rank,))))
 
@@ -69,6 +71,13 @@ def _low_rank(x: Float[Array, "m n"], norm: Norm | None, kept: Kept, *, rank: in
         return problem.back(_truncated_svd(y, rank, kept))
     root = jnp.sqrt(weight) if weight.ndim == 1 else robust_cholesky(weight)
     return problem.back(best_by_root(y, root, rank, kept))
+
+
+def _low_rank_on_host(x: Float[Array, "m n"], norm: Norm | None, rank: int) -> LowRank:
+    (matrix,), (scale,) = unit(np.asarray(x)[None])
+    factors = best_low_rank(matrix, rank, *map(root_or_none, moments_on_host(norm, x)))
+    half = x.dtype.type(math.sqrt(scale))
+    return LowRank(*(placed_like(x, half * factor) for factor in factors))
 
 
 def _truncated_svd(x: Float[Array, "m n"], rank: int, kept: Kept) -> LowRank:

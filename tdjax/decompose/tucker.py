@@ -9,16 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, relative_error, safe_ratio
 from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, measured, posed
 from tdjax.decompose.formats import Tucker
-from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, moments_on_host
+from tdjax.decompose.on_host import root_or_none, unit
 from tdjax.decompose.padding import Kept, cut, rounded_up
 from tdjax.decompose.products import HIGHEST, mode_products
 from tdjax.decompose.svd import leading_subspace
+from tdjax.decompose.tucker_on_host import sweep_to_rest
 from tdjax.decompose.weighted_tucker import weighted_tucker
 
 Ranks = tuple[int | None, ...]
@@ -54,7 +58,8 @@ def tucker_als(
         max_iters: sweeps at most, static; 0 gives the HOSVD itself.
         tol: stop once a sweep changes the relative error by less.
         norm: None for Frobenius, or a `tdjax.Norm`.
-        pad: compile one program for many ranks, see `tdjax.decompose.padding`.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`, or none where NumPy
+            can do it.
 
     Returns: Tucker with orthonormal factor columns, and `Info`.
 
@@ -65,6 +70,8 @@ def tucker_als(
     ranks = _check(x.shape, ranks)
     if not pad:
         return _tucker(x, norm, tol, (None,) * x.ndim, ranks=ranks, max_iters=max_iters)
+    if _is_for_host(x, ranks, norm, tol):
+        return _on_host(x, ranks[-2:], norm, float(tol), max_iters)
     size = math.prod(x.shape)
     padded = tuple(
         None if rank is None else rounded_up(rank, min(n, size // n))
@@ -73,6 +80,48 @@ def tucker_als(
     tucker, info = _tucker(x, norm, tol, ranks, ranks=padded, max_iters=max_iters)
     core, *factors = cut((tucker.core, *tucker.factors), (ranks, *((None, rank) for rank in ranks)))
     return Tucker(core, tuple(factors)), info
+
+
+def _is_for_host(x: Array, ranks: Ranks, norm: Norm | None, tol: float | Array) -> bool:
+    """Whether `tdjax.decompose.tucker_on_host` knows the problem: the channels of a convolution."""
+    channels = (
+        x.ndim > 2 and [rank is None for rank in ranks] == [True] * (x.ndim - 2) + [False] * 2
+    )
+    if not channels or not is_at_hand(x) or isinstance(tol, jax.core.Tracer):
+        return False
+    return (
+        isinstance(norm, Covariance | Kronecker)
+        and is_on_host(norm)
+        and norm.second_moment.ndim == 2
+        and not norm.is_rounded(x.dtype)
+    )
+
+
+def _on_host(
+    x: Float[Array, "*_"], ranks: Ranks, norm: Norm | None, tol: float, max_iters: int
+) -> tuple[Tucker, Info]:
+    inputs, outputs = moments_on_host(norm, x)
+    root = root_or_none(outputs)
+    *window, c, t = x.shape
+    (kernel,), (scale,) = unit(np.asarray(x).reshape(1, -1, c, t))
+    if root is not None:
+        (kernel,), (more,) = unit((kernel * root if root.ndim == 1 else kernel @ root)[None])
+        scale = scale * more
+    assert inputs is not None
+    both = _rank(ranks, 0), _rank(ranks, 1)
+    state, errors, converged = sweep_to_rest(kernel, inputs, both, tol, max_iters)
+    core, output = state.core.transpose(1, 0, 2), state.output
+    if root is not None:
+        own = output / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, output)
+        output, triangle = np.linalg.qr(own)
+        core = core @ triangle.T
+    core = (x.dtype.type(scale) * core).reshape(*window, *core.shape[1:])
+    arrays = [placed_like(x, array) for array in (core, state.factor, output)]
+    history = np.full(max_iters, np.nan, x.dtype)
+    history[: len(errors)] = errors
+    known = ((state.error, x.dtype), (len(errors), np.int32), (history, x.dtype), (converged, bool))
+    info = Info(*(placed_like(x, np.asarray(value, dtype)) for value, dtype in known))
+    return Tucker(arrays[0], (*(None for _ in window), *arrays[1:])), info
 
 
 @partial(jax.jit, static_argnames=("ranks", "max_iters"))

@@ -210,17 +210,18 @@ def robust_cholesky(matrix: Float[Array, "n n"], *, solves: bool = False) -> Flo
     mean = jnp.mean(jnp.diagonal(matrix))
     scale = jnp.where(mean > 0, mean, 1.0)
     eps = jnp.finfo(matrix.dtype).eps
-    diagonal = jnp.eye(len(matrix), dtype=bool)
-    least = eps * scale if solves else 0.0
+    identity = jnp.eye(len(matrix), dtype=matrix.dtype)
+    least = jnp.sqrt(eps * scale) if solves else 0.0
 
     def broken(state: tuple[Array, Array]) -> Array:
-        sound = jnp.isfinite(state[0]).all() & (jnp.diagonal(state[0]) ** 2 >= least).all()
-        return ~sound & (state[1] < 1)
+        # Where there is no factor, it is NaN, which is not above anything. Of squares XLA would
+        # take for granted that they are above zero.
+        return ~(jnp.diagonal(state[0]) >= least).all() & (state[1] < 1)
 
     def attempt(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        shifted = jnp.where(diagonal, matrix + state[1] * scale, matrix)
+        shifted = matrix + (state[1] * scale) * identity
         factor = jax.lax.linalg.cholesky(shifted, symmetrize_input=False)
-        return factor, jnp.where(state[1] == 0, eps, 10 * state[1])
+        return factor, jnp.maximum(eps, 10 * state[1])
 
     # In the loop from the first attempt on, that it is compiled once.
     nothing = jnp.full_like(matrix, jnp.nan), jnp.zeros((), matrix.dtype)

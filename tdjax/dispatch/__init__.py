@@ -8,6 +8,7 @@ from tdjax.dispatch.errors import (
     feature_errors,
 )
 from tdjax.dispatch.factors import factorize, factorize_sequentially, remove_dead
+from tdjax.dispatch.measuring import measure_rises
 from tdjax.dispatch.pipeline import compress
 from tdjax.dispatch.planning import allocate, layer_table, make_plan
 from tdjax.dispatch.refining import refine
@@ -24,6 +25,7 @@ __all__ = [
     "feature_errors",
     "layer_table",
     "make_plan",
+    "measure_rises",
     "reestimate_batch_stats",
     "refine",
     "remove_dead",

@@ -13,7 +13,16 @@ from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, checked_weights, example_losses
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
-from tdjax.moments.collect import LayerMoments, RowWeights, collect
+from tdjax.hints import known_are
+from tdjax.moments.collect import (
+    INDEPENDENT,
+    KRONECKER,
+    LayerMoments,
+    Question,
+    RowWeights,
+    collect,
+)
+from tdjax.moments.iterate import nearest_products
 from tdjax.moments.sums import LossFn
 from tdjax.trace.call import WHOLE
 
@@ -31,6 +40,8 @@ def collect_moments(
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
+    kronecker: str = ...,
+    iterations: int = ...,
     method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
@@ -44,6 +55,8 @@ def collect_moments(
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
+    kronecker: str = ...,
+    iterations: int = ...,
     method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
@@ -58,6 +71,8 @@ def collect_moments(
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
+    kronecker: str = ...,
+    iterations: int = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -72,6 +87,8 @@ def collect_moments(
     paths: str | Sequence[str] = ".*",
     memory: int = 2**32,
     row_weights: RowWeights | None = None,
+    kronecker: str = INDEPENDENT,
+    iterations: int = 2,
     method: Method = None,
 ) -> dict[str, LayerMoments]:
     """Second moments of what goes into each layer that can be factorised, and of what comes back.
@@ -105,29 +122,66 @@ def collect_moments(
             the gradient, and `rows` is the sum of the weights. Layers whose rows have these axes
             in front, merged or not, are weighed row by row; others example by example, by the
             largest weight that an example has. What rows of weight 0 hold does not matter.
+        kronecker: with a `loss_fn`, "independent" for E[x x^T] and E[g g^T] of inputs x and
+            gradients g, or "nearest" for matrices A and B in their place whose Kronecker product
+            is nearest to E[(x x^T) (x) (g g^T)] (Van Loan and Pitsianis 1993): rows whose gradient
+            is large then count more. Layers with no gradient at their outputs, as embeddings, keep
+            what they have.
+        iterations: for "nearest", further passes over the batches, which must then be a list or
+            the like with a loss that is the same each time: the first finds A for B = E[g g^T],
+            the second B for that A, and so on.
         method: how the model is called, as for `tdjax.make_plan`.
 
-    Returns: for each path a `tdjax.moments.collect.LayerMoments`.
+    Returns: for each path a `tdjax.moments.collect.LayerMoments`. Where they are "nearest", the
+    mean of the inputs is weighed as their moment A is, with weights of mean 1.
 
     Warns (UserWarning) of layers with less than ten rows for each entry of a row.
 
     Raises ValueError for no batches, no layer that matches, a layer inside a while loop, a tuple
     that could be an input as well as (input, rest), NaN or Inf in a batch, moments that are larger
-    than `memory`, or an iterator where several passes are needed; TypeError or ValueError for a
-    loss or weights of another form.
+    than `memory`, an iterator where several passes are needed, or "nearest" without a `loss_fn`;
+    TypeError or ValueError for a loss or weights of another form.
     """
+    _check_kronecker(kronecker, loss_fn, batches)
     room, arrays = room_of(model), with_arrays(model, variables)
     trace_of, reading = partial(room.trace, *arrays, method=method), WHOLE
     if loss_fn is not None or row_weights is not None:
         reading, batches = read_batches(
             "collect_moments", caller_of(model, variables, method), trace_of, batches
         )
-    return collect(
-        trace_of, room.leaves(*arrays), batches,
-        loss_fn=None if loss_fn is None else example_losses(loss_fn),
-        row_weights=None if row_weights is None else checked_weights(row_weights),
+    ask = Question(
+        trace_of,
+        None if loss_fn is None else example_losses(loss_fn),
+        reading,
+        None if row_weights is None else checked_weights(row_weights),
+        "collect_moments",
+    )
+    leaves = room.leaves(*arrays)
+    found = collect(
+        ask.trace_of, leaves, batches, loss_fn=ask.loss_fn, row_weights=ask.row_weights,
         paths=paths, memory=memory, reading=reading,
     )  # fmt: skip
+    if kronecker == INDEPENDENT:
+        return found
+    return nearest_products(ask, leaves, batches, found, iterations=iterations, memory=memory)
+
+
+def _check_kronecker(kronecker: str, loss_fn: LossFn | None, batches: Iterable[Any]) -> None:
+    if kronecker not in KRONECKER:
+        raise ValueError(
+            f"collect_moments: kronecker {kronecker!r}: {known_are(kronecker, KRONECKER)}"
+        )
+    if kronecker == INDEPENDENT:
+        return
+    if loss_fn is None:
+        raise ValueError(
+            f"collect_moments: kronecker={kronecker!r} needs the gradient of a loss: pass a loss_fn"
+        )
+    if iter(batches) is batches:
+        raise ValueError(
+            f"collect_moments: kronecker={kronecker!r} goes over the batches more than once: pass "
+            "a list of them"
+        )
 
 
 @overload

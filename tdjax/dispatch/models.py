@@ -72,7 +72,7 @@ KINDS = (
         "a function holds no arrays and comes with its parameters",
         checks={"params": "tree", "plan_or_params": "plan_or_tree"},
         lacks=("remove_dead", "reestimate_batch_stats"),
-        without=("method", "features", "blocks", "block_epochs", "batch_stats"),
+        without=("method", "features", "blocks", "block_epochs", "mix", "batch_stats"),
     ),
 )
 

@@ -11,7 +11,9 @@ from flax import nnx
 
 from tdjax.allocation.allocate import allocate as allocate_budget
 from tdjax.allocation.choices import PREFERRED
+from tdjax.allocation.corrected import allocate_measured
 from tdjax.allocation.limits import Budget
+from tdjax.allocation.measured import MeasuredRises
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
@@ -141,6 +143,7 @@ def allocate(
     rules: Rules = ...,
     multiple_of: int = ...,
     target: LossRise | None = ...,
+    measured: MeasuredRises | None = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -161,6 +164,7 @@ def allocate(
     rules: Rules = ...,
     multiple_of: int = ...,
     target: LossRise | None = ...,
+    measured: MeasuredRises | None = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -182,6 +186,7 @@ def allocate(
     rules: Rules = ...,
     multiple_of: int = ...,
     target: LossRise | None = ...,
+    measured: MeasuredRises | None = ...,
 ) -> Plan: ...
 
 
@@ -203,6 +208,7 @@ def allocate(
     rules: Rules = (),
     multiple_of: int = 1,
     target: LossRise | None = None,
+    measured: MeasuredRises | None = None,
     method: Method = None,
 ) -> Plan:
     """A plan that keeps a share of the whole network, formats and ranks chosen together.
@@ -243,7 +249,7 @@ def allocate(
             Or limits by name, {"params": 0.5, "macs": 0.6}: the plan is within both, and loses
             the least that was found within them; it need not use up either.
         cost: what is counted, "params", which is the default, or "macs".
-        strategy: see above; None for "energy", or for "loss" with a `target`.
+        strategy: see above; None for "energy", or for "loss" with a `target` or `measured`.
         methods: formats to choose from. "alds" knows "svd" alone; of all four together a strategy
             takes those that it knows. "cp" and "tt" are decomposed at some ranks to know what they
             lose, which takes far longer than "svd" and "tucker", whose loss is known for all ranks
@@ -260,6 +266,10 @@ def allocate(
         multiple_of: what divides all ranks; see `tdjax.BudgetRule`.
         target: in place of a budget `tdjax.LossRise`: the smallest plan, by `cost`, whose predicted
             rise of the loss is no greater; for "loss".
+        measured: for "loss", from `tdjax.measure_rises` with the same moments: what they correct
+            the rises of groups of layers to adds up to the least that is found, beginning with the
+            plan that predictions alone give; a target holds for the rise that they expect of all
+            layers together.
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
     and above none; multiply-accumulates of a model whose layers run under conditions are as near
@@ -273,6 +283,16 @@ def allocate(
     inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     if moments is not None:
         check_moments_fit(inventory.layers, moments)
+    if measured is not None:
+        if strategy not in ("loss", None):
+            raise ValueError(
+                "allocate: measured rises correct those of strategy 'loss', not "
+                f"{strategy!r}: leave out one of them"
+            )
+        return allocate_measured(
+            inventory, measured, budget=budget, target=target, cost=cost, methods=methods,
+            moments=moments, rules=rules, multiple_of=multiple_of, key=jax.random.key(seed),
+        )  # fmt: skip
     return allocate_budget(
         inventory, budget=budget, cost=cost, strategy=strategy, methods=methods, moments=moments,
         splits=splits, objective=objective, rules=rules, multiple_of=multiple_of, target=target,

@@ -201,7 +201,8 @@ def refine(
             momentum, whose rate rises over the first 5 % of the steps, and falls to zero by half a
             cosine.
         learning_rate: of Adam, at its height; None for one that is found by 16 steps at growing
-            rates on one and the same minibatch.
+            rates on one and the same minibatch, and divided by 4, up to three times, where the
+            first epoch is no better than the start.
         epochs: over all examples.
         batch_size: examples of each step; a multiple of the devices that batches are split over.
         augment: (key, input) -> another input of the same shapes; runs inside the step, before

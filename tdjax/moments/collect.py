@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.decompose.inputs import is_at_hand, placed_like
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.decompose.pytree import register
 from tdjax.decompose.second_moment import trust
@@ -32,6 +34,8 @@ from tdjax.trace.trace import Trace
 # From a batch to the weights of its rows, see `tdjax.moments.weighing`.
 RowWeights = Callable[[Any], Any]
 
+# How what goes into a layer and the gradient at what comes out are taken together.
+INDEPENDENT, NEAREST = KRONECKER = ("independent", "nearest")
 # Rows for each entry of a row from which a second moment is well known.
 ENOUGH = 10
 
@@ -54,6 +58,8 @@ class LayerMoments:
         rows: number of rows that went in (of queries, where nothing did), all examples together;
             the sum of their weights where they were weighed.
         examples: number of examples.
+        kronecker: "independent"; or "nearest", where `inputs` and `outputs` are the Kronecker
+            product nearest to E[(x x^T) (x) (g g^T)], `inputs` and `mean` those of weighed rows.
     """
 
     inputs: Float[Array, "*_"] | None
@@ -61,6 +67,7 @@ class LayerMoments:
     outputs: Float[Array, "*_"] | None
     rows: Float[Array, ""]
     examples: Float[Array, ""]
+    kronecker: str = field(default=INDEPENDENT, metadata={"static": True})
 
 
 def collect(
@@ -151,7 +158,7 @@ class _SumsOfShape:
         named = {(end, number): own[number] for end, own in ends.items() for number in sorted(own)}
         watch.add(named, lambda key: f"{key[0]}layer {self.calls[key[1]].path!r}")
         so_far = BatchSums(self.inputs, self.gradients)
-        self.inputs, self.gradients = _added(so_far, made) if self.inputs else made
+        self.inputs, self.gradients = added(so_far, made) if self.inputs else made
 
     def input_moment(self, number: int) -> Array:
         """The sum of x x^T over what went into a call."""
@@ -176,8 +183,7 @@ def _one_pass(
     for batch in map(without_explicit_axes, batches):
         arrays, static = split_arrays(batch)
         weights = None if ask.row_weights is None else ask.row_weights(batch)
-        shaped = [*arrays, *jax.tree.leaves(weights)]
-        key = (static, tuple((array.shape, str(array.dtype)) for array in shaped))
+        key = kind_of_batch(batch, weights)
         if key not in by_shape:
             trace = ask.trace_of(ask.reading.inputs(batch))
             calls = summed_calls(trace, paths)
@@ -192,8 +198,16 @@ def _one_pass(
     return {path: _layer(path, sums, examples, ask) for path in paths}
 
 
+def kind_of_batch(batch: Any, weights: Any) -> Any:
+    """What batches have in common that one program serves."""
+    arrays, static = split_arrays(batch)
+    shaped = [*arrays, *jax.tree.leaves(weights)]
+    return static, tuple((array.shape, str(array.dtype)) for array in shaped)
+
+
 @partial(jax.jit, donate_argnums=0)
-def _added(sums: Any, more: Any) -> Any:
+def added(sums: Any, more: Any) -> Any:
+    """Sums with those of a batch; the memory of the former is given back."""
     return jax.tree.map(jnp.add, sums, more)
 
 
@@ -249,7 +263,13 @@ def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:
 
 
 def _mean(sums: Sequence[Array], number: Float[Array, ""]) -> Array | None:
-    return sum(sums[1:], sums[0]) / number if sums else None
+    if not sums:
+        return None
+    whole = sum(sums[1:], sums[0])
+    if not is_at_hand(whole):
+        return whole / number
+    # A program for each shape would take longer.
+    return placed_like(whole, np.asarray(whole) / np.asarray(number))
 
 
 def _warn_of_few(moments: Mapping[str, LayerMoments]) -> None:

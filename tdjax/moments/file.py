@@ -14,12 +14,17 @@ import numpy as np
 
 from tdjax.decompose.second_moment import SLACK
 from tdjax.files import array_digest, one_line, opened_npz, replacing
-from tdjax.moments.collect import LayerMoments
+from tdjax.moments.collect import INDEPENDENT, KRONECKER, LayerMoments
 
-NAMES = tuple(field.name for field in fields(LayerMoments))
+# The fields that are arrays; the others are words.
+NAMES = tuple(own.name for own in fields(LayerMoments) if not own.metadata.get("static"))
 COUNTS = ("rows", "examples")
 # The entry with the SHA-256 of all others; that of an array has a colon in its name.
 DIGEST = "sha256"
+# The entry with the number of the format. What has no such entry is of the first, which had neither
+# it nor words.
+FORMAT, NEWEST = "format", 2
+WORD = "kronecker"
 
 
 def save_moments(path: str | Path, moments: Mapping[str, LayerMoments]) -> None:
@@ -37,6 +42,8 @@ def save_moments(path: str | Path, moments: Mapping[str, LayerMoments]) -> None:
         for name in NAMES
         if getattr(found, name) is not None
     }
+    arrays |= {f"{layer}:{WORD}": _bytes(found.kronecker) for layer, found in moments.items()}
+    arrays[FORMAT] = np.array(NEWEST)
     with replacing(Path(path)) as file:
         np.savez(file, **{DIGEST: _digest(arrays), **arrays})  # type: ignore[arg-type]
 
@@ -58,8 +65,10 @@ def load_moments(path: str | Path) -> dict[str, LayerMoments]:
         ) from error
     digest = arrays.pop(DIGEST, None)
     try:
+        own_digest = _digest(arrays)
+        words = _words(arrays)
         found = _checked(arrays)
-        if digest is not None and not np.array_equal(digest, _digest(arrays)):
+        if digest is not None and not np.array_equal(digest, own_digest):
             raise ValueError(
                 "its arrays are not those that were saved; remove it, and collect anew"
             )
@@ -73,7 +82,8 @@ def load_moments(path: str | Path) -> dict[str, LayerMoments]:
         )
     return {
         layer: LayerMoments(
-            **{name: jnp.asarray(own[name]) if name in own else None for name in NAMES}  # type: ignore[arg-type]
+            **{name: jnp.asarray(own[name]) if name in own else None for name in NAMES},  # type: ignore[arg-type]
+            kronecker=words.get(layer, INDEPENDENT),
         )
         for layer, own in found.items()
     }
@@ -91,6 +101,33 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """SHA-256 of the names and digests of arrays, as bytes."""
     text = "\n".join(f"{name} {array_digest(array)}" for name, array in arrays.items())
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+
+
+def _bytes(word: str) -> np.ndarray:
+    return np.frombuffer(word.encode(), np.uint8)
+
+
+def _words(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    """By layer how its moments are taken together; what is no array of one is taken out.
+
+    Raises ValueError for a format of a later version, and for an unknown word.
+    """
+    number = arrays.pop(FORMAT, np.array(1))
+    if number.shape or not np.issubdtype(number.dtype, np.integer):
+        raise ValueError(f"its {FORMAT} is no number")
+    if number > NEWEST:
+        raise ValueError(
+            f"it has format {number}, and this version of tdjax reads up to {NEWEST}: update tdjax"
+        )
+    known = {str(_bytes(word).tolist()): word for word in KRONECKER}
+    found = {}
+    for key in [key for key in arrays if key.endswith(f":{WORD}")]:
+        layer, _, _ = key.rpartition(":")
+        word = known.get(str(arrays.pop(key).tolist()))
+        if word is None:
+            raise ValueError(f"layer {layer!r}: {WORD} is none of {', '.join(KRONECKER)}")
+        found[layer] = word
+    return found
 
 
 def _checked(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:

@@ -247,6 +247,12 @@ def moment(first: Float[Array, "*n g c"], second: Float[Array, "*n g c"]) -> Flo
     return jnp.einsum("ngc,ngd->gcd", first, second, precision=HIGHEST)
 
 
+def forms(rows: Float[Array, "n g d"], matrix: Float[Array, "g d d"]) -> Float[Array, "n g"]:
+    """x^T M x of every row and group."""
+    turned = jnp.einsum("ngd,gde->nge", rows, matrix, precision=HIGHEST)
+    return jnp.sum(turned * rows, axis=-1)
+
+
 def _selected(x: Float[Array, "*_"], places: Sequence[Sequence[int]]) -> Float[Array, "*_"]:
     """The pixels at these places of the spatial axes, by slices where they are evenly spaced."""
     for axis, chosen in enumerate(places, start=1):

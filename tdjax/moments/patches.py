@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
-from tdjax.moments.pairs import assembled, moment, pair_sums, pairs_of
+from tdjax.moments.pairs import assembled, forms, moment, pair_sums, pairs_of
 from tdjax.moments.pieces import OUTSIDE, Taps
-from tdjax.moments.turns import in_turns
+from tdjax.moments.turns import each_in_turns, in_turns
 from tdjax.moments.weighing import weighed, weights_of_rows
 
 # Elements of patches that are held at once.
@@ -75,8 +75,7 @@ class Patches:
         """
         axes = len(self.taps)
         lead, front = x.shape[: -axes - 1], self.front(x.shape)
-        x = x.reshape(-1, *x.shape[-axes - 1 : -1], self.groups, self.channels)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = self._examples(x)
         if weights is None:
             return self._sums(x, x.sum(axis=0))
         if len(lead) < weights.ndim and front[: weights.ndim] == weights.shape:
@@ -99,6 +98,24 @@ class Patches:
         mean = jnp.moveaxis(total, -2, 0).reshape(self.groups, self.size)
         pairs = pairs_of(self.taps)
         return [self._by_patches(x) if pairs is None else pair_sums(x, pairs)], mean
+
+    def forms(self, x: Float[Array, "*_"], matrix: Float[Array, "g d d"]) -> Float[Array, "n g"]:
+        """See `tdjax.moments.rows.FullRows.forms`."""
+
+        def of_examples(x: Float[Array, "*_"]) -> Float[Array, "b p g"]:
+            rows = self._patches(x).reshape(-1, self.groups, self.size)
+            return forms(rows, matrix).reshape(len(x), -1, self.groups)
+
+        found = each_in_turns(of_examples, self._examples(x), HELD // self._held)
+        return found.reshape(-1, self.groups)
+
+    def weighed_sums(
+        self, x: Float[Array, "*_"], weights: Float[Array, "n g"]
+    ) -> tuple[Float[Array, "g d d"], Float[Array, "g d"]]:
+        """See `tdjax.moments.rows.FullRows.weighed_sums`."""
+        x = self._examples(x)
+        (whole,), total = self._by_position(x, weights.reshape(len(x), -1, self.groups))
+        return whole, total
 
     def assembled(self, parts: Sequence[Array]) -> Float[Array, "g d d"]:
         """The sum of x x^T, (groups, D, D), from its parts."""
@@ -131,14 +148,20 @@ class Patches:
 
         return in_turns(sums, x, HELD // self._held)
 
+    def _examples(self, x: Float[Array, "*_"]) -> Float[Array, "n ..."]:
+        """The input, (n, *spatial, groups, channels)."""
+        x = x.reshape(-1, *x.shape[-len(self.taps) - 1 : -1], self.groups, self.channels)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
     def _by_position(
-        self, x: Float[Array, "*_"], weights: Float[Array, "n p"]
+        self, x: Float[Array, "*_"], weights: Float[Array, "n p ..."]
     ) -> tuple[list[Array], Float[Array, "g d"]]:
         """`sums` from patches with a weight each."""
 
         def sums(both: tuple[Array, Array]) -> tuple[Array, Array]:
             x, weights = both
-            made, own = self._patches(x).reshape(-1, self.groups, self.size), weights.reshape(-1)
+            made = self._patches(x).reshape(-1, self.groups, self.size)
+            own = weights.reshape(len(made), *weights.shape[2:])
             roots = weighed(made, jnp.sqrt(own))
             return moment(roots, roots), weighed(made, own).sum(axis=0)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.moments.pairs import moment
+from tdjax.moments.pairs import forms, moment
 from tdjax.moments.patches import Patches
 from tdjax.moments.pieces import Taps, taps_of
 from tdjax.moments.weighing import weighed, weights_of_rows
@@ -45,6 +45,19 @@ class Rows(Protocol):
         ...
 
 
+@runtime_checkable
+class FullRows(Rows, Protocol):
+    """Rows that are not looked up: their moments are matrices."""
+
+    def forms(self, x: Array, matrix: Array) -> Array:
+        """x^T M x of each row and group, (rows, groups), M given for each group, (groups, D, D)."""
+        ...
+
+    def weighed_sums(self, x: Array, weights: Array) -> tuple[Array, Array]:
+        """Sums of x x^T, (groups, D, D), and of x, with weights (rows, groups)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Rows that an array holds as they are.
@@ -70,6 +83,18 @@ class Vectors:
             return [moment(rows, rows)], rows.sum(axis=0)
         roots = weighed(rows, jnp.sqrt(own))
         return [moment(roots, roots)], weighed(rows, own).sum(axis=0)
+
+    def forms(self, x: Array, matrix: Float[Array, "g d d"]) -> Float[Array, "n g"]:
+        """See `FullRows.forms`."""
+        return forms(self._rows(x), matrix)
+
+    def weighed_sums(
+        self, x: Array, weights: Float[Array, "n g"]
+    ) -> tuple[Float[Array, "g d d"], Float[Array, "g d"]]:
+        """See `FullRows.weighed_sums`."""
+        rows = self._rows(x)
+        roots = weighed(rows, jnp.sqrt(weights))
+        return moment(roots, roots), weighed(rows, weights).sum(axis=0)
 
     def pair_sums(
         self, x: Array, y: Array, weights: Array | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -109,17 +109,22 @@ def batch_sums(
 
         def loss(slots: Any) -> tuple[Any, Any]:
             results, kept = passed(slots)
-            # Behind the outputs come values that the model keeps.
-            returned = results[: len(results) - len(trace.kept)]
-            outputs = jax.tree.unflatten(jax.tree.structure(trace.outputs), returned)
-            each = jnp.asarray(loss_fn(outputs, batch))
-            # The gradient of one example's own loss: of a mean, too small by their number.
-            return jnp.sum(each) if each.ndim else each * trace.batch, kept
+            return summed_loss(trace, loss_fn, results, batch), kept
 
         gradients, kept = jax.grad(loss, has_aux=True)(_slots(trace, calls))
         return BatchSums(kept, gradients)
 
     return kept_program(sums)
+
+
+def summed_loss(trace: Trace, loss_fn: LossFn, results: Sequence[Any], batch: Any) -> Array:
+    """The losses of all examples of a batch together, from the results of the program."""
+    # Behind the outputs come values that the model keeps.
+    returned = results[: len(results) - len(trace.kept)]
+    outputs = jax.tree.unflatten(jax.tree.structure(trace.outputs), returned)
+    each = jnp.asarray(loss_fn(outputs, batch))
+    # The gradient of one example's own loss: of a mean, too small by their number.
+    return jnp.sum(each) if each.ndim else each * trace.batch
 
 
 def _passed(
@@ -140,11 +145,11 @@ def _passed(
         if mark.end == INPUT:
             # No gradient goes through the sums, and none is to be traced.
             seen = jax.lax.stop_gradient(x)
-            return x, _spread(partial(_sums, call.rows, weights), mark.stacked, seen)
+            return x, spread(partial(_sums, call.rows, weights), mark.stacked, seen)
         if slot is None:
             return x, None
         tapped = partial(_tapped, call.outputs, weights)
-        return _spread(tapped, mark.stacked, x, slot, through=True), None
+        return spread(tapped, mark.stacked, x, slot, through=True), None
 
     return run(trace.jaxpr, trace.survey, visit, arguments, slots)
 
@@ -161,8 +166,13 @@ def _slots(trace: Trace, calls: Mapping[int, SummedCall]) -> dict[int, list[Arra
 def _zeros(made: TracedCall, outputs: Rows) -> list[Array]:
     assert made.call is not None
     parts, _ = jax.eval_shape(outputs.sums, made.call.output)
+    return zeros_of(made, parts)
+
+
+def zeros_of(made: TracedCall, shapes: Sequence[Any]) -> list[Array]:
+    """Zeros of these shapes, for each layer where a call is one of a stack."""
     front = () if made.layer.storage.stack is None else (made.layer.copies,)
-    return [jnp.zeros((*front, *part.shape), part.dtype) for part in parts]
+    return [jnp.zeros((*front, *own.shape), own.dtype) for own in shapes]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -193,7 +203,7 @@ def _tapped_backward(
 _tapped.defvjp(_tapped_forward, _tapped_backward)
 
 
-def _spread(
+def spread(
     function: Callable[..., Any],
     stacked: tuple[bool, ...],
     x: Array,

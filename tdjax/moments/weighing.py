@@ -35,7 +35,12 @@ def weights_of_rows(weights: Float[Array, " b *_"], front: Sequence[int]) -> Flo
     return jnp.broadcast_to(own, front).reshape(-1)
 
 
-def weighed(rows: Float[Array, "n ..."], weights: Float[Array, " n"]) -> Float[Array, "n ..."]:
-    """Rows times their weights. Those of weight zero are zero, even where they are not finite."""
-    own = weights.reshape(-1, *(1,) * (rows.ndim - 1))
+def weighed(rows: Float[Array, "n ..."], weights: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """Rows times their weights. Those of weight zero are zero, even where they are not finite.
+
+    Arguments:
+        rows: (n, groups, d).
+        weights: (n,), or one for each group, (n, groups).
+    """
+    own = weights.reshape(*weights.shape, *(1,) * (rows.ndim - weights.ndim))
     return jnp.where(own > 0, rows * own, 0.0)

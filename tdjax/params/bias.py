@@ -8,17 +8,26 @@ mean (Kalle et al., NeurIPS 2025).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.decompose.inputs import is_at_hand, placed_like
+from tdjax.decompose.padding import rounded_up
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import is_trusted, trust
+from tdjax.params.arrays import Factors, reconstruct_array
+from tdjax.params.check import factor_shapes
 from tdjax.params.kernels import Weights
 from tdjax.params.partitioning import is_boxed, unboxed
+from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.ranks import full_ranks
 
 
 def can_correct(entry: PlannedLayer, own: Mapping[str, Any]) -> bool:
@@ -47,6 +56,7 @@ def around_mean(weights: Weights, mean: Float[Array, "*_"] | None) -> Weights:
     return weights._replace(inputs=found)
 
 
+@jax.jit
 def covariance(
     moment: Float[Array, "*g d d"], left: Float[Array, "*g d"], right: Float[Array, "*g d"]
 ) -> Float[Array, "*g d d"]:
@@ -57,6 +67,44 @@ def covariance(
     rounding = jnp.finfo(moment.dtype).eps * jnp.trace(moment, axis1=-2, axis2=-1)
     eye = jnp.eye(moment.shape[-1], dtype=moment.dtype)
     return moment - left[..., :, None] * right[..., None, :] + rounding[..., None, None] * eye
+
+
+def lost_output(
+    array: Float[Array, "*_"], factors: Factors, entry: PlannedLayer, mean: Float[Array, "*_"]
+) -> Float[Array, "*_"]:
+    """The mean output that a layer's array loses to its factors; see `mean_output`.
+
+    Of factors at hand the ranks are rounded up, by zeros: one program serves many ranks.
+    """
+    layer, form = entry.layer, entry.form
+    assert form is not None
+    alike = Layer("", layer.kind, layer.kernel_shape, layer.groups, stored=layer.stored)
+    entry = replace(entry, layer=alike)
+    apart = layer.groups == form.splits == 1 and not form.nonzeros
+    if apart and all(map(is_at_hand, factors.values())):
+        entry, factors = _widened(entry, factors)
+    return _lost_output(array, factors, mean, entry=entry)
+
+
+def _widened(entry: PlannedLayer, factors: Factors) -> tuple[PlannedLayer, Factors]:
+    """A layer of ranks that are rounded up, and its factors, with zeros behind their own."""
+    assert entry.form is not None
+    full = full_ranks(entry.form.method, entry.chain.rank_shape)
+    ranks = (max(r, rounded_up(r, n)) for r, n in zip(entry.ranks, full, strict=True))
+    wide = replace(entry, form=replace(entry.form, ranks=tuple(ranks)))
+    padded = {}
+    for name, shape in factor_shapes(wide).items():
+        values = np.asarray(factors[name])
+        more = [(0, size - own) for size, own in zip(shape, values.shape, strict=True)]
+        padded[name] = placed_like(factors[name], np.pad(values, more))
+    return wide, padded
+
+
+@partial(jax.jit, static_argnames=("entry",))
+def _lost_output(
+    array: Float[Array, "*_"], factors: Factors, mean: Float[Array, "*_"], *, entry: PlannedLayer
+) -> Float[Array, "*_"]:
+    return mean_output(array - reconstruct_array(factors, entry), entry, mean)
 
 
 def mean_output(

@@ -19,7 +19,7 @@ from tdjax.decompose.inputs import is_finite
 from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
-from tdjax.params.bias import around_mean, can_correct, mean_output, shifted
+from tdjax.params.bias import around_mean, can_correct, lost_output, shifted
 from tdjax.params.check import factor_problems
 from tdjax.params.corrections import unpacked, with_params, without_indices
 from tdjax.params.kernels import Weights
@@ -71,7 +71,8 @@ def factorize_params(
             its parameters. It is not changed.
         plan: from `tdjax.make_plan`.
         key: PRNG key for the random starts of CP; needed if the plan has such a layer.
-        init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
+        init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`; the least change of the
+            error is larger here than theirs, as what they gain beyond is not worth their time.
         moments: from `tdjax.collect_moments`, for decompositions that change the layers' outputs
             least, rather than their kernels (Kalle et al., NeurIPS 2025).
         norm: with moments, "covariance" of what goes in, or "kronecker", which weighs what comes
@@ -148,8 +149,7 @@ def _factorised(
     factors = decompose_array(array, entry, options, weights=weights)
     if mean is None:
         return FactorisedLayer(factors, None)
-    lost = array - reconstruct_array(factors, entry)
-    return FactorisedLayer(factors, mean_output(lost, entry, mean))
+    return FactorisedLayer(factors, lost_output(array, factors, entry, mean))
 
 
 def with_factors(

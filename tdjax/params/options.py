@@ -28,7 +28,7 @@ class Options:
     key: Array | None = None
     init: str = "normal"
     max_iters: int = 100
-    tol: float | Float[Array, ""] = 1e-8
+    tol: float | Float[Array, ""] = 1e-6
     moments: Mapping[str, LayerMoments] | None = None
     norm: str | None = None
     correct_bias: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -83,7 +84,7 @@ class CPChain(ConvolutionChain):
             return math.prod(self.window), *self.layer.group_shape[-2:]
         return self.layer.group_shape
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    def tensor_view(self, kernel: Any) -> Any:
         """As it is, or with all axes of the window as one mode where they are merged."""
         if self.form.spatial == "merged":
             return kernel.reshape(-1, *kernel.shape[-2:])
@@ -101,7 +102,7 @@ class CPChain(ConvolutionChain):
         width = self.layer.groups * rank
         return Stage(name, (*spanned(self.window, axes), 1, width), width, axes)
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, CP)
         *spatial, inputs, outputs = part.factors
         return [inputs, *spatial, outputs.T]
@@ -118,7 +119,7 @@ class TuckerChain(ConvolutionChain):
         first, last = self.ends(*self.form.ranks)
         return first, self.stage("core", self.axes, *self.form.ranks), last
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, Tucker)
         inputs, outputs = (factor for factor in part.factors if factor is not None)
         return [inputs, part.core, outputs.T]
@@ -137,9 +138,10 @@ class TTChain(ConvolutionChain):
         """All channels: they are the first mode."""
         return self.layer.kernel_shape[-2]
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    def tensor_view(self, kernel: Any) -> Any:
         """With the input channels in front of the window."""
-        return jnp.moveaxis(kernel, -2, 0)
+        window = tuple(range(kernel.ndim - 2))
+        return kernel.transpose(kernel.ndim - 2, *window, kernel.ndim - 1)
 
     def kernel_view(self, tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
         """The inverse of `tensor_view`."""
@@ -154,11 +156,11 @@ class TTChain(ConvolutionChain):
         )
         return first, *links, last
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, TT)
         first, *links, last = part.cores
         # A link (r, n, s) is a kernel with n taps from r to s channels.
-        return [first[0], *(jnp.moveaxis(link, 1, 0) for link in links), last[:, :, 0]]
+        return [first[0], *(link.swapaxes(0, 1) for link in links), last[:, :, 0]]
 
     def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> TT:
         first, *middle, last = kernels

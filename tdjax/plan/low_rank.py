@@ -58,7 +58,7 @@ class LowRankChain(Chain):
         """The window is folded with the outputs, all of it or an axis, but for one fold."""
         return self.form.fold != "channel"
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "_ _"]:
+    def tensor_view(self, kernel: Any) -> Any:
         """The folded kernel, whose rows are ordered by split, window, channel."""
         sizes, order = self._axes
         rows, _ = self.rank_shape
@@ -96,15 +96,17 @@ class LowRankChain(Chain):
             Stage("output", (*spanned(window, second), splits * rank, t), groups, second),
         )
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, LowRank | GroupedLowRank)
         left, right = part.left, part.right
         if isinstance(part, GroupedLowRank):
             # Outputs of the first layer are ordered by split, then rank.
-            left = jnp.moveaxis(left, 0, 1).reshape(left.shape[1], -1)
+            left = left.swapaxes(0, 1).reshape(left.shape[1], -1)
             right = right.reshape(-1, right.shape[-1])
         window = self.stages[1].kernel_shape[:-2]
-        return [left, jnp.moveaxis(right.reshape(len(right), *window, -1), 0, -2)]
+        # The rank between the window and the outputs.
+        order = (*range(1, len(window) + 1), 0, len(window) + 1)
+        return [left, right.reshape(len(right), *window, -1).transpose(order)]
 
     def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> LowRank | GroupedLowRank:
         first, last = kernels

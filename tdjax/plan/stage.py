@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.formats import Format
+from tdjax.decompose.inputs import is_at_hand, placed_like
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.work import Count, exact
@@ -145,14 +147,22 @@ class Chain(ABC):
     def tensor_views(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
         """The arrays that are decomposed, one for each feature group."""
         plain = type(self).tensor_view is Chain.tensor_view
-        return [kernel] if plain and self.layer.groups == 1 else self._tensor_views(kernel)
+        if plain and self.layer.groups == 1:
+            return [kernel]
+        if not is_at_hand(kernel):
+            return self._tensor_views(kernel)
+        parts = np.split(np.asarray(kernel), self.layer.groups, axis=-1)
+        return [placed_like(kernel, self.tensor_view(part)) for part in parts]
 
     @_at_once
     def _tensor_views(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
         return list(map(self.tensor_view, self.split_groups(kernel)))
 
-    def tensor_view(self, kernel: Float[Array, "*_"]) -> Float[Array, "*_"]:
-        """A kernel of one feature group as the array that is decomposed."""
+    def tensor_view(self, kernel: Any) -> Any:
+        """A kernel of one feature group as the array that is decomposed.
+
+        By methods of arrays alone: it may be one of NumPy.
+        """
         return kernel
 
     def kernel_view(self, tensor: Float[Array, "*_"]) -> Float[Array, "*_"]:
@@ -161,14 +171,24 @@ class Chain(ABC):
 
     def to_kernels(self, formats: Sequence[Format]) -> dict[str, Float[Array, "*_"]]:
         """Kernels of the stages, by name, from the decompositions of all feature groups."""
-        names = (stage.name for stage in self.stages)
-        return dict(zip(names, self._all_to_kernels(formats), strict=True))
+        names, leaves = [stage.name for stage in self.stages], jax.tree.leaves(formats)
+        if all(map(is_at_hand, leaves)):
+            # A program for each form would take longer.
+            found = self._side_by_side(jax.tree.map(np.asarray, list(formats)), np.concatenate)
+            kernels = [placed_like(leaves[0], kernel) for kernel in found]
+        else:
+            kernels = self._all_to_kernels(formats)
+        return dict(zip(names, kernels, strict=True))
 
     @_at_once
     def _all_to_kernels(self, formats: Sequence[Format]) -> list[Float[Array, "*_"]]:
+        return self._side_by_side(formats, jnp.concatenate)
+
+    def _side_by_side(self, formats: Sequence[Format], concatenate: Callable[..., Any]) -> Any:
+        """Kernels of the stages, by the library of arrays that the formats are of."""
         by_group = [self._to_kernels(part) for part in formats]
         return [
-            jnp.concatenate(
+            concatenate(
                 [_reshaped(kernels[k], stage, len(formats)) for kernels in by_group], axis=-1
             )
             for k, stage in enumerate(self.stages)
@@ -207,8 +227,11 @@ class Chain(ABC):
     def _stages(self) -> tuple[Stage, ...]: ...
 
     @abstractmethod
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
-        """Kernels of the stages of one feature group, (*spanned, in, out) each."""
+    def _to_kernels(self, part: Format) -> list[Any]:
+        """Kernels of the stages of one feature group, (*spanned, in, out) each.
+
+        By methods of arrays alone: they may be those of NumPy.
+        """
 
     @abstractmethod
     def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> Format:
@@ -220,6 +243,6 @@ def spanned(window: Sequence[int], axes: Collection[int]) -> tuple[int, ...]:
     return tuple(size if axis in axes else 1 for axis, size in enumerate(window))
 
 
-def _reshaped(kernel: Float[Array, "*_"], stage: Stage, groups: int) -> Float[Array, "*_"]:
+def _reshaped(kernel: Any, stage: Stage, groups: int) -> Any:
     *shape, out = stage.kernel_shape
     return kernel.reshape(*shape, out // groups)

@@ -40,7 +40,7 @@ class TTMatrixChain(Chain):
         products = self.layer.positions * product_macs(self.stages, transposed)
         return exact(products + self.layer.lookups * row_macs(self.stages))
 
-    def tensor_view(self, kernel: Float[Array, "m n"]) -> Float[Array, "*_"]:
+    def tensor_view(self, kernel: Any) -> Any:
         """The matrix with a mode for each pair of factors of its sizes."""
         rows, columns = zip(*self.modes, strict=True)
         number = len(rows)
@@ -73,7 +73,7 @@ class TTMatrixChain(Chain):
             for k, pair in enumerate(self.modes)
         )
 
-    def _to_kernels(self, part: Format) -> list[Float[Array, "*_"]]:
+    def _to_kernels(self, part: Format) -> list[Any]:
         assert isinstance(part, TT)
         return list(part.cores)
 

@@ -29,7 +29,7 @@ from tdjax.refinement.training import (
     Fitted,
     Training,
     fitted,
-    found_rate,
+    fitted_at_found_rate,
     judged_loss,
     with_targets,
 )
@@ -222,14 +222,15 @@ def _fitted(
     training, settings = work.training, work.settings
     trained, rate = _trained(training), settings.learning_rate
     with steps.step(name, "epoch", epochs) as tick:
-        if settings.optimizer is None and rate is None and epochs:
-            rate = found_rate(training, trained, jax.random.fold_in(key, 0))
 
         def tell(number: int, epoch: Epoch) -> None:
             tick(number, f"training loss {epoch.training:.4g}, held-out {epoch.held_out:.4g}")
 
         course = Course(epochs, rate, settings.patience)
-        fit = fitted(training, trained, course, key, tell)
+        if settings.optimizer is None and rate is None and epochs:
+            fit, rate = fitted_at_found_rate(training, trained, course, key, tell)
+        else:
+            fit = fitted(training, trained, course, key, tell)
         before, after = fit.curve[0].held_out, fit.curve[fit.best].held_out
         at = "" if rate is None else f", learning rate {rate:.2g}"
         why = "" if fit.stopped is None else f"; stopped: {fit.stopped}"

@@ -60,8 +60,6 @@ class Settings:
                 "refine: an optimizer has its own learning rate: leave learning_rate out, or the "
                 "optimizer for Adam"
             )
-        if not 0 <= self.mix <= 1:
-            raise ValueError(f"refine: mix is {self.mix}: pass a share, from 0 to 1")
         if self.mix and self.blocks is None:
             raise ValueError("refine: mix is of the inputs of blocks: pass blocks too")
         if self.epochs == 0 and self.blocks is None:

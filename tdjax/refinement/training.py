@@ -19,6 +19,9 @@ from tdjax.refinement.programs import Given, Problem, State, answered, batches_o
 from tdjax.refinement.rates import best_rate, schedule, tried_rates
 from tdjax.refinement.result import Epoch
 
+# A rate that gains nothing in an epoch is divided by this, at most so many times.
+RETREAT, RETREATS = 4.0, 3
+
 
 @dataclass(frozen=True, eq=False)
 class Training:
@@ -50,11 +53,13 @@ class Course:
         epochs: at most.
         rate: what the updates are multiplied by at most; None where the optimiser has its own.
         patience: epochs without a better one after which it ends; None for none.
+        trial: end after the first epoch unless it is better than the start.
     """
 
     epochs: int
     rate: float | None
     patience: int | None = None
+    trial: bool = False
 
     def rates(self, total: int) -> Float[np.ndarray, " n"]:
         """What updates are multiplied by, step by step."""
@@ -154,9 +159,31 @@ def fitted(
         fit = _with_epoch(fit, epoch, state)
         if not (math.isfinite(loss) and math.isfinite(epoch.held_out)):
             return replace(fit, stopped=f"the loss is NaN or Inf in epoch {number}")
+        if course.trial and number == 1 and not fit.best:
+            return replace(fit, stopped="the first epoch is no better than the start")
         if course.patience is not None and number - fit.best >= course.patience:
             return replace(fit, stopped=f"no better since epoch {fit.best}")
     return fit
+
+
+def fitted_at_found_rate(
+    training: Training,
+    trained: Sequence[Array],
+    course: Course,
+    key: Array,
+    tell: Callable[[int, Epoch], None],
+) -> tuple[Fitted, float]:
+    """As `fitted`, and the rate, which is found.
+
+    Where the first epoch is no better than the start, all begins again at a lower rate.
+    """
+    rate, left = found_rate(training, trained, jax.random.fold_in(key, 0)), RETREATS
+    while True:
+        own = replace(course, rate=rate, trial=left > 0)
+        fit = fitted(training, trained, own, key, tell)
+        if fit.best or len(fit.curve) > 2 or not own.trial:
+            return fit, rate
+        rate, left = rate / RETREAT, left - 1
 
 
 def _with_epoch(fit: Fitted, epoch: Epoch, state: State) -> Fitted:

@@ -122,6 +122,7 @@ def test_a_network_takes_several_inputs(tmp_path):
         "budgets": [0.7932],
         "methods": ["svd"],
         "norms": ["covariance"],
+        "refine": {"epochs": 1},
         "timed_images": 4,
     }
     settings = read_fields(compress.Compress, raw)
@@ -129,14 +130,14 @@ def test_a_network_takes_several_inputs(tmp_path):
     compress.run(own, settings, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     found = {record["kind"]: record for record in map(json.loads, lines)}
-    assert found.keys() >= {"baseline", "network", "timed"}
+    assert found.keys() >= {"baseline", "network", "refined", "timed"}
     assert 0 < found["network"]["test"]["cross_entropy"] < 2
     # Of one input alone, beside which labels could be a second.
     inputs = {f"{part}_inputs": examples(150, 0)[0]["ids"] for part in ("train", "test")}
     labels = {f"{part}_labels": examples(150, 0)[1] for part in ("train", "test")}
     splits = prepare_arrays({**inputs, **labels})
     variables = Masked().init(jax.random.key(0), splits.test.images)
-    alone = read_fields(compress.Compress, {**raw, "timed_images": 0})
+    alone = read_fields(compress.Compress, {**raw, "refine": {"epochs": 0}, "timed_images": 0})
     compress.run(given(alone, Masked(), variables, splits), alone, tmp_path / "alone")
     whole = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text("utf-8").splitlines()[0])
     outputs = Masked().apply(variables, splits.test.images)

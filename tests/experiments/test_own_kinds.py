@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -141,6 +143,52 @@ def test_all_kinds_of_a_network_are_compressed_alike(kind, tmp_path):
     # The same formats at the same ranks, whatever holds the kernels.
     assert [entry.ranks for entry in plan.layers] == [(2,), (6,), ()]
     assert len(records(tmp_path / "run", "timed")) == 1
+
+
+@pytest.mark.parametrize("kind", ["nnx", "function"])
+def test_a_network_is_refined_without_its_labels(kind, tmp_path):
+    asked = {"strategies": ["uniform"], "budgets": [0.6], "methods": ["svd"]}
+    asked |= {"norms": ["frobenius"], "refine": {"epochs": 4}}
+    settings = read_fields(compress.Compress, {**OWN, **CALIBRATION, **asked})
+    splits = prepare_arrays(classed())
+    page = compress.run(network(kind, settings, splits), settings, tmp_path / "run")
+    text = page.read_text("utf-8")
+    assert "Side by side: accuracy, %" in text
+    assert "on the 200 images of its calibration" in text
+    assert "10 % are held out to choose the epoch: 4 epochs, mse of the outputs" in text
+    (found,) = records(tmp_path / "run", "refined")
+    # Other labels make no other network.
+    labels = np.random.default_rng(2).permutation(splits.train.labels)
+    blind = replace(splits, train=replace(splits.train, labels=labels))
+    compress.run(network(kind, settings, blind), settings, tmp_path / "blind")
+    assert records(tmp_path / "blind", "refined") == [found]
+    # What is kept is what was measured, and nearer to what the network was, on its own images.
+    (folder,) = (tmp_path / "run" / "compressed").iterdir()
+    like = made(1) if kind == "nnx" else transposed()
+    call, plan = tdjax.load_factorised(folder, like=like)
+    if kind == "nnx":
+        call.eval()
+    else:
+        call = partial(tdjax.factorize(function, plan), call)
+    outputs, truth = np.asarray(call(splits.test.images), np.float64), splits.test.labels
+    assert found["test"]["accuracy"] == pytest.approx(np.mean(outputs.argmax(axis=1) == truth))
+    likely = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    loss = -np.log(likely[np.arange(len(truth)), truth]).mean()
+    assert found["test"]["cross_entropy"] == pytest.approx(loss, rel=1e-5)
+    cut = [truncated(*own) for own in zip(kernels(), plan.layers, strict=True)]
+    inputs = splits.train.images
+    near, far = (
+        np.mean((own - expected(inputs)) ** 2) for own in (call(inputs), expected(inputs, cut))
+    )
+    assert near < 0.8 * far
+
+
+def truncated(kernel, entry):
+    if not entry.ranks:
+        return kernel
+    u, s, v = np.linalg.svd(kernel)
+    (rank,) = entry.ranks
+    return (u[:, :rank] * s[:rank]) @ v[:rank]
 
 
 def test_the_study_takes_arrays_that_hold_a_kernel_the_other_way_round():
@@ -287,6 +335,16 @@ def halved(outputs, labels):
             "layer 'middle' is one of a stack or in a loop",
         ),
         ("compress", {"reestimate": True}, "has no batch statistics"),
+        (
+            "compress",
+            {"refine": {"epochs": 1, "features": ["layers"]}},
+            r"'refine.features' is \('layers',\): a function has no modules",
+        ),
+        (
+            "compress",
+            {"refine": {"epochs": 1}, "train": {"epochs": 0, "augment": True}},
+            "'train.augment' is True: no such thing for data of your own",
+        ),
         ("compress", {"model": {"name": f"{HERE}:counted"}}, "parameter 'step' is int32"),
         ("compress", {"loss": f"{HERE}:halved"}, f"'metric' is None: a loss .*'{HERE}:halved'"),
         ("compress", {"loss": "squared_error"}, r"'loss' fails: outputs of shape \(1, 3\) for"),
@@ -349,8 +407,25 @@ def test_labels_may_be_numbers_and_a_validation_set_may_come_along(tmp_path):
         prepare_arrays({**alone, "validation_inputs": inputs}, classes=False)
     asked = {"methods": ["svd"], "keeps": [0.75], "norms": ["kronecker"], "loss": "squared_error"}
     raw = {**OWN, **asked, "calibration": {"images": [200], "subsets": 1}}
+    raw |= {"refine": {"epochs": 4, "features": ["layers_1"]}}
     settings = read_fields(data_aware.DataAware, raw)
     own = network("linen", settings, splits)
+    for name, field, problem in (
+        ("loss", "kl", "'refine.loss' is 'kl', which compares probabilities of classes, and"),
+        (
+            "features",
+            ("layer_1",),
+            r"'refine.features' is .*: matches no module; did you mean 'layers_1'",
+        ),
+        ("features", ("layer(",), r"'refine.features' is .*: missing \), unterminated subpattern"),
+        ("augment", True, r"'refine.augment' is True, but the inputs are no images; use False"),
+    ):
+        asked = replace(settings, refine=replace(settings.refine, **{name: field}))
+        if name == "augment":
+            asked = replace(asked, train=replace(settings.train, augment=True))
+        with pytest.raises(ValueError, match=problem):
+            data_aware.run(network("linen", asked, splits), asked, tmp_path / "none")
+        assert not (tmp_path / "none").exists()
     page = data_aware.run(own, settings, tmp_path / "run")
     (whole,) = records(tmp_path / "run", "baseline")
     (small,) = records(tmp_path / "run", "network")
@@ -363,5 +438,13 @@ def test_labels_may_be_numbers_and_a_validation_set_may_come_along(tmp_path):
         1 - small["test"]["cross_entropy"] / variance, rel=1e-4
     )
     text = page.read_text("utf-8")
+    # Refined anew, it is the same to the last digit.
+    (better,) = records(tmp_path / "run", "refined")
+    assert small["test"]["accuracy"] < better["test"]["accuracy"] < whole["test"]["accuracy"]
+    journal = tmp_path / "run" / "metrics.jsonl"
+    lines = journal.read_text("utf-8").splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"refined"' not in line), "utf-8")
+    assert data_aware.run(own, settings, tmp_path / "run").read_text("utf-8") == text
+    assert records(tmp_path / "run", "refined") == [better]
     assert "Whole network, without fine-tuning: explained variance, %" in text
     assert "accuracy, %" not in text

@@ -18,15 +18,15 @@ def second(rng, *shape):
     return jnp.asarray(x.swapaxes(-1, -2) @ x / 40), jnp.asarray(x.mean(axis=-2))
 
 
-def layer(seed, *shape):
+def layer(seed, *shape, **words):
     rng = np.random.default_rng(seed)
     (inputs, mean), (outputs, _) = second(rng, *shape), second(rng, *shape[:-1], 2)
-    return LayerMoments(inputs, mean, outputs, jnp.float32(40), jnp.float32(20))
+    return LayerMoments(inputs, mean, outputs, jnp.float32(40), jnp.float32(20), **words)
 
 
 MOMENTS = {
     "a/conv": layer(0, 1, 3),
-    "stacked": layer(1, 2, 1, 3),
+    "stacked": layer(1, 2, 1, 3, kronecker="nearest"),
     "": LayerMoments(jnp.ones((1, 4)), jnp.ones((1, 4)), None, jnp.float32(3), jnp.float32(2)),
     "attended": LayerMoments(None, None, jnp.eye(2)[None], jnp.float32(3), jnp.float32(2)),
 }
@@ -78,9 +78,8 @@ def test_a_file_cut_anywhere_is_refused(content, tmp_path):
 
 def plain(**changes):
     """The arrays of one layer as an earlier version wrote them, with changes."""
-    own = {
-        name: np.asarray(getattr(MOMENTS["a/conv"], name)) for name in LayerMoments.__annotations__
-    }
+    names = [name for name in LayerMoments.__annotations__ if name != "kronecker"]
+    own = {name: np.asarray(getattr(MOMENTS["a/conv"], name)) for name in names}
     return {
         f"conv:{name}": array for name, array in {**own, **changes}.items() if array is not None
     }
@@ -108,6 +107,7 @@ SYMMETRIC = np.asarray(MOMENTS["a/conv"].inputs)
         ({"rows": np.ones(2)}, "rows is no count"),
         ({"examples": None}, "lacks examples"),
         ({"colour": np.ones(2)}, "holds colour"),
+        ({"kronecker": np.ones(2, np.uint8)}, "kronecker is none of independent, nearest"),
         ({"inputs": np.array([None])}, "no plain array|is no second"),
     ],
 )
@@ -123,6 +123,14 @@ def test_what_an_earlier_version_saved_is_read_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=f"{path} was written without a digest"):
         found = tdjax.load_moments(path)
     np.testing.assert_array_equal(found["conv"].inputs, SYMMETRIC)
+
+
+def test_what_a_later_version_saved_is_refused(tmp_path):
+    path = tmp_path / "m.npz"
+    np.savez(path, format=np.array(3), **plain())
+    assert "it has format 3, and this version of tdjax reads up to 2: update tdjax" in refusal(path)
+    np.savez(path, format=np.ones(2), **plain())
+    assert "its format is no number" in refusal(path)
 
 
 def test_no_more_is_unpacked_than_the_file_holds(tmp_path):

@@ -115,7 +115,7 @@ def test_what_the_factors_can_reach_is_reached_by_one_program():
     assert found.curve[found.best].held_out < 1e-4
     # For the check of shapes, and for the steps.
     assert traced == [(32, 6)] * 2
-    assert 1e-3 < found.learning_rate < 0.3
+    assert 1e-3 < found.learning_rate <= tried_rates()[-1]
 
 
 @pytest.mark.parametrize("rate", [10.0, 1e35])
@@ -127,6 +127,17 @@ def test_what_makes_it_worse_is_left(rate):
     assert len(found.curve) == 2
     assert found.stopped in ("no better since epoch 0", "the loss is NaN or Inf in epoch 1")
     jax.tree.map(np.testing.assert_array_equal, found.factors, FACTORS)
+
+
+def test_a_found_rate_that_gains_nothing_is_lowered():
+    # The start is the least that there is.
+    exact = {"params": tdjax.reconstruct_params(FACTORS, PLAN)}
+    options = {**GIVEN, "learning_rate": None, "trained": ("factors",)}
+    found = tdjax.refine(MODEL, exact, FACTORS, PLAN, BATCHES, **options)
+    assert found.best == 0
+    assert len(found.curve) == 3
+    assert found.learning_rate is not None
+    assert np.isclose(tried_rates(), 64 * found.learning_rate).any()
 
 
 def test_what_is_trained():

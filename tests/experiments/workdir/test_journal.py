@@ -74,6 +74,9 @@ def test_claim_and_claim_again(tmp_path):
     # One that an older version did not know is off.
     later = {**CONFIG["train"], "warmup": 0, "nesterov": False}
     claim_workdir(workdir, {**CONFIG, "train": later})
+    claim_workdir(workdir, {**CONFIG, "added_later": {"epochs": 0, "loss": "mse"}})
+    with pytest.raises(ValueError, match="fields that differ: added_later; use"):
+        claim_workdir(workdir, {**CONFIG, "added_later": {"epochs": 1, "loss": "mse"}})
     with pytest.raises(ValueError, match=r"fields that differ: train\.warmup; use"):
         claim_workdir(workdir, {**CONFIG, "train": {**later, "warmup": 5}})
     assert (workdir / "config.json").read_bytes() == written
