@@ -29,7 +29,8 @@ SAME = "same_as_lax"
 def xla_ways() -> Iterator[None]:
     """Compute factorised layers by XLA's own convolutions, in all that is traced inside.
 
-    It outweighs the ways of a plan. A function that was compiled before stays as it is, as one
+    It outweighs the ways of a plan, and is what a program needs that is exported for a platform
+    other than the one that traces it. A function that was compiled before stays as it is, as one
     that is compiled inside does afterwards: where that matters, use `plan.with_ways("xla")`.
 
         >>> import flax.linen as nn, jax, jax.numpy as jnp, tdjax

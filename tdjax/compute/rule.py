@@ -11,7 +11,7 @@ the dense layer (its multiply-accumulates are 4 times as many):
 
 At 56x56, batch 16, shifted maps are 0.36 times as fast as the dense layer. Multiplying the dense
 kernel out costs 2 to 5 % up to 64 channels. The costs below were fitted to
-this table: they are 8 % off in the median, a third at most. On GPU and TPU XLA's own is not known to be slow: there it computes everything.
+this table: they are 9 % off in the median, a third at most. On GPU and TPU XLA's own is not known to be slow: there it computes everything.
 """  # noqa: E501
 
 from __future__ import annotations
