@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tdjax.compute.convolve import xla_ways
 from tdjax.decompose import (
     Info,
     cp_als,
@@ -122,6 +123,7 @@ __all__ = [
     "tt_svd",
     "tucker_als",
     "weight_errors",
+    "xla_ways",
 ]
 
 # What knows Flax, Optax or Orbax is loaded when it is first asked for: those who have a model have

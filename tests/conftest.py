@@ -60,6 +60,7 @@ OLDEST = (
     "test_training",
     "test_training_loops",
     "test_tucker",
+    "test_ways",
 )
 
 
@@ -136,12 +137,38 @@ def count(jaxpr):
     return total
 
 
+# Where tests compare chains of stages with dense layers. By the rule most of their small layers are
+# dense ones on a CPU, and nothing would be compared; `tests/compute` compares the ways.
+CHAINS = ("functions", "linen", "nnx", "plan", "trace")
+
+
+@pytest.fixture(autouse=True)
+def chains(request):
+    """Compute every stage of a chain by XLA's own convolution, in the folders above."""
+    if request.path.parent.name not in CHAINS:
+        yield
+        return
+    with xla_ways()():
+        yield
+
+
+def xla_ways():
+    """`tdjax.xla_ways`, of the library as the hook for types finds it, once it is there."""
+    from tdjax import xla_ways
+
+    return xla_ways
+
+
 @pytest.fixture(scope="session")
 def count_macs():
-    """Count the products in all convolutions and matrix products of a function, as traced."""
+    """Count the products in all convolutions and matrix products of a function, as traced.
+
+    Factorised layers multiply by their factors there, as plans count it.
+    """
 
     def counted(fun, *args):
-        return count(jax.make_jaxpr(fun)(*args).jaxpr)
+        with xla_ways()():
+            return count(jax.make_jaxpr(fun)(*args).jaxpr)
 
     return counted
 

@@ -23,6 +23,7 @@ FLOORS = (
     ("files", "hints", "progress"),
     ("decompose",),
     ("plan",),
+    ("compute",),
     ("trace",),
     ("moments",),
     ("arguments",),
@@ -35,7 +36,8 @@ FLOORS = (
     ("dispatch",),
 )
 KNOW_NO_FLAX = (
-    "files", "hints", "progress", "decompose", "plan", "trace", "moments", "pruning", "allocation",
+    "files", "hints", "progress", "decompose", "plan", "compute", "trace", "moments", "pruning",
+    "allocation",
 )  # fmt: skip
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 

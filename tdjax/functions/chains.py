@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tdjax.compute.programs import channels_last
 from tdjax.plan import tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct, split_inputs
-from tdjax.plan.stage import Chain, Stage
+from tdjax.plan.stage import Chain, Stage, whole
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace.convolutions import Window, conv_settings, transposed_settings
 
@@ -29,8 +30,7 @@ class Whole:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The layer alone."""
-        shape = self.layer.kernel_shape
-        return (Stage("kernel", shape, self.layer.groups, tuple(range(len(shape) - 2))),)
+        return (whole(self.layer, "kernel"),)
 
     def take_rows(self, kernels: Kernels, index: Int[Array, "*b"]) -> Float[Array, "*b n"]:
         """Rows of the kernel."""
@@ -80,6 +80,7 @@ def convolved(
     kernels: Kernels,
     x: Float[Array, "*_"],
     settings: Mapping[str, Any],
+    convolutions: Sequence[Any] = (),
 ) -> Float[Array, "*_"]:
     """A chain of convolutions, channels last.
 
@@ -87,22 +88,21 @@ def convolved(
         layer, window: which the chain takes the place of.
         kernels: of its stages.
         settings: of `jax.lax.conv_general_dilated`.
+        convolutions: for each stage what is called in its place, if not that itself.
     """
     settings_of: Any = transposed_settings if layer.kind == "conv_transpose" else conv_settings
-    axes = tuple(range(x.ndim))
-    image = (0, x.ndim - 1, *axes[1:-1])
-    numbers = jax.lax.ConvDimensionNumbers(image, (x.ndim - 1, x.ndim - 2, *axes[:-2]), image)
+    called = convolutions or [jax.lax.conv_general_dilated] * len(chain.stages)
     y = x
-    for stage, kernel in zip(chain.stages, kernels, strict=True):
+    for stage, kernel, convolution in zip(chain.stages, kernels, called, strict=True):
         own = settings_of(window, stage)
-        y = jax.lax.conv_general_dilated(
+        y = convolution(
             y.astype(x.dtype),
             kernel,
             own.get("strides", (1,) * len(layer.in_spatial)),
             own["padding"],
             own["input_dilation"],
             own["kernel_dilation"],
-            numbers,
+            channels_last(x.ndim),
             own["feature_group_count"],
             **settings,
         )

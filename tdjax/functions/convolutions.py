@@ -52,9 +52,17 @@ class Convolution:
         """See `Product.kernel`."""
         return jnp.transpose(view, self.order)
 
-    def multiply(self, chain: AnyChain, kernels: Kernels, rows: Array, attends: bool) -> Array:
+    def multiply(
+        self,
+        chain: AnyChain,
+        kernels: Kernels,
+        rows: Array,
+        attends: bool,
+        convolutions: Sequence[Any] = (),
+    ) -> Array:
         """See `Product.multiply`."""
-        return convolved(self.layer, self.window, chain, kernels, rows, dict(self.settings))
+        settings = dict(self.settings)
+        return convolved(self.layer, self.window, chain, kernels, rows, settings, convolutions)
 
     def result(self, y: Array) -> Array:
         """See `Product.result`."""

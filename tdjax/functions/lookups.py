@@ -53,7 +53,14 @@ class Lookup:
         """See `Product.kernel`."""
         return self.outputs.merged(jnp.moveaxis(view, self.axis, 0))
 
-    def multiply(self, chain: AnyChain, kernels: Kernels, rows: Array, attends: bool) -> Array:
+    def multiply(
+        self,
+        chain: AnyChain,
+        kernels: Kernels,
+        rows: Array,
+        attends: bool,
+        convolutions: Sequence[Any] = (),
+    ) -> Array:
         """See `Product.multiply`."""
         last = self.layer.kernel_shape[0] - 1
         taken = chain.take_rows(kernels, jnp.clip(rows, 0, last))

@@ -61,7 +61,14 @@ class MatrixProduct:
         front = () if self.batch is None else (self.layer.copies,)
         return x.reshape(*front, *x.shape[-2:])
 
-    def multiply(self, chain: AnyChain, kernels: Kernels, rows: Array, attends: bool) -> Array:
+    def multiply(
+        self,
+        chain: AnyChain,
+        kernels: Kernels,
+        rows: Array,
+        attends: bool,
+        convolutions: Sequence[Any] = (),
+    ) -> Array:
         """See `Product.multiply`."""
         return multiplied(chain, kernels, rows, dict(self.settings), transposed=attends)
 

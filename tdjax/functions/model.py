@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
+from tdjax.compute.convolve import dense_kernel, is_forced, reconstructs, stage_convolution
+from tdjax.functions.chains import Whole
 from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Factorised, is_held
 from tdjax.functions.place import Product
@@ -20,7 +22,7 @@ from tdjax.functions.sides import Side
 from tdjax.params.arrays import reconstruct_array, reconstruct_kernel, stack_axes
 from tdjax.params.check import factor_problems
 from tdjax.params.leaves import LeafTree, of_leaves, tree_of_plan
-from tdjax.plan.layers import LEAF
+from tdjax.plan.layers import CONVOLUTIONS, LEAF
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.trace.call import split_arrays
 from tdjax.trace.programs import bind
@@ -77,7 +79,7 @@ class FactorisedFunction:
             return evaluated(self.function, self.plan, params, args, kwargs)
 
         try:
-            known = self._programs.setdefault(frame, jax.jit(run))
+            known = self._programs.setdefault((frame, is_forced()), jax.jit(run))
         except TypeError:
             # Something static has no hash.
             known = run
@@ -157,8 +159,7 @@ class _Chains:
             raise _otherwise(held, f"by {eqn.primitive.name} in another way")
 
         def multiply(rows: Array, kernels: Mapping[str, Array]) -> Array:
-            own = [kernels[stage.name] for stage in entry.stages]
-            return product.multiply(entry.chain, own, rows, attends)
+            return _multiplied(product, entry, kernels, rows, attends)
 
         at = product.batch
         if at is not None:
@@ -181,6 +182,19 @@ class _Chains:
             return _with_gradients_of(dense, run)(*reads)
         again = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
         return jax.checkpoint(run, **again)(*reads)
+
+
+def _multiplied(
+    product: Product, entry: PlannedLayer, kernels: Mapping[str, Array], rows: Array, attends: bool
+) -> Array:
+    """Rows times the kernel that a layer's factors stand for."""
+    own, convolutions = [kernels[stage.name] for stage in entry.stages], []
+    if entry.layer.kind in CONVOLUTIONS:
+        if reconstructs(entry, rows.shape):
+            whole = Whole(entry.layer)
+            return product.multiply(whole, [dense_kernel(entry, kernels)], rows, attends)
+        convolutions = [stage_convolution(entry, number) for number in range(len(own))]
+    return product.multiply(entry.chain, own, rows, attends, convolutions)
 
 
 def _otherwise(held: Factorised, reader: str) -> ValueError:

@@ -236,7 +236,7 @@ def _alone(entry: PlannedLayer, factors: Mapping[str, Any]) -> PlannedLayer:
         stored = dataclasses.replace(stored, stack=None, copies=1)
     kind = entry.layer.multiplies_as
     layer = dataclasses.replace(entry.layer, path=name, kind=kind, stored=stored)
-    return PlannedLayer(layer, entry.form)
+    return dataclasses.replace(entry, layer=layer)
 
 
 def own_output(
@@ -258,7 +258,7 @@ def own_output(
     stored = dataclasses.replace(entry.layer.storage, name=LEAF, stack=None, copies=1)
     kind = entry.layer.multiplies_as
     layer = dataclasses.replace(entry.layer, path=name, kind=kind, other=0, stored=stored)
-    plan = Plan((PlannedLayer(layer, entry.form),))
+    plan = Plan((dataclasses.replace(entry, layer=layer),))
     return evaluated(apply, plan, {**params, name: factors}, args, kwargs)
 
 

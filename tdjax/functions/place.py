@@ -82,8 +82,19 @@ class Product(Protocol):
         """The kernel, of the view; of all layers of a stack where `batch` says that."""
         ...
 
-    def multiply(self, chain: AnyChain, kernels: Kernels, rows: Array, attends: bool) -> Array:
-        """Rows times the kernel that a chain stands for."""
+    def multiply(
+        self,
+        chain: AnyChain,
+        kernels: Kernels,
+        rows: Array,
+        attends: bool,
+        convolutions: Sequence[Any] = (),
+    ) -> Array:
+        """Rows times the kernel that a chain stands for.
+
+        Arguments:
+            convolutions: see `tdjax.functions.chains.convolved`.
+        """
         ...
 
     def result(self, y: Array) -> Array:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 
+from tdjax.compute.convolve import is_forced
 from tdjax.linen.place import Path, Place, place_of
 
 Interceptor = Callable[[Callable[..., Any], Any, Any, Any], Any]
@@ -124,7 +125,7 @@ def entered(model: nn.Module, place: Place, change: Change) -> Iterator[Intercep
     before = _entered.set(running | {key})
     # What `nn.jit` in the model looks at: it must not take a program of another change for its own.
     scope: Any = model.scope
-    scope.flags = scope.flags.copy({f"tdjax_{hash(change)}": True})
+    scope.flags = scope.flags.copy({f"tdjax_{hash(change)}": True, "tdjax_xla": is_forced()})
     try:
         interceptor = change.interceptor(place)
         with nn.intercept_methods(interceptor):

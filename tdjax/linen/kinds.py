@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tdjax.compute.convolve import dense_kernel, reconstructs, stage_convolution
 from tdjax.linen.initial import stage_initializer
 from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.stage import CORRECTION, Stage
+from tdjax.plan.stage import CORRECTION, Stage, whole
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
@@ -50,6 +51,21 @@ class FactorArray(nn.Module):
         return jnp.asarray(self.param("kernel", self.kernel_init, self.shape, self.param_dtype))
 
 
+class GivenConv(nn.Conv):
+    """`nn.Conv` with a kernel that is made elsewhere.
+
+    Attributes:
+        kernel: in place of the parameter.
+    """
+
+    kernel: Any = None
+
+    @nn.nowrap
+    def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.param`, but for the kernel."""
+        return self.kernel if name == "kernel" else super().param(name, init_fn, *args, **kwargs)
+
+
 def describe_conv(call: Call) -> Layer:
     """Of `nn.Conv`."""
     return convolutions.convolution(call, call.module.features)
@@ -59,19 +75,12 @@ def run_conv(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     """The chain of convolutions in place of `nn.Conv`."""
 
     def settings(stage: Stage) -> dict[str, Any]:
-        return {
-            **_shared(module, entry, stage),
-            **convolutions.conv_settings(module, stage),
-            "conv_general_dilated": module.conv_general_dilated,
-            "conv_general_dilated_cls": module.conv_general_dilated_cls,
-        }
+        own = convolutions.conv_settings(module, stage)
+        made = module.conv_general_dilated_cls
+        return {**_shared(module, entry, stage), **own, "conv_general_dilated_cls": made}
 
-    x = inputs
-    for stage in entry.stages:
-        x = nn.Conv(**settings(stage))(x)
-    if entry.correction is not None:
-        x += SparseConv(**settings(entry.correction), nonzeros=entry.nonzeros)(inputs)
-    return _with_bias(module, entry, x)
+    given = module.conv_general_dilated_cls or module.conv_general_dilated
+    return _convolved(module, entry, inputs, settings, given)
 
 
 def describe_conv_transpose(call: Call) -> Layer:
@@ -86,12 +95,52 @@ def run_conv_transpose(module: Any, entry: PlannedLayer, inputs: Array) -> Array
         own = convolutions.transposed_settings(module, stage)
         return {**_shared(module, entry, stage), **own}
 
+    return _convolved(module, entry, inputs, settings, None)
+
+
+def _convolved(
+    module: Any,
+    entry: PlannedLayer,
+    inputs: Array,
+    settings: Callable[[Stage], dict[str, Any]],
+    given: Any,
+) -> Array:
+    """What a layer's convolution returns, of its factors.
+
+    Arguments:
+        settings: of the `nn.Conv` that a stage is.
+        given: the layer's own function of convolution, or what makes it, if any.
+    """
+    if reconstructs(entry, inputs.shape, given):
+        dense = GivenConv(
+            **{**settings(whole(entry.layer, "dense")), "kernel": _dense_kernel(module, entry)},
+            conv_general_dilated=given,
+        )
+        return _with_bias(module, entry, dense(inputs))
     x = inputs
-    for stage in entry.stages:
-        x = nn.Conv(**settings(stage))(x)
+    for number, stage in enumerate(entry.stages):
+        own = stage_convolution(entry, number, given)
+        x = nn.Conv(**settings(stage), conv_general_dilated=own)(x)
     if entry.correction is not None:
-        x += SparseConv(**settings(entry.correction), nonzeros=entry.nonzeros)(inputs)
+        own = settings(entry.correction)
+        x += SparseConv(**own, conv_general_dilated=given, nonzeros=entry.nonzeros)(inputs)
     return _with_bias(module, entry, x)
+
+
+def _dense_kernel(module: Any, entry: PlannedLayer) -> Array:
+    """The kernel that the factors stand for, and the sparse correction if there is one."""
+    kernels = {
+        stage.name: _factor(module, module.kernel_init, entry, stage, stage.name)()
+        for stage in entry.stages
+    }
+    kernel = dense_kernel(entry, kernels)
+    if entry.correction is None:
+        return kernel
+    shape, dtype = entry.correction.kernel_shape, module.param_dtype
+    return (
+        kernel
+        + SparseTable(nonzeros=entry.nonzeros, shape=shape, param_dtype=dtype, name=CORRECTION)()
+    )
 
 
 def describe_dense(call: Call) -> Layer:

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tdjax.compute.convolve import dense_kernel, reconstructs, stage_convolution
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.stage import CORRECTION, Chain, Stage
+from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
@@ -50,7 +51,8 @@ class FactorisedConv(nnx.Conv):
 
     def __call__(self, inputs: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
         """The chain of convolutions, see `nnx.Conv`."""
-        return _placed(_with_bias(self, inputs, _through(self, inputs)), out_sharding)
+        y = _convolved(self, inputs, thin_conv, self.conv_general_dilated)
+        return _placed(_with_bias(self, inputs, y), out_sharding)
 
 
 class FactorisedConvTranspose(nnx.ConvTranspose):
@@ -58,7 +60,7 @@ class FactorisedConvTranspose(nnx.ConvTranspose):
 
     def __call__(self, inputs: Float[Array, "*_"]) -> Float[Array, "*_"]:
         """The chain of convolutions of the dilated input, see `nnx.ConvTranspose`."""
-        return _with_bias(self, inputs, _through(self, inputs))
+        return _with_bias(self, inputs, _convolved(self, inputs, thin_conv_transpose, None))
 
 
 def thin_conv(module: Any, stage: Stage) -> nnx.Module:
@@ -229,14 +231,41 @@ def stage_of(module: Any, stage: Stage, entry: PlannedLayer) -> nnx.Module:
     # A core of a TT-matrix is no thin layer of any kind.
     core = isinstance(entry.chain, TTMatrixChain)
     kind = KINDS.get(type(module))
-    return FactorArray() if core or kind is None else kind.thin(module, stage)
+    if core or kind is None:
+        return FactorArray()
+    thin: Any = kind.thin(module, stage)
+    if isinstance(thin, nnx.Conv):
+        number = entry.stages.index(stage)
+        thin.conv_general_dilated = stage_convolution(entry, number, thin.conv_general_dilated)
+    return thin
 
 
-def _through(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    y = x
+def _convolved(
+    module: Any, x: Float[Array, "*_"], thin: Callable[[Any, Stage], Any], given: Any
+) -> Float[Array, "*_"]:
+    """What a layer's convolution returns, of its factors.
+
+    Arguments:
+        thin: see `Kind`.
+        given: the layer's own function of convolution, if any.
+    """
+    entry, y = module.planned, x
+    if reconstructs(entry, x.shape, given):
+        dense = thin(module, whole(entry.layer, "dense"))
+        dense.kernel = nnx.Param(_dense_kernel(module))
+        return dense(x)
     for stage in _stages(module):
         y = getattr(module, stage.name)(y)
     return _corrected(module, x, y)
+
+
+def _dense_kernel(module: Any) -> Float[Array, "*_"]:
+    """The kernel that the factors stand for, and the sparse correction if there is one."""
+    names = [stage.name for stage in _stages(module)]
+    kernel = dense_kernel(
+        module.planned, {name: getattr(module, name).kernel[...] for name in names}
+    )
+    return kernel + getattr(module, CORRECTION).kernel[...] if _nonzeros(module) else kernel
 
 
 def _corrected(module: Any, x: Float[Array, "*_"], y: Float[Array, "*_"]) -> Float[Array, "*_"]:

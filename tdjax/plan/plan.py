@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from tdjax.hints import did_you_mean
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
-from tdjax.plan.layers import Layer
+from tdjax.plan.layers import CONVOLUTIONS, Layer
 from tdjax.plan.printing import Table, as_html, as_text
-from tdjax.plan.reading import FIRST_VERSION, PLAN_VERSION, SECOND_VERSION, is_later, read_plan
-from tdjax.plan.stage import CORRECTION, Chain, Stage
+from tdjax.plan.reading import PLAN_VERSION, SECOND_VERSION, THIRD_VERSION, read_plan, version_of
+from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
 from tdjax.plan.timing import Profile, profile_calls
+from tdjax.plan.ways import check_way, ways_from, ways_problem, ways_text
 from tdjax.plan.work import Count, Use, Work, count_text, exact
 
 # Indices are int32.
@@ -30,11 +31,22 @@ class PlannedLayer:
         layer: the entry of the layer table.
         form: how its kernel is decomposed, or None where the layer is kept dense.
         reason: why the layer is kept dense.
+        ways: by which of several exact programs it is computed, see `Plan.with_ways`; () where a
+            rule chooses when the model is traced.
+
+    Raises ValueError for ways that the layer cannot be computed in.
     """
 
     layer: Layer
     form: Form | None = None
     reason: str | None = None
+    ways: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse ways that are none."""
+        problem = ways_problem(self.layer, self.stages, self.ways) if self.ways else None
+        if problem is not None:
+            raise ValueError(f"layer {self.layer.path!r}: {problem}")
 
     @property
     def method(self) -> str | None:
@@ -76,8 +88,7 @@ class PlannedLayer:
         """
         if not self.nonzeros:
             return None
-        shape = self.layer.kernel_shape
-        return Stage(CORRECTION, shape, self.layer.groups, tuple(range(len(shape) - 2)))
+        return whole(self.layer, CORRECTION)
 
     @property
     def size(self) -> int:
@@ -185,6 +196,43 @@ class Plan:
         """
         return replace(self, measured=profile_calls(dense, factorised, rounds))
 
+    def with_ways(self, ways: str | Mapping[str, str | Sequence[str]]) -> Plan:
+        """The plan with ways to compute its layers, in place of those that a rule would choose.
+
+        All ways give equal results up to rounding; which is fastest depends on the machine, the
+        sizes of the maps and the batch. "xla" is XLA's own convolution for every stage; "shifted"
+        computes depthwise stages as multiply-adds of the shifted map; "split" those with feature
+        groups as a convolution for each group; "product" as the product of all patches with the
+        kernel. "reconstruct" multiplies the dense kernel out in each call, for one dense
+        convolution. The multiply-accumulates of the plan stay those of the factors.
+
+            >>> import tdjax
+            >>> layer = tdjax.Layer("conv", "conv", (3, 3, 9, 9), 1, (8, 8), (8, 8))
+            >>> plan = tdjax.Plan((tdjax.PlannedLayer(layer, tdjax.Form("cp", (4,))),))
+            >>> plan.with_ways("shifted")["conv"].ways
+            ('xla', 'shifted', 'shifted', 'xla')
+            >>> plan.with_ways({"conv": "reconstruct"})["conv"].ways
+            ('reconstruct',)
+
+        Arguments:
+            ways: for all factorised convolutions, or by the path of a layer: one way, in which
+                every stage is computed that can be; a sequence with one for each stage; () for the
+                rule.
+
+        Raises KeyError for a path that is no layer's, ValueError for a way that there is not, or
+        in which a layer cannot be computed.
+        """
+        if isinstance(ways, str):
+            check_way(ways)
+            found = [e for e in self.factorised if e.layer.kind in CONVOLUTIONS]
+            ways = {entry.layer.path: ways for entry in found}
+        made: dict[str, PlannedLayer] = {}
+        for path, own in ways.items():
+            entry = self[path]
+            made[path] = replace(entry, ways=ways_from(entry.stages, own))
+        layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
+        return replace(self, layers=layers)
+
     def __getitem__(self, path: str) -> PlannedLayer:
         """The entry of one layer. Raises KeyError that lists the paths there are."""
         for entry in self.layers:
@@ -227,20 +275,24 @@ class Plan:
                 f"indices of nonzeros take {self.index_bits:,} bits, beside the parameters; sparse "
                 "corrections are computed by dense layers, whatever their MACs",
             )
+        named = [entry for entry in self.layers if entry.ways]
+        reasons += [
+            f"{entry.layer.path or '(model)'} {ways_text(entry.stages, entry.ways)}"
+            for entry in named
+        ]
         if self.work is not None:
             reasons.insert(0, "of the branches of a condition, the costliest counts in total MACs")
         return reasons if self.measured is None else [str(self.measured), *reasons]
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
-        later = self.work is not None or is_later(self.other_macs, self.layers)
-        layers = [_planned_to_dict(entry, later=later) for entry in self.layers]
-        raw: dict[str, Any] = {"version": FIRST_VERSION, "other": self.other, "layers": layers}
-        if self.other_macs or later:
-            raw |= {"version": SECOND_VERSION, "other_macs": self.other_macs}
-        if later:
-            work = None if self.work is None else asdict(self.work)
-            raw |= {"version": PLAN_VERSION, "work": work}
+        version = version_of(self.layers, self.other_macs, self.work)
+        layers = [_planned_to_dict(entry, version) for entry in self.layers]
+        raw: dict[str, Any] = {"version": version, "other": self.other, "layers": layers}
+        if version >= SECOND_VERSION:
+            raw["other_macs"] = self.other_macs
+        if version >= THIRD_VERSION:
+            raw["work"] = None if self.work is None else asdict(self.work)
         if self.measured is not None:
             raw["measured"] = self.measured
         # Of fractions the text.
@@ -258,17 +310,18 @@ class Plan:
         return cls(layers, found.other, found.measured, found.other_macs, found.work)
 
 
-def _planned_to_dict(entry: PlannedLayer, *, later: bool) -> dict[str, Any]:
-    """One entry, its form spread among its other fields; `later` with all fields of its layer."""
+def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
+    """One entry as a version writes it, its form spread among its other fields."""
     form = {"method": None, "ranks": (), "spatial": "separate"}
     variant = {"splits": 1, "fold": "channel", "nonzeros": 0}
     if entry.form is not None:
         own = asdict(entry.form)
         form, variant = ({name: own[name] for name in part} for part in (form, variant))
     layer = asdict(entry.layer)
-    if not later:
+    if version < THIRD_VERSION:
         del layer["dilated"]
-    return {"layer": layer, **form, "reason": entry.reason, **variant}
+    ways = {"ways": entry.ways} if version >= PLAN_VERSION else {}
+    return {"layer": layer, **form, "reason": entry.reason, **variant, **ways}
 
 
 def _row(entry: PlannedLayer) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import lru_cache
@@ -28,11 +28,12 @@ from tdjax.plan.consistent import layer_problems
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer, is_tied
 from tdjax.plan.timing import Profile
+from tdjax.plan.ways import ways_problem
 from tdjax.plan.work import Count, Work
 
 # Plans whose products are all in layers stay as the first version wrote them, those without
-# conditions, fractions and dilated inputs as the second did.
-FIRST_VERSION, SECOND_VERSION, PLAN_VERSION = 1, 2, 3
+# conditions, fractions and dilated inputs as the second did, those that name no ways as the third.
+FIRST_VERSION, SECOND_VERSION, THIRD_VERSION, PLAN_VERSION = 1, 2, 3, 4
 # Fields of an entry that plans of earlier versions lack, all their entries alike.
 LATER: tuple[dict[str, Any], ...] = (
     {"splits": Form.splits, "fold": Form.fold},
@@ -49,6 +50,7 @@ class ReadEntry(NamedTuple):
     layer: Layer
     form: Form | None
     reason: str | None
+    ways: tuple[str, ...]
 
 
 class ReadPlan(NamedTuple):
@@ -81,7 +83,9 @@ def read_plan(text: str) -> ReadPlan:
         _check_other(entries, plain.other)
         work, other_macs = getattr(plain, "work", None), getattr(plain, "other_macs", 0)
         _check_work(entries, work)
-        if (work is not None or is_later(other_macs, entries)) != (version == PLAN_VERSION):
+        least = version_of(entries, other_macs, work)
+        # The second wrote what the first could where all other products were none.
+        if max(least, SECOND_VERSION) != max(version, SECOND_VERSION):
             raise ValueError(f"it holds what is not written as version {version}")
         return ReadPlan(tuple(entries), plain.other, measured, other_macs, work)
     except (ValueError, TypeError, RecursionError) as error:
@@ -107,6 +111,7 @@ class _Entry:
     splits: int
     fold: str
     nonzeros: int
+    ways: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,22 @@ class _Plan(_SecondPlan):
 _PLANS: Mapping[int, type[_FirstPlan]] = {
     FIRST_VERSION: _FirstPlan,
     SECOND_VERSION: _SecondPlan,
+    THIRD_VERSION: _Plan,
     PLAN_VERSION: _Plan,
 }
 
 
-def is_later(other_macs: Count, entries: Iterable[Any]) -> bool:
-    """Whether the layers of some entries, or other products, are such as version 3 brought."""
-    layers = [entry.layer for entry in entries]
+def version_of(entries: Sequence[Any], other_macs: Count, work: Work | None) -> int:
+    """The first version that can write a plan of such entries."""
+    if any(entry.ways for entry in entries):
+        return PLAN_VERSION
+    if work is not None or _is_later(other_macs, [entry.layer for entry in entries]):
+        return THIRD_VERSION
+    return SECOND_VERSION if other_macs else FIRST_VERSION
+
+
+def _is_later(other_macs: Count, layers: Sequence[Layer]) -> bool:
+    """Whether layers, or other products, are such as version 3 brought."""
     counts = [other_macs, *(count for own in layers for count in (own.positions, own.lookups))]
     return any(isinstance(count, Fraction) for count in counts) or any(
         layer.dilated for layer in layers
@@ -149,7 +163,11 @@ def _completed(layers: Any, version: int) -> Any:
     for absent in LATER:
         if all(absent.keys().isdisjoint(entry) for entry in layers):
             layers = [{**absent, **entry} for entry in layers]
-    if version == PLAN_VERSION or not all(_lacks_dilated(entry.get("layer")) for entry in layers):
+    if version < PLAN_VERSION:
+        if any("ways" in entry for entry in layers):
+            raise ValueError(f"field 'ways' is none of version {version}")
+        layers = [{**entry, "ways": []} for entry in layers]
+    if version >= THIRD_VERSION or not all(_lacks_dilated(entry.get("layer")) for entry in layers):
         return layers
     return [{**entry, "layer": {**entry["layer"], "dilated": Layer.dilated}} for entry in layers]
 
@@ -238,7 +256,9 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
             raise ValueError(f"field '{where}.method' is null, but the layer has a form")
         if own.reason is not None and own.layer.obstacle not in (None, own.reason):
             raise ValueError(f"field '{where}.reason' is not the obstacle of its layer")
-        return ReadEntry(own.layer, None, own.reason)
+        if own.ways:
+            raise ValueError(f"field '{where}.method' is null, but the layer has ways")
+        return ReadEntry(own.layer, None, own.reason, ())
     if own.reason is not None or own.layer.obstacle is not None:
         raise ValueError(f"field '{where}.method': {own.method!r}, but the layer is kept dense")
     if 0 in own.layer.kernel_shape:
@@ -248,7 +268,10 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
         _check_form(own.layer, read)
     except ValueError as error:
         raise ValueError(f"field {where!r}: {error}") from error
-    return ReadEntry(own.layer, read, None)
+    wrong = ways_problem(own.layer, chain_of(own.layer, read).stages, own.ways)
+    if wrong is not None:
+        raise ValueError(f"field '{where}.ways': {wrong}")
+    return ReadEntry(own.layer, read, None, own.ways)
 
 
 def _check_nonzeros(own: _Entry) -> None:

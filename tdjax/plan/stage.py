@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import jax
@@ -58,6 +59,21 @@ class Stage:
         return math.prod(self.kernel_shape)
 
 
+def is_depthwise(kernel_shape: Sequence[int], groups: int) -> bool:
+    """Whether each feature of a convolution comes of one channel, and each channel goes into one.
+
+    Arguments:
+        kernel_shape: (*window, channels / groups, features).
+    """
+    return groups > 1 and tuple(kernel_shape[-2:]) == (1, groups)
+
+
+def whole(layer: Layer, name: str) -> Stage:
+    """The convolution of a layer as it is, as a stage."""
+    shape = layer.kernel_shape
+    return Stage(name, shape, layer.groups, tuple(range(len(shape) - 2)))
+
+
 def _at_once(method: Method) -> Method:
     """A method of a chain as one program, the same for alike layers anywhere in a model."""
     program = jax.jit(method, static_argnums=0)
@@ -87,17 +103,24 @@ class Chain(ABC):
         return sum(stage.size for stage in self.stages)
 
     @property
+    def maps(self) -> tuple[tuple[int, ...], ...]:
+        """Spatial sizes between the thin layers, those of the layer's input and output included."""
+        found = [tuple(self.layer.in_spatial)]
+        for stage in self.stages:
+            pairs = zip(found[-1], self.layer.out_spatial, strict=True)
+            found.append(
+                tuple(out if axis in stage.axes else size for axis, (size, out) in enumerate(pairs))
+            )
+        return tuple(found)
+
+    @property
     def macs(self) -> Count:
         """Multiply-accumulates of the thin layers for one example, in one layer of a stack."""
-        layer, total = self.layer, 0
-        sizes = tuple(layer.in_spatial)
-        for stage in self.stages:
-            after = tuple(
-                out if axis in stage.axes else size
-                for axis, (size, out) in enumerate(zip(sizes, layer.out_spatial, strict=True))
-            )
-            total += layer.windows(sizes, after) * stage.size
-            sizes = after
+        layer = self.layer
+        total = sum(
+            layer.windows(*sizes) * stage.size
+            for sizes, stage in zip(pairwise(self.maps), self.stages, strict=True)
+        )
         # The first factor of a taken row is taken, not computed.
         taken = sum(stage.size for stage in self.stages[1:])
         return exact(layer.positions * total + layer.lookups * taken)
