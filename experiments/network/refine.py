@@ -17,7 +17,7 @@ from experiments.network.forward import FunctionNetwork, Variables
 from experiments.network.network import REFINE, Network
 from experiments.network.train_on import named_key
 from experiments.workdir.fields import FieldError, Settings
-from experiments.workdir.ranges import Epochs, Natural, OneOf, Range, Rate
+from experiments.workdir.ranges import Epochs, Natural, OneOf, Range, Rate, Wishes
 from tdjax.dispatch.models import room_of
 from tdjax.dispatch.refining import refine
 from tdjax.files import one_line
@@ -56,7 +56,7 @@ class RefineSettings(Settings):
     learning_rate: Rate | None = None
     loss: Annotated[str, OneOf(LOSSES)] = str(Defaults.loss)
     temperature: Annotated[float, Range(least=1e-3, most=1e6)] = Defaults.temperature
-    features: tuple[str, ...] = ()
+    features: Wishes[str] = ()
     augment: bool = True
 
     @property

@@ -88,15 +88,22 @@ class Path:
 
 @dataclass(frozen=True)
 class Listed:
-    """At least one entry, none twice; numbers that read the same to six digits are the same."""
+    """Entries of which none comes twice; numbers that read the same to six digits are the same.
+
+    Arguments:
+        least: number of entries.
+    """
+
+    least: int = 1
 
     def problem(self, value: Any, verb: str) -> str:
         """See `Range`."""
         names = [f"{entry:g}" if type(entry) is float else str(entry) for entry in value]
-        if names and len(set(names)) == len(names):
+        if len(names) >= self.least and len(set(names)) == len(names):
             return ""
         digits = ": numbers count to six digits" if any(type(v) is float for v in value) else ""
-        return f"must list at least one, and none twice, but {verb} {shown(value)}{digits}"
+        wanted = "at least one, and none twice" if self.least else "none twice"
+        return f"must list {wanted}, but {verb} {shown(value)}{digits}"
 
 
 def shown(value: Any) -> str:
@@ -127,3 +134,5 @@ Part = Annotated[float, Range(least=0, below=1)]
 FileName = Annotated[str, Path()]
 # Choices to be tried.
 Choices = Annotated[tuple[T, ...], Listed()]
+# Choices that may be none.
+Wishes = Annotated[tuple[T, ...], Listed(least=0)]

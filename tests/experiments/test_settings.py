@@ -51,6 +51,8 @@ ACCEPTED = {
     **dict.fromkeys(("train.nesterov", "train.augment", "finetune.repeat"), (True,)),
     **dict.fromkeys(("reestimate", "sequential", "poor_baseline"), (True,)),
     "test.layer_images": (0, None),
+    **{"refine.epochs": (0,), "refine.learning_rate": (None,), "refine.augment": (True,)},
+    "refine.features": ([],),
     "train.boundaries": ([],),
     **dict.fromkeys(("model.arguments", "data.arguments"), ({},)),
     **dict.fromkeys(("etas", "penalties"), ([0.9999999],)),
