@@ -13,7 +13,7 @@ three calibration subsets:
     energy, Kronecker, 50 %     94.5 [92.1, 97.0]       96.8 [95.7, 97.8]       96.0 [95.0, 97.1]
     uniform, Frobenius, 25 %    10.0                    70.2                    20.3
     energy, Frobenius, 25 %     19.5                    73.0                    29.5
-    energy, Kronecker, 25 %     43.1 [15.0, 71.2]       73.9 [72.3, 75.5]       62.9 [56.6, 69.1]
+    energy, Kronecker, 25 %     43.2 [15.5, 70.9]       74.1 [72.3, 75.9]       62.9 [56.6, 69.1]
 
 Compressed, trained on and compressed again:
 
