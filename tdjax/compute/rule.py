@@ -10,8 +10,9 @@ the dense layer (its multiply-accumulates are 4 times as many):
 | 256 -> 256, 14x14, batch 1     | 3.6    | 3.8      | 4.3  | 0.83    | 4.2         | 4.0 | 2.4         | 3.8           |
 
 At 56x56, batch 16, shifted maps are 0.36 times as fast as the dense layer. Multiplying the dense
-kernel out costs 2 to 5 % up to 64 channels. The costs below were fitted to
-this table: they are 9 % off in the median, a third at most. On GPU and TPU XLA's own is not known to be slow: there it computes everything.
+kernel out costs 2 to 5 % up to 64 channels. The costs below were fitted to this table: they are 9 %
+off in the median, a third at most. On GPU and TPU XLA's own is not known to be slow: there it
+computes everything.
 """  # noqa: E501
 
 from __future__ import annotations
