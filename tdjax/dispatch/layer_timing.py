@@ -20,7 +20,7 @@ from tdjax.timings.layer import FormTimings, LayerTimings
 from tdjax.timings.turns import seconds_of
 
 # Seconds of a program, of which a layer's turns are as many as fill them.
-FILLED = 0.01
+FILLED = 0.004
 MOST_TURNS = 2000
 # Ways of a form that are so much slower at one rank are not tried at others.
 CLOSE = 1.25

@@ -15,6 +15,9 @@ Key = TypeVar("Key", bound=Hashable)
 # Rounds that all calls take part in; slower by so much than the best of its group, one then drops
 # out.
 FIRST_ROUNDS, CLEARLY = 2, 2.0
+# Calls one after another, of which the fastest counts: others were interrupted, or found nothing
+# in the caches.
+CALLS = 3
 
 
 def seconds_of(
@@ -26,8 +29,9 @@ def seconds_of(
 ) -> dict[Key, float]:
     """Seconds of some calls, the slow ones of each group less surely than the fast ones.
 
-    All are made in turns with one that they are compared with: what is returned is the median over
-    the rounds of its seconds, and that times the median of each other's ratio to it. So a slow
+    All are made in turns, some times in each round, with one that they are compared with: what is
+    returned is the median over the rounds of its seconds, and that times the median of each other's
+    ratio to it. So a slow
     moment of the machine does not decide between two.
 
     Arguments:
@@ -42,9 +46,7 @@ def seconds_of(
         if number == FIRST_ROUNDS:
             running = _left(taken, reference, group_of)
         for key in running:
-            start = time.perf_counter()
-            jax.block_until_ready(calls[key]())
-            taken[key].append(time.perf_counter() - start)
+            taken[key].append(min(_seconds(calls[key]) for _ in range(CALLS)))
     own = taken[reference]
     base = statistics.median(own)
     # Those that dropped out have fewer rounds.
@@ -52,6 +54,12 @@ def seconds_of(
         key: base * statistics.median(a / b for a, b in zip(found, own, strict=False))
         for key, found in taken.items()
     }
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
 
 
 def _left(
