@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from tdjax.compute.convolve import is_same
 from tdjax.compute.rule import differing_ways
 from tdjax.dispatch.alone import Alone, Program
 from tdjax.plan.form import Form
-from tdjax.plan.layers import CONVOLUTIONS, Layer
+from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ways import RECONSTRUCT, ways_from
 from tdjax.timings.grid import Ranks, forms_of, middle_of, ranks_of
@@ -54,7 +55,7 @@ def layer_timings(layer: Alone, wanted: Wanted) -> LayerTimings:
     grids = {form: ranks_of(plain, form) for form in forms_of(plain, wanted.methods, wanted.splits)}
     measure = _Measure(layer, wanted.rounds)
     middles = [replace(form, ranks=middle_of(ranks)) for form, ranks in grids.items()]
-    tried = [Candidate(form, ways) for form in middles for ways in _ways(plain, form, wanted)]
+    tried = [Candidate(form, ways) for form in middles for ways in _ways(layer, form, wanted)]
     probed, _ = measure(tried, lambda own: own.plain)
     best: dict[Form, float] = {}
     for own, seconds in probed.items():
@@ -68,22 +69,28 @@ def layer_timings(layer: Alone, wanted: Wanted) -> LayerTimings:
     rest += [
         Candidate(replace(form, ranks=grid[-1]), (RECONSTRUCT,))
         for form, grid in grids.items()
-        if wanted.ways and plain.kind in CONVOLUTIONS
+        if _has_ways(layer, wanted)
     ]
     found, dense = measure(rest, lambda own: own.form)
     forms = [_fastest(form, grid, found) for form, grid in grids.items()]
     return LayerTimings(dense, tuple(forms), plain.group_shape)
 
 
-def _ways(layer: Layer, form: Form, wanted: Wanted) -> Iterator[tuple[str, ...]]:
+def _ways(layer: Alone, form: Form, wanted: Wanted) -> Iterator[tuple[str, ...]]:
     """The ways that a form is tried in, but for the dense kernel multiplied out."""
-    if layer.kind not in CONVOLUTIONS or not wanted.ways:
+    if not _has_ways(layer, wanted):
         yield ()
         return
-    entry = PlannedLayer(layer, form)
+    entry = PlannedLayer(layer.layer, form)
     for way in differing_ways(entry):
         if way != RECONSTRUCT:
             yield ways_from(entry.stages, way)
+
+
+def _has_ways(layer: Alone, wanted: Wanted) -> bool:
+    """Whether a layer has ways, which none has that is given a function of its own."""
+    given = all(is_same(own.given) for own in layer.calls)
+    return wanted.ways and layer.layer.kind in CONVOLUTIONS and given
 
 
 def _fastest(form: Form, grid: Sequence[Ranks], found: Mapping[Candidate, float]) -> FormTimings:

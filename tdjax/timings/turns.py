@@ -12,9 +12,9 @@ import jax
 
 Key = TypeVar("Key", bound=Hashable)
 
-# Rounds that all calls take part in; slower by so much than the best of its group, one then drops
-# out.
-FIRST_ROUNDS, CLEARLY = 2, 2.0
+# Slower by so much than the best of its group, or than the reference, a call drops out:
+# after a first heat, in which each is made once, and after some rounds.
+FIRST_ROUNDS, CLEARLY, HEAT = 2, 2.0, 4.0
 # Calls one after another, of which the fastest counts: others were interrupted, or found nothing
 # in the caches.
 CALLS = 3
@@ -31,8 +31,7 @@ def seconds_of(
 
     All are made in turns, some times in each round, with one that they are compared with: what is
     returned is the median over the rounds of its seconds, and that times the median of each other's
-    ratio to it. So a slow
-    moment of the machine does not decide between two.
+    ratio to it. So a slow moment of the machine does not decide between two.
 
     Arguments:
         calls: of which each has run once before, for its compilation.
@@ -40,11 +39,13 @@ def seconds_of(
         reference: the call that others are compared with; it never drops out.
         group_of: calls of equal groups compete.
     """
-    taken: dict[Key, list[float]] = {key: [] for key in calls}
-    running = list(calls)
+    taken = {key: [_seconds(call)] for key, call in calls.items()}
+    running = _left(taken, HEAT, reference, group_of)
+    # Of those that go on, the heat is no round.
+    taken |= {key: [] for key in running}
     for number in range(rounds):
         if number == FIRST_ROUNDS:
-            running = _left(taken, reference, group_of)
+            running = _left({key: taken[key] for key in running}, CLEARLY, reference, group_of)
         for key in running:
             taken[key].append(min(_seconds(calls[key]) for _ in range(CALLS)))
     own = taken[reference]
@@ -63,14 +64,13 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _left(
-    taken: Mapping[Key, list[float]], reference: Key, group_of: Callable[[Key], Hashable]
+    taken: Mapping[Key, list[float]],
+    slower: float,
+    reference: Key,
+    group_of: Callable[[Key], Hashable],
 ) -> list[Key]:
     """The calls that may still be the fastest of their group."""
-    best: dict[Hashable, float] = defaultdict(lambda: float("inf"))
+    best: dict[Hashable, float] = defaultdict(lambda: min(taken[reference]))
     for key, seconds in taken.items():
-        best[group_of(key)] = min(best[group_of(key)], min(seconds))
-    return [
-        key
-        for key, seconds in taken.items()
-        if key == reference or min(seconds) <= CLEARLY * best[group_of(key)]
-    ]
+        best[group_of(key)] = min(best[group_of(key)], *seconds)
+    return [key for key, own in taken.items() if min(own) <= slower * best[group_of(key)]]
