@@ -169,7 +169,7 @@ def _apart(
     return {
         path: LayerTimings(NOTHING, (), layers[path].group_shape)
         if own is None
-        else _scaled(known[own[0]], own[1])
+        else _scaled(known[own[0]], float(own[1]))
         for path, own in kinds.items()
     }
 

@@ -61,8 +61,9 @@ def ranks_of(layer: Layer, form: Form) -> tuple[Ranks, ...]:
     next multiple.
     """
     if form.method == "tucker":
-        *_, channels, features = layer.group_shape
-        return tuple(itertools.product(_of_mode(channels), _of_mode(features)))
+        modes = layer.group_shape[-2:]
+        full = full_ranks(form.method, layer.group_shape)
+        return tuple(itertools.product(*map(_of_mode, modes, full)))
     if form.method == "tt":
         return _of_train(layer, form)
     (full,) = full_ranks(form.method, chain_of(layer, replace(form, ranks=(1,))).rank_shape)
@@ -82,10 +83,10 @@ def middle_of(ranks: Sequence[Ranks]) -> Ranks:
     return ranks[len(ranks) // 2]
 
 
-def _of_mode(size: int) -> tuple[int, ...]:
+def _of_mode(size: int, most: int) -> tuple[int, ...]:
     if size < NARROW:
-        return (size,)
-    return tuple(sorted({_rounded(share * size, size) for share in MODE_SHARES}))
+        return (min(size, most),)
+    return tuple(sorted({_rounded(share * size, most) for share in MODE_SHARES}))
 
 
 def _of_train(layer: Layer, form: Form) -> tuple[Ranks, ...]:
@@ -94,7 +95,7 @@ def _of_train(layer: Layer, form: Form) -> tuple[Ranks, ...]:
     for share in FEW_SHARES:
         wanted = ranks_for(form.method, shape, share)
         full = full_ranks(form.method, shape)
-        near = [_rounded(rank, most) for rank, most in zip(wanted, full, strict=True)]
+        near = [_rounded(float(rank), most) for rank, most in zip(wanted, full, strict=True)]
         found.append(feasible_tt_ranks(dims, near))
     return tuple(dict.fromkeys(found))
 
