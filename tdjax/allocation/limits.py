@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tdjax.allocation.choices import COSTS
+from tdjax.allocation.choices import PARAMS
 from tdjax.allocation.problem import Problem
 from tdjax.plan.wishes import LossRise
 
@@ -38,6 +38,7 @@ class Limit(NamedTuple):
 
     Arguments:
         cost: its name.
+        column: of it, in arrays of costs.
         share: of the whole network that was asked for.
         whole: cost of the dense network.
         fixed: what is no choice of these layers.
@@ -45,16 +46,12 @@ class Limit(NamedTuple):
     """
 
     cost: str
+    column: int
     share: float
     whole: int
     fixed: int
     least: int
     most: int
-
-    @property
-    def column(self) -> int:
-        """Of the cost, in arrays of costs."""
-        return COSTS.index(self.cost)
 
 
 def check_one(function: str, budget: Budget | None, target: LossRise | None) -> None:
@@ -71,7 +68,7 @@ def check_one(function: str, budget: Budget | None, target: LossRise | None) -> 
 def shares_of(budget: Budget, cost: str | None) -> Shares:
     """A budget as shares by the name of a cost, checked."""
     if not isinstance(budget, Mapping):
-        found = Shares({COSTS[0] if cost is None else cost: float(budget)}, met=True)
+        found = Shares({PARAMS if cost is None else cost: float(budget)}, met=True)
     elif cost is None:
         found = Shares({name: float(share) for name, share in budget.items()}, met=False)
     else:
@@ -86,7 +83,7 @@ def limits_of(problem: Problem, shares: Shares) -> list[Limit]:
     """What the free layers may cost. Raises ValueError for a budget out of reach."""
     found = []
     for cost, share in shares.of.items():
-        column = COSTS.index(cost)
+        column = problem.options.known.index(cost)
         whole, fixed = int(problem.whole[column]), int(problem.fixed[column])
         # In floating point a budget of 0.29 of 100 is less than 29.
         most = math.floor(share * whole + ROUNDING * whole)
@@ -99,5 +96,5 @@ def limits_of(problem: Problem, shares: Shares) -> list[Limit]:
                 f"allocate: budget {share:g} of the {cost} is out of reach: what can be chosen "
                 f"reaches {low / whole:.4g} to {high / whole:.4g}{problem.told()}"
             )
-        found.append(Limit(cost, share, whole, fixed, least - fixed, most - fixed))
+        found.append(Limit(cost, column, share, whole, fixed, least - fixed, most - fixed))
     return found
