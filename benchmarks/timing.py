@@ -5,13 +5,12 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from tdjax.plan.timing import seconds_in_turns
+from tdjax.timings.device import processor, version_of
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,6 @@ def describe_machine() -> str:
     """Processor or accelerator, cores and versions, in one line."""
     device = jax.devices()[0]
     packages = ("jax", "tensorly", "numpy", "torch")
-    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
-    name = _processor() if device.platform == "cpu" else device.device_kind
+    versions = ", ".join(f"{name} {version_of(name)}" for name in packages)
+    name = processor() if device.platform == "cpu" else device.device_kind
     return f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -30,6 +30,7 @@ from tdjax.pruning.indices import effective_number, lq_norm, pq_index, sparsity_
 from tdjax.pruning.lasso import lasso
 from tdjax.pruning.magnitude import adaptive_prune, magnitude_prune, pq_prune, tail_prune
 from tdjax.pruning.masks import apply_mask, keep_zeros, pruned_share
+from tdjax.timings.timings import Timings
 
 if TYPE_CHECKING:
     from tdjax import linen as linen
@@ -77,6 +78,7 @@ __all__ = [
     "Plan",
     "PlannedLayer",
     "Rule",
+    "Timings",
     "Tucker",
     "adaptive_prune",
     "allocate",

@@ -24,6 +24,7 @@ FLOORS = (
     ("decompose",),
     ("plan",),
     ("compute",),
+    ("timings",),
     ("trace",),
     ("moments",),
     ("arguments",),
@@ -36,8 +37,8 @@ FLOORS = (
     ("dispatch",),
 )
 KNOW_NO_FLAX = (
-    "files", "hints", "progress", "decompose", "plan", "compute", "trace", "moments", "pruning",
-    "allocation",
+    "files", "hints", "progress", "decompose", "plan", "compute", "timings", "trace", "moments",
+    "pruning", "allocation",
 )  # fmt: skip
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 

@@ -338,7 +338,9 @@ class Plan:
         """
         found = read_plan(text)
         layers = tuple(PlannedLayer(*entry) for entry in found.entries)
-        return cls(layers, found.other, found.measured, found.other_macs, found.work, found.predicted)
+        return cls(
+            layers, found.other, found.measured, found.other_macs, found.work, found.predicted
+        )
 
 
 def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:

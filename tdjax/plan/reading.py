@@ -68,7 +68,7 @@ class ReadPlan(NamedTuple):
 def read_plan(text: str) -> ReadPlan:
     """Read what `Plan.to_json` wrote. Raises ValueError that names the field that is wrong."""
     try:
-        raw = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        raw = parsed(text)
         if not isinstance(raw, dict):
             raise ValueError(f"it must hold fields, got {_shown(raw)}")
         version = _value(int, raw.get("version"), "version")
@@ -78,7 +78,7 @@ def read_plan(text: str) -> ReadPlan:
             )
         measured = _profile(raw.pop("measured")) if "measured" in raw else None
         predicted = _predicted(raw.pop("predicted")) if "predicted" in raw else None
-        plain = _fields(
+        plain = read_fields(
             _PLANS[version], raw | {"layers": _completed(raw.get("layers"), version)}, ""
         )
         entries = [_entry(own, f"layers[{k}]") for k, own in enumerate(plain.layers)]
@@ -94,6 +94,11 @@ def read_plan(text: str) -> ReadPlan:
         return ReadPlan(tuple(entries), plain.other, measured, other_macs, work, predicted)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not a plan: {one_line(error)}") from error
+
+
+def parsed(text: str) -> Any:
+    """JSON without names that are there twice, NaN and infinities. Raises ValueError for such."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def _check_other(entries: Iterable[ReadEntry], other: int) -> None:
@@ -180,7 +185,7 @@ def _lacks_dilated(layer: Any) -> bool:
     return isinstance(layer, dict) and "dilated" not in layer
 
 
-def _fields(cls: Any, raw: Any, where: str) -> Any:
+def read_fields(cls: Any, raw: Any, where: str) -> Any:
     """A dataclass from a JSON object with exactly its fields."""
     if not isinstance(raw, Mapping):
         raise ValueError(f"field {where!r} must hold fields, got {_shown(raw)}")
@@ -211,7 +216,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"field {where!r} must be a list, got {_shown(value)}")
         return tuple(_value(arguments[0], item, f"{where}[{k}]") for k, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
-        return _fields(hint, value, where)
+        return read_fields(hint, value, where)
     low, hint = (-LARGEST, int) if hint is Signed else (0, hint)
     # True is an int to Python, and 1.0 equals 1.
     if type(value) is not hint:
@@ -250,7 +255,7 @@ def _profile(raw: Any) -> Profile:
 
 
 def _predicted(raw: Any) -> Predicted:
-    found: Predicted = _fields(Predicted, raw, "predicted")
+    found: Predicted = read_fields(Predicted, raw, "predicted")
     return found
 
 

@@ -1,0 +1,178 @@
+"""Seconds of one layer, dense and in forms at some ranks, and between those ranks.
+
+In between, seconds are interpolated: linearly in the rank, for Tucker in both, for TT in the number
+of parameters. Below the least rank they are those of that rank, beyond the largest they grow in
+proportion: nothing is promised that was not seen. It is not assumed that they grow with the rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tdjax.plan.form import Form
+from tdjax.plan.ranks import tt_order, tt_size
+from tdjax.plan.ways import SHIFTED, XLA
+
+Ranks = tuple[int, ...]
+Seconds = Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class FormTimings:
+    """One form of one layer at some ranks.
+
+    Arguments:
+        form: without ranks.
+        ranks: those measured, in order; for Tucker all pairs of some r_C and some r_T.
+        seconds: for each, of the fastest way.
+        ways: for each, the ways of its stages that were fastest, as `tdjax.PlannedLayer` has
+            them; () for a matrix.
+
+    Raises ValueError for numbers that no clock shows, and where they are not as many as the ranks.
+    """
+
+    form: Form
+    ranks: tuple[Ranks, ...]
+    seconds: tuple[float, ...]
+    ways: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot have been measured."""
+        if self.form != _plain(self.form):
+            raise ValueError(f"form {self.form}: give it without ranks and nonzeros")
+        if not self.ranks or len({len(self.ranks), len(self.seconds), len(self.ways)}) > 1:
+            raise ValueError(f"form {self.form}: give seconds and ways for each of the ranks")
+        check_seconds(f"form {self.form}", self.seconds)
+        if len(set(self.ranks)) < len(self.ranks):
+            raise ValueError(f"form {self.form}: ranks are given twice")
+        if len({len(own) for own in self.ranks}) > 1 or min(map(min, self.ranks), default=1) < 1:
+            raise ValueError(f"form {self.form}: ranks {self.ranks} are none of one layer")
+        if self.form.method == "tucker" and set(self.ranks) != _pairs(self.ranks):
+            raise ValueError(f"form {self.form}: ranks must be all pairs of some r_C and some r_T")
+
+    def at(self, ranks: Int[np.ndarray, "n r"], shape: Sequence[int]) -> Seconds:
+        """Seconds at any ranks, interpolated; see `LayerTimings.seconds`.
+
+        Arguments:
+            shape: of the kernel of one feature group.
+        """
+        if self.form.method == "tucker":
+            return self._between_pairs(ranks)
+        own = _places(self.form, np.array(self.ranks), shape)
+        order = np.argsort(own)
+        return _interpolated(
+            _places(self.form, ranks, shape), own[order], np.array(self.seconds)[order]
+        )
+
+    def nearest(self, ranks: Sequence[int]) -> int:
+        """The number of those ranks of all measured that are nearest, by their ratios."""
+        away = np.abs(np.log(np.array(self.ranks) / np.asarray(ranks))).sum(axis=1)
+        return int(away.argmin())
+
+    def _between_pairs(self, ranks: Int[np.ndarray, "n 2"]) -> Seconds:
+        first, second = (np.unique([pair[k] for pair in self.ranks]) for k in (0, 1))
+        table = dict(zip(self.ranks, self.seconds, strict=True))
+        rows = np.array([
+            _interpolated(ranks[:, 1], second, np.array([table[a, b] for b in second.tolist()]))
+            for a in first.tolist()
+        ])  # fmt: skip
+        found = [_interpolated(ranks[n : n + 1, 0], first, rows[:, n]) for n in range(len(ranks))]
+        return np.concatenate([np.zeros(0), *found])
+
+
+@dataclass(frozen=True)
+class LayerTimings:
+    """One layer, dense and in some forms.
+
+    Arguments:
+        dense: seconds in one call of the network.
+        forms: those measured.
+        shape: of the kernel of one feature group, (*window, C / groups, T / groups): by it a layer
+            knows its own.
+
+    Raises ValueError for seconds that no clock shows.
+    """
+
+    dense: float
+    forms: tuple[FormTimings, ...]
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot have been measured."""
+        check_seconds("dense", [self.dense])
+        if len({own.form for own in self.forms}) < len(self.forms):
+            raise ValueError("a form is given twice")
+
+    @cached_property
+    def by_form(self) -> Mapping[Form, FormTimings]:
+        """Those measured, by their form without ranks."""
+        return {own.form: own for own in self.forms}
+
+    def seconds(self, form: Form, ranks: Int[np.ndarray, "n r"]) -> Seconds:
+        """What the layer takes in a form at some ranks, in one call of the network.
+
+        Arguments:
+            form: its own ranks do not count. A sparse correction takes what the dense layer does,
+                on top.
+
+        Raises ValueError for a form that was not measured.
+        """
+        correction = self.dense if form.nonzeros else 0.0
+        return self._of(form).at(np.asarray(ranks), self.shape) + correction
+
+    def ways_of(self, form: Form, ranks: Sequence[int]) -> tuple[str, ...]:
+        """The ways of a form's stages that were fastest at the nearest ranks measured.
+
+        () for a matrix. Raises ValueError for a form that was not measured.
+        """
+        own = self._of(form)
+        ways = own.ways[own.nearest(ranks)]
+        if form.method == "cp" and tuple(ranks) == (1,):
+            # Of a single channel no stage is depthwise.
+            return tuple(XLA if way == SHIFTED else way for way in ways)
+        return ways
+
+    def _of(self, form: Form) -> FormTimings:
+        found = self.by_form.get(_plain(form))
+        if found is None:
+            known = ", ".join(str(own) for own in self.by_form) or "none"
+            raise ValueError(f"form {_plain(form)} was not measured; measured: {known}")
+        return found
+
+
+def _plain(form: Form) -> Form:
+    """A form without ranks and nonzeros."""
+    return replace(form, ranks=(), nonzeros=0)
+
+
+def _pairs(ranks: Sequence[Ranks]) -> set[Ranks]:
+    """All pairs of first and second ranks."""
+    first, second = ({pair[k] for pair in ranks} for k in (0, 1))
+    return {(a, b) for a in first for b in second}
+
+
+def check_seconds(what: str, seconds: Sequence[float]) -> None:
+    """Raise ValueError for seconds that no clock shows."""
+    if not all(0 < own < math.inf for own in seconds):
+        raise ValueError(f"{what}: seconds that no clock shows: {', '.join(map(str, seconds))}")
+
+
+def _places(form: Form, ranks: Int[np.ndarray, "n r"], shape: Sequence[int]) -> Seconds:
+    """Numbers in which seconds are interpolated."""
+    if form.method != "tt":
+        return ranks[:, 0].astype(float)
+    dims = tt_order(shape)
+    return np.array([tt_size(dims, own) for own in ranks.tolist()], float)
+
+
+def _interpolated(wanted: np.ndarray, places: np.ndarray, seconds: np.ndarray) -> Seconds:
+    """Between places, which rise; beyond the last in proportion."""
+    beyond = np.maximum(wanted / places[-1], 1.0)
+    found: Seconds = np.interp(wanted, places, seconds) * beyond
+    return found
