@@ -78,8 +78,7 @@ def allocate(
 ) -> Plan:
     """See `tdjax.allocate`; CP starts from random factors of `key`."""
     check_one("allocate", budget, target)
-    if strategy is None:
-        strategy = "energy" if target is None else "loss"
+    strategy = strategy_of(strategy, target)
     shares = NOTHING if budget is None else shares_of(budget, cost)
     problem = posed(
         model, tuple(shares.of) or (cost or PARAMS,), strategy, methods, moments, splits=splits,
@@ -93,6 +92,11 @@ def allocate(
             "one of them"
         )
     return _within_rise(problem, target)
+
+
+def strategy_of(strategy: str | None, target: LossRise | None) -> str:
+    """The strategy, or the one that is meant where none is named."""
+    return strategy or ("energy" if target is None else "loss")
 
 
 def check_reach(

@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from tdjax.hints import did_you_mean
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer, ranks_text
@@ -23,6 +22,9 @@ PARTS = 10**6
 SLACK = 1e-6
 # A format is no faster unless it spares this share of a layer's time: timings are no nearer.
 LEAST_GAIN = 0.05
+# Why a layer is kept dense.
+NO_FASTER = "no format is faster on this device"
+NOT_TIMED = "no format of it was timed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +118,10 @@ def clock_of(timings: Timings, layers: Iterable[Layer]) -> Clock:
         layers: of the network.
     """
     known = {layer.path: layer for layer in layers}
-    remedy = "measure them with the model that you pass, tdjax.time_layers(...)"
+    remedy = "take those of the model that you pass, tdjax.time_layers(...)"
     for path in timings.layers:
         if path not in known:
-            raise ValueError(
-                f"allocate: timings: {path!r} is no layer of this network{did_you_mean(path, known)}"
-                f": {remedy}"
-            )
+            raise ValueError(f"allocate: timings: {path!r} is no layer of this network: {remedy}")
     for path, layer in known.items():
         own = timings.layers.get(path)
         if own is None and layer.obstacle is None:

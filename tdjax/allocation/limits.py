@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tdjax.allocation.choices import PARAMS
+from tdjax.allocation.choices import PARAMS, TIME
 from tdjax.allocation.problem import Problem
 from tdjax.plan.wishes import LossRise
 
 # A share of the whole network that is kept, or limits of shares by the names of costs.
 Budget = float | Mapping[str, float]
+# Another name of time, for a batch of one.
+LATENCY = "latency at batch 1"
 # How far from the budget a plan may be, as a share of the whole network.
 TOLERANCE = 0.005
 # Of a product with a budget, as a share of the whole network.
@@ -63,6 +65,35 @@ def check_one(function: str, budget: Budget | None, target: LossRise | None) -> 
         )
     if budget is not None and target is not None:
         raise TypeError(f"{function}: a target takes the place of a budget: leave out one of them")
+
+
+def in_time(
+    function: str, budgets: Sequence[Budget | None], cost: str | None, batch: int | None
+) -> tuple[list[Budget | None], str | None, int | None]:
+    """Budgets, cost and batch with `LATENCY` as the time of a batch of one.
+
+    Raises ValueError where another batch is asked for beside it.
+    """
+    names = {cost, *(name for own in budgets if isinstance(own, Mapping) for name in own)}
+    if LATENCY not in names:
+        return list(budgets), cost, batch
+    if batch not in (None, 1):
+        raise ValueError(f"{function}: {LATENCY!r} and batch {batch}: leave one of them out")
+    if TIME in names:
+        raise ValueError(f"{function}: {LATENCY!r} is time: leave one of them out")
+    plain = [
+        {TIME if name == LATENCY else name: share for name, share in own.items()}
+        if isinstance(own, Mapping)
+        else own
+        for own in budgets
+    ]
+    return plain, TIME if cost == LATENCY else cost, 1
+
+
+def names_of(budgets: Iterable[Budget | None], cost: str | None) -> tuple[str, ...]:
+    """What budgets limit, or a cost is of."""
+    names = (name for own in budgets if isinstance(own, Mapping) for name in own)
+    return tuple(dict.fromkeys([*names, *([] if cost is None else [cost])]))
 
 
 def shares_of(budget: Budget, cost: str | None) -> Shares:

@@ -26,7 +26,7 @@ from tdjax.allocation.choices import (
     check_known,
     choices_of,
 )
-from tdjax.allocation.clock import PARTS
+from tdjax.allocation.clock import NO_FASTER, NOT_TIMED, PARTS
 from tdjax.decompose.inputs import is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
@@ -172,12 +172,15 @@ class Problem:
         return replace(plan, layers=entries, predicted=clock.predicted(entries))
 
     def told(self) -> str:
-        """What rules decide, as the end of a message; "" where there are none."""
+        """What rules decide, as the end of a message, and how many layers get no faster."""
         paths = [path for path in self.layers if path in self.rules]
         texts = [_told(path, self.layers[path]) for path in paths]
         if len(texts) > NAMED:
             texts = [*texts[:NAMED], f"and {len(texts) - NAMED} more"]
-        return f"; rules: {', '.join(texts)}" if texts else ""
+        decided = [own.reason for own in self.layers.values() if isinstance(own, PlannedLayer)]
+        slow = decided.count(NO_FASTER)
+        told = f"; {slow} of {len(self.layers)} layers get no faster" if slow else ""
+        return told + (f"; rules: {', '.join(texts)}" if texts else "")
 
     def _layer(self, layer: Layer) -> FreeLayer | PlannedLayer:
         rule = self.rules.get(layer.path)
@@ -243,9 +246,9 @@ class Problem:
         if clock is None or self._without_gradient(layer):
             return "nothing smaller is known for it"
         if not clock.is_timed(layer.path):
-            return "no format of it was timed"
+            return NOT_TIMED
         if self.options.costs == (TIME,):
-            return "no format is faster on this device"
+            return NO_FASTER
         return "nothing smaller is known for it"
 
     def _without_gradient(self, layer: Layer) -> bool:
