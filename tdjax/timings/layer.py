@@ -66,9 +66,11 @@ class FormTimings:
             return self._between_pairs(ranks)
         own = _places(self.form, np.array(self.ranks), shape)
         order = np.argsort(own)
-        return _interpolated(
-            _places(self.form, ranks, shape), own[order], np.array(self.seconds)[order]
+        known, between = (
+            np.array(self.seconds)[order],
+            _Between(_places(self.form, ranks, shape), own[order]),
         )
+        return between.mean(known[between.low], known[between.high]) * between.beyond
 
     def nearest(self, ranks: Sequence[int]) -> int:
         """The number of those ranks of all measured that are nearest, by their ratios."""
@@ -77,13 +79,14 @@ class FormTimings:
 
     def _between_pairs(self, ranks: Int[np.ndarray, "n 2"]) -> Seconds:
         first, second = (np.unique([pair[k] for pair in self.ranks]) for k in (0, 1))
-        table = dict(zip(self.ranks, self.seconds, strict=True))
-        rows = np.array([
-            _interpolated(ranks[:, 1], second, np.array([table[a, b] for b in second.tolist()]))
-            for a in first.tolist()
-        ])  # fmt: skip
-        found = [_interpolated(ranks[n : n + 1, 0], first, rows[:, n]) for n in range(len(ranks))]
-        return np.concatenate([np.zeros(0), *found])
+        known = dict(zip(self.ranks, self.seconds, strict=True))
+        table = np.array([[known[a, b] for b in second.tolist()] for a in first.tolist()])
+        along, across = _Between(ranks[:, 0], first), _Between(ranks[:, 1], second)
+        found: Seconds = along.mean(
+            across.mean(table[along.low, across.low], table[along.low, across.high]),
+            across.mean(table[along.high, across.low], table[along.high, across.high]),
+        )
+        return found * along.beyond * across.beyond
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,24 @@ def _places(form: Form, ranks: Int[np.ndarray, "n r"], shape: Sequence[int]) -> 
     return np.array([tt_size(dims, own) for own in ranks.tolist()], float)
 
 
-def _interpolated(wanted: np.ndarray, places: np.ndarray, seconds: np.ndarray) -> Seconds:
-    """Between places, which rise; beyond the last in proportion."""
-    beyond = np.maximum(wanted / places[-1], 1.0)
-    found: Seconds = np.interp(wanted, places, seconds) * beyond
-    return found
+class _Between:
+    """Where numbers lie among places, which rise.
+
+    Attributes:
+        low, high: for each the places on both sides, by number; the nearest for those outside.
+        beyond: its ratio to the last place, where it is beyond that, else 1.
+    """
+
+    def __init__(self, wanted: np.ndarray, places: np.ndarray) -> None:
+        """Look them up."""
+        inside = np.clip(wanted, places[0], places[-1])
+        self.high = np.searchsorted(places, inside)
+        self.low = np.maximum(self.high - 1, 0)
+        apart = np.maximum(places[self.high] - places[self.low], 1)
+        self._share = (inside - places[self.low]) / apart
+        self.beyond = np.maximum(wanted / places[-1], 1.0)
+
+    def mean(self, low: Seconds, high: Seconds) -> Seconds:
+        """Between what is known on both sides."""
+        found: Seconds = low + self._share * (high - low)
+        return found
