@@ -134,6 +134,8 @@ class Plan:
             model itself takes (those of the dense layers, before and afterwards).
         work: what one example runs of a model with conditions, of whose branches the costliest
             counts in the totals; None where all layers run.
+        predicted: seconds that timings of its layers add up to, see `tdjax.allocate`; None without.
+            Not part of what makes plans equal.
     """
 
     layers: tuple[PlannedLayer, ...]
