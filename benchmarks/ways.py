@@ -6,7 +6,7 @@ measured stands what the rule of `tdjax.compute.rule` chooses and predicts: wher
 not the fastest, its constants are to be looked at.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,9 @@ from absl import app, flags
 
 import tdjax
 from benchmarks.timing import Timing, describe_machine, interleaved, ratio
-from tdjax.compute.rule import MOST_SPLITS, chain_cost, dense_cost, is_reconstructed
+from tdjax.compute.rule import chain_cost, dense_cost, differing_ways, is_reconstructed
 from tdjax.plan.decide import plan_layer
-from tdjax.plan.ways import RECONSTRUCT, SPLIT, WAYS, XLA, can_take
+from tdjax.plan.ways import RECONSTRUCT, WAYS
 
 SHAPES = flags.DEFINE_list(
     "shapes",
@@ -40,15 +40,6 @@ FORM: dict[str, dict[str, Any]] = {
 }
 
 
-def ways_of(entry: tdjax.PlannedLayer) -> Iterator[str]:
-    """The ways that differ for a layer, but for those of hundreds of convolutions."""
-    for way in WAYS:
-        stages = [stage for stage in entry.stages if can_take(stage, way)]
-        most = max((stage.groups for stage in stages), default=0)
-        if way in (XLA, RECONSTRUCT) or (stages and (way != SPLIT or most <= MOST_SPLITS)):
-            yield way
-
-
 def timings(
     layer: tdjax.Layer, form: str, keep: float, x: jax.Array
 ) -> tuple[tdjax.PlannedLayer, dict[str, Timing]]:
@@ -60,7 +51,7 @@ def timings(
     factors = jax.jit(tdjax.factorize(model, plan).init)(jax.random.key(1), x)
     dense = jax.jit(model.apply)
     calls: dict[str, Callable[[], Any]] = {"dense": partial(dense, variables, x)}
-    for way in ways_of(entry):
+    for way in differing_ways(entry):
         small = jax.jit(tdjax.factorize(model, plan.with_ways(way)).apply)
         calls[way] = partial(small, factors, x)
     return entry, dict(zip(calls, interleaved(list(calls.values()), ROUNDS.value), strict=True))

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from tdjax.dispatch.balancing import balance_factors
     from tdjax.dispatch.saving import load_factorised, save_factorised
+    from tdjax.dispatch.timing import time_layers
     from tdjax.evaluate.errors import weight_errors
     from tdjax.params.factorize import factorize_params, reconstruct_params
     from tdjax.params.optimizers import carry_optimizer_state
@@ -120,6 +121,7 @@ __all__ = [
     "sparsity_index",
     "tail_prune",
     "tail_size",
+    "time_layers",
     "truncated_svd",
     "tt_als",
     "tt_svd",
@@ -153,6 +155,7 @@ _LATER = {
     "refine": "tdjax.dispatch",
     "remove_dead": "tdjax.dispatch",
     "save_factorised": "tdjax.dispatch.saving",
+    "time_layers": "tdjax.dispatch.timing",
     "weight_errors": "tdjax.evaluate.errors",
 }
 

@@ -382,6 +382,8 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "budget": numeric.budget,
     "budgets": numeric.budgets,
     "multiple_of": numeric.whole(1),
+    "time_layers.batch": numeric.whole_or_none(1),
+    "time_layers.rounds": numeric.whole(1),
     "target": _target,
     "progress": _progress,
     "method": _method,

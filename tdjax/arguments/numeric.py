@@ -25,6 +25,12 @@ def whole(least: int) -> Callable[[Any], Problem]:
     return check
 
 
+def whole_or_none(least: int) -> Callable[[Any], Problem]:
+    """A check of whole numbers from `least` on, or None."""
+    check = whole(least)
+    return lambda value: None if value is None else check(value)
+
+
 def seed(value: Any) -> Problem:
     """A seed, as JAX takes it."""
     problem = whole(0)(value)

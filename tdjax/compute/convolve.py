@@ -62,7 +62,7 @@ def reconstructs(entry: PlannedLayer, shape: Sequence[Any], given: Any = None) -
         shape: of the input, (*batch, *spatial, C).
         given: the layer's own function in place of `jax.lax.conv_general_dilated`, if any.
     """
-    return _is_free() and _is_same(given) and is_reconstructed(entry, shape, _backend())
+    return _is_free() and is_same(given) and is_reconstructed(entry, shape, _backend())
 
 
 def dense_kernel(
@@ -86,7 +86,7 @@ def stage_convolution(entry: PlannedLayer, number: int, given: Any = None) -> An
         given: the layer's own function in its place, if any. It stays, or is XLA's own way where
             it says by an attribute `same_as_lax` that it computes the same.
     """
-    if not _is_same(given):
+    if not is_same(given):
         return given
     named = len(entry.ways) == len(entry.stages)
     return StageConvolution(entry.ways[number] if named else None, given)
@@ -162,7 +162,7 @@ def _can_compute(way: str, x: Any, kernel: Any, asked: Convolution) -> bool:
     )
 
 
-def _is_same(given: Any) -> bool:
+def is_same(given: Any) -> bool:
     """Whether a layer's function computes what `jax.lax.conv_general_dilated` does."""
     return given in (None, lax.conv_general_dilated) or getattr(given, SAME, False) is True
 

@@ -25,7 +25,7 @@ from typing import Any
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import Stage, is_depthwise, whole
-from tdjax.plan.ways import RECONSTRUCT, SHIFTED, SPLIT, XLA
+from tdjax.plan.ways import RECONSTRUCT, SHIFTED, SPLIT, WAYS, XLA, can_take
 
 CPU = "cpu"
 # More taps than a 4x4 window has are more passes over the map than were measured.
@@ -64,6 +64,20 @@ def way_of(kernel_shape: Sequence[int], groups: int, backend: str) -> str:
     if is_depthwise(kernel_shape, groups):
         return SHIFTED if math.prod(window) <= MOST_TAPS else XLA
     return SPLIT if 1 < groups <= MOST_SPLITS and inputs >= LEAST_SPLIT else XLA
+
+
+def differing_ways(entry: PlannedLayer) -> list[str]:
+    """The ways of a factorised convolution that differ, but for those of hundreds of convolutions.
+
+    Each stands for all stages that can take it.
+    """
+    found = []
+    for way in WAYS:
+        stages = [stage for stage in entry.stages if can_take(stage, way)]
+        most = max((stage.groups for stage in stages), default=0)
+        if way in (XLA, RECONSTRUCT) or (stages and (way != SPLIT or most <= MOST_SPLITS)):
+            found.append(way)
+    return found
 
 
 def is_reconstructed(entry: PlannedLayer, shape: Sequence[Any], backend: str) -> bool:

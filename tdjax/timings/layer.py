@@ -64,12 +64,10 @@ class FormTimings:
         """
         if self.form.method == "tucker":
             return self._between_pairs(ranks)
-        own = _places(self.form, np.array(self.ranks), shape)
-        order = np.argsort(own)
-        known, between = (
-            np.array(self.seconds)[order],
-            _Between(_places(self.form, ranks, shape), own[order]),
-        )
+        places = _places(self.form, np.array(self.ranks), shape)
+        order = np.argsort(places)
+        between = _Between(_places(self.form, ranks, shape), places[order])
+        known = np.array(self.seconds)[order]
         return between.mean(known[between.low], known[between.high]) * between.beyond
 
     def nearest(self, ranks: Sequence[int]) -> int:

@@ -17,6 +17,8 @@ from tdjax.trace.call import Call
 
 # What lies beyond the input's edge, by the name of a padding; zeros with all others.
 BORDERS = {"CIRCULAR": "circular", "REFLECT": "reflect"}
+# Of what `window_settings` gives, along each axis.
+WINDOW_NAMES = ("stride", "dilation", "input_dilation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Window:
         padding: in front and behind, of the dilated input.
         kernel_dilation: of the kernel.
         feature_group_count: groups of channels.
+        input_dilation: of the input of a convolution that is not transposed.
     """
 
     kernel_size: tuple[int, ...]
@@ -36,7 +39,7 @@ class Window:
     padding: tuple[tuple[int, int], ...]
     kernel_dilation: tuple[int, ...]
     feature_group_count: int = 1
-    input_dilation: int = 1
+    input_dilation: int | tuple[int, ...] = 1
 
 
 def convolution(call: Call, features: int) -> Layer:
@@ -131,6 +134,43 @@ def window_settings(module: Any, layer: Layer) -> list[dict[str, Any]]:
     return settings
 
 
+def plain_window(module: Any, layer: Layer) -> Window:
+    """The window of a convolution with its padding in numbers, as on the layer's own maps.
+
+    What lies beyond the input's edge is zero, whatever the module puts there.
+    """
+    settings, axes = window_settings(module, layer), range(len(layer.in_spatial))
+    along = {name: tuple(own.get(name, 1) for own in settings) for name in WINDOW_NAMES}
+    size, turned = window_of(module), layer.multiplies_as == "conv_transpose"
+    pads = []
+    for axis, own in zip(axes, settings, strict=True):
+        reach = (size[axis] - 1) * own["dilation"]
+        if turned:
+            stride = own["input_dilation"]
+            pair = _transposed_padding(module.padding, axis, size[axis], stride, own["dilation"])
+        elif isinstance(module.padding, str):
+            spread = (layer.in_spatial[axis] - 1) * own["input_dilation"] + 1
+            whole = (layer.out_spatial[axis] - 1) * own["stride"] + reach + 1 - spread
+            pair = own["low"], max(whole - own["low"], 0)
+        else:
+            pair = _pair_of(module.padding, axis)
+        pads.append(pair)
+    return Window(
+        size,
+        along["input_dilation" if turned else "stride"],
+        tuple(pads),
+        along["dilation"],
+        layer.groups,
+        1 if turned else along["input_dilation"],
+    )
+
+
+def _pair_of(padding: Any, axis: int) -> tuple[int, int]:
+    """Padding in front and behind, given as numbers."""
+    pair = padding if isinstance(padding, int) else padding[axis]
+    return (pair, pair) if isinstance(pair, int) else tuple(pair)
+
+
 def _padding_in_front(padding: Any, axis: int, reach: int, size: int, stride: int) -> int:
     """Padding before the first pixel.
 
@@ -138,11 +178,8 @@ def _padding_in_front(padding: Any, axis: int, reach: int, size: int, stride: in
         reach: from the first to the last tap of the window.
         size: of the input.
     """
-    if isinstance(padding, int):
-        return padding
     if not isinstance(padding, str):
-        pair = padding[axis]
-        return pair if isinstance(pair, int) else pair[0]
+        return _pair_of(padding, axis)[0]
     if padding in BORDERS:
         return reach // 2
     # `jax.lax` asks for an output of size / stride, whatever the dilation of the input.
@@ -186,22 +223,15 @@ def _stage_padding(padding: Any, stage: Stage, axes: int) -> Any:
     # A named padding adds nothing along an axis of window 1 and stride 1.
     if isinstance(padding, str):
         return padding
-    pairs = [padding] * axes if isinstance(padding, int) else list(padding)
-    return [
-        ((pair, pair) if isinstance(pair, int) else tuple(pair)) if axis in stage.axes else (0, 0)
-        for axis, pair in enumerate(pairs)
-    ]
+    return [_pair_of(padding, axis) if axis in stage.axes else (0, 0) for axis in range(axes)]
 
 
 def _transposed_padding(
     padding: Any, axis: int, window: int, stride: int, dilation: int
 ) -> tuple[int, int]:
     """Padding of the dilated input, as `jax.lax.conv_transpose` documents it."""
-    if isinstance(padding, int):
-        return padding, padding
     if not isinstance(padding, str):
-        pair = padding[axis]
-        return (pair, pair) if isinstance(pair, int) else tuple(pair)
+        return _pair_of(padding, axis)
     reach = (window - 1) * dilation
     if padding == "SAME":
         total = reach + stride - 1
