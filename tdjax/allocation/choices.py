@@ -108,12 +108,19 @@ class ChoiceOptions(NamedTuple):
         return counted if self.clock is None else np.append(counted, self.clock.spent(entry))
 
     def spared(self, layer: Layer, own: Choices, costs: Sequence[str]) -> Bool[np.ndarray, " n"]:
-        """Which choices spare some of what is named."""
-        most = self.costs_of(PlannedLayer(layer))
-        if self.clock is not None:
-            most[-1] = faster(int(most[-1])) + 1
-        columns = [self.known.index(cost) for cost in costs]
-        return (own.costs[:, columns] < most[columns]).any(axis=1)
+        """Which choices spare some of what is named.
+
+        What multiplies no less is no faster, whatever was measured.
+        """
+        dense = self.costs_of(PlannedLayer(layer))
+        found = np.zeros(len(own.costs), bool)
+        for column in map(self.known.index, costs):
+            if self.known[column] == TIME:
+                fewer = own.costs[:, COUNTED.index(MACS)] < dense[COUNTED.index(MACS)]
+                found |= (own.costs[:, column] <= faster(int(dense[column]))) & fewer
+            else:
+                found |= own.costs[:, column] < dense[column]
+        return found
 
 
 class Choices(NamedTuple):

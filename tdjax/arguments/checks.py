@@ -273,10 +273,6 @@ def _timings(value: Any) -> Problem:
     return TypeError(f"is {described(value)}: pass what tdjax.time_layers returned")
 
 
-def _batch(value: Any) -> Problem:
-    return None if value is None else numeric.whole(1)(value)
-
-
 def _methods(value: Any) -> Problem:
     if isinstance(value, str):
         return TypeError(f"is a str: pass a sequence, ({value!r},)")
@@ -373,7 +369,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "measure_rises.loss_fn": _loss_to_measure,
     "measure_rises.groups": pruned.check_paths,
     "timings": _timings,
-    "batch": _batch,
+    "batch": numeric.whole_or_none(1),
     "methods": _methods,
     "loss_fn": _loss_fn,
     "metric_fn": _metric_fn,
@@ -382,7 +378,6 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "budget": numeric.budget,
     "budgets": numeric.budgets,
     "multiple_of": numeric.whole(1),
-    "time_layers.batch": numeric.whole_or_none(1),
     "time_layers.rounds": numeric.whole(1),
     "target": _target,
     "progress": _progress,

@@ -10,6 +10,7 @@ from tdjax.allocation.choices import KNOWN, PARAMS, PREFERRED, TIME
 from tdjax.allocation.limits import Budget, in_time, names_of
 from tdjax.arguments.called import Method
 from tdjax.dispatch.models import kind_of, with_arrays
+from tdjax.dispatch.timing import time_layers
 from tdjax.plan.layers import Inventory
 from tdjax.plan.rules import AUTO, Rule
 from tdjax.progress import Progress
@@ -102,8 +103,6 @@ def _taken(
     progress: Progress,
 ) -> Timings:
     """Timings of all that a strategy and rules may choose from."""
-    from tdjax.dispatch.timing import time_layers
-
     groups = set((choices.get("splits") or SPLITS) if strategy == "alds" else ())
     wanted = {own for own in choices["methods"] if own in KNOWN[strategy]}
     for rule in choices["rules"]:
@@ -116,6 +115,6 @@ def _taken(
     return time_layers(
         *with_arrays(source.model, source.variables), source.sample, batch=batch,
         methods=tuple(own for own in PREFERRED if own in wanted),
-        splits=tuple(sorted(groups - {1})), progress=progress,
+        splits=tuple(sorted(groups - {1})) or None, progress=progress,
         **({"method": source.method} if named else {}),
     )  # fmt: skip
