@@ -81,7 +81,7 @@ def in_time(
         raise ValueError(f"{function}: {LATENCY!r} and batch {batch}: leave one of them out")
     if TIME in names:
         raise ValueError(f"{function}: {LATENCY!r} is time: leave one of them out")
-    plain = [
+    plain: list[Budget | None] = [
         {TIME if name == LATENCY else name: share for name, share in own.items()}
         if isinstance(own, Mapping)
         else own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tdjax.allocation.allocate import posed
@@ -39,7 +39,7 @@ class Called(NamedTuple):
 class Clocked(NamedTuple):
     """What is limited, and by which timings; None for those of no time and no timings."""
 
-    budgets: Sequence[Budget | None]
+    budgets: Sequence[Any]
     cost: str | None
     timings: Timings | None
 
@@ -112,7 +112,9 @@ def _taken(
         else:
             wanted |= set(rule.methods or ())
     named = "method" not in kind_of(source.model).without
-    return time_layers(
+    # Which overload it is depends on the kind of the model.
+    take: Callable[..., Timings] = time_layers
+    return take(
         *with_arrays(source.model, source.variables), source.sample, batch=batch,
         methods=tuple(own for own in PREFERRED if own in wanted),
         splits=tuple(sorted(groups - {1})) or None, progress=progress,

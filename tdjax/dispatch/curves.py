@@ -134,11 +134,12 @@ def budget_curve(
     """
     inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     check_moments_fit(inventory.layers, moments)
-    choices = {"methods": methods, "moments": moments, "rules": rules, "multiple_of": multiple_of}
-    budgets, cost, timings = clocked(
+    choices: dict[str, Any] = {"methods": methods, "moments": moments, "rules": rules}
+    choices["multiple_of"] = multiple_of
+    asked, cost, timings = clocked(
         "budget_curve", Called(model, variables, sample, method, inventory), budgets, cost,
         batch=batch, timings=timings, strategy="loss", choices=choices, progress=progress,
     )  # fmt: skip
     return curve_of(
-        inventory, budgets, cost=cost, timings=timings, key=jax.random.key(seed), **choices
+        inventory, asked, cost=cost, timings=timings, key=jax.random.key(seed), **choices
     )

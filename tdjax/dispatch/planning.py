@@ -329,14 +329,15 @@ def allocate(
         )
     check_one("allocate", budget, target)
     strategy = "loss" if measured is not None else strategy_of(strategy, target)
-    choices = {"methods": methods, "moments": moments, "rules": rules, "multiple_of": multiple_of}
+    choices: dict[str, Any] = {"methods": methods, "moments": moments, "rules": rules}
+    choices["multiple_of"] = multiple_of
     if measured is None:
         choices |= {"splits": splits, "objective": objective}
     (budget,), cost, timings = clocked(
         "allocate", Called(model, variables, sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy=strategy, choices=choices, progress=progress,
     )  # fmt: skip
-    options = {"budget": budget, "target": target, "cost": cost, "timings": timings, **choices}
+    choices |= {"budget": budget, "target": target, "cost": cost, "timings": timings}
     if measured is not None:
-        return allocate_measured(inventory, measured, key=jax.random.key(seed), **options)
-    return allocate_budget(inventory, strategy=strategy, key=jax.random.key(seed), **options)
+        return allocate_measured(inventory, measured, key=jax.random.key(seed), **choices)
+    return allocate_budget(inventory, strategy=strategy, key=jax.random.key(seed), **choices)
