@@ -17,7 +17,7 @@ from experiments.network.compressed import (
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from experiments.workdir.ranges import Choices, Count, OneOf, Range, Share
-from tdjax.allocation.choices import COSTS
+from tdjax.allocation.choices import COUNTED
 from tdjax.plan.form import METHODS
 from tdjax.plan.plan import Plan
 
@@ -48,7 +48,7 @@ class Compress(CompressionSettings):
 
     experiment: Annotated[str, OneOf(("compress", "report"))] = "compress"
     budgets: Choices[Share] = (0.5,)
-    cost: Annotated[str, OneOf(COSTS)] = "params"
+    cost: Annotated[str, OneOf(COUNTED)] = "params"
     strategies: Choices[Annotated[str, OneOf(STRATEGIES)]] = (
         "uniform",
         "energy",

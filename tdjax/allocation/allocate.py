@@ -13,11 +13,15 @@ from tdjax.allocation.choices import (
     AT_SHARES,
     COSTS,
     KNOWN,
+    MACS,
+    PARAMS,
     PREFERRED,
+    TIME,
     ChoiceOptions,
     RankBounds,
     check_known,
 )
+from tdjax.allocation.clock import clock_of
 from tdjax.allocation.exact import distinct, nearest, smallest
 from tdjax.allocation.joint import MOST_ENTRIES, joint_table, within_both
 from tdjax.allocation.limits import (
@@ -46,11 +50,14 @@ from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
+from tdjax.timings.timings import Timings
 
 # How the errors of the layers become what a strategy makes least.
 TOGETHER = {"uniform": np.maximum, "energy": np.maximum, "alds": np.maximum, "loss": np.add}
 STRATEGIES = tuple(TOGETHER)
 OBJECTIVES = ("bound", "released")
+# As many as are weighed against each other.
+MOST_LIMITS = 2
 
 
 def allocate(
@@ -67,15 +74,15 @@ def allocate(
     multiple_of: int = 1,
     target: LossRise | None = None,
     key: Array | None = None,
+    timings: Timings | None = None,
 ) -> Plan:
     """See `tdjax.allocate`; CP starts from random factors of `key`."""
     check_one("allocate", budget, target)
-    if strategy is None:
-        strategy = "energy" if target is None else "loss"
+    strategy = strategy_of(strategy, target)
     shares = NOTHING if budget is None else shares_of(budget, cost)
     problem = posed(
-        model, tuple(shares.of) or (cost or COSTS[0],), strategy, methods, moments, splits=splits,
-        objective=objective, rules=rules, multiple_of=multiple_of, key=key,
+        model, tuple(shares.of) or (cost or PARAMS,), strategy, methods, moments, splits=splits,
+        objective=objective, rules=rules, multiple_of=multiple_of, key=key, timings=timings,
     )  # fmt: skip
     if target is None:
         return chosen(problem, shares)[0]
@@ -87,6 +94,11 @@ def allocate(
     return _within_rise(problem, target)
 
 
+def strategy_of(strategy: str | None, target: LossRise | None) -> str:
+    """The strategy, or the one that is meant where none is named."""
+    return strategy or ("energy" if target is None else "loss")
+
+
 def check_reach(
     model: Inventory,
     budget: Budget | None,
@@ -94,16 +106,20 @@ def check_reach(
     methods: Sequence[str],
     rules: Rules,
     multiple_of: int,
+    timings: Timings | None = None,
 ) -> None:
     """Refuse what `allocate` would with strategy "loss", as far as shapes tell, before any work."""
     shares = NOTHING if budget is None else shares_of(budget, cost)
-    costs = tuple(shares.of) or (cost or COSTS[0],)
+    costs = tuple(shares.of) or (cost or PARAMS,)
     if model.work is not None:
         # What its layers cost does not add up.
-        rest = {name: own for name, own in shares.of.items() if name != "macs"}
+        rest = {name: own for name, own in shares.of.items() if name != MACS}
         shares = shares._replace(of=rest)
     # Its choices are those of "loss".
-    problem = posed(model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of)
+    problem = posed(
+        model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of,
+        timings=timings,
+    )  # fmt: skip
     limits_of(problem, shares)
 
 
@@ -119,12 +135,17 @@ def posed(
     rules: Rules = (),
     multiple_of: int = 1,
     key: Array | None = None,
+    timings: Timings | None = None,
 ) -> Problem:
     """The problem of a network, all names checked; see `tdjax.allocate`."""
     named = [("strategy", strategy, STRATEGIES), ("objective", objective, OBJECTIVES)]
     for name, value, values in [*named, *(("cost", cost, COSTS) for cost in costs)]:
         if value not in values:
             raise ValueError(f"allocate: {name} {value!r}: {known_are(value, values)}")
+    if len(costs) > MOST_LIMITS:
+        raise ValueError(f"allocate: budget of {', '.join(costs)}: two limits at most; leave one")
+    if TIME in costs and timings is None:
+        raise ValueError("allocate: time needs timings of the layers; tdjax.time_layers gives them")
     options = ChoiceOptions(
         costs,
         _methods(methods, strategy),
@@ -132,6 +153,7 @@ def posed(
         RankBounds(multiple_of=int(multiple_of)),
         objective,
         jax.random.key(0) if key is None else key,
+        clock=None if timings is None else clock_of(timings, model.layers),
     )
     return pose(model, strategy, options, rules, moments)
 
@@ -151,7 +173,7 @@ def chosen_numbers(problem: Problem, shares: Shares) -> tuple[Problem, dict[str,
 
     Raises ValueError for a budget out of reach.
     """
-    if problem.model.work is not None and "macs" in shares.of:
+    if problem.model.work is not None and MACS in shares.of:
         return problem, _of_branches(problem, shares)
     return _within(problem, limits_of(problem, shares))
 
@@ -169,8 +191,8 @@ def _of_branches(problem: Problem, shares: Shares) -> dict[str, int]:
     allowed as keeps the network within the budget, found by halving. Raises ValueError where none
     is within it.
     """
-    share, column = shares.of["macs"], COSTS.index("macs")
-    rest = {cost: own for cost, own in shares.of.items() if cost != "macs"}
+    share, column = shares.of[MACS], COSTS.index(MACS)
+    rest = {cost: own for cost, own in shares.of.items() if cost != MACS}
     others = limits_of(problem, Shares(rest, met=False))
     dense = problem.plan({}).macs_before
     most = share * float(dense) * (1 + ROUNDING)
@@ -178,7 +200,7 @@ def _of_branches(problem: Problem, shares: Shares) -> dict[str, int]:
     low, high = sum(int(own.min()) for own in every), sum(int(own.max()) for own in every)
 
     def within(most: int) -> dict[str, int] | None:
-        limit = Limit("macs", share, int(problem.whole[column]), 0, 0, most)
+        limit = Limit(MACS, column, share, int(problem.whole[column]), 0, 0, most)
         try:
             return _within(problem, [*others, limit])[1] if every else {}
         except ValueError:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from tdjax.allocation.clock import Clock, faster
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
@@ -17,8 +18,10 @@ from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ranks import feasible_tt_ranks, full_ranks, tt_order
 from tdjax.plan.rules import Rule
 
-# What a budget may count; arrays of costs have a column for each.
-COSTS = ("params", "macs")
+PARAMS, MACS, TIME = "params", "macs", "time"
+# What a budget may ask for, in the order of the columns of costs; time has one where it is known.
+COUNTED = (PARAMS, MACS)
+COSTS = (*COUNTED, TIME)
 # All formats, the first of them first where a strategy takes the first that will do.
 PREFERRED = ("svd", "tucker", "cp", "tt")
 # The formats that each strategy knows.
@@ -72,6 +75,7 @@ class ChoiceOptions(NamedTuple):
         objective: of ALDS, "bound", or "released" for that of its authors' code.
         key: for the random starts of CP.
         fine: whether formats that are tried at some shares of the weights are tried at many.
+        clock: of the network's layers; None where no cost is time. Without timings no choice.
     """
 
     costs: tuple[str, ...]
@@ -81,11 +85,42 @@ class ChoiceOptions(NamedTuple):
     objective: str = "bound"
     key: Array | None = None
     fine: bool = False
+    clock: Clock | None = None
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The costs that arrays of them have columns for."""
+        return COUNTED if self.clock is None else COSTS
 
     @property
     def column(self) -> int:
         """Of the first cost, in arrays of costs."""
-        return COSTS.index(self.costs[0])
+        return self.known.index(self.costs[0])
+
+    @property
+    def size_column(self) -> int:
+        """Of the first cost that grows with the ranks: time need not."""
+        return self.known.index(next((cost for cost in self.costs if cost != TIME), PARAMS))
+
+    def costs_of(self, entry: PlannedLayer) -> Int[np.ndarray, " k"]:
+        """All that a layer costs."""
+        counted = costs_of(entry)
+        return counted if self.clock is None else np.append(counted, self.clock.spent(entry))
+
+    def spared(self, layer: Layer, own: Choices, costs: Sequence[str]) -> Bool[np.ndarray, " n"]:
+        """Which choices spare some of what is named.
+
+        What multiplies no less is no faster, whatever was measured.
+        """
+        dense = self.costs_of(PlannedLayer(layer))
+        found = np.zeros(len(own.costs), bool)
+        for column in map(self.known.index, costs):
+            if self.known[column] == TIME:
+                fewer = own.costs[:, COUNTED.index(MACS)] < dense[COUNTED.index(MACS)]
+                found |= (own.costs[:, column] <= faster(int(dense[column]))) & fewer
+            else:
+                found |= own.costs[:, column] < dense[column]
+        return found
 
 
 class Choices(NamedTuple):
@@ -94,7 +129,7 @@ class Choices(NamedTuple):
     Arguments:
         form: the format, without its ranks.
         ranks: (n, number of ranks).
-        costs: (n, 2), parameters and MACs of the layer.
+        costs: (n, k), parameters, MACs and, where it is known, time of the layer.
     """
 
     form: Form
@@ -130,12 +165,18 @@ def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choi
 
     "uniform" takes the first format that makes the layer smaller.
     """
+    if strategy == "uniform":
+        found = (_timed(layer, _at_shares(layer, options, own), options) for own in options.methods)
+        first = options.costs[:1]
+        return next(([own] for own in found if options.spared(layer, own, first).any()), [])
+    every = _counted(layer, strategy, options)
+    return [own for own in (_timed(layer, own, options) for own in every) if len(own.costs)]
+
+
+def _counted(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choices]:
+    """The choices of strategies with an error, without their times."""
     if strategy == "alds":
         return [low_rank_choices(layer, options.bounds, k) for k in _splits(layer, options)]
-    if strategy == "uniform":
-        dense = costs_of(PlannedLayer(layer))[options.column]
-        found = (_at_shares(layer, options, method) for method in options.methods)
-        return next(([own] for own in found if (own.costs[:, options.column] < dense).any()), [])
     every = []
     matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
     if "svd" in options.methods:
@@ -145,7 +186,17 @@ def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choi
     for method in ("cp", "tt"):
         if method in options.methods and not matrix:
             every.append(_between_samples(layer, options, method))
-    return [own for own in every if len(own.costs)]
+    return every
+
+
+def _timed(layer: Layer, own: Choices, options: ChoiceOptions) -> Choices:
+    """Choices with the column of their times; none in a form that was not timed."""
+    if options.clock is None:
+        return own
+    if not len(own.costs) or not options.clock.knows(layer.path, own.form):
+        return own._replace(ranks=own.ranks[:0], costs=np.zeros((0, len(COSTS)), np.int64))
+    times = options.clock.parts(layer.path, own.form, own.ranks)
+    return own._replace(costs=np.concatenate([own.costs, times[:, None]], axis=1))
 
 
 def low_rank_choices(layer: Layer, bounds: RankBounds, splits: int = 1) -> Choices:
@@ -192,7 +243,8 @@ def share_choices(
         planned = dict.fromkeys(own for entry in planned for own in _admitted(entry, bounds))
     entries = {entry.ranks: entry for entry in planned if entry.size < layer.size}
     ranks = np.array(list(entries), int).reshape(len(entries), -1 if entries else 1)
-    costs = np.array([costs_of(entry) for entry in entries.values()], int).reshape(-1, len(COSTS))
+    costs = np.array([costs_of(entry) for entry in entries.values()], int)
+    costs = costs.reshape(-1, len(COUNTED))
     form = next((entry.form for entry in entries.values()), None) or Form(method)
     return Choices(replace(form, ranks=()), ranks, costs)
 
@@ -232,10 +284,10 @@ def _at_shares(layer: Layer, options: ChoiceOptions, method: str) -> Choices:
 def _between_samples(layer: Layer, options: ChoiceOptions, method: str) -> Choices:
     """A format whose loss is interpolated, no smaller and no larger than where it is computed."""
     many = _at_shares(layer, options, method)
-    few = share_choices(layer, method, SAMPLED, RankBounds()).costs[:, options.column]
+    few = share_choices(layer, method, SAMPLED, RankBounds()).costs[:, options.size_column]
     if len(few) == 0:
         return many.where(np.zeros(len(many.costs), bool))
-    cost = many.costs[:, options.column]
+    cost = many.costs[:, options.size_column]
     return many.where((cost >= few[0]) & (cost <= few[-1]))
 
 

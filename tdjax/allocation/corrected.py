@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jaxtyping import Array
 
 from tdjax.allocation.allocate import chosen_numbers, numbers_within, posed
-from tdjax.allocation.choices import COSTS
+from tdjax.allocation.choices import PARAMS
 from tdjax.allocation.limits import NOTHING, Budget, Shares, check_one, shares_of
 from tdjax.allocation.measured import MeasuredRises
 from tdjax.allocation.problem import Problem, Rules
@@ -20,6 +20,7 @@ from tdjax.params.tree import block_around
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.wishes import LossRise
+from tdjax.timings.timings import Timings
 
 AUTO = "auto"
 # Plans that are tried: each for the slopes of the corrected rises at the one before.
@@ -99,13 +100,14 @@ def allocate_measured(
     rules: Rules,
     multiple_of: int,
     key: Array,
+    timings: Timings | None = None,
 ) -> Plan:
     """The plan for a budget or a target, by what was measured; see `tdjax.allocate`."""
     check_one("allocate", budget, target)
     shares = NOTHING if budget is None else shares_of(budget, cost)
     problem = posed(
-        model, tuple(shares.of) or (cost or COSTS[0],), "loss", methods, moments, rules=rules,
-        multiple_of=multiple_of, key=key,
+        model, tuple(shares.of) or (cost or PARAMS,), "loss", methods, moments, rules=rules,
+        multiple_of=multiple_of, key=key, timings=timings,
     )  # fmt: skip
     known = [layer.path for layer in model.layers]
     for path in measured.paths:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tdjax.allocation.choices import COSTS
+from tdjax.allocation.choices import PARAMS, TIME
 from tdjax.allocation.problem import Problem
 from tdjax.plan.wishes import LossRise
 
 # A share of the whole network that is kept, or limits of shares by the names of costs.
 Budget = float | Mapping[str, float]
+# Another name of time, for a batch of one.
+LATENCY = "latency at batch 1"
 # How far from the budget a plan may be, as a share of the whole network.
 TOLERANCE = 0.005
 # Of a product with a budget, as a share of the whole network.
@@ -38,6 +40,7 @@ class Limit(NamedTuple):
 
     Arguments:
         cost: its name.
+        column: of it, in arrays of costs.
         share: of the whole network that was asked for.
         whole: cost of the dense network.
         fixed: what is no choice of these layers.
@@ -45,16 +48,12 @@ class Limit(NamedTuple):
     """
 
     cost: str
+    column: int
     share: float
     whole: int
     fixed: int
     least: int
     most: int
-
-    @property
-    def column(self) -> int:
-        """Of the cost, in arrays of costs."""
-        return COSTS.index(self.cost)
 
 
 def check_one(function: str, budget: Budget | None, target: LossRise | None) -> None:
@@ -68,10 +67,39 @@ def check_one(function: str, budget: Budget | None, target: LossRise | None) -> 
         raise TypeError(f"{function}: a target takes the place of a budget: leave out one of them")
 
 
+def in_time(
+    function: str, budgets: Sequence[Budget | None], cost: str | None, batch: int | None
+) -> tuple[list[Budget | None], str | None, int | None]:
+    """Budgets, cost and batch with `LATENCY` as the time of a batch of one.
+
+    Raises ValueError where another batch is asked for beside it.
+    """
+    names = {cost, *(name for own in budgets if isinstance(own, Mapping) for name in own)}
+    if LATENCY not in names:
+        return list(budgets), cost, batch
+    if batch not in (None, 1):
+        raise ValueError(f"{function}: {LATENCY!r} and batch {batch}: leave one of them out")
+    if TIME in names:
+        raise ValueError(f"{function}: {LATENCY!r} is time: leave one of them out")
+    plain: list[Budget | None] = [
+        {TIME if name == LATENCY else name: share for name, share in own.items()}
+        if isinstance(own, Mapping)
+        else own
+        for own in budgets
+    ]
+    return plain, TIME if cost == LATENCY else cost, 1
+
+
+def names_of(budgets: Iterable[Budget | None], cost: str | None) -> tuple[str, ...]:
+    """What budgets limit, or a cost is of."""
+    names = (name for own in budgets if isinstance(own, Mapping) for name in own)
+    return tuple(dict.fromkeys([*names, *([] if cost is None else [cost])]))
+
+
 def shares_of(budget: Budget, cost: str | None) -> Shares:
     """A budget as shares by the name of a cost, checked."""
     if not isinstance(budget, Mapping):
-        found = Shares({COSTS[0] if cost is None else cost: float(budget)}, met=True)
+        found = Shares({PARAMS if cost is None else cost: float(budget)}, met=True)
     elif cost is None:
         found = Shares({name: float(share) for name, share in budget.items()}, met=False)
     else:
@@ -86,7 +114,7 @@ def limits_of(problem: Problem, shares: Shares) -> list[Limit]:
     """What the free layers may cost. Raises ValueError for a budget out of reach."""
     found = []
     for cost, share in shares.of.items():
-        column = COSTS.index(cost)
+        column = problem.options.known.index(cost)
         whole, fixed = int(problem.whole[column]), int(problem.fixed[column])
         # In floating point a budget of 0.29 of 100 is less than 29.
         most = math.floor(share * whole + ROUNDING * whole)
@@ -99,5 +127,5 @@ def limits_of(problem: Problem, shares: Shares) -> list[Limit]:
                 f"allocate: budget {share:g} of the {cost} is out of reach: what can be chosen "
                 f"reaches {low / whole:.4g} to {high / whole:.4g}{problem.told()}"
             )
-        found.append(Limit(cost, share, whole, fixed, least - fixed, most - fixed))
+        found.append(Limit(cost, column, share, whole, fixed, least - fixed, most - fixed))
     return found

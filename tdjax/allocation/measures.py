@@ -16,7 +16,6 @@ from tdjax.allocation.choices import (
     ChoiceOptions,
     Choices,
     RankBounds,
-    costs_of,
     share_choices,
 )
 from tdjax.allocation.curves import Moments, low_rank_losses, singular_values, tucker_losses
@@ -33,9 +32,10 @@ SWEEPS = 25
 Errors = Float[np.ndarray, " _"]
 
 
-def uniform(layer: Layer, choices: Choices, column: int) -> Errors:
-    """The share that goes away of a cost, whose column is given."""
-    return 1 - choices.costs[:, column] / costs_of(PlannedLayer(layer))[column]
+def uniform(layer: Layer, choices: Choices, options: ChoiceOptions) -> Errors:
+    """The share that goes away of the first cost."""
+    column = options.column
+    return 1 - choices.costs[:, column] / options.costs_of(PlannedLayer(layer))[column]
 
 
 def alds(layer: Layer, array: Any, choices: Sequence[Choices], objective: str) -> list[Errors]:
@@ -145,7 +145,7 @@ def _sampled(
     entries = [PlannedLayer(layer, few.form_of(number)) for number in range(len(few.costs))]
     lost = (_lost(array, entry, options.key, weights) for entry in entries)
     logs = [math.log(max(own, 1e-30)) for own in lost]
-    column = options.column
+    column = options.size_column
     return np.exp(np.interp(many.costs[:, column], few.costs[:, column], logs))
 
 

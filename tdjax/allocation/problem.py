@@ -18,14 +18,15 @@ from jaxtyping import Float, Int
 from tdjax.allocation import measures
 from tdjax.allocation.auto import best_format
 from tdjax.allocation.choices import (
-    COSTS,
+    PARAMS,
+    TIME,
     ChoiceOptions,
     Choices,
     RankBounds,
     check_known,
     choices_of,
-    costs_of,
 )
+from tdjax.allocation.clock import NO_FASTER, NOT_TIMED, PARTS
 from tdjax.decompose.inputs import is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
@@ -47,7 +48,7 @@ class FreeLayer(NamedTuple):
     Arguments:
         choices: by format.
         dense: the layer as it is; None where a rule asks for less.
-        costs: (n, 2), of all choices, then of the dense layer.
+        costs: (n, k), of all choices, then of the dense layer.
     """
 
     choices: tuple[Choices, ...]
@@ -105,15 +106,22 @@ class Problem:
     @cached_property
     def fixed(self) -> Int[np.ndarray, " k"]:
         """Costs of all that is not free."""
-        plan = self._plan({}, self._counted)
-        free = sum((costs_of(plan[path]) for path in self.free), np.zeros(len(COSTS), np.int64))
-        return np.array([plan.size, plan.macs]) - free
+        entries = self._plan({}, self._counted)
+        spent = np.array([entries.size, entries.macs, *self._time_of(entries.layers)])
+        costs_of = self.options.costs_of
+        return spent - sum((costs_of(entries[path]) for path in self.free), np.zeros_like(spent))
 
     @cached_property
     def whole(self) -> Int[np.ndarray, " k"]:
         """Costs of the dense network, all of its layers together."""
         plan = self._plan({}, self._counted)
-        return np.array([plan.size_before, plan.macs_before])
+        time = [] if self.options.clock is None else [PARTS]
+        return np.array([plan.size_before, plan.macs_before, *time])
+
+    def _time_of(self, entries: Sequence[PlannedLayer]) -> list[int]:
+        """Of a network of such layers, where it is known."""
+        clock = self.options.clock
+        return [] if clock is None else [clock.rest + sum(map(clock.spent, entries))]
 
     @cached_property
     def predicted(self) -> Mapping[str, Float[np.ndarray, " _"]]:
@@ -150,31 +158,42 @@ class Problem:
     def _plan(self, numbers: Mapping[str, int], model: Inventory) -> Plan:
         found = {path: own for path, own in self.layers.items() if isinstance(own, PlannedLayer)}
         found |= {path: self.free[path].entry(number) for path, number in numbers.items()}
-        entries = (
+        entries = tuple(
             replace(found[layer.path], layer=layer)
             if layer.path in found
             else PlannedLayer(layer, reason=layer.obstacle)
             for layer in model.layers
         )
-        return Plan(tuple(entries), model.other, other_macs=model.other_macs, work=model.work)
+        plan = Plan(entries, model.other, other_macs=model.other_macs, work=model.work)
+        clock = self.options.clock
+        if clock is None:
+            return plan
+        entries = tuple(map(clock.fastest, entries))
+        return replace(plan, layers=entries, predicted=clock.predicted(entries))
 
     def told(self) -> str:
-        """What rules decide, as the end of a message; "" where there are none."""
+        """What rules decide, as the end of a message, and how many layers get no faster."""
         paths = [path for path in self.layers if path in self.rules]
         texts = [_told(path, self.layers[path]) for path in paths]
         if len(texts) > NAMED:
             texts = [*texts[:NAMED], f"and {len(texts) - NAMED} more"]
-        return f"; rules: {', '.join(texts)}" if texts else ""
+        decided = [own.reason for own in self.layers.values() if isinstance(own, PlannedLayer)]
+        slow = decided.count(NO_FASTER)
+        told = f"; {slow} of {len(self.layers)} layers get no faster" if slow else ""
+        return told + (f"; rules: {', '.join(texts)}" if texts else "")
 
     def _layer(self, layer: Layer) -> FreeLayer | PlannedLayer:
         rule = self.rules.get(layer.path)
         if isinstance(rule, Rule):
-            return decide(layer, rule, best_format(self.model.array_of))
+            decided = decide(layer, rule, best_format(self.model.array_of))
+            if self.options.clock is not None:
+                self.options.clock.check(decided, rule)
+            return decided
         if rule is not None and rule.dense:
             return PlannedLayer(layer, reason="a rule keeps it dense")
         every = [] if self._without_gradient(layer) else self._smaller(layer, self.options)
         if not every:
-            return PlannedLayer(layer, reason="nothing smaller is known for it")
+            return PlannedLayer(layer, reason=self._reason(layer))
         if rule is None:
             return self._free(layer, every, bounded=False)
         inside = _inside(every, layer, rule)
@@ -199,27 +218,38 @@ class Problem:
         costs = [own.costs for own in choices]
         if not bounded:
             dense = PlannedLayer(layer, reason="the rest is better spared elsewhere")
-            costs.append(costs_of(dense)[None])
+            costs.append(self.options.costs_of(dense)[None])
         found = FreeLayer(tuple(choices), dense, layer, np.concatenate(costs))
         return found if len(found.costs) > 1 else found.entry(0)
 
     def _smaller(self, layer: Layer, options: ChoiceOptions) -> list[Choices]:
-        """The choices of a layer, its shares not yet bounded, that spare some of what is counted.
+        """The choices of a layer, its shares not yet bounded, that spare some of what is limited.
 
         "uniform" and shares of the weights that are sampled depend on the first cost alone.
         """
-        rule = self.rules.get(layer.path)
+        rule, limited = self.rules.get(layer.path), options.costs
         if isinstance(rule, BudgetRule):
             least, multiple = options.bounds
             options = options._replace(
                 methods=tuple(rule.methods or options.methods),
                 bounds=RankBounds(rule.min_rank or least, rule.multiple_of or multiple),
             )
-        limited = [COSTS.index(cost) for cost in options.costs]
-        dense = costs_of(PlannedLayer(layer))[limited]
+            # A bound of the weights holds whatever the budget asks for.
+            limited = limited if rule.max_share is None else (*limited, PARAMS)
         every = choices_of(layer, self.strategy, options)
-        smaller = (own.where((own.costs[:, limited] < dense).any(axis=1)) for own in every)
+        smaller = (own.where(options.spared(layer, own, limited)) for own in every)
         return [own for own in smaller if len(own.costs)]
+
+    def _reason(self, layer: Layer) -> str:
+        """Why a layer without choices is kept dense."""
+        clock = self.options.clock
+        if clock is None or self._without_gradient(layer):
+            return "nothing smaller is known for it"
+        if not clock.is_timed(layer.path):
+            return NOT_TIMED
+        if self.options.costs == (TIME,):
+            return NO_FASTER
+        return "nothing smaller is known for it"
 
     def _without_gradient(self, layer: Layer) -> bool:
         """Whether no example's loss depends on what a layer puts out, as nothing tells ranks then.
@@ -248,7 +278,7 @@ class Problem:
     def _errors(self, free: FreeLayer) -> Float[np.ndarray, " _"]:
         layer, choices, options = free.layer, free.choices, self.options
         if self.strategy == "uniform":
-            found = [measures.uniform(layer, own, options.column) for own in choices]
+            found = [measures.uniform(layer, own, options) for own in choices]
         elif self.strategy == "alds":
             found = measures.alds(layer, self._weights_of(layer), choices, options.objective)
         elif self.strategy == "energy":

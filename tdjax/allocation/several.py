@@ -15,6 +15,7 @@ from tdjax.allocation.problem import Rules
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
+from tdjax.timings.timings import Timings
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +27,14 @@ class BudgetCurve:
         macs: (n,), its multiply-accumulates for one example.
         rises: (n,), float64, the predicted rise of the mean loss of an example.
         plans: in the order of the budgets.
+        seconds: (n,), float64, of one call, as timings predict it; None without them.
     """
 
     params: Int[np.ndarray, " n"]
     macs: Int[np.ndarray, " n"]
     rises: Float[np.ndarray, " n"]
     plans: tuple[Plan, ...]
+    seconds: Float[np.ndarray, " n"] | None = None
 
 
 def budget_curve(
@@ -44,6 +47,7 @@ def budget_curve(
     rules: Rules = (),
     multiple_of: int = 1,
     key: Array | None = None,
+    timings: Timings | None = None,
 ) -> BudgetCurve:
     """See `tdjax.budget_curve`."""
     # The size that is reached is part of the result.
@@ -54,7 +58,7 @@ def budget_curve(
         raise ValueError("budget_curve: all budgets must count the same, in the same order")
     problem = posed(
         model, tuple(asked[0].of), "loss", methods, moments, rules=rules, multiple_of=multiple_of,
-        key=key,
+        key=key, timings=timings,
     )  # fmt: skip
     found = [chosen(problem, shares) for shares in asked]
     plans = tuple(plan for plan, _ in found)
@@ -63,4 +67,5 @@ def budget_curve(
         np.array([math.ceil(plan.macs) for plan in plans]),
         np.array([problem.decided_rise + lost for _, lost in found]),
         plans,
+        None if timings is None else np.array([plan.seconds for plan in plans]),
     )

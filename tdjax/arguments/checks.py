@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule, LossRise
+from tdjax.timings.timings import Timings
 from tdjax.trace.call import split_arrays
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -263,6 +265,14 @@ def _measured(value: Any) -> Problem:
     return TypeError(f"is {described(value)}: pass what tdjax.measure_rises returned")
 
 
+def _timings(value: Any) -> Problem:
+    if value is None or isinstance(value, Timings):
+        return None
+    if isinstance(value, (str, Path)):
+        return TypeError(f"is {described(value)}: pass tdjax.Timings.load(path)")
+    return TypeError(f"is {described(value)}: pass what tdjax.time_layers returned")
+
+
 def _methods(value: Any) -> Problem:
     if isinstance(value, str):
         return TypeError(f"is a str: pass a sequence, ({value!r},)")
@@ -358,6 +368,8 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "measured": _measured,
     "measure_rises.loss_fn": _loss_to_measure,
     "measure_rises.groups": pruned.check_paths,
+    "timings": _timings,
+    "batch": numeric.whole_or_none(1),
     "methods": _methods,
     "loss_fn": _loss_fn,
     "metric_fn": _metric_fn,
@@ -366,7 +378,6 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "budget": numeric.budget,
     "budgets": numeric.budgets,
     "multiple_of": numeric.whole(1),
-    "time_layers.batch": numeric.whole_or_none(1),
     "time_layers.rounds": numeric.whole(1),
     "target": _target,
     "progress": _progress,

@@ -17,8 +17,11 @@ from tdjax.allocation.several import budget_curve as curve_of
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.dispatch.clocks import Called, clocked
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments
+from tdjax.progress import Progress
+from tdjax.timings.timings import Timings
 
 Variables = Mapping[str, Any]
 
@@ -36,6 +39,9 @@ def budget_curve(
     rules: Rules = ...,
     multiple_of: int = ...,
     seed: int = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> BudgetCurve: ...
 
@@ -52,6 +58,9 @@ def budget_curve(
     rules: Rules = ...,
     multiple_of: int = ...,
     seed: int = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> BudgetCurve: ...
 
@@ -69,6 +78,9 @@ def budget_curve(
     rules: Rules = ...,
     multiple_of: int = ...,
     seed: int = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
+    progress: Progress = ...,
 ) -> BudgetCurve: ...
 
 
@@ -86,6 +98,9 @@ def budget_curve(
     rules: Rules = (),
     multiple_of: int = 1,
     seed: int = 0,
+    batch: int | None = None,
+    timings: Timings | None = None,
+    progress: Progress = True,
     method: Method = None,
 ) -> BudgetCurve:
     """The predicted rise of the loss against size, with the plan for each of several budgets.
@@ -109,16 +124,22 @@ def budget_curve(
         model, variables, params, sample, method: as for `tdjax.make_plan`.
         budgets: each as for `tdjax.allocate`, and all of them counting the same.
         moments: from `tdjax.collect_moments` with a `loss_fn`, in whose units the rises are.
-        cost, methods, rules, multiple_of, seed: as for `tdjax.allocate`.
+        cost, methods, rules, multiple_of, seed, batch, timings, progress: as for `tdjax.allocate`;
+            time is measured once for all budgets.
 
     Returns: `tdjax.allocation.several.BudgetCurve`: `params`, `macs` and `rises`, arrays in the
-    order of the budgets, and `plans`.
+    order of the budgets, `plans`, and with timings their `seconds`.
 
     Raises as `tdjax.allocate`.
     """
     inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     check_moments_fit(inventory.layers, moments)
-    return curve_of(
-        inventory, budgets, cost=cost, methods=methods, moments=moments, rules=rules,
-        multiple_of=multiple_of, key=jax.random.key(seed),
+    choices: dict[str, Any] = {"methods": methods, "moments": moments, "rules": rules}
+    choices["multiple_of"] = multiple_of
+    asked, cost, timings = clocked(
+        "budget_curve", Called(model, variables, sample, method, inventory), budgets, cost,
+        batch=batch, timings=timings, strategy="loss", choices=choices, progress=progress,
     )  # fmt: skip
+    return curve_of(
+        inventory, asked, cost=cost, timings=timings, key=jax.random.key(seed), **choices
+    )

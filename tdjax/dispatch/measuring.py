@@ -13,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array
 
 from tdjax.allocation.allocate import posed
-from tdjax.allocation.choices import PREFERRED
+from tdjax.allocation.choices import PREFERRED, TIME
 from tdjax.allocation.corrected import AUTO, Level, groups_of, levels_of
-from tdjax.allocation.limits import Budget, shares_of
+from tdjax.allocation.limits import LATENCY, Budget, shares_of
 from tdjax.allocation.measured import GroupRises, MeasuredRises
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
@@ -170,6 +170,11 @@ def measure_rises(
     asked = [shares_of(budget, cost) for budget in budgets]
     if not asked or len({tuple(shares.of) for shares in asked}) > 1:
         raise ValueError("measure_rises: budgets: give some, all of which count the same")
+    if not {TIME, LATENCY}.isdisjoint(asked[0].of):
+        raise ValueError(
+            "measure_rises: budgets are shares of parameters or of multiply-accumulates; what is "
+            "measured at them serves tdjax.allocate(..., cost='time', measured=...) too"
+        )
     measured: MeasuredRises = _run(
         model, variables, list(batches), loss_fn, moments, budgets, cost, groups, batch_stats,
         {"methods": methods, "rules": rules, "multiple_of": multiple_of},

@@ -22,6 +22,7 @@ from tdjax.arguments.called import Method, number_of
 from tdjax.arguments.checks import check_arguments
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.dispatch import refining
+from tdjax.dispatch.clocks import Called, clocked
 from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
@@ -35,6 +36,7 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
 from tdjax.progress import Counted, Progress, Steps, number_in
 from tdjax.refinement.result import Refined
+from tdjax.timings.timings import Timings
 from tdjax.trace.call import WHOLE, Reading, peeked
 
 Variables = Mapping[str, Any]
@@ -78,6 +80,8 @@ def compress(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
     refine: Refine = ...,
@@ -99,6 +103,8 @@ def compress(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
     refine: Refine = ...,
@@ -121,6 +127,8 @@ def compress(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
     refine: Refine = ...,
@@ -142,6 +150,8 @@ def compress(
     methods: Sequence[str] = FORMATS,
     rules: Rules = (),
     multiple_of: int = 1,
+    batch: int | None = None,
+    timings: Timings | None = None,
     row_weights: RowWeights | None = None,
     memory: int = 2**32,
     refine: Refine = True,
@@ -181,6 +191,8 @@ def compress(
             (input, rest), whose rest these may use.
         budget, target, cost, rules, multiple_of: as for `tdjax.allocate`, a budget or a target;
             here a budget of one number is a limit too, which small networks need not use up.
+        batch, timings: as for `tdjax.allocate`, for a budget of time; where neither is given the
+            batch is that of the first of `batches`.
         methods: as for `tdjax.allocate`; here "svd" and "tucker" where it is not said, as others
             take far longer.
         loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
@@ -203,7 +215,13 @@ def compress(
         budget, cost = shares_of(budget, cost).of, None
     labelled = loss_fn is not None or row_weights is not None
     source = _source(model, variables, batches, labelled=labelled, method=method)
-    check_reach(source.inventory(), budget, cost, methods, rules, multiple_of)
+    inventory = source.inventory()
+    (budget,), cost, timings = clocked(
+        "compress", Called(model, variables, source.sample, method, inventory), [budget], cost,
+        batch=batch, timings=timings, strategy="energy", progress=progress,
+        choices={"methods": methods, "moments": None, "rules": rules, "multiple_of": multiple_of},
+    )  # fmt: skip
+    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings)
     renews = source.room.keeps_batch_stats(*source.arrays)
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
     steps, total = Steps("compress", progress), number_in(batches)
@@ -217,7 +235,7 @@ def compress(
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
-            multiple_of=multiple_of,
+            multiple_of=multiple_of, timings=timings,
         )  # fmt: skip
     with steps.step(f"factors of {len(plan.factorised)} layers"):
         small = _factorised(source, plan, moments, starts)

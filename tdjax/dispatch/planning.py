@@ -10,20 +10,24 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.allocate import allocate as allocate_budget
+from tdjax.allocation.allocate import strategy_of
 from tdjax.allocation.choices import PREFERRED
 from tdjax.allocation.corrected import allocate_measured
-from tdjax.allocation.limits import Budget
+from tdjax.allocation.limits import Budget, check_one
 from tdjax.allocation.measured import MeasuredRises
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.dispatch.clocks import Called, clocked
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import LossRise
+from tdjax.progress import Progress
+from tdjax.timings.timings import Timings
 
 Variables = Mapping[str, Any]
 
@@ -144,6 +148,9 @@ def allocate(
     multiple_of: int = ...,
     target: LossRise | None = ...,
     measured: MeasuredRises | None = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -165,6 +172,9 @@ def allocate(
     multiple_of: int = ...,
     target: LossRise | None = ...,
     measured: MeasuredRises | None = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> Plan: ...
 
@@ -187,6 +197,9 @@ def allocate(
     multiple_of: int = ...,
     target: LossRise | None = ...,
     measured: MeasuredRises | None = ...,
+    batch: int | None = ...,
+    timings: Timings | None = ...,
+    progress: Progress = ...,
 ) -> Plan: ...
 
 
@@ -209,6 +222,9 @@ def allocate(
     multiple_of: int = 1,
     target: LossRise | None = None,
     measured: MeasuredRises | None = None,
+    batch: int | None = None,
+    timings: Timings | None = None,
+    progress: Progress = True,
     method: Method = None,
 ) -> Plan:
     """A plan that keeps a share of the whole network, formats and ranks chosen together.
@@ -242,13 +258,27 @@ def allocate(
         >>> tdjax.allocate(model, x, budget=limit, methods=("svd",), multiple_of=8)[""].ranks
         (96,)
 
+    Half the time, as timings predict it; `tdjax.time_layers(model, x)` takes them, here they are
+    made up:
+
+        >>> from tdjax.timings.device import this_device
+        >>> from tdjax.timings.timings import FormTimings, LayerTimings
+        >>> svd = FormTimings(tdjax.Form("svd"), ((16,), (160,)), (4e-5, 1.6e-4), ((), ()))
+        >>> layers = {"": LayerTimings(2e-4, (svd,), (400, 400))}
+        >>> timings = tdjax.Timings(this_device(), {}, 8, network=2.2e-4, layers=layers)
+        >>> plan = tdjax.allocate(model, x, budget=0.5, cost="time", timings=timings)
+        >>> plan[""].ranks, f"{1e3 * plan.seconds_before:.2f} -> {1e3 * plan.seconds:.2f} ms"
+        ((75,), '0.22 -> 0.11 ms')
+
     Arguments:
         model, variables, params, sample, method: as for `tdjax.make_plan`.
         budget: share of the whole network kept, in (0, 1): of all its parameters, biases and
-            normalisation included, or of its multiply-accumulates, with those that no layer does.
-            Or limits by name, {"params": 0.5, "macs": 0.6}: the plan is within both, and loses
-            the least that was found within them; it need not use up either.
-        cost: what is counted, "params", which is the default, or "macs".
+            normalisation included, of its multiply-accumulates, with those that no layer does, or
+            of its time, with what passes in no layer. Or one or two limits by name, {"params":
+            0.5, "time": 0.6}: the plan is within both, and loses the least that was found within
+            them; it need not use up either.
+        cost: what the budget is of: "params", which is the default, "macs", "time" as `timings` say
+            it, or "latency at batch 1", which is the time of a batch of one.
         strategy: see above; None for "energy", or for "loss" with a `target` or `measured`.
         methods: formats to choose from. "alds" knows "svd" alone; of all four together a strategy
             takes those that it knows. "cp" and "tt" are decomposed at some ranks to know what they
@@ -263,13 +293,22 @@ def allocate(
             `tdjax.BudgetRule` keeps a layer dense or bounds its formats, ranks and share;
             `tdjax.Rule` gives it its format and ranks as `tdjax.make_plan` does. The budget is
             that of the whole network all the same.
-        multiple_of: what divides all ranks; see `tdjax.BudgetRule`.
+        multiple_of: what divides all ranks; see `tdjax.BudgetRule`. On a CPU 16 is worth a try
+            where time counts: its vectors hold so many numbers.
         target: in place of a budget `tdjax.LossRise`: the smallest plan, by `cost`, whose predicted
             rise of the loss is no greater; for "loss".
         measured: for "loss", from `tdjax.measure_rises` with the same moments: what they correct
             the rises of groups of layers to adds up to the least that is found, beginning with the
             plan that predictions alone give; a target holds for the rise that they expect of all
             layers together.
+        batch: examples in a call whose time counts; None for that of the timings, or of `sample`.
+        timings: of this network on this device, from `tdjax.time_layers`; None to take them now
+            where time is asked for, which is minutes of work. With timings, whatever the budget is
+            of, the plan tells its predicted seconds and names for each layer the ways of computing
+            it that were fastest; formats that were not timed are left out. A format is no faster
+            than the dense layer unless it spares a twentieth of its time, which is about as near
+            as timings are; a layer that nothing makes faster stays dense, and says so.
+        progress: see `tdjax.compress`; of timings that are taken now.
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
     and above none; multiply-accumulates of a model whose layers run under conditions are as near
@@ -277,24 +316,28 @@ def allocate(
 
     Raises ValueError for a budget that cannot be met, with what is within reach, for a rule that
     matches no layer or asks for what its layers cannot have, for an unknown name, for moments that
-    are missing or another network's, and for NaN or Inf in the weights. All but the last is checked
-    before any work.
+    are missing or another network's, for timings of another network, device or batch, and for NaN
+    or Inf in the weights. All but the last is checked before any work.
     """
     inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     if moments is not None:
         check_moments_fit(inventory.layers, moments)
-    if measured is not None:
-        if strategy not in ("loss", None):
-            raise ValueError(
-                "allocate: measured rises correct those of strategy 'loss', not "
-                f"{strategy!r}: leave out one of them"
-            )
-        return allocate_measured(
-            inventory, measured, budget=budget, target=target, cost=cost, methods=methods,
-            moments=moments, rules=rules, multiple_of=multiple_of, key=jax.random.key(seed),
-        )  # fmt: skip
-    return allocate_budget(
-        inventory, budget=budget, cost=cost, strategy=strategy, methods=methods, moments=moments,
-        splits=splits, objective=objective, rules=rules, multiple_of=multiple_of, target=target,
-        key=jax.random.key(seed),
+    if measured is not None and strategy not in ("loss", None):
+        raise ValueError(
+            "allocate: measured rises correct those of strategy 'loss', not "
+            f"{strategy!r}: leave out one of them"
+        )
+    check_one("allocate", budget, target)
+    strategy = "loss" if measured is not None else strategy_of(strategy, target)
+    choices: dict[str, Any] = {"methods": methods, "moments": moments, "rules": rules}
+    choices["multiple_of"] = multiple_of
+    if measured is None:
+        choices |= {"splits": splits, "objective": objective}
+    (budget,), cost, timings = clocked(
+        "allocate", Called(model, variables, sample, method, inventory), [budget], cost,
+        batch=batch, timings=timings, strategy=strategy, choices=choices, progress=progress,
     )  # fmt: skip
+    choices |= {"budget": budget, "target": target, "cost": cost, "timings": timings}
+    if measured is not None:
+        return allocate_measured(inventory, measured, key=jax.random.key(seed), **choices)
+    return allocate_budget(inventory, strategy=strategy, key=jax.random.key(seed), **choices)

@@ -12,6 +12,7 @@ from tdjax.hints import did_you_mean
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS, Layer
+from tdjax.plan.predicted import Predicted, seconds_change
 from tdjax.plan.printing import Table, as_html, as_text
 from tdjax.plan.reading import PLAN_VERSION, SECOND_VERSION, THIRD_VERSION, read_plan, version_of
 from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
@@ -133,6 +134,8 @@ class Plan:
             model itself takes (those of the dense layers, before and afterwards).
         work: what one example runs of a model with conditions, of whose branches the costliest
             counts in the totals; None where all layers run.
+        predicted: seconds that timings of its layers add up to, see `tdjax.allocate`; None without.
+            Not part of what makes plans equal.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -140,6 +143,7 @@ class Plan:
     measured: Profile | None = field(default=None, compare=False)
     other_macs: Count = 0
     work: Work | None = None
+    predicted: Predicted | None = field(default=None, compare=False)
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
@@ -182,6 +186,16 @@ class Plan:
             return macs_of(replace(entry, layer=layer))
 
         return self.work.macs(of_use)
+
+    @property
+    def seconds_before(self) -> float | None:
+        """Predicted seconds of one call of the dense model; None where no timings were at hand."""
+        return None if self.predicted is None else self.predicted.before
+
+    @property
+    def seconds(self) -> float | None:
+        """Predicted seconds of one call of the factorised model; None without timings."""
+        return None if self.predicted is None else self.predicted.after
 
     def profile(
         self, dense: Callable[[], Any], factorised: Callable[[], Any], rounds: int = 10
@@ -231,7 +245,8 @@ class Plan:
             entry = self[path]
             made[path] = replace(entry, ways=ways_from(entry.stages, own))
         layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
-        return replace(self, layers=layers)
+        # What was predicted is for other ways.
+        return replace(self, layers=layers, predicted=None)
 
     def __getitem__(self, path: str) -> PlannedLayer:
         """The entry of one layer. Raises KeyError that lists the paths there are."""
@@ -243,7 +258,7 @@ class Plan:
         raise KeyError(f"no layer {path!r}; layers are: {paths_text(layers)}{near}")
 
     def __str__(self) -> str:
-        """A table: layer, format, ranks, parameters and MACs before and after."""
+        """A table: layer, format, ranks, parameters, MACs and predicted time before and after."""
         return as_text(self._table())
 
     def _repr_html_(self) -> str:
@@ -261,7 +276,22 @@ class Plan:
         rows = [_row(entry) for entry in self.layers]
         if self.other_macs:
             rows.append(("(other products)", *[""] * 5, count_text(self.other_macs), ""))
-        return Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
+        table = Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
+        return table if self.predicted is None else self._with_times(table, self.predicted)
+
+    def _with_times(self, table: Table, predicted: Predicted) -> Table:
+        """The table with two columns for the predicted seconds."""
+        cells = [predicted.cells(entry.layer.path) for entry in self.layers]
+        padded = [*cells, *[("", "")] * (len(table.rows) - len(cells))]
+        rows = [(*row, *own) for row, own in zip(table.rows, padded, strict=True)]
+        rest = ("(the rest)", *[""] * 7, *seconds_change(predicted.rest, predicted.rest))
+        return Table(
+            (*table.header, "time", ""),
+            [*rows, rest],
+            (*table.total, *seconds_change(predicted.before, predicted.after)),
+            table.notes,
+            (*table.numbers, 8, 9),
+        )
 
     def _notes(self) -> list[str]:
         reasons = [
@@ -282,7 +312,8 @@ class Plan:
         ]
         if self.work is not None:
             reasons.insert(0, "of the branches of a condition, the costliest counts in total MACs")
-        return reasons if self.measured is None else [str(self.measured), *reasons]
+        timed = [str(own) for own in (self.predicted, self.measured) if own is not None]
+        return [*timed, *reasons]
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
@@ -295,6 +326,8 @@ class Plan:
             raw["work"] = None if self.work is None else asdict(self.work)
         if self.measured is not None:
             raw["measured"] = self.measured
+        if self.predicted is not None:
+            raw["predicted"] = asdict(self.predicted)
         # Of fractions the text.
         return json.dumps(raw, default=str)
 
@@ -307,7 +340,9 @@ class Plan:
         """
         found = read_plan(text)
         layers = tuple(PlannedLayer(*entry) for entry in found.entries)
-        return cls(layers, found.other, found.measured, found.other_macs, found.work)
+        return cls(
+            layers, found.other, found.measured, found.other_macs, found.work, found.predicted
+        )
 
 
 def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:

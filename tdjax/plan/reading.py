@@ -27,6 +27,7 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.consistent import layer_problems
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer, is_tied
+from tdjax.plan.predicted import Predicted, predicted_problem
 from tdjax.plan.timing import Profile
 from tdjax.plan.ways import ways_problem
 from tdjax.plan.work import Count, Work
@@ -61,6 +62,7 @@ class ReadPlan(NamedTuple):
     measured: Profile | None
     other_macs: Count
     work: Work | None
+    predicted: Predicted | None
 
 
 def read_plan(text: str) -> ReadPlan:
@@ -75,6 +77,7 @@ def read_plan(text: str) -> ReadPlan:
                 f"version {version}, this library reads {FIRST_VERSION} to {PLAN_VERSION}"
             )
         measured = _profile(raw.pop("measured")) if "measured" in raw else None
+        predicted = _predicted(raw.pop("predicted")) if "predicted" in raw else None
         plain = read_fields(
             _PLANS[version], raw | {"layers": _completed(raw.get("layers"), version)}, ""
         )
@@ -83,11 +86,12 @@ def read_plan(text: str) -> ReadPlan:
         _check_other(entries, plain.other)
         work, other_macs = getattr(plain, "work", None), getattr(plain, "other_macs", 0)
         _check_work(entries, work)
+        _check_predicted(entries, predicted)
         least = version_of(entries, other_macs, work)
         # The second wrote what the first could where all other products were none.
         if max(least, SECOND_VERSION) != max(version, SECOND_VERSION):
             raise ValueError(f"it holds what is not written as version {version}")
-        return ReadPlan(tuple(entries), plain.other, measured, other_macs, work)
+        return ReadPlan(tuple(entries), plain.other, measured, other_macs, work, predicted)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"not a plan: {one_line(error)}") from error
 
@@ -248,6 +252,18 @@ def _profile(raw: Any) -> Profile:
     if not found.least <= found.speedup <= found.most:
         raise ValueError("field 'measured.speedup' does not lie between the least and the most")
     return found
+
+
+def _predicted(raw: Any) -> Predicted:
+    found: Predicted = read_fields(Predicted, raw, "predicted")
+    return found
+
+
+def _check_predicted(entries: Iterable[ReadEntry], found: Predicted | None) -> None:
+    paths = {entry.layer.path for entry in entries}
+    wrong = None if found is None else predicted_problem(found, paths)
+    if wrong is not None:
+        raise ValueError(f"field 'predicted.{wrong[0]}': {wrong[1]}")
 
 
 def _entry(own: _Entry, where: str) -> ReadEntry:

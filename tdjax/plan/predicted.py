@@ -1,0 +1,89 @@
+"""Seconds that a plan is predicted to take, from timings of its layers one by one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class LayerSeconds:
+    """Seconds of all calls of one layer for a batch.
+
+    Arguments:
+        path: of the layer.
+        before, after: dense, and as it is planned.
+    """
+
+    path: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Seconds of one call of a network, added up from timings of its layers.
+
+    Arguments:
+        device: on which the layers were timed.
+        batch: examples of a call.
+        rest: seconds of what belongs to no timed layer, the same before and after.
+        layers: those that were timed.
+    """
+
+    device: str
+    batch: int
+    rest: float
+    layers: tuple[LayerSeconds, ...]
+
+    @property
+    def before(self) -> float:
+        """Of the whole dense network."""
+        return self.rest + sum(own.before for own in self.layers)
+
+    @property
+    def after(self) -> float:
+        """Of the whole factorised network."""
+        return self.rest + sum(own.after for own in self.layers)
+
+    @cached_property
+    def _by_path(self) -> dict[str, LayerSeconds]:
+        return {own.path: own for own in self.layers}
+
+    def cells(self, path: str) -> tuple[str, str]:
+        """What a table says of a layer."""
+        own = self._by_path.get(path)
+        return ("", "") if own is None else seconds_change(own.before, own.after)
+
+    def __str__(self) -> str:
+        """One line."""
+        examples = f"{self.batch} example" + "s" * (self.batch != 1)
+        return f"time: predicted from timings of the layers, {examples} on {self.device}"
+
+
+def seconds_change(before: float, after: float) -> tuple[str, str]:
+    """Seconds before and after as people read them, in milliseconds, and the share that is kept."""
+    if after == before:
+        return f"{1e3 * before:.3g} ms", ""
+    share = f"{100 * after / before:.1f} %" if before else ""
+    return f"{1e3 * before:.3g} -> {1e3 * after:.3g} ms", share
+
+
+def predicted_problem(found: Predicted, paths: set[str]) -> tuple[str, str] | None:
+    """The field that cannot be, and why; None where all can.
+
+    Arguments:
+        paths: of the plan's layers.
+    """
+    if found.batch < 1:
+        return "batch", "must be at least 1"
+    if not 0 <= found.rest < math.inf:
+        return "rest", "holds what no clock shows"
+    seen = [own.path for own in found.layers]
+    unknown = [path for path in seen if path not in paths or seen.count(path) > 1]
+    if unknown:
+        return "layers", f"{unknown[0]!r} is no layer of the plan, or is there twice"
+    if not all(0 < number < math.inf for own in found.layers for number in (own.before, own.after)):
+        return "layers", "holds what no clock shows"
+    return None
