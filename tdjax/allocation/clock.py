@@ -47,6 +47,11 @@ class Clock:
         """Parts of what belongs to no timed layer."""
         return int(self._parts(np.array([self.timings.rest]))[0])
 
+    @property
+    def _rest_seconds(self) -> float:
+        """The same in seconds, but for what is rounding alone."""
+        return self.timings.rest if self.rest else 0.0
+
     def dense(self, path: str) -> int:
         """Parts of a layer as it is; 0 for one whose time belongs to the rest."""
         own = self.timings.layers.get(path)
@@ -93,7 +98,7 @@ class Clock:
                 if form is not None:
                     after = float(self._of(path).seconds(form, np.array([form.ranks]))[0])
                 layers.append(LayerSeconds(path, before, after))
-        return Predicted(self.timings.device, self.timings.batch, self.timings.rest, tuple(layers))
+        return Predicted(self.timings.device, self.timings.batch, self._rest_seconds, tuple(layers))
 
     def _of(self, path: str) -> LayerTimings:
         return self.timings.layers[path]

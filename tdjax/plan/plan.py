@@ -12,7 +12,7 @@ from tdjax.hints import did_you_mean
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS, Layer
-from tdjax.plan.predicted import Predicted, seconds_change
+from tdjax.plan.predicted import Predicted, with_times
 from tdjax.plan.printing import Table, as_html, as_text
 from tdjax.plan.reading import PLAN_VERSION, SECOND_VERSION, THIRD_VERSION, read_plan, version_of
 from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
@@ -277,21 +277,9 @@ class Plan:
         if self.other_macs:
             rows.append(("(other products)", *[""] * 5, count_text(self.other_macs), ""))
         table = Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
-        return table if self.predicted is None else self._with_times(table, self.predicted)
-
-    def _with_times(self, table: Table, predicted: Predicted) -> Table:
-        """The table with two columns for the predicted seconds."""
-        cells = [predicted.cells(entry.layer.path) for entry in self.layers]
-        padded = [*cells, *[("", "")] * (len(table.rows) - len(cells))]
-        rows = [(*row, *own) for row, own in zip(table.rows, padded, strict=True)]
-        rest = ("(the rest)", *[""] * 7, *seconds_change(predicted.rest, predicted.rest))
-        return Table(
-            (*table.header, "time", ""),
-            [*rows, rest],
-            (*table.total, *seconds_change(predicted.before, predicted.after)),
-            table.notes,
-            (*table.numbers, 8, 9),
-        )
+        if self.predicted is None:
+            return table
+        return with_times(table, self.predicted, [entry.layer.path for entry in self.layers])
 
     def _notes(self) -> list[str]:
         reasons = [

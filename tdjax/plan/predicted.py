@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+from tdjax.plan.printing import Table
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Predicted:
     def cells(self, path: str) -> tuple[str, str]:
         """What a table says of a layer."""
         own = self._by_path.get(path)
-        return ("", "") if own is None else seconds_change(own.before, own.after)
+        return ("", "") if own is None else _change(own.before, own.after)
 
     def __str__(self) -> str:
         """One line."""
@@ -62,7 +65,28 @@ class Predicted:
         return f"time: predicted from timings of the layers, {examples} on {self.device}"
 
 
-def seconds_change(before: float, after: float) -> tuple[str, str]:
+def with_times(table: Table, predicted: Predicted, paths: Sequence[str]) -> Table:
+    """A plan's table with two columns for the predicted seconds.
+
+    Arguments:
+        paths: of the layers in the first rows.
+    """
+    cells = [predicted.cells(path) for path in paths]
+    cells += [("", "")] * (len(table.rows) - len(cells))
+    rows = [(*row, *own) for row, own in zip(table.rows, cells, strict=True)]
+    empty = [""] * (len(table.header) - 1)
+    if predicted.rest:
+        rows.append(("(the rest)", *empty, *_change(predicted.rest, predicted.rest)))
+    return Table(
+        (*table.header, "time", ""),
+        rows,
+        (*table.total, *_change(predicted.before, predicted.after)),
+        table.notes,
+        (*table.numbers, len(empty) + 1, len(empty) + 2),
+    )
+
+
+def _change(before: float, after: float) -> tuple[str, str]:
     """Seconds before and after as people read them, in milliseconds, and the share that is kept."""
     if after == before:
         return f"{1e3 * before:.3g} ms", ""
