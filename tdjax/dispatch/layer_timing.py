@@ -15,7 +15,7 @@ from tdjax.dispatch.alone import Alone, Program
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.ways import RECONSTRUCT, ways_from
+from tdjax.plan.ways import RECONSTRUCT, SPLIT, ways_from
 from tdjax.timings.grid import Ranks, forms_of, middle_of, ranks_of
 from tdjax.timings.layer import FormTimings, LayerTimings
 from tdjax.timings.turns import seconds_of
@@ -83,7 +83,8 @@ def _ways(layer: Alone, form: Form, wanted: Wanted) -> Iterator[tuple[str, ...]]
         return
     entry = PlannedLayer(layer.layer, form)
     for way in differing_ways(entry):
-        if way != RECONSTRUCT:
+        # A convolution for each channel is nothing that could be fast.
+        if way != RECONSTRUCT and (way, form.method) != (SPLIT, "cp"):
             yield ways_from(entry.stages, way)
 
 
