@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -76,12 +76,8 @@ class Clock:
 
     def check(self, entry: PlannedLayer, rule: object) -> None:
         """Refuse, with a ValueError, a form that a rule asks for and that was not timed."""
-        if entry.form is not None and not self.knows(entry.layer.path, entry.form):
-            raise ValueError(
-                f"allocate: {rule}: layer {entry.layer.path!r}: {entry.format} at rank "
-                f"{ranks_text(entry.ranks)} was not timed: what it takes is not known; pass "
-                "timings of it, or ask for another format"
-            )
+        if entry.form is not None:
+            check_timed(entry, self._of(entry.layer.path).by_form, rule)
 
     def is_timed(self, path: str) -> bool:
         """Whether a layer was timed in any form."""
@@ -104,6 +100,22 @@ class Clock:
 
     def _parts(self, seconds: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         return np.ceil(seconds * (PARTS / self.network) - SLACK).astype(np.int64)
+
+
+def check_timed(entry: PlannedLayer, forms: Container[Form], rule: object) -> None:
+    """Refuse, with a ValueError, what a rule makes of a layer where that is not timed.
+
+    Arguments:
+        entry: factorised.
+        forms: those that are, without ranks.
+    """
+    assert entry.form is not None
+    if replace(entry.form, ranks=(), nonzeros=0) not in forms:
+        raise ValueError(
+            f"allocate: {rule}: layer {entry.layer.path!r}: {entry.format} at rank "
+            f"{ranks_text(entry.ranks)} is not timed, so that what it takes is not known: pass "
+            "timings of it, or ask for another format"
+        )
 
 
 def faster(dense: int) -> int:

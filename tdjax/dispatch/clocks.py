@@ -6,15 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tdjax.allocation.allocate import posed
-from tdjax.allocation.choices import KNOWN, PARAMS, PREFERRED, TIME
+from tdjax.allocation.choices import PARAMS, PREFERRED, TIME
+from tdjax.allocation.clock import check_timed
 from tdjax.allocation.limits import Budget, in_time, names_of
+from tdjax.allocation.problem import Problem
 from tdjax.arguments.called import Method
 from tdjax.dispatch.models import kind_of, with_arrays
 from tdjax.dispatch.timing import time_layers
 from tdjax.plan.layers import Inventory
+from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.rules import AUTO, Rule
 from tdjax.progress import Progress
 from tdjax.timings.device import this_device
+from tdjax.timings.grid import forms_of
 from tdjax.timings.timings import Timings
 
 # Groups of channels that low rank is timed in, where strategy "alds" may choose any.
@@ -70,8 +74,8 @@ def clocked(
     if timings is not None:
         _check(function, timings, batch)
     elif TIME in names_of(budgets, cost):
-        posed(source.inventory, (PARAMS,), strategy, **choices)
-        timings = _taken(source, batch, strategy, choices, progress)
+        problem = posed(source.inventory, (PARAMS,), strategy, **choices)
+        timings = _taken(source, batch, problem, choices.get("splits"), progress)
     elif batch is not None:
         raise ValueError(
             f"{function}: batch {batch} says whose time counts, and no time is asked for: leave it "
@@ -98,25 +102,32 @@ def _check(function: str, timings: Timings, batch: int | None) -> None:
 def _taken(
     source: Called,
     batch: int | None,
-    strategy: str,
-    choices: Mapping[str, Any],
+    problem: Problem,
+    splits: Sequence[int] | None,
     progress: Progress,
 ) -> Timings:
-    """Timings of all that a strategy and rules may choose from."""
-    groups = set((choices.get("splits") or SPLITS) if strategy == "alds" else ())
-    wanted = {own for own in choices["methods"] if own in KNOWN[strategy]}
-    for rule in choices["rules"]:
+    """Timings of all that a strategy and rules may choose from.
+
+    Raises ValueError for a rule that gives a layer what is not timed.
+    """
+    groups = set((splits or SPLITS) if problem.strategy == "alds" else ())
+    wanted = set(problem.options.methods)
+    for rule in problem.rules.values():
         if isinstance(rule, Rule):
             wanted |= set(PREFERRED) if rule.method == AUTO else {rule.method}
             groups.add(rule.splits)
         else:
             wanted |= set(rule.methods or ())
+    methods = tuple(own for own in PREFERRED if own in wanted)
+    groups -= {1}
+    for path, own in problem.layers.items():
+        if isinstance(own, PlannedLayer) and own.form is not None and path in problem.rules:
+            check_timed(own, forms_of(own.layer, methods, tuple(groups)), problem.rules[path])
     named = "method" not in kind_of(source.model).without
     # Which overload it is depends on the kind of the model.
     take: Callable[..., Timings] = time_layers
     return take(
-        *with_arrays(source.model, source.variables), source.sample, batch=batch,
-        methods=tuple(own for own in PREFERRED if own in wanted),
-        splits=tuple(sorted(groups - {1})) or None, progress=progress,
+        *with_arrays(source.model, source.variables), source.sample, batch=batch, methods=methods,
+        splits=tuple(sorted(groups)) or None, progress=progress,
         **({"method": source.method} if named else {}),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from tdjax import BudgetRule, Form, LossRise, Plan, Rule, Timings
 from tdjax.allocation.allocate import allocate
 from tdjax.allocation.measured import GroupRises, MeasuredRises
 from tdjax.allocation.several import budget_curve
+from tdjax.dispatch import clocks
 from tdjax.timings.device import this_device
 from tdjax.timings.timings import FormTimings, LayerTimings
 
@@ -181,7 +182,7 @@ def test_rules_count_in_time():
     np.testing.assert_allclose(
         1e3 * plan.seconds, times_of(np.array([ranks_of(plan)]))[0], rtol=1e-9
     )
-    with pytest.raises(ValueError, match="'wide': tucker at rank 2, 2 was not timed: what it"):
+    with pytest.raises(ValueError, match="'wide': tucker at rank 2, 2 is not timed, so that"):
         asked("energy", budget=0.6, rules=[Rule(path="wide", method="tucker", rank=2)])
     with pytest.raises(
         ValueError, match=r"0\.1 of the time is .* reaches 0\.4 to 1; 1 of 3 layers"
@@ -262,3 +263,32 @@ def test_all_kinds_of_models_have_budgets_in_time():
     )  # fmt: skip
     assert small.plan.seconds <= 2.25e-3
     assert small.model(x).shape == (8, 24)
+
+
+def test_timings_are_taken_once_all_else_is_checked(monkeypatch):
+    taken = []
+
+    def take(model, sample, **options):
+        taken.append(options)
+        return matrices(["layers/0", "layers/1"])
+
+    monkeypatch.setattr(clocks, "time_layers", take)
+    model = nnx.Sequential(*(nnx.Linear(24, 24, use_bias=False, rngs=nnx.Rngs(k)) for k in (0, 1)))
+    x, rules = normal(0, 8, 24), [BudgetRule(path="layers/0", methods=("tucker", "svd"))]
+    given = {"budget": {"time": 0.5}, "batch": 1, "progress": False}
+    plan = tdjax.allocate(model, x, methods=("svd",), rules=rules, **given)
+    assert plan.seconds <= 2.25e-3
+    grouped = tdjax.allocate(model, x, strategy="alds", splits=(1, 2, 3), **given)
+    assert grouped.seconds <= 2.25e-3
+    assert [own["methods"] for own in taken] == [("svd", "tucker"), ("svd",)]
+    assert [own["splits"] for own in taken] == [None, (2, 3)]
+    assert all(own["batch"] == 1 and own["progress"] is False for own in taken)
+    for options, message in (
+        ({"methods": ("pca",)}, "methods 'pca': known are"),
+        ({"rules": [BudgetRule(path="layer", dense=True)]}, "matches no layer"),
+        ({"strategy": "loss"}, "needs moments of the gradient"),
+        ({"rules": [Rule(path=".*", method="svd", rank=2, splits=8)]}, r"svd /8 at .* not timed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tdjax.allocate(model, x, **{**given, **options})
+    assert len(taken) == 2
