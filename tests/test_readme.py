@@ -55,6 +55,11 @@ def test_refine():
     assert names["logits"].shape == (512, 8)
 
 
+def test_speed():
+    names = run("docs/speed.md")
+    assert names["timings"].rest < names["timings"].network
+
+
 def test_keep():
     names = run("docs/keep.md")
     assert names["smaller"](names["x"]).shape == names["again"](names["x"]).shape == (4, 8)
@@ -68,6 +73,7 @@ PAGES = (
             "guide",
             "functions",
             "refine",
+            "speed",
             "keep",
             "architectures",
             "results",

@@ -113,17 +113,21 @@ def compressed(task: Task, strategy: str, budget: float, moments: Any) -> Small:
     Arguments:
         moments: for the plan, the factors and the biases; None for none.
     """
-    images = task.batches
     plan = tdjax.allocate(
-        task.model, task.variables, images[0], budget=budget, strategy=strategy,
+        task.model, task.variables, task.batches[0], budget=budget, strategy=strategy,
         methods=METHODS[strategy], moments=moments,
     )  # fmt: skip
+    return decomposed(task, plan, moments)
+
+
+def decomposed(task: Task, plan: tdjax.Plan, moments: Any) -> Small:
+    """The network with the layers of a plan decomposed; see `compressed`."""
     params = tdjax.factorize_params(
         task.variables["params"], plan, moments=moments, correct_bias=moments is not None
     )
     model, variables = tdjax.factorize(task.model, plan), {**task.variables, "params": params}
     if "batch_stats" in variables:
-        variables = tdjax.reestimate_batch_stats(model, variables, images)
+        variables = tdjax.reestimate_batch_stats(model, variables, task.batches)
     return Small(plan, model, variables)
 
 

@@ -15,7 +15,7 @@ from tdjax.dispatch.alone import Alone, Program
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.ways import RECONSTRUCT, ways_from
+from tdjax.plan.ways import RECONSTRUCT, SPLIT, ways_from
 from tdjax.timings.grid import Ranks, forms_of, middle_of, ranks_of
 from tdjax.timings.layer import FormTimings, LayerTimings
 from tdjax.timings.turns import seconds_of
@@ -72,7 +72,7 @@ def layer_timings(layer: Alone, wanted: Wanted) -> LayerTimings:
         if _has_ways(layer, wanted)
     ]
     found, dense = measure(rest, lambda own: own.form)
-    forms = [_fastest(form, grid, found) for form, grid in grids.items()]
+    forms = [_fastest(form, grid, found, dense) for form, grid in grids.items()]
     return LayerTimings(dense, tuple(forms), plain.group_shape)
 
 
@@ -83,7 +83,8 @@ def _ways(layer: Alone, form: Form, wanted: Wanted) -> Iterator[tuple[str, ...]]
         return
     entry = PlannedLayer(layer.layer, form)
     for way in differing_ways(entry):
-        if way != RECONSTRUCT:
+        # A convolution for each channel is nothing that could be fast.
+        if way != RECONSTRUCT and (way, form.method) != (SPLIT, "cp"):
             yield ways_from(entry.stages, way)
 
 
@@ -93,10 +94,14 @@ def _has_ways(layer: Alone, wanted: Wanted) -> bool:
     return wanted.ways and layer.layer.kind in CONVOLUTIONS and given
 
 
-def _fastest(form: Form, grid: Sequence[Ranks], found: Mapping[Candidate, float]) -> FormTimings:
+def _fastest(
+    form: Form, grid: Sequence[Ranks], found: Mapping[Candidate, float], dense: float
+) -> FormTimings:
     """A form in the fastest of its ways at each of its ranks."""
-    # To multiply out the dense kernel takes no longer at lower ranks than at the highest.
+    # To multiply out the dense kernel takes no longer at lower ranks than at the highest, and has
+    # the dense layer in it.
     whole = found.get(Candidate(replace(form, ranks=grid[-1]), (RECONSTRUCT,)), math.inf)
+    whole = max(whole, dense)
     seconds, ways = [], []
     for ranks in grid:
         own = {
@@ -104,7 +109,7 @@ def _fastest(form: Form, grid: Sequence[Ranks], found: Mapping[Candidate, float]
             for candidate, taken in found.items()
             if candidate.form == replace(form, ranks=ranks)
         }
-        own.setdefault((RECONSTRUCT,), whole)
+        own[RECONSTRUCT,] = whole
         fastest = min(own, key=own.__getitem__)
         seconds.append(own[fastest])
         ways.append(fastest)

@@ -36,6 +36,8 @@ def factor_of(dense: Whole, others: Sequence[Whole]) -> float:
     Arguments:
         others: the same network with some of its layers compressed.
     """
+    if not dense.layers:
+        return 1.0
     fits = dense.network / dense.layers
     apart = np.array([dense.layers - own.layers for own in others])
     gained = np.array([dense.network - own.network for own in others])

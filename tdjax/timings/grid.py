@@ -57,8 +57,7 @@ def forms_of(layer: Layer, methods: Collection[str], splits: Sequence[int]) -> l
 def ranks_of(layer: Layer, form: Form) -> tuple[Ranks, ...]:
     """The ranks of a form at which a layer is measured, up to where it computes as much as dense.
 
-    Multiples of 8 or 16, in which processors compute: between them a rank is no cheaper than the
-    next multiple.
+    Multiples of 8 or 16 where they are that large: processors compute in such.
     """
     if form.method == "tucker":
         modes = layer.group_shape[-2:]

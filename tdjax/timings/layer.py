@@ -1,8 +1,10 @@
 """Seconds of one layer, dense and in forms at some ranks, and between those ranks.
 
 In between, seconds are interpolated: linearly in the rank, for Tucker in both, for TT in the number
-of parameters. Below the least rank they are those of that rank, beyond the largest they grow in
-proportion: nothing is promised that was not seen. It is not assumed that they grow with the rank.
+of parameters. Processors compute whole vectors, so a rank counts as the next multiple of 16, or as
+the next that was measured. Below the least rank seconds are those of that rank, beyond the largest
+they grow in proportion: nothing is promised that was not seen. It is not assumed that they grow
+with the rank.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from tdjax.plan.ranks import tt_order, tt_size
 from tdjax.plan.ways import SHIFTED, XLA
 
 Ranks = tuple[int, ...]
+# Numbers that a processor computes at once, in a wide one.
+VECTOR = 16
 Seconds = Float[np.ndarray, " n"]
 
 
@@ -64,9 +68,11 @@ class FormTimings:
         """
         if self.form.method == "tucker":
             return self._between_pairs(ranks)
-        places = _places(self.form, np.array(self.ranks), shape)
+        places, wanted = _places(self.form, np.array(self.ranks), shape), ranks
         order = np.argsort(places)
-        between = _Between(_places(self.form, ranks, shape), places[order])
+        if self.form.method != "tt":
+            wanted = _in_vectors(ranks, places[order])
+        between = _Between(_places(self.form, wanted, shape), places[order])
         known = np.array(self.seconds)[order]
         return between.mean(known[between.low], known[between.high]) * between.beyond
 
@@ -79,7 +85,8 @@ class FormTimings:
         first, second = (np.unique([pair[k] for pair in self.ranks]) for k in (0, 1))
         known = dict(zip(self.ranks, self.seconds, strict=True))
         table = np.array([[known[a, b] for b in second.tolist()] for a in first.tolist()])
-        along, across = _Between(ranks[:, 0], first), _Between(ranks[:, 1], second)
+        modes = zip(ranks.T, (first, second), strict=True)
+        along, across = (_Between(_in_vectors(own, places), places) for own, places in modes)
         found: Seconds = along.mean(
             across.mean(table[along.low, across.low], table[along.low, across.high]),
             across.mean(table[along.high, across.low], table[along.high, across.high]),
@@ -170,6 +177,13 @@ def _places(form: Form, ranks: Int[np.ndarray, "n r"], shape: Sequence[int]) -> 
         return ranks[:, 0].astype(float)
     dims = tt_order(shape)
     return np.array([tt_size(dims, own) for own in ranks.tolist()], float)
+
+
+def _in_vectors(ranks: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Ranks as whole vectors of them compute, no higher than the next that was measured."""
+    following = np.append(places, np.inf)[np.searchsorted(places, ranks)]
+    whole = np.minimum(-(-ranks // VECTOR) * VECTOR, following)
+    return np.where(ranks > VECTOR, whole, ranks).astype(int)
 
 
 class _Between:

@@ -16,8 +16,8 @@ Key = TypeVar("Key", bound=Hashable)
 # after a first heat, in which each is made once, and after some rounds.
 FIRST_ROUNDS, CLEARLY, HEAT = 2, 2.0, 4.0
 # Calls one after another, of which the fastest counts: others were interrupted, or found nothing
-# in the caches.
-CALLS = 3
+# in the caches. Those that take longer than so many seconds are made once: it is little to them.
+CALLS, LONG = 3, 0.02
 
 
 def seconds_of(
@@ -41,13 +41,15 @@ def seconds_of(
     """
     taken = {key: [_seconds(call)] for key, call in calls.items()}
     running = _left(taken, HEAT, reference, group_of)
+    repeated = {key: CALLS if taken[key][0] < LONG else 1 for key in running}
     # Of those that go on, the heat is no round.
     taken |= {key: [] for key in running}
     for number in range(rounds):
         if number == FIRST_ROUNDS:
             running = _left({key: taken[key] for key in running}, CLEARLY, reference, group_of)
         for key in running:
-            taken[key].append(min(_seconds(calls[key]) for _ in range(CALLS)))
+            found = [_seconds(calls[key]) for _ in range(repeated[key])]
+            taken[key].append(min(found))
     own = taken[reference]
     base = statistics.median(own)
     # Those that dropped out have fewer rounds.
@@ -73,4 +75,8 @@ def _left(
     best: dict[Hashable, float] = defaultdict(lambda: min(taken[reference]))
     for key, seconds in taken.items():
         best[group_of(key)] = min(best[group_of(key)], *seconds)
-    return [key for key, own in taken.items() if min(own) <= slower * best[group_of(key)]]
+    return [
+        key
+        for key, own in taken.items()
+        if key == reference or min(own) <= slower * best[group_of(key)]
+    ]

@@ -22,11 +22,21 @@ TIMINGS = Timings("cpu: a processor", {"jax": "0.7.0"}, 8, 12e-3, {"conv": LAYER
 
 
 def test_between_ranks_seconds_are_interpolated():
-    found = LAYER.seconds(Form("svd", (5,)), np.array([[4], [8], [10], [16], [20], [32], [48]]))
-    np.testing.assert_allclose(found, [1e-3, 1e-3, 1.5e-3, 3e-3, 2.75e-3, 2e-3, 3e-3])
+    found = LAYER.seconds(Form("svd", (5,)), np.array([[4], [8], [10], [16], [32], [48]]))
+    np.testing.assert_allclose(found, [1e-3, 1e-3, 1.5e-3, 3e-3, 2e-3, 3e-3])
     np.testing.assert_allclose(LAYER.seconds(Form("svd"), np.zeros((0, 1), int)), [])
     # A correction is a dense layer beside it.
     np.testing.assert_allclose(LAYER.seconds(Form("svd", nonzeros=3), np.array([[8]])), [6e-3])
+
+
+def test_ranks_count_as_whole_vectors():
+    timed = FormTimings(Form("svd"), ((8,), (24,), (64,)), (1e-3, 2e-3, 6e-3), (("xla",) * 2,) * 3)
+    layer = LayerTimings(9e-3, (timed,), (3, 3, 64, 64))
+    found = layer.seconds(Form("svd"), np.array([[17], [24], [25], [33], [48], [49], [65]]))
+    # The next multiple of 16, or the next that was measured.
+    as_if = layer.seconds(Form("svd"), np.array([[24], [24], [32], [48], [48], [64], [80]]))
+    np.testing.assert_allclose(found, as_if)
+    np.testing.assert_allclose(found[[0, 2, 5]], [2e-3, 2e-3 + 4e-3 * 8 / 40, 6e-3])
 
 
 def test_between_pairs_of_ranks_seconds_are_interpolated_in_both():
@@ -36,9 +46,10 @@ def test_between_pairs_of_ranks_seconds_are_interpolated_in_both():
         high = 4e-3 * (1 - share[1]) + 8e-3 * share[1]
         return low * (1 - share[0]) + high * share[0]
 
-    pairs = np.array([[8, 16], [24, 32], [10, 20], [16, 24]])
+    pairs = np.array([[8, 16], [24, 32], [10, 32], [16, 16]])
     found = LAYER.seconds(Form("tucker"), pairs)
     np.testing.assert_allclose(found, [plane(*pair) for pair in pairs])
+    np.testing.assert_allclose(LAYER.seconds(Form("tucker"), np.array([[17, 20]])), [plane(24, 32)])
     # Beyond what was measured, in proportion to each rank; below it, no faster.
     outside = np.array([[48, 32], [24, 64], [1, 1]])
     np.testing.assert_allclose(LAYER.seconds(Form("tucker"), outside), [16e-3, 16e-3, 1e-3])

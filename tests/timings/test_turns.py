@@ -27,10 +27,10 @@ def timed(monkeypatch, seconds, rounds, groups):
 
 
 def test_calls_that_have_lost_drop_out(monkeypatch):
-    own = {"dense": 4.0, "fast": 1.0, "near": 1.5, "slow": 3.0, "lost": 50.0, "alone": 7.0}
+    own = {"dense": 4e-3, "fast": 1e-3, "near": 1.5e-3, "slow": 3e-3, "lost": 0.05, "alone": 7e-3}
     groups = dict.fromkeys(own, "form") | {"dense": None, "alone": "other"}
     found, made = timed(monkeypatch, lambda call, _: own[call], 6, groups)
-    assert found == own
+    assert found == pytest.approx(own)
     every = 1 + 6 * turns.CALLS
     assert (made["dense"], made["fast"], made["near"]) == (every, every, every)
     # Twice as slow as the best of its group after two rounds; at once where it is hopeless. What
@@ -45,11 +45,17 @@ def test_a_slow_moment_of_the_machine_decides_nothing(monkeypatch):
     def seconds(call, number):
         turn = (number - 2) // turns.CALLS
         slow = 2.0 if turn % 2 else 1.0
-        interrupted = 9.0 if number % turns.CALLS == 0 else 0.0
-        return slow * {"dense": 4.0, "fast": 1.0}[call] + interrupted
+        interrupted = 9e-3 if number % turns.CALLS == 0 else 0.0
+        return slow * {"dense": 4e-3, "fast": 1e-3}[call] + interrupted
 
     found, _ = timed(monkeypatch, seconds, 5, {"dense": None, "fast": "form"})
-    assert found == {"dense": 4.0, "fast": 1.0}
+    assert found == pytest.approx({"dense": 4e-3, "fast": 1e-3})
+
+
+def test_long_calls_are_made_once_a_round(monkeypatch):
+    own = {"dense": 0.5, "short": 0.01}
+    _, made = timed(monkeypatch, lambda call, _: own[call], 4, dict.fromkeys(own, "form"))
+    assert made == {"dense": 1 + 4, "short": 1 + 4 * turns.CALLS}
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.2])
