@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from tdjax.allocation.choices import (
     SAMPLED,
+    TIME,
     ChoiceOptions,
     Choices,
     RankBounds,
@@ -29,13 +30,18 @@ from tdjax.plan.plan import PlannedLayer
 
 # Of CP and Tucker where a loss is found by decomposing.
 SWEEPS = 25
+# Of a share of time that goes away, less than any that counts.
+TIE = 1e-9
 Errors = Float[np.ndarray, " _"]
 
 
 def uniform(layer: Layer, choices: Choices, options: ChoiceOptions) -> Errors:
-    """The share that goes away of the first cost."""
-    column = options.column
-    return 1 - choices.costs[:, column] / options.costs_of(PlannedLayer(layer))[column]
+    """The share that goes away of the first cost; of equal times that of fewer weights is more."""
+    dense, column = options.costs_of(PlannedLayer(layer)), options.column
+    gone = 1 - choices.costs[:, column] / dense[column]
+    if options.costs[0] == TIME:
+        gone += TIE * (1 - choices.costs[:, 0] / dense[0])
+    return gone
 
 
 def alds(layer: Layer, array: Any, choices: Sequence[Choices], objective: str) -> list[Errors]:

@@ -12,7 +12,7 @@ from tdjax.allocation.limits import Budget, in_time, names_of
 from tdjax.allocation.problem import Problem
 from tdjax.arguments.called import Method
 from tdjax.dispatch.models import kind_of, with_arrays
-from tdjax.dispatch.timing import time_layers
+from tdjax.dispatch.timing import SPLITS, time_layers
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.rules import AUTO, Rule
@@ -20,9 +20,6 @@ from tdjax.progress import Progress
 from tdjax.timings.device import this_device
 from tdjax.timings.grid import forms_of
 from tdjax.timings.timings import Timings
-
-# Groups of channels that low rank is timed in, where strategy "alds" may choose any.
-SPLITS = (2, 4)
 
 
 class Called(NamedTuple):
