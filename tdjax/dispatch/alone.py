@@ -124,17 +124,25 @@ def _nameless(layer: Layer) -> Layer:
     )
 
 
+def inputs_of(layer: Alone) -> list[Array]:
+    """What goes into the calls of a layer: random numbers, or numbers of random rows."""
+    return [_drawn(own, layer.layer.kernel_shape[0]) for own in layer.calls]
+
+
 class Program:
     """A layer's calls, many times over, as they are computed densely or by a chain.
 
     Arguments:
         entry: the layer with a form and with ways; without a form it is dense.
         turns: how often all calls are made.
+        inputs: see `inputs_of`.
     """
 
-    def __init__(self, layer: Alone, entry: PlannedLayer, turns: int) -> None:
+    def __init__(
+        self, layer: Alone, entry: PlannedLayer, turns: int, inputs: Sequence[Array]
+    ) -> None:
         """Compile it."""
-        self.inputs = [_drawn(own, layer.layer.kernel_shape[0]) for own in layer.calls]
+        self.inputs = list(inputs)
         chain: AnyChain = Whole(entry.layer) if entry.form is None else entry.chain
         dtype = next((own.dtype for own in layer.calls if own.window or own.shape[1:]), None)
         self.kernels = [_normal(own.kernel_shape, dtype) for own in chain.stages]

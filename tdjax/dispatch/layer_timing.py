@@ -11,7 +11,7 @@ import jax
 
 from tdjax.compute.convolve import is_same
 from tdjax.compute.rule import differing_ways
-from tdjax.dispatch.alone import Alone, Program
+from tdjax.dispatch.alone import Alone, Program, inputs_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.plan import PlannedLayer
@@ -127,7 +127,8 @@ class _Measure:
         """Find out how many turns of the layer fill a program."""
         self.layer, self.rounds = layer, rounds
         self.dense = PlannedLayer(layer.layer)
-        once = Program(layer, self.dense, 1)
+        self.inputs = inputs_of(layer)
+        once = Program(layer, self.dense, 1, self.inputs)
         once()
         taken = seconds_of({None: once}, 3, reference=None, group_of=lambda key: key)[None]
         self.turns = min(MOST_TURNS, max(1, math.ceil(FILLED / taken)))
@@ -151,7 +152,7 @@ class _Measure:
     def _program(self, key: Candidate | None) -> Program:
         if key not in self._programs:
             entry = self.dense if key is None else replace(self.dense, form=key.form, ways=key.ways)
-            made = Program(self.layer, entry, self.turns)
+            made = Program(self.layer, entry, self.turns, self.inputs)
             jax.block_until_ready(made())
             self._programs[key] = made
         return self._programs[key]

@@ -20,7 +20,7 @@ from tdjax.dispatch.whole import filled, network_call, of_batch, with_drawn_fact
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.progress import Progress, Steps
-from tdjax.timings.calibrate import Whole, factor_of
+from tdjax.timings.calibrate import ODD, Fit, Whole, fit_of
 from tdjax.timings.device import these_versions, this_device
 from tdjax.timings.layer import FormTimings, LayerTimings
 from tdjax.timings.timings import Timings
@@ -32,7 +32,7 @@ Variables = Mapping[str, Any]
 SPLITS = (2, 4)
 ROUNDS = 5
 # Shares of the dense seconds of each layer at which whole networks are measured beside the dense.
-COMPARED = (0.35, 0.6)
+COMPARED = (0.25, 0.45, 0.7)
 # A layer that is not called takes next to nothing, which is more than none.
 NOTHING = 1e-9
 
@@ -104,9 +104,10 @@ def time_layers(
     `time_layers(apply_fn, params, sample)` for a function. Each different layer is measured alone,
     as one compiled program that computes it many times over: dense, and in every format at a few
     ranks in the fastest of its ways (see `tdjax.Plan.with_ways`), all in turns. Layers of equal
-    shapes and settings share one measurement. Then the whole network is measured, dense and twice
-    with all layers compressed: one factor, by which layers take longer or shorter inside the
-    network than alone, is fitted to that. Nothing is decomposed: numbers do not change the time.
+    shapes and settings share one measurement. Then the whole network is measured, dense and three
+    times with all layers compressed: to that are fitted one factor, by which layers take longer or
+    shorter inside the network than alone, and the rest. Nothing is decomposed: numbers do not
+    change the time.
 
     Minutes for a network such as ResNet-18, most of which is compilation: keep the result,
     `timings.save("timings.json")`, and measure while nothing else runs.
@@ -147,10 +148,16 @@ def time_layers(
         given = (model, variables) if plan is None else with_drawn_factors(model, variables, plan)
         return network_call(*given, inputs, method)
 
-    network, factor = _together(layers, found, call, rounds, steps)
-    scaled = {path: _scaled(own, factor) for path, own in found.items()}
+    network, fit = _together(layers, found, call, rounds, steps)
+    parts = fit.seconds(sum(own.dense for own in found.values()))
+    if network > (1 + ODD) * parts:
+        steps.tell(
+            f"the dense network takes {1e3 * network:.3g} ms, its layers and the rest "
+            f"{1e3 * parts:.3g} ms: a compiler may fuse some of them badly, see docs/speed.md"
+        )
+    scaled = {path: _scaled(own, fit.factor) for path, own in found.items()}
     size = batch_size(split_arrays(call_arguments(inputs))[0])
-    return Timings(this_device(), these_versions(), size, network, scaled)
+    return Timings(this_device(), these_versions(), size, network, scaled, fit.rest)
 
 
 def _apart(
@@ -189,21 +196,22 @@ def _together(
     call: Callable[[Plan | None], Callable[[], Any]],
     rounds: int,
     steps: Steps,
-) -> tuple[float, float]:
-    """Seconds of the dense network, and the factor from layers alone to layers inside it.
+) -> tuple[float, Fit]:
+    """Seconds of the dense network, and how those of layers alone add up to networks.
 
     Arguments:
         call: the network with a plan, or dense.
     """
     plans = {share: _compressed(layers, found, share) for share in COMPARED}
+    calls: dict[float, Callable[[], Any]] = {1.0: call(None)}
     with steps.step("whole network"):
-        calls = {None: call(None), **{share: call(own[0]) for share, own in plans.items()}}
+        calls |= {share: call(plan) for share, (plan, _) in plans.items()}
         for own in calls.values():
             own()
-        seconds = seconds_of(calls, 2 * rounds, reference=None, group_of=lambda key: key)
-    dense = Whole(sum(own.dense for own in found.values()), seconds[None])
-    others = [Whole(own[1], seconds[share]) for share, own in plans.items()]
-    return dense.network, factor_of(dense, others)
+        seconds = seconds_of(calls, 2 * rounds, reference=1.0, group_of=lambda share: share)
+    dense = Whole(sum(own.dense for own in found.values()), seconds[1.0])
+    others = [Whole(total, seconds[share]) for share, (_, total) in plans.items()]
+    return dense.network, fit_of(dense, others)
 
 
 def _compressed(

@@ -65,13 +65,13 @@ def ranks_of(layer: Layer, form: Form) -> tuple[Ranks, ...]:
         return tuple(itertools.product(*map(_of_mode, modes, full)))
     if form.method == "tt":
         return _of_train(layer, form)
-    (full,) = full_ranks(form.method, chain_of(layer, replace(form, ranks=(1,))).rank_shape)
+    (most,) = full_ranks(form.method, chain_of(layer, replace(form, ranks=(1,))).rank_shape)
     one = PlannedLayer(layer, replace(form, ranks=(1,)))
     cost = (layer.size / one.size) if layer.is_matrix else float(layer.macs / one.macs)
-    top = max(1, min(full, round(cost)))
+    top = max(1, min(most, round(cost)))
     plain = form == Form("svd") or form.fold != "channel"
     shares = RANK_SHARES if plain else FEW_SHARES
-    return tuple((rank,) for rank in sorted({_rounded(share * top, full) for share in shares}))
+    return tuple((rank,) for rank in sorted({_rounded(share * top, most) for share in shares}))
 
 
 def middle_of(ranks: Sequence[Ranks]) -> Ranks:

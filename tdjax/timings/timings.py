@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,13 +23,13 @@ VERSION = 1
 class Timings:
     """What a network and its layers take on one device; from `tdjax.time_layers`.
 
-    >>> import tdjax
+    >>> import numpy as np, tdjax
     >>> from tdjax.timings.timings import FormTimings, LayerTimings
     >>> low_rank = FormTimings(tdjax.Form("svd"), ((16,), (32,)), (1e-3, 2e-3), ((), ()))
     >>> layer = LayerTimings(4e-3, (low_rank,), (64, 64))
     >>> timings = tdjax.Timings("cpu", {}, 1, network=5e-3, layers={"conv": layer})
-    >>> round(timings.rest, 4), layer.seconds(tdjax.Form("svd"), [[16], [24]]).tolist()
-    (0.001, [0.001, 0.0015])
+    >>> round(timings.rest, 4), layer.seconds(tdjax.Form("svd"), np.array([[16], [24]])).tolist()
+    (0.001, [0.001, 0.002])
 
     Arguments:
         device: where they were measured, see `tdjax.timings.device.this_device`.
@@ -36,6 +37,10 @@ class Timings:
         batch: number of examples in a call.
         network: seconds of one call of the whole dense network.
         layers: by path; those that no form can take are not among them.
+        rest: seconds of a call that are no layer's: normalisation, activations, attention. Where
+            it is not given, what the layers leave of the network. `tdjax.time_layers` fits it to
+            compressed networks: with all layers it is the network, but where the dense one is
+            slower than its parts, as a compiler may fuse them badly.
     """
 
     device: str
@@ -43,20 +48,18 @@ class Timings:
     batch: int
     network: float
     layers: Mapping[str, LayerTimings]
+    rest: float = math.nan
 
     def __post_init__(self) -> None:
         """Refuse what cannot have been measured."""
         check_seconds("network", [self.network])
+        if math.isnan(self.rest):
+            left = self.network - sum(layer.dense for layer in self.layers.values())
+            object.__setattr__(self, "rest", max(0.0, left))
+        if not 0 <= self.rest < math.inf:
+            raise ValueError(f"rest: seconds that no clock shows: {self.rest}")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
-
-    @property
-    def rest(self) -> float:
-        """Seconds of a call that are no layer's: normalisation, activations, attention.
-
-        `tdjax.time_layers` scales layers such that they add up to no more than the network.
-        """
-        return max(0.0, self.network - sum(layer.dense for layer in self.layers.values()))
 
     def save(self, path: str | Path) -> None:
         """Write them as JSON, at once: a kill leaves the old file or the new one."""
@@ -88,6 +91,7 @@ class _Head:
     device: str
     batch: int
     network: float
+    rest: float
 
 
 def _shallow(timings: Timings) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def _read(raw: Any) -> Timings:
         if not isinstance(version, str):
             raise ValueError(f"field 'versions.{name}' must be of type str")
     known = {path: read_fields(LayerTimings, own, f"layers.{path}") for path, own in layers.items()}
-    return Timings(head.device, versions, head.batch, head.network, known)
+    return Timings(head.device, versions, head.batch, head.network, known, head.rest)
 
 
 def _named(raw: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -96,7 +97,11 @@ def test_what_was_not_measured_is_not_made_up():
 
 def test_the_rest_is_no_layers():
     assert TIMINGS.rest == pytest.approx(2e-3)
-    assert replace(TIMINGS, network=9e-3).rest == 0
+    assert replace(TIMINGS, network=9e-3, rest=math.nan).rest == 0
+    # A network may be slower than its parts.
+    assert replace(TIMINGS, rest=1e-3).rest == 1e-3
+    with pytest.raises(ValueError, match=r"rest: seconds that no clock shows: -0\.1"):
+        replace(TIMINGS, rest=-0.1)
 
 
 def test_files_of_timings_are_read_as_they_were_written(tmp_path):

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 
 from tdjax.timings import turns
-from tdjax.timings.calibrate import Whole, factor_of
+from tdjax.timings.calibrate import Whole, fit_of
 
 
 class Clock:
@@ -59,17 +59,25 @@ def test_long_calls_are_made_once_a_round(monkeypatch):
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.0, 1.2])
-def test_the_factor_is_that_of_the_networks(factor):
+def test_networks_are_a_rest_and_their_layers(factor):
     rest = 3.0
-    dense, *others = (Whole(own, rest + factor * own) for own in (10.0, 4.0, 7.0))
-    assert factor_of(dense, others) == pytest.approx(factor)
+    dense, *others = (Whole(own, rest + factor * own) for own in (10.0, 4.0, 7.0, 2.0))
+    assert fit_of(dense, others) == pytest.approx((factor, rest))
+    # Without the rest, layers alone cannot take longer than the network.
+    whole = fit_of(Whole(10.0, 8.0), [Whole(4.0, 2.0), Whole(6.0, 4.0)])
+    assert whole.rest == 0
+    assert 0.5 <= whole.factor <= 0.8
 
 
-def test_layers_do_not_add_up_to_more_than_the_network():
-    dense = Whole(10.0, 8.0)
-    assert factor_of(dense, [Whole(4.0, 2.0)]) == pytest.approx(0.8)
-    # What differs by little tells nothing of the factor.
-    assert factor_of(dense, [Whole(9.5, 1.0)]) == pytest.approx(0.8)
-    assert factor_of(Whole(5.0, 8.0), []) == 1.0
-    # Nor do networks that grow slower as their layers get faster.
-    assert factor_of(Whole(5.0, 8.0), [Whole(2.0, 9.0)]) == 0.5
+def test_a_dense_network_that_is_slower_than_its_parts_tells_nothing_of_them():
+    others = [Whole(own, 1.0 + 1.1 * own) for own in (9.0, 14.0, 23.0)]
+    assert fit_of(Whole(37.0, 77.0), others) == pytest.approx((1.1, 1.0))
+
+
+def test_too_little_is_known_for_a_factor():
+    # What differs by little tells nothing of it.
+    assert fit_of(Whole(10.0, 8.0), [Whole(9.5, 1.0)]) == pytest.approx((0.8, 0.0))
+    assert fit_of(Whole(5.0, 8.0), []) == pytest.approx((1.0, 3.0))
+    assert fit_of(Whole(0.0, 8.0), [Whole(0.0, 9.0)]) == (1.0, 8.0)
+    # Networks do not grow slower as their layers get faster.
+    assert fit_of(Whole(5.0, 8.0), [Whole(2.0, 8.5), Whole(3.0, 8.2)]).factor == 0.5
