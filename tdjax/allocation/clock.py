@@ -98,7 +98,8 @@ class Clock:
                 if form is not None:
                     after = float(self._of(path).seconds(form, np.array([form.ranks]))[0])
                 layers.append(LayerSeconds(path, before, after))
-        return Predicted(self.timings.device, self.timings.batch, self._rest_seconds, tuple(layers))
+        own = self.timings
+        return Predicted(own.device, own.batch, own.network, self._rest_seconds, tuple(layers))
 
     def _of(self, path: str) -> LayerTimings:
         return self.timings.layers[path]

@@ -294,7 +294,7 @@ def allocate(
             `tdjax.Rule` gives it its format and ranks as `tdjax.make_plan` does. The budget is
             that of the whole network all the same.
         multiple_of: what divides all ranks; see `tdjax.BudgetRule`. On a CPU 16 is worth a try
-            where time counts: its vectors hold so many numbers.
+            where time counts: its vectors hold so many floats.
         target: in place of a budget `tdjax.LossRise`: the smallest plan, by `cost`, whose predicted
             rise of the loss is no greater; for "loss".
         measured: for "loss", from `tdjax.measure_rises` with the same moments: what they correct

@@ -31,12 +31,15 @@ class Predicted:
     Arguments:
         device: on which the layers were timed.
         batch: examples of a call.
+        network: seconds of the dense network, timed as a whole: what it is compiled to may be
+            slower than its layers and the rest.
         rest: seconds of what belongs to no timed layer, the same before and after.
         layers: those that were timed.
     """
 
     device: str
     batch: int
+    network: float
     rest: float
     layers: tuple[LayerSeconds, ...]
 
@@ -62,7 +65,10 @@ class Predicted:
     def __str__(self) -> str:
         """One line."""
         examples = f"{self.batch} example" + "s" * (self.batch != 1)
-        return f"time: predicted from timings of the layers, {examples} on {self.device}"
+        return (
+            f"time: predicted from timings of the layers, {examples} on {self.device}; dense as a "
+            f"whole it took {1e3 * self.network:.3g} ms"
+        )
 
 
 def with_times(table: Table, predicted: Predicted, paths: Sequence[str]) -> Table:
@@ -102,6 +108,8 @@ def predicted_problem(found: Predicted, paths: set[str]) -> tuple[str, str] | No
     """
     if found.batch < 1:
         return "batch", "must be at least 1"
+    if not 0 < found.network < math.inf:
+        return "network", "holds what no clock shows"
     if not 0 <= found.rest < math.inf:
         return "rest", "holds what no clock shows"
     seen = [own.path for own in found.layers]

@@ -147,7 +147,7 @@ def test_a_plan_in_time():
     (rest,) = (line for line in lines if line.startswith("(the rest)"))
     assert rest.split() == ["(the", "rest)", "0.75", "ms"]
     assert "6 -> " in lines[-6]
-    assert f"2 examples on {this_device()}" in str(plan)
+    assert f"2 examples on {this_device()}; dense as a whole it took 6 ms" in str(plan)
     again = Plan.from_json(plan.to_json())
     assert (again, again.predicted, again.seconds) == (plan, plan.predicted, plan.seconds)
     assert str(again) == str(plan)
@@ -158,6 +158,7 @@ def test_a_plan_in_time():
         ("layers", '"path": "wide", "before"', '"path": "deep", "before"'),
         ("rest", '"rest": 0.0', '"rest": -0.0'),
         ("batch", '"batch": 2', '"batch": 0'),
+        ("network", '"network": 0', '"network": -0'),
     ):
         text = plan.to_json()
         assert was in text
