@@ -47,6 +47,8 @@ IMAGES = flags.DEFINE_integer("images", 2000, "For moments, without labels.")
 TEMPERATURE = flags.DEFINE_float("temperature", 4.0, "Divides the logits of the loss.")
 
 Plans = dict[str, tdjax.Plan]
+# Formats whose losses are known for all ranks at once.
+METHODS = ("svd", "tucker")
 # Options of plans, by name; without moments and with.
 DRAWN: Mapping[str, dict[str, Any]] = {
     "energy/time": {"strategy": "energy", "cost": "time"},
@@ -57,14 +59,12 @@ DRAWN: Mapping[str, dict[str, Any]] = {
     "energy/macs": {"strategy": "energy", "cost": "macs"},
 }
 TRAINED: Mapping[str, dict[str, Any]] = {
-    "loss/time": {"strategy": "loss", "cost": "time"},
+    "loss/time": {"strategy": "loss", "cost": "time", "methods": (*METHODS, "cp")},
     "loss/params, timed": {"strategy": "loss"},
     "loss/params": {"strategy": "loss"},
     "loss/macs": {"strategy": "loss", "cost": "macs"},
     "alds": {"strategy": "alds", "methods": ("svd",)},
 }
-# Formats whose losses are known for all ranks at once.
-METHODS = ("svd", "tucker")
 
 
 def timings_of(model: nn.Module, variables: Any, sample: Any) -> tdjax.Timings:

@@ -57,6 +57,7 @@ OLDEST = (
     "test_recorder",
     "test_saving",
     "test_svd",
+    "test_time_layers",
     "test_training",
     "test_training_loops",
     "test_tucker",
