@@ -176,6 +176,12 @@ DECOMPOSE: dict[str, Callable[..., Format]] = {
 }
 
 
+def is_by_numpy(entry: PlannedLayer) -> bool:
+    """Whether NumPy decomposes a layer whose arrays lie in a CPU's memory, or nearly does."""
+    alone = entry.layer.storage.stack is None and not entry.nonzeros
+    return alone and entry.method in ("svd", "tucker")
+
+
 def _padded(tensor: Array) -> bool:
     """Whether ranks are padded, so that several share a compiled program."""
     # Inside another program, which is compiled for these ranks alone, padding shares nothing.
