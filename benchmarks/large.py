@@ -4,19 +4,19 @@ ViT-B/16 and ResNet-50 with random weights, half of whose parameters are kept: l
 for windows. Moments are made up, of spectra that fall by a factor of a million. Each call is made
 twice in a process of its own. The floor is what the operations of one layer after the other take
 at the rate of a large matrix product: Gram matrices, products with moments, an eigendecomposition
-counted as 9 n^3, and of Tucker one sweep. The peak is the most memory that the process ever held,
-over what parameters and moments take. The last column is the error of some low-rank layers in the
-norm asked for, over the least that there is, by float64.
+counted as 9 n^3, and of Tucker one sweep. The peak is the most memory that parameters, moments and
+the calls held, and that over what parameters and moments take. The last column is the error of some
+low-rank layers in the norm asked for, over the least that there is, by float64.
 """
 
 import math
-import resource
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -103,7 +103,9 @@ def case_of(network: str, call: str) -> Case:
     """The network with the moments that the call needs."""
     model = VisionTransformer() if network == "vit" else ResNet50()
     sample = jnp.zeros((1, 224, 224, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), sample)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), sample)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(partial(_weights_like, rng), shapes)
     rules = [
         tdjax.Rule(path=r".*conv2|conv1", method="tucker", compression=1 - KEPT),
         tdjax.Rule(path=".*", method="svd", compression=1 - KEPT),
@@ -114,6 +116,11 @@ def case_of(network: str, call: str) -> Case:
         outputs = call != "covariance"
         moments = {entry.layer.path: _moments(entry.layer, outputs) for entry in plan.layers}
     return Case(model, variables, sample, plan, moments)
+
+
+def _weights_like(rng: np.random.Generator, leaf: jax.ShapeDtypeStruct) -> Array:
+    rows = max(1, math.prod(leaf.shape[:-1]))
+    return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / math.sqrt(rows))
 
 
 def _moments(layer: Any, outputs: bool) -> LayerMoments:
@@ -226,12 +233,14 @@ def _of_layer(params: Any, entry: Any) -> Any:
 def row(network: str, call: str) -> str:
     """One row of the table."""
     case = case_of(network, call)
-    run, seconds = called(case, call), []
+    run, seconds, before = called(case, call), [], _memory("VmRSS")
+    # The peak is counted from here on.
+    Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
         wall, used = time.perf_counter(), time.process_time()
         found = jax.block_until_ready(run())
         seconds += [time.perf_counter() - wall, time.process_time() - used]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _memory("VmHWM") - before + case.size
     first, _, second, used = seconds
     floor = operations(case, call) / RATE.value
     ratios = [] if call in ("energy", "loss") else list(lost(case, found, call))
@@ -240,6 +249,12 @@ def row(network: str, call: str) -> str:
         f"{peak / MEGABYTE:.0f} | {peak / case.size:.2f} | "
         f"{', '.join(f'{own:.6f}' for own in ratios)} |"
     )
+
+
+def _memory(name: str) -> float:
+    """Bytes of this process, by their name in Linux's table."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def main(_: list[str]) -> None:
