@@ -55,7 +55,7 @@ def best_low_rank(
         return left.T, right.T
     root = None if columns is None else root_of(columns.in_full(), solves=True)
     turned = _turned(x[None], root)
-    basis = _leading_columns(turned, rows, rank)
+    basis = leading_columns(turned, rows, rank)
     left = turned[0] @ basis
     if rows is None and root is None:
         return _scaled_evenly(left, basis.T)
@@ -82,7 +82,7 @@ def _gram(y: Float[Array, "*p m n"], rows: Weight | None) -> Float[Array, "*p n 
     return (found + found.swapaxes(-1, -2)) / 2
 
 
-def _leading_columns(
+def leading_columns(
     y: Float[Array, "1 m n"], rows: Weight | None, rank: int
 ) -> Float[Array, "n r"]:
     """The leading right singular vectors of y in the norm of its rows."""
@@ -99,6 +99,17 @@ def _leading_columns(
         return np.linalg.eigh(gram)[1][:, ::-1][:, :rank].astype(y.dtype)
     rooted = y[0] if rows is None else times(root_of(rows.in_full()), y)[0]
     return np.linalg.svd(rooted, full_matrices=False)[2][:rank].T
+
+
+def leading_rows(x: Float[Array, "m n"], rank: int) -> Float[Array, "m r"]:
+    """Orthonormal columns that span the space of the leading left singular vectors of a matrix.
+
+    Arguments:
+        rank: r, at most min(m, n).
+    """
+    if x.shape[0] <= x.shape[1]:
+        return leading_columns(np.ascontiguousarray(x.T)[None], None, rank)
+    return np.linalg.qr(x @ leading_columns(x[None], None, rank))[0]
 
 
 def eigh(matrix: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
