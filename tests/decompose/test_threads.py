@@ -47,12 +47,14 @@ def test_layers_side_by_side_are_what_they_are_in_turn(monkeypatch):
     rules = [tdjax.Rule(path=".*", method="svd", compression=0.5)]
     plan = tdjax.make_plan(apply, params, rules, x)
 
+    one = jnp.ones(())
+
     def moment(size):
         rows = rng.standard_normal((99, size)).astype(np.float32)
         return jnp.asarray(rows.T @ rows / 99)[None]
 
     moments = {
-        name: LayerMoments(moment(s[0]), jnp.zeros((1, s[0])), moment(s[1]), 9.0, 9.0)
+        name: LayerMoments(moment(s[0]), jnp.zeros((1, s[0])), moment(s[1]), one, one)
         for name, s in shapes.items()
     }
     found = []
