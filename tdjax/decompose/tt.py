@@ -19,6 +19,7 @@ from tdjax.decompose.inputs import as_float, is_at_hand, placed_like, whole_rank
 from tdjax.decompose.low_rank_on_host import leading_rows
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.on_host import unit
+from tdjax.decompose.padding import cut, in_steps
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tt import weighted_tt
@@ -94,6 +95,7 @@ def tt_als(
     init: TT | None = None,
     max_iters: int = 100,
     tol: float | Float[Array, ""] = 1e-8,
+    pad: bool = False,
 ) -> tuple[TT, Info]:
     """Tensor train by alternating least squares (Holtz, Rohwedder & Schneider 2012).
 
@@ -115,6 +117,7 @@ def tt_als(
         init: a TT of x's shape and the clipped ranks to start from, in place of `tt_svd`.
         max_iters: sweeps at most, static.
         tol: stop once a sweep changes the relative error by less.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`; without `init`.
 
     Returns: TT with cores (r_{k-1}, n_k, r_k) and `Info`, whose errors are in the norm.
 
@@ -129,11 +132,18 @@ def tt_als(
         )
     problem = posed(x, coordinates_of(norm, x))
     start = None if init is None else problem.start(init)
+    padded = pad and init is None
+    asked = clip_ranks(x.shape, tuple(map(in_steps, clipped))) if padded else clipped
     found, info = weighted_tt(
-        problem.array, problem.weight, start, tol, ranks=clipped, max_iters=max_iters
-    )
+        problem.array, problem.weight, start, tol, ranks=asked, max_iters=max_iters,
+        kept=clipped if padded else None,
+    )  # fmt: skip
     found = _back(problem, found, -2)
-    return found, measured(norm, x, found, info)
+    info = measured(norm, x, found, info)
+    if not padded:
+        return found, info
+    sizes = zip((1, *clipped), x.shape, (*clipped, 1), strict=True)
+    return TT(cut(found.cores, tuple(sizes))), info
 
 
 def _back(problem: Posed, found: TT, core: int) -> TT:

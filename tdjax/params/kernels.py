@@ -155,7 +155,10 @@ def _tucker(tensor: Array, form: Form, options: Options, norm: Norm | None, _: A
 def _tt(tensor: Array, form: Form, options: Options, norm: Norm | None, _: Any) -> Format:
     if norm is None:
         return tt_svd(tensor, form.ranks, pad=_padded(tensor))
-    return tt_als(tensor, form.ranks, norm=norm, max_iters=options.max_iters, tol=options.tol)[0]
+    return tt_als(
+        tensor, form.ranks, norm=norm, pad=_padded(tensor), max_iters=options.max_iters,
+        tol=options.tol,
+    )[0]  # fmt: skip
 
 
 def _cp(

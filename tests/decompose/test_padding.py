@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdjax.decompose import cp_als, grouped_svd, truncated_svd, tt_svd, tucker_als
+from tdjax.decompose import cp_als, grouped_svd, truncated_svd, tt_als, tt_svd, tucker_als
 from tdjax.decompose.cp import _cp_als, _padded_rank
 from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
 from tdjax.decompose.padding import rounded_up
@@ -11,6 +11,7 @@ from tdjax.decompose.scale import relative_error
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.tucker import _tucker
 from tdjax.decompose.weighted_cp import weighted_cp
+from tdjax.decompose.weighted_tt import weighted_tt
 
 C, T = 24, 20
 RNG = np.random.default_rng(0)
@@ -118,6 +119,22 @@ def test_padded_ranks_solve_the_same_equations():
             assert rank <= padded <= max(rank + 7, 1.13 * rank)
             assert (padded > size) == (rank > size)
             assert [padded > most for most in (24, 64)] == [rank > most for most in (24, 64)]
+
+
+@pytest.mark.parametrize("kind", ["frobenius", "kronecker"])
+def test_padding_changes_no_train_and_ranks_share_a_program(kind):
+    x, norm = X.reshape(3, 4, 6, T), NORMS[kind]
+    plain, before = tt_als(x, (3, 7, 9), norm=norm, max_iters=5)
+    for ranks in ((3, 7, 9), (2, 5, 11)):
+        programs = weighted_tt._cache_size()
+        padded, info = tt_als(x, ranks, norm=norm, max_iters=5, pad=True)
+        assert padded.ranks == ranks
+        if ranks == plain.ranks:
+            np.testing.assert_allclose(info.error, before.error, rtol=1e-3)
+        dense = padded.to_tensor()
+        own = relative_error(x, dense) if norm is None else norm.relative_error(x, dense)
+        np.testing.assert_allclose(own, info.error, rtol=1e-3)
+    assert weighted_tt._cache_size() == programs
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 3, 8), (40, 2, 2, 3)])
