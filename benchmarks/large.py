@@ -230,7 +230,7 @@ def _of_layer(params: Any, entry: Any) -> Any:
     return params
 
 
-def row(network: str, call: str) -> str:
+def row(network: str, call: str, rate: float) -> str:
     """One row of the table."""
     case = case_of(network, call)
     run, seconds, before = called(case, call), [], _memory("VmRSS")
@@ -242,7 +242,7 @@ def row(network: str, call: str) -> str:
         seconds += [time.perf_counter() - wall, time.process_time() - used]
     peak = _memory("VmHWM") - before + case.size
     first, _, second, used = seconds
-    floor = operations(case, call) / RATE.value
+    floor = operations(case, call) / rate
     ratios = [] if call in ("energy", "loss") else list(lost(case, found, call))
     return (
         f"| {network} | {call} | {first:.2f} | {second:.2f} | {used:.2f} | {floor:.2f} | "
@@ -260,10 +260,11 @@ def _memory(name: str) -> float:
 def main(_: list[str]) -> None:
     """Print the table, in Markdown."""
     warnings.filterwarnings("ignore", message="too few rows")
-    if ALONE.value:
-        print(row(NETWORKS.value[0], ASKED.value[0]), flush=True)
-        return
     rate = RATE.value or matmul_rate()
+    if ALONE.value:
+        (network,), (call,) = NETWORKS.value, ASKED.value or ()
+        print(row(network, call, rate), flush=True)
+        return
     print(describe_machine())
     print(f"float32 matrix product: {rate / 1e9:.0f} GFLOP/s\n")
     print(

@@ -218,14 +218,22 @@ def _gain(
 
     Arguments:
         kept: x projected on `factor`.
-        present, factor: orthonormal columns that span the other space and the leading one.
+        present, factor: orthonormal columns that span the other space and the leading one, from
+            `leading_subspace`.
     """
     both = jnp.matmul(present.T, factor, precision=HIGHEST)
     came = factor - jnp.matmul(present, both, precision=HIGHEST)
     went = present - jnp.matmul(factor, both.T, precision=HIGHEST)
-    lost = jnp.matmul(went.T, x, precision=HIGHEST)
-    won = jnp.matmul(came, kept, precision=HIGHEST)
-    return jnp.sum(won * won) - jnp.sum(lost * lost)
+    if x.shape[0] > x.shape[1]:
+        lost = jnp.matmul(went.T, x, precision=HIGHEST)
+        won = jnp.matmul(came, kept, precision=HIGHEST)
+        return jnp.sum(won * won) - jnp.sum(lost * lost)
+    # The same Gram matrix that the factor's columns are eigenvectors of, so that it is there
+    # already, and that what they keep are orthogonal rows.
+    gram = jnp.matmul(x, x.T, precision=HIGHEST)
+    lost = jnp.sum(went * jnp.matmul(gram, went, precision=HIGHEST))
+    won = jnp.sum(came * came, axis=0) @ jnp.sum(kept * kept, axis=1)
+    return won - jnp.maximum(lost, 0.0)
 
 
 def _st_hosvd(
