@@ -38,7 +38,7 @@ CALLS = {
 }
 NETWORKS = flags.DEFINE_list("networks", list(CALLS), "Of vit, resnet50.")
 ASKED = flags.DEFINE_list("calls", None, "Norms of factorize_params, strategies of allocate.")
-ALONE = flags.DEFINE_bool("alone", False, "Make one call, in this process; it prints its row.")
+ALONE = flags.DEFINE_string("alone", None, "One of those, made in this process, for a row alone.")
 CHECKED = flags.DEFINE_integer("checked", 3, "Layers whose errors are checked, of unlike shapes.")
 RATE = flags.DEFINE_float("rate", None, "Of a matrix product, if it is known.")
 
@@ -262,8 +262,7 @@ def main(_: list[str]) -> None:
     warnings.filterwarnings("ignore", message="too few rows")
     rate = RATE.value or matmul_rate()
     if ALONE.value:
-        (network,), (call,) = NETWORKS.value, ASKED.value or ()
-        print(row(network, call, rate), flush=True)
+        print(row(NETWORKS.value[0], ALONE.value, rate), flush=True)
         return
     print(describe_machine())
     print(f"float32 matrix product: {rate / 1e9:.0f} GFLOP/s\n")
@@ -274,7 +273,7 @@ def main(_: list[str]) -> None:
     print("|---|---|---:|---:|---:|---:|---:|---:|---|", flush=True)
     for network in NETWORKS.value:
         for call in ASKED.value or CALLS[network]:
-            asked = ["--alone", f"--networks={network}", f"--calls={call}", f"--rate={rate}"]
+            asked = [f"--networks={network}", f"--alone={call}", f"--rate={rate}"]
             subprocess.run([sys.executable, "-m", "benchmarks.large", *asked], check=True)
 
 

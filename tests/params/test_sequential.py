@@ -156,4 +156,6 @@ def test_layers_share_programs(monkeypatch):
     assert [group for _, group, _ in made] == [["layers_0", "layers_2"], ["layers_3"]]
     monkeypatch.setattr(sequential, "TOGETHER", 1)
     alone = tdjax.factorize_sequentially(model, variables, plan, [x[:80]])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), few, alone)
+    small = tdjax.factorize(model, plan)
+    outputs = [small.apply({"params": params}, x) for params in (few, alone)]
+    np.testing.assert_allclose(*outputs, atol=1e-2 * float(jnp.abs(outputs[0]).max()))
