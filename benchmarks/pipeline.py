@@ -1,10 +1,9 @@
 """From batches to factors, step by step: `python -m benchmarks.pipeline`.
 
 ResNet-56 on images of 32x32: `collect_moments` three times, then `allocate` with strategy "loss"
-and `factorize_params` at three budgets, and `reestimate_batch_stats` of the last network twice.
-ViT-B/16 (`--network=vit`), with moments made up: factors in the Frobenius and in the Kronecker
-norm, and plans by "energy" and "loss". Of every call: seconds, seconds of processor time, and
-programs compiled. Without a compilation cache: unset JAX_COMPILATION_CACHE_DIR.
+and `factorize_params` at three budgets, and `reestimate_batch_stats` of the last network twice. Of
+every call: seconds, seconds of processor time, and programs compiled. Without a compilation cache:
+unset JAX_COMPILATION_CACHE_DIR.
 """
 
 import time
@@ -13,65 +12,24 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
-from jaxtyping import Array, Float
 
 import tdjax
 from benchmarks.timing import describe_machine
 from experiments.models import CifarResNet
-from tdjax.moments.collect import LayerMoments
 
-NETWORK = flags.DEFINE_enum("network", "resnet", ["resnet", "vit"], "What is compressed.")
 DEPTH = flags.DEFINE_integer("depth", 56, "Layers of the ResNet.")
 IMAGES = flags.DEFINE_integer("images", 2000, "Of the ResNet.")
 BATCH = flags.DEFINE_integer("batch", 100, "Images at once.")
-BLOCKS = flags.DEFINE_integer("blocks", 12, "Of the ViT.")
 
 BUDGETS = (0.5, 0.3, 0.7)
 METHODS = ("svd", "tucker")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 _compiled: list[float] = []
-
-
-class EncoderBlock(nn.Module):
-    """A block of a vision transformer, its attention by four matrices."""
-
-    heads: int = 12
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Tokens to tokens."""
-        width = x.shape[-1]
-        y = nn.LayerNorm(name="ln1")(x)
-        heads = (*y.shape[:-1], self.heads, width // self.heads)
-        query, key, value = (
-            nn.Dense(width, name=name)(y).reshape(heads) for name in ("query", "key", "value")
-        )
-        y = nn.dot_product_attention(query, key, value).reshape(x.shape)
-        x = x + nn.Dense(width, name="out")(y)
-        y = nn.Dense(4 * width, name="mlp1")(nn.LayerNorm(name="ln2")(x))
-        return x + nn.Dense(width, name="mlp2")(nn.gelu(y))
-
-
-class VisionTransformer(nn.Module):
-    """ViT-B/16 without its classifier."""
-
-    blocks: int = 12
-    width: int = 768
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        """Images to features."""
-        x = nn.Conv(self.width, (16, 16), (16, 16), name="patches")(x)
-        x = x.reshape(len(x), -1, self.width)
-        for block in range(self.blocks):
-            x = EncoderBlock(name=f"block{block}")(x)
-        return x.mean(axis=1)
 
 
 def timed(name: str, call: Callable[[], Any]) -> Any:
@@ -136,54 +94,6 @@ def resnet() -> None:
         )
 
 
-def vit() -> None:
-    """The rows of a vision transformer."""
-    model, sample = VisionTransformer(BLOCKS.value), jnp.zeros((1, 224, 224, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), sample)
-    layers = tdjax.layer_table(model, variables, sample)
-    key = jax.random.key(1)
-    moments = {}
-    for number, layer in enumerate(layers):
-        *front, columns = layer.kernel_shape
-        one, other = jax.random.split(jax.random.fold_in(key, number))
-        rows = int(np.prod(front))
-        moments[layer.path] = LayerMoments(
-            _moment(one, rows, 1.0), jnp.zeros((1, rows)), _moment(other, columns, 1e-4),
-            jnp.asarray(1e6), jnp.asarray(5e3),
-        )  # fmt: skip
-    for budget in BUDGETS:
-        rules = [tdjax.Rule(path=".*", method="svd", compression=1 - budget)]
-        plan = tdjax.make_plan(model, variables, rules, sample)
-        for norm in (None, "kronecker"):
-            timed(
-                f"factorize_params {norm or 'frobenius'} {budget}",
-                partial(
-                    tdjax.factorize_params,
-                    variables["params"],
-                    plan,
-                    norm=norm,
-                    moments=moments if norm else None,
-                ),
-            )
-    for strategy in ("energy", "loss"):
-        for budget in BUDGETS:
-            timed(
-                f"allocate {strategy} {budget}",
-                partial(
-                    tdjax.allocate, model, variables, sample, budget=budget, strategy=strategy,
-                    methods=METHODS, moments=moments if strategy == "loss" else None,
-                ),
-            )  # fmt: skip
-
-
-def _moment(key: Array, size: int, scale: float) -> Float[Array, "1 d d"]:
-    """Of rows whose spectrum falls by a factor of 1000, some more of them than entries."""
-    first, second = jax.random.split(key)
-    mix = jax.random.normal(first, (size, size)) * jnp.geomspace(1, 1e-3, size)[:, None]
-    rows = jnp.matmul(jax.random.normal(second, (size + size // 2, size)), mix)
-    return scale * jnp.matmul(rows.T, rows)[None] / len(rows)
-
-
 def _heard(event: str, duration_secs: float, **_: str | int) -> None:
     if event == COMPILED:
         _compiled.append(duration_secs)
@@ -196,7 +106,7 @@ def main(_: list[str]) -> None:
     print(describe_machine())
     print("| call | s | processor s | compiled | s |")
     print("|---|---:|---:|---:|---:|")
-    {"resnet": resnet, "vit": vit}[NETWORK.value]()
+    resnet()
 
 
 if __name__ == "__main__":

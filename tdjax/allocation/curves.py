@@ -8,11 +8,14 @@ is asked for once for each layer, which is less than compiling a program for eac
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
+from tdjax.decompose.low_rank_on_host import energies
 from tdjax.decompose.moment import PRECONDITIONER_RIDGE
-from tdjax.decompose.on_host import cholesky, energies, eye, regularised, root_of, times, unit
+from tdjax.decompose.on_host import Weight, cholesky, eye, root_of, times, unit, weight_of
 
 # Added to both moments, relative to their mean diagonal, as the norms do.
 RIDGE = 1e-6
@@ -49,16 +52,10 @@ def low_rank_losses(
         outputs: G, (p, T, T) or diagonals.
     """
     parts, scales = unit(np.asarray(parts, np.float32))
-    scales = scales**2
     matrices = parts.reshape(len(parts), -1, parts.shape[-1])
-    if inputs is not None:
-        moments, own = _regularised(inputs)
-        matrices, scales = times(root_of(moments), matrices), scales * own
-    if outputs is not None:
-        moments, own = _regularised(outputs)
-        matrices = times(root_of(moments), matrices.swapaxes(1, 2))
-        scales = scales * own
-    return scales[:, None] * _tails(energies(matrices))
+    weights = _weight(inputs), _weight(outputs)
+    scales = math.prod((own.scales for own in weights if own is not None), start=scales**2)
+    return scales[:, None] * _tails(energies(matrices, *weights))
 
 
 def tucker_losses(
@@ -83,12 +80,12 @@ def tucker_losses(
     parts, scales = unit(np.asarray(parts, np.float32))
     p, c, t = len(parts), *parts.shape[-2:]
     kernels, scales = parts.reshape(p, -1, c, t), scales**2
-    moments, own = _regularised(np.ones((p, kernels.shape[1] * c)) if inputs is None else inputs)
-    scales = scales * own
-    if outputs is not None:
-        roots, own = _regularised(outputs)
-        turned = times(root_of(roots), kernels.reshape(p, -1, t).swapaxes(1, 2))
-        kernels, scales = turned.swapaxes(1, 2).reshape(kernels.shape), scales * own
+    own = _weight(np.ones((p, kernels.shape[1] * c)) if inputs is None else inputs)
+    assert own is not None
+    moments, scales = own.in_full(), scales * own.scales
+    if (own := _weight(outputs)) is not None:
+        turned = times(root_of(own.in_full()), kernels.reshape(p, -1, t).swapaxes(1, 2))
+        kernels, scales = turned.swapaxes(1, 2).reshape(kernels.shape), scales * own.scales
     lost = [
         _tucker_losses_of(ranks, kernel, np.diag(moment) if moment.ndim == 1 else moment)
         for kernel, moment in zip(kernels, moments, strict=True)
@@ -136,8 +133,8 @@ def _channel_basis(
     return np.linalg.qr(inverse.T @ vectors)[0]
 
 
-def _regularised(moments: Float[Array, "*_"]) -> tuple[Float[Array, "*_"], Float[Array, " p"]]:
-    return regularised(np.asarray(moments, np.float32), RIDGE)
+def _weight(moments: Moments) -> Weight | None:
+    return None if moments is None else weight_of(np.asarray(moments, np.float32), RIDGE)
 
 
 def _tails(values: Float[Array, "*p r"]) -> Float[Array, "*p s"]:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from tdjax.allocation import measures
 from tdjax.allocation.auto import best_format
 from tdjax.allocation.choices import (
+    AT_SHARES,
     PARAMS,
     TIME,
     ChoiceOptions,
@@ -28,6 +29,7 @@ from tdjax.allocation.choices import (
 )
 from tdjax.allocation.clock import NO_FASTER, NOT_TIMED, PARTS
 from tdjax.decompose.inputs import is_finite
+from tdjax.decompose.threads import side_by_side
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
 from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
@@ -126,7 +128,13 @@ class Problem:
     @cached_property
     def predicted(self) -> Mapping[str, Float[np.ndarray, " _"]]:
         """By path of a free layer, what each of its choices loses."""
-        return {path: self._errors(own) for path, own in self.free.items()}
+
+        def by_numpy(own: FreeLayer) -> bool:
+            methods = {choices.form.method for choices in own.choices}
+            return self.strategy != "uniform" and AT_SHARES.isdisjoint(methods)
+
+        found = side_by_side(self._errors, list(self.free.values()), by_numpy)
+        return dict(zip(self.free, found, strict=True))
 
     @cached_property
     def errors(self) -> Mapping[str, Float[np.ndarray, " _"]]:

@@ -33,6 +33,7 @@ from tdjax.decompose.normal_equations import (
     gain,
     solve_normal,
 )
+from tdjax.decompose.padding import cut, in_steps, widened
 from tdjax.decompose.products import HIGHEST, khatri_rao
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_cp import weighted_cp
@@ -57,6 +58,7 @@ def cp_als(
     max_iters: int = 100,
     tol: float | Float[Array, ""] = 1e-8,
     norm: Norm | None = None,
+    pad: bool = False,
 ) -> tuple[CP, Info]:
     r"""Canonical polyadic decomposition by alternating least squares (Kolda & Bader 2009).
 
@@ -85,6 +87,7 @@ def cp_als(
         norm: None for Frobenius, or a `tdjax.Norm`. In the norm of a second
             moment the Frobenius solution from `init` comes first, then sweeps as in
             `weighted_cp`; a CP is started from as it is.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`.
 
     Returns: CP with column norms spread evenly over the factors, and `Info`.
 
@@ -99,18 +102,32 @@ def cp_als(
     problem = posed(x, coordinates_of(norm, x))
     y, weight = problem.array, problem.weight
     start = problem.start(init) if isinstance(init, CP) else None
-    key = jax.random.key(0) if start is not None or key is None else key
-    kind = init if isinstance(init, str) else "given"
-    frobenius = partial(_cp_als, y, key, rank=rank, init=kind, max_iters=max_iters)
+    drawn = start is None
+    if start is None:
+        assert isinstance(init, str)
+        key = jax.random.key(0) if key is None else key
+        start = _drawn(y, key, rank=rank, init=init)
+    if pad:
+        # Terms of zeros stay zeros.
+        most = _padded_rank(rank, x.shape)
+        start = CP(tuple(widened(factor, (len(factor), most)) for factor in start.factors))
+    frobenius = partial(_cp_als, y, start, drawn=drawn, max_iters=max_iters)
     if weight is None:
-        found, info = frobenius(start, tol)
+        found, info = frobenius(tol)
     else:
-        if start is None:
+        if drawn:
             # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
-            start, _ = frobenius(None, jnp.maximum(tol, START_TOLERANCE))
+            start, _ = frobenius(jnp.maximum(tol, START_TOLERANCE))
         found, info = weighted_cp(y, weight, start, tol, max_iters=max_iters)
     found = problem.back(found)
-    return found, measured(norm, x, found, info)
+    info = measured(norm, x, found, info)
+    return (CP(cut(found.factors, ((None, rank),) * x.ndim)) if pad else found), info
+
+
+def _padded_rank(rank: int, shape: tuple[int, ...]) -> int:
+    """A rank whose equations are solved as those of the rank itself are."""
+    padded, largest = in_steps(rank), max(shape)
+    return largest if rank <= largest < padded else padded
 
 
 def _check_init(init: str | CP, key: Array | None, shape: tuple[int, ...], rank: int) -> None:
@@ -126,22 +143,20 @@ def _check_init(init: str | CP, key: Array | None, shape: tuple[int, ...], rank:
         raise ValueError(f"cp_als: init {init!r} draws random numbers, pass key=")
 
 
-@partial(jax.jit, static_argnames=("rank", "init", "max_iters"))
+@partial(jax.jit, static_argnames=("rank", "init"))
+def _drawn(x: Float[Array, "*_"], key: Array, *, rank: int, init: str) -> CP:
+    return CP(tuple(initial_factors(x, rank, key, init)))
+
+
+@partial(jax.jit, static_argnames=("drawn", "max_iters"))
 def _cp_als(
-    x: Float[Array, "*_"],
-    key: Array,
-    start: CP | None,
-    tol: float | Array,
-    *,
-    rank: int,
-    init: str,
-    max_iters: int,
+    x: Float[Array, "*_"], start: CP, tol: float | Array, *, drawn: bool, max_iters: int
 ) -> tuple[CP, Info]:
     squared = jnp.sum(jnp.square(x))
-    drawn = initial_factors(x, rank, key, init) if start is None else start.factors
-    pairs = [_normalise(factor.astype(x.dtype)) for factor in drawn]
+    pairs = [_normalise(factor.astype(x.dtype)) for factor in start.factors]
     factors = [unit for unit, _ in pairs]
-    scale = jnp.ones((rank,), x.dtype) if start is None else reduce(mul, [n for _, n in pairs])
+    norms = reduce(mul, [norm for _, norm in pairs])
+    scale = jnp.ones_like(norms) if drawn else norms
     # Brought to the norm of x: too large a start swamps the first updates, too small a one lets
     # them forget it, and with it the differences between its columns.
     energy = scale @ reduce(mul, [_gram(factor) for factor in factors]) @ scale

@@ -6,19 +6,23 @@ decomposition" (ALDS), NeurIPS 2021, in the Frobenius norm.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.als import Info, Swept, iterate, relative_error
 from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, measured, posed
 from tdjax.decompose.formats import GroupedLowRank
-from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
+from tdjax.decompose.low_rank_on_host import best_low_rank
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.on_host import unit
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import times
 from tdjax.decompose.svd import best_by_root, truncated_svd
@@ -35,6 +39,7 @@ def grouped_svd(
     norm: Norm | None = None,
     max_iters: int = 100,
     tol: float | Float[Array, ""] = 1e-8,
+    pad: bool = False,
 ) -> tuple[GroupedLowRank, Info]:
     """Approximate each of k blocks of consecutive rows of a matrix by one of rank r.
 
@@ -55,6 +60,7 @@ def grouped_svd(
         norm: None for Frobenius, or a `tdjax.Norm`.
         max_iters: sweeps at most, static; 0 leaves the blocks uncoupled.
         tol: stop once a sweep changes the relative error by less.
+        pad: compile no program for rank and splits, where NumPy can do without.
 
     Returns: GroupedLowRank with left (k, m / k, r) and right (k, r, n), and `Info`, whose errors
     are in the norm.
@@ -68,6 +74,8 @@ def grouped_svd(
         raise ValueError(f"grouped_svd: {splits} splits do not divide {rows} rows")
     (rank,) = check_ranks((rank,), (min(rows // splits, columns),), "grouped_svd")
 
+    if pad and norm is None and is_at_hand(x):
+        return _on_host(x, rank, splits, max_iters)
     problem = posed(x, _with_rows_weighed(coordinates_of(norm, x)))
     y, weight = problem.array, problem.weight
     found, info = (
@@ -77,6 +85,20 @@ def grouped_svd(
     )
     found = problem.back(found)
     return found, measured(norm, x, found, info)
+
+
+def _on_host(
+    x: Float[Array, "m n"], rank: int, splits: int, max_iters: int
+) -> tuple[GroupedLowRank, Info]:
+    (matrix,), (scale,) = unit(np.asarray(x)[None])
+    blocks = matrix.reshape(splits, -1, x.shape[1])
+    pairs = [best_low_rank(block, rank, None, None) for block in blocks]
+    left, right = (np.stack(own) for own in zip(*pairs, strict=True))
+    rest, whole = np.linalg.norm(blocks - left @ right), np.linalg.norm(blocks)
+    error = np.asarray(rest / whole if whole > 0 else 0.0, x.dtype)
+    half = x.dtype.type(math.sqrt(scale))
+    result = GroupedLowRank(placed_like(x, half * left), placed_like(x, half * right))
+    return result, _without_sweeps(placed_like(x, error), max_iters)
 
 
 def _with_rows_weighed(space: Coordinates) -> Coordinates:

@@ -144,6 +144,14 @@ def kronecker_solve(
     return solve_with(inner, solve_with(channels, right).T).T
 
 
+def filled(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """A matrix with the mean of its diagonal where that is 0, as the rows and columns then are."""
+    diagonal = jnp.diagonal(matrix)
+    empty = diagonal == 0
+    unit = jnp.sum(diagonal) / jnp.maximum(1, jnp.sum(~empty))
+    return matrix + jnp.diag(jnp.where(empty, unit, 0.0))
+
+
 def fit_rest(
     compressed: Float[Array, "n n"],
     product: Float[Array, "n t"],
@@ -163,10 +171,7 @@ def fit_rest(
 
     Returns: G and A, or None for the identity. Where P has columns of zeros, so has G rows.
     """
-    diagonal = jnp.diagonal(compressed)
-    empty = diagonal == 0
-    unit = jnp.sum(diagonal) / jnp.maximum(1, jnp.sum(~empty))
-    compressed = compressed + jnp.diag(jnp.where(empty, unit, 0.0))
+    compressed = filled(compressed)
     factor = robust_cholesky(compressed, solves=True)
     if rank is None:
         return solve_with(factor, product, compressed), None

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
 from tdjax.decompose.inputs import is_at_hand
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.on_host import regularised
+from tdjax.decompose.on_host import Weight, weight_of
 from tdjax.decompose.pytree import register
 from tdjax.decompose.scale import Exponent, at_least_single, shifted
 from tdjax.decompose.second_moment import (
@@ -223,7 +223,7 @@ class Kronecker(_OfInputs):
 
 
 def is_on_host(norm: Norm | None) -> bool:
-    """Whether `moments_on_host` knows a norm: Frobenius, or one whose moments a CPU's memory holds.
+    """Whether `weights_on_host` knows a norm: Frobenius, or one whose moments a CPU's memory holds.
 
     Not one of a class of one's own, which may be another norm.
     """
@@ -233,11 +233,10 @@ def is_on_host(norm: Norm | None) -> bool:
     )
 
 
-def moments_on_host(norm: Norm | None, x: Shaped) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """S and G of a norm tr(G E^T S E) of arrays like x, with their ridges and up to scale.
+def weights_on_host(norm: Norm | None, x: Shaped) -> tuple[Weight | None, Weight | None]:
+    """S and G of a norm tr(G E^T S E) of arrays like x, with their ridges, one of each.
 
-    As arrays of NumPy, in full or by their diagonals; None for identities. Raises ValueError for
-    moments of other sizes.
+    None for identities. Raises ValueError for moments of other sizes.
     """
     inputs = outputs = None
     if isinstance(norm, _OfInputs):
@@ -250,5 +249,5 @@ def moments_on_host(norm: Norm | None, x: Shaped) -> tuple[np.ndarray | None, np
     return inputs, outputs
 
 
-def _on_host(moment: MomentLike, ridge: float, x: Shaped) -> np.ndarray:
-    return regularised(np.asarray(moment, x.dtype)[None], ridge)[0][0]
+def _on_host(moment: MomentLike, ridge: float, x: Shaped) -> Weight:
+    return weight_of(np.asarray(moment, x.dtype)[None], ridge)

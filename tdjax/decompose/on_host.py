@@ -10,13 +10,13 @@ one alone.
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float
+from typing import NamedTuple
 
-# The Gram matrix squares the singular values: what it says of a subspace is uncertain by about
-# eps * norm(x)^2 in energy. While the dropped energy is a thousand times that or more, the
-# truncation error is right to three digits; below, a true SVD takes over.
-GRAM_TAIL = 1e-3
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+# Rows of a triangular matrix that are solved for at once.
+BLOCK = 128
 
 Array = np.ndarray
 Arrays = Float[Array, "*_"]
@@ -29,18 +29,83 @@ def unit(arrays: Arrays) -> tuple[Arrays, Float[Array, " p"]]:
     return np.ldexp(arrays, -column), np.ldexp(1.0, exponents)
 
 
-def regularised(moments: Arrays, ridge: float) -> tuple[Arrays, Float[Array, " p"]]:
-    """Moments of entries up to 1, plus `ridge` times their mean diagonals, and their scales.
+class Weight(NamedTuple):
+    """Second moments as they lie in memory, and what makes definite ones of entries up to 1.
 
-    Identities in place of zeros.
+    M = array / 4^half + shift on the diagonal, made symmetric: a moment is large, and to copy it
+    takes as long as a good part of what is done with it.
+
+    Arguments:
+        array: (p, n, n), or diagonals (p, n).
+        half: (p,), whole numbers.
+        shift: (p,).
     """
-    moments, scales = unit(moments)
+
+    array: Arrays
+    half: Int[Array, " p"]
+    shift: Float[Array, " p"]
+
+    @property
+    def scales(self) -> Float[Array, " p"]:
+        """What M is to be multiplied by for the moments themselves."""
+        return np.ldexp(1.0, 2 * self.half)
+
+    def times(self, matrices: Float[Array, "p n t"]) -> Float[Array, "p n t"]:
+        """M Y, but for making M symmetric."""
+        shift = _column(self.shift, matrices)
+        if self.array.ndim == 2:
+            return self.diagonals()[..., None] * matrices
+        # In two steps, as the square of the scale may be beyond the dtype.
+        scale = _column(np.ldexp(np.ones_like(self.shift), -self.half), matrices)
+        product = np.matmul(self.array, scale * matrices)
+        product *= scale
+        if shift.any():
+            product += shift * matrices
+        return product
+
+    def diagonals(self) -> Float[Array, "p n"]:
+        """The diagonal of M."""
+        array, scale = self.array, np.ldexp(np.ones_like(self.shift), -self.half)[:, None]
+        own = array if array.ndim == 2 else np.diagonal(array, axis1=1, axis2=2)
+        return own * scale * scale + self.shift[:, None]
+
+    def in_full(self) -> Arrays:
+        """M, (p, n, n), or its diagonals, (p, n), where the moments are given by them."""
+        if self.array.ndim == 2:
+            return self.diagonals()
+        scale = _column(np.ldexp(np.ones_like(self.shift), -self.half), self.array)
+        half = self.array * (scale / 2)
+        half *= scale
+        found = half + half.swapaxes(1, 2)
+        np.einsum("pii->pi", found)[:] += self.shift[:, None]
+        return found
+
+    def in_double(self) -> Weight:
+        """The same in double precision."""
+        return Weight(self.array.astype(float), self.half, self.shift.astype(float))
+
+
+def weight_of(moments: Arrays, ridge: float) -> Weight:
+    """Moments with `ridge` times their mean diagonals added; identities in place of zeros.
+
+    Arguments:
+        moments: (p, n, n) or diagonals (p, n); the largest entries of the former lie on the
+            diagonal, as those of second moments do.
+    """
     full = moments.ndim == 3
-    identity = eye(moments) if full else np.ones_like(moments)
     diagonals = np.diagonal(moments, axis1=1, axis2=2) if full else moments
-    means = diagonals.mean(axis=1).reshape(-1, *(1,) * (moments.ndim - 1))
-    symmetric = (moments + moments.swapaxes(1, 2)) / 2 if full else moments
-    return np.where(means > 0, symmetric + ridge * means * identity, identity), scales
+    half = (np.frexp(np.abs(diagonals).max(axis=1))[1] + 1) // 2
+    scale = np.ldexp(np.ones(len(half), moments.dtype), -half)[:, None]
+    means = (diagonals * scale * scale).mean(axis=1)
+    if (means > 0).all():
+        return Weight(moments, half, (ridge * means).astype(moments.dtype))
+    kept = _column(means > 0, moments)
+    shift = np.where(means > 0, ridge * means, 1.0).astype(moments.dtype)
+    return Weight(np.where(kept, moments, 0), half, shift)
+
+
+def _column(values: Shaped[Array, " p"], like: Arrays) -> Shaped[Array, "*_"]:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def root_of(moments: Arrays, *, solves: bool = False) -> Arrays:
@@ -49,11 +114,6 @@ def root_of(moments: Arrays, *, solves: bool = False) -> Arrays:
         return cholesky(moments, solves=solves)
     least = np.finfo(moments.dtype).eps * moments.max(axis=1, keepdims=True) if solves else 0.0
     return np.sqrt(np.maximum(moments, least))
-
-
-def root_or_none(moment: Arrays | None) -> Arrays | None:
-    """A root of one moment that equations can be solved with; None of None."""
-    return None if moment is None else root_of(moment[None], solves=True)[0]
 
 
 def times(roots: Arrays, matrices: Float[Array, "*p d t"]) -> Float[Array, "*p d t"]:
@@ -82,10 +142,31 @@ def definite(matrix: Float[Array, "n n"], *, solves: bool = True) -> Float[Array
     return shifted
 
 
-def _attempt(matrices: Float[Array, "*p n n"], solves: bool) -> Float[Array, "*p n n"] | None:
-    """The factors, None where rounding leaves none."""
+def solved(matrix: Float[Array, "n n"], right: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Z with M Z = right, for M made definite, in double precision."""
+    if len(matrix) <= BLOCK:
+        return np.linalg.solve(definite(matrix), right)
+    # By a Cholesky factor in blocks, half the time of L and U.
+    factor = _attempt(matrix, solves=True, dtype=np.float64)
+    if factor is None:
+        factor = np.linalg.cholesky(definite(matrix).astype(float))
+    found = right.astype(float)
+    blocks = [slice(k, k + BLOCK) for k in range(0, len(matrix), BLOCK)]
+    for own in blocks:
+        found[own] -= factor[own, : own.start] @ found[: own.start]
+        found[own] = np.linalg.solve(factor[own, own], found[own])
+    for own in reversed(blocks):
+        found[own] -= factor[own.stop :, own].T @ found[own.stop :]
+        found[own] = np.linalg.solve(factor[own, own].T, found[own])
+    return found.astype(right.dtype)
+
+
+def _attempt(
+    matrices: Float[Array, "*p n n"], solves: bool, dtype: type[np.floating] | None = None
+) -> Float[Array, "*p n n"] | None:
+    """The factors, in their dtype or another, None where rounding leaves none."""
     try:
-        found = np.linalg.cholesky(matrices)
+        found = np.linalg.cholesky(matrices if dtype is None else matrices.astype(dtype))
     except np.linalg.LinAlgError:
         return None
     least = np.finfo(matrices.dtype).eps * _mean(matrices)[..., 0] if solves else 0.0
@@ -102,50 +183,3 @@ def _mean(matrices: Float[Array, "*p n n"]) -> Float[Array, "*p 1 1"]:
 def eye(matrices: Float[Array, "*p n n"]) -> Float[Array, "n n"]:
     """The identity of some matrices."""
     return np.eye(matrices.shape[-1], dtype=matrices.dtype)
-
-
-def energies(matrices: Float[Array, "*p m n"]) -> Float[Array, "*p r"]:
-    """Squared singular values, descending."""
-    m, n = matrices.shape[-2:]
-    short = matrices.swapaxes(-1, -2) if m > n else matrices
-    grams = np.matmul(short, short.swapaxes(-1, -2))
-    return np.maximum(np.linalg.eigvalsh(grams)[..., ::-1], 0.0)
-
-
-def best_low_rank(
-    x: Float[Array, "m n"], rank: int, rows: Arrays | None, columns: Arrays | None
-) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
-    """The two factors that are best in norm(L^T E R), the singular values split evenly.
-
-    Arguments:
-        rows, columns: L, (m, m), and R, (n, n), or their diagonals; None for the identity.
-    """
-    if x.shape[0] < x.shape[1]:
-        right, left = best_low_rank(x.T, rank, columns, rows)
-        return left.T, right.T
-    turned = x if columns is None else times(columns, x.T).T
-    basis = _leading_columns(turned if rows is None else times(rows, turned), rank)
-    back = basis
-    if columns is not None:
-        back = basis / columns[:, None] if columns.ndim == 1 else np.linalg.solve(columns.T, basis)
-    return _split_evenly(turned @ basis, back.T)
-
-
-def _leading_columns(x: Float[Array, "m n"], rank: int) -> Float[Array, "n r"]:
-    """The leading right singular vectors of a matrix of no more columns than rows."""
-    values, vectors = np.linalg.eigh(x.T @ x)
-    values = np.maximum(values, 0.0)
-    if values[: len(values) - rank].sum() > GRAM_TAIL * values.sum():
-        return vectors[:, ::-1][:, :rank]
-    return np.linalg.svd(x, full_matrices=False)[2][:rank].T
-
-
-def _split_evenly(
-    left: Float[Array, "m r"], right: Float[Array, "r n"]
-) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
-    """Orthogonal factors of the same product, the singular values split evenly."""
-    rows, upper = np.linalg.qr(left)
-    columns, lower = np.linalg.qr(right.T)
-    u, values, vt = np.linalg.svd(upper @ lower.T)
-    root = np.sqrt(values)
-    return rows @ (u * root), (root[:, None] * vt) @ columns.T

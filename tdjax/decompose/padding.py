@@ -30,9 +30,26 @@ def rounded_up(rank: int, size: int) -> int:
     return min(size, -(-rank // step) * step)
 
 
+def in_steps(rank: int) -> int:
+    """The rank rounded up by an eighth at most, or to a multiple of 8.
+
+    For methods whose time grows with the rank, or its square.
+    """
+    step = max(8, 1 << (rank - 1).bit_length() >> 4)
+    return -(-rank // step) * step
+
+
 def first(kept: int | Int[Array, ""], size: int) -> Bool[Array, " size"]:
     """Which of `size` columns count."""
     return jnp.arange(size) < kept
+
+
+def widened(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array with zeros behind its own entries along every axis, up to a shape."""
+    more = [(0, size - own) for size, own in zip(shape, array.shape, strict=True)]
+    if not is_at_hand(array):
+        return jnp.pad(array, more)
+    return placed_like(array, np.pad(np.asarray(array), more))
 
 
 def cut(

@@ -81,7 +81,8 @@ def largest_entry(x: Float[Array, "*_"]) -> float:
     """The largest absolute value of an array that can be seen, NaN where it holds NaN."""
     if x.is_fully_addressable and {device.platform for device in x.devices()} == {"cpu"}:
         # No copy is made, and no program.
-        return float(np.max(np.abs(np.asarray(x)), initial=0.0))
+        values = np.asarray(x)
+        return float(max(np.max(values, initial=0.0), -np.min(values, initial=0.0)))
     return float(_largest(x))
 
 

@@ -15,9 +15,10 @@ from tdjax.decompose.als import safe_ratio
 from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, posed
 from tdjax.decompose.formats import LowRank
 from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
+from tdjax.decompose.low_rank_on_host import GRAM_TAIL, best_low_rank
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.norms import is_on_host, moments_on_host
-from tdjax.decompose.on_host import GRAM_TAIL, best_low_rank, root_or_none, unit
+from tdjax.decompose.norms import is_on_host, weights_on_host
+from tdjax.decompose.on_host import unit
 from tdjax.decompose.padding import Kept, cut, first, rounded_up
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.weighted import robust_cholesky
@@ -75,7 +76,7 @@ def _low_rank(x: Float[Array, "m n"], norm: Norm | None, kept: Kept, *, rank: in
 
 def _low_rank_on_host(x: Float[Array, "m n"], norm: Norm | None, rank: int) -> LowRank:
     (matrix,), (scale,) = unit(np.asarray(x)[None])
-    factors = best_low_rank(matrix, rank, *map(root_or_none, moments_on_host(norm, x)))
+    factors = best_low_rank(matrix, rank, *weights_on_host(norm, x))
     half = x.dtype.type(math.sqrt(scale))
     return LowRank(*(placed_like(x, half * factor) for factor in factors))
 

@@ -15,8 +15,11 @@ from jaxtyping import Array, Float
 from tdjax.decompose.als import Info
 from tdjax.decompose.coordinates import Norm, Posed, coordinates_of, measured, posed
 from tdjax.decompose.formats import TT
-from tdjax.decompose.inputs import as_float, whole_ranks
+from tdjax.decompose.inputs import as_float, is_at_hand, placed_like, whole_ranks
+from tdjax.decompose.low_rank_on_host import leading_rows
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.on_host import unit
+from tdjax.decompose.padding import cut, in_steps
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.weighted_tt import weighted_tt
@@ -30,6 +33,7 @@ def tt_svd(
     *,
     eps: float | None = None,
     norm: Norm | None = None,
+    pad: bool = False,
 ) -> TT:
     """Tensor train of the modes in the order given (Oseledets 2011, TT-SVD).
 
@@ -54,6 +58,7 @@ def tt_svd(
             core is the best when the moment, compressed by the cores before, is taken for the
             nearest product of one for this core's modes and one for those behind; the last two
             are best together.
+        pad: compile no program for the ranks, where NumPy can do without.
 
     Returns: TT with cores (r_{k-1}, n_k, r_k), all but the last with orthonormal columns; with a
     second moment, all but the last two.
@@ -66,6 +71,8 @@ def tt_svd(
         raise ValueError("tt_svd: give exactly one of ranks and eps")
     if eps is not None and not eps >= 0:
         raise ValueError(f"tt_svd: eps must not be negative, got {eps}")
+    if pad and ranks is not None and norm is None and is_at_hand(x):
+        return _on_host(x, clip_ranks(x.shape, ranks))
     problem = posed(x, coordinates_of(norm, x))
     if eps is not None:
         if problem.weight is not None:
@@ -88,6 +95,7 @@ def tt_als(
     init: TT | None = None,
     max_iters: int = 100,
     tol: float | Float[Array, ""] = 1e-8,
+    pad: bool = False,
 ) -> tuple[TT, Info]:
     """Tensor train by alternating least squares (Holtz, Rohwedder & Schneider 2012).
 
@@ -109,6 +117,7 @@ def tt_als(
         init: a TT of x's shape and the clipped ranks to start from, in place of `tt_svd`.
         max_iters: sweeps at most, static.
         tol: stop once a sweep changes the relative error by less.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`; without `init`.
 
     Returns: TT with cores (r_{k-1}, n_k, r_k) and `Info`, whose errors are in the norm.
 
@@ -123,11 +132,18 @@ def tt_als(
         )
     problem = posed(x, coordinates_of(norm, x))
     start = None if init is None else problem.start(init)
+    padded = pad and init is None
+    asked = clip_ranks(x.shape, tuple(map(in_steps, clipped))) if padded else clipped
     found, info = weighted_tt(
-        problem.array, problem.weight, start, tol, ranks=clipped, max_iters=max_iters
-    )
+        problem.array, problem.weight, start, tol, ranks=asked, max_iters=max_iters,
+        kept=clipped if padded else None,
+    )  # fmt: skip
     found = _back(problem, found, -2)
-    return found, measured(norm, x, found, info)
+    info = measured(norm, x, found, info)
+    if not padded:
+        return found, info
+    sizes = zip((1, *clipped), x.shape, (*clipped, 1), strict=True)
+    return TT(cut(found.cores, tuple(sizes))), info
 
 
 def _back(problem: Posed, found: TT, core: int) -> TT:
@@ -162,6 +178,19 @@ def _tt_svd(x: Float[Array, "*_"], ranks: tuple[int, ...]) -> TT:
         rest = jnp.matmul(basis.T, rest, precision=HIGHEST)
         previous = rank
     return TT((*cores, rest.reshape(previous, x.shape[-1], 1)))
+
+
+def _on_host(x: Float[Array, "*_"], ranks: tuple[int, ...]) -> TT:
+    (rest,), (scale,) = unit(np.asarray(x)[None])
+    cores: list[np.ndarray] = []
+    previous = 1
+    for size, rank in zip(x.shape, ranks, strict=False):
+        rest = rest.reshape(previous * size, -1)
+        basis = leading_rows(rest, rank)
+        cores.append(basis.reshape(previous, size, rank))
+        rest, previous = basis.T @ rest, rank
+    cores.append(x.dtype.type(scale) * rest.reshape(previous, x.shape[-1], 1))
+    return TT(tuple(placed_like(x, core) for core in cores))
 
 
 def _within(x: Float[Array, "*_"], eps: float) -> TT:

@@ -17,8 +17,8 @@ from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, measu
 from tdjax.decompose.formats import Tucker
 from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, moments_on_host
-from tdjax.decompose.on_host import root_or_none, unit
+from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, weights_on_host
+from tdjax.decompose.on_host import root_of, unit
 from tdjax.decompose.padding import Kept, cut, rounded_up
 from tdjax.decompose.products import HIGHEST, mode_products
 from tdjax.decompose.svd import leading_subspace
@@ -100,8 +100,8 @@ def _is_for_host(x: Array, ranks: Ranks, norm: Norm | None, tol: float | Array) 
 def _on_host(
     x: Float[Array, "*_"], ranks: Ranks, norm: Norm | None, tol: float, max_iters: int
 ) -> tuple[Tucker, Info]:
-    inputs, outputs = moments_on_host(norm, x)
-    root = root_or_none(outputs)
+    inputs, outputs = weights_on_host(norm, x)
+    root = None if outputs is None else root_of(outputs.in_full(), solves=True)[0]
     *window, c, t = x.shape
     (kernel,), (scale,) = unit(np.asarray(x).reshape(1, -1, c, t))
     if root is not None:
@@ -109,7 +109,7 @@ def _on_host(
         scale = scale * more
     assert inputs is not None
     both = _rank(ranks, 0), _rank(ranks, 1)
-    state, errors, converged = sweep_to_rest(kernel, inputs, both, tol, max_iters)
+    state, errors, converged = sweep_to_rest(kernel, inputs.in_full()[0], both, tol, max_iters)
     core, output = state.core.transpose(1, 0, 2), state.output
     if root is not None:
         own = output / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, output)
@@ -218,14 +218,22 @@ def _gain(
 
     Arguments:
         kept: x projected on `factor`.
-        present, factor: orthonormal columns that span the other space and the leading one.
+        present, factor: orthonormal columns that span the other space and the leading one, from
+            `leading_subspace`.
     """
     both = jnp.matmul(present.T, factor, precision=HIGHEST)
     came = factor - jnp.matmul(present, both, precision=HIGHEST)
     went = present - jnp.matmul(factor, both.T, precision=HIGHEST)
-    lost = jnp.matmul(went.T, x, precision=HIGHEST)
-    won = jnp.matmul(came, kept, precision=HIGHEST)
-    return jnp.sum(won * won) - jnp.sum(lost * lost)
+    if x.shape[0] > x.shape[1]:
+        lost = jnp.matmul(went.T, x, precision=HIGHEST)
+        won = jnp.matmul(came, kept, precision=HIGHEST)
+        return jnp.sum(won * won) - jnp.sum(lost * lost)
+    # The same Gram matrix that the factor's columns are eigenvectors of, so that it is there
+    # already, and that what they keep are orthogonal rows.
+    gram = jnp.matmul(x, x.T, precision=HIGHEST)
+    lost = jnp.sum(went * jnp.matmul(gram, went, precision=HIGHEST))
+    won = jnp.sum(came * came, axis=0) @ jnp.sum(kept * kept, axis=1)
+    return won - jnp.maximum(lost, 0.0)
 
 
 def _st_hosvd(

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from tdjax.decompose.als import CANCELS_BELOW
+from tdjax.decompose.low_rank_on_host import eigh
 from tdjax.decompose.moment import PRECONDITIONER_RIDGE
-from tdjax.decompose.on_host import cholesky, definite, eye
+from tdjax.decompose.on_host import cholesky, definite, eye, solved
 
 Array = np.ndarray
 STEPS = 2
@@ -114,7 +115,7 @@ def _first_factor(problem: Problem, rank: int) -> Float[Array, "c r"]:
     root = cholesky(problem.channels)
     # With P = R R^T the inverse of the channels' moment, R^-1 is a root of the moment.
     rooted = np.linalg.solve(root, weighed)
-    basis = np.linalg.eigh(rooted @ rooted.T)[1][:, ::-1][:, :rank]
+    basis = eigh(rooted @ rooted.T)[1][:, ::-1][:, :rank]
     return np.linalg.qr(root @ basis)[0]
 
 
@@ -125,10 +126,10 @@ def _fitted(problem: Problem, factor: Float[Array, "c r"], rank: int) -> State:
     small = (factor.T @ image.reshape(c, -1)).reshape(r, k, k, r).transpose(0, 1, 3, 2)
     small = small.reshape(r * k, r * k)
     target = (factor.T @ problem.product.reshape(c, -1)).reshape(r * k, t)
-    solved = np.linalg.solve(definite((small + small.T) / 2), target)
-    seen = target.T @ solved
-    output = np.linalg.eigh((seen + seen.T) / 2)[1][:, ::-1][:, :rank]
-    core = (solved @ output).reshape(r, k, -1)
+    whole = solved((small + small.T) / 2, target)
+    seen = target.T @ whole
+    output = eigh((seen + seen.T) / 2)[1][:, ::-1][:, :rank]
+    core = (whole @ output).reshape(r, k, -1)
     weighed = image.reshape(c * k, k * r) @ core.transpose(1, 0, 2).reshape(k * r, -1)
     residual = problem.product @ output - weighed.reshape(c, k, -1)
     return State(factor, core, output, residual, _error(problem, factor, core, output, residual))

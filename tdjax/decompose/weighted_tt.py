@@ -16,13 +16,16 @@ from tdjax.decompose.moment import (
     Image,
     ModeMoment,
     compress,
+    filled,
     fit_rest,
     image_of,
     improve_factor,
     lay_out,
     leading_factor,
+    orthonormal,
     project,
 )
+from tdjax.decompose.padding import Kept
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import in_full
 from tdjax.decompose.svd import leading_subspace
@@ -51,6 +54,7 @@ class TTProblem(NamedTuple):
         first: S seen from the first mode; None without it or with two modes only.
         sizes: of the modes but the last.
         ranks: interior ranks.
+        kept: of each of them how many count.
         steps: conjugate gradient steps for a core.
     """
 
@@ -58,6 +62,7 @@ class TTProblem(NamedTuple):
     first: ModeMoment | None
     sizes: tuple[int, ...]
     ranks: tuple[int, ...]
+    kept: tuple[Kept, ...]
     steps: int
 
 
@@ -103,6 +108,7 @@ def weighted_tt(
     *,
     ranks: tuple[int, ...],
     max_iters: int,
+    kept: tuple[Kept, ...] | None = None,
     steps: int = STEPS,
 ) -> tuple[TT, Info]:
     """Tensor train that lowers tr(E^T S E), E the difference as a (D, T) matrix.
@@ -118,6 +124,7 @@ def weighted_tt(
         tol: stop once a sweep changes the relative error by less.
         ranks: interior ranks, static; none above what its unfolding has.
         max_iters: sweeps at most, static.
+        kept: traced; of each rank how many count, the rest of the cores is zeros.
         steps: conjugate gradient steps for a core, static.
 
     Returns: TT whose cores are orthonormal but for the last but one, and `Info`, whose errors are
@@ -126,12 +133,13 @@ def weighted_tt(
     *sizes, _ = x.shape
     dense = None if weight is None else in_full(weight)
     first = None if dense is None or len(sizes) < 2 else _laid_out(dense, sizes[0])
-    problem = TTProblem(weighted_target(x, dense), first, tuple(sizes), ranks, steps)
+    counted = (None,) * len(ranks) if kept is None else kept
+    problem = TTProblem(weighted_target(x, dense), first, tuple(sizes), ranks, counted, steps)
     if start is None:
         state, error = _walked(problem, partial(_leading, problem), (), accurate=True)
     else:
         cores = tuple(core.astype(x.dtype) for core in start.cores[:-1])
-        state, error = _walked(problem, _orthonormalised, cores, accurate=True)
+        state, error = _walked(problem, partial(_orthonormalised, problem), cores, accurate=True)
     state, progress = iterate(
         partial(_sweep, problem), state, error, max_iters=max_iters, tol=tol, stop_when_worse=True
     )
@@ -203,12 +211,13 @@ def _with_last_two(
 ) -> tuple[TTState, Float[Array, ""]]:
     """The state with the last two cores, which are best together, and its error."""
     size, rank, target = problem.sizes[-1], problem.ranks[-1], problem.target
+    kept = problem.kept[-1]
     if matrix is None:
-        output = leading_subspace(product.T, rank, accurate=accurate)
+        output = leading_subspace(product.T, rank, accurate=accurate, kept=kept)
         core = jnp.matmul(product, output, precision=HIGHEST)
         own = dot(core, core)
     else:
-        core, best = fit_rest(matrix, product, rank)
+        core, best = fit_rest(matrix, product, rank, kept)
         assert best is not None
         output = best
         own = dot(core, jnp.matmul(matrix, core, precision=HIGHEST))
@@ -221,19 +230,22 @@ def _leading(
     problem: TTProblem, k: int, part: TTPart, present: TTCores
 ) -> tuple[Float[Array, "c r"], TTCores]:
     """The best core for the Kronecker approximation of what is compressed so far."""
-    rank, shape = problem.ranks[k], part.product.shape
+    rank, kept, shape = problem.ranks[k], problem.kept[k], part.product.shape
     if part.moment is None:
-        return leading_subspace(part.product.reshape(len(part.product), -1), rank), present
+        rows = part.product.reshape(len(part.product), -1)
+        return leading_subspace(rows, rank, kept=kept), present
     left = problem.target.matrix
     if k > 0 and part.matrix is not None:
-        factor = robust_cholesky(part.matrix, solves=True)
+        factor = robust_cholesky(filled(part.matrix), solves=True)
         left = solve_with(factor, part.product.reshape(-1, shape[2]))
-    return leading_factor(part.moment, left.reshape(shape), rank), present
+    return leading_factor(part.moment, left.reshape(shape), rank, kept), present
 
 
-def _orthonormalised(k: int, part: TTPart, present: TTCores) -> tuple[Float[Array, "c r"], TTCores]:
+def _orthonormalised(
+    problem: TTProblem, k: int, part: TTPart, present: TTCores
+) -> tuple[Float[Array, "c r"], TTCores]:
     """The present core, made orthonormal."""
-    return _passed_on(present[0].reshape(-1, present[0].shape[2]), present)
+    return _passed_on(present[0].reshape(-1, present[0].shape[2]), present, problem.kept[k])
 
 
 def _improved(
@@ -243,19 +255,21 @@ def _improved(
     core, rest = present[0].reshape(-1, problem.ranks[k]), _multiplied(present[1:])
     wanted = jnp.matmul(part.product, state.output, precision=HIGHEST)
     if part.moment is None:
-        return _passed_on(_solved(wanted, rest), present)
+        return _passed_on(_solved(wanted, rest), present, problem.kept[k])
     image = state.image if k == 0 else image_of(part.moment, core)
     assert image is not None
     flat = rest.transpose(1, 0, 2).reshape(-1, rest.shape[2])
     weighed = jnp.matmul(image.reshape(-1, len(flat)), flat, precision=HIGHEST)
     residual = wanted - weighed.reshape(wanted.shape)
     better = improve_factor(part.moment, core, rest, residual, problem.steps)
-    return _passed_on(better, present)
+    return _passed_on(better, present, problem.kept[k])
 
 
-def _passed_on(core: Float[Array, "c r"], present: TTCores) -> tuple[Float[Array, "c r"], TTCores]:
+def _passed_on(
+    core: Float[Array, "c r"], present: TTCores, kept: Kept
+) -> tuple[Float[Array, "c r"], TTCores]:
     """The core made orthonormal; what leaves it goes into the next, which starts from it."""
-    factor, triangle = jnp.linalg.qr(core)
+    factor, triangle = orthonormal(core, kept)
     _, following, *others = present
     following = jnp.einsum("ab,bnr->anr", triangle, following, precision=HIGHEST)
     return factor, (following, *others)

@@ -14,11 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.decompose.inputs import is_at_hand, placed_like
-from tdjax.decompose.padding import rounded_up
+from tdjax.decompose.inputs import is_at_hand
+from tdjax.decompose.padding import rounded_up, widened
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import is_trusted, trust
 from tdjax.params.arrays import Factors, reconstruct_array
@@ -92,12 +91,8 @@ def _widened(entry: PlannedLayer, factors: Factors) -> tuple[PlannedLayer, Facto
     full = full_ranks(entry.form.method, entry.chain.rank_shape)
     ranks = (max(r, rounded_up(r, n)) for r, n in zip(entry.ranks, full, strict=True))
     wide = replace(entry, form=replace(entry.form, ranks=tuple(ranks)))
-    padded = {}
-    for name, shape in factor_shapes(wide).items():
-        values = np.asarray(factors[name])
-        more = [(0, size - own) for size, own in zip(shape, values.shape, strict=True)]
-        padded[name] = placed_like(factors[name], np.pad(values, more))
-    return wide, padded
+    shapes = factor_shapes(wide)
+    return wide, {name: widened(factors[name], shape) for name, shape in shapes.items()}
 
 
 @partial(jax.jit, static_argnames=("entry",))

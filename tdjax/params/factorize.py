@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.arguments.checks import check_mapping, checked
-from tdjax.decompose.inputs import is_finite
+from tdjax.decompose.inputs import is_at_hand, is_finite
 from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
+from tdjax.decompose.threads import side_by_side
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.params.bias import around_mean, can_correct, lost_output, shifted
 from tdjax.params.check import factor_problems
 from tdjax.params.corrections import unpacked, with_params, without_indices
-from tdjax.params.kernels import Weights
+from tdjax.params.kernels import Weights, is_by_numpy
 from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
@@ -110,16 +112,22 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
     weights = weights_of(plan, options.moments, options.norm)
     if options.correct_bias and options.moments is None:
         raise ValueError("factorize_params: correct_bias needs moments=")
-    layers = {
-        entry.layer.path: _factorised(
-            layer_params(params, entry.layer.path),
-            entry,
-            weights.get(entry.layer.path),
-            options.of_part(index),
-        )
-        for index, entry in enumerate(plan.factorised)
-    }
-    return with_factors(params, plan, layers)
+
+    def factorised(numbered: tuple[int, PlannedLayer]) -> FactorisedLayer:
+        number, entry = numbered
+        path = entry.layer.path
+        own = layer_params(params, path)
+        return _factorised(own, entry, weights.get(path), options.of_part(number))
+
+    def by_numpy(numbered: tuple[int, PlannedLayer]) -> bool:
+        layer = numbered[1].layer
+        array = unboxed(layer_params(params, layer.path)[layer.storage.name])
+        at_hand = isinstance(array, np.ndarray) or is_at_hand(array)
+        return at_hand and is_by_numpy(numbered[1])
+
+    found = side_by_side(factorised, list(enumerate(plan.factorised)), by_numpy)
+    paths = (entry.layer.path for entry in plan.factorised)
+    return with_factors(params, plan, dict(zip(paths, found, strict=True)))
 
 
 class FactorisedLayer(NamedTuple):

@@ -140,8 +140,9 @@ def _svd(tensor: Array, form: Form, options: Options, norm: Norm | None, _: Any)
     if form.splits == 1:
         return truncated_svd(tensor, rank, norm=norm, pad=_padded(tensor))
     return grouped_svd(
-        tensor, rank, form.splits, norm=norm, max_iters=options.max_iters, tol=options.tol
-    )[0]
+        tensor, rank, form.splits, norm=norm, max_iters=options.max_iters, tol=options.tol,
+        pad=_padded(tensor),
+    )[0]  # fmt: skip
 
 
 def _tucker(tensor: Array, form: Form, options: Options, norm: Norm | None, _: Any) -> Format:
@@ -153,8 +154,11 @@ def _tucker(tensor: Array, form: Form, options: Options, norm: Norm | None, _: A
 
 def _tt(tensor: Array, form: Form, options: Options, norm: Norm | None, _: Any) -> Format:
     if norm is None:
-        return tt_svd(tensor, form.ranks)
-    return tt_als(tensor, form.ranks, norm=norm, max_iters=options.max_iters, tol=options.tol)[0]
+        return tt_svd(tensor, form.ranks, pad=_padded(tensor))
+    return tt_als(
+        tensor, form.ranks, norm=norm, pad=_padded(tensor), max_iters=options.max_iters,
+        tol=options.tol,
+    )[0]  # fmt: skip
 
 
 def _cp(
@@ -164,7 +168,7 @@ def _cp(
     assert start is None or isinstance(start, CP)
     return cp_als(
         tensor, rank, key=options.key, init=options.init if start is None else start, norm=norm,
-        max_iters=options.max_iters, tol=options.tol,
+        max_iters=options.max_iters, tol=options.tol, pad=_padded(tensor),
     )[0]  # fmt: skip
 
 
@@ -174,6 +178,12 @@ DECOMPOSE: dict[str, Callable[..., Format]] = {
     "tt": _tt,
     "cp": _cp,
 }
+
+
+def is_by_numpy(entry: PlannedLayer) -> bool:
+    """Whether NumPy decomposes a layer whose arrays lie in a CPU's memory, or nearly does."""
+    alone = entry.layer.storage.stack is None and not entry.nonzeros
+    return alone and entry.method in ("svd", "tucker")
 
 
 def _padded(tensor: Array) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import collect
@@ -38,6 +38,8 @@ from tdjax.trace.visit import run
 
 # Added to S, relative to its mean diagonal; directions that no input has keep the kernel's own.
 RIDGE = 1e-6
+# Layers that share a compiled program, which runs the model as far as the last of them.
+TOGETHER = 8
 
 
 class InputMeans(NamedTuple):
@@ -88,10 +90,14 @@ def sequential(
     entries = sorted(plan.factorised, key=lambda entry: order.index(entry.layer.path))
     dense: dict[str, DenseLayer] = {}
     found: dict[str, FactorisedLayer] = {}
+    programs: dict[Any, _Program] = {}
     for number, entry in enumerate(entries):
         path = entry.layer.path
         own = layer_params(model.params, path)
-        means = _collected(model, model.leaves_of(dense), batches, path)
+        if number % TOGETHER == 0:
+            group = [near.layer.path for near in entries[number : number + TOGETHER]]
+            programs = {}
+        means = _collected(model, model.leaves_of(dense), batches, path, group, programs)
         corrected = options.correct_bias and can_correct(entry, own)
         if corrected:
             means = around_means(means)
@@ -175,23 +181,45 @@ def around_means(means: InputMeans) -> InputMeans:
     )
 
 
+class _Program(NamedTuple):
+    """The sums over what goes into some layers on one batch.
+
+    Arguments:
+        places: of the layers, by path; those of which there are no sums are left out.
+        sums: (leaves as they were, as they are, arrays of a batch, place of a layer) -> by groups
+            and size of a row the sums and the number of rows of that layer, zeros for others.
+        kinds: by path, what the layer's sums are found by.
+    """
+
+    places: Mapping[str, int]
+    sums: Callable[..., Mapping[str, tuple[InputMeans, Array]]]
+    kinds: Mapping[str, str]
+
+
 def _collected(
-    model: TracedModel, present: Sequence[Any], batches: Iterable[Any], path: str
+    model: TracedModel,
+    present: Sequence[Any],
+    batches: Iterable[Any],
+    path: str,
+    group: Sequence[str],
+    programs: dict[Any, _Program],
 ) -> InputMeans:
-    """The means for one layer, over all batches and calls."""
-    programs: dict[Any, Callable[..., Any]] = {}
+    """The means for one layer, over all batches and calls.
+
+    Arguments:
+        group: paths of the layers that share the programs, by the kind of batch; more are added.
+    """
     original, watch = model.leaves_of({}), Watch("factorize_sequentially")
     total: Any = None
     for batch in batches:
         arrays, frame = split_arrays(batch)
         key = (frame, tuple((array.shape, str(array.dtype)) for array in arrays))
         if key not in programs:
-            trace = model.trace_of(batch)
-            asked = summed_calls(trace, {path})
-            if not _side_by_side(trace, asked):
-                return _alone(model, present, batches, path)
-            programs[key] = _program(trace, asked, frame)
-        made = programs[key](original, present, arrays)
+            programs[key] = _program(model.trace_of(batch), group, frame)
+        program = programs[key]
+        if path not in program.places:
+            return _alone(model, present, batches, path)
+        made = program.sums(original, present, arrays, program.places[path])[program.kinds[path]]
         watch.add({path: made}, lambda path: f"layer {path!r}")
         total = made if total is None else jax.tree.map(jnp.add, total, made)
     watch.close()
@@ -224,8 +252,11 @@ def _alone(
     return InputMeans(found.inputs, None, found.mean, found.mean, found.outputs)
 
 
-def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Callable[..., Any]:
-    """(leaves as they were, as they are, arrays of a batch) -> (sums, number of rows)."""
+def _program(trace: Trace, group: Sequence[str], frame: Any) -> _Program:
+    by_path = {path: summed_calls(trace, {path}) for path in group}
+    paired = {path: calls for path, calls in by_path.items() if _side_by_side(trace, calls)}
+    asked = {number: call for calls in paired.values() for number, call in calls.items()}
+    places = {path: place for place, path in enumerate(paired)}
 
     def passing(leaves: Any, arrays: Any) -> dict[int, Any]:
         def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
@@ -235,14 +266,39 @@ def _program(trace: Trace, asked: Mapping[int, SummedCall], frame: Any) -> Calla
         return run(trace.jaxpr, trace.survey, visit, [*leaves, *own], {})[1]
 
     @jax.jit
-    def sums(original: Any, present: Any, arrays: Any) -> tuple[InputMeans, Array]:
+    def sums(
+        original: Any, present: Any, arrays: Any, place: Array
+    ) -> dict[str, tuple[InputMeans, Array]]:
         now, was = passing(present, arrays), passing(original, arrays)
-        total: Any = None
+        total: dict[str, Any] = {}
         for number, call in asked.items():
-            assert isinstance(call.rows, Patches | Vectors)
-            made = InputMeans(*call.rows.pair_sums(now[number], was[number]))
-            rows = number_of_rows(call.rows, now[number].shape, None)
-            total = (made, rows) if total is None else jax.tree.map(jnp.add, total, (made, rows))
+            made = _sums_where(place == places[call.path], call, now[number], was[number])
+            kind = _kind(call)
+            # All but the layer's own are zeros.
+            total[kind] = jax.tree.map(jnp.add, total[kind], made) if kind in total else made
         return total
 
-    return sums
+    return _Program(places, sums, {call.path: _kind(call) for call in asked.values()})
+
+
+def _kind(call: SummedCall) -> str:
+    assert isinstance(call.rows, Patches | Vectors)
+    return f"{call.rows.groups} of {call.rows.size}"
+
+
+def _sums_where(
+    asked: Bool[Array, ""], call: SummedCall, now: Array, was: Array
+) -> tuple[InputMeans, Array]:
+    """The sums of one call and its number of rows; zeros where they are not asked for."""
+
+    def made(now: Array, was: Array) -> tuple[InputMeans, Array]:
+        assert isinstance(call.rows, Patches | Vectors)
+        own = InputMeans(*call.rows.pair_sums(now, was))
+        return own, number_of_rows(call.rows, now.shape, None)
+
+    shapes = jax.eval_shape(made, now, was)
+
+    def nothing(now: Array, was: Array) -> tuple[InputMeans, Array]:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return jax.lax.cond(asked, made, nothing, now, was)

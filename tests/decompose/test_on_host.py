@@ -123,3 +123,19 @@ def test_tucker_at_any_scale_of_any_kernel_and_with_few_rows():
     pair = [tucker_als(x, (None, None, 3, 4), norm=n, pad=True)[1].error for n in (diagonal, full)]
     np.testing.assert_allclose(*pair, rtol=1e-4)
     assert _tucker._cache_size() == programs
+
+
+@pytest.mark.parametrize("kind", ["frobenius", "kronecker"])
+def test_low_rank_of_what_is_left_of_large_numbers(kind):
+    """Where nearly nothing is dropped, and where rows of the kernel cancel in the moment."""
+    s = (np.ones((40, 40)) + 1e-4 * moment(40)).astype(np.float32).astype(float)
+    g, x = moment(16), RNG.standard_normal((40, 16)) @ np.diag(np.geomspace(1, 1e-4, 16))
+    x = (x - x.mean(axis=0)).astype(np.float32)
+    norm = norm_of(s, g, kind)
+    s, g = (s, g) if kind == "kronecker" else (np.eye(40), np.eye(16))
+    ridged = [m + RIDGE * np.trace(m) / len(m) * np.eye(len(m)) for m in (s, g)]
+    for rank in (3, 9):
+        found = truncated_svd(x, rank, norm=norm, pad=True).to_tensor()
+        best, whole = best_error(x, s, g, rank)
+        lost = error(np.asarray(found, np.float64) - x, *ridged)
+        np.testing.assert_allclose(lost, best, rtol=2e-3, atol=3e-6 * whole)

@@ -1,12 +1,17 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tdjax.decompose import truncated_svd, tucker_als
+from tdjax.decompose import cp_als, grouped_svd, truncated_svd, tt_als, tt_svd, tucker_als
+from tdjax.decompose.cp import _cp_als, _padded_rank
 from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
 from tdjax.decompose.padding import rounded_up
+from tdjax.decompose.scale import relative_error
 from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.tucker import _tucker
+from tdjax.decompose.weighted_cp import weighted_cp
+from tdjax.decompose.weighted_tt import weighted_tt
 
 C, T = 24, 20
 RNG = np.random.default_rng(0)
@@ -88,3 +93,68 @@ def test_many_ranks_share_a_program():
 )
 def test_ranks_are_rounded_up(rank, size, expected):
     assert rounded_up(rank, size) == expected
+
+
+@pytest.mark.parametrize("kind", ["frobenius", "kronecker"])
+def test_terms_of_zeros_change_no_cp_and_share_its_program(kind):
+    norm = NORMS[kind]
+    given = {"key": jax.random.key(1), "init": "normal", "norm": norm, "max_iters": 10}
+    _, before = cp_als(X, 7, **given)
+    for rank in (7, 5):
+        programs = _cp_als._cache_size(), weighted_cp._cache_size()
+        padded, info = cp_als(X, rank, **given, pad=True)
+        assert padded.ranks == (rank,)
+        if rank == 7:
+            np.testing.assert_allclose(info.error, before.error, rtol=1e-3)
+        dense = padded.to_tensor()
+        own = relative_error(X, dense) if norm is None else norm.relative_error(X, dense)
+        np.testing.assert_allclose(own, info.error, rtol=1e-3)
+    assert (_cp_als._cache_size(), weighted_cp._cache_size()) == programs
+
+
+def test_padded_ranks_solve_the_same_equations():
+    for size in (20, 60, 256):
+        for rank in range(1, 300):
+            padded = _padded_rank(rank, (3, 3, 8, size))
+            assert rank <= padded <= max(rank + 7, 1.13 * rank)
+            assert (padded > size) == (rank > size)
+            assert [padded > most for most in (24, 64)] == [rank > most for most in (24, 64)]
+
+
+@pytest.mark.parametrize("kind", ["frobenius", "kronecker"])
+def test_padding_changes_no_train_and_ranks_share_a_program(kind):
+    x, norm = X.reshape(3, 4, 6, T), NORMS[kind]
+    plain, before = tt_als(x, (3, 7, 9), norm=norm, max_iters=5)
+    for ranks in ((3, 7, 9), (2, 5, 11)):
+        programs = weighted_tt._cache_size()
+        padded, info = tt_als(x, ranks, norm=norm, max_iters=5, pad=True)
+        assert padded.ranks == ranks
+        if ranks == plain.ranks:
+            np.testing.assert_allclose(info.error, before.error, rtol=1e-3)
+        dense = padded.to_tensor()
+        own = relative_error(x, dense) if norm is None else norm.relative_error(x, dense)
+        np.testing.assert_allclose(own, info.error, rtol=1e-3)
+    assert weighted_tt._cache_size() == programs
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 3, 8), (40, 2, 2, 3)])
+def test_trains_by_numpy_lose_what_programs_do(shape):
+    x = jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+    for ranks in ((4, 5, 3), (6, 9, 8), (1, 1, 1)):
+        found, plain = tt_svd(2.0**70 * x, ranks, pad=True), tt_svd(x, ranks)
+        assert found.ranks == plain.ranks
+        pair = [relative_error(x, own) for own in (found.to_tensor() / 2.0**70, plain.to_tensor())]
+        np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-5)
+        for core in found.cores[:-1]:
+            flat = np.asarray(core).reshape(-1, core.shape[2])
+            np.testing.assert_allclose(flat.T @ flat, np.eye(core.shape[2]), atol=1e-5)
+
+
+def test_groups_by_numpy_lose_what_programs_do():
+    x = jnp.asarray(RNG.standard_normal((24, 7)), jnp.float32)
+    for splits, rank in ((1, 3), (4, 2), (3, 7), (24, 1)):
+        found, info = grouped_svd(x, rank, splits, pad=True)
+        plain, before = grouped_svd(x, rank, splits)
+        np.testing.assert_allclose(found.to_tensor(), plain.to_tensor(), atol=1e-4)
+        np.testing.assert_allclose(info.error, before.error, rtol=1e-4, atol=1e-5)
+        assert info.errors.shape == before.errors.shape

@@ -9,6 +9,7 @@ from plain_networks import LanguageModel
 
 import tdjax
 from tdjax import Rule
+from tdjax.params import sequential
 
 pytestmark = pytest.mark.filterwarnings("ignore:too few rows")
 
@@ -135,3 +136,26 @@ def test_what_is_refused(deep):
         tdjax.factorize_sequentially(model, variables, plan, iter([X]), key=key)
     with pytest.raises(ValueError, match="pass key="):
         tdjax.factorize_sequentially(model, variables, plan, [X])
+
+
+def test_layers_share_programs(monkeypatch):
+    made = []
+
+    def program(*arguments):
+        made.append(arguments)
+        return own(*arguments)
+
+    own = sequential._program
+    monkeypatch.setattr(sequential, "_program", program)
+    monkeypatch.setattr(sequential, "TOGETHER", 2)
+    model, x = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(5), nn.Dense(6)]), normal(2, 90, 6)
+    variables = random_variables(model, x)
+    rules = [Rule(path=".*", method="svd", rank=2)]
+    plan = tdjax.make_plan(model, variables, rules, x)
+    few = tdjax.factorize_sequentially(model, variables, plan, [x[:40], x[40:80]])
+    assert [group for _, group, _ in made] == [["layers_0", "layers_2"], ["layers_3"]]
+    monkeypatch.setattr(sequential, "TOGETHER", 1)
+    alone = tdjax.factorize_sequentially(model, variables, plan, [x[:80]])
+    small = tdjax.factorize(model, plan)
+    outputs = [small.apply({"params": params}, x) for params in (few, alone)]
+    np.testing.assert_allclose(*outputs, atol=1e-2 * float(jnp.abs(outputs[0]).max()))
