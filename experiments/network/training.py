@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -89,7 +89,9 @@ def fit_epochs(
     # The padding of random crops.
     fill = jnp.asarray(splits.black)
     options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge}
-    take = expanded_steps if isinstance(apply, Expanded) else plain_steps
+    take: Callable[..., tuple[Variables, Any]] = (
+        expanded_steps if isinstance(apply, Expanded) else plain_steps
+    )
     for epoch in range(int(np.max(fit.epoch)), settings.epochs):
         if not _running(fit, settings.patience).any():
             return

@@ -211,8 +211,7 @@ class Multiplied(Expanded):
         return {"w": params["left"] @ params["right"] / self.divisor, "b": params["b"]}
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("runs", "optimizer"), [(1, "sgd"), (2, "adam")])
 def test_what_is_expanded_is_trained_as_if_it_were_one_function(runs, optimizer):
     rng = np.random.default_rng(0)
     params = {"left": (25, 2), "right": (2, CLASSES), "b": (CLASSES,)}
