@@ -58,3 +58,7 @@ def convolve(
     ]
     matrix = kernel.reshape(-1, kernel.shape[-1])
     return jnp.matmul(jnp.concatenate(patches, axis=-1), matrix, precision=options.get("precision"))
+
+
+# Factorised layers may be computed by `tdjax`'s other exact programs in its place.
+convolve.same_as_lax = True  # type: ignore[attr-defined]

@@ -16,13 +16,12 @@ from tdjax.allocation.measured import MeasuredRises
 from tdjax.allocation.problem import Problem, Rules
 from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
+from tdjax.params.tree import block_around
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.wishes import LossRise
 
 AUTO = "auto"
-# Of the layers that are free, the largest share of a group that is found.
-SHARE = 0.25
 # Plans that are tried: each for the slopes of the corrected rises at the one before.
 ROUNDS = 8
 # How far from a target of the rise the sum of the weighed predictions is looked for.
@@ -72,7 +71,7 @@ def groups_of(paths: Sequence[str], wanted: str | Sequence[str]) -> list[tuple[s
     found: dict[str, list[str]] = {}
     if wanted == AUTO:
         for path in paths:
-            found.setdefault(_largest(path, paths), []).append(path)
+            found.setdefault(block_around(path, paths), []).append(path)
         return list(map(tuple, found.values()))
     patterns = [wanted] if isinstance(wanted, str) else wanted
     for path in paths:
@@ -188,13 +187,3 @@ def _expected(problem: Problem, measured: MeasuredRises, numbers: Mapping[str, i
 def _rises(problem: Problem, numbers: Mapping[str, int]) -> dict[str, float]:
     """The predicted rise of each free layer for some choices."""
     return {path: float(problem.predicted[path][number]) for path, number in numbers.items()}
-
-
-def _largest(layer: str, layers: Sequence[str]) -> str:
-    """The largest module around a layer with few enough layers; the layer where there is none."""
-    names = layer.split("/")
-    for depth in range(1, len(names)):
-        front = "/".join(names[:depth]) + "/"
-        if sum(path.startswith(front) for path in layers) <= SHARE * len(layers):
-            return front
-    return layer

@@ -5,7 +5,7 @@ The empty path stands for the whole tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,6 +13,8 @@ from tdjax.plan.layers import LEAF
 
 # With names as keys; others are refused in words where it matters.
 Tree = Mapping[Any, Any]
+# Of the layers that are looked at, the largest share of a block that is found.
+SHARE = 0.25
 
 
 def split_path(path: str) -> tuple[str, ...]:
@@ -23,6 +25,27 @@ def split_path(path: str) -> tuple[str, ...]:
 def join_path(*names: Any) -> str:
     """Names, or paths, joined to one path; empty ones are left out."""
     return "/".join(text for name in names if (text := str(name)))
+
+
+def inside(path: str, block: str) -> bool:
+    """Whether a path is that of a module or of something in it."""
+    return not block or path == block or path.startswith(f"{block}/")
+
+
+def block_around(layer: str, layers: Sequence[str], modules: Collection[str] | None = None) -> str:
+    """The largest module around a layer with at most a quarter of the layers; else the layer.
+
+    Arguments:
+        layers: the paths of all.
+        modules: the paths of modules; None where all that lies around a layer is one.
+    """
+    names = split_path(layer)
+    for depth in range(1, len(names)):
+        block = join_path(*names[:depth])
+        number = sum(inside(path, block) for path in layers)
+        if (modules is None or block in modules) and number <= SHARE * len(layers):
+            return block
+    return layer
 
 
 def layer_params(params: Tree, path: str) -> Tree:

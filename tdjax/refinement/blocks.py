@@ -6,12 +6,10 @@ import re
 from collections.abc import Sequence
 
 from tdjax.hints import did_you_mean
-from tdjax.params.tree import join_path, split_path
+from tdjax.params.tree import block_around, inside
 from tdjax.plan.plan import Plan
 
 AUTO = "auto"
-# Of the layers that are factorised, the largest share of a block that is found.
-SHARE = 0.25
 
 
 def blocks_of(plan: Plan, modules: Sequence[str], wanted: str | Sequence[str]) -> list[str]:
@@ -27,7 +25,7 @@ def blocks_of(plan: Plan, modules: Sequence[str], wanted: str | Sequence[str]) -
     """
     layers = [entry.layer.path for entry in plan.factorised]
     if wanted == AUTO:
-        return list(dict.fromkeys(_largest(path, layers, modules) for path in layers))
+        return list(dict.fromkeys(block_around(path, layers, modules) for path in layers))
     found = matched("blocks", [wanted] if isinstance(wanted, str) else wanted, modules)
     blocks = {block for paths in found.values() for block in paths}
     order = list(dict.fromkeys(b for layer in layers for b in blocks if inside(layer, b)))
@@ -50,19 +48,3 @@ def matched(argument: str, patterns: Sequence[str], modules: Sequence[str]) -> d
             near = did_you_mean(pattern, modules)
             raise ValueError(f"refine: {argument} {pattern!r}: matches no module{near}")
     return found
-
-
-def inside(path: str, block: str) -> bool:
-    """Whether a path is that of a module or of something in it."""
-    return not block or path == block or path.startswith(f"{block}/")
-
-
-def _largest(layer: str, layers: Sequence[str], modules: Sequence[str]) -> str:
-    """The largest module around a layer with few enough layers."""
-    names = split_path(layer)
-    for depth in range(len(names)):
-        block = join_path(*names[:depth])
-        number = sum(inside(path, block) for path in layers)
-        if block in modules and number <= SHARE * len(layers):
-            return block
-    return layer

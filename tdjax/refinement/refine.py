@@ -15,9 +15,9 @@ import optax
 from jaxtyping import Array
 
 from tdjax.arguments.described import shapes_text
-from tdjax.params.tree import join_path
+from tdjax.params.tree import inside, join_path
 from tdjax.progress import Steps
-from tdjax.refinement.blocks import AUTO, blocks_of, inside, matched
+from tdjax.refinement.blocks import AUTO, blocks_of, matched
 from tdjax.refinement.data import Pool, size_of_steps, split_off
 from tdjax.refinement.objective import Objective
 from tdjax.refinement.pair import Pair, balanced_leaves
