@@ -46,9 +46,10 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> st
     Raises OSError that names the folder where it cannot be written.
     """
     config: Any = jax.config
-    given = folder or getattr(config, FOLDER) or _of_user()
+    chosen = os.fspath(folder or getattr(config, FOLDER) or _of_user())
     # Of a remote file system, which has other means, the name is all that is known here.
-    chosen = os.fspath(given) if "://" in os.fspath(given) else _writable(Path(given).expanduser())
+    if "://" not in chosen:
+        chosen = _writable(Path(chosen).expanduser().absolute())
     for name, (unset, kept) in THRESHOLDS.items():
         if getattr(config, name) == unset:
             config.update(name, kept)
