@@ -27,6 +27,7 @@ import jax
 from absl import app, flags
 
 from experiments.runner import EXPERIMENTS, carry_out, experiment_named
+from tdjax import enable_compilation_cache
 
 POINTS = flags.DEFINE_integer("points", 100, "Kills, of all experiments together.")
 ONLY = flags.DEFINE_list("experiments", list(EXPERIMENTS), "Which experiments.")
@@ -245,10 +246,7 @@ def main(argv: list[str]) -> None:
     # No thread runs yet: JAX starts its own with the first array, in the children.
     warnings.filterwarnings("ignore", ".*fork", RuntimeWarning)
     warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    enable_compilation_cache(jax.config.values["jax_compilation_cache_dir"] or tempfile.mkdtemp())
     for name in ONLY.value:
         # Loaded once for all starts.
         experiment_named(name)

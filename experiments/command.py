@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.runner import carry_out
 from experiments.workdir.stops import end
+from tdjax.compilation import enable_compilation_cache
 from tdjax.files import FULL, one_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for measurements, checkpoints and report.")
 CACHE = flags.DEFINE_string(
     "compilation_cache",
-    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tdjax" / "xla")),
-    "Folder where compiled programs are kept between runs; empty for none.",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR"),
+    "Folder where compiled programs are kept between runs; empty for none; "
+    "else see tdjax.enable_compilation_cache.",
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
@@ -40,9 +41,7 @@ def main(argv: list[str]) -> None:
     try:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")
-        if CACHE.value:
-            jax.config.update("jax_compilation_cache_dir", CACHE.value)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        keep_programs(CACHE.value)
         page = carry_out(CONFIG.value.to_dict(), Path(WORKDIR.value))
     except Exception as error:
         if TRACEBACK.value:
@@ -52,6 +51,19 @@ def main(argv: list[str]) -> None:
         end(1, f"error: {in_one_line(error)}")
     # A folder's name may hold bytes that are no text.
     print(f"report: {page}".encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def keep_programs(folder: str | None) -> None:
+    """Read compiled programs from earlier runs, and keep those of this one."""
+    if folder == "":
+        return
+    try:
+        enable_compilation_cache(folder)
+    except OSError as error:
+        # Where none was asked for, an experiment does without.
+        if folder is not None:
+            raise
+        print(f"compiled programs are not kept: {in_one_line(error)}", file=sys.stderr)
 
 
 def _unless_given_up(raised: Any) -> None:

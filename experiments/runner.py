@@ -22,7 +22,7 @@ from experiments.workdir.journal import Identity, Journal, Schema, read_journal
 from experiments.workdir.progress import progress_bar
 from experiments.workdir.ranges import shown
 from experiments.workdir.stops import undone
-from experiments.workdir.threads import Records, in_threads
+from experiments.workdir.threads import Records, Task, in_threads
 from tdjax.hints import known_are
 
 
@@ -134,13 +134,14 @@ def baseline(
 def measure(
     journal: Journal,
     expected: Collection[Identity],
-    tasks: Sequence[Callable[[], Iterator[Records]]],
+    tasks: Sequence[Task],
 ) -> None:
     """Record what is missing, several tasks at once.
 
     Arguments:
         expected: the records that progress is counted by.
-        tasks: each yields records, as soon as some are there; those found before are skipped.
+        tasks: each yields records, as soon as some are there, or further tasks; records that were
+            found before are skipped.
     """
     counted = set(expected)
     done = len(counted & journal.found.keys())

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tdjax.compilation import enable_compilation_cache
 from tdjax.compute.convolve import xla_ways
 from tdjax.decompose import (
     Info,
@@ -91,6 +92,7 @@ __all__ = [
     "compress",
     "cp_als",
     "effective_number",
+    "enable_compilation_cache",
     "evaluate_candidates",
     "factorize",
     "factorize_params",

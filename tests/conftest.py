@@ -7,6 +7,7 @@ import cheap_programs
 import checked_types
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # Most of the time goes into compiling programs that run once. Read when the first array is made.
 QUICK_TO_COMPILE = (
@@ -182,3 +183,19 @@ def float64():
     from jax.experimental import enable_x64
 
     return enable_x64
+
+
+CACHE = (
+    "jax_enable_compilation_cache", "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes",
+)  # fmt: skip
+
+
+@pytest.fixture
+def own_cache():
+    """Settings of the cache of compiled programs are as before when the test ends."""
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

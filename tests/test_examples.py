@@ -20,6 +20,7 @@ def test_every_function_on_models_has_an_example():
 
 
 @pytest.mark.filterwarnings("ignore:too few rows")
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example(name):
     text = inspect.getdoc(PUBLIC[name])

@@ -33,6 +33,7 @@ def test_readme():
     assert 0.495 <= plan.size / plan.size_before <= 0.5
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_guide():
     names = run("docs/guide.md")
     # A quarter of the parameters, as the rank was chosen; candidates in the order of their ranks.

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.data import Inputs
 from experiments.error_study.protocol import Choice, DecomposeSettings, Key
 from experiments.network.arrays import array_of, with_array
+from experiments.network.expanded import Expanded
 from experiments.network.forward import Apply, Variables
 from experiments.network.train_on import named_key
 from tdjax.decompose import cp_als
 from tdjax.decompose.formats import CP, Format
+from tdjax.decompose.padding import cut
 from tdjax.params.kernels import decompose_kernel
 from tdjax.params.options import Options
 from tdjax.plan.chain import chain_of
@@ -29,7 +32,7 @@ Factors = list[Format]
 
 
 @dataclass(frozen=True)
-class CompressedNetwork:
+class CompressedNetwork(Expanded):
     """A network in which one layer's kernel is multiplied out from factors; an `Apply`.
 
     Its parameters are {"dense": all but that kernel, "factors": one format a feature group}. It
@@ -37,7 +40,6 @@ class CompressedNetwork:
     the ranks: on small networks the chain is slower, and one program serves all ranks.
     """
 
-    apply: Apply
     layer: Layer
     form: Form
 
@@ -47,13 +49,11 @@ class CompressedNetwork:
         assert plan.form is not None
         return cls(apply, plan.layer, replace(plan.form, ranks=()))
 
-    def __call__(
-        self, params: Any, state: Any, images: Inputs, key: Array | None
-    ) -> tuple[Array, Any]:
-        """Logits of a batch of images, and the collections after it."""
+    def whole(self, params: Any) -> Any:
+        """The parameters with the kernel in place of its factors."""
         kernel = chain_of(self.layer, self.form).dense(params["factors"])
         array = self.layer.storage.from_kernel(kernel)
-        return self.apply(with_array(params["dense"], self.layer, array), state, images, key)
+        return with_array(params["dense"], self.layer, array)
 
 
 def decompose_runs(
@@ -99,9 +99,11 @@ def widened(factors: Factors, others: Sequence[Factors]) -> Factors:
     of each has another of them as a factor.
     """
 
-    def fill(leaf: Array, *leaves: Array) -> Array:
+    # By NumPy: of JAX, each pair of shapes would be a program.
+    def fill(leaf: Array, *leaves: Array) -> np.ndarray:
         target = [max(sizes) for sizes in zip(*(x.shape for x in leaves), strict=True)]
-        return jnp.pad(leaf, [(0, t - n) for n, t in zip(leaf.shape, target, strict=True)])
+        pads = [(0, t - n) for n, t in zip(leaf.shape, target, strict=True)]
+        return np.pad(np.asarray(leaf), pads)
 
     return jax.tree.map(fill, factors, *others)
 
@@ -123,19 +125,31 @@ def _cp_factors(
     settings: DecomposeSettings,
     key: Array,
 ) -> Factors:
-    draw = jax.random.uniform if settings.cp_init == "random" else jax.random.normal
     (rank,) = plan.ranks
     factors: Factors = []
     for group, part in enumerate(plan.chain.split_groups(kernel)):
         tensor = plan.chain.tensor_view(part)
-        keys = jax.random.split(jax.random.fold_in(key, group), tensor.ndim)
-        start = [draw(k, (n, rank)) for k, n in zip(keys, tensor.shape, strict=True)]
-        cp, _ = cp_als(
-            tensor,
-            widest,
-            init=CP(tuple(jnp.pad(factor, ((0, 0), (0, widest - rank))) for factor in start)),
-            max_iters=settings.max_iters,
-            tol=settings.tol,
-        )
-        factors.append(CP(tuple(factor[:, :rank] for factor in cp.factors)))
+        start = _cp_start(
+            jax.random.fold_in(key, group), rank,
+            shape=tensor.shape, widest=widest, init=settings.cp_init,
+        )  # fmt: skip
+        cp, _ = cp_als(tensor, widest, init=start, max_iters=settings.max_iters, tol=settings.tol)
+        factors.append(CP(cut(cp.factors, ((None, rank),) * tensor.ndim)))
     return factors
+
+
+@partial(jax.jit, static_argnames=("shape", "widest", "init"))
+def _cp_start(key: Array, rank: int, *, shape: tuple[int, ...], widest: int, init: str) -> CP:
+    """Random factors of a rank, and zero columns up to the widest."""
+    draw = jax.random.uniform if init == "random" else jax.random.normal
+    columns = jnp.arange(widest)
+
+    def factor(key: Array, size: int) -> Array:
+        # The numbers are those of an array (size, rank), of which each depends on its place alone:
+        # one program draws them for all ranks.
+        drawn = draw(key, (size * widest,))
+        places = jnp.arange(size)[:, None] * rank + columns
+        return jnp.where(columns < rank, drawn[places], 0.0)
+
+    keys = jax.random.split(key, len(shape))
+    return CP(tuple(factor(own, size) for own, size in zip(keys, shape, strict=True)))

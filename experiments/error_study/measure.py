@@ -111,12 +111,13 @@ def finetune_records(
     # Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
     # no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
     # are the same either way.
-    alone = jax.default_backend() == "cpu"
+    groups = [[run] for run in runs] if jax.default_backend() == "cpu" else [list(runs)]
+    rest = Variables({"dense": dense}, model.state).copies(len(groups[0]))
     records: dict[Key, dict[str, Any]] = {}
-    for group in [[run] for run in runs] if alone else [runs]:
+    for group in groups:
         wide = [widened(factors[choice, run], alike) for run in group]
-        own = [Variables({"dense": dense, "factors": found}, model.state) for found in wide]
-        models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+        own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *wide))
+        models = rest._replace(params={**rest.params, "factors": own})
         keys = jnp.stack([choice_key(network.key(FINETUNE), choice, run) for run in group])
         fit = fitted(network, models, compressed, network.settings.finetune_fit, keys)
         scores = {
@@ -127,7 +128,7 @@ def finetune_records(
             records[choice, run] = {
                 "kind": "finetuned",
                 **choice_fields((choice, run)),
-                "epoch": int(fit.best_epoch[k]),
+                "epoch": int(np.asarray(fit.best_epoch)[k]),
                 **_performances(study, scores, k),
             }
     return records
@@ -172,7 +173,7 @@ def _candidate_errors(
     inputs = [images for images, _ in _feature_batches(study)]
     original = kernel_of(model, layer)
     found: dict[str, Mapping[str, Any]] = {
-        "weights": jax.vmap(lambda kernel: weight_errors(original, kernel))(kernels),
+        "weights": _weight_errors(original, kernels),
         "features": network.call(
             candidate_feature_errors, model, layer.path, arrays, inputs, chunk=settings.chunk
         ),
@@ -197,6 +198,13 @@ def _performances(
         name: performance(found, index, len(getattr(splits, name).labels))
         for name, found in scores.items()
     }
+
+
+@jax.jit
+def _weight_errors(
+    original: Float[Array, "*_"], kernels: Float[Array, "n ..."]
+) -> dict[str, Float[Array, " n"]]:
+    return jax.vmap(partial(weight_errors, original))(kernels)
 
 
 @partial(jax.jit, static_argnames=("chunk",))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
 
-from experiments.error_study.candidates import decompose_runs, kernel_of
+from experiments.error_study.candidates import Factors, decompose_runs, kernel_of
 from experiments.error_study.choices import PlannedStudy, plan_study
 from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
-from experiments.error_study.protocol import Protocol
+from experiments.error_study.protocol import Choice, Key, Protocol
 from experiments.error_study.records import (
     SCHEMA,
     check_records,
@@ -24,7 +24,7 @@ from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
 from experiments.runner import Experiment, baseline, begin, measure
 from experiments.workdir.journal import Journal
-from experiments.workdir.threads import Records
+from experiments.workdir.threads import Further, Records
 from tdjax.moments.collect import LayerMoments
 
 
@@ -79,8 +79,11 @@ def _measure_layer(
     path: str,
     journal: Journal,
     moments: LayerMoments | None,
-) -> Iterator[Records]:
-    """Yield the records of one layer that are missing, as soon as each group is there."""
+) -> Iterator[Records | Further]:
+    """Yield the records of one layer that are missing, as soon as each group is there.
+
+    Those of fine-tuning are tasks of their own.
+    """
     settings, key = study.protocol, study.network.key(DECOMPOSE)
     plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
     keys = [own for own in settings.keys if own[0] in plans]
@@ -97,7 +100,32 @@ def _measure_layer(
         # numbers must not depend on where an earlier run was killed.
         records = compressed_records(study, model, path, plans, factors, moments)
         yield [records[own] for own in keys]
-    for choice in dict.fromkeys(own[0] for own in missing.get("finetuned", ())):
-        alike = [factors[other, 0] for other in plans if other.method == choice.method]
-        tuned = finetune_records(study, model, choice, plans[choice], factors, alike)
+    untuned = dict.fromkeys(own[0] for own in missing.get("finetuned", ()))
+    # Not of the layer as a whole: the last of few large tasks would leave all cores but one idle.
+    yield Further(
+        [
+            partial(_tune, study, model, [own for own in untuned if own.method == method], factors)
+            for method in dict.fromkeys(own.method for own in untuned)
+        ]
+    )
+
+
+def _tune(
+    study: PlannedStudy,
+    model: Variables,
+    choices: Sequence[Choice],
+    factors: Mapping[Key, Factors],
+) -> Iterator[Records]:
+    """Yield the records of fine-tuning of some choices of one layer and method.
+
+    Arguments:
+        factors: of all choices of the layer.
+    """
+    alike = [
+        own
+        for (other, run), own in factors.items()
+        if run == 0 and other.method == choices[0].method
+    ]
+    for choice in choices:
+        tuned = finetune_records(study, model, choice, study.plans[choice], factors, alike)
         yield list(tuned.values())

@@ -10,10 +10,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -54,16 +56,20 @@ class Variables(NamedTuple):
 
     def alone(self) -> Variables:
         """With a first axis of one run, as training and evaluation take them."""
-        return _alone(self)
+        return self.copies(1)
+
+    def copies(self, runs: int) -> Variables:
+        """The same of several runs, which begin alike."""
+        return _copies(self, runs)
 
     def of_run(self, index: int) -> Variables:
         """Those of one run of several."""
         return _of_run(self, index)
 
 
-@jax.jit
-def _alone(models: Variables) -> Variables:
-    return cast(Variables, jax.tree.map(lambda leaf: leaf[None], models))
+@partial(jax.jit, static_argnames=("runs",))
+def _copies(models: Variables, runs: int) -> Variables:
+    return cast(Variables, jax.tree.map(lambda leaf: jnp.stack([leaf] * runs), models))
 
 
 @jax.jit

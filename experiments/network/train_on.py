@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from experiments.data import Examples, Inputs, arguments
+from experiments.data import Examples, arguments
 from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
+from experiments.network.expanded import Expanded
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import LossOf
 from experiments.network.network import FINETUNE, Network
@@ -28,21 +29,18 @@ from tdjax.plan.plan import Plan
 
 
 @dataclass(frozen=True)
-class FactorisedNetwork:
+class FactorisedNetwork(Expanded):
     """A network whose kernels are multiplied out from the factors of a plan; an `Apply`.
 
     It computes what the chains of thin layers compute, but at the cost of the dense layers: one
     program for all, and on small networks the faster one.
     """
 
-    apply: Apply
     plan: Plan
 
-    def __call__(
-        self, params: Any, state: Any, images: Inputs, key: Array | None
-    ) -> tuple[Array, Any]:
-        """Logits of a batch of images, and the collections after it."""
-        return self.apply(reconstruct_params(params, self.plan), state, images, key)
+    def whole(self, params: Any) -> Any:
+        """The parameters with kernels in place of factors."""
+        return reconstruct_params(params, self.plan)
 
 
 def scored(network: Network, model: Variables, examples: Examples) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from experiments.data.augment import random_crop_flip
 from experiments.data.splits import DataSplits, Examples, Inputs, rows
+from experiments.network.expanded import Expanded
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import BY_CLASS, Judge
 from experiments.network.schedule import FitSettings
+from experiments.network.steps import Epoch, expanded_steps, plain_steps, whole
 from experiments.workdir.fields import FieldError
 
 
@@ -48,17 +48,16 @@ class Fit(NamedTuple):
 
 def start_fit(models: Variables, settings: FitSettings) -> Fit:
     """The state before the first epoch. Every leaf of `models` has the runs as its first axis."""
-    # The state counts steps, whatever the number of them in an epoch.
-    optimizer = jax.jit(jax.vmap(settings.optimiser(1).init))(models.params)
     runs = jax.tree.leaves(models.params)[0].shape[0]
-    return Fit(
-        models,
-        optimizer,
-        models,
-        jnp.full((runs,), jnp.inf),
-        jnp.zeros((runs,), jnp.int32),
-        jnp.zeros((runs,), jnp.int32),
-    )
+    none = jnp.asarray(np.zeros(runs, np.int32))
+    worst = jnp.asarray(np.full(runs, np.inf, np.float32))
+    return Fit(models, _optimizer_state(models.params, settings), models, worst, none, none)
+
+
+@partial(jax.jit, static_argnames=("settings",))
+def _optimizer_state(params: Any, settings: FitSettings) -> Any:
+    # The state counts steps, whatever the number of them in an epoch.
+    return jax.vmap(settings.optimiser(1).init)(params)
 
 
 def fit_epochs(
@@ -89,23 +88,18 @@ def fit_epochs(
     images, labels = jax.tree.map(jnp.asarray, (splits.train.images, splits.train.labels))
     # The padding of random crops.
     fill = jnp.asarray(splits.black)
-    step = partial(_step, apply=apply, settings=settings, steps=steps, judge=judge)
-    for epoch in range(int(fit.epoch.max()), settings.epochs):
-        if settings.patience is not None and bool(
-            (fit.epoch - fit.best_epoch >= settings.patience).all()
-        ):
+    options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge}
+    take: Callable[..., tuple[Variables, Any]] = (
+        expanded_steps if isinstance(apply, Expanded) else plain_steps
+    )
+    for epoch in range(int(np.max(fit.epoch)), settings.epochs):
+        if not _running(fit, settings.patience).any():
             return
-        epoch_keys = jax.vmap(partial(jax.random.fold_in, data=epoch))(keys)
-        order = _orders(epoch_keys, len(labels))
-        model, optimizer = fit.model, fit.optimizer
-        for index in range(steps):
-            model, optimizer = step(
-                model, optimizer, images, labels, order, epoch_keys, fill, index
-            )
+        own, order = _orders(keys, epoch, len(labels))
+        data = Epoch(images, labels, order, own, fill)
+        model, optimizer = take(fit.model, fit.optimizer, data, apply, **options)
         scores = evaluate(model, apply, splits.validation, judge=judge)
-        fit = _keep_best(
-            fit, model, optimizer, jnp.asarray(scores.cross_entropy), settings.patience
-        )
+        fit = _keep_best(fit, model, optimizer, scores.cross_entropy, settings.patience)
         yield fit
 
 
@@ -128,6 +122,9 @@ def evaluate(
 ) -> Scores:
     """Metric and mean loss of every run's model, in inference mode."""
     totals: Any = 0
+    if isinstance(apply, Expanded):
+        # One program for all that are expanded to the same network.
+        models, apply = Variables(whole(models.params, apply), models.state), apply.apply
     for start in range(0, len(examples.labels), batch_size):
         part = slice(start, start + batch_size)
         images, labels = rows(examples.images, part), examples.labels[part]
@@ -147,8 +144,10 @@ def performance(scores: Scores, index: int, count: int) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnames=("count",))
-def _orders(keys: Array, count: int) -> Int[Array, "runs n"]:
-    return jax.vmap(lambda key: jax.random.permutation(key, count))(keys)
+def _orders(keys: Array, epoch: int, count: int) -> tuple[Array, Int[Array, "runs n"]]:
+    """The key of each run in an epoch, and its order of the data."""
+    own = jax.vmap(lambda key: jax.random.fold_in(key, epoch))(keys)
+    return own, jax.vmap(lambda key: jax.random.permutation(key, count))(own)
 
 
 @partial(jax.jit, static_argnames=("apply", "judge"))
@@ -163,63 +162,34 @@ def _evaluate_batch(
     return jax.vmap(one)(models)
 
 
-@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
-def _step(
-    models: Variables,
-    optimizers: Any,
-    images: Inputs,
-    labels: Array,
-    order: Int[Array, "runs n"],
-    keys: Array,
-    fill: Array,
-    index: Int[Array, ""],
-    *,
-    apply: Apply,
-    settings: FitSettings,
-    steps: int,
-    judge: Judge,
-) -> tuple[Variables, Any]:
-    """One optimisation step of all runs; compiled once for equal arguments and shapes."""
-    optimiser = settings.optimiser(steps)
-    size = settings.batch_size
-
-    def one(model: Variables, optimizer: Any, order: Array, key: Array) -> tuple[Variables, Any]:
-        chosen = jax.lax.dynamic_slice(order, (index * size,), (size,))
-        batch, targets = rows(images, chosen), labels[chosen]
-        if settings.augment:
-            batch = random_crop_flip(jax.random.fold_in(key, index), batch, fill=fill)
-
-        # The keys below `steps` belong to the crops.
-        drawn = jax.random.fold_in(key, steps + index)
-
-        def loss(params: Any) -> tuple[Array, Any]:
-            logits, state = apply(params, model.state, batch, drawn)
-            return jnp.mean(judge(logits, targets)[1]), state
-
-        gradient, state = jax.grad(loss, has_aux=True)(model.params)
-        updates, optimizer = optimiser.update(gradient, optimizer, model.params)
-        return Variables(optax.apply_updates(model.params, updates), state), optimizer
-
-    return jax.vmap(one)(models, optimizers, order, keys)
+def _running(fit: Fit, patience: int | None) -> Bool[np.ndarray, " runs"]:
+    """The runs that are not out of patience, which end even where others beside them go on."""
+    waited = np.asarray(fit.epoch) - np.asarray(fit.best_epoch)
+    return np.full(waited.shape, True) if patience is None else waited < patience
 
 
-@partial(jax.jit, static_argnames=("patience",))
 def _keep_best(
-    fit: Fit, model: Variables, optimizer: Any, loss: Array, patience: int | None
+    fit: Fit,
+    model: Variables,
+    optimizer: Any,
+    loss: Float[np.ndarray, " runs"],
+    patience: int | None,
 ) -> Fit:
-    # A run that is out of patience has ended, even where others beside it go on.
-    running = jnp.asarray(True) if patience is None else fit.epoch - fit.best_epoch < patience
-    better = (loss < fit.best_loss) & running
-    epoch = fit.epoch + 1
+    least, epoch = np.asarray(fit.best_loss), np.asarray(fit.epoch) + 1
+    loss = loss.astype(least.dtype)
+    better = (loss < least) & _running(fit, patience)
+    best = fit.best if not better.any() else model
+    if better.any() and not better.all():
+        best = _chosen(better, model, fit.best)
+    counts = (np.where(better, loss, least), np.where(better, epoch, fit.best_epoch), epoch)
+    return Fit(model, optimizer, best, *map(jnp.asarray, counts))
+
+
+@jax.jit
+def _chosen(better: Array, model: Variables, best: Variables) -> Variables:
+    """The better of two models, for each run."""
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-    return Fit(
-        model,
-        optimizer,
-        jax.tree.map(choose, model, fit.best),
-        jnp.where(better, loss, fit.best_loss),
-        jnp.where(better, epoch, fit.best_epoch),
-        epoch,
-    )
+    return cast(Variables, jax.tree.map(choose, model, best))

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import jax
 
 Records = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Further:
+    """Tasks that what a task has found makes possible."""
+
+    tasks: Sequence[Task]
+
+
+Task = Callable[[], Iterator[Records | Further]]
 
 
 def workers() -> int:
@@ -22,9 +35,7 @@ def workers() -> int:
     return 1 if jax.default_backend() != "cpu" else min(4, os.cpu_count() or 1)
 
 
-def in_threads(
-    tasks: Sequence[Callable[[], Iterator[Records]]], take: Callable[[Records], None]
-) -> None:
+def in_threads(tasks: Sequence[Task], take: Callable[[Records], None]) -> None:
     """Run generators in threads, handing what they yield to `take`, one call at a time.
 
     Where one runs at a time, that is in the thread of the caller.
@@ -32,28 +43,57 @@ def in_threads(
     The first error is raised at once and stops all of them: nothing that another yields later is
     taken, and it ends there.
     """
-    if min(workers(), len(tasks)) <= 1:
-        for task in tasks:
-            for records in task():
-                take(records)
+    if min(workers(), len(tasks)) > 1:
+        _Pool(take).work(tasks)
         return
-    lock, stop = threading.Lock(), threading.Event()
+    waiting = deque(tasks)
+    while waiting:
+        for found in waiting.popleft()():
+            if isinstance(found, Further):
+                waiting.extend(found.tasks)
+            else:
+                take(found)
 
-    def run(task: Callable[[], Iterator[Records]]) -> None:
-        for records in task():
-            with lock:
-                if stop.is_set():
+
+class _Pool:
+    """Threads that work on tasks, those that are found on the way too."""
+
+    def __init__(self, take: Callable[[Records], None]) -> None:
+        self.take = take
+        self.threads = ThreadPoolExecutor(workers())
+        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.ended: SimpleQueue[Future[None]] = SimpleQueue()
+        self.started = 0
+
+    def work(self, tasks: Sequence[Task]) -> None:
+        """See `in_threads`."""
+        try:
+            with self.lock:
+                self._start(tasks)
+            done = 0
+            # A task that starts others ends after that.
+            while done < self.started:
+                self.ended.get().result()
+                done += 1
+        except BaseException:
+            # Not in the midst of a call of `take`.
+            with self.lock:
+                self.stop.set()
+            raise
+        finally:
+            self.threads.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, tasks: Sequence[Task]) -> None:
+        self.started += len(tasks)
+        for task in tasks:
+            self.threads.submit(self._run, task).add_done_callback(self.ended.put)
+
+    def _run(self, task: Task) -> None:
+        for found in task():
+            with self.lock:
+                if self.stop.is_set():
                     return
-                take(records)
-
-    pool = ThreadPoolExecutor(workers())
-    try:
-        for future in as_completed([pool.submit(run, task) for task in tasks]):
-            future.result()
-    except BaseException:
-        # Not in the midst of a call of `take`.
-        with lock:
-            stop.set()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(found, Further):
+                    self._start(found.tasks)
+                else:
+                    self.take(found)

@@ -131,7 +131,7 @@ def _means(
     n, totals, count = kernels.shape[0], None, 0
     size = min(chunk, n)
     # The last turn is filled up with kernels seen before, so that one program serves all turns.
-    turns = [kernels[jnp.arange(start, start + size) % n] for start in range(0, n, size)]
+    turns = [_taken(kernels, np.arange(start, start + size) % n) for start in range(0, n, size)]
     for number, batch in enumerate(batches, 1):
         count += examples(batch)
         arrays, frame = split_arrays(batch)
@@ -147,6 +147,11 @@ def _means(
     if totals is None:
         raise ValueError("candidates: no batches")
     return jax.tree.map(lambda total: total / count, totals)
+
+
+@jax.jit
+def _taken(kernels: Array, places: Array) -> Array:
+    return kernels[places]
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 import errno
 import os
 
+import jax
 import pytest
 
 from experiments import command
@@ -97,3 +98,14 @@ def test_flags_that_cannot_be_read_end_with_one_line(monkeypatch):
     monkeypatch.setattr(command.app, "parse_flags_with_usage", raising)
     with pytest.raises(SystemExit, match=r"^error: SyntaxError: invalid .*line 3\)"):
         command.parse(["main", "--config=digits.py"])
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_programs_that_cannot_be_kept_stop_who_asked_for_it_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="name another folder"):
+        command.keep_programs(str(tmp_path / "file" / "below"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    command.keep_programs(None)
+    assert capsys.readouterr().err.startswith(f"compiled programs are not kept: {tmp_path}/file/")

@@ -20,7 +20,7 @@ from experiments.network.checkpoints import CheckpointError
 from experiments.network.network import configured
 from experiments.runner import carry_out
 from experiments.workdir.fields import read_fields
-from experiments.workdir.threads import in_threads
+from experiments.workdir.threads import Further, in_threads
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -320,6 +320,28 @@ def test_the_first_error_stops_all_works():
     with pytest.raises(RuntimeError, match="the layer is broken"):
         in_threads([lambda: endless("a"), failing, lambda: endless("b")], taken.append)
     assert [{"name": "failing"}] in taken
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_tasks_that_others_find_are_done_too(names):
+    taken = []
+
+    def leaf(name):
+        yield [{"name": name}]
+
+    def broken():
+        raise RuntimeError("found and broken")
+        yield
+
+    def branch(name, last):
+        yield [{"name": name}]
+        yield Further([lambda: leaf(f"{name}0"), lambda: branch(f"{name}1", last=True)][: 2 - last])
+
+    in_threads([lambda name=name: branch(name, last=False) for name in names], taken.append)
+    found = sorted(record["name"] for records in taken for record in records)
+    assert found == sorted(f"{name}{end}" for name in names for end in ("", "0", "1", "10"))
+    with pytest.raises(RuntimeError, match="found and broken"):
+        in_threads([lambda: iter([Further([broken])])] * len(names), taken.append)
 
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path, capsys):

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from experiments.data.splits import DataSplits, Examples
 from experiments.data.tables import TableExamples
 from experiments.models import MLP
+from experiments.network.expanded import Expanded
 from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.judge import example_scores
 from experiments.network.schedule import FitSettings
+from experiments.network.steps import _gradient
 from experiments.network.training import (
     evaluate,
     fit_epochs,
@@ -197,6 +199,38 @@ def test_a_loss_that_is_not_finite_is_never_the_best():
 def linear(params, state, images, key):
     """Softmax regression on the pixels."""
     return images.reshape(len(images), -1) @ params["w"] + params["b"], state
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiplied(Expanded):
+    """Softmax regression whose weights are a product, over a number."""
+
+    divisor: float
+
+    def whole(self, params):
+        return {"w": params["left"] @ params["right"] / self.divisor, "b": params["b"]}
+
+
+@pytest.mark.parametrize(("runs", "optimizer"), [(1, "sgd"), (2, "adam")])
+def test_what_is_expanded_is_trained_as_if_it_were_one_function(runs, optimizer):
+    rng = np.random.default_rng(0)
+    params = {"left": (25, 2), "right": (2, CLASSES), "b": (CLASSES,)}
+    params = {
+        name: jnp.asarray(rng.normal(size=(runs, *shape)), jnp.float32)
+        for name, shape in params.items()
+    }
+    fit_settings = dataclasses.replace(SETTINGS, optimizer=optimizer, weight_decay=0.1)
+    keys = jax.random.split(jax.random.key(0), runs)
+    compiled = _gradient._cache_size()
+    for divisor in (2.0, 3.0):
+        network = Multiplied(linear, divisor)
+        models = Variables(params, {})
+        found = trained(models, keys, fit_settings, apply=network)[-1]
+        expected = trained(models, keys, fit_settings, apply=network.__call__)[-1]
+        assert_same(found, expected, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(found.model.params["left"], params["left"], atol=1e-3)
+    # Both are the same network to the program that is large.
+    assert _gradient._cache_size() == compiled + 1
 
 
 def softmax_gradient(w, b, x, labels):

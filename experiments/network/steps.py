@@ -1,0 +1,171 @@
+"""The steps of an epoch of training, of several runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from experiments.data.augment import random_crop_flip
+from experiments.data.splits import Inputs, rows
+from experiments.network.expanded import Expanded
+from experiments.network.forward import Apply, Variables
+from experiments.network.judge import Judge
+from experiments.network.schedule import FitSettings
+
+T = TypeVar("T")
+
+
+class Epoch(NamedTuple):
+    """What the steps of an epoch are taken on.
+
+    Arguments:
+        images, labels: all examples.
+        order: that of each run.
+        keys: of each run in this epoch.
+        fill: the padding of random crops.
+    """
+
+    images: Inputs
+    labels: Array
+    order: Int[Array, "runs n"]
+    keys: Array
+    fill: Array
+
+
+def plain_steps(
+    model: Variables, optimizer: Any, data: Epoch, apply: Apply, *, steps: int, **options: Any
+) -> tuple[Variables, Any]:
+    """An epoch of a network whose own parameters are trained: a program for each step."""
+    # Not one for all of them: in a loop XLA has no fast convolution on a CPU.
+    for index in range(steps):
+        model, optimizer = _step(model, optimizer, data, index, apply=apply, steps=steps, **options)
+    return model, optimizer
+
+
+def expanded_steps(
+    model: Variables, optimizer: Any, data: Epoch, apply: Expanded, *, steps: int, **options: Any
+) -> tuple[Variables, Any]:
+    """The same of one whose parameters are made of others: two programs for each step."""
+    (params, state), settings = model, options["settings"]
+    full = whole(params, apply)
+    for index in range(steps):
+        gradient, state = _gradient(
+            Variables(full, state), data, index, apply=apply.apply, steps=steps, **options
+        )
+        params, optimizer, full = _taken_back(
+            params, optimizer, gradient, apply=apply, settings=settings, steps=steps
+        )
+    return Variables(params, state), optimizer
+
+
+@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
+def _step(
+    models: Variables,
+    optimizers: Any,
+    data: Epoch,
+    index: Int[Array, ""],
+    *,
+    apply: Apply,
+    settings: FitSettings,
+    steps: int,
+    judge: Judge,
+) -> tuple[Variables, Any]:
+    """One optimisation step of all runs; compiled once for equal arguments and shapes."""
+    slope = partial(_slope, apply=apply, settings=settings, steps=steps, judge=judge)
+
+    def one(model: Variables, optimizer: Any, order: Array, key: Array) -> tuple[Variables, Any]:
+        own = data._replace(order=order, keys=key)
+        gradient, state = slope(model, own, index)
+        params, optimizer = _updated(model.params, optimizer, gradient, settings, steps)
+        return Variables(params, state), optimizer
+
+    return jax.vmap(one)(models, optimizers, data.order, data.keys)
+
+
+@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
+def _gradient(
+    models: Variables, data: Epoch, index: Int[Array, ""], **options: Any
+) -> tuple[Any, Any]:
+    """The gradient of all runs' parameters in one step, and the collections after it."""
+
+    def one(model: Variables, order: Array, key: Array) -> tuple[Any, Any]:
+        return _slope(model, data._replace(order=order, keys=key), index, **options)
+
+    return each(one, models, data.order, data.keys)
+
+
+@partial(jax.jit, static_argnames=("apply", "settings", "steps"))
+def _taken_back(
+    params: Any,
+    optimizers: Any,
+    gradients: Any,
+    *,
+    apply: Expanded,
+    settings: FitSettings,
+    steps: int,
+) -> tuple[Any, Any, Any]:
+    """What a step makes of all runs' parameters, given the gradient of what they expand to."""
+
+    def one(params: Any, optimizer: Any, gradient: Any) -> tuple[Any, Any, Any]:
+        (own,) = jax.vjp(apply.whole, params)[1](gradient)
+        params, optimizer = _updated(params, optimizer, own, settings, steps)
+        return params, optimizer, apply.whole(params)
+
+    return each(one, params, optimizers, gradients)
+
+
+@partial(jax.jit, static_argnames=("apply",))
+def whole(params: Any, apply: Expanded) -> Any:
+    """The parameters of all runs that `apply` makes of theirs."""
+    return each(apply.whole, params)
+
+
+def each(function: Callable[..., T], *of_runs: Any) -> T:
+    """A function of each run, side by side; of one alone as it is.
+
+    XLA's convolutions on a CPU take up to twice as long with an axis of one run.
+    """
+    if jax.tree.leaves(of_runs)[0].shape[0] > 1:
+        return jax.vmap(function)(*of_runs)
+    found = function(*jax.tree.map(lambda leaf: leaf[0], of_runs))
+    return cast(T, jax.tree.map(lambda leaf: leaf[None], found))
+
+
+def _slope(
+    model: Variables,
+    data: Epoch,
+    index: Int[Array, ""],
+    *,
+    apply: Apply,
+    settings: FitSettings,
+    steps: int,
+    judge: Judge,
+) -> tuple[Any, Any]:
+    """The gradient of one run's parameters on a batch, and the collections after it."""
+    size = settings.batch_size
+    chosen = jax.lax.dynamic_slice(data.order, (index * size,), (size,))
+    batch, targets = rows(data.images, chosen), data.labels[chosen]
+    if settings.augment:
+        batch = random_crop_flip(jax.random.fold_in(data.keys, index), batch, fill=data.fill)
+
+    # The keys below `steps` belong to the crops.
+    drawn = jax.random.fold_in(data.keys, steps + index)
+
+    def loss(params: Any) -> tuple[Array, Any]:
+        logits, state = apply(params, model.state, batch, drawn)
+        return jnp.mean(judge(logits, targets)[1]), state
+
+    return jax.grad(loss, has_aux=True)(model.params)
+
+
+def _updated(
+    params: Any, optimizer: Any, gradient: Any, settings: FitSettings, steps: int
+) -> tuple[Any, Any]:
+    updates, optimizer = settings.optimiser(steps).update(gradient, optimizer, params)
+    return optax.apply_updates(params, updates), optimizer
