@@ -52,7 +52,9 @@ def factorize_params(
 ) -> Any:
     """Replace the kernels of all layers that the plan factorises by their factors.
 
-    Half-precision kernels are decomposed in float32 and cast back.
+    Half-precision kernels are decomposed in float32 and cast back. Layers whose arrays lie in a
+    CPU's memory are decomposed side by side, one on each core; meanwhile the OpenBLAS of NumPy and
+    SciPy has one thread in the whole process.
 
     A layer with a sparse correction gets parameters "sparse" with the (k,) "values" of its
     nonzeros. Their "indices", int32, are no parameters, and go into a collection "sparsity" of the
