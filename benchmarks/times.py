@@ -103,14 +103,14 @@ def call_of(model: nn.Module, variables: Any, x: jax.Array) -> Any:
     return partial(jax.jit(model.apply), variables, x)
 
 
-def row(name: str, plan: tdjax.Plan, dense: Timing, own: Timing, accuracy: float | None) -> str:
-    """A row of the table."""
+def row(
+    name: str, plan: tdjax.Plan, timed: float, dense: Timing, own: Timing, accuracy: float | None
+) -> str:
+    """A row of the table; `timed`: seconds of the dense network among the timings."""
     predicted = "" if plan.seconds is None else f"{1e3 * plan.seconds:.3g}"
     # Beside the dense network in the same rounds: how fast the machine is by then does not count.
     share = ratio(own, dense).median
-    off = ""
-    if plan.seconds is not None and plan.seconds_before is not None:
-        off = f"{plan.seconds / plan.seconds_before / share:.2f}"
+    off = "" if plan.seconds is None else f"{plan.seconds / timed / share:.2f}"
     cells = [
         name, f"{plan.size / plan.size_before:.1%}", f"{float(plan.macs / plan.macs_before):.1%}",
         predicted, f"{1e3 * own.median:.3g} [{1e3 * min(own.seconds):.3g}]", off,
@@ -171,7 +171,8 @@ def table(
         # Two at a time: where many take turns, each finds the caches empty.
         call = call_of(own.model, own.variables, jnp.asarray(x))
         before, after = interleaved([dense, call], ROUNDS.value)
-        print(row(name, own.plan, before, after, accuracies.get(name)), flush=True)
+        found = accuracies.get(name)
+        print(row(name, own.plan, timings.network, before, after, found), flush=True)
 
 
 def main(_: list[str]) -> None:
