@@ -7,8 +7,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 # A thread that nobody stops, and an inner and an outer thing to undo.
 PROGRAM = """
-import hashlib, threading, time
+import hashlib, signal, threading, time
 from experiments.workdir.stops import answer_signals, undone
+# The tests themselves may have been started to ignore them, as by nohup.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 answer_signals()
 threading.Thread(target=time.sleep, args=(600,)).start()
 with undone(lambda: print("outer", flush=True)), undone(lambda: print("inner", flush=True)):
