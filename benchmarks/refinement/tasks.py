@@ -123,8 +123,9 @@ def compressed(task: Task, strategy: str, budget: float, moments: Any) -> Small:
 def decomposed(task: Task, plan: tdjax.Plan, moments: Any) -> Small:
     """The network with the layers of a plan decomposed; see `compressed`."""
     params = tdjax.factorize_params(
-        task.variables["params"], plan, moments=moments, correct_bias=moments is not None
-    )
+        task.variables["params"], plan, moments=moments, correct_bias=moments is not None,
+        key=jax.random.key(0),
+    )  # fmt: skip
     model, variables = tdjax.factorize(task.model, plan), {**task.variables, "params": params}
     if "batch_stats" in variables:
         variables = tdjax.reestimate_batch_stats(model, variables, task.batches)
