@@ -21,7 +21,7 @@ from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac, partial_tucker, tensor_train
 
 import tdjax
-from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
+from benchmarks.timing import QUIET, describe_machine, interleaved, matmul_rate, ratio
 from tdjax.decompose.formats import CP
 from tdjax.decompose.normal_equations import CG_STEPS, EXACT_UP_TO, EXACT_UP_TO_BELOW_MODE
 from tdjax.plan.ranks import ranks_for, tt_order
@@ -181,7 +181,7 @@ def compare(
         relative_error(method, x, ours(sweeps), None),
         relative_error(method, x, theirs(sweeps), fastest),
     )
-    fast, slow = interleaved([lambda: ours(sweeps), lambda: theirs(sweeps)], rounds)
+    fast, slow = interleaved([lambda: ours(sweeps), lambda: theirs(sweeps)], rounds, QUIET)
     share = operations(method, x.shape, ranks, sweeps) / fast.median / rate
     others = ", ".join(f"{b} {s:.3g}" for b, s in trials.items())
     print(

@@ -29,9 +29,18 @@ class Timing:
         return f"{self.median:.3g} [{min(self.seconds):.3g}, {max(self.seconds):.3g}]"
 
 
-def interleaved(calls: Sequence[Callable[[], Any]], rounds: int) -> list[Timing]:
-    """Time calls in turns, so that a slow moment of the machine hits all of them."""
-    return [Timing(seconds) for seconds in seconds_in_turns(calls, rounds)]
+# Threads of OpenBLAS wait for more work with a core each, for up to a quarter of a second, in which
+# whatever comes next takes two to five times as long.
+QUIET = 0.3
+
+
+def interleaved(calls: Sequence[Callable[[], Any]], rounds: int, rest: float = 0.0) -> list[Timing]:
+    """Time calls in turns, so that a slow moment of the machine hits all of them.
+
+    Arguments:
+        rest: seconds of rest in front of each; `QUIET` where one side computes by OpenBLAS.
+    """
+    return [Timing(seconds) for seconds in seconds_in_turns(calls, rounds, rest)]
 
 
 def ratio(slow: Timing, fast: Timing) -> Timing:

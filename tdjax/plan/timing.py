@@ -58,9 +58,12 @@ def profile_calls(
 
 
 def seconds_in_turns(
-    calls: Sequence[Callable[[], Any]], rounds: int
+    calls: Sequence[Callable[[], Any]], rounds: int, rest: float = 0.0
 ) -> tuple[tuple[float, ...], ...]:
     """Seconds that each call takes, round by round; each is made once before, untimed.
+
+    Arguments:
+        rest: seconds of rest in front of each.
 
     Raises ValueError for no rounds.
     """
@@ -71,6 +74,7 @@ def seconds_in_turns(
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for own, call in zip(seconds, calls, strict=True):
+            time.sleep(rest)
             start = time.perf_counter()
             jax.block_until_ready(call())
             own.append(time.perf_counter() - start)
