@@ -122,7 +122,7 @@ def baseline(
         subsets: the sets of examples that it is measured on.
         fields: further fields of its record.
     """
-    models, epoch = trained(network, workdir / "checkpoints" / "baseline")
+    models, epoch = trained(network, workdir / "checkpoints" / "baseline", journal)
     whole = journal.get("baseline")
     if whole is None:
         journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])

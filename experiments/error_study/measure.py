@@ -119,7 +119,7 @@ def finetune_records(
         own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *wide))
         models = rest._replace(params={**rest.params, "factors": own})
         keys = jnp.stack([choice_key(network.key(FINETUNE), choice, run) for run in group])
-        fit = fitted(network, models, compressed, network.settings.finetune_fit, keys)
+        fit, curves = fitted(network, models, compressed, network.settings.finetune_fit, keys)
         scores = {
             name: evaluate(fit.best, compressed, getattr(network.splits, name), judge=network.judge)
             for name in MEASURED
@@ -129,6 +129,7 @@ def finetune_records(
                 "kind": "finetuned",
                 **choice_fields((choice, run)),
                 "epoch": int(np.asarray(fit.best_epoch)[k]),
+                "curve": curves[k],
                 **_performances(study, scores, k),
             }
     return records

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.protocol import Choice, Key, Protocol
+from experiments.network.curves import CURVE, EPOCH
 from experiments.workdir.journal import (
     Fields,
     Journal,
@@ -110,5 +111,6 @@ SCHEMA: Schema = {
     "compressed": Kind(
         _CHOICE, {"ranks": _ranks, "kept": float, "saves": bool, "errors": _errors, **_SUBSETS}
     ),
-    "finetuned": Kind(_CHOICE, {"epoch": int, **_SUBSETS}),
+    "finetuned": Kind(_CHOICE, {"epoch": int, "curve": (CURVE, None), **_SUBSETS}),
+    "epoch": EPOCH,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,6 +74,8 @@ class Journal:
     environments: tuple[Record, ...] = ()
     environment: Record | None = None
     _appended: dict[Identity, str] = field(default_factory=dict)
+    # Networks are trained by several threads, each of which records its epochs.
+    _lock: Any = field(default_factory=threading.Lock, compare=False)
 
     def identity(self, kind: str, fields: Record) -> Identity:
         """What identifies a record of such fields."""
@@ -96,6 +99,10 @@ class Journal:
         Raises ValueError that names the record, and writes nothing of them, for one that could not
         be read again: a field that the schema refuses, a second record of the same thing.
         """
+        with self._lock:
+            return self._append(records)
+
+    def _append(self, records: Sequence[Record]) -> list[Record]:
         texts = dict(self._appended)
         new = []
         for record in records:
