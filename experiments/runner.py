@@ -114,7 +114,7 @@ def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Iterator[J
 
 
 def baseline(
-    network: Network, journal: Journal, workdir: Path, subsets: Sequence[str], **fields: Any
+    network: Network, journal: Journal, workdir: Path, subsets: Sequence[str], /, **fields: Any
 ) -> Variables:
     """The network before compression, read or trained, and recorded, or known to be the same.
 
@@ -122,8 +122,9 @@ def baseline(
         subsets: the sets of examples that it is measured on.
         fields: further fields of its record.
     """
-    models, epoch = trained(network, workdir / "checkpoints" / "baseline")
-    whole = journal.get("baseline")
+    folder, number = workdir / "checkpoints" / "baseline", fields.get("network", 0)
+    models, epoch = trained(network, folder, journal, number)
+    whole = journal.get("baseline", **fields)
     if whole is None:
         journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])
     else:

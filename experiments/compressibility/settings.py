@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from experiments.compressibility.paper import published_names
 from experiments.data import TABLES
+from experiments.network.curves import CURVE, EPOCH
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FOR_REPORT, FieldError
 from experiments.workdir.journal import Fields, Kind, Schema, natural, numbers, share
@@ -99,7 +100,8 @@ SCHEMA: Schema = {
             "rivals": (dict.fromkeys(SCOPES, (_TEST, None)), None),
         },
     ),
-    "tuned": Kind(_OF_A_RUN, {"epoch": (int, None), "test": _TEST}),
+    "tuned": Kind(_OF_A_RUN, {"epoch": (int, None), "curve": (CURVE, None), "test": _TEST}),
+    "epoch": EPOCH,
 }
 
 NAMES = {

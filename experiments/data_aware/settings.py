@@ -15,6 +15,7 @@ from experiments.network.compressed import (
     CompressionTrial,
     compressed_schema,
 )
+from experiments.network.curves import EPOCH
 from experiments.network.settings import ScoreSettings
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
@@ -95,6 +96,7 @@ TRIAL: Fields = {"method": str, "keep": float, "norm": str, "correct_bias": bool
 _SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
 SCHEMA: Schema = {
     "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
+    "epoch": EPOCH,
     **compressed_schema(TRIAL),
     "layer": Kind({**TRIAL, "layer": str}, {"test": SCORES}),
 }

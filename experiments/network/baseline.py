@@ -13,34 +13,52 @@ import numpy as np
 
 from experiments.data import Examples
 from experiments.network import checkpoints
+from experiments.network.curves import epoch_record
 from experiments.network.forward import Variables
 from experiments.network.network import TRAIN, Network
-from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
+from experiments.network.training import (
+    Fit,
+    evaluate,
+    fit_epochs,
+    performance,
+    start_fit,
+    steps_per_epoch,
+)
 from experiments.workdir.journal import Journal, Record
 from experiments.workdir.progress import progress_bar
 from tdjax.params.digests import tree_digest
 
 
-def trained(network: Network, folder: Path) -> tuple[Variables, int]:
+def trained(
+    network: Network, folder: Path, journal: Journal, number: int = 0
+) -> tuple[Variables, int]:
     """The network before compression, with a first axis of one run, and its epoch.
 
     As it is where it is trained already; else trained, with checkpoints in `folder`.
+
+    Arguments:
+        journal: where each epoch is recorded.
+        number: of the network, among those that are trained.
 
     Raises as `train_baseline` does.
     """
     if network.is_trained:
         return network.start.alone(), 0
-    fit = train_baseline(network, folder)
+    fit = train_baseline(network, folder, journal, number)
     return fit.best, int(fit.best_epoch[0])
 
 
-def train_baseline(network: Network, folder: Path) -> Fit:
+def train_baseline(network: Network, folder: Path, journal: Journal, number: int = 0) -> Fit:
     """Train, or train on from the newest checkpoint in `folder`; one run.
+
+    An epoch is recorded before its checkpoint is written: a kill in between trains it again, and
+    what is recorded stays.
 
     Raises `experiments.network.checkpoints.CheckpointError` for a checkpoint that cannot be read,
     FloatingPointError where the loss is not finite after the first epoch.
     """
     settings, splits = network.settings.train, network.splits
+    steps = steps_per_epoch(splits.train, settings)
     fit = start_fit(network.start.alone(), settings)
     restored = checkpoints.restore_latest(folder, fit)
     if restored is None:
@@ -53,12 +71,13 @@ def train_baseline(network: Network, folder: Path) -> Fit:
     keys = jax.random.split(network.key(TRAIN), 1)
     with progress_bar("training epochs", settings.epochs, epoch) as progress:
         for after in fit_epochs(fit, network.apply, settings, splits, keys, network.judge):
-            fit, epoch = after, epoch + 1
+            fit, epoch = after.fit, epoch + 1
             if int(fit.best_epoch[0]) == 0:
                 raise FloatingPointError(
                     "the validation loss is not finite after the first epoch; "
                     "a lower learning_rate may help"
                 )
+            journal.append([epoch_record(after, settings, steps, number)])
             if epoch % network.settings.checkpoint_every == 0:
                 checkpoints.save(folder, epoch, fit)
                 saved = epoch
@@ -80,19 +99,18 @@ def check_weights(record: Record, models: Variables) -> None:
         )
 
 
-def check_baseline(journal: Journal, network: Network) -> None:
+def check_baseline(record: Record, network: Network) -> None:
     """Refuse a network that is no better than chance: what compression costs it says nothing.
 
     By chance it names the most frequent class, give or take two standard errors, or the mean.
 
     Arguments:
-        journal: with the record of the network.
+        record: of the network, see `baseline_record`.
 
     Raises ValueError for such a network.
     """
     labels, name = network.splits.test.labels, network.settings.metric_name
     chance = network.judge.chance(labels)
-    (record,) = journal.of_kind("baseline")
     accuracy = record["test"]["accuracy"]
     if chance is None or accuracy > chance:
         return

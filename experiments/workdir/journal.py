@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +29,8 @@ Fields = Mapping[str, Any]
 """What each field of a JSON object must be.
 
 A type, where a float may be written as a whole number; a mapping of the fields of an object; a list
-of one such mapping; a pair of any of these and None for what may be missing or null; or a function
+of one such mapping; a pair of any of these and what is read where it is missing or null, such as
+None, which leaves it so; or a function
 (name, value) -> value that raises ValueError.
 """
 
@@ -78,6 +80,8 @@ class Journal:
     times: tuple[str, ...] = ()
     environment: Record | None = None
     _appended: dict[Identity, str] = field(default_factory=dict)
+    # Networks are trained by several threads, each of which records its epochs.
+    _lock: Any = field(default_factory=threading.Lock, compare=False)
 
     def identity(self, kind: str, fields: Record) -> Identity:
         """What identifies a record of such fields."""
@@ -101,6 +105,10 @@ class Journal:
         Raises ValueError that names the record, and writes nothing of them, for one that could not
         be read again: a field that the schema refuses, a second record of the same thing.
         """
+        with self._lock:
+            return self._append(records)
+
+    def _append(self, records: Sequence[Record]) -> list[Record]:
         texts = dict(self._appended)
         new = []
         for record in records:
@@ -206,11 +214,13 @@ def checked(record: Any, fields: Fields) -> dict[str, Any]:
     """
     if not isinstance(record, dict):
         raise ValueError("a record must be a JSON object")
-    return record | {
-        name: _field(record, name, kind)
-        for name, kind in fields.items()
-        if not (isinstance(kind, tuple) and record.get(name) is None)
-    }
+    found = dict(record)
+    for name, kind in fields.items():
+        if not (isinstance(kind, tuple) and record.get(name) is None):
+            found[name] = _field(record, name, kind)
+        elif kind[1] is not None:
+            found[name] = kind[1]
+    return found
 
 
 def required(record: Record, name: str, kind: type) -> Any:
