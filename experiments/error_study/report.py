@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.error_study.answers import what_to_use
 from experiments.error_study.data_errors import data_section
 from experiments.error_study.error_names import ERRORS, error_names
 from experiments.error_study.judging import FAILS, HOLDS, MARGINS, UNDECIDED
 from experiments.error_study.paper import published_study
-from experiments.error_study.plots import plot_bars, plot_by_compression, plot_scatter
+from experiments.error_study.plots import error_limits, loss_maps, plot_scatter, plot_taus
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SUBSETS, read_study
 from experiments.error_study.tables import (
@@ -32,7 +33,16 @@ from experiments.error_study.tables import (
 )
 from experiments.error_study.verdicts import Finding, judge_findings
 from experiments.report.correlate import log_classification_error
-from experiments.report.page import Card, Picture, Report, Section, publish
+from experiments.report.curves import training_section
+from experiments.report.page import (
+    Atlas,
+    Card,
+    Picture,
+    Report,
+    Section,
+    baseline_warning,
+    publish,
+)
 from experiments.report.tables import (
     DASH,
     Table,
@@ -43,7 +53,8 @@ from experiments.report.tables import (
     percent,
     to_csv,
 )
-from experiments.workdir.journal import Record
+from experiments.workdir.environment import measured_with
+from experiments.workdir.journal import Journal, Record
 
 TITLE = (
     "Does the approximation error predict "
@@ -60,6 +71,10 @@ TITLES = {
     "error": "Tau by error, compression of 50 % and more",
     "scope": "Tau over layers, methods and all, Relative Weights, compression of 50 % and more",
 }
+TERMS = (
+    "choice", "compression", "run", "network", "phase", "tau", "absolute, relative, scaled",
+    "weights", "features", "covariance, kronecker", "interval",
+)  # fmt: skip
 TABLES_NOTE = "Mean ± standard deviation over the runs [95 % bootstrap interval]."
 
 
@@ -79,27 +94,34 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         ImportError: where matplotlib is not installed.
     """
     raw, settings, measured = read_study(workdir)
-    paper, baseline = published_study(settings.published), measured.get("baseline", network=0)
+    paper, baselines = published_study(settings.published), measured.of_kind("baseline")
     rows = measurement_rows(settings, measured)
     choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resamples=resamples)
     taus = {kind: tau_rows(all_taus, kind, paper) for kind in TITLES}
     findings = judge_findings(all_taus, paper, settings.phases)
     lead, finished = _progress(rows, settings)
     unsaving = unsaving_table(choices)
+    asked = settings.network
     report = Report(
         title=TITLE,
+        summary=what_to_use(all_taus, paper, settings.phases),
+        warning=baseline_warning(baselines, asked.metric_name),
+        terms=TERMS,
         subtitle=f"{settings.model.name} on {settings.data.name}",
         lead=lead,
         before="Baseline, before any compression",
-        facts=_baseline_facts(settings, baseline),
+        facts=_baseline_facts(settings, baselines),
         sections=[
             Section("findings", "Findings", _judged_by(finished), cards=_cards(findings)),
-            Section("figures", "Figures", pictures=_pictures(settings, baseline, taus, choices)),
+            _lost_section(settings, rows, baselines),
+            Section("figures", "Figures", pictures=_pictures(settings, baselines, taus, choices)),
+            training_section(measured, _tuned(measured), asked.metric_name, asked.loss_name),
             Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
             data_section(settings, measured, all_taus, taus["error"], _bars(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
         ],
         provenance=_provenance(settings, resamples),
+        measured=measured_with(measured),
         config=raw,
         files={
             "measurements.csv": to_csv(_without_constant(rows, settings)),
@@ -111,6 +133,32 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         },
     )
     return publish(workdir, report)
+
+
+def _tuned(measured: Journal) -> list[tuple[str, Record]]:
+    """What was fine-tuned, under its compression."""
+    records = sorted(measured.of_kind("finetuned"), key=lambda one: one["compression"])
+    return [(f"{percent(one['compression'])} removed", one) for one in records]
+
+
+def _lost_section(
+    settings: Protocol, rows: pd.DataFrame, baselines: Sequence[Record]
+) -> Section:
+    known = {one["network"]: one["test"]["accuracy"] for one in baselines}
+    name = settings.network.metric_name
+    maps = [
+        found
+        for phase in settings.phases
+        for found in loss_maps(rows, known, settings.methods, phase)
+    ]
+    atlas = Atlas(
+        f"Points of {name} lost with one layer compressed.",
+        f"Test {name} before compression less that after it, the mean over runs"
+        f"{' and networks' if settings.networks > 1 else ''}; the darker the more. "
+        "Below 0 the compressed network is better.",
+        maps,
+    )
+    return Section("lost", "What each layer loses", atlases=[atlas] if maps else [])
 
 
 def _without_constant(rows: pd.DataFrame, settings: Protocol) -> pd.DataFrame:
@@ -129,42 +177,59 @@ def _tables(settings: Protocol, taus: Mapping[str, pd.DataFrame]) -> list[Table]
 
 def _pictures(
     settings: Protocol,
-    baseline: Record | None,
+    baselines: Sequence[Record],
     taus: Mapping[str, pd.DataFrame],
     choices: pd.DataFrame,
 ) -> list[Picture]:
-    wrong, bars = None, _bars(settings)
-    if baseline is not None:
-        test = baseline["test"]
-        wrong = math.exp(log_classification_error(test["accuracy"], test["count"]))
+    levels = {level: percent(level) for level in sorted(settings.levels)}
+    bars, several = _bars(settings), " and networks" if settings.networks > 1 else ""
     return [
         Picture(
-            "tau_by_compression.png",
             "Tau over layers and methods, by compression.",
-            f"Relative Weights error against log classification error, test set. {bars}",
-            plot_by_compression(taus["compression"]),
+            "Relative Weights error against log classification error, test set; a line for each "
+            f"share of a layer\N{RIGHT SINGLE QUOTATION MARK}s parameters removed. {bars}",
+            {"tau_by_compression.svg": plot_taus(taus["compression"], "compression", levels)},
         ),
         Picture(
-            "tau_errors.png",
             "Tau of the six approximation errors.",
             f"All choices that remove at least half of a layer, test set. {bars}",
-            plot_bars(taus["error"], "error", error_names(ERRORS)),
+            {"tau_errors.svg": plot_taus(taus["error"], "error", error_names(ERRORS))},
         ),
         Picture(
-            "tau_layers_methods.png",
             "Tau over layers only, methods only, and all choices.",
             "Relative Weights, choices that remove at least half of a layer; "
             f"averages over what is held fixed. {bars}",
-            plot_bars(taus["scope"], "scope", SCOPE_NAMES, subsets=SUBSETS),
+            {
+                f"tau_layers_methods_{subset}.svg": plot_taus(
+                    taus["scope"], "scope", SCOPE_NAMES, subset
+                )
+                for subset in SUBSETS
+            },
         ),
         Picture(
-            "scatter.png",
             "Approximation error against classification error.",
-            "Each mark is one choice, the mean over its runs; colour is the layer, from dark "
-            "(near the input) to light, shape the method. The error axis is logarithmic.",
-            plot_scatter(choices, settings.layers, settings.methods, settings.phases, wrong),
+            f"Each mark is one choice, the mean over its runs{several}; colour is the layer, from "
+            "dark (near the input) to light, shape the method, size the share removed. The "
+            "classification error\N{RIGHT SINGLE QUOTATION MARK}s axis is logarithmic.",
+            _scatters(settings, baselines, choices),
         ),
     ]
+
+
+def _scatters(
+    settings: Protocol, baselines: Sequence[Record], choices: pd.DataFrame
+) -> dict[str, str]:
+    tests = [one["test"] for one in baselines]
+    logs = [log_classification_error(test["accuracy"], test["count"]) for test in tests]
+    # As the marks: the mean of logarithms.
+    wrong = math.exp(sum(logs) / len(logs)) if logs else None
+    limits = error_limits(choices, settings.phases, wrong)
+    return {
+        f"scatter_{phase}.svg": plot_scatter(
+            choices, settings.layers, settings.methods, phase, wrong, limits
+        )
+        for phase in settings.phases
+    }
 
 
 def _bars(settings: Protocol) -> str:
@@ -234,28 +299,37 @@ def _progress(rows: pd.DataFrame, settings: Protocol) -> tuple[str, bool]:
     return text, False
 
 
-def _baseline_facts(settings: Protocol, baseline: Record | None) -> dict[str, str]:
-    if baseline is None:
+def _baseline_facts(settings: Protocol, baselines: Sequence[Record]) -> dict[str, str]:
+    if not baselines:
         return {"baseline": "not trained yet"}
-    facts, asked = {}, settings.network
+    facts, asked, first = {}, settings.network, baselines[0]
+
+    def mean(subset: str, name: str) -> float:
+        return sum(one[subset][name] for one in baselines) / len(baselines)
+
     for subset in SUBSETS:
-        facts[f"{subset} {asked.metric_name}"] = percent(baseline[subset]["accuracy"], 2)
-        facts[f"{subset} {asked.loss_name}"] = number(baseline[subset]["cross_entropy"], 3)
-    facts["parameters"] = f"{baseline['params']:,}"
+        facts[f"{subset} {asked.metric_name}"] = percent(mean(subset, "accuracy"), 2)
+        facts[f"{subset} {asked.loss_name}"] = number(mean(subset, "cross_entropy"), 3)
+    facts["parameters"] = f"{first['params']:,}"
     # Studies of early versions lack these.
-    if (macs := baseline.get("macs")) is not None:
+    if (macs := first.get("macs")) is not None:
         facts["multiply-adds"] = f"{millions(macs, 1)} M"
-    if (epoch := baseline.get("epoch")) is not None:
-        facts["epoch kept"] = str(epoch)
+    epochs = [one["epoch"] for one in baselines if one.get("epoch") is not None]
+    if epochs:
+        facts["epoch kept"] = ", ".join(map(str, epochs))
+    if settings.networks > 1:
+        facts["networks, of which these are means"] = str(len(baselines))
     return facts
 
 
 def _provenance(settings: Protocol, resamples: int) -> dict[str, str]:
+    seeds = range(settings.seed, settings.seed + settings.networks)
     return {
         "layers": str(len(settings.layers)),
         "methods": ", ".join(settings.methods),
+        "networks": str(settings.networks),
         "runs": str(settings.runs),
-        "seed": str(settings.seed),
+        "seed" if settings.networks == 1 else "seeds": ", ".join(map(str, seeds)),
         "bootstrap resamples": f"{resamples:,}",
         "published values": settings.published or DASH,
     }

@@ -70,6 +70,11 @@ class Section:
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is anything in it."""
+        return any((self.cards, self.paragraphs, self.atlases, self.pictures, self.tables))
+
 
 @dataclass(frozen=True)
 class Report:
