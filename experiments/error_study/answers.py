@@ -46,7 +46,9 @@ def _answer(seen: Seen) -> str:
     error = seen.proves(len(taus))
     best = max(taus, key=lambda own: taus[own].mean)
     if best_is_higher([taus[best]], others(best), error):
-        return f"{seen.when}, use {named(best)}: it predicts better than the other five.{_data(seen)}"
+        return (
+            f"{seen.when}, use {named(best)}: it predicts better than the other five.{_data(seen)}"
+        )
     margin = seen.margins.better
     fine = [own for own in taus if best_is_no_higher(others(own), [taus[own]], margin, error)]
     if fine:

@@ -77,6 +77,7 @@ def plot_taus(
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
         axes.set_xlabel("Kendall's tau-a")
         axes.grid(visible=True, axis="x")
         axes.spines["left"].set_visible(False)
@@ -191,7 +192,7 @@ def _texts(choices: pd.DataFrame, phase: str) -> list[str]:
 def _ramp(layers: Sequence[str]) -> dict[str, Any]:
     import matplotlib
 
-    ramp = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(layers)))
+    ramp = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.92, len(layers)))
     return dict(zip(layers, ramp, strict=True))
 
 
@@ -205,7 +206,8 @@ def _draw_key(
     """Marks of nothing, for the legend alone."""
 
     def key(label: str, **style: Any) -> None:
-        axes.plot([], [], linestyle="none", label=in_legend(label), **style)
+        style |= {"linestyle": "none", "markeredgecolor": RIM, "markeredgewidth": 0.6}
+        axes.plot([], [], label=in_legend(label), **style)
 
     for layer, color in colors.items():
         key(layer, marker="o", color=color)
@@ -216,9 +218,9 @@ def _draw_key(
 
 
 def loss_maps(
-    rows: pd.DataFrame, baselines: Mapping[int, float], methods: Sequence[str], phase: str
+    rows: pd.DataFrame, baselines: Mapping[int, float], method: str, phase: str
 ) -> list[Map]:
-    """What each layer loses, a map for each method: layers by compression.
+    """What each layer loses by a method, layers by compression; none where none is measured.
 
     Accuracy on the test set before compression less that after it, in points; the mean over runs
     and networks.
@@ -228,23 +230,21 @@ def loss_maps(
         baselines: accuracy on the test set before compression, by network.
         phase: before or after fine-tuning.
     """
-    accuracy = rows[f"test/{phase}/accuracy"]
-    whole = rows["network"].map(baselines).astype(float)
-    lost = rows.assign(value=100 * (whole - accuracy), accuracy=accuracy, whole=whole)
-    by = lost.dropna(subset=["value"]).groupby(list(CHOICE), sort=False)
-    means = by[["value", "accuracy", "whole", "kept"]].mean()
-    found = means.assign(ranks=by["ranks"].first(), count=by.size()).reset_index()
-    own = found.assign(
-        text=[number(value, 1) for value in found["value"]],
-        title=[_lost(row, phase) for row in found.to_dict("records")],
+    own = rows[(rows["method"] == method) & rows[f"test/{phase}/accuracy"].notna()]
+    own = own.assign(
+        accuracy=own[f"test/{phase}/accuracy"], whole=own["network"].map(baselines).astype(float)
     )
+    by = own.groupby(list(CHOICE), sort=False)
+    found = by[["accuracy", "whole", "kept"]].mean()
+    found = found.assign(ranks=by["ranks"].first(), count=by.size()).reset_index()
+    found["value"] = 100 * (found["whole"] - found["accuracy"])
+    found["text"] = [number(value, 1) for value in found["value"]]
+    found["title"] = [_lost(row, phase) for row in found.to_dict("records")]
+    if found.empty:
+        return []
     heads = {level: percent(level) for level in sorted(rows["compression"].unique())}
-    line, column = ("layer", "layer, compression"), "compression"
-    return [
-        draw_map(of_method, f"{method}, {phase} fine-tuning", line, column, heads, 100.0)
-        for method in methods
-        if len(of_method := own[own["method"] == method])
-    ]
+    title, line = f"{method}, {phase} fine-tuning", ("layer", "layer, compression")
+    return [draw_map(found, title, line, "compression", heads, 100.0)]
 
 
 def _lost(row: Mapping[str, Any], phase: str) -> str:

@@ -141,15 +141,14 @@ def _tuned(measured: Journal) -> list[tuple[str, Record]]:
     return [(f"{percent(one['compression'])} removed", one) for one in records]
 
 
-def _lost_section(
-    settings: Protocol, rows: pd.DataFrame, baselines: Sequence[Record]
-) -> Section:
+def _lost_section(settings: Protocol, rows: pd.DataFrame, baselines: Sequence[Record]) -> Section:
     known = {one["network"]: one["test"]["accuracy"] for one in baselines}
     name = settings.network.metric_name
     maps = [
         found
+        for method in settings.methods
         for phase in settings.phases
-        for found in loss_maps(rows, known, settings.methods, phase)
+        for found in loss_maps(rows, known, method, phase)
     ]
     atlas = Atlas(
         f"Points of {name} lost with one layer compressed.",

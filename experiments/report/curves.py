@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -77,7 +76,9 @@ def _tuning(by_name: Mapping[str, Sequence[Curves]], metric: str, loss: str) -> 
         drawings["tuning_metric.svg"] = _plot(shares, f"validation {metric}, %", 100.0)
     elif losses := means("validation_loss"):
         drawings["tuning_validation_loss.svg"] = _plot(losses, f"validation {loss}", 1.0)
-    caption = "Means over all networks that were trained further; one that ended early stays as it was."
+    caption = (
+        "Means over all networks that were trained further; one that ended early stays as it was."
+    )
     return Picture("Training after compression.", caption, drawings)
 
 

@@ -186,7 +186,11 @@ def baseline_warning(baselines: Iterable[Mapping[str, Any]], metric: str = "accu
         baselines: their lines of `metrics.jsonl`; those of earlier versions do not tell the chance.
         metric: its name.
     """
-    known = [(one["test"]["accuracy"], one.get("chance")) for one in baselines if "accuracy" in one["test"]]
+    known = [
+        (one["test"]["accuracy"], one.get("chance"))
+        for one in baselines
+        if "accuracy" in one["test"]
+    ]
     if not known:
         return ""
     accuracy, chance = min(known, key=lambda one: one[0])
