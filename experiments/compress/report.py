@@ -291,7 +291,12 @@ def _pictures(
         own = own.join(times.rename("time"), ["curve", "budget"])
         drawings = {
             f"accuracy_{cost}_{phase}.svg": plot_curves(
-                points, (cost, label), figure, baseline["test"]["accuracy"], bars=False
+                points,
+                (cost, label),
+                figure,
+                baseline["test"]["accuracy"],
+                bars=False,
+                shares=cost in COSTS,
             )
             for cost, label in labels.items()
             if len(points := own.dropna(subset=[cost]))

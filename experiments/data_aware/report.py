@@ -36,6 +36,7 @@ from experiments.report.plots import (
     draw_level,
     draw_nothing,
     figure,
+    limit_shares,
     on_test,
 )
 from experiments.report.tables import number, percent, to_csv
@@ -83,10 +84,10 @@ def _report(settings: DataAware, measured: Journal) -> Report:
         before="Before any compression",
         facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
-            Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
             Section("figures", "Figures", pictures=pictures),
             _layers_section(settings, shown, baseline),
             training_section(measured, tuned, settings.metric_name, settings.loss_name),
+            Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
         ],
         provenance=_provenance(settings, measured),
         files={
@@ -239,6 +240,8 @@ def plot_against(
         if rows.empty:
             draw_nothing(axes)
         draw_level(axes, accuracy)
+        limit_shares(axes, "x")
+        limit_shares(axes, "y")
         axes.set_title(method)
         axes.set_xlabel(x[1])
         axes.set_ylabel(y[1])

@@ -77,7 +77,7 @@ def plot_taus(
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.axvline(0, color=MUTED, linewidth=0.8)
-        axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+        axes.locator_params(axis="x", nbins=6, steps=[1, 2, 2.5, 5, 10])
         axes.set_xlabel("Kendall's tau-a")
         axes.grid(visible=True, axis="x")
         axes.spines["left"].set_visible(False)
@@ -167,7 +167,7 @@ def error_limits(
 ) -> tuple[float, float]:
     """The least and the largest classification error of any phase, in hundredths."""
     logs = [choices[f"test/{phase}/log_error"] for phase in phases]
-    known = np.exp(pd.concat(logs)).tolist() + [baseline_error or np.nan]
+    known = [*np.exp(pd.concat(logs)), baseline_error or np.nan]
     if np.isnan(known).all():
         return 10.0, 10.0
     return 100 * float(np.nanmin(known)), 100 * float(np.nanmax(known))

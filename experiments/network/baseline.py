@@ -144,6 +144,7 @@ def baseline_record(
         "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "weights": tree_digest(models),
+        "chance": network.judge.chance(network.splits.test.labels),
     }
     for name in subsets:
         examples: Examples = getattr(network.splits, name)

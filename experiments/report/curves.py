@@ -59,7 +59,7 @@ def _training(epochs: Sequence[Record], metric: str, loss: str) -> Picture:
     if any("validation_accuracy" in one for one in epochs):
         shares = curves("validation_accuracy", "validation")
         drawings["training_metric.svg"] = _plot(shares, f"{metric}, %", 100.0, count=len(networks))
-    caption = "By epoch; the loss of training is the mean over the epoch\N{RIGHT SINGLE QUOTATION MARK}s steps."
+    caption = "The loss of training is the mean over the steps of an epoch."
     return Picture("Training before compression.", caption, drawings)
 
 
@@ -76,9 +76,7 @@ def _tuning(by_name: Mapping[str, Sequence[Curves]], metric: str, loss: str) -> 
         drawings["tuning_metric.svg"] = _plot(shares, f"validation {metric}, %", 100.0)
     elif losses := means("validation_loss"):
         drawings["tuning_validation_loss.svg"] = _plot(losses, f"validation {loss}", 1.0)
-    caption = (
-        "Means over all networks that were trained further; one that ended early stays as it was."
-    )
+    caption = "Means over all that were trained on; one that ended early stays as it was."
     return Picture("Training after compression.", caption, drawings)
 
 

@@ -91,6 +91,13 @@ def draw_legend(drawn: Any, axes: Any) -> None:
         drawn.legend(handles, names, ncols=min(columns, len(names)), loc="outside lower left")
 
 
+def limit_shares(axes: Any, axis: str) -> None:
+    """Leave out what no share can be, below 0 % and above 100 %; a horizontal axis begins at 0."""
+    lower, upper = getattr(axes, f"get_{axis}lim")()
+    lower = 0.0 if axis == "x" else max(lower, -2.0)
+    getattr(axes, f"set_{axis}lim")(lower, min(upper, 102.0))
+
+
 def draw_nothing(axes: Any, text: str = "nothing measured yet") -> None:
     """That there is nothing to draw."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=MUTED)
@@ -163,6 +170,7 @@ def plot_curves(
     title: str = "",
     side: float = 0.0,
     symlog: bool = False,
+    shares: bool = True,
     level_label: str = "before compression",
     **style: Any,
 ) -> str:
@@ -176,6 +184,7 @@ def plot_curves(
         title: above the figure.
         side: between two curves, so that the intervals at one place can be told apart.
         symlog: for what falls, or rises by many orders of magnitude.
+        shares: whether the horizontal axis is in hundredths.
         style: see `draw_curve`.
     """
     with figure(4.4, f"{title}, {y[1]} against {x[1]}".lstrip(", ")) as (drawn, svg):
@@ -191,6 +200,10 @@ def plot_curves(
         if symlog:
             axes.set_yscale("symlog", linthresh=10)
             axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            limit_shares(axes, "y")
+        if shares:
+            limit_shares(axes, "x")
         axes.set_title(title)
         axes.set_xlabel(x[1])
         axes.set_ylabel(y[1])

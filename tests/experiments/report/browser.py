@@ -50,20 +50,32 @@ class Browser:
         """Show a file on a screen so wide."""
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
         self("Emulation.setDeviceMetricsOverride", **size)
+        self("Emulation.setTouchEmulationEnabled", enabled=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", features=[scheme])
         self("Page.navigate", url=path.resolve().as_uri())
         self._until(lambda found: found.get("method") == "Page.loadEventFired")
 
     def value(self, expression):
-        """What a JavaScript expression is, as JSON."""
-        answer = self("Runtime.evaluate", expression=expression, returnByValue=True)
+        """What a JavaScript expression is, or what it promises, as JSON."""
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        answer = self("Runtime.evaluate", **asked)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def point(self, x, y):
         """Move the pointer to a place in the window."""
         self("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def tap(self, x, y):
+        """Touch a place in the window."""
+        self("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def press(self, key):
+        """Press and release a key."""
+        for kind in ("keyDown", "keyUp"):
+            self("Input.dispatchKeyEvent", type=kind, key=key)
 
     def close(self):
         self.session = None
