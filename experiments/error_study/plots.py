@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.error_study.error_names import error_name
-from experiments.error_study.records import SUBSETS
+from experiments.error_study.error_names import ERRORS, error_name
 from experiments.error_study.tables import CHOICE, TAU
 from experiments.report.maps import Map, draw_map
 from experiments.report.plots import (
@@ -174,15 +173,14 @@ def error_limits(
 
 
 def _texts(choices: pd.DataFrame, phase: str) -> list[str]:
-    """All that is known of each choice."""
-    errors = [name for name in choices.columns if "/" in name and not name.startswith(SUBSETS)]
+    """What each choice is, and what is measured of it."""
     return [
         "\n".join(
             [
                 f"{row['layer']}, {row['method']}, compression {percent(row['compression'])}",
                 f"ranks {row['ranks']}, keeps {percent(row['kept'], 1)}",
                 f"test accuracy {percent(row[f'test/{phase}/accuracy'], 2)}",
-                *(f"{error_name(error)} {row[error]:.4g}" for error in errors),
+                *(f"{error_name(error)} {row[error]:.4g}" for error in ERRORS),
             ]
         )
         for row in choices.to_dict("records")

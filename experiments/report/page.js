@@ -58,5 +58,7 @@ for (const name of ["pointermove", "pointerdown"]) {
   document.addEventListener(name, (event) => show(nearest(event)));
 }
 document.addEventListener("focusin", (event) => show(event.target.closest("[data-tip]")));
-document.addEventListener("scroll", () => show(null), { passive: true, capture: true });
+// What has the focus was scrolled to; what is under a finger was left.
+const scrolled = () => show(shown === document.activeElement ? shown : null);
+document.addEventListener("scroll", scrolled, { passive: true, capture: true });
 document.addEventListener("keydown", (event) => event.key === "Escape" && show(null));
