@@ -114,7 +114,7 @@ def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Iterator[J
 
 
 def baseline(
-    network: Network, journal: Journal, workdir: Path, subsets: Sequence[str], **fields: Any
+    network: Network, journal: Journal, workdir: Path, subsets: Sequence[str], /, **fields: Any
 ) -> Variables:
     """The network before compression, read or trained, and recorded, or known to be the same.
 
@@ -123,7 +123,7 @@ def baseline(
         fields: further fields of its record.
     """
     models, epoch = trained(network, workdir / "checkpoints" / "baseline")
-    whole = journal.get("baseline")
+    whole = journal.get("baseline", **fields)
     if whole is None:
         journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.error_study.protocol import Choice, DecomposeSettings, Key
+from experiments.error_study.protocol import Choice, DecomposeSettings, Run
 from experiments.network.arrays import array_of, with_array
 from experiments.network.expanded import Expanded
 from experiments.network.forward import Apply, Variables
@@ -59,10 +59,10 @@ class CompressedNetwork(Expanded):
 def decompose_runs(
     kernel: Float[Array, "*_"],
     plans: Mapping[Choice, PlannedLayer],
-    runs: int,
+    runs_of: Callable[[str], int],
     settings: DecomposeSettings,
     key: Array,
-) -> dict[Key, Factors]:
+) -> dict[Run, Factors]:
     """Decompose one layer's kernel in every choice and run.
 
     CP starts anew in each run; the other methods are deterministic, their runs share one result.
@@ -70,20 +70,22 @@ def decompose_runs(
     Arguments:
         kernel: of the layer that all `plans` are about.
         plans: the choices of one layer.
+        runs_of: method -> number of runs.
         key: of the whole study; each choice and run derives its own.
     """
-    found: dict[Key, Factors] = {}
+    found: dict[Run, Factors] = {}
     # Zero columns stay zero under ALS: starts filled up with them share one compiled program.
     widest = max((p.ranks[0] for p in plans.values() if p.method == "cp"), default=0)
     for choice, plan in plans.items():
+        runs = range(runs_of(plan.method))
         if plan.method == "cp":
-            for run in range(runs):
+            for run in runs:
                 own = choice_key(key, choice, run)
                 found[choice, run] = _cp_factors(kernel, plan, widest, settings, own)
         else:
             options = Options(max_iters=settings.tucker_iters, tol=settings.tol)
             shared = decompose_kernel(kernel, plan, options)
-            found |= {(choice, run): shared for run in range(runs)}
+            found |= {(choice, run): shared for run in runs}
     return found
 
 

@@ -21,15 +21,17 @@ from tdjax.plan.rules import Rule
 
 @dataclass(frozen=True, eq=False)
 class PlannedStudy:
-    """A study's network and the choices to measure.
+    """One of a study's networks and the choices to measure.
 
     Arguments:
         plans: every choice with the decomposition that it stands for.
+        number: which of the networks it is.
     """
 
     network: Network
     protocol: Protocol
     plans: Mapping[Choice, PlannedLayer]
+    number: int = 0
 
 
 def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:

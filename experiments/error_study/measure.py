@@ -23,7 +23,7 @@ from experiments.error_study.candidates import (
     without_kernel,
 )
 from experiments.error_study.choices import PlannedStudy
-from experiments.error_study.protocol import Choice, Key
+from experiments.error_study.protocol import Choice, Key, Run
 from experiments.error_study.records import choice_fields
 from experiments.network.forward import Variables
 from experiments.network.judge import Judge, LossOf, ScoresOf
@@ -66,9 +66,9 @@ def compressed_records(
     model: Variables,
     path: str,
     plans: Mapping[Choice, PlannedLayer],
-    factors: Mapping[Key, Factors],
+    factors: Mapping[Run, Factors],
     moments: LayerMoments | None,
-) -> dict[Key, dict[str, Any]]:
+) -> dict[Run, dict[str, Any]]:
     """Errors and performance of every decomposition of one layer, no training.
 
     Without `moments` the errors in the norms of the data are left out.
@@ -82,11 +82,11 @@ def compressed_records(
     scores = _candidate_scores(study, model, path, arrays)
     errors = _candidate_errors(study, model, layer, kernels, arrays, moments)
     records = {}
-    for key, own in factors.items():
-        plan, index = plans[key[0]], place[id(own)]
-        records[key] = {
+    for (choice, run), own in factors.items():
+        plan, index = plans[choice], place[id(own)]
+        records[choice, run] = {
             "kind": "compressed",
-            **choice_fields(key),
+            **choice_fields(Key(study.number, choice, run)),
             "ranks": list(plan.ranks),
             "kept": plan.kept,
             "saves": plan.size < plan.layer.size,
@@ -101,11 +101,11 @@ def finetune_records(
     model: Variables,
     choice: Choice,
     plan: PlannedLayer,
-    factors: Mapping[Key, Factors],
+    factors: Mapping[Run, Factors],
     alike: Sequence[Factors],
-) -> dict[Key, dict[str, Any]]:
+) -> dict[Run, dict[str, Any]]:
     """Train all runs of one choice on and measure them; shapes are those of all `alike`."""
-    network, runs = study.network, range(study.protocol.runs)
+    network, runs = study.network, range(study.protocol.runs_of(choice.method))
     compressed = CompressedNetwork.of(network.apply, plan)
     dense = without_kernel(model.params, plan.layer)
     # Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
@@ -113,7 +113,7 @@ def finetune_records(
     # are the same either way.
     groups = [[run] for run in runs] if jax.default_backend() == "cpu" else [list(runs)]
     rest = Variables({"dense": dense}, model.state).copies(len(groups[0]))
-    records: dict[Key, dict[str, Any]] = {}
+    records: dict[Run, dict[str, Any]] = {}
     for group in groups:
         wide = [widened(factors[choice, run], alike) for run in group]
         own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *wide))
@@ -127,7 +127,7 @@ def finetune_records(
         for k, run in enumerate(group):
             records[choice, run] = {
                 "kind": "finetuned",
-                **choice_fields((choice, run)),
+                **choice_fields(Key(study.number, choice, run)),
                 "epoch": int(np.asarray(fit.best_epoch)[k]),
                 **_performances(study, scores, k),
             }

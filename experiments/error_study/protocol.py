@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from experiments.error_study.paper import published_names
 from experiments.network.schedule import FitSettings
@@ -18,6 +18,7 @@ from experiments.network.settings import (
 )
 from experiments.workdir.fields import FOR_REPORT, FieldError, Settings
 from experiments.workdir.ranges import (
+    SEEDS,
     Choices,
     FileName,
     Natural,
@@ -47,8 +48,24 @@ class Choice:
         return f"{self.layer}, {self.method}, compression {self.compression:g}"
 
 
-# A choice and which of its runs.
-Key = tuple[Choice, int]
+# A choice and which of its runs, in one network.
+Run = tuple[Choice, int]
+
+
+class Key(NamedTuple):
+    """One measurement: which of the networks, a choice, and which of its runs there."""
+
+    network: int
+    choice: Choice
+    run: int
+
+    def __str__(self) -> str:
+        """All three in one line."""
+        return f"network {self.network}, {self.choice}, run {self.run}"
+
+
+# Methods whose decomposition is the same every time: runs differ in fine-tuning alone.
+DETERMINISTIC = tuple(method for method in METHODS if method != "cp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +105,7 @@ class MeasureSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Settings):
-    """A whole study: every layer x method x compression x run.
+    """A whole study: every network x layer x method x compression x run.
 
     Arguments:
         experiment: "study" measures and reports, "report" only reports.
@@ -99,7 +116,11 @@ class Protocol(Settings):
             `re.fullmatch` on these.
         methods: of "cp", "tucker", "tt", "svd".
         compressions: shares of a layer's weights that go away.
-        runs: independent decompositions and fine-tunings of each choice.
+        networks: how many networks are trained and measured. The k-th, from 0, is the one that a
+            study with the seed `seed + k` has, with all that is random about it.
+        runs: independent decompositions and fine-tunings of each choice, in each network.
+        deterministic_runs: the same where the decomposition is the same every time, so that runs
+            differ in fine-tuning alone; None for as many as `runs`.
         published: key into the published correlations to show beside, or None.
         checkpoint_every: epochs between checkpoints of the baseline's training.
     """
@@ -116,7 +137,9 @@ class Protocol(Settings):
     layers: Choices[str]
     methods: Choices[Annotated[str, OneOf(METHODS)]] = ("cp", "tucker", "tt")
     compressions: Choices[Share] = (0.1, 0.25, 0.5, 0.75, 0.9)
+    networks: Repeats = 1
     runs: Repeats = 5
+    deterministic_runs: Repeats | None = None
     decompose: DecomposeSettings = DecomposeSettings()
     measure: MeasureSettings = MeasureSettings()
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
@@ -132,6 +155,12 @@ class Protocol(Settings):
             raise FieldError(
                 "compressions", f"is {self.compressions}: two of them are equal to six decimals"
             )
+        fewer = self.deterministic_runs
+        if fewer is not None and fewer > self.runs:
+            raise FieldError("deterministic_runs", f"is {fewer}: at most runs, {self.runs}")
+        if self.seed + self.networks - 1 > SEEDS:
+            problem = f"is {self.seed}: that of network {self.networks} is above {SEEDS}"
+            raise FieldError("seed", problem)
         if self.finetune.epochs:
             self.finetune.fit_after(self.train)
 
@@ -162,8 +191,18 @@ class Protocol(Settings):
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Every run of every choice."""
-        return tuple(product(self.choices, range(self.runs)))
+        """Every run of every choice in every network: by choice, then network, then run."""
+        return tuple(
+            Key(network, choice, run)
+            for choice, network in product(self.choices, range(self.networks))
+            for run in range(self.runs_of(choice.method))
+        )
+
+    def runs_of(self, method: str) -> int:
+        """How many runs a choice of a method has in each network."""
+        if method in DETERMINISTIC and self.deterministic_runs is not None:
+            return self.deterministic_runs
+        return self.runs
 
     @property
     def phases(self) -> tuple[str, ...]:

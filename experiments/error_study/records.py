@@ -35,16 +35,20 @@ def read_study(workdir: Path) -> tuple[dict[str, Any], Protocol, Journal]:
 def check_records(settings: Protocol, measured: Journal) -> None:
     """Refuse records that do not belong together.
 
-    Raises ValueError for a choice or run that the configuration does not list, and for a
+    Raises ValueError for a choice, network or run that the configuration does not list, and for a
     fine-tuned network that was never compressed.
     """
     listed = set(settings.keys)
+    for record in measured.of_kind("baseline"):
+        if not 0 <= record["network"] < settings.networks:
+            raise ValueError(f"{measured.path}: network {record['network']} is not in config.json")
     for record in measured.of_kind("compressed", "finetuned"):
         choice = Choice(*(record[name] for name in ("layer", "method", "compression")))
-        named = f"({choice}, run {record['run']})"
+        key = Key(record["network"], choice, record["run"])
+        named = f"({key})"
         if measured.identity("compressed", record) not in measured.found:
             raise ValueError(f"{measured.path}: {named} is fine-tuned but never compressed")
-        if (choice, record["run"]) not in listed:
+        if key not in listed:
             raise ValueError(
                 f"{measured.path}: {named} is not in config.json; "
                 "write each configuration's measurements to a work directory of their own"
@@ -53,8 +57,7 @@ def check_records(settings: Protocol, measured: Journal) -> None:
 
 def choice_fields(key: Key) -> dict[str, Any]:
     """The fields of a record that say what was measured."""
-    choice, run = key
-    return {**asdict(choice), "run": run}
+    return {**asdict(key.choice), "network": key.network, "run": key.run}
 
 
 def lacking_data_errors(measured: Journal) -> int:
@@ -102,13 +105,16 @@ def _performance(name: str, value: Any) -> dict[str, Any]:
     return found
 
 
-_CHOICE: Fields = {"layer": str, "method": str, "compression": _share_removed, "run": int}
+# Studies of earlier versions have one network.
+_NETWORK: Fields = {"network": (int, 0)}
+_CHOICE: Fields = {"layer": str, "method": str, "compression": _share_removed}
+_RUN: Fields = {**_CHOICE, **_NETWORK, "run": int}
 _SUBSETS: Fields = {"validation": _performance, "test": _performance}
 _SIZES: Fields = {"params": int, "macs": (int, None), "epoch": (int, None)}
 SCHEMA: Schema = {
-    "baseline": Kind({}, {**_SIZES, "train": (_performance, None), **_SUBSETS}),
+    "baseline": Kind(_NETWORK, {**_SIZES, "train": (_performance, None), **_SUBSETS}),
     "compressed": Kind(
-        _CHOICE, {"ranks": _ranks, "kept": float, "saves": bool, "errors": _errors, **_SUBSETS}
+        _RUN, {"ranks": _ranks, "kept": float, "saves": bool, "errors": _errors, **_SUBSETS}
     ),
-    "finetuned": Kind(_CHOICE, {"epoch": int, **_SUBSETS}),
+    "finetuned": Kind(_RUN, {"epoch": int, **_SUBSETS}),
 }

@@ -79,7 +79,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         ImportError: where matplotlib is not installed.
     """
     raw, settings, measured = read_study(workdir)
-    paper, baseline = published_study(settings.published), measured.get("baseline")
+    paper, baseline = published_study(settings.published), measured.get("baseline", network=0)
     rows = measurement_rows(settings, measured)
     choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resamples=resamples)
     taus = {kind: tau_rows(all_taus, kind, paper) for kind in TITLES}
@@ -102,7 +102,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         provenance=_provenance(settings, resamples),
         config=raw,
         files={
-            "measurements.csv": to_csv(rows),
+            "measurements.csv": to_csv(_without_constant(rows, settings)),
             "choices.csv": to_csv(choices),
             "tau_by_compression.csv": to_csv(taus["compression"], decimals=6),
             "tau_errors.csv": to_csv(taus["error"], decimals=6),
@@ -111,6 +111,11 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         },
     )
     return publish(workdir, report)
+
+
+def _without_constant(rows: pd.DataFrame, settings: Protocol) -> pd.DataFrame:
+    """The rows without the number of the network where there is one, as earlier versions had."""
+    return rows if settings.networks > 1 else rows.drop(columns="network")
 
 
 def _tables(settings: Protocol, taus: Mapping[str, pd.DataFrame]) -> list[Table]:

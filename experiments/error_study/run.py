@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.error_study.candidates import Factors, decompose_runs, kernel_of
 from experiments.error_study.choices import PlannedStudy, plan_study
 from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
-from experiments.error_study.protocol import Choice, Key, Protocol
+from experiments.error_study.protocol import Choice, Protocol, Run
 from experiments.error_study.records import (
     SCHEMA,
     check_records,
@@ -37,9 +37,10 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
     settings = study.protocol
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
         check_records(settings, journal)
-        model = baseline(network, journal, workdir, ("train", "validation", "test"))
+        model = baseline(network, journal, workdir, ("train", "validation", "test"), network=0)
         if not settings.poor_baseline:
-            check_baseline(journal.again(), network)
+            (record,) = journal.again().of_kind("baseline")
+            check_baseline(record, network)
         moments = _moments_for(study, model, journal)
         expected = product(settings.kinds, settings.keys)
         measure(
@@ -86,7 +87,7 @@ def _measure_layer(
     """
     settings, key = study.protocol, study.network.key(DECOMPOSE)
     plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
-    keys = [own for own in settings.keys if own[0] in plans]
+    keys = [own for own in settings.keys if own.network == study.number and own.choice in plans]
     missing = {
         kind: [own for own in keys if journal.get(kind, **choice_fields(own)) is None]
         for kind in settings.kinds
@@ -94,13 +95,13 @@ def _measure_layer(
     if not any(missing.values()):
         return
     kernel = kernel_of(model, next(iter(plans.values())).layer)
-    factors = decompose_runs(kernel, plans, settings.runs, settings.decompose, key)
+    factors = decompose_runs(kernel, plans, settings.runs_of, settings.decompose, key)
     if missing["compressed"]:
         # All of them, also those that are there: a layer's candidates are one computation, whose
         # numbers must not depend on where an earlier run was killed.
         records = compressed_records(study, model, path, plans, factors, moments)
-        yield [records[own] for own in keys]
-    untuned = dict.fromkeys(own[0] for own in missing.get("finetuned", ()))
+        yield [records[own.choice, own.run] for own in keys]
+    untuned = dict.fromkeys(own.choice for own in missing.get("finetuned", ()))
     # Not of the layer as a whole: the last of few large tasks would leave all cores but one idle.
     yield Further(
         [
@@ -114,7 +115,7 @@ def _tune(
     study: PlannedStudy,
     model: Variables,
     choices: Sequence[Choice],
-    factors: Mapping[Key, Factors],
+    factors: Mapping[Run, Factors],
 ) -> Iterator[Records]:
     """Yield the records of fine-tuning of some choices of one layer and method.
 

@@ -46,7 +46,7 @@ the mean of those, and over all choices (Figure 3).
 
 
 def measurement_rows(settings: Protocol, measured: Journal) -> pd.DataFrame:
-    """One row per choice and run that was measured, in the configuration's order.
+    """One row per choice, network and run that was measured, in the configuration's order.
 
     No timings: an interrupted and an unbroken study give the same rows.
     """
@@ -60,8 +60,9 @@ def measurement_rows(settings: Protocol, measured: Journal) -> pd.DataFrame:
         if (tuned := measured.get("finetuned", **fields)) is not None:
             row |= {"finetune_epoch": tuned["epoch"], **_performances("after", tuned)}
         rows.append(row)
-    columns: Row = {"layer": str, "method": str, "compression": float, "run": int, "ranks": str}
-    columns |= {"kept": float, "saves": bool, **dict.fromkeys(common_errors(measured), float)}
+    columns: Row = {"layer": str, "method": str, "compression": float, "network": int}
+    columns |= {"run": int, "ranks": str, "kept": float, "saves": bool}
+    columns |= dict.fromkeys(common_errors(measured), float)
     for phase in settings.phases:
         columns |= {"finetune_epoch": "Int64"} if phase == "after" else {}
         columns |= {f"{sub}/{phase}/{name}": float for sub in SUBSETS for name in FIGURES}
@@ -94,7 +95,7 @@ def choice_rows(rows: pd.DataFrame) -> pd.DataFrame:
 def complete(rows: pd.DataFrame, settings: Protocol, phase: str) -> pd.DataFrame:
     """The rows of the choices that were measured in every run before or after fine-tuning."""
     counts = rows.groupby(list(CHOICE))[f"test/{phase}/accuracy"].transform("count")
-    return rows[counts == settings.runs]
+    return rows[counts == settings.networks * rows["method"].map(settings.runs_of)]
 
 
 def measured_taus(

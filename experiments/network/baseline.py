@@ -16,7 +16,7 @@ from experiments.network import checkpoints
 from experiments.network.forward import Variables
 from experiments.network.network import TRAIN, Network
 from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Record
 from experiments.workdir.progress import progress_bar
 from tdjax.params.digests import tree_digest
 
@@ -80,19 +80,18 @@ def check_weights(record: Record, models: Variables) -> None:
         )
 
 
-def check_baseline(journal: Journal, network: Network) -> None:
+def check_baseline(record: Record, network: Network) -> None:
     """Refuse a network that is no better than chance: what compression costs it says nothing.
 
     By chance it names the most frequent class, give or take two standard errors, or the mean.
 
     Arguments:
-        journal: with the record of the network.
+        record: of the network, see `baseline_record`.
 
     Raises ValueError for such a network.
     """
     labels, name = network.splits.test.labels, network.settings.metric_name
     chance = network.judge.chance(labels)
-    (record,) = journal.of_kind("baseline")
     accuracy = record["test"]["accuracy"]
     if chance is None or accuracy > chance:
         return

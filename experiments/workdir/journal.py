@@ -25,7 +25,8 @@ Fields = Mapping[str, Any]
 """What each field of a JSON object must be.
 
 A type, where a float may be written as a whole number; a mapping of the fields of an object; a list
-of one such mapping; a pair of any of these and None for what may be missing or null; or a function
+of one such mapping; a pair of any of these and what is read where it is missing or null, such as
+None, which leaves it so; or a function
 (name, value) -> value that raises ValueError.
 """
 
@@ -187,11 +188,13 @@ def checked(record: Any, fields: Fields) -> dict[str, Any]:
     """
     if not isinstance(record, dict):
         raise ValueError("a record must be a JSON object")
-    return record | {
-        name: _field(record, name, kind)
-        for name, kind in fields.items()
-        if not (isinstance(kind, tuple) and record.get(name) is None)
-    }
+    found = dict(record)
+    for name, kind in fields.items():
+        if not (isinstance(kind, tuple) and record.get(name) is None):
+            found[name] = _field(record, name, kind)
+        elif kind[1] is not None:
+            found[name] = kind[1]
+    return found
 
 
 def required(record: Record, name: str, kind: type) -> Any:

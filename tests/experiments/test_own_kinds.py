@@ -197,9 +197,14 @@ def test_the_study_takes_arrays_that_hold_a_kernel_the_other_way_round():
     settings = read_fields(error_study.Protocol, {**OWN, **asked})
     own = network("function", settings)
     study = plan_study(own, settings)
-    (plan,), (key,) = study.plans.values(), study.protocol.keys
+    ((choice, plan),) = study.plans.items()
+    key = choice, 0
     factors = decompose_runs(
-        kernel_of(own.start, plan.layer), study.plans, 1, settings.decompose, jax.random.key(0)
+        kernel_of(own.start, plan.layer),
+        study.plans,
+        settings.runs_of,
+        settings.decompose,
+        jax.random.key(0),
     )
     record = compressed_records(study, own.start, "layers/1", study.plans, factors, None)[key]
     (rank,) = record["ranks"]
@@ -211,7 +216,7 @@ def test_the_study_takes_arrays_that_hold_a_kernel_the_other_way_round():
     test = own.splits.test
     right = np.mean(expected(test.images, cut).argmax(axis=1) == test.labels)
     assert record["test"]["accuracy"] == pytest.approx(float(right))
-    tuned = finetune_records(study, own.start, key[0], plan, factors, [factors[key]])[key]
+    tuned = finetune_records(study, own.start, choice, plan, factors, [factors[key]])[key]
     assert tuned["epoch"] == 1
 
 

@@ -51,7 +51,7 @@ def layer(study, moments, request):
     kernel = layer_params(study.network.start.params, path)["kernel"]
     protocol = study.protocol
     factors = decompose_runs(
-        kernel, plans, protocol.runs, protocol.decompose, study.network.key(DECOMPOSE)
+        kernel, plans, protocol.runs_of, protocol.decompose, study.network.key(DECOMPOSE)
     )
     records = compressed_records(study, study.network.start, path, plans, factors, moments[path])
     kernels = {key: plans[key[0]].chain.dense(found) for key, found in factors.items()}

@@ -196,7 +196,7 @@ def test_measurements_read_back_as_recorded(finished):
     assert len({tuple(row.values()) for row in rows}) == len(rows)
     for row in rows:
         key = {"layer": row["layer"], "method": row["method"], "run": int(row["run"])}
-        key["compression"] = float(row["compression"])
+        key |= {"compression": float(row["compression"]), "network": 0}
         before, after = (measured.get(kind, **key) for kind in ("compressed", "finetuned"))
         assert {name: float(row[name]) for name in ERRORS} == before["errors"]
         assert tuple(map(int, row["ranks"].split())) == before["ranks"]

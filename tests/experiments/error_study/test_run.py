@@ -12,7 +12,7 @@ import pytest
 
 from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
-from experiments.error_study.protocol import Protocol
+from experiments.error_study.protocol import Key, Protocol
 from experiments.error_study.records import choice_fields, read_study
 from experiments.error_study.report import write_report
 from experiments.network import checkpoints
@@ -91,24 +91,27 @@ def test_files_and_lines(unbroken):
 
 def test_the_records_agree_with_each_other(unbroken):
     _, settings, measured = read_study(unbroken)
-    baseline = measured.get("baseline")
+    baseline = measured.get("baseline", network=0)
     assert baseline["train"]["count"] == 200
     assert baseline["validation"]["count"] == baseline["test"]["count"] == 50
-    for choice, run in settings.keys:
-        record = measured.get("compressed", **choice_fields((choice, run)))
+    for key in settings.keys:
+        choice = key.choice
+        record = measured.get("compressed", **choice_fields(key))
         assert 0 < record["kept"] < 1
         assert record["saves"]
         assert 0 < record["errors"]["weights/relative"] < 1
         right = record["test"]["accuracy"] * 50
         assert round(right) == pytest.approx(right)
-        other = measured.get("compressed", **choice_fields((choice, 1 - run)))
+        other = measured.get("compressed", **choice_fields(key._replace(run=1 - key.run)))
         same = record["errors"] == other["errors"]
         assert same == (choice.method == "svd")
-        assert measured.get("finetuned", **choice_fields((choice, run)))["epoch"] == 1
+        assert measured.get("finetuned", **choice_fields(key))["epoch"] == 1
     for layer in ("conv2", "conv3"):
         # The more is removed the larger the error of the best approximation.
         low, high = (
-            measured.get("compressed", **choice_fields((choice, 0)))["errors"]["weights/absolute"]
+            measured.get("compressed", **choice_fields(Key(0, choice, 0)))["errors"][
+                "weights/absolute"
+            ]
             for choice in settings.choices
             if (choice.layer, choice.method) == (layer, "svd")
         )

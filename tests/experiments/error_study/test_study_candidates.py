@@ -63,7 +63,7 @@ class Setting:
             for level in levels
         }
         self.settings, self.key = SETTINGS, jax.random.key(5)
-        self.factors = decompose_runs(self.kernel, self.plans, RUNS, SETTINGS, self.key)
+        self.factors = decompose_runs(self.kernel, self.plans, lambda _: RUNS, SETTINGS, self.key)
 
     def network(self, method):
         plan = next(plan for choice, plan in self.plans.items() if choice.method == method)
@@ -153,7 +153,7 @@ def test_deterministic_methods_share_one_result_and_equal_the_library(plain):
 def test_cp_against_the_library_from_a_start_drawn_by_hand(plain, cp_init):
     choice = Choice("conv", "cp", LEVELS[-1])
     plan, settings = plain.plans[choice], dataclasses.replace(SETTINGS, cp_init=cp_init)
-    alone = decompose_runs(plain.kernel, {choice: plan}, RUNS, settings, plain.key)
+    alone = decompose_runs(plain.kernel, {choice: plan}, lambda _: RUNS, settings, plain.key)
     draw = jax.random.uniform if cp_init == "random" else jax.random.normal
     tensor = plan.chain.tensor_view(plain.kernel)
     for run in range(RUNS):
@@ -235,7 +235,7 @@ def test_a_kernel_that_is_not_finite_is_refused(plain):
     broken = plain.kernel.at[0, 0, 0, 0].set(jnp.nan)
     for choice, plan in plain.plans.items():
         with pytest.raises(ValueError, match="NaN or Inf"):
-            decompose_runs(broken, {choice: plan}, 1, plain.settings, plain.key)
+            decompose_runs(broken, {choice: plan}, lambda _: 1, plain.settings, plain.key)
 
 
 def test_equal_networks_share_compiled_programs(plain):

@@ -40,7 +40,8 @@ def small_study(wrong, errors, after=None, published=None, runs=1):
 
     def record(kind, run, i, value, **fields):
         layer, method, compression = choices[i]
-        own = {"layer": layer, "method": method, "compression": compression, "run": run}
+        own = {"layer": layer, "method": method, "compression": compression}
+        own |= {"network": 0, "run": run}
         result = {"accuracy": 1 - value / 100, "cross_entropy": 0.0, "count": 100}
         own |= {"kind": kind, "validation": result, "test": result, **fields}
         journal.found[journal.identity(kind, own)] = own
