@@ -97,7 +97,8 @@ class Crossing:
 
     def taken(self, x: Float[np.ndarray, "runs choices"]) -> Float[np.ndarray, "crossed choices"]:
         """What each choice has in each crossed run."""
-        return np.take_along_axis(x, self.runs[:, self.kinds], axis=0)
+        # The last digit of a sum depends on how its terms lie in memory.
+        return np.ascontiguousarray(x[self.runs[:, self.kinds], np.arange(x.shape[1])])
 
 
 def cross_runs(counts: Int[np.ndarray, " choices"]) -> Crossing:
