@@ -14,7 +14,7 @@ from experiments.error_study.plots import plot_taus
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SUBSETS, lacking_data_errors
 from experiments.error_study.tables import TauTable, tau_table
-from experiments.report.correlate import TauEstimate, difference
+from experiments.report.estimates import TauEstimate, difference
 from experiments.report.page import Picture, Section
 from experiments.report.tables import DASH, Table, Tau, number
 from experiments.workdir.journal import Journal

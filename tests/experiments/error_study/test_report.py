@@ -16,7 +16,7 @@ from experiments.error_study.protocol import PHASES
 from experiments.error_study.records import read_study
 from experiments.error_study.report import write_report
 from experiments.error_study.verdicts import judge_findings
-from experiments.report.correlate import TauEstimate
+from experiments.report.estimates import TauEstimate
 
 LAYERS = ("conv2", "conv3", "conv4", "conv5")
 METHODS = ("cp", "tucker", "tt")
@@ -511,8 +511,9 @@ HOLDING = {
 
 
 def estimate(mean, width, choices=45, seed=0):
-    noise = np.random.default_rng(seed).uniform(-width, width, 400)
-    return TauEstimate(np.array([mean - 0.01, mean, mean + 0.01]), mean + noise, choices)
+    resampled = mean + np.random.default_rng(seed).uniform(-width, width, 400)
+    per_run = np.array([[mean - 0.01, mean, mean + 0.01]])
+    return TauEstimate(per_run, resampled, resampled[:, None], choices)
 
 
 def tables_of(phases, width=0.02, choices=45):

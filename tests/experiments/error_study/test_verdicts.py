@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.verdicts import TRUTHS, WRONG, counted
 from experiments.error_study.judging import FAILS, HOLDS, best_is_higher, best_is_no_higher
-from experiments.report.correlate import TauEstimate, estimate_tau
+from experiments.report.correlate import estimate_tau
+from experiments.report.estimates import TauEstimate
 
 
 @pytest.mark.parametrize(("letter", "often"), [("d", {}), ("e", {1: HOLDS}), ("f", {1: FAILS})])
@@ -21,8 +22,8 @@ def test_verdicts_on_drawn_studies(letter, often):
 
 
 def drawn(mean, sd, seed, choices=45):
-    noise = np.random.default_rng(seed).standard_normal(4000)
-    return TauEstimate(np.array([mean]), mean + sd * noise, choices)
+    resampled = mean + sd * np.random.default_rng(seed).standard_normal(4000)
+    return TauEstimate(np.array([[mean]]), resampled, resampled[:, None], choices)
 
 
 def test_bounds_are_quantiles_of_students_t():
@@ -32,7 +33,7 @@ def test_bounds_are_quantiles_of_students_t():
     assert upper == pytest.approx(0.3 + 0.2015, abs=0.005)
     # 2.571 for 5.
     assert drawn(0.3, 0.1, 0, choices=6).bounds(0.025)[0] == pytest.approx(0.3 - 0.257, abs=0.005)
-    none = TauEstimate(np.array([0.3]), np.full(5, math.nan), 4)
+    none = TauEstimate(np.array([[0.3]]), np.full(5, math.nan), np.full((5, 1), math.nan), 4)
     assert np.isnan(none.bounds(0.025)).all()
 
 
@@ -40,7 +41,7 @@ def test_bounds_cover_tau_as_often_as_they_say():
     """Of independent choices, tau is 0."""
     rng, missed = np.random.default_rng(0), 0
     for seed in range(150):
-        x, y = rng.standard_normal((2, 1, 20))
+        x, y = rng.standard_normal((2, 1, 1, 20))
         lower, upper = estimate_tau(x, y, np.zeros(20, int), resamples=100, seed=seed).bounds(0.05)
         missed += not lower < 0 < upper
     # Both sides: at most one in ten, give or take three standard deviations.

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.report.correlate import (
-    TauEstimate,
-    difference,
+    cross_runs,
     estimate_tau,
     kendall_tau_a,
     log_classification_error,
     resample_weights,
 )
+from experiments.report.estimates import TauEstimate, difference
 
 
 def tau_by_pairs(x, y):
@@ -117,23 +117,26 @@ def tau_of_resample(errors, log_errors, groups, drawn, drawn_runs):
 def test_bootstrap_is_the_resample_written_out(groups):
     errors, log_errors = random_measurements(seed=1)
     groups = np.array(groups)
-    estimate = estimate_tau(errors, log_errors, groups, resamples=60, seed=5)
-    weights = resample_weights(7, 3, resamples=60, seed=5)
+    estimate = estimate_tau(errors[None], log_errors[None], groups, resamples=60, seed=5)
+    items, shares = resample_weights(7, 1, cross_runs(np.full(7, 3)), resamples=60, seed=5)
     expected = [
-        tau_of_resample(errors, log_errors, groups, *drawn) for drawn in zip(*weights, strict=True)
+        tau_of_resample(errors, log_errors, groups, *drawn)
+        for drawn in zip(items, 3 * shares[:, 0], strict=True)
     ]
     np.testing.assert_allclose(estimate.resampled, expected, atol=1e-12)
 
 
 def test_drawn_weights_resample_as_many_as_there_are():
-    items, runs = resample_weights(7, 3, resamples=50, seed=0)
+    items, shares = resample_weights(7, 1, cross_runs(np.full(7, 3)), resamples=50, seed=0)
+    runs = 3 * shares[:, 0]
     assert (items.sum(axis=1) == 7).all()
-    assert (runs.sum(axis=1) == 3).all()
+    np.testing.assert_allclose(runs, runs.round(), atol=1e-12)
+    np.testing.assert_allclose(runs.sum(axis=1), 3)
     assert len(np.unique(items, axis=0)) > 40
 
 
 def test_copies_of_an_item_do_not_pull_tau_towards_zero():
-    ranks = np.arange(6.0)[None]
+    ranks = np.arange(6.0)[None, None]
     estimate = estimate_tau(ranks, ranks, np.zeros(6, int), resamples=200)
     assert np.nanmin(estimate.resampled) == pytest.approx(1.0)
     assert (estimate.mean, estimate.lower, estimate.upper) == pytest.approx((1.0, 1.0, 1.0))
@@ -146,7 +149,7 @@ def test_interval_covers_about_95_percent_of_the_true_taus():
     truth = 2 / math.pi * math.asin(rho)
     rng = np.random.default_rng(0)
     for seed in range(studies):
-        x, noise = rng.normal(size=(2, 1, 40))
+        x, noise = rng.normal(size=(2, 1, 1, 40))
         y = rho * x + math.sqrt(1 - rho**2) * noise
         estimate = estimate_tau(x, y, np.zeros(40, int), resamples=300, seed=seed)
         covered += estimate.lower <= truth <= estimate.upper
@@ -156,29 +159,31 @@ def test_interval_covers_about_95_percent_of_the_true_taus():
 def test_groups_are_averaged_and_lone_choices_left_out():
     errors, log_errors = random_measurements(seed=2)
     groups = np.array([0, 0, 0, 1, 1, 2, 2])
-    estimate = estimate_tau(errors, log_errors, groups, resamples=10)
+    estimate = estimate_tau(errors[None], log_errors[None], groups, resamples=10)
     for run in range(3):
         taus = [
             tau_by_pairs(errors[run, groups == g], log_errors[run, groups == g]) for g in range(3)
         ]
-        assert estimate.per_run[run] == pytest.approx(np.mean(taus))
+        assert estimate.per_run[0, run] == pytest.approx(np.mean(taus))
 
-    lone = estimate_tau(errors, log_errors, np.array([0, 0, 0, 1, 2, 3, 4]), resamples=10)
+    apart = np.array([0, 0, 0, 1, 2, 3, 4])
+    lone = estimate_tau(errors[None], log_errors[None], apart, resamples=10)
     assert lone.choices == 3
-    assert lone.per_run[0] == pytest.approx(tau_by_pairs(errors[0, :3], log_errors[0, :3]))
+    assert lone.per_run[0, 0] == pytest.approx(tau_by_pairs(errors[0, :3], log_errors[0, :3]))
     with pytest.raises(ValueError, match="at least two choices"):
-        estimate_tau(errors, log_errors, np.arange(7), resamples=10)
+        estimate_tau(errors[None], log_errors[None], np.arange(7), resamples=10)
 
 
 def test_mean_and_std_are_over_the_runs():
-    estimate = TauEstimate(np.array([0.2, 0.4, 0.9]), np.linspace(0, 1, 41), 5)
+    drawn = np.linspace(0, 1, 41)
+    estimate = TauEstimate(np.array([[0.2, 0.4, 0.9]]), drawn, drawn[:, None], 5)
     assert estimate.mean == pytest.approx(0.5)
     assert estimate.std == pytest.approx(math.sqrt(0.13))
     assert (estimate.lower, estimate.upper) == pytest.approx((0.025, 0.975))
 
 
 def test_difference_is_taken_on_the_same_resamples():
-    errors, log_errors = random_measurements(seed=3)
+    errors, log_errors = (own[None] for own in random_measurements(seed=3))
     groups = np.zeros(7, int)
     a, b = (estimate_tau(e, log_errors, groups, resamples=50) for e in (errors, 2 * errors))
     assert (difference(a, b).lower, difference(a, b).upper) == (0.0, 0.0)
