@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from experiments.compress.layers import layers_section
 from experiments.compress.settings import SCHEMA, TRIAL, Compress, enumerate_trials
 from experiments.network.compressed import KINDS
 from experiments.report import page
 from experiments.report.curves import training_section
-from experiments.report.maps import Map, draw_map
 from experiments.report.page import (
-    Atlas,
     Picture,
     Report,
     Section,
@@ -105,7 +103,7 @@ def _report(settings: Compress, measured: Journal) -> Report:
         facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
             Section("figures", "Figures", pictures=pictures),
-            _layers_section(settings, layers),
+            layers_section(settings, _with_curves(settings, layers)[layers["subset"] == 0]),
             training_section(measured, tuned, settings.metric_name, settings.loss_name),
             Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
         ],
@@ -141,49 +139,6 @@ def _best(ranked: pd.DataFrame) -> str:
         return text
     apart = (others["accuracy_upper"] < first["accuracy_lower"]).all()
     return text if apart else f"{text}, not distinguishable from the next,"
-
-
-def _layers_section(settings: Compress, layers: pd.DataFrame) -> Section:
-    """Which layer got what; strategies whose plans are the same share a map."""
-    own = _with_curves(settings, layers)[layers["subset"] == 0]
-    maps: dict[Any, list[Map]] = {}
-    for name, rows in own.groupby("curve", sort=False):
-        found = _layer_map(settings, str(name), rows)
-        maps.setdefault(tuple(found.lines.items()), []).append(found)
-    shared = [
-        replace(alike[0], title="; ".join(one.title for one in alike)) for alike in maps.values()
-    ]
-    atlas = Atlas(
-        "Which layer got what.",
-        "The share of each layer\N{RIGHT SINGLE QUOTATION MARK}s parameters that is kept and its "
-        "format, by the share of the network that is kept; the darker the more.",
-        shared,
-    )
-    return Section("layers", "Layers", atlases=[atlas] if shared else [])
-
-
-def _layer_map(settings: Compress, name: str, rows: pd.DataFrame) -> Map:
-    kept = rows["params"] / rows["params_before"]
-    cells = rows.assign(
-        value=kept,
-        text=[
-            "dense" if row["format"] == "dense" else f"{percent(row['share'])} {row['format']}"
-            for row in rows.assign(share=kept).to_dict("records")
-        ],
-        title=[_got(row) for row in rows.to_dict("records")],
-    )
-    heads = {budget: percent(budget) for budget in sorted(settings.budgets, reverse=True)}
-    return draw_map(cells, name, ("layer", "layer, network kept"), "budget", heads, 1.0)
-
-
-def _got(row: Row) -> str:
-    ranks = f", ranks {row['ranks']}" if row["ranks"] else ""
-    reason = f"\n{row['reason']}" if row["reason"] else ""
-    return (
-        f"{row['layer']}, {percent(row['budget'])} of the network kept\n{row['format']}{ranks}\n"
-        f"parameters {row['params']:,} of {row['params_before']:,}\n"
-        f"multiply-adds {row['macs']:,} of {row['macs_before']:,}{reason}"
-    )
 
 
 def _rows(settings: Compress, measured: Journal) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +13,14 @@ import pandas as pd
 from experiments.error_study.answers import what_to_use
 from experiments.error_study.data_errors import data_section
 from experiments.error_study.error_names import ERRORS, error_names
+from experiments.error_study.figures import (
+    bars_text,
+    curves_section,
+    figures_section,
+    lost_section,
+)
 from experiments.error_study.judging import FAILS, HOLDS, MARGINS, UNDECIDED
 from experiments.error_study.paper import published_study
-from experiments.error_study.plots import error_limits, loss_maps, plot_scatter, plot_taus
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SUBSETS, read_study
 from experiments.error_study.tables import (
@@ -32,12 +36,8 @@ from experiments.error_study.tables import (
     unsaving_table,
 )
 from experiments.error_study.verdicts import Finding, judge_findings
-from experiments.report.correlate import log_classification_error
-from experiments.report.curves import training_section
 from experiments.report.page import (
-    Atlas,
     Card,
-    Picture,
     Report,
     Section,
     baseline_warning,
@@ -94,18 +94,17 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         ImportError: where matplotlib is not installed.
     """
     raw, settings, measured = read_study(workdir)
-    paper, baselines = published_study(settings.published), measured.of_kind("baseline")
+    paper, baselines = published_study(settings.published), _baselines(measured)
     rows = measurement_rows(settings, measured)
     choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resamples=resamples)
     taus = {kind: tau_rows(all_taus, kind, paper) for kind in TITLES}
     findings = judge_findings(all_taus, paper, settings.phases)
     lead, finished = _progress(rows, settings)
     unsaving = unsaving_table(choices)
-    asked = settings.network
     report = Report(
         title=TITLE,
         summary=what_to_use(all_taus, paper, settings.phases),
-        warning=baseline_warning(baselines, asked.metric_name),
+        warning=baseline_warning(baselines, settings.network.metric_name),
         terms=TERMS,
         subtitle=f"{settings.model.name} on {settings.data.name}",
         lead=lead,
@@ -113,11 +112,11 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         facts=_baseline_facts(settings, baselines),
         sections=[
             Section("findings", "Findings", _judged_by(finished), cards=_cards(findings)),
-            _lost_section(settings, rows, baselines),
-            Section("figures", "Figures", pictures=_pictures(settings, baselines, taus, choices)),
-            training_section(measured, _tuned(measured), asked.metric_name, asked.loss_name),
+            lost_section(settings, rows, baselines),
+            figures_section(settings, baselines, taus, choices),
+            curves_section(settings, measured),
             Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
-            data_section(settings, measured, all_taus, taus["error"], _bars(settings)),
+            data_section(settings, measured, all_taus, taus["error"], bars_text(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
         ],
         provenance=_provenance(settings, resamples),
@@ -135,29 +134,8 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     return publish(workdir, report)
 
 
-def _tuned(measured: Journal) -> list[tuple[str, Record]]:
-    """What was fine-tuned, under its compression."""
-    records = sorted(measured.of_kind("finetuned"), key=lambda one: one["compression"])
-    return [(f"{percent(one['compression'])} removed", one) for one in records]
-
-
-def _lost_section(settings: Protocol, rows: pd.DataFrame, baselines: Sequence[Record]) -> Section:
-    known = {one["network"]: one["test"]["accuracy"] for one in baselines}
-    name = settings.network.metric_name
-    maps = [
-        found
-        for method in settings.methods
-        for phase in settings.phases
-        for found in loss_maps(rows, known, method, phase)
-    ]
-    atlas = Atlas(
-        f"Points of {name} lost with one layer compressed.",
-        f"Test {name} before compression less that after it, the mean over runs"
-        f"{' and networks' if settings.networks > 1 else ''}; the darker the more. "
-        "Below 0 the compressed network is better.",
-        maps,
-    )
-    return Section("lost", "What each layer loses", atlases=[atlas] if maps else [])
+def _baselines(measured: Journal) -> list[Record]:
+    return sorted(measured.of_kind("baseline"), key=lambda one: one["network"])
 
 
 def _without_constant(rows: pd.DataFrame, settings: Protocol) -> pd.DataFrame:
@@ -172,70 +150,6 @@ def _tables(settings: Protocol, taus: Mapping[str, pd.DataFrame]) -> list[Table]
         "scope": SCOPE_NAMES,
     }
     return [tau_table(title, kind, names[kind], taus[kind]) for kind, title in TITLES.items()]
-
-
-def _pictures(
-    settings: Protocol,
-    baselines: Sequence[Record],
-    taus: Mapping[str, pd.DataFrame],
-    choices: pd.DataFrame,
-) -> list[Picture]:
-    levels = {level: percent(level) for level in sorted(settings.levels)}
-    bars, several = _bars(settings), " and networks" if settings.networks > 1 else ""
-    return [
-        Picture(
-            "Tau over layers and methods, by compression.",
-            "Relative Weights error against log classification error, test set; a line for each "
-            f"share of a layer\N{RIGHT SINGLE QUOTATION MARK}s parameters removed. {bars}",
-            {"tau_by_compression.svg": plot_taus(taus["compression"], "compression", levels)},
-        ),
-        Picture(
-            "Tau of the six approximation errors.",
-            f"All choices that remove at least half of a layer, test set. {bars}",
-            {"tau_errors.svg": plot_taus(taus["error"], "error", error_names(ERRORS))},
-        ),
-        Picture(
-            "Tau over layers only, methods only, and all choices.",
-            "Relative Weights, choices that remove at least half of a layer; "
-            f"averages over what is held fixed. {bars}",
-            {
-                f"tau_layers_methods_{subset}.svg": plot_taus(
-                    taus["scope"], "scope", SCOPE_NAMES, subset
-                )
-                for subset in SUBSETS
-            },
-        ),
-        Picture(
-            "Approximation error against classification error.",
-            f"Each mark is one choice, the mean over its runs{several}; colour is the layer, from "
-            "dark (near the input) to light, shape the method, size the share removed. The "
-            "classification error\N{RIGHT SINGLE QUOTATION MARK}s axis is logarithmic.",
-            _scatters(settings, baselines, choices),
-        ),
-    ]
-
-
-def _scatters(
-    settings: Protocol, baselines: Sequence[Record], choices: pd.DataFrame
-) -> dict[str, str]:
-    tests = [one["test"] for one in baselines]
-    logs = [log_classification_error(test["accuracy"], test["count"]) for test in tests]
-    # As the marks: the mean of logarithms.
-    wrong = math.exp(sum(logs) / len(logs)) if logs else None
-    limits = error_limits(choices, settings.phases, wrong)
-    return {
-        f"scatter_{phase}.svg": plot_scatter(
-            choices, settings.layers, settings.methods, phase, wrong, limits
-        )
-        for phase in settings.phases
-    }
-
-
-def _bars(settings: Protocol) -> str:
-    text = "Bars: 95 % bootstrap intervals."
-    if settings.published:
-        text += f" Diamonds: values published for {settings.published}."
-    return text
 
 
 def _cards(findings: Sequence[Finding]) -> list[Card]:
