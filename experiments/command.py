@@ -22,6 +22,9 @@ CACHE = flags.DEFINE_string(
     "Folder where compiled programs are kept between runs; empty for none; "
     "else see tdjax.enable_compilation_cache.",
 )
+TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Write curves of training as event files to WORKDIR/tensorboard."
+)
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
 # Errors whose message is meant for the reader.
@@ -42,7 +45,7 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")
         keep_programs(CACHE.value)
-        page = carry_out(CONFIG.value.to_dict(), Path(WORKDIR.value))
+        page = carry_out(CONFIG.value.to_dict(), Path(WORKDIR.value), tensorboard=TENSORBOARD.value)
     except Exception as error:
         if TRACEBACK.value:
             raise

@@ -42,7 +42,7 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
 
 
-def run(network: Network, settings: Compress, workdir: Path) -> Path:
+def run(network: Network, settings: Compress, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Compress and measure everything that is asked for and not measured yet, then report.
 
     The work directory also holds `moments/` and `compressed/`, one folder a network, for
@@ -52,7 +52,7 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
     trials = enumerate_trials(settings)
     check_reach(network, settings)
     check_refine(network, settings.refine)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         model = baseline(network, journal, workdir, ("test",))
         measure(
             journal,

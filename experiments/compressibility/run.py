@@ -28,7 +28,9 @@ from tdjax.params.digests import tree_digest
 from tdjax.plan.layers import LEAF
 
 
-def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
+def run(
+    network: Network, settings: Compressibility, workdir: Path, *, tensorboard: bool = False
+) -> Path:
     """Prune and measure everything that is asked for and not measured yet, then report.
 
     The work directory holds a folder for each run in `checkpoints/` and `moments/`. Returns the
@@ -45,7 +47,7 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     check_layers(network, settings.model.name)
     if "abp-l" in settings.methods:
         check_chain(network)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         names = [journal.identity("baseline", {"run": number}) for number in range(settings.runs)]
         for number, trial in product(range(settings.runs), enumerate_trials(settings)):
             names += _names(journal, settings, trial, number)

@@ -39,7 +39,7 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 
 
-def run(network: Network, settings: DataAware, workdir: Path) -> Path:
+def run(network: Network, settings: DataAware, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Measure everything that is asked for and not measured yet, then report.
 
     The work directory also holds `moments/`. Returns the path of the report's page; see
@@ -51,7 +51,7 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
     layer_test = layer_examples(settings, network.splits.test)
     plans = plan_networks(network, settings)
     check_refine(network, settings.refine)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         sizes = [
             {"method": method, "keep": keep, "params": plan.size, "macs": math.ceil(plan.macs)}
             for (method, keep), plan in plans.items()

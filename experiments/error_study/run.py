@@ -28,14 +28,14 @@ from experiments.workdir.threads import Further, Records
 from tdjax.moments.collect import LayerMoments
 
 
-def run(network: Network, settings: Protocol, workdir: Path) -> Path:
+def run(network: Network, settings: Protocol, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Measure everything that the protocol asks for and is not measured yet, then report.
 
     Returns the path of the report's page; see `experiments.runner.carry_out`.
     """
     study = plan_study(network, settings)
     settings = study.protocol
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         check_records(settings, journal)
         model = baseline(network, journal, workdir, ("train", "validation", "test"), network=0)
         if not settings.poor_baseline:
