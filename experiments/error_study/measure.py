@@ -25,6 +25,7 @@ from experiments.error_study.candidates import (
 from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.protocol import Choice, Key, Run
 from experiments.error_study.records import choice_fields
+from experiments.network.calibrate import Calibration, draw
 from experiments.network.forward import Variables
 from experiments.network.judge import Judge, LossOf, ScoresOf
 from experiments.network.network import FINETUNE
@@ -225,4 +226,7 @@ def _data_errors(
 def _feature_batches(study: PlannedStudy) -> list[tuple[Inputs, np.ndarray]]:
     """The training images over which errors are measured, with their labels."""
     train, settings = study.network.splits.train, study.protocol.measure
+    if settings.drawn:
+        chosen = Calibration(images=settings.feature_images)
+        train = draw(train, chosen, study.network.settings.seed)
     return train.batches(settings.batch_size, settings.feature_images)

@@ -69,7 +69,8 @@ def train_baseline(network: Network, folder: Path, journal: Journal, number: int
         fit = restored[1]
     epoch = saved = int(fit.epoch.max())
     keys = jax.random.split(network.key(TRAIN), 1)
-    with progress_bar("training epochs", settings.epochs, epoch) as progress:
+    what = f"training epochs, network {number}" if number else "training epochs"
+    with progress_bar(what, settings.epochs, epoch) as progress:
         for after in fit_epochs(fit, network.apply, settings, splits, keys, network.judge):
             fit, epoch = after.fit, epoch + 1
             if int(fit.best_epoch[0]) == 0:
@@ -114,12 +115,13 @@ def check_baseline(record: Record, network: Network) -> None:
     accuracy = record["test"]["accuracy"]
     if chance is None or accuracy > chance:
         return
-    what = "constant predictions have 0%"
+    number, what = record.get("network", 0), "constant predictions have 0%"
+    named = f"network {number}" if number else "the network"
     if chance:
         share = float(np.bincount(labels).max() / len(labels))
         what = f"the most frequent class has {share:.2%} of them"
     raise ValueError(
-        f"the network before compression has an {name} of {accuracy:.2%} on {len(labels)} test "
+        f"{named} before compression has an {name} of {accuracy:.2%} on {len(labels)} test "
         f"examples, {what}: no better than chance; train it longer or check weights, inputs and "
         "labels, or set poor_baseline to True to go on"
     )

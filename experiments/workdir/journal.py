@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.workdir.config import CONFIG, read_config
-from experiments.workdir.fields import read_fields
+from experiments.workdir.fields import read_fields, with_earlier
 from experiments.workdir.files import append_lines, parse_json, read_bytes
 
 T = TypeVar("T")
@@ -206,7 +206,7 @@ def read_workdir(
     """
     raw = read_config(workdir)
     try:
-        asked = read_fields(settings, raw)
+        asked = read_fields(settings, with_earlier(settings, raw))
     except ValueError as error:
         raise ValueError(f"{workdir / CONFIG}: {error}") from error
     return raw, asked, read_journal(workdir / "metrics.jsonl", schema)
