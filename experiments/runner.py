@@ -42,12 +42,19 @@ class Experiment:
         run: (network, settings, workdir) -> the report's page; measures what is asked for and not
             measured yet, then reports. With `tensorboard` it writes event files, see `begin`.
         report: workdir -> the report's page, of whatever was measured.
+        schema: of its journal.
+        expected: (network, settings, journal) -> what identifies each record that is asked for, the
+            networks before compression first; checks what `run` does before any work.
+        keeps: folders in the work directory, beside those that all of them have.
     """
 
     name: str
     settings: type[Any]
     run: Callable[..., Path]
     report: Callable[[Path], Path]
+    schema: Schema
+    expected: Callable[[Network, Any, Journal], list[Identity]]
+    keeps: tuple[str, ...] = ()
 
 
 # The modules that define them, each imported where it is wanted.
@@ -118,17 +125,31 @@ def begin(
     if tensorboard:
         # Before anything is touched.
         writer_class()
-    config = {**plain_fields(settings), "experiment": name}
-    free, earlier = tuple(report_fields(type(settings))), partial(with_earlier, type(settings))
-    check_workdir(workdir, config, free, earlier)
+    asked = _asked(name, settings)
+    check_workdir(workdir, *asked)
     with in_use(workdir):
-        claim_workdir(workdir, config, free, earlier)
+        claim_workdir(workdir, *asked)
         journal = read_journal(workdir / "metrics.jsonl", schema)
         remove_leftovers(workdir)
         with undone(partial(remove_leftovers, workdir)):
             journal = replace(journal, environment=environment())
             with followed(journal, workdir) if tensorboard else nullcontext(journal) as own:
                 yield own
+
+
+def recorded(experiment: Experiment, settings: Any, workdir: Path) -> Journal:
+    """What is recorded already in the work directory of an experiment; nothing is touched.
+
+    Raises ValueError where it holds another configuration or a damaged journal.
+    """
+    check_workdir(workdir, *_asked(experiment.name, settings))
+    return read_journal(workdir / "metrics.jsonl", experiment.schema)
+
+
+def _asked(name: str, settings: Any) -> tuple[dict[str, Any], tuple[str, ...], Any]:
+    """What a work directory is claimed for, see `check_workdir`."""
+    config, kind = {**plain_fields(settings), "experiment": name}, type(settings)
+    return config, tuple(report_fields(kind)), partial(with_earlier, kind)
 
 
 def baseline(

@@ -49,9 +49,9 @@ def run(network: Network, settings: Compress, workdir: Path, *, tensorboard: boo
     `tdjax.load_factorised`; the times are not those of an unbroken run. Returns the path of the
     report's page; see `experiments.runner.carry_out`.
     """
-    trials = enumerate_trials(settings)
     check_reach(network, settings)
     check_refine(network, settings.refine)
+    trials = enumerate_trials(settings)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         model = baseline(network, journal, workdir, ("test",))
         measure(
@@ -64,7 +64,20 @@ def run(network: Network, settings: Compress, workdir: Path, *, tensorboard: boo
         return write_report(workdir)
 
 
-EXPERIMENT = Experiment("compress", Compress, run, write_report)
+def expected(network: Network, settings: Compress, journal: Journal) -> list[Identity]:
+    """What identifies each record that is asked for."""
+    check_reach(network, settings)
+    check_refine(network, settings.refine)
+    trials = enumerate_trials(settings)
+    names = [name for trial in trials for name in _names(journal, settings, trial)]
+    timed = trials if settings.timed_images else []
+    names += [journal.identity("timed", trial.fields) for trial in timed]
+    return [journal.identity("baseline", {}), *names]
+
+
+EXPERIMENT = Experiment(
+    "compress", Compress, run, write_report, SCHEMA, expected, ("moments", "compressed")
+)
 
 
 def check_reach(network: Network, settings: Compress) -> None:

@@ -28,7 +28,7 @@ def told_at_the_end(monkeypatch, error, workdir="runs/none"):
 
     for name, value in {"CONFIG": Config(), "WORKDIR": workdir, "CACHE": ""}.items():
         monkeypatch.setattr(command, name, Flag(value))
-    for name in ("TRACEBACK", "TENSORBOARD"):
+    for name in ("TRACEBACK", "TENSORBOARD", "DRY_RUN"):
         monkeypatch.setattr(command, name, Flag(False))
     monkeypatch.setattr(command, "carry_out", raising)
     monkeypatch.setattr(command, "end", end)
