@@ -87,7 +87,7 @@ def configuration(settings: type, **values: Any) -> ConfigDict:
 
 def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
     """Protocol of Schuurmans et al. (ICLR 2023) for one data set and network."""
-    train = {**TRAINING, "augment": True}
+    train = {**TRAINING, "augment": True, "best_by_metric": True}
     return configuration(
         Protocol, data={"name": data}, model={"name": model}, train=train, layers=layers
     )

@@ -29,19 +29,19 @@ from experiments.network.baseline import check_baseline
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
 from experiments.runner import Experiment, baseline, begin, measure
-from experiments.workdir.journal import Journal
+from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Further, Records
 from tdjax.moments.collect import LayerMoments
 
 
-def run(network: Network, settings: Protocol, workdir: Path) -> Path:
+def run(network: Network, settings: Protocol, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Measure everything that the protocol asks for and is not measured yet, then report.
 
     Returns the path of the report's page; see `experiments.runner.carry_out`.
     """
     study = plan_study(network, settings)
     settings = study.protocol
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         check_records(settings, journal)
         errors = _has_data_errors(settings, journal)
         expected = product(settings.kinds, settings.keys)
@@ -57,7 +57,16 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
         return write_report(workdir)
 
 
-EXPERIMENT = Experiment("study", Protocol, run, write_report)
+def expected(network: Network, settings: Protocol, journal: Journal) -> list[Identity]:
+    """What identifies each record that a study asks for."""
+    settings = plan_study(network, settings).protocol
+    check_records(settings, journal)
+    baselines = [("baseline", {"network": number}) for number in range(settings.networks)]
+    fields = [(kind, choice_fields(key)) for kind, key in product(settings.kinds, settings.keys)]
+    return [journal.identity(*one) for one in (*baselines, *fields)]
+
+
+EXPERIMENT = Experiment("study", Protocol, run, write_report, SCHEMA, expected)
 
 
 def _has_data_errors(settings: Protocol, journal: Journal) -> bool:
