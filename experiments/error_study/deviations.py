@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from experiments.error_study.protocol import DETERMINISTIC, Protocol
+from experiments.error_study.protocol import Protocol
 from experiments.network.schedule import FitSettings
 
 # Of the published study: images held out of its data sets, by share; trainings; fine-tuning.
@@ -92,7 +92,7 @@ def _of_choices(settings: Protocol) -> Iterator[str]:
     if set(runs.values()) != {RUNS}:
         told = ", ".join(f"{method} {count}" for method, count in runs.items())
         yield f"Runs of each choice in each network: {told}; in the paper {RUNS}."
-    if set(settings.methods) & set(DETERMINISTIC) and settings.decompose.tucker_iters:
+    if "tucker" in settings.methods and settings.decompose.tucker_iters:
         yield (
             f"Tucker is HOOI of up to {settings.decompose.tucker_iters} sweeps; in the paper the "
             "HOSVD."

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.error_study.data_errors import data_section
+from experiments.error_study.deviations import deviations
 from experiments.error_study.error_names import ERRORS, error_names
 from experiments.error_study.judging import FAILS, HOLDS, MARGINS, UNDECIDED
 from experiments.error_study.paper import published_study
@@ -60,6 +61,7 @@ TITLES = {
     "error": "Tau by error, compression of 50 % and more",
     "scope": "Tau over layers, methods and all, Relative Weights, compression of 50 % and more",
 }
+DEVIATIONS = "What differs from the published study"
 TABLES_NOTE = "Mean ± standard deviation over the runs [95 % bootstrap interval]."
 
 
@@ -98,6 +100,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
             Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
             data_section(settings, measured, all_taus, taus["error"], _bars(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
+            Section("deviations", DEVIATIONS, paragraphs=deviations(settings)),
         ],
         provenance=_provenance(settings, resamples),
         config=raw,
