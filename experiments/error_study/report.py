@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments.error_study.answers import what_to_use
 from experiments.error_study.data_errors import data_section
+from experiments.error_study.deviations import deviations
 from experiments.error_study.error_names import ERRORS, error_names
 from experiments.error_study.figures import (
     bars_text,
@@ -75,6 +76,7 @@ TERMS = (
     "choice", "compression", "run", "network", "phase", "tau", "absolute, relative, scaled",
     "weights", "features", "covariance, kronecker", "interval",
 )  # fmt: skip
+DEVIATIONS = "What differs from the published study"
 TABLES_NOTE = "Mean ± standard deviation over the runs [95 % bootstrap interval]."
 
 
@@ -118,6 +120,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
             Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
             data_section(settings, measured, all_taus, taus["error"], bars_text(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
+            Section("deviations", DEVIATIONS, paragraphs=deviations(settings)),
         ],
         provenance=_provenance(settings, resamples),
         measured=measured_with(measured),

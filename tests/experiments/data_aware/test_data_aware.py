@@ -11,7 +11,7 @@ import pytest
 
 from experiments.data_aware.report import write_report
 from experiments.data_aware.run import Press, plan_networks
-from experiments.data_aware.settings import DataAware, Trial, enumerate_trials
+from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials
 from experiments.network.calibrate import Calibration
 from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.network import configured
@@ -19,6 +19,7 @@ from experiments.network.train_on import moments_for
 from experiments.network.training import evaluate
 from experiments.runner import carry_out
 from experiments.workdir.fields import plain_fields, read_fields
+from experiments.workdir.journal import read_journal
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -165,7 +166,8 @@ def test_a_network_is_measured_as_its_factors_say(unbroken, press):
     from experiments.network.baseline import train_baseline
 
     network = press.network
-    fit = train_baseline(network, unbroken / "checkpoints" / "baseline")
+    journal = read_journal(unbroken / "metrics.jsonl", SCHEMA)
+    fit = train_baseline(network, unbroken / "checkpoints" / "baseline", journal)
     model = jax.tree.map(lambda leaf: leaf[0], fit.best)
     plan = press.plans["svd", 0.5]
     moments = tdjax.load_moments(unbroken / "moments" / "same-60-1.npz")
