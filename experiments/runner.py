@@ -16,7 +16,12 @@ from experiments.network.network import Network, configured
 from experiments.workdir.claim import in_use
 from experiments.workdir.config import check_workdir, claim_workdir, read_config
 from experiments.workdir.environment import environment
-from experiments.workdir.fields import plain_fields, read_fields, report_fields
+from experiments.workdir.fields import (
+    plain_fields,
+    read_fields,
+    report_fields,
+    with_earlier,
+)
 from experiments.workdir.files import remove_leftovers
 from experiments.workdir.journal import Identity, Journal, Schema, read_journal
 from experiments.workdir.progress import progress_bar
@@ -103,10 +108,10 @@ def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Iterator[J
     journal; `experiments.workdir.claim.InUseError` where another process is at work there.
     """
     config = {**plain_fields(settings), "experiment": name}
-    free = tuple(report_fields(type(settings)))
-    check_workdir(workdir, config, free)
+    free, earlier = tuple(report_fields(type(settings))), partial(with_earlier, type(settings))
+    check_workdir(workdir, config, free, earlier)
     with in_use(workdir):
-        claim_workdir(workdir, config, free)
+        claim_workdir(workdir, config, free, earlier)
         journal = read_journal(workdir / "metrics.jsonl", schema)
         remove_leftovers(workdir)
         with undone(partial(remove_leftovers, workdir)):
@@ -120,9 +125,11 @@ def baseline(
 
     Arguments:
         subsets: the sets of examples that it is measured on.
-        fields: further fields of its record.
+        fields: further fields of its record, "network" where there are several.
     """
-    models, epoch = trained(network, workdir / "checkpoints" / "baseline")
+    number = fields.get("network", 0)
+    folder = workdir / "checkpoints" / (f"baseline-{number}" if number else "baseline")
+    models, epoch = trained(network, folder, journal, number)
     whole = journal.get("baseline", **fields)
     if whole is None:
         journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])

@@ -14,6 +14,7 @@ from experiments.network.compressed import (
     CompressionTrial,
     compressed_schema,
 )
+from experiments.network.curves import EPOCH
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from experiments.workdir.ranges import Choices, Count, OneOf, Range, Share
@@ -111,7 +112,8 @@ def _plan(name: str, value: Any) -> str:
 
 TRIAL: Fields = {"strategy": str, "budget": float, "norm": str, **CALIBRATION}
 SCHEMA: Schema = {
-    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES}),
+    "baseline": Kind({}, {"params": int, "macs": int, "chance": (float, None), "test": SCORES}),
+    "epoch": EPOCH,
     **compressed_schema(TRIAL, plan=_plan),
     "timed": Kind(TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),
 }

@@ -146,6 +146,7 @@ def baseline_record(network: Network, model: Variables, epoch: int, run: int) ->
         "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "test": measured(network, model),
+        "chance": network.judge.chance(network.splits.test.labels),
         # Whether dead neurons were looked for.
         **({} if network.has_biases else {"removes_dead": False}),
     }
@@ -179,9 +180,9 @@ def tuned_record(pruner: Pruner, trial: Trial, run: int, cut: Cut) -> dict[str, 
     """A pruned network trained on, its zeros kept."""
     network, state = pruner.layers.network, pruner.layers.model.state
     # The same order of the data for all: methods differ in nothing else.
-    epoch, best = tuned(network, Variables(cut.params, state), "pruned")
+    about, best = tuned(network, Variables(cut.params, state), "pruned")
     test = measured(network, best)
-    return {"kind": "tuned", "run": run, **trial.fields, "epoch": epoch, "test": test}
+    return {"kind": "tuned", "run": run, **trial.fields, **about, "test": test}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +219,8 @@ def present(params: Any, arrays: Collection[str] | None = None) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def tuned(network: Network, model: Variables, name: str) -> tuple[int, Variables]:
-    """Train a pruned network on; the best epoch, and the network there.
+def tuned(network: Network, model: Variables, name: str) -> tuple[dict[str, Any], Variables]:
+    """Train a pruned network on: what its record says of the way, and the network at its best.
 
     Arguments:
         name: of the random stream of the order of the data.

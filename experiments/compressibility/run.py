@@ -137,7 +137,7 @@ def _measure(
     workdir: Path,
 ) -> Iterator[Records]:
     """Yield the records of one run: of the network and its layers where missing, of the trials."""
-    models, epoch = trained(network, workdir / "checkpoints" / f"run-{run}")
+    models, epoch = trained(network, workdir / "checkpoints" / f"run-{run}", journal, run)
     model = jax.tree.map(lambda leaf: leaf[0], models)
     whole = journal.get("baseline", run=run)
     if whole is None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from experiments.compressibility.paper import published_names
 from experiments.data import TABLES
+from experiments.network.curves import CURVE, EPOCH
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FOR_REPORT, FieldError
 from experiments.workdir.journal import Fields, Kind, Schema, natural, numbers, share
@@ -87,7 +88,10 @@ _INDICES: Fields = {
     "looseness": ({"neurons": int, "bound": (numbers, None), "tail": (numbers, None)}, None),
 }
 SCHEMA: Schema = {
-    "baseline": Kind({"run": int}, {"params": natural, "epoch": (int, None), "test": _TEST}),
+    "baseline": Kind(
+        {"run": int},
+        {"params": natural, "epoch": (int, None), "chance": (float, None), "test": _TEST},
+    ),
     "layer": Kind(
         {"run": int, "layer": str},
         {"inputs": int, "neurons": int, "reached": float, "by_q": [_INDICES]},
@@ -99,7 +103,8 @@ SCHEMA: Schema = {
             "rivals": (dict.fromkeys(SCOPES, (_TEST, None)), None),
         },
     ),
-    "tuned": Kind(_OF_A_RUN, {"epoch": (int, None), "test": _TEST}),
+    "tuned": Kind(_OF_A_RUN, {"epoch": (int, None), "curve": (CURVE, None), "test": _TEST}),
+    "epoch": EPOCH,
 }
 
 NAMES = {

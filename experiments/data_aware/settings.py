@@ -15,6 +15,7 @@ from experiments.network.compressed import (
     CompressionTrial,
     compressed_schema,
 )
+from experiments.network.curves import EPOCH
 from experiments.network.settings import ScoreSettings
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import SCORES, Fields, Kind, Schema
@@ -94,7 +95,10 @@ class DataAware(CompressionSettings):
 TRIAL: Fields = {"method": str, "keep": float, "norm": str, "correct_bias": bool, **CALIBRATION}
 _SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
 SCHEMA: Schema = {
-    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
+    "baseline": Kind(
+        {}, {"params": int, "macs": int, "chance": (float, None), "test": SCORES, "sizes": [_SIZE]}
+    ),
+    "epoch": EPOCH,
     **compressed_schema(TRIAL),
     "layer": Kind({**TRIAL, "layer": str}, {"test": SCORES}),
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from experiments.error_study.paper import published_ranks
 from experiments.error_study.protocol import Choice, Protocol
-from experiments.network.network import Network
+from experiments.network.network import Network, configured
 from experiments.workdir.fields import FieldError
 from tdjax.decompose.tt import clip_ranks
 from tdjax.hints import did_you_mean
@@ -33,6 +33,14 @@ class PlannedStudy:
     plans: Mapping[Choice, PlannedLayer]
     number: int = 0
 
+    def of_network(self, number: int) -> PlannedStudy:
+        """The same of another of the networks: what a study with its seed alone would have."""
+        if number == self.number:
+            return self
+        seed = self.protocol.seed + number
+        network = configured(replace(self.protocol, seed=seed, networks=1))
+        return replace(self, network=network, number=number)
+
 
 def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:
     """Plan every choice; the layers of the result's protocol are paths.
@@ -45,6 +53,9 @@ def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:
             f"config field 'measure.feature_images' is {protocol.measure.feature_images}, but "
             f"there are {images} training images"
         )
+    if protocol.networks > 1 and (network.is_trained or not protocol.train.epochs):
+        problem = f"is {protocol.networks}: a network that comes with its weights is one; use 1"
+        raise FieldError("networks", problem)
     table = [entry.layer for entry in network.dense.layers]
     protocol = with_paths(protocol, table)
     return PlannedStudy(network, protocol, enumerate_choices(protocol, table))

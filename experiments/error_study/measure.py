@@ -25,6 +25,7 @@ from experiments.error_study.candidates import (
 from experiments.error_study.choices import PlannedStudy
 from experiments.error_study.protocol import Choice, Key, Run
 from experiments.error_study.records import choice_fields
+from experiments.network.calibrate import Calibration, draw
 from experiments.network.forward import Variables
 from experiments.network.judge import Judge, LossOf, ScoresOf
 from experiments.network.network import FINETUNE
@@ -119,7 +120,7 @@ def finetune_records(
         own = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *wide))
         models = rest._replace(params={**rest.params, "factors": own})
         keys = jnp.stack([choice_key(network.key(FINETUNE), choice, run) for run in group])
-        fit = fitted(network, models, compressed, network.settings.finetune_fit, keys)
+        fit, curves = fitted(network, models, compressed, network.settings.finetune_fit, keys)
         scores = {
             name: evaluate(fit.best, compressed, getattr(network.splits, name), judge=network.judge)
             for name in MEASURED
@@ -129,6 +130,7 @@ def finetune_records(
                 "kind": "finetuned",
                 **choice_fields(Key(study.number, choice, run)),
                 "epoch": int(np.asarray(fit.best_epoch)[k]),
+                "curve": curves[k],
                 **_performances(study, scores, k),
             }
     return records
@@ -224,4 +226,7 @@ def _data_errors(
 def _feature_batches(study: PlannedStudy) -> list[tuple[Inputs, np.ndarray]]:
     """The training images over which errors are measured, with their labels."""
     train, settings = study.network.splits.train, study.protocol.measure
+    if settings.drawn:
+        chosen = Calibration(images=settings.feature_images)
+        train = draw(train, chosen, study.network.settings.seed)
     return train.batches(settings.batch_size, settings.feature_images)

@@ -16,7 +16,7 @@ from experiments.network.settings import (
     ModelSettings,
     NetworkSettings,
 )
-from experiments.workdir.fields import FOR_REPORT, FieldError, Settings
+from experiments.workdir.fields import FOR_REPORT, FieldError, Settings, before
 from experiments.workdir.ranges import (
     SEEDS,
     Choices,
@@ -75,14 +75,14 @@ class DecomposeSettings(Settings):
     Arguments:
         cp_init: start of CP-ALS, "random" (uniform on [0, 1), as in the paper) or "normal".
         max_iters: sweeps of CP-ALS at most.
-        tucker_iters: HOOI sweeps at most; 0 is the HOSVD.
+        tucker_iters: HOOI sweeps at most; 0 is the HOSVD, as in the paper.
         tol: stop once a sweep changes the relative error by less.
         ranks: "rule", or a key into the published rank tables ("garipovnet", "resnet18").
     """
 
     cp_init: Annotated[str, OneOf(("random", "normal"))] = "random"
     max_iters: Sweeps = 100
-    tucker_iters: Annotated[int, Range(least=0, most=100_000)] = 100
+    tucker_iters: Annotated[int, Range(least=0, most=100_000)] = 0
     tol: Part = 1e-8
     ranks: Annotated[str, OneOf(("rule", *published_names("ranks")))] = "rule"
 
@@ -94,11 +94,13 @@ class MeasureSettings(Settings):
     Arguments:
         feature_images: training images over which the feature errors are averaged, and whose
             second moments make the norms of the data.
+        drawn: whether these are drawn by the seed, in place of the first ones.
         batch_size: images at once when candidates are evaluated.
         chunk: candidates at once.
     """
 
     feature_images: Natural = 1000
+    drawn: bool = field(default=True, metadata=before(False))
     batch_size: Natural = 500
     chunk: Natural = 25
 
@@ -137,7 +139,7 @@ class Protocol(Settings):
     layers: Choices[str]
     methods: Choices[Annotated[str, OneOf(METHODS)]] = ("cp", "tucker", "tt")
     compressions: Choices[Share] = (0.1, 0.25, 0.5, 0.75, 0.9)
-    networks: Repeats = 1
+    networks: Repeats = field(default=1, metadata=before(1))
     runs: Repeats = 5
     deterministic_runs: Repeats | None = None
     decompose: DecomposeSettings = DecomposeSettings()

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.protocol import Choice, Key, Protocol
+from experiments.network.curves import CURVE, EPOCH
 from experiments.workdir.journal import (
     Fields,
     Journal,
@@ -110,11 +111,14 @@ _NETWORK: Fields = {"network": (int, 0)}
 _CHOICE: Fields = {"layer": str, "method": str, "compression": _share_removed}
 _RUN: Fields = {**_CHOICE, **_NETWORK, "run": int}
 _SUBSETS: Fields = {"validation": _performance, "test": _performance}
-_SIZES: Fields = {"params": int, "macs": (int, None), "epoch": (int, None)}
+_SIZES: Fields = {
+    "params": int, "macs": (int, None), "epoch": (int, None), "chance": (float, None)
+}  # fmt: skip
 SCHEMA: Schema = {
     "baseline": Kind(_NETWORK, {**_SIZES, "train": (_performance, None), **_SUBSETS}),
     "compressed": Kind(
         _RUN, {"ranks": _ranks, "kept": float, "saves": bool, "errors": _errors, **_SUBSETS}
     ),
-    "finetuned": Kind(_RUN, {"epoch": int, **_SUBSETS}),
+    "finetuned": Kind(_RUN, {"epoch": int, "curve": (CURVE, None), **_SUBSETS}),
+    "epoch": EPOCH,
 }

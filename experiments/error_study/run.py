@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+from experiments.data.gather import SETS
 from experiments.error_study.candidates import Factors, decompose_runs, kernel_of
 from experiments.error_study.choices import PlannedStudy, plan_study
 from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
-from experiments.error_study.protocol import Choice, Protocol, Run
+from experiments.error_study.protocol import Choice, Key, Protocol, Run
 from experiments.error_study.records import (
     SCHEMA,
     check_records,
@@ -37,18 +38,14 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
     settings = study.protocol
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
         check_records(settings, journal)
-        model = baseline(network, journal, workdir, ("train", "validation", "test"), network=0)
-        if not settings.poor_baseline:
-            (record,) = journal.again().of_kind("baseline")
-            check_baseline(record, network)
-        moments = _moments_for(study, model, journal)
+        errors = _has_data_errors(settings, journal)
         expected = product(settings.kinds, settings.keys)
         measure(
             journal,
             [journal.identity(kind, choice_fields(key)) for kind, key in expected],
             [
-                partial(_measure_layer, study, model, path, journal, moments.get(path))
-                for path in settings.layers
+                partial(_measure_network, study, number, journal, workdir, data_errors=errors)
+                for number in range(settings.networks)
             ],
         )
         return write_report(workdir)
@@ -57,21 +54,52 @@ def run(network: Network, settings: Protocol, workdir: Path) -> Path:
 EXPERIMENT = Experiment("study", Protocol, run, write_report)
 
 
-def _moments_for(
-    study: PlannedStudy, model: Variables, journal: Journal
-) -> Mapping[str, LayerMoments]:
-    """Moments of all layers, or none where no error in their norms is to be measured."""
-    if len(journal.of_kind("compressed")) == len(study.protocol.keys):
-        return {}
-    if lacking_data_errors(journal):
-        # A column that only some choices have orders nothing.
+def _has_data_errors(settings: Protocol, journal: Journal) -> bool:
+    """Whether errors in the norms of the data are measured: not where an earlier version did not.
+
+    A column that only some choices have orders nothing.
+    """
+    if not lacking_data_errors(journal):
+        return True
+    if len(journal.of_kind("compressed")) < len(settings.keys):
         warnings.warn(
             f"measurements in {journal.path.parent} lack the errors in the norms of the data, so "
             "the study goes on without them; to have them, use another workdir",
             stacklevel=3,
         )
-        return {}
-    return moments_of_layers(study, model)
+    return False
+
+
+def _measure_network(
+    study: PlannedStudy, number: int, journal: Journal, workdir: Path, *, data_errors: bool
+) -> Iterator[Records | Further]:
+    """Train one of the networks where it is not trained yet; its layers are tasks of their own.
+
+    Arguments:
+        study: of the first network; others, with their data, are held while they are measured.
+    """
+    settings = study.protocol
+    keys = [key for key in settings.keys if key.network == number]
+    missing = {kind: _missing(journal, kind, keys) for kind in settings.kinds}
+    if number and journal.get("baseline", network=number) and not any(missing.values()):
+        return
+    study = study.of_network(number)
+    model = baseline(study.network, journal, workdir, SETS, network=number)
+    found = journal.again().found
+    if not settings.poor_baseline:
+        check_baseline(found[journal.identity("baseline", {"network": number})], study.network)
+    moments = moments_of_layers(study, model) if data_errors and missing["compressed"] else {}
+    yield Further(
+        [
+            partial(_measure_layer, study, model, path, journal, moments.get(path))
+            for path in settings.layers
+        ]
+    )
+
+
+def _missing(journal: Journal, kind: str, keys: Iterable[Key]) -> list[Key]:
+    """Those of some measurements that are not recorded."""
+    return [key for key in keys if journal.get(kind, **choice_fields(key)) is None]
 
 
 def _measure_layer(
@@ -88,10 +116,7 @@ def _measure_layer(
     settings, key = study.protocol, study.network.key(DECOMPOSE)
     plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
     keys = [own for own in settings.keys if own.network == study.number and own.choice in plans]
-    missing = {
-        kind: [own for own in keys if journal.get(kind, **choice_fields(own)) is None]
-        for kind in settings.kinds
-    }
+    missing = {kind: _missing(journal, kind, keys) for kind in settings.kinds}
     if not any(missing.values()):
         return
     kernel = kernel_of(model, next(iter(plans.values())).layer)

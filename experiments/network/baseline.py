@@ -13,34 +13,52 @@ import numpy as np
 
 from experiments.data import Examples
 from experiments.network import checkpoints
+from experiments.network.curves import epoch_record
 from experiments.network.forward import Variables
 from experiments.network.network import TRAIN, Network
-from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
-from experiments.workdir.journal import Record
+from experiments.network.training import (
+    Fit,
+    evaluate,
+    fit_epochs,
+    performance,
+    start_fit,
+    steps_per_epoch,
+)
+from experiments.workdir.journal import Journal, Record
 from experiments.workdir.progress import progress_bar
 from tdjax.params.digests import tree_digest
 
 
-def trained(network: Network, folder: Path) -> tuple[Variables, int]:
+def trained(
+    network: Network, folder: Path, journal: Journal, number: int = 0
+) -> tuple[Variables, int]:
     """The network before compression, with a first axis of one run, and its epoch.
 
     As it is where it is trained already; else trained, with checkpoints in `folder`.
+
+    Arguments:
+        journal: where each epoch is recorded.
+        number: of the network, among those that are trained.
 
     Raises as `train_baseline` does.
     """
     if network.is_trained:
         return network.start.alone(), 0
-    fit = train_baseline(network, folder)
+    fit = train_baseline(network, folder, journal, number)
     return fit.best, int(fit.best_epoch[0])
 
 
-def train_baseline(network: Network, folder: Path) -> Fit:
+def train_baseline(network: Network, folder: Path, journal: Journal, number: int = 0) -> Fit:
     """Train, or train on from the newest checkpoint in `folder`; one run.
+
+    An epoch is recorded before its checkpoint is written: a kill in between trains it again, and
+    what is recorded stays.
 
     Raises `experiments.network.checkpoints.CheckpointError` for a checkpoint that cannot be read,
     FloatingPointError where the loss is not finite after the first epoch.
     """
     settings, splits = network.settings.train, network.splits
+    steps = steps_per_epoch(splits.train, settings)
     fit = start_fit(network.start.alone(), settings)
     restored = checkpoints.restore_latest(folder, fit)
     if restored is None:
@@ -51,14 +69,16 @@ def train_baseline(network: Network, folder: Path) -> Fit:
         fit = restored[1]
     epoch = saved = int(fit.epoch.max())
     keys = jax.random.split(network.key(TRAIN), 1)
-    with progress_bar("training epochs", settings.epochs, epoch) as progress:
+    what = f"training epochs, network {number}" if number else "training epochs"
+    with progress_bar(what, settings.epochs, epoch) as progress:
         for after in fit_epochs(fit, network.apply, settings, splits, keys, network.judge):
-            fit, epoch = after, epoch + 1
+            fit, epoch = after.fit, epoch + 1
             if int(fit.best_epoch[0]) == 0:
                 raise FloatingPointError(
                     "the validation loss is not finite after the first epoch; "
                     "a lower learning_rate may help"
                 )
+            journal.append([epoch_record(after, settings, steps, number)])
             if epoch % network.settings.checkpoint_every == 0:
                 checkpoints.save(folder, epoch, fit)
                 saved = epoch
@@ -95,12 +115,13 @@ def check_baseline(record: Record, network: Network) -> None:
     accuracy = record["test"]["accuracy"]
     if chance is None or accuracy > chance:
         return
-    what = "constant predictions have 0%"
+    number, what = record.get("network", 0), "constant predictions have 0%"
+    named = f"network {number}" if number else "the network"
     if chance:
         share = float(np.bincount(labels).max() / len(labels))
         what = f"the most frequent class has {share:.2%} of them"
     raise ValueError(
-        f"the network before compression has an {name} of {accuracy:.2%} on {len(labels)} test "
+        f"{named} before compression has an {name} of {accuracy:.2%} on {len(labels)} test "
         f"examples, {what}: no better than chance; train it longer or check weights, inputs and "
         "labels, or set poor_baseline to True to go on"
     )
@@ -125,6 +146,7 @@ def baseline_record(
         "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "weights": tree_digest(models),
+        "chance": network.judge.chance(network.splits.test.labels),
     }
     for name in subsets:
         examples: Examples = getattr(network.splits, name)

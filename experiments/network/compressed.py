@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from experiments.network.calibrate import Batch, Calibration, seen
+from experiments.network.curves import CURVE
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
 from experiments.network.refine import HELD_OUT, RefineSettings, refined
@@ -90,8 +91,8 @@ def compressed_schema(trial: Fields, **holds: Any) -> Schema:
     return {
         "network": Kind(trial, {**holds, "test": SCORES}),
         "reestimated": Kind(trial, {"test": SCORES}),
-        "refined": Kind(trial, {"test": SCORES}),
-        "tuned": Kind(trial, {"test": SCORES}),
+        "refined": Kind(trial, {"test": SCORES, "curve": (CURVE, None)}),
+        "tuned": Kind(trial, {"test": SCORES, "curve": (CURVE, None)}),
     }
 
 
@@ -120,16 +121,16 @@ class Compressed:
         """With its kernels multiplied out."""
         return Variables(reconstruct_params(self.factors, self.plan), self.state)
 
-    def tuned(self, name: str) -> tuple[int, Compressed]:
-        """Its factors trained on: the best epoch, and the network there.
+    def tuned(self, name: str) -> tuple[dict[str, Any], Compressed]:
+        """Its factors trained on: what a record says of the way, and the network at its best.
 
         Arguments:
             name: of the random stream of the order of the data.
         """
         network, start = self.network, Variables(self.factors, self.state)
         apply = FactorisedNetwork(network.apply, self.plan)
-        epoch, best = trained_on(network, start, apply, network.settings.finetune_fit, name)
-        return epoch, replace(self, factors=best.params, state=best.state)
+        about, best = trained_on(network, start, apply, network.settings.finetune_fit, name)
+        return about, replace(self, factors=best.params, state=best.state)
 
     def measured(
         self, kind: str, fields: Mapping[str, Any], batches: Sequence[Batch], name: str
@@ -153,7 +154,8 @@ class Compressed:
             )
             found, after = found | about, replace(self, factors=best.params, state=best.state)
         elif kind == "tuned":
-            found["epoch"], after = self.tuned(name)
+            about, after = self.tuned(name)
+            found |= about
         test = scored(self.network, after.dense, self.network.splits.test)
         return {**found, "test": test}, after
 

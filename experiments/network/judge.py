@@ -125,7 +125,7 @@ class Judge:
         """
         if isinstance(self.metric, ExplainedVariance):
             return 0.0
-        if self.metric not in (None, _accuracy):
+        if self.metric not in (None, _accuracy) or np.ndim(labels) != 1:
             return None
         share = float(np.bincount(labels).max() / len(labels))
         return share + 2 * math.sqrt(share * (1 - share) / len(labels))

@@ -151,7 +151,13 @@ def refined(
         progress=False,
         **options,
     )
-    about = {"epoch": found.best, "learning_rate": found.learning_rate}
+    start, *epochs = found.curve
+    curve = {
+        "start": start.held_out,
+        "train_loss": [epoch.loss for epoch in epochs],
+        "validation_loss": [epoch.held_out for epoch in epochs],
+    }
+    about = {"epoch": found.best, "learning_rate": found.learning_rate, "curve": curve}
     return about, network.apply.start(found.factors)
 
 

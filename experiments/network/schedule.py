@@ -26,7 +26,9 @@ class FitSettings(Settings):
         momentum: of "sgd".
         nesterov: whether the momentum of "sgd" is Nesterov's.
         weight_decay: added to the gradient, times the weight.
-        patience: epochs without a lower validation loss after which a run ends.
+        best_by_metric: keep the first epoch of the best validation metric, such as accuracy, in
+            place of that of the lowest validation loss; the loss decides where there is no metric.
+        patience: epochs without a better one after which a run ends.
         augment: random crops and flips.
 
     Raises FieldError for values out of range.
@@ -42,6 +44,7 @@ class FitSettings(Settings):
     momentum: Part = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Range(least=0, most=1000)] = 0.0
+    best_by_metric: bool = False
     patience: Natural | None = None
     augment: bool = False
 
@@ -65,6 +68,13 @@ class FitSettings(Settings):
     def last_learning_rate(self) -> float:
         """The learning rate of the last epoch."""
         return self.learning_rate * self.factor ** sum(b < self.epochs for b in self.boundaries)
+
+    def learning_rate_of(self, epoch: int, steps_per_epoch: int) -> float:
+        """The learning rate of the last step of an epoch, the first being 1."""
+        rate = self.learning_rate * self.factor ** sum(b < epoch for b in self.boundaries)
+        if epoch > self.warmup:
+            return rate
+        return rate * (epoch * steps_per_epoch - 1) / (self.warmup * steps_per_epoch)
 
     def optimiser(self, steps_per_epoch: int) -> optax.GradientTransformation:
         """The optax transformation, its schedule counted in steps."""

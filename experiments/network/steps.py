@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
 from experiments.data.splits import Inputs, rows
@@ -38,36 +38,47 @@ class Epoch(NamedTuple):
     fill: Array
 
 
-def plain_steps(
-    model: Variables, optimizer: Any, data: Epoch, apply: Apply, *, steps: int, **options: Any
-) -> tuple[Variables, Any]:
+class Course(NamedTuple):
+    """Where the steps of an epoch have led to; every leaf has the runs as its first axis.
+
+    Arguments:
+        loss: the sum of the losses of the batches, each before its step. On the device: to ask for
+            it at each step would keep the next one waiting.
+    """
+
+    model: Variables
+    optimizer: Any
+    loss: Float[Array, " runs"]
+
+
+def plain_steps(course: Course, data: Epoch, apply: Apply, *, steps: int, **options: Any) -> Course:
     """An epoch of a network whose own parameters are trained: a program for each step."""
     # Not one for all of them: in a loop XLA has no fast convolution on a CPU.
     for index in range(steps):
-        model, optimizer = _step(model, optimizer, data, index, apply=apply, steps=steps, **options)
-    return model, optimizer
+        course = _step(course, data, index, apply=apply, steps=steps, **options)
+    return course
 
 
 def expanded_steps(
-    model: Variables, optimizer: Any, data: Epoch, apply: Expanded, *, steps: int, **options: Any
-) -> tuple[Variables, Any]:
+    course: Course, data: Epoch, apply: Expanded, *, steps: int, **options: Any
+) -> Course:
     """The same of one whose parameters are made of others: two programs for each step."""
-    (params, state), settings = model, options["settings"]
+    (params, state), optimizer, total = course
+    settings = options["settings"]
     full = whole(params, apply)
     for index in range(steps):
-        gradient, state = _gradient(
-            Variables(full, state), data, index, apply=apply.apply, steps=steps, **options
+        gradient, state, total = _gradient(
+            Variables(full, state), total, data, index, apply=apply.apply, steps=steps, **options
         )
         params, optimizer, full = _taken_back(
             params, optimizer, gradient, apply=apply, settings=settings, steps=steps
         )
-    return Variables(params, state), optimizer
+    return Course(Variables(params, state), optimizer, total)
 
 
 @partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
 def _step(
-    models: Variables,
-    optimizers: Any,
+    course: Course,
     data: Epoch,
     index: Int[Array, ""],
     *,
@@ -75,29 +86,30 @@ def _step(
     settings: FitSettings,
     steps: int,
     judge: Judge,
-) -> tuple[Variables, Any]:
+) -> Course:
     """One optimisation step of all runs; compiled once for equal arguments and shapes."""
     slope = partial(_slope, apply=apply, settings=settings, steps=steps, judge=judge)
 
-    def one(model: Variables, optimizer: Any, order: Array, key: Array) -> tuple[Variables, Any]:
-        own = data._replace(order=order, keys=key)
-        gradient, state = slope(model, own, index)
-        params, optimizer = _updated(model.params, optimizer, gradient, settings, steps)
-        return Variables(params, state), optimizer
+    def one(own: Course, order: Array, key: Array) -> Course:
+        gradient, state, loss = slope(own.model, data._replace(order=order, keys=key), index)
+        params, optimizer = _updated(own.model.params, own.optimizer, gradient, settings, steps)
+        return Course(Variables(params, state), optimizer, own.loss + loss)
 
-    return jax.vmap(one)(models, optimizers, data.order, data.keys)
+    return jax.vmap(one)(course, data.order, data.keys)
 
 
 @partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
 def _gradient(
-    models: Variables, data: Epoch, index: Int[Array, ""], **options: Any
-) -> tuple[Any, Any]:
-    """The gradient of all runs' parameters in one step, and the collections after it."""
+    models: Variables, totals: Array, data: Epoch, index: Int[Array, ""], **options: Any
+) -> tuple[Any, Any, Array]:
+    """The gradient of all runs' parameters in one step, the collections and the sums after it."""
 
-    def one(model: Variables, order: Array, key: Array) -> tuple[Any, Any]:
-        return _slope(model, data._replace(order=order, keys=key), index, **options)
+    def one(model: Variables, total: Array, order: Array, key: Array) -> tuple[Any, Any, Array]:
+        own = data._replace(order=order, keys=key)
+        gradient, state, loss = _slope(model, own, index, **options)
+        return gradient, state, total + loss
 
-    return each(one, models, data.order, data.keys)
+    return each(one, models, totals, data.order, data.keys)
 
 
 @partial(jax.jit, static_argnames=("apply", "settings", "steps"))
@@ -146,8 +158,8 @@ def _slope(
     settings: FitSettings,
     steps: int,
     judge: Judge,
-) -> tuple[Any, Any]:
-    """The gradient of one run's parameters on a batch, and the collections after it."""
+) -> tuple[Any, Any, Array]:
+    """The gradient of one run's parameters on a batch, the collections after it, and the loss."""
     size = settings.batch_size
     chosen = jax.lax.dynamic_slice(data.order, (index * size,), (size,))
     batch, targets = rows(data.images, chosen), data.labels[chosen]
@@ -161,7 +173,8 @@ def _slope(
         logits, state = apply(params, model.state, batch, drawn)
         return jnp.mean(judge(logits, targets)[1]), state
 
-    return jax.grad(loss, has_aux=True)(model.params)
+    (found, state), gradient = jax.value_and_grad(loss, has_aux=True)(model.params)
+    return gradient, state, found.astype(jnp.float32)
 
 
 def _updated(

@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from experiments.data import Examples, arguments
 from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
+from experiments.network.curves import curve_of
 from experiments.network.expanded import Expanded
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import LossOf
 from experiments.network.network import FINETUNE, Network
 from experiments.network.schedule import FitSettings
-from experiments.network.training import Fit, evaluate, fit_epochs, performance, start_fit
+from experiments.network.training import (
+    Fit,
+    Trained,
+    evaluate,
+    fit_epochs,
+    performance,
+    start_fit,
+)
 from tdjax.dispatch import collect_moments, reestimate_batch_stats
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
@@ -100,8 +109,10 @@ def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) ->
 
 def trained_on(
     network: Network, model: Variables, apply: Apply, settings: FitSettings, name: str
-) -> tuple[int, Variables]:
-    """Train any network on the data of one; the best epoch, and the variables there.
+) -> tuple[dict[str, Any], Variables]:
+    """Train any network on the data of one.
+
+    Returns what its record says of the way, and the variables at the best epoch.
 
     Arguments:
         model: what the training starts from.
@@ -109,18 +120,23 @@ def trained_on(
         name: of the random stream of the order of the data.
     """
     keys = named_key(network.key(FINETUNE), name)[None]
-    fit = fitted(network, model.alone(), apply, settings, keys)
-    return int(fit.best_epoch[0]), fit.best.of_run(0)
+    fit, curves = fitted(network, model.alone(), apply, settings, keys)
+    about = {"epoch": int(fit.best_epoch[0]), "curve": curves[0]}
+    return about, fit.best.of_run(0)
 
 
 def fitted(
     network: Network, models: Variables, apply: Apply, settings: FitSettings, keys: Array
-) -> Fit:
-    """Train runs side by side to their end, see `fit_epochs`."""
+) -> tuple[Fit, list[dict[str, Any]]]:
+    """Train runs side by side to their end, see `fit_epochs`; with the curve of each."""
     fit = start_fit(models, settings)
+    epochs: list[Trained] = []
     for after in fit_epochs(fit, apply, settings, network.splits, keys, network.judge):
-        fit = after
-    return fit
+        fit = after.fit
+        # Curves look at these alone; what is trained would keep all its epochs in memory.
+        counts = Fit(None, None, None, *map(np.asarray, (fit.best_loss, fit.best_epoch, fit.epoch)))
+        epochs.append(after._replace(fit=counts))
+    return fit, [curve_of(epochs, run, settings.patience) for run in range(len(keys))]
 
 
 def named_key(key: Array, name: str) -> Array:

@@ -16,7 +16,7 @@ from experiments.network.expanded import Expanded
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import BY_CLASS, Judge
 from experiments.network.schedule import FitSettings
-from experiments.network.steps import Epoch, expanded_steps, plain_steps, whole
+from experiments.network.steps import Course, Epoch, expanded_steps, plain_steps, whole
 from experiments.workdir.fields import FieldError
 
 
@@ -36,6 +36,10 @@ class Fit(NamedTuple):
     """A training in progress or at its end; every leaf has the runs as its first axis.
 
     A pytree of arrays, so a checkpoint of it continues the training exactly.
+
+    Arguments:
+        best_loss: the validation loss of the best epoch, or with `FitSettings.best_by_metric` what
+            its metric lacks to 1.
     """
 
     model: Variables
@@ -44,6 +48,19 @@ class Fit(NamedTuple):
     best_loss: Float[Array, " runs"]
     best_epoch: Int[Array, " runs"]
     epoch: Int[Array, " runs"]
+
+
+class Trained(NamedTuple):
+    """A training after one more epoch, and how that went.
+
+    Arguments:
+        loss: mean of the batches, each before its step.
+        scores: on the validation examples, after the epoch.
+    """
+
+    fit: Fit
+    loss: Float[np.ndarray, " runs"]
+    scores: Scores
 
 
 def start_fit(models: Variables, settings: FitSettings) -> Fit:
@@ -67,8 +84,8 @@ def fit_epochs(
     splits: DataSplits,
     keys: Array,
     judge: Judge = BY_CLASS,
-) -> Iterator[Fit]:
-    """Train all runs side by side, yielding after every epoch; the last yield is the result.
+) -> Iterator[Trained]:
+    """Train all runs side by side, yielding after every epoch; the last yield has the result.
 
     Each run has its own order of the data and its own augmentation, fixed by its key and the
     epoch, so a run gives the same numbers alone, beside others, and continued from a checkpoint.
@@ -76,7 +93,7 @@ def fit_epochs(
     Arguments:
         fit: from `start_fit`, or the last one yielded before an interruption.
         apply: the network's forward function.
-        splits: the training examples are trained on; early stopping looks at the validation loss.
+        splits: the training examples are trained on; early stopping looks at the validation set.
         keys: (runs,) PRNG keys.
         judge: the loss that is trained by.
 
@@ -89,18 +106,17 @@ def fit_epochs(
     # The padding of random crops.
     fill = jnp.asarray(splits.black)
     options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge}
-    take: Callable[..., tuple[Variables, Any]] = (
-        expanded_steps if isinstance(apply, Expanded) else plain_steps
-    )
+    take: Callable[..., Course] = expanded_steps if isinstance(apply, Expanded) else plain_steps
+    nothing = jnp.zeros(len(keys), jnp.float32)
     for epoch in range(int(np.max(fit.epoch)), settings.epochs):
         if not _running(fit, settings.patience).any():
             return
         own, order = _orders(keys, epoch, len(labels))
         data = Epoch(images, labels, order, own, fill)
-        model, optimizer = take(fit.model, fit.optimizer, data, apply, **options)
-        scores = evaluate(model, apply, splits.validation, judge=judge)
-        fit = _keep_best(fit, model, optimizer, scores.cross_entropy, settings.patience)
-        yield fit
+        course = take(Course(fit.model, fit.optimizer, nothing), data, apply, **options)
+        scores = evaluate(course.model, apply, splits.validation, judge=judge)
+        fit = _keep_best(fit, course, scores, settings)
+        yield Trained(fit, np.asarray(course.loss) / steps, scores)
 
 
 def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
@@ -168,21 +184,25 @@ def _running(fit: Fit, patience: int | None) -> Bool[np.ndarray, " runs"]:
     return np.full(waited.shape, True) if patience is None else waited < patience
 
 
-def _keep_best(
-    fit: Fit,
-    model: Variables,
-    optimizer: Any,
-    loss: Float[np.ndarray, " runs"],
-    patience: int | None,
-) -> Fit:
+def _keep_best(fit: Fit, course: Course, scores: Scores, settings: FitSettings) -> Fit:
     least, epoch = np.asarray(fit.best_loss), np.asarray(fit.epoch) + 1
-    loss = loss.astype(least.dtype)
-    better = (loss < least) & _running(fit, patience)
-    best = fit.best if not better.any() else model
+    loss = _judged(scores, settings).astype(least.dtype)
+    better = (loss < least) & _running(fit, settings.patience)
+    best = fit.best if not better.any() else course.model
     if better.any() and not better.all():
-        best = _chosen(better, model, fit.best)
+        best = _chosen(better, course.model, fit.best)
     counts = (np.where(better, loss, least), np.where(better, epoch, fit.best_epoch), epoch)
-    return Fit(model, optimizer, best, *map(jnp.asarray, counts))
+    return Fit(course.model, course.optimizer, best, *map(jnp.asarray, counts))
+
+
+def _judged(scores: Scores, settings: FitSettings) -> Float[np.ndarray, " runs"]:
+    """What is least for the best epoch; NaN for one that cannot be the best."""
+    loss = scores.cross_entropy
+    if not settings.best_by_metric:
+        return loss
+    # Where the loss is not finite only a part of the outputs may be so.
+    lacking = np.where(np.isfinite(loss), 1 - scores.accuracy, np.nan)
+    return np.where(np.isnan(scores.accuracy), loss, lacking)
 
 
 @jax.jit

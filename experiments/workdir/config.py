@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,12 @@ CONFIG = "config.json"
 OFF: Mapping[str, Any] = MappingProxyType({})
 
 
-def check_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> bool:
+def check_workdir(
+    workdir: Path,
+    config: Mapping[str, Any],
+    free: Collection[str] = (),
+    earlier: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> bool:
     """Whether the configuration of a work directory is to be written; nothing is touched.
 
     A field that only one of them knows, as one written by another version, must be off: None, 0,
@@ -26,13 +31,14 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str
     Arguments:
         config: plain JSON values.
         free: paths of the fields that may change; what is there then takes the new values.
+        earlier: makes of the configuration that is there one with fields that it did not know.
 
     Raises ValueError where the folder holds another configuration or things that are not an
     experiment's, or cannot be one.
     """
     with naming(workdir):
         if (workdir / CONFIG).exists():
-            present = read_config(workdir)
+            present = earlier(read_config(workdir))
         elif workdir.exists() and any(not _is_begun(found.name) for found in workdir.iterdir()):
             raise ValueError(
                 f"{workdir} is not empty and holds no config.json; use another workdir"
@@ -49,12 +55,17 @@ def check_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str
     return bool(changed)
 
 
-def claim_workdir(workdir: Path, config: Mapping[str, Any], free: Collection[str] = ()) -> None:
+def claim_workdir(
+    workdir: Path,
+    config: Mapping[str, Any],
+    free: Collection[str] = (),
+    earlier: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> None:
     """Make the work directory this configuration's, or find that it is already.
 
     Arguments and what is raised are those of `check_workdir`; then nothing is touched.
     """
-    if check_workdir(workdir, config, free):
+    if check_workdir(workdir, config, free, earlier):
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / CONFIG, json.dumps(config, indent=2) + "\n")
 

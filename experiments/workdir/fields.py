@@ -19,6 +19,7 @@ from tdjax.hints import known_are
 
 T = TypeVar("T")
 
+BEFORE = "before"
 # Metadata of a field that changes no measurement, such as one that only the report reads: another
 # value is no other experiment.
 FOR_REPORT: Mapping[str, Any] = types.MappingProxyType({"for_report": True})
@@ -94,6 +95,23 @@ def read_value(hint: Any, value: Any, path: str, verb: str = "is") -> Any:
             raise FieldError(path, f"must be a mapping, got {shown(value)}")
         return {key: _plain(entry, f"{path}.{key}") for key, entry in value.items()}
     return _leaf(hint, value, path)
+
+
+def before(value: Any) -> Mapping[str, Any]:
+    """Metadata of a field that configurations of earlier versions lack: what it was for them."""
+    return {BEFORE: value}
+
+
+def with_earlier(cls: type, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as it was written, with the fields that it lacks, see `before`."""
+    found, hints = dict(raw), type_hints(cls)
+    for field in dataclasses.fields(cast(Any, cls)):
+        hint, own = hints[field.name], found.get(field.name)
+        if dataclasses.is_dataclass(hint) and isinstance(own, Mapping):
+            found[field.name] = with_earlier(cast(type, hint), own)
+        elif BEFORE in field.metadata:
+            found.setdefault(field.name, field.metadata[BEFORE])
+    return found
 
 
 def plain_fields(settings: Any) -> dict[str, Any]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.workdir.config import CONFIG, read_config
-from experiments.workdir.fields import read_fields
+from experiments.workdir.fields import read_fields, with_earlier
 from experiments.workdir.files import append_lines, parse_json, read_bytes
 
 T = TypeVar("T")
 
 # Kind of the records that say with which versions the others were measured.
 ENVIRONMENT = "environment"
+# When a record was appended: no part of what it says.
+AT = "at"
 Record = Mapping[str, Any]
 # Kind of a record, and the values of the fields that identify it.
 Identity = tuple[Any, ...]
@@ -64,6 +68,7 @@ class Journal:
         schema: the kinds of records by name.
         found: every record of these, in the order of the file.
         environments: with which versions they were measured, in the order of the file.
+        times: when they were appended, where that is known.
         environment: the versions of this process, recorded with its first record where the last
             ones were others; None to record none.
     """
@@ -72,8 +77,11 @@ class Journal:
     schema: Schema
     found: Mapping[Identity, Record]
     environments: tuple[Record, ...] = ()
+    times: tuple[str, ...] = ()
     environment: Record | None = None
     _appended: dict[Identity, str] = field(default_factory=dict)
+    # Networks are trained by several threads, each of which records its epochs.
+    _lock: Any = field(default_factory=threading.Lock, compare=False)
 
     def identity(self, kind: str, fields: Record) -> Identity:
         """What identifies a record of such fields."""
@@ -97,6 +105,10 @@ class Journal:
         Raises ValueError that names the record, and writes nothing of them, for one that could not
         be read again: a field that the schema refuses, a second record of the same thing.
         """
+        with self._lock:
+            return self._append(records)
+
+    def _append(self, records: Sequence[Record]) -> list[Record]:
         texts = dict(self._appended)
         new = []
         for record in records:
@@ -113,13 +125,20 @@ class Journal:
                     "of the configuration"
                 )
         if new:
-            about = self.environment
-            if about is None or self._appended or about in self.environments[-1:]:
-                append_records(self.path, new)
-            else:
-                append_records(self.path, [*new, about])
+            append_records(self.path, [*self._dated(new), *self._unrecorded()])
             self._appended.update(texts)
         return new
+
+    def _dated(self, records: Sequence[Record]) -> list[Record]:
+        """The records, the last of them with the time where that of this process is recorded."""
+        *most, last = records
+        return [*most, last if self.environment is None else {**last, AT: now()}]
+
+    def _unrecorded(self) -> list[Record]:
+        """What this process measures with, where that is not recorded yet."""
+        about = self.environment
+        known = about is None or self._appended or about in self.environments[-1:]
+        return [] if known or about is None else [about]
 
     def _as_read(self, record: Record) -> tuple[Identity, str]:
         """What identifies a record when it is read again, and all of it as text."""
@@ -137,6 +156,11 @@ class Journal:
         return self.identity(read["kind"], read), _text(read)
 
 
+def now() -> str:
+    """The time to the second, of the zone UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def read_journal(path: Path, schema: Schema) -> Journal:
     """Read a journal; a last line that a kill cut off is ignored, no file is an empty one.
 
@@ -146,7 +170,7 @@ def read_journal(path: Path, schema: Schema) -> Journal:
     """
     found: dict[Identity, Record] = {}
     journal = Journal(path, schema, found)
-    environments = []
+    environments, times = [], []
     # A link that leads nowhere may lead to what was measured, on a disk that is not there.
     content = read_bytes(path) if os.path.lexists(path) else b""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
@@ -157,12 +181,14 @@ def read_journal(path: Path, schema: Schema) -> Journal:
             if record["kind"] == ENVIRONMENT:
                 environments.append(record)
                 continue
+            if isinstance(at := record.pop(AT, None), str):
+                times.append(at)
             identity = journal.identity(record["kind"], record)
             if _text(found.setdefault(identity, record)) != _text(record):
                 raise ValueError(f"{_named(identity)} is recorded a second time")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-    return replace(journal, environments=tuple(environments))
+    return replace(journal, environments=tuple(environments), times=tuple(times))
 
 
 def read_workdir(
@@ -175,7 +201,7 @@ def read_workdir(
     """
     raw = read_config(workdir)
     try:
-        asked = read_fields(settings, raw)
+        asked = read_fields(settings, with_earlier(settings, raw))
     except ValueError as error:
         raise ValueError(f"{workdir / CONFIG}: {error}") from error
     return raw, asked, read_journal(workdir / "metrics.jsonl", schema)

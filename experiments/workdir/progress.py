@@ -1,22 +1,87 @@
-"""A progress bar with an estimate of the time left."""
+"""How far work is: a bar in a terminal, in pipes, log files and notebooks a line now and then."""
+
+from __future__ import annotations
 
 import sys
+import time
+from types import TracebackType
 from typing import Any
+
+# Seconds between two lines: so many, or this share of all the time until then where that is more,
+# which keeps the log of a long run short.
+INTERVAL, SHARE = 10.0, 0.02
 
 
 def progress_bar(what: str, total: int, done: int = 0) -> Any:
-    """A `tqdm.tqdm` on standard error; in a log file a line now and then.
+    """A `tqdm.tqdm` on standard error in a terminal, else `Lines`: a context with `update`.
 
     Arguments:
         what: is counted, by its method `update`.
         total: number of these, of which `done` were there before.
 
-    Raises ImportError that names the extra where tqdm is not installed.
+    Raises ImportError that names the extra where there is a terminal, but no tqdm.
     """
+    if not sys.stderr.isatty():
+        return Lines(what, total, done)
     try:
         from tqdm import tqdm
     except ImportError as error:
         message = "experiments show progress with tqdm: install the extra 'experiments'"
         raise ImportError(message) from error
-    interval = 0.5 if sys.stderr.isatty() else 20
-    return tqdm(desc=what, total=total, initial=done, mininterval=interval, dynamic_ncols=True)
+    return tqdm(desc=what, total=total, initial=done, mininterval=0.5, dynamic_ncols=True)
+
+
+class Lines:
+    """Progress as plain lines on standard error, each of less than 120 characters.
+
+    Arguments:
+        what, total, done: see `progress_bar`.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        """Nothing is told yet."""
+        self.what, self.total, self.done, self.before = what, total, done, done
+        self.start = self.last = time.monotonic()
+
+    def __enter__(self) -> Lines:
+        """Tell where the work begins."""
+        self._tell("" if self.done < self.total else ", all there before")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tell where it ended, unless that was told."""
+        if self.done > self.before:
+            self._tell(f" in {clock(time.monotonic() - self.start)}")
+
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.done += count
+        now = time.monotonic()
+        spent = now - self.start
+        if now - self.last < max(INTERVAL, SHARE * spent) or self.done in (
+            self.before,
+            self.total,
+        ):
+            return
+        self.last = now
+        left = spent / (self.done - self.before) * (self.total - self.done)
+        self._tell(f", {clock(spent)} elapsed, about {clock(left)} left")
+
+    def _tell(self, rest: str) -> None:
+        share = f" ({self.done / self.total:.0%})" if self.total else ""
+        # One write, so that lines of several threads stay whole.
+        line = f"{self.what}: {self.done} of {self.total}{share}{rest}\n"
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
+def clock(seconds: float) -> str:
+    """A time as "0:09" or "1:02:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -18,7 +18,10 @@ Records = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Further:
-    """Tasks that what a task has found makes possible."""
+    """Tasks that what a task has found makes possible; they begin before those that wait.
+
+    So what they need in common is not held longer than it must be.
+    """
 
     tasks: Sequence[Task]
 
@@ -43,14 +46,14 @@ def in_threads(tasks: Sequence[Task], take: Callable[[Records], None]) -> None:
     The first error is raised at once and stops all of them: nothing that another yields later is
     taken, and it ends there.
     """
-    if min(workers(), len(tasks)) > 1:
+    if workers() > 1:
         _Pool(take).work(tasks)
         return
     waiting = deque(tasks)
     while waiting:
         for found in waiting.popleft()():
             if isinstance(found, Further):
-                waiting.extend(found.tasks)
+                waiting.extendleft(reversed(found.tasks))
             else:
                 take(found)
 
@@ -64,6 +67,7 @@ class _Pool:
         self.lock, self.stop = threading.Lock(), threading.Event()
         self.ended: SimpleQueue[Future[None]] = SimpleQueue()
         self.started = 0
+        self.waiting: deque[Task] = deque()
 
     def work(self, tasks: Sequence[Task]) -> None:
         """See `in_threads`."""
@@ -85,11 +89,12 @@ class _Pool:
 
     def _start(self, tasks: Sequence[Task]) -> None:
         self.started += len(tasks)
-        for task in tasks:
-            self.threads.submit(self._run, task).add_done_callback(self.ended.put)
+        self.waiting.extendleft(reversed(tasks))
+        for _ in tasks:
+            self.threads.submit(self._run).add_done_callback(self.ended.put)
 
-    def _run(self, task: Task) -> None:
-        for found in task():
+    def _run(self) -> None:
+        for found in self.waiting.popleft()():
             with self.lock:
                 if self.stop.is_set():
                     return

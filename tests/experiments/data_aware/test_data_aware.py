@@ -139,11 +139,16 @@ def test_records_report_and_figures(unbroken, press):
         "gains.csv",
         "tables.md",
         "index.html",
-        "layers.png",
-        *(f"accuracy_{c}_{p}.png" for c in ("params", "macs") for p in ("before", "after")),
+        *(
+            f"accuracy_{cost}_{method}_{phase}.svg"
+            for cost in ("params", "macs")
+            for method in ("svd", "cp")
+            for phase in ("before", "after")
+        ),
     }
     page = (unbroken / "report" / "index.html").read_text()
     assert "Transfer" not in page
+    assert 'id="layers"' in page
     assert "covariance over frobenius" in page
     assert {f.name for f in (unbroken / "moments").iterdir()} == {
         "same-60-0.npz",
@@ -285,7 +290,7 @@ def test_transfer_without_tuning_and_layers(unbroken, transfer):
     # The same network as without the change of the test images.
     assert baseline["params"] == json.loads(lines(unbroken)[0])["params"]
     assert baseline["test"] != json.loads(lines(unbroken)[0])["test"]
-    assert not (transfer / "report" / "layers.png").exists()
+    assert 'id="layers"' not in (transfer / "report" / "index.html").read_text()
     text = (transfer / "report" / "tables.md").read_text()
     header = "| method | kept | norm, images | moments from same | moments from brighter |"
     assert header in text

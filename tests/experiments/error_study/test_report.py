@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -29,10 +30,12 @@ FILES = {
     "tau_layers_methods.csv",
     "tables.md",
     "verdicts.json",
-    "tau_by_compression.png",
-    "tau_errors.png",
-    "tau_layers_methods.png",
-    "scatter.png",
+    "tau_by_compression.svg",
+    "tau_errors.svg",
+    "tau_layers_methods_test.svg",
+    "tau_layers_methods_validation.svg",
+    "scatter_before.svg",
+    "scatter_after.svg",
     "index.html",
 }
 
@@ -142,7 +145,9 @@ class WellFormed(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
         self.ids += [attributes["id"]] if "id" in attributes else []
-        self.files += [attributes[name] for name in ("src", "href") if name in attributes]
+        links = [attributes[name] for name in ("src", "href") if name in attributes]
+        # Others are of a figure's own parts.
+        self.files += [link for link in links if not link.startswith("#")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -166,8 +171,8 @@ def finished(tmp_path_factory):
 
 def test_the_report_has_all_its_files_and_nothing_else(finished):
     assert {path.name for path in (finished / "report").iterdir()} == FILES
-    for path in (finished / "report").glob("*.png"):
-        assert path.read_bytes().startswith(b"\x89PNG")
+    for path in (finished / "report").glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_the_page_is_well_formed_and_shows_what_it_should(finished):
@@ -180,7 +185,7 @@ def test_the_page_is_well_formed_and_shows_what_it_should(finished):
         f"finding-{n}" for n in range(1, 5)
     ]
     assert set(page.files) <= FILES
-    assert {name for name in FILES if name.endswith(".png")} <= set(page.files)
+    assert {name for name in FILES if name.endswith(".svg")} <= set(page.files)
     assert "93.10 %" in text
     assert "0.276" in text
     assert "180 of 180 measured before and after fine-tuning" in text
@@ -275,7 +280,7 @@ def section_of(html, name):
 
 
 def test_errors_of_the_data_stand_beside_the_six_and_change_nothing(finished, with_data):
-    assert {path.name for path in with_data.iterdir()} == FILES | {"tau_data_errors.png"}
+    assert {path.name for path in with_data.iterdir()} == FILES | {"tau_data_errors.svg"}
     for name in FILES - {"measurements.csv", "choices.csv", "tau_errors.csv"}:
         if name not in ("tables.md", "index.html"):
             assert (with_data / name).read_bytes() == (finished / "report" / name).read_bytes()

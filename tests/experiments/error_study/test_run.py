@@ -79,14 +79,20 @@ def test_files_and_lines(unbroken):
     }
     records = [json.loads(line) for line in journal(unbroken).splitlines()]
     kinds = [record["kind"] for record in records]
-    assert kinds[:2] == ["baseline", "environment"]
+    assert kinds[:4] == ["epoch", "environment", "epoch", "baseline"]
     assert (kinds.count("compressed"), kinds.count("finetuned")) == (COUNT, COUNT)
-    assert len(kinds) == 2 + 2 * COUNT
+    assert len(kinds) == 4 + 2 * COUNT
     assert (unbroken / "report" / "index.html").exists()
     rows = tables(unbroken)
     assert len(rows["measurements.csv"].splitlines()) == 1 + COUNT
     assert len(rows["choices.csv"].splitlines()) == 1 + COUNT // 2
     assert set(rows) >= {"tau_by_compression.csv", "tau_errors.csv", "tau_layers_methods.csv"}
+
+
+def same_as(scores, epoch):
+    """Whether the scores of what was kept are those that it had after its epoch."""
+    found = (epoch["validation_accuracy"], epoch["validation_loss"])
+    return found == pytest.approx((scores["accuracy"], scores["cross_entropy"]), rel=1e-5)
 
 
 def test_the_records_agree_with_each_other(unbroken):
@@ -105,7 +111,14 @@ def test_the_records_agree_with_each_other(unbroken):
         other = measured.get("compressed", **choice_fields(key._replace(run=1 - key.run)))
         same = record["errors"] == other["errors"]
         assert same == (choice.method == "svd")
-        assert measured.get("finetuned", **choice_fields(key))["epoch"] == 1
+        tuned = measured.get("finetuned", **choice_fields(key))
+        assert tuned["epoch"] == 1
+        assert same_as(tuned["validation"], {name: own[0] for name, own in tuned["curve"].items()})
+    epochs = measured.of_kind("epoch")
+    assert [(own["network"], own["epoch"]) for own in epochs] == [(0, 1), (0, 2)]
+    assert [own["learning_rate"] for own in epochs] == pytest.approx([0.05, 0.005])
+    assert epochs[1]["train_loss"] < epochs[0]["train_loss"] < 3
+    assert same_as(baseline["validation"], epochs[baseline["epoch"] - 1])
     for layer in ("conv2", "conv3"):
         # The more is removed the larger the error of the best approximation.
         low, high = (
@@ -213,7 +226,8 @@ def test_a_study_that_an_earlier_version_had_only_trained_for_has_all_errors(
     workdir = tmp_path / "trained"
     shutil.copytree(older, workdir)
     shutil.rmtree(workdir / "report")
-    (workdir / "metrics.jsonl").write_bytes(journal(older).splitlines(keepends=True)[0])
+    lines = journal(older).splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(lines[0] + b"".join(lines[2:4]))
     carry_out(CONFIG, workdir)
     assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
 
@@ -285,7 +299,7 @@ def test_without_finetuning(tmp_path):
     config = {**SMALLER, "finetune": {"epochs": 0}}
     carry_out(config, tmp_path / "study")
     kinds = [json.loads(line)["kind"] for line in journal(tmp_path / "study").splitlines()]
-    assert kinds == ["baseline", "environment", "compressed", "compressed"]
+    assert kinds == ["epoch", "environment", "epoch", "baseline", "compressed", "compressed"]
     header, *rows = tables(tmp_path / "study")["measurements.csv"].decode().splitlines()
     assert "after" not in header
     assert len(rows) == 2

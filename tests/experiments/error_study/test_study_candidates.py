@@ -99,7 +99,7 @@ def train(network, params, optimizer):
     fit = start_fit(jax.tree.map(lambda leaf: leaf[None], Variables(params, {})), settings)
     keys = jax.random.split(jax.random.key(1), 1)
     splits = DataSplits(data, data, data, np.zeros(2), np.ones(2), 3)
-    (fit,) = fit_epochs(fit, network, settings, splits, keys)
+    ((fit, *_),) = fit_epochs(fit, network, settings, splits, keys)
     return jax.tree.map(lambda leaf: leaf[0], fit.model.params)
 
 

@@ -56,7 +56,11 @@ def stacked(models):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
 
 
-def trained(models, keys, fit_settings, apply=NETWORK, data=None, fit=None):
+def trained(*args, **options):
+    return [after.fit for after in told(*args, **options)]
+
+
+def told(models, keys, fit_settings, apply=NETWORK, data=None, fit=None):
     train, validation = data or (examples(22, 1), examples(10, 2))
     fit = fit or start_fit(models, fit_settings)
     # Black is 0.
@@ -196,6 +200,61 @@ def test_a_loss_that_is_not_finite_is_never_the_best():
     np.testing.assert_array_equal(fits[-1].best.state["steps"], [1, 0])
 
 
+def by_metric(scripts, patience=None):
+    """Fits of a network that gets the images right whose place is below script[steps trained]."""
+    count, images = len(scripts), np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
+
+    def apply(params, state, images, key):
+        now = state["script"][state["steps"]] + 0 * params
+        if key is not None:
+            state = {**state, "steps": state["steps"] + 1}
+        # Sure of what is wrong: the lowest loss is elsewhere.
+        logit = jnp.where(images.reshape(-1) < now, 0.1, -10 * now - 1)
+        return jnp.stack([logit, jnp.zeros_like(logit)], axis=1), state
+
+    script = jnp.asarray(scripts, jnp.float32)
+    models = Variables(jnp.zeros(count), {"script": script, "steps": jnp.zeros(count, jnp.int32)})
+    data = Examples(images, np.zeros(4, np.int32))
+    fit_settings = FitSettings(
+        epochs=len(scripts[0]) - 1, batch_size=4, patience=patience, best_by_metric=True
+    )
+    keys = jax.random.split(jax.random.key(0), count)
+    return trained(models, keys, fit_settings, apply=apply, data=(data, data))
+
+
+def test_by_metric_the_first_of_the_best_epochs_is_kept():
+    nan = math.nan
+    fits = by_metric([[0, 1, 3, 2, 3, 1], [0, 0, 0, 0, 0, 0], [0, 1, 1, 2, 2, nan]])
+    np.testing.assert_array_equal(fits[-1].best_epoch, [2, 1, 3])
+    np.testing.assert_array_equal(fits[-1].best.state["steps"], [2, 1, 3])
+    np.testing.assert_allclose(fits[-1].best_loss, [1 / 4, 1, 2 / 4])
+    fits = by_metric([[0, 3, 2, 2, 4], [0, 1, 2, 3, 4]], patience=2)
+    np.testing.assert_array_equal(fits[-1].best_epoch, [1, 4])
+
+
+def test_without_a_metric_the_loss_decides():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(16, 3)).astype(np.float32)
+    data = TableExamples(rows, rows.sum(axis=1))
+    network = LinenNetwork(MLP(1, ()))
+    variables = network.module.init(jax.random.key(0), jnp.zeros((1, 3)))
+    model, keys = (
+        stacked([Variables(variables["params"], {})]),
+        jax.random.split(jax.random.key(1), 1),
+    )
+    fits = [
+        trained(
+            model,
+            keys,
+            FitSettings(epochs=6, batch_size=8, learning_rate=0.6, best_by_metric=by_metric),
+            network,
+            (data, data),
+        )[-1]
+        for by_metric in (False, True)
+    ]
+    assert_same(*fits)
+
+
 def linear(params, state, images, key):
     """Softmax regression on the pixels."""
     return images.reshape(len(images), -1) @ params["w"] + params["b"], state
@@ -225,9 +284,10 @@ def test_what_is_expanded_is_trained_as_if_it_were_one_function(runs, optimizer)
     for divisor in (2.0, 3.0):
         network = Multiplied(linear, divisor)
         models = Variables(params, {})
-        found = trained(models, keys, fit_settings, apply=network)[-1]
-        expected = trained(models, keys, fit_settings, apply=network.__call__)[-1]
+        found = told(models, keys, fit_settings, apply=network)[-1]
+        expected = told(models, keys, fit_settings, apply=network.__call__)[-1]
         assert_same(found, expected, rtol=1e-4, atol=1e-5)
+        found = found.fit
         assert not np.allclose(found.model.params["left"], params["left"], atol=1e-3)
     # Both are the same network to the program that is large.
     assert _gradient._cache_size() == compiled + 1
@@ -239,6 +299,11 @@ def softmax_gradient(w, b, x, labels):
     share /= share.sum(axis=1, keepdims=True)
     residual = (share - np.eye(CLASSES)[labels]) / len(x)
     return x.T @ residual, residual.sum(axis=0)
+
+
+def softmax_loss(w, b, x, labels):
+    logits = x @ w + b
+    return np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(x)), labels])
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.8, 0.3)])
@@ -258,17 +323,22 @@ def test_sgd_against_numpy(momentum, decay):
     w, b = rng.normal(size=(25, CLASSES)) / 5, rng.normal(size=CLASSES)
     params = {"w": jnp.asarray(w, jnp.float32)[None], "b": jnp.asarray(b, jnp.float32)[None]}
     keys = jax.random.split(jax.random.key(0), 1)
-    fits = trained(Variables(params, {}), keys, fit_settings, apply=linear, data=(data, data))
+    epochs = told(Variables(params, {}), keys, fit_settings, apply=linear, data=(data, data))
 
     x = data.images.reshape(12, -1).astype(np.float64)
     speed_w, speed_b = np.zeros_like(w), np.zeros_like(b)
-    for rate, fit in zip((0.2, 0.2, 0.1, 0.1, 0.05), fits, strict=True):
+    for rate, after in zip((0.2, 0.2, 0.1, 0.1, 0.05), epochs, strict=True):
+        fit = after.fit
+        # Of the only batch, before its step.
+        assert after.loss[0] == pytest.approx(softmax_loss(w, b, x, data.labels), rel=1e-4)
         slope_w, slope_b = softmax_gradient(w, b, x, data.labels)
         speed_w = momentum * speed_w + slope_w + decay * w
         speed_b = momentum * speed_b + slope_b + decay * b
         w, b = w - rate * speed_w, b - rate * speed_b
         np.testing.assert_allclose(fit.model.params["w"][0], w, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(fit.model.params["b"][0], b, rtol=1e-4, atol=1e-6)
+        after_it = softmax_loss(w, b, x, data.labels)
+        assert after.scores.cross_entropy[0] == pytest.approx(after_it, rel=1e-4)
 
 
 def test_first_step_of_adam_against_numpy():
@@ -297,6 +367,8 @@ def test_schedule_by_hand(steps):
     expected = [rate for rate in (0.8, 0.8, 0.08, 0.08, 0.08, 0.008) for _ in range(steps)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert fit_settings.last_learning_rate == pytest.approx(rates[-1])
+    by_epoch = [fit_settings.learning_rate_of(epoch, steps) for epoch in range(1, 7)]
+    np.testing.assert_allclose(by_epoch, rates[steps - 1 :: steps], rtol=1e-5)
     # A boundary that the training does not reach is none.
     shorter = dataclasses.replace(fit_settings, epochs=5)
     assert shorter.last_learning_rate == pytest.approx(0.08)
@@ -317,6 +389,8 @@ def test_the_learning_rate_rises_in_warm_up(steps, warmup):
     expected *= 0.5 ** ((step >= 4 * steps) + (step >= 6 * steps).astype(int))
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
     assert fit_settings.last_learning_rate == pytest.approx(rates[-1])
+    by_epoch = [fit_settings.learning_rate_of(epoch, steps) for epoch in range(1, 9)]
+    np.testing.assert_allclose(by_epoch, rates[steps - 1 :: steps], rtol=1e-5)
 
 
 def test_momentum_of_nesterov_against_numpy():
