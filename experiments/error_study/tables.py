@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from experiments.error_study.error_names import RELATIVE_WEIGHTS
 from experiments.error_study.paper import PublishedStudy, PublishedTau
-from experiments.error_study.protocol import PHASES, Protocol
+from experiments.error_study.protocol import PHASES, Choice, Protocol
 from experiments.error_study.records import SUBSETS, choice_fields, common_errors
 from experiments.report.correlate import estimate_tau, log_classification_error
 from experiments.report.estimates import TauEstimate
@@ -148,6 +148,7 @@ def measured_taus(
                     cube.values(f"{subset}/{phase}/log_error"),
                     cube.groups,
                     counts=cube.counts,
+                    numbers=cube.numbers,
                     resamples=resamples,
                     seed=settings.seed,
                 )
@@ -159,12 +160,14 @@ class _Cube:
     """Rows by network, run and choice.
 
     Arguments:
+        numbers: of the choices among those of the study.
         places: of each row its network, run and choice, counted from 0.
         groups: which choices have in common what is held fixed.
         counts: how many runs each choice has on each network.
     """
 
     rows: pd.DataFrame
+    numbers: Int[np.ndarray, " choices"]
     places: tuple[np.ndarray, np.ndarray, np.ndarray]
     groups: Int[np.ndarray, " choices"]
     counts: Int[np.ndarray, " choices"]
@@ -184,7 +187,9 @@ def _cube(rows: pd.DataFrame, settings: Protocol, held_fixed: list[str]) -> _Cub
     if held_fixed:
         groups = first.groupby(held_fixed, sort=False).ngroup().to_numpy()
     counts = first["method"].map(settings.runs_of).to_numpy(int)
-    return _Cube(rows, (networks, runs, choices), groups, counts)
+    every = {choice: number for number, choice in enumerate(settings.choices)}
+    numbers = [every[Choice(*own)] for own in first[list(CHOICE)].itertuples(index=False)]
+    return _Cube(rows, np.array(numbers, int), (networks, runs, choices), groups, counts)
 
 
 def tau_rows(

@@ -231,12 +231,13 @@ def layers_harder_than_methods(seen: Seen) -> Part:
 def _trend(taus: Sequence[TauEstimate]) -> TauEstimate:
     """Tau-a between compression and tau at it, of levels in order; resampled as those are."""
     levels = len(taus)
-    resampled = np.stack([tau.stretched for tau in taus])
+    resampled = np.stack([tau.scaled for tau in taus])
     defined = resampled[:, ~np.isnan(resampled).any(axis=0)].T
     order = np.broadcast_to(np.arange(levels, dtype=float), defined.shape)
     trends = concordance(order, defined).sum(axis=(1, 2)) / (levels * (levels - 1))
     mean = kendall_tau_a(range(levels), [tau.mean for tau in taus])
-    return TauEstimate(np.array([[mean]]), trends, trends[:, None], levels)
+    none = np.zeros((1, 0, 0)), np.zeros(0, int)
+    return TauEstimate(np.array([[mean]]), trends, *none, levels)
 
 
 def _slope(taus: Sequence[TauEstimate]) -> TauEstimate:

@@ -133,6 +133,7 @@ def estimate_tau(
     groups: Int[np.ndarray, " choices"],
     *,
     counts: Int[np.ndarray, " choices"] | None = None,
+    numbers: Int[np.ndarray, " choices"] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> TauEstimate:
@@ -161,6 +162,7 @@ def estimate_tau(
         groups: which group each choice belongs to; pairs are formed inside a group only.
         counts: how many runs each choice has, the first ones; what else an array holds is not
             looked at. None: all of them.
+        numbers: of the choices among all those that are compared, ascending. None: from 0.
         resamples: number of bootstrap resamples.
         seed: the same seed and sizes give the same draws, whatever the errors.
 
@@ -176,20 +178,22 @@ def estimate_tau(
     networks, runs, choices = errors.shape
     crossing = cross_runs(np.full(choices, runs) if counts is None else counts)
     drawn, shares = resample_weights(choices, networks, crossing, resamples, seed)
-    pairs = np.einsum("bi,bi->b", drawn @ weights, drawn)
-    pairs[pairs == 0] = np.nan
-    per_run, by_draw = [], []
-    # One network after the other: together they would not fit into a cache, nor always in memory.
-    for own, performance in zip(errors, log_errors, strict=True):
+    drawn_pairs = np.einsum("bi,bi->b", drawn @ weights, drawn)
+    drawn_pairs[drawn_pairs == 0] = np.nan
+    per_run, pairs, resampled = [], [], np.zeros(resamples)
+    # One network after the other: together they may not fit into memory.
+    for network, (own, performance) in enumerate(zip(errors, log_errors, strict=True)):
         weighted = concordance(crossing.taken(own), crossing.taken(performance)) * weights
         per_run.append(weighted.sum(axis=(1, 2)) / weights.sum())
+        mean = weighted.mean(axis=0) / weights.sum()
+        pairs.append(mean - mean.sum() * weights / weights.sum())
         side_by_side = weighted.transpose(1, 0, 2).reshape(choices, -1)
         sums = (drawn @ side_by_side).reshape(resamples, -1, choices)
-        by_draw.append(np.einsum("bri,bi->br", sums, drawn) / pairs[:, None])
-    taus = np.stack(by_draw, axis=1)
+        resampled += np.einsum("bri,bi,br->b", sums, drawn, shares[:, network])
     return TauEstimate(
         per_run=np.stack(per_run).reshape(networks, crossing.counts[0], -1).mean(axis=2),
-        resampled=np.einsum("bnr,bnr->b", taus, shares),
-        by_choice=taus.mean(axis=2),
+        resampled=resampled / drawn_pairs,
+        pairs=np.stack(pairs),
+        numbers=np.arange(choices) if numbers is None else numbers,
         choices=paired,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -16,21 +16,23 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class TauEstimate:
-    """Tau in each run of each network, its bootstrap resamples, and how many choices it orders.
+    """Tau in each run of each network, its bootstrap resamples, and what each pair does to it.
 
-    A resample that holds no pair of different items is NaN, and counts for nothing.
+    A resample that holds no pair of different choices is NaN, and counts for nothing.
 
     Arguments:
         per_run: of every network and run.
         resampled: over networks, choices and runs together.
-        by_choice: of every network, its runs as they are, where choices alone are drawn, the same
-            ones for all networks.
-        choices: that take part in a pair.
+        pairs: by how much each pair of choices, in either order, lifts tau of every network above
+            what it would be if all pairs were alike.
+        numbers: of the choices among all of the study, ascending.
+        choices: how many take part in a pair.
     """
 
     per_run: Float[np.ndarray, "networks runs"]
     resampled: Float[np.ndarray, " resamples"]
-    by_choice: Float[np.ndarray, "resamples networks"]
+    pairs: Float[np.ndarray, "networks choices choices"]
+    numbers: Int[np.ndarray, " choices"]
     choices: int
 
     @property
@@ -51,48 +53,66 @@ class TauEstimate:
 
     @cached_property
     def uncertainty(self) -> tuple[float, float]:
-        """Standard deviation of the mean, and its degrees of freedom; NaN of no resample.
+        """Standard error of the mean, and its degrees of freedom.
 
-        Of one network it is that of the resamples, with one degree of freedom less than there are
-        choices, and speaks of that network alone. Of several, two independent parts add up: what
-        is common to all networks, the mean covariance of two networks' taus under draws of the
-        same choices; and what is apart in each, the variance between networks over their number,
-        of one degree of freedom less than there are networks. That has in it how networks differ,
-        what choices do on one of them alone, and runs; so few networks may by luck show less than
-        the draws of choices prove, which is then taken instead. Degrees of freedom of the sum:
-        F. E. Satterthwaite, Biometrics Bulletin 2, 1946.
+        Of one network it says what other choices would do, see `_covariance`, with one degree of
+        freedom less than there are choices, and speaks of that network alone; what runs do is in
+        it, as each choice has its own. Of several, two independent parts add up: what is common to
+        all networks, the mean covariance of two networks' taus under other choices; and what is
+        apart in each, the variance between networks over their number, of one degree of freedom
+        less than there are networks. That has in it how networks differ, what choices do on one of
+        them alone, and runs; so few networks may by luck show less than the choices prove, which
+        is then taken instead. The degrees of freedom of the sum are Satterthwaite's.
+
+        Source: F. E. Satterthwaite, "An approximate distribution of estimates of variance
+        components", Biometrics Bulletin 2, 1946.
         """
-        drawn, least = self.by_choice[~np.isnan(self.resampled)], max(self.choices - 1, 1)
-        networks = len(self.per_run)
-        if not len(drawn):
-            return math.nan, least
-        if networks == 1:
-            return float(self.resampled[~np.isnan(self.resampled)].std()), least
-        covariance = np.cov(drawn.T, ddof=0)
+        networks, most, covariance = len(self.per_run), max(self.choices - 1, 1), self._covariance
         each = covariance.diagonal().mean()
+        if networks == 1:
+            return math.sqrt(each), most
         common = max((covariance.sum() / networks - each) / (networks - 1), 0.0)
         apart = max(self.by_network.var(ddof=1), each - common) / networks
-        freedom = apart**2 / (networks - 1) + common**2 / least
-        total = common + apart
-        return math.sqrt(total), total**2 / freedom if freedom else least
+        inverse = apart**2 / (networks - 1) + common**2 / most
+        return math.sqrt(common + apart), (common + apart) ** 2 / inverse if inverse else most
+
+    @property
+    def _covariance(self) -> Float[np.ndarray, "networks networks"]:
+        """Of networks' taus over choices drawn anew, the same ones on all networks.
+
+        Pairs are dependent where they have a choice in common: the sum of the products of all such
+        pairs of pairs. A pair has both of its choices in common with itself, and would count twice
+        in the sum over choices. The factor is that of leaving out one choice at a time (jackknife),
+        whose variance is that sum; it is at most twice the true one, which is the floor.
+
+        Sources: P. M. Aronow, C. Samii and V. A. Assenova, "Cluster-robust variance estimation for
+        dyadic data", Political Analysis 23, 2015; B. Efron and C. Stein, "The jackknife estimate of
+        variance", Annals of Statistics 9, 1981.
+        """
+        count = max(self.choices, 3)
+        factor = 4 * count * (count - 1) / (count - 2) ** 2
+        by_choice = self.pairs.sum(axis=2)
+        jackknife = factor * by_choice @ by_choice.T
+        flat = self.pairs.reshape(len(self.pairs), -1)
+        found = jackknife - factor / 2 * flat @ flat.T
+        np.fill_diagonal(found, np.maximum(found.diagonal(), jackknife.diagonal() / 2))
+        return found
 
     def bounds(self, error: float) -> tuple[float, float]:
         """A lower and an upper bound, each wrong with at most this probability.
 
-        The mean less and plus Student's t quantile times the standard deviation, see
-        `uncertainty`: unlike quantiles of the resamples it needs no more of them the smaller the
-        probability is. NaN where no resample is defined.
+        The mean less and plus Student's t quantile times the standard error, see `uncertainty`.
         """
         deviation, freedom = self.uncertainty
         half = float(stats.t.isf(error, freedom) * deviation)
         return self.mean - half, self.mean + half
 
     @property
-    def stretched(self) -> Float[np.ndarray, " resamples"]:
-        """The resamples, of several networks drawn away from the mean.
+    def scaled(self) -> Float[np.ndarray, " resamples"]:
+        """The resamples; of several networks as far from the mean as `uncertainty` says.
 
-        Resamples of N networks vary by (N - 1) / N of what networks do, and that is itself known
-        from N values: the factor makes the interval of the resamples as long as that of `bounds`.
+        Resamples of N networks vary by (N - 1) / N of what networks do, which is itself known from
+        N values alone: the interval of the scaled ones is as long as that of `bounds`.
         """
         defined = self.resampled[~np.isnan(self.resampled)]
         spread = float(defined.std()) if defined.size and len(self.per_run) > 1 else 0.0
@@ -105,13 +125,13 @@ class TauEstimate:
 
     @property
     def lower(self) -> float:
-        """Lower end of the 95 % percentile interval of the stretched resamples."""
-        return percentile_interval(self.stretched)[0]
+        """Lower end of the 95 % percentile interval of the scaled resamples."""
+        return percentile_interval(self.scaled)[0]
 
     @property
     def upper(self) -> float:
         """Upper end of the same."""
-        return percentile_interval(self.stretched)[1]
+        return percentile_interval(self.scaled)[1]
 
 
 def percentile_interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
@@ -124,20 +144,22 @@ def percentile_interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[flo
 
 
 def combination(taus: Sequence[TauEstimate], weights: Sequence[float]) -> TauEstimate:
-    """The sum of some taus with weights, run by run and resample by resample.
+    """The sum of some taus with weights: run by run, resample by resample, pair by pair.
 
-    Meaningful for estimates over the same networks, drawn with the same seed; over the same
-    choices they saw the same resamples, and what they share cancels in a difference. Raises
-    `ValueError` where the sizes differ.
+    Meaningful for estimates over the same networks, drawn with the same seed; over the same choices
+    what they share cancels in a difference. Raises `ValueError` where the sizes differ.
     """
-    if len({(tau.per_run.shape, tau.by_choice.shape) for tau in taus}) > 1:
+    if len({(tau.per_run.shape, tau.resampled.shape) for tau in taus}) > 1:
         raise ValueError("only estimates with the same runs and resamples can be compared")
-    return TauEstimate(
-        per_run=sum(w * tau.per_run for w, tau in zip(weights, taus, strict=True)),
-        resampled=sum(w * tau.resampled for w, tau in zip(weights, taus, strict=True)),
-        by_choice=sum(w * tau.by_choice for w, tau in zip(weights, taus, strict=True)),
-        choices=min(tau.choices for tau in taus),
-    )
+    numbers = np.unique(np.concatenate([tau.numbers for tau in taus]))
+    pairs = np.zeros((len(taus[0].pairs), len(numbers), len(numbers)))
+    for weight, tau in zip(weights, taus, strict=True):
+        at = np.searchsorted(numbers, tau.numbers)
+        pairs[:, at[:, None], at] += weight * tau.pairs
+    per_run = sum(w * tau.per_run for w, tau in zip(weights, taus, strict=True))
+    resampled = sum(w * tau.resampled for w, tau in zip(weights, taus, strict=True))
+    choices = min(tau.choices for tau in taus)
+    return TauEstimate(np.asarray(per_run), np.asarray(resampled), pairs, numbers, choices)
 
 
 def difference(a: TauEstimate, b: TauEstimate) -> TauEstimate:
