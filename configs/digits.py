@@ -21,6 +21,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = on_embedded_digits(garipov_study("digits"))
     config.train.augment = False
     config.measure.update({"feature_images": 360, "batch_size": 360})
+    # To write one takes as long as three epochs.
+    config.checkpoint_every = 10
     config.finetune.epochs = 5
     config.deterministic_runs = 2
     return shortened(config, arg)

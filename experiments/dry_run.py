@@ -129,7 +129,7 @@ def _duration(network: Network, settings: Any, names: Sequence[Identity], journa
     epoch = steps * step + measured * len(network.splits.validation.labels)
     total = timedelta(seconds=left * epoch)
     return (
-        f"about {in_words(total)}, an estimate: {left:,.0f} epochs of {steps:,} steps, "
+        f"about {in_words(total)}, an estimate: the work of {left:,.0f} epochs of {steps:,} steps, "
         f"{1000 * step:.3g} ms each; decompositions and compiling come on top"
     )
 
