@@ -21,10 +21,18 @@ from experiments.error_study.figures import (
     lost_section,
 )
 from experiments.error_study.judging import FAILS, HOLDS, MARGINS, UNDECIDED
+from experiments.error_study.networks import (
+    counted_networks,
+    meaning_of_figures,
+    network_rows,
+    network_tables,
+    reach_of_figures,
+)
 from experiments.error_study.paper import published_study
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SUBSETS, read_study
 from experiments.error_study.tables import (
+    CHOICE,
     SCOPE_NAMES,
     TAU,
     choice_rows,
@@ -77,7 +85,6 @@ TERMS = (
     "weights", "features", "covariance, kronecker", "interval",
 )  # fmt: skip
 DEVIATIONS = "What differs from the published study"
-TABLES_NOTE = "Mean ± standard deviation over the runs [95 % bootstrap interval]."
 
 
 def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
@@ -99,7 +106,9 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
     paper, baselines = published_study(settings.published), _baselines(measured)
     rows = measurement_rows(settings, measured)
     choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resamples=resamples)
-    taus = {kind: tau_rows(all_taus, kind, paper) for kind in TITLES}
+    several, counted = settings.networks > 1, counted_networks(rows, settings)
+    taus = {kind: tau_rows(all_taus, kind, paper, several=several) for kind in TITLES}
+    by_network = network_rows(all_taus, counted) if several else None
     findings = judge_findings(all_taus, paper, settings.phases)
     lead, finished = _progress(rows, settings)
     unsaving = unsaving_table(choices)
@@ -113,11 +122,11 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         before="Baseline, before any compression",
         facts=_baseline_facts(settings, baselines),
         sections=[
-            Section("findings", "Findings", _judged_by(finished), cards=_cards(findings)),
+            Section("findings", "Findings", _judged_by(settings, finished), cards=_cards(findings)),
             lost_section(settings, rows, baselines),
             figures_section(settings, baselines, taus, choices),
             curves_section(settings, measured),
-            Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
+            _tables(settings, taus, by_network),
             data_section(settings, measured, all_taus, taus["error"], bars_text(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
             Section("deviations", DEVIATIONS, paragraphs=deviations(settings)),
@@ -132,6 +141,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
             "tau_errors.csv": to_csv(taus["error"], decimals=6),
             "tau_layers_methods.csv": to_csv(taus["scope"], decimals=6),
             "verdicts.json": _verdicts(findings),
+            **({} if by_network is None else {"tau_by_network.csv": to_csv(by_network, 6)}),
         },
     )
     return publish(workdir, report)
@@ -146,13 +156,19 @@ def _without_constant(rows: pd.DataFrame, settings: Protocol) -> pd.DataFrame:
     return rows if settings.networks > 1 else rows.drop(columns="network")
 
 
-def _tables(settings: Protocol, taus: Mapping[str, pd.DataFrame]) -> list[Table]:
+def _tables(
+    settings: Protocol, taus: Mapping[str, pd.DataFrame], by_network: pd.DataFrame | None
+) -> Section:
     names: dict[str, Mapping[Any, str]] = {
         "compression": {level: percent(level) for level in sorted(settings.levels)},
         "error": error_names(ERRORS),
         "scope": SCOPE_NAMES,
     }
-    return [tau_table(title, kind, names[kind], taus[kind]) for kind, title in TITLES.items()]
+    tables = [tau_table(title, kind, names[kind], taus[kind]) for kind, title in TITLES.items()]
+    if by_network is not None:
+        tables += network_tables(by_network, settings.phases)
+    note = meaning_of_figures(settings)
+    return Section("tables", "Tables", f"{note[0].upper()}{note[1:]}.", tables=tables)
 
 
 def _cards(findings: Sequence[Finding]) -> list[Card]:
@@ -176,14 +192,14 @@ def _cards(findings: Sequence[Finding]) -> list[Card]:
     return cards
 
 
-def _judged_by(finished: bool) -> str:
+def _judged_by(settings: Protocol, finished: bool) -> str:
     provisional = "" if finished else "Provisional: the study is unfinished. "
     share = percent(MARGINS.error)
     return (
-        f"{provisional}Kendall's tau-a on the test set: mean ± standard deviation over the runs, "
-        "with the 95 % bootstrap interval over choices and runs in brackets. Verdicts rest on "
-        "one-sided bounds, the mean less and plus a quantile of Student's t times the standard "
-        f"deviation of the resamples: a wrong \N{LEFT DOUBLE QUOTATION MARK}holds"
+        f"{provisional}Kendall's tau-a on the test set: {meaning_of_figures(settings)}. "
+        f"{reach_of_figures(settings)} Verdicts rest on one-sided bounds, the mean less and plus a "
+        "quantile of Student's t times its standard error, which is taken from pairs of choices "
+        "that share one, and from how networks differ: a wrong \N{LEFT DOUBLE QUOTATION MARK}holds"
         f"\N{RIGHT DOUBLE QUOTATION MARK} has a probability of at most {share}, and so has a wrong "
         "\N{LEFT DOUBLE QUOTATION MARK}does not hold\N{RIGHT DOUBLE QUOTATION MARK}, for each "
         "finding, whichever of several comparisons leads to it. An error is no better than another "
@@ -196,8 +212,9 @@ def _judged_by(finished: bool) -> str:
 
 def _progress(rows: pd.DataFrame, settings: Protocol) -> tuple[str, bool]:
     """How much of the study is there, and whether it is all of it."""
-    total, phases = len(settings.keys), settings.phases
+    total, phases, several = len(settings.keys), settings.phases, settings.networks > 1
     plan = f"{len(settings.choices)} choices in {settings.runs} runs"
+    plan += f" on each of {settings.networks} networks" if several else ""
     measured = {phase: rows[f"test/{phase}/accuracy"].count() for phase in phases}
     if set(measured.values()) == {total}:
         when = "before and after fine-tuning" if "after" in measured else "without fine-tuning"
@@ -205,13 +222,18 @@ def _progress(rows: pd.DataFrame, settings: Protocol) -> tuple[str, bool]:
     counts = ", ".join(
         f"{count} of {total} measured {phase} fine-tuning" for phase, count in measured.items()
     )
-    whole = " and ".join(
-        f"{len(complete(rows, settings, phase)) // settings.runs} {phase}" for phase in phases
-    )
+    counted = {phase: complete(rows, settings, phase) for phase in phases}
+    whole = " and ".join(f"{len(own.drop_duplicates(CHOICE))} {p}" for p, own in counted.items())
     text = (
         f"Unfinished: {plan}; {counts}. "
         f"Only choices measured in every run count towards tau: {whole} fine-tuning."
     )
+    if several:
+        networks = " and ".join(f"{own['network'].nunique()} {p}" for p, own in counted.items())
+        text += (
+            " Of networks those count on which all choices are, and until there is one the "
+            f"furthest alone: {networks} fine-tuning."
+        )
     return text, False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,11 @@ from experiments.workdir.journal import Journal, Record
 CHOICE = ("layer", "method", "compression")
 SCOPE_NAMES = {"layers": "layers only", "methods": "methods only", "all": "all choices"}
 # What pairs of choices have in common.
-HELD_FIXED = {"layers": ["method", "compression"], "methods": ["layer", "compression"], "all": []}
+HELD_FIXED: dict[str, tuple[str, ...]] = {
+    "layers": ("method", "compression"),
+    "methods": ("layer", "compression"),
+    "all": (),
+}
 FIGURES = ("accuracy", "cross_entropy", "log_error")
 TAU = ("mean", "std", "lower", "upper", "published_mean", "published_std")
 
@@ -129,18 +134,24 @@ def measured_taus(
         strong: the least compression that counts as strong.
         subsets: whose performance is asked for.
     """
-    own = [level for level in settings.levels if level >= strong]
+    own = tuple(level for level in settings.levels if level >= strong)
     errors = [name for name in rows.columns if "/" in name and not name.startswith(SUBSETS)]
-    asked: list[tuple[str, Any, list[float], str, list[str]]] = [
-        ("compression", level, [level], RELATIVE_WEIGHTS, []) for level in settings.levels
+    asked: list[tuple[str, Any, tuple[float, ...], str, tuple[str, ...]]] = [
+        ("compression", level, (level,), RELATIVE_WEIGHTS, ()) for level in settings.levels
     ]
-    asked += [("error", error, own, error, []) for error in errors]
+    asked += [("error", error, own, error, ()) for error in errors]
     asked += [("scope", scope, own, RELATIVE_WEIGHTS, fixed) for scope, fixed in HELD_FIXED.items()]
     counted = {phase: complete(rows, settings, phase) for phase in settings.phases}
+
+    @cache
+    def cube_of(phase: str, levels: tuple[float, ...], fixed: tuple[str, ...]) -> _Cube:
+        whole = counted[phase]
+        return _cube(whole[whole["compression"].isin(levels)], settings, fixed)
+
     taus: dict[tuple[str, str, str, Any], TauEstimate] = {}
     for kind, value, levels, error, fixed in asked:
-        for phase, whole in counted.items():
-            cube = _cube(whole[whole["compression"].isin(levels)], settings, fixed)
+        for phase in settings.phases:
+            cube = cube_of(phase, levels, fixed)
             # None where no two choices have in common what is held fixed.
             for subset in subsets if len(np.unique(cube.groups)) < len(cube.groups) else ():
                 taus[kind, subset, phase, value] = estimate_tau(
@@ -179,13 +190,13 @@ class _Cube:
         return found
 
 
-def _cube(rows: pd.DataFrame, settings: Protocol, held_fixed: list[str]) -> _Cube:
+def _cube(rows: pd.DataFrame, settings: Protocol, held_fixed: tuple[str, ...]) -> _Cube:
     first, runs = rows.drop_duplicates(CHOICE), rows["run"].to_numpy(int)
     networks = np.unique(rows["network"], return_inverse=True)[1]
     choices = rows.groupby(list(CHOICE), sort=False).ngroup().to_numpy()
     groups = np.zeros(len(first), int)
     if held_fixed:
-        groups = first.groupby(held_fixed, sort=False).ngroup().to_numpy()
+        groups = first.groupby(list(held_fixed), sort=False).ngroup().to_numpy()
     counts = first["method"].map(settings.runs_of).to_numpy(int)
     every = {choice: number for number, choice in enumerate(settings.choices)}
     numbers = [every[Choice(*own)] for own in first[list(CHOICE)].itertuples(index=False)]
