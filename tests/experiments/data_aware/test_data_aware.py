@@ -146,6 +146,7 @@ def test_records_report_and_figures(unbroken, press):
         "gains.csv",
         "tables.md",
         "index.html",
+        *(f"{what}_{of}.svg" for what in ("training", "tuning") for of in ("loss", "metric")),
         *(
             f"accuracy_{cost}_{method}_{phase}.svg"
             for cost in ("params", "macs")
@@ -260,7 +261,7 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
     shutil.copy(unbroken / "config.json", workdir)
     write_report(workdir)
     assert "not trained yet" in (workdir / "report" / "index.html").read_text()
-    (workdir / "metrics.jsonl").write_bytes(b"".join(lines(unbroken)[:4]))
+    (workdir / "metrics.jsonl").write_bytes(b"".join(lines(unbroken)[:3]))
     write_report(workdir)
     assert len((workdir / "report" / "measurements.csv").read_text().splitlines()) == 3
     (workdir / "metrics.jsonl").write_bytes(lines(unbroken)[0] + b'{"kind": "network"}\n')
