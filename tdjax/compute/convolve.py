@@ -177,6 +177,22 @@ def _can_compute(way: str, x: Any, kernel: Any, asked: Convolution) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Apart:
+    """A function of products or convolutions, what it gives being computed apart; see `apart`."""
+
+    given: Any
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """As the function."""
+        return apart(self.given(*args, **settings))
+
+    @property
+    def same_as_lax(self) -> bool:
+        """See `SAME`."""
+        return is_same(self.given)
+
+
 def is_same(given: Any) -> bool:
     """Whether a layer's function computes what `jax.lax.conv_general_dilated` does."""
     return given in (None, lax.conv_general_dilated) or getattr(given, SAME, False) is True
