@@ -173,10 +173,10 @@ def test_a_plan_in_time():
 def test_shares_are_of_the_network_as_it_is():
     # What a plan keeps dense takes less than in a network that is compiled badly.
     slow = replace(TIMINGS, network=2e-3 * WHOLE, rest=1e-3 * REST)
-    plan = asked("energy", budget=0.3, cost="time", timings=slow)
-    assert plan.layers == asked("energy", budget=0.6, cost="time").layers
+    plan = asked("energy", budget={"time": 0.3}, timings=slow)
+    assert plan.layers == asked("energy", budget={"time": 0.6}).layers
     assert plan.seconds_before == slow.network
-    assert 0.295 <= plan.seconds / plan.seconds_before <= 0.3
+    assert plan.seconds <= 0.3 * slow.network
     found = budget_curve(MODEL, [{"time": 0.3}], methods=("svd",), moments=MOMENTS, timings=slow)
     assert found.seconds[0] <= 0.3 * slow.network
     (beyond,) = (line for line in str(plan).splitlines() if line.startswith("(beyond its parts)"))
