@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tdjax.compute.programs import PROGRAMS, Convolution, channels_last
-from tdjax.compute.rule import CPU, is_reconstructed, way_of
+from tdjax.compute.rule import CPU, is_reconstructed, padded_features, way_of
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ways import XLA, can_take_shape
 
@@ -142,14 +143,17 @@ class StageConvolution:
             feature_group_count,
             {name: value for name, value in settings.items() if value is not None},
         )
+        own, wide = self.given or lax.conv_general_dilated, kernel
         if dimension_numbers == channels_last(len(window_strides) + 2) and _is_free():
-            way = self.way or way_of(kernel.shape, feature_group_count, _backend())
-            if way != XLA and _can_compute(way, inputs, kernel, asked):
-                return PROGRAMS[way](inputs, kernel, asked)
-        own = self.given or lax.conv_general_dilated
-        return own(
+            places = _places(inputs, kernel, asked)
+            way = self.way or way_of(kernel.shape, feature_group_count, _backend(), places)
+            if _can_compute(way, inputs, kernel, asked):
+                if way != XLA:
+                    return PROGRAMS[way](inputs, kernel, asked)
+                wide = _padded(kernel, feature_group_count)
+        found = own(
             inputs,
-            kernel,
+            wide,
             window_strides,
             padding,
             lhs_dilation=lhs_dilation,
@@ -158,6 +162,22 @@ class StageConvolution:
             feature_group_count=feature_group_count,
             **settings,
         )
+        return found if wide is kernel else found[..., : kernel.shape[-1]]
+
+
+def _padded(kernel: Float[Array, "*_"], groups: int) -> Float[Array, "*_"]:
+    """A kernel with zeros behind its features where more of them are computed faster."""
+    more = padded_features(kernel.shape, groups, _backend()) - kernel.shape[-1]
+    return jnp.pad(kernel, [*[(0, 0)] * (kernel.ndim - 1), (0, more)]) if more else kernel
+
+
+def _places(x: Any, kernel: Any, asked: Convolution) -> int | None:
+    """Places of the results of all maps; None where sizes are not known, or are none."""
+    if not all(isinstance(size, int) for size in x.shape):
+        return None
+    if isinstance(asked.padding, str) and any(n > 1 for n in asked.input_dilation):
+        return None
+    return x.shape[0] * math.prod(asked.out_sizes(x.shape[1:-1], kernel.shape[:-2]))
 
 
 def _can_compute(way: str, x: Any, kernel: Any, asked: Convolution) -> bool:

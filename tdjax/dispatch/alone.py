@@ -18,16 +18,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from tdjax.compute.convolve import (
-    StageConvolution,
-    dense_kernel,
-    is_same,
-    stage_convolution,
-)
+from tdjax.compute.convolve import dense_kernel, is_same, stage_convolution
 from tdjax.functions.chains import AnyChain, Whole, convolved, multiplied
 from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.ways import RECONSTRUCT, XLA
+from tdjax.plan.ways import RECONSTRUCT
 from tdjax.trace.convolutions import Window, plain_window
 from tdjax.trace.trace import Trace, TracedCall
 
@@ -180,7 +175,7 @@ def _answer(
 def _convolution(call: LayerCall, entry: PlannedLayer, chain: AnyChain, number: int) -> Any:
     """What convolves in a stage."""
     if isinstance(chain, Whole) or not is_same(call.given):
-        return StageConvolution(XLA, call.given)
+        return call.given or lax.conv_general_dilated
     return stage_convolution(entry, number, call.given)
 
 
