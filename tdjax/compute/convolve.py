@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tdjax.compute import rule
 from tdjax.compute.programs import PROGRAMS, Convolution, channels_last
-from tdjax.compute.rule import CPU, is_reconstructed, padded_features, way_of
+from tdjax.compute.rule import CPU, is_reconstructed, way_of
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.ways import XLA, can_take_shape
+from tdjax.plan.ways import RECONSTRUCT, XLA, can_take_shape, ways_from
 
 _forced: ContextVar[bool] = ContextVar("forced", default=False)
 # Tools that quantise put code of their own in place of this function's.
@@ -77,6 +78,37 @@ def dense_kernel(
     wide = jnp.promote_types(dtype, jnp.float32)
     whole = entry.chain.reconstruct({name: own.astype(wide) for name, own in kernels.items()})
     return whole.astype(dtype)
+
+
+def ways_by(entry: PlannedLayer, way: str) -> tuple[str, ...]:
+    """The ways of a layer's stages of which all that can be are computed in one way.
+
+    Of the others, those that span no window are as the rule has them.
+    """
+    own = ways_from(entry.stages, way)
+    if own == (RECONSTRUCT,):
+        return own
+    return tuple(
+        way_of(stage.kernel_shape, stage.groups, _backend())
+        if way == XLA and not stage.axes
+        else way
+        for stage, way in zip(entry.stages, own, strict=True)
+    )
+
+
+def widened(entry: PlannedLayer, given: Any = None) -> PlannedLayer:
+    """The entry by whose chain a factorised convolution is computed; see `tdjax.compute.rule`.
+
+    Arguments:
+        given: the layer's own function in place of `jax.lax.conv_general_dilated`, if any.
+    """
+    return rule.widened(entry, _backend()) if _is_free() and is_same(given) else entry
+
+
+def with_zeros(kernel: Float[Array, "*_"], shape: Sequence[int]) -> Float[Array, "*_"]:
+    """A kernel with zeros behind its own numbers, as a wider stage has it."""
+    behind = [(0, wide - own) for wide, own in zip(shape, kernel.shape, strict=True)]
+    return jnp.pad(kernel, behind) if any(more for _, more in behind) else kernel
 
 
 def apart(x: Any) -> Any:
@@ -143,17 +175,15 @@ class StageConvolution:
             feature_group_count,
             {name: value for name, value in settings.items() if value is not None},
         )
-        own, wide = self.given or lax.conv_general_dilated, kernel
         if dimension_numbers == channels_last(len(window_strides) + 2) and _is_free():
             places = _places(inputs, kernel, asked)
             way = self.way or way_of(kernel.shape, feature_group_count, _backend(), places)
-            if _can_compute(way, inputs, kernel, asked):
-                if way != XLA:
-                    return PROGRAMS[way](inputs, kernel, asked)
-                wide = _padded(kernel, feature_group_count)
-        found = own(
+            if way != XLA and _can_compute(way, inputs, kernel, asked):
+                return PROGRAMS[way](inputs, kernel, asked)
+        own = self.given or lax.conv_general_dilated
+        return own(
             inputs,
-            wide,
+            kernel,
             window_strides,
             padding,
             lhs_dilation=lhs_dilation,
@@ -162,13 +192,6 @@ class StageConvolution:
             feature_group_count=feature_group_count,
             **settings,
         )
-        return found if wide is kernel else found[..., : kernel.shape[-1]]
-
-
-def _padded(kernel: Float[Array, "*_"], groups: int) -> Float[Array, "*_"]:
-    """A kernel with zeros behind its features where more of them are computed faster."""
-    more = padded_features(kernel.shape, groups, _backend()) - kernel.shape[-1]
-    return jnp.pad(kernel, [*[(0, 0)] * (kernel.ndim - 1), (0, more)]) if more else kernel
 
 
 def _places(x: Any, kernel: Any, asked: Convolution) -> int | None:

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from tdjax.compute.convolve import apart, dense_kernel, is_forced, reconstructs, stage_convolution
+from tdjax.compute.convolve import (
+    apart,
+    dense_kernel,
+    is_forced,
+    reconstructs,
+    stage_convolution,
+    widened,
+    with_zeros,
+)
 from tdjax.functions.chains import Whole
 from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Factorised, is_held
@@ -199,6 +207,9 @@ def _multiplied(
             whole = Whole(entry.layer)
             return product.multiply(whole, [dense_kernel(entry, kernels)], rows, attends)
         convolutions = [stage_convolution(entry, number) for number in range(len(own))]
+        entry = widened(entry)
+        pairs = zip(own, entry.stages, strict=True)
+        own = [with_zeros(kernel, stage.kernel_shape) for kernel, stage in pairs]
     return product.multiply(entry.chain, own, rows, attends, convolutions)
 
 

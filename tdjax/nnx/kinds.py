@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tdjax.compute.convolve import Apart, apart, dense_kernel, reconstructs, stage_convolution
+from tdjax.compute.convolve import (
+    Apart,
+    apart,
+    dense_kernel,
+    reconstructs,
+    stage_convolution,
+    widened,
+    with_zeros,
+)
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
@@ -268,8 +276,14 @@ def _convolved(
         dense = thin(module, whole(entry.layer, "dense"))
         dense.kernel = nnx.Param(_dense_kernel(module))
         return apart(dense(x))
-    for stage in _stages(module):
-        y = getattr(module, stage.name)(y)
+    for stage, wider in zip(entry.stages, widened(entry, given).stages, strict=True):
+        own = getattr(module, stage.name)
+        if stage.kernel_shape != wider.kernel_shape:
+            made = thin(module, wider)
+            made.kernel = nnx.Param(with_zeros(own.kernel[...], wider.kernel_shape))
+            made.conv_general_dilated = own.conv_general_dilated
+            own = made
+        y = own(y)
     return apart(_corrected(module, x, y))
 
 
