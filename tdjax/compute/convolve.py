@@ -85,14 +85,12 @@ def ways_by(entry: PlannedLayer, way: str) -> tuple[str, ...]:
 
     Of the others, those that span no window are as the rule has them.
     """
-    own = ways_from(entry.stages, way)
-    if own == (RECONSTRUCT,):
-        return own
+    found = ways_from(entry.stages, way)
+    if found == (RECONSTRUCT,):
+        return found
     return tuple(
-        way_of(stage.kernel_shape, stage.groups, _backend())
-        if way == XLA and not stage.axes
-        else way
-        for stage, way in zip(entry.stages, own, strict=True)
+        own if stage.axes or own != XLA else way_of(stage.kernel_shape, stage.groups, _backend())
+        for stage, own in zip(entry.stages, found, strict=True)
     )
 
 
