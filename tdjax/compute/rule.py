@@ -43,7 +43,7 @@ LEAST_SPLIT, MOST_SPLITS = 16, 16
 # The examples of a batch whose number is not known, as in an exported program.
 UNKNOWN_BATCH = 32
 # On so few places of all maps, from so many channels, the product of all patches is the faster.
-FEW_PLACES, WIDE = 64, 256
+FEW_PLACES, WIDE = 64, 128
 # XLA computes features by tiles, of which the widest that does not fill up is slow: above the first
 # number and below the second, that many features take less time.
 TILES = ((12, 16), (24, 32), (48, 64))
