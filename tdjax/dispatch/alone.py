@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array
 
 from tdjax.compute.convolve import (
+    StageConvolution,
     dense_kernel,
     is_same,
     stage_convolution,
@@ -28,7 +29,7 @@ from tdjax.compute.convolve import (
 from tdjax.functions.chains import AnyChain, Whole, convolved, multiplied
 from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.ways import RECONSTRUCT
+from tdjax.plan.ways import RECONSTRUCT, XLA
 from tdjax.trace.convolutions import Window, plain_window
 from tdjax.trace.trace import Trace, TracedCall
 
@@ -185,7 +186,7 @@ def _answer(
 def _convolution(call: LayerCall, entry: PlannedLayer, chain: AnyChain, number: int) -> Any:
     """What convolves in a stage."""
     if isinstance(chain, Whole) or not is_same(call.given):
-        return call.given or lax.conv_general_dilated
+        return StageConvolution(XLA, call.given)
     return stage_convolution(entry, number, call.given)
 
 
