@@ -42,6 +42,8 @@ MOST_TAPS = 16
 LEAST_SPLIT, MOST_SPLITS = 16, 16
 # The examples of a batch whose number is not known, as in an exported program.
 UNKNOWN_BATCH = 32
+# Channels and features of a 1x1 stage from which on a product is the faster.
+LEAST_PRODUCT = 16
 # On so few places of all maps, from so many channels, the product of all patches is the faster.
 FEW_PLACES, WIDE = 64, 128
 # XLA computes features by tiles, of which the widest that does not fill up is slow: above the first
@@ -85,7 +87,7 @@ def way_of(
     if is_depthwise(kernel_shape, groups):
         return SHIFTED if math.prod(window) <= MOST_TAPS else XLA
     if groups == 1 and math.prod(window) == 1:
-        return PRODUCT
+        return PRODUCT if min(inputs, kernel_shape[-1]) >= LEAST_PRODUCT else XLA
     if groups == 1 and inputs >= WIDE:
         return XLA if places is None or places > FEW_PLACES else PRODUCT
     return SPLIT if 1 < groups <= MOST_SPLITS and inputs >= LEAST_SPLIT else XLA
