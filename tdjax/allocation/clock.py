@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +15,8 @@ from tdjax.plan.plan import PlannedLayer, ranks_text
 from tdjax.plan.predicted import LayerSeconds, Predicted
 from tdjax.timings.timings import LayerTimings, Timings
 
-# Time is counted in parts of the network's own, rounded up, so that costs are whole numbers.
+# Time is counted in parts of the dense network's as it is, rounded up, so that costs are whole
+# numbers.
 PARTS = 10**6
 # Of a quotient of two times, in parts: 0.3 / 1e-6 is more than 300,000 in floating point.
 SLACK = 1e-6
@@ -36,11 +36,6 @@ class Clock:
     """
 
     timings: Timings
-
-    @cached_property
-    def network(self) -> float:
-        """Seconds of the dense network, all of its layers together."""
-        return self.timings.rest + sum(own.dense for own in self.timings.layers.values())
 
     @property
     def rest(self) -> int:
@@ -105,7 +100,7 @@ class Clock:
         return self.timings.layers[path]
 
     def _parts(self, seconds: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        return np.ceil(seconds * (PARTS / self.network) - SLACK).astype(np.int64)
+        return np.ceil(seconds * (PARTS / self.timings.network) - SLACK).astype(np.int64)
 
 
 def check_timed(entry: PlannedLayer, forms: Container[Form], rule: object) -> None:

@@ -119,6 +119,8 @@ def limits_of(problem: Problem, shares: Shares) -> list[Limit]:
         # In floating point a budget of 0.29 of 100 is less than 29.
         most = math.floor(share * whole + ROUNDING * whole)
         least = math.ceil((share - TOLERANCE) * whole - ROUNDING * whole) if shares.met else 0
+        # More than the layers take, all of them dense, nothing spends.
+        least = min(least, int(problem.kept[column]))
         every = [own.costs[:, column] for own in problem.free.values()]
         low = fixed + sum(int(own.min()) for own in every)
         high = fixed + sum(int(own.max()) for own in every)

@@ -39,7 +39,7 @@ from tdjax.plan.wishes import BudgetRule
 
 Rules = Sequence[Rule | BudgetRule]
 # What does not depend on factors.
-KEPT = ("layers", "_counted", "free", "fixed", "whole", "predicted")
+KEPT = ("layers", "_counted", "free", "fixed", "whole", "kept", "predicted")
 # What is told of layers that rules decide; of more than this many, their number.
 NAMED = 8
 
@@ -115,10 +115,18 @@ class Problem:
 
     @cached_property
     def whole(self) -> Int[np.ndarray, " k"]:
-        """Costs of the dense network, all of its layers together."""
+        """Costs of the dense network as it is."""
+        return self._dense([PARTS])
+
+    @cached_property
+    def kept(self) -> Int[np.ndarray, " k"]:
+        """Costs of the network with a plan that keeps all layers dense."""
+        return self._dense(self._time_of(list(map(PlannedLayer, self._counted.layers))))
+
+    def _dense(self, time: Sequence[int]) -> Int[np.ndarray, " k"]:
         plan = self._plan({}, self._counted)
-        time = [] if self.options.clock is None else [PARTS]
-        return np.array([plan.size_before, plan.macs_before, *time])
+        known = [] if self.options.clock is None else time
+        return np.array([plan.size_before, plan.macs_before, *known])
 
     def _time_of(self, entries: Sequence[PlannedLayer]) -> list[int]:
         """Of a network of such layers, where it is known."""

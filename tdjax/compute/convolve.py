@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,10 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tdjax.compute import rule
 from tdjax.compute.programs import PROGRAMS, Convolution, channels_last
-from tdjax.compute.rule import is_reconstructed, way_of
+from tdjax.compute.rule import CPU, is_reconstructed, way_of
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.ways import XLA, can_take_shape
+from tdjax.plan.ways import RECONSTRUCT, XLA, can_take_shape, ways_from
 
 _forced: ContextVar[bool] = ContextVar("forced", default=False)
 # Tools that quantise put code of their own in place of this function's.
@@ -78,6 +80,50 @@ def dense_kernel(
     return whole.astype(dtype)
 
 
+def ways_by(entry: PlannedLayer, way: str) -> tuple[str, ...]:
+    """The ways of a layer's stages of which all that can be are computed in one way.
+
+    Of the others, those that span no window are as the rule has them.
+    """
+    found = ways_from(entry.stages, way)
+    if found == (RECONSTRUCT,):
+        return found
+    return tuple(
+        own if stage.axes or own != XLA else way_of(stage.kernel_shape, stage.groups, _backend())
+        for stage, own in zip(entry.stages, found, strict=True)
+    )
+
+
+def widened(entry: PlannedLayer, given: Any = None) -> PlannedLayer:
+    """The entry by whose chain a factorised convolution is computed; see `tdjax.compute.rule`.
+
+    Arguments:
+        given: the layer's own function in place of `jax.lax.conv_general_dilated`, if any.
+    """
+    return rule.widened(entry, _backend()) if _is_free() and is_same(given) else entry
+
+
+def with_zeros(kernel: Float[Array, "*_"], shape: Sequence[int]) -> Float[Array, "*_"]:
+    """A kernel with zeros behind its own numbers, as a wider stage has it."""
+    behind = [(0, wide - own) for wide, own in zip(shape, kernel.shape, strict=True)]
+    return jnp.pad(kernel, behind) if any(more for _, more in behind) else kernel
+
+
+def apart(x: Any) -> Any:
+    """What a layer puts out, such that no compiler computes the layer with what comes behind it.
+
+    XLA on a CPU (jaxlib 0.10) takes a sum over a map, as of a mean behind the last convolution,
+    and all in front of it that adds, multiplies or convolves, for one program, in which
+    convolutions take five times as long. A selection between numbers ends such a program; this one
+    takes no entry, so that values and derivatives are those of x. Elsewhere x itself.
+    """
+    known = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+    if not known or not _is_free() or _backend() != CPU:
+        return x
+    infinite = lax.full_like(x, jnp.inf)
+    return lax.select(lax.gt(x, infinite), infinite, x)
+
+
 def stage_convolution(entry: PlannedLayer, number: int, given: Any = None) -> Any:
     """What convolves in a stage: a function of the arguments of `jax.lax.conv_general_dilated`.
 
@@ -128,7 +174,8 @@ class StageConvolution:
             {name: value for name, value in settings.items() if value is not None},
         )
         if dimension_numbers == channels_last(len(window_strides) + 2) and _is_free():
-            way = self.way or way_of(kernel.shape, feature_group_count, _backend())
+            places = _places(inputs, kernel, asked)
+            way = self.way or way_of(kernel.shape, feature_group_count, _backend(), places)
             if way != XLA and _can_compute(way, inputs, kernel, asked):
                 return PROGRAMS[way](inputs, kernel, asked)
         own = self.given or lax.conv_general_dilated
@@ -143,6 +190,15 @@ class StageConvolution:
             feature_group_count=feature_group_count,
             **settings,
         )
+
+
+def _places(x: Any, kernel: Any, asked: Convolution) -> int | None:
+    """Places of the results of all maps; None where sizes are not known, or are none."""
+    if not all(isinstance(size, int) for size in x.shape):
+        return None
+    if isinstance(asked.padding, str) and any(n > 1 for n in asked.input_dilation):
+        return None
+    return x.shape[0] * math.prod(asked.out_sizes(x.shape[1:-1], kernel.shape[:-2]))
 
 
 def _can_compute(way: str, x: Any, kernel: Any, asked: Convolution) -> bool:
@@ -160,6 +216,22 @@ def _can_compute(way: str, x: Any, kernel: Any, asked: Convolution) -> bool:
         and all(isinstance(size, int) and size > 0 for size in sizes)
         and min(asked.out_sizes(sizes, kernel.shape[:-2]), default=1) > 0
     )
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A function of products or convolutions, what it gives being computed apart; see `apart`."""
+
+    given: Any
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """As the function."""
+        return apart(self.given(*args, **settings))
+
+    @property
+    def same_as_lax(self) -> bool:
+        """See `SAME`."""
+        return is_same(self.given)
 
 
 def is_same(given: Any) -> bool:

@@ -23,6 +23,8 @@ from tdjax.compute.convolve import (
     dense_kernel,
     is_same,
     stage_convolution,
+    widened,
+    with_zeros,
 )
 from tdjax.functions.chains import AnyChain, Whole, convolved, multiplied
 from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer
@@ -173,6 +175,10 @@ def _answer(
         names = [stage.name for stage in entry.stages]
         kernels = [dense_kernel(entry, dict(zip(names, kernels, strict=True)))]
         chain = Whole(layer)
+    elif entry.form is not None:
+        chain = widened(entry, call.given).chain
+        pairs = zip(kernels, chain.stages, strict=True)
+        kernels = [with_zeros(kernel, stage.kernel_shape) for kernel, stage in pairs]
     own = [_convolution(call, entry, chain, number) for number in range(len(chain.stages))]
     return convolved(layer, call.window, chain, kernels, x, settings, own)
 

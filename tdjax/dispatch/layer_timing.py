@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tdjax.compute.convolve import is_same
+from tdjax.compute.convolve import is_same, ways_by
 from tdjax.compute.rule import differing_ways
 from tdjax.dispatch.alone import Alone, Program, inputs_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.ways import RECONSTRUCT, SPLIT, ways_from
+from tdjax.plan.ways import RECONSTRUCT, SPLIT
 from tdjax.timings.grid import Ranks, forms_of, middle_of, ranks_of
 from tdjax.timings.layer import FormTimings, LayerTimings
 from tdjax.timings.turns import seconds_of
@@ -85,7 +85,7 @@ def _ways(layer: Alone, form: Form, wanted: Wanted) -> Iterator[tuple[str, ...]]
     for way in differing_ways(entry):
         # A convolution for each channel is nothing that could be fast.
         if way != RECONSTRUCT and (way, form.method) != (SPLIT, "cp"):
-            yield ways_from(entry.stages, way)
+            yield ways_by(entry, way)
 
 
 def _has_ways(layer: Alone, wanted: Wanted) -> bool:

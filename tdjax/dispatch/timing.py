@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import flax.linen as nn
 from flax import nnx
@@ -35,6 +35,21 @@ ROUNDS = 5
 COMPARED = (0.25, 0.45, 0.7)
 # A layer that is not called takes next to nothing, which is more than none.
 NOTHING = 1e-9
+
+
+class Together(NamedTuple):
+    """A network as a whole.
+
+    Arguments:
+        network: seconds of it as it is.
+        apart: with a plan that keeps all layers dense, which computes each apart from what comes
+            behind it.
+        fit: seconds with any plan.
+    """
+
+    network: float
+    apart: float
+    fit: Fit
 
 
 @overload
@@ -104,10 +119,10 @@ def time_layers(
     `time_layers(apply_fn, params, sample)` for a function. Each different layer is measured alone,
     as one compiled program that computes it many times over: dense, and in every format at a few
     ranks in the fastest of its ways (see `tdjax.Plan.with_ways`), all in turns. Layers of equal
-    shapes and settings share one measurement. Then the whole network is measured, dense and three
-    times with all layers compressed: to that are fitted one factor, by which layers take longer or
-    shorter inside the network than alone, and the rest. Nothing is decomposed: numbers do not
-    change the time.
+    shapes and settings share one measurement. Then the whole network is measured, as it is, with a
+    plan that keeps all layers dense, and three times with all layers compressed: to those with
+    plans are fitted one factor, by which layers take longer or shorter inside the network than
+    alone, and the rest. Nothing is decomposed: numbers do not change the time.
 
     Minutes for a network such as ResNet-18, most of which is compilation: keep the result,
     `timings.save("timings.json")`, and measure while nothing else runs.
@@ -148,12 +163,14 @@ def time_layers(
         given = (model, variables) if plan is None else with_drawn_factors(model, variables, plan)
         return network_call(*given, inputs, method)
 
-    network, fit = _together(layers, found, call, rounds, steps)
+    whole = _together(layers, found, call, rounds, steps)
+    network, fit = whole.network, whole.fit
     parts = fit.seconds(sum(own.dense for own in found.values()))
     if network > (1 + ODD) * parts:
         steps.tell(
             f"the dense network takes {1e3 * network:.3g} ms, its layers and the rest "
-            f"{1e3 * parts:.3g} ms: a compiler may fuse some of them badly, see docs/speed.md"
+            f"{1e3 * parts:.3g} ms, {1e3 * whole.apart:.3g} ms as a plan computes them, dense: "
+            "see docs/speed.md"
         )
     scaled = {path: _scaled(own, fit.factor) for path, own in found.items()}
     size = batch_size(split_arrays(call_arguments(inputs))[0])
@@ -196,22 +213,23 @@ def _together(
     call: Callable[[Plan | None], Callable[[], Any]],
     rounds: int,
     steps: Steps,
-) -> tuple[float, Fit]:
+) -> Together:
     """Seconds of the dense network, and how those of layers alone add up to networks.
 
     Arguments:
-        call: the network with a plan, or dense.
+        call: the network with a plan, or as it is.
     """
     plans = {share: _compressed(layers, found, share) for share in COMPARED}
-    calls: dict[float, Callable[[], Any]] = {1.0: call(None)}
+    dense = Plan(tuple(map(PlannedLayer, layers.values())))
+    plans[1.0] = (dense, sum(own.dense for own in found.values()))
+    calls: dict[float | None, Callable[[], Any]] = {None: call(None)}
     with steps.step("whole network"):
         calls |= {share: call(plan) for share, (plan, _) in plans.items()}
         for own in calls.values():
             own()
-        seconds = seconds_of(calls, 2 * rounds, reference=1.0, group_of=lambda share: share)
-    dense = Whole(sum(own.dense for own in found.values()), seconds[1.0])
-    others = [Whole(total, seconds[share]) for share, (_, total) in plans.items()]
-    return dense.network, fit_of(dense, others)
+        seconds = seconds_of(calls, 2 * rounds, reference=None, group_of=lambda share: share)
+    apart, *others = (Whole(plans[share][1], seconds[share]) for share in (1.0, *COMPARED))
+    return Together(seconds[None], apart.network, fit_of(apart, others))
 
 
 def _compressed(

@@ -35,6 +35,10 @@ class Policy(Protocol):
         """The array itself, for what reads it otherwise; `reader` goes on from "it is read"."""
         ...
 
+    def plain(self, eqn: JaxprEqn, results: Sequence[Any]) -> Sequence[Any]:
+        """The results of an equation that reads no view, as they are or as they shall be."""
+        ...
+
     def ruled(self, eqn: JaxprEqn, run: Callable[..., Any], reads: Sequence[Any]) -> list[Any]:
         """The results of an equation of which JAX knows more than its program.
 
@@ -71,7 +75,7 @@ class Evaluation:
         if beside:
             return self._of_beside(eqn, reads, *beside)
         if not any(map(is_held, reads)):
-            return bind(eqn, reads)
+            return self.policy.plain(eqn, bind(eqn, reads))
         if eqn.primitive.name == "concatenate" and all(map(is_held, reads)):
             return [Beside(tuple(reads), eqn.params["dimension"])]
         calls = calls_of(eqn)

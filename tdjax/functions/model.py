@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from tdjax.compute.convolve import dense_kernel, is_forced, reconstructs, stage_convolution
+from tdjax.compute.convolve import (
+    apart,
+    dense_kernel,
+    is_forced,
+    reconstructs,
+    stage_convolution,
+    widened,
+    with_zeros,
+)
 from tdjax.functions.chains import Whole
 from tdjax.functions.evaluate import evaluate
 from tdjax.functions.held import Factorised, is_held
@@ -164,7 +172,12 @@ class _Chains:
         at = product.batch
         if at is not None:
             multiply = jax.vmap(multiply, in_axes=(at, stack_axes(entry)), out_axes=at)
-        return product.result(multiply(product.rows(reads), held.kernels))
+        return product.result(apart(multiply(product.rows(reads), held.kernels)))
+
+    def plain(self, eqn: JaxprEqn, results: Sequence[Any]) -> Sequence[Any]:
+        """See `Policy.plain`: convolutions that stay dense are computed apart."""
+        kept = eqn.primitive.name == "conv_general_dilated"
+        return list(map(apart, results)) if kept else results
 
     def released(self, held: Factorised, reader: str) -> Array:
         """See `Policy.released`."""
@@ -194,6 +207,9 @@ def _multiplied(
             whole = Whole(entry.layer)
             return product.multiply(whole, [dense_kernel(entry, kernels)], rows, attends)
         convolutions = [stage_convolution(entry, number) for number in range(len(own))]
+        entry = widened(entry)
+        pairs = zip(own, entry.stages, strict=True)
+        own = [with_zeros(kernel, stage.kernel_shape) for kernel, stage in pairs]
     return product.multiply(entry.chain, own, rows, attends, convolutions)
 
 

@@ -95,7 +95,11 @@ def _known(path: str, aval: Any) -> Layer:
 
 
 class _Dense:
-    """What both policies share: no rule for derivatives is kept."""
+    """What both policies share: no rule for derivatives is kept, and what reads no view stays."""
+
+    def plain(self, eqn: JaxprEqn, results: Sequence[Any]) -> Sequence[Any]:
+        """See `Policy.plain`."""
+        return results
 
     def ruled(self, eqn: JaxprEqn, run: Callable[..., Any], reads: Sequence[Any]) -> list[Any]:
         """See `Policy.ruled`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from tdjax.compute.convolve import dense_kernel, reconstructs, stage_convolution
+from tdjax.compute.convolve import (
+    dense_kernel,
+    reconstructs,
+    stage_convolution,
+    widened,
+    with_zeros,
+)
 from tdjax.linen.initial import stage_initializer
 from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
 from tdjax.plan import low_rank, tt_matrix
@@ -117,10 +124,16 @@ def _convolved(
             conv_general_dilated=given,
         )
         return _with_bias(module, entry, dense(inputs))
-    x = inputs
-    for number, stage in enumerate(entry.stages):
+    x, wide = inputs, widened(entry, given)
+    for number, (stage, wider) in enumerate(zip(entry.stages, wide.stages, strict=True)):
         own = stage_convolution(entry, number, given)
-        x = nn.Conv(**settings(stage), conv_general_dilated=own)(x)
+        if stage.kernel_shape == wider.kernel_shape:
+            x = nn.Conv(**settings(stage), conv_general_dilated=own)(x)
+            continue
+        kernel = _factor(module, module.kernel_init, entry, stage, stage.name)()
+        asked = settings(replace(wider, name=f"{stage.name}_wide"))
+        asked["kernel"] = with_zeros(kernel, wider.kernel_shape)
+        x = GivenConv(**asked, conv_general_dilated=own)(x)
     if entry.correction is not None:
         own = settings(entry.correction)
         x += SparseConv(**own, conv_general_dilated=given, nonzeros=entry.nonzeros)(inputs)

@@ -19,6 +19,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from tdjax.compute.convolve import apart
 from tdjax.linen import own
 from tdjax.linen.fit import check_call, check_params
 from tdjax.linen.intercept import Interceptor, changed, changes_of, dense_class
@@ -73,6 +74,11 @@ class Factors:
         return {entry.layer.path: entry for entry in self.plan.factorised}
 
     @cached_property
+    def kept(self) -> frozenset[str]:
+        """The paths of the layers that are kept dense."""
+        return frozenset(entry.layer.path for entry in self.plan.layers if entry.form is None)
+
+    @cached_property
     def members(self) -> dict[str, list[PlannedLayer]]:
         """Those that are arrays of modules, by the path of the module."""
         found: dict[str, list[PlannedLayer]] = {}
@@ -112,10 +118,13 @@ class Factors:
                 return own.answer_by_members(module, members, method, next_fun, args, kwargs)
             if entry is not None and kind is None and entry.layer.is_own:
                 return own.answer(module, entry, method, next_fun, args, kwargs)
-            if entry is None or kind is None or method not in kind.methods:
+            if kind is None or method not in kind.methods:
                 return next_fun(*args, **kwargs)
+            if entry is None:
+                output = next_fun(*args, **kwargs)
+                return apart(output) if join_path(*path) in self.kept else output
             check_call(kind, entry, module, method, [*args, *kwargs.values()])
-            return kind.methods[method](module, entry, *args, **kwargs)
+            return apart(kind.methods[method](module, entry, *args, **kwargs))
 
         def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
             path = place.path_of(context.module)

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tdjax.compute.convolve import dense_kernel, reconstructs, stage_convolution
+from tdjax.compute.convolve import (
+    Apart,
+    apart,
+    dense_kernel,
+    reconstructs,
+    stage_convolution,
+    widened,
+    with_zeros,
+)
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
@@ -192,7 +200,7 @@ def _blocks(module: Any, stage: Stage, dot_general: Any) -> nnx.Module:
 def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """Rows times the matrix that a chain and a sparse correction stand for."""
     y = _chain_product(module, x)
-    return _corrected(module, x, y)
+    return apart(_corrected(module, x, y))
 
 
 def _chain_product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
@@ -240,6 +248,20 @@ def stage_of(module: Any, stage: Stage, entry: PlannedLayer) -> nnx.Module:
     return thin
 
 
+def keep(module: Any) -> None:
+    """Let a layer that stays dense be computed apart, see `tdjax.compute.convolve.apart`."""
+    name = MULTIPLIES.get(type(module))
+    if name is not None and not isinstance(getattr(module, name), Apart):
+        setattr(module, name, Apart(getattr(module, name)))
+
+
+def release(module: Any) -> None:
+    """Undo `keep`."""
+    name = MULTIPLIES.get(type(module))
+    if name is not None and isinstance(getattr(module, name), Apart):
+        setattr(module, name, getattr(module, name).given)
+
+
 def _convolved(
     module: Any, x: Float[Array, "*_"], thin: Callable[[Any, Stage], Any], given: Any
 ) -> Float[Array, "*_"]:
@@ -253,10 +275,16 @@ def _convolved(
     if reconstructs(entry, x.shape, given):
         dense = thin(module, whole(entry.layer, "dense"))
         dense.kernel = nnx.Param(_dense_kernel(module))
-        return dense(x)
-    for stage in _stages(module):
-        y = getattr(module, stage.name)(y)
-    return _corrected(module, x, y)
+        return apart(dense(x))
+    for stage, wider in zip(entry.stages, widened(entry, given).stages, strict=True):
+        own = getattr(module, stage.name)
+        if stage.kernel_shape != wider.kernel_shape:
+            made = thin(module, wider)
+            made.kernel = nnx.Param(with_zeros(own.kernel[...], wider.kernel_shape))
+            made.conv_general_dilated = own.conv_general_dilated
+            own = made
+        y = own(y)
+    return apart(_corrected(module, x, y))
 
 
 def _dense_kernel(module: Any) -> Float[Array, "*_"]:
@@ -319,6 +347,8 @@ def _thin(cls: type, module: Any, *shape: Any, **settings: Any) -> nnx.Module:
     return thin
 
 
+# The attribute that is the function by which a layer multiplies.
+MULTIPLIES = {nnx.Conv: "conv_general_dilated", nnx.Linear: "dot_general"}
 KINDS: dict[type, Kind] = {
     nnx.Conv: Kind(
         "kernel",

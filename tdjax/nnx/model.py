@@ -18,7 +18,7 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.nnx import own
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import array_of, become, modules_of, place_of
-from tdjax.nnx.kinds import KINDS, FactorArray, stage_of
+from tdjax.nnx.kinds import KINDS, FactorArray, keep, release, stage_of
 from tdjax.nnx.own import MemberFactors, member_weights
 from tdjax.nnx.sparse import make_sparse
 from tdjax.params.arrays import INDICES, VALUES
@@ -103,6 +103,9 @@ def with_chains(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
     for entry in plan.factorised:
         own = layer_params(factors, entry.layer.path)
         _to_chain(dense_module(modules, entry), entry, own)
+    for entry in plan.layers:
+        if entry.form is None:
+            keep(modules.get(entry.layer.path))
     return copy
 
 
@@ -140,6 +143,9 @@ def reconstruct(model: Model, plan: Plan) -> Model:
     for entry in plan.factorised:
         module = modules[place_of(entry.layer)[0]]
         _to_dense(module, entry, layer_params(arrays, entry.layer.path))
+    for entry in plan.layers:
+        if entry.form is None:
+            release(modules.get(entry.layer.path))
     return copy
 
 

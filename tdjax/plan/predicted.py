@@ -9,6 +9,9 @@ from functools import cached_property
 
 from tdjax.plan.printing import Table
 
+# Of a network's seconds, how far those of its parts may be from them without a word.
+LITTLE = 0.02
+
 
 @dataclass(frozen=True)
 class LayerSeconds:
@@ -31,10 +34,10 @@ class Predicted:
     Arguments:
         device: on which the layers were timed.
         batch: examples of a call.
-        network: seconds of the dense network, timed as a whole: what it is compiled to may be
-            slower than its layers and the rest.
+        network: seconds of the dense network, timed as a whole.
         rest: seconds of what belongs to no timed layer, the same before and after.
-        layers: those that were timed.
+        layers: those that were timed, as a plan computes them: the dense network may be slower
+            than these and the rest, see docs/speed.md.
     """
 
     device: str
@@ -46,7 +49,13 @@ class Predicted:
     @property
     def before(self) -> float:
         """Of the whole dense network."""
-        return self.rest + sum(own.before for own in self.layers)
+        return self.network
+
+    @property
+    def beyond(self) -> float:
+        """What the dense network takes beyond its layers and the rest; 0 where it is little."""
+        found = self.network - self.rest - sum(own.before for own in self.layers)
+        return found if abs(found) > LITTLE * self.network else 0.0
 
     @property
     def after(self) -> float:
@@ -65,10 +74,7 @@ class Predicted:
     def __str__(self) -> str:
         """One line."""
         examples = f"{self.batch} example" + "s" * (self.batch != 1)
-        return (
-            f"time: predicted from timings of the layers, {examples} on {self.device}; dense as a "
-            f"whole it took {1e3 * self.network:.3g} ms"
-        )
+        return f"time: predicted from timings of the layers, {examples} on {self.device}"
 
 
 def with_times(table: Table, predicted: Predicted, paths: Sequence[str]) -> Table:
@@ -83,6 +89,8 @@ def with_times(table: Table, predicted: Predicted, paths: Sequence[str]) -> Tabl
     empty = [""] * (len(table.header) - 1)
     if predicted.rest:
         rows.append(("(the rest)", *empty, *_change(predicted.rest, predicted.rest)))
+    if predicted.beyond:
+        rows.append(("(beyond its parts)", *empty, f"{1e3 * predicted.beyond:.3g} -> 0 ms", ""))
     return Table(
         (*table.header, "time", ""),
         rows,

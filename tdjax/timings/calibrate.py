@@ -41,8 +41,7 @@ LEAST_APART = 0.1
 # A layer in a network has other neighbours in the caches, but computes the same.
 FACTORS = (0.5, 2.0)
 # A dense network that is off by more than this share of its time is another program than its
-# layers and the rest: XLA on a CPU fuses a mean over the whole map with the convolutions in front
-# of it, which then take five times as long, unless they are factorised.
+# layers and the rest.
 ODD = 0.15
 
 
@@ -53,6 +52,7 @@ def fit_of(dense: Whole, others: Sequence[Whole]) -> Fit:
     too, but where it does not lie on the line of the others.
 
     Arguments:
+        dense: with a plan that keeps all layers dense.
         others: the same network with some of its layers compressed.
     """
     if not dense.layers:

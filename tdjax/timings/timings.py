@@ -39,8 +39,8 @@ class Timings:
         layers: by path; those that no form can take are not among them.
         rest: seconds of a call that are no layer's: normalisation, activations, attention. Where
             it is not given, what the layers leave of the network. `tdjax.time_layers` fits it to
-            compressed networks: with all layers it is the network, but where the dense one is
-            slower than its parts, as a compiler may fuse them badly.
+            networks with plans: with all layers it is the network, but where that as it is, is
+            slower than its parts (docs/speed.md). Budgets in time are shares of the network.
     """
 
     device: str

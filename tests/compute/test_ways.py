@@ -18,7 +18,7 @@ from plain_models import normal, scaled_normal
 
 import tdjax
 from tdjax import Form, Layer, Plan, PlannedLayer, Rule
-from tdjax.compute.convolve import StageConvolution, dense_kernel
+from tdjax.compute.convolve import Apart, StageConvolution, apart, dense_kernel
 from tdjax.compute.programs import channels_last
 from tdjax.compute.rule import is_reconstructed, way_of
 from tdjax.nnx.model import with_chains
@@ -499,3 +499,82 @@ def test_the_dense_kernel_is_rounded_once():
     found = dense_kernel(entry, kernels)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-4)
+
+
+# ---------------------------------------------------------------- computed apart
+
+
+def test_what_is_computed_apart_is_the_same_with_its_derivatives():
+    x = jnp.asarray([1.5, -0.0, jnp.nan, jnp.inf, -jnp.inf, 3e38], jnp.float32)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        own = x.astype(dtype)
+        assert apart(own).dtype == dtype
+        np.testing.assert_array_equal(apart(own).astype(jnp.float32), own.astype(jnp.float32))
+        assert bool(jnp.signbit(apart(own)[1]))
+        np.testing.assert_array_equal(jax.grad(lambda x: apart(x).sum())(own), jnp.ones(6, dtype))
+    assert "select" in str(jax.make_jaxpr(apart)(x))
+    assert apart(jnp.arange(3)).dtype == jnp.int32
+    assert apart(None) is None
+    with tdjax.xla_ways():
+        assert apart(x) is x
+
+
+class Tail(nn.Module):
+    """Convolutions with a mean behind them."""
+
+    @nn.compact
+    def __call__(self, x):
+        for name in ("first", "second"):
+            x = nn.relu(nn.Conv(8, (3, 3), name=name)(x))
+        return nn.Dense(3, name="out")(x.mean(axis=(1, 2)))
+
+
+class TailInNNX(nnx.Module):
+    def __init__(self, rngs):
+        for name in ("first", "second"):
+            setattr(self, name, nnx.Conv(8, 8, (3, 3), rngs=rngs))
+        self.out = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        for conv in (self.first, self.second):
+            x = nnx.relu(conv(x))
+        return self.out(x.mean(axis=(1, 2)))
+
+
+def test_layers_that_a_plan_keeps_dense_are_computed_apart():
+    x, rules = normal(0, 2, 6, 6, 8), [Rule(path="first", method="svd", rank=3)]
+
+    def selections(call, *args):
+        return str(jax.make_jaxpr(call)(*args)).count("select_n")
+
+    model, variables = Tail(), Tail().init(jax.random.key(0), x)
+    plan = tdjax.make_plan(model, variables, rules, x)
+    dense = Plan(tuple(PlannedLayer(entry.layer) for entry in plan.layers))
+    for own in (plan, dense):
+        small = tdjax.factorize(model, own)
+        params = tdjax.factorize_params(variables, own)
+        assert selections(small.apply, params, x) - selections(model.apply, variables, x) == 3
+    np.testing.assert_allclose(
+        tdjax.factorize(model, dense).apply(variables, x), model.apply(variables, x), rtol=1e-6
+    )
+    other = TailInNNX(nnx.Rngs(0))
+    plan = tdjax.make_plan(other, rules, x)
+    small = tdjax.factorize(other, plan)
+    assert selections(small, x) - selections(other, x) == 3
+    # On the way back nothing is left of it.
+    again = tdjax.nnx.reconstruct(small, plan)
+    assert isinstance(small.second.conv_general_dilated, Apart)
+    assert again.second.conv_general_dilated is other.second.conv_general_dilated
+    assert again.out.dot_general is other.out.dot_general
+    function = {"a": normal(1, 3, 3, 8, 8), "b": normal(2, 3, 3, 8, 8)}
+
+    def apply(params, x):
+        numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        for kernel in (params["a"], params["b"]):
+            x = jax.nn.relu(lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **numbers))
+        return x.mean(axis=(1, 2))
+
+    plan = tdjax.make_plan(apply, function, [Rule(path="a", method="svd", rank=3)], x)
+    factors = tdjax.factorize_params(function, plan)
+    small = tdjax.factorize(apply, plan)
+    assert selections(small, factors, x) - selections(apply, function, x) == 2
