@@ -133,7 +133,8 @@ class Problem:
             methods = {choices.form.method for choices in own.choices}
             return self.strategy != "uniform" and AT_SHARES.isdisjoint(methods)
 
-        found = side_by_side(self._errors, list(self.free.values()), by_numpy)
+        free = list(self.free.values())
+        found = side_by_side(self._errors, free, by_numpy, lambda own: own.layer.size)
         return dict(zip(self.free, found, strict=True))
 
     @cached_property

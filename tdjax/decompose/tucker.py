@@ -109,8 +109,8 @@ def _on_host(
         scale = scale * more
     assert inputs is not None
     both = _rank(ranks, 0), _rank(ranks, 1)
-    state, errors, converged = sweep_to_rest(kernel, inputs.in_full()[0], both, tol, max_iters)
-    core, output = state.core.transpose(1, 0, 2), state.output
+    state, errors, converged = sweep_to_rest(kernel, inputs, both, tol, max_iters)
+    core, output = state.core, state.output
     if root is not None:
         own = output / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, output)
         output, triangle = np.linalg.qr(own)
