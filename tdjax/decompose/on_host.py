@@ -222,3 +222,8 @@ def _mean(matrices: Float[Array, "*p n n"]) -> Float[Array, "*p 1 1"]:
 def eye(matrices: Float[Array, "*p n n"]) -> Float[Array, "n n"]:
     """The identity of some matrices."""
     return np.eye(matrices.shape[-1], dtype=matrices.dtype)
+
+
+def sum_of_products(y: Float[Array, "*n"], z: Float[Array, "*n"]) -> float:
+    """<y, z>, summed in double precision."""
+    return float(np.einsum("...i,...i->...", y, z).sum(dtype=float))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, relative_error, safe_ratio
 from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, measured, posed
 from tdjax.decompose.formats import Tucker
+from tdjax.decompose.hooi_on_host import hooi
 from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, weights_on_host
@@ -83,18 +84,16 @@ def tucker_als(
 
 
 def _is_for_host(x: Array, ranks: Ranks, norm: Norm | None, tol: float | Array) -> bool:
-    """Whether `tdjax.decompose.tucker_on_host` knows the problem: the channels of a convolution."""
+    """Whether NumPy knows the problem: the channels of a convolution, no moment a diagonal."""
     channels = (
         x.ndim > 2 and [rank is None for rank in ranks] == [True] * (x.ndim - 2) + [False] * 2
     )
     if not channels or not is_at_hand(x) or isinstance(tol, jax.core.Tracer):
         return False
-    return (
-        isinstance(norm, Covariance | Kronecker)
-        and is_on_host(norm)
-        and norm.second_moment.ndim == 2
-        and not norm.is_rounded(x.dtype)
-    )
+    if not isinstance(norm, Covariance | Kronecker):
+        return is_on_host(norm)
+    whole = norm.second_moment.ndim == 2 and not norm.is_rounded(x.dtype)
+    return is_on_host(norm) and whole
 
 
 def _on_host(
@@ -107,9 +106,12 @@ def _on_host(
     if root is not None:
         (kernel,), (more,) = unit((kernel * root if root.ndim == 1 else kernel @ root)[None])
         scale = scale * more
-    assert inputs is not None
     both = _rank(ranks, 0), _rank(ranks, 1)
-    state, errors, converged = sweep_to_rest(kernel, inputs, both, tol, max_iters)
+    state, errors, converged = (
+        hooi(kernel, both, tol, max_iters)
+        if inputs is None
+        else sweep_to_rest(kernel, inputs, both, tol, max_iters)
+    )
     core, output = state.core, state.output
     if root is not None:
         own = output / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, output)

@@ -12,12 +12,14 @@ in the gradient, and is solved for again where it matters.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from tdjax.decompose.low_rank_on_host import eigh
+from tdjax.decompose.als import iterate_on_host
+from tdjax.decompose.low_rank_on_host import leading_eigenvectors
 from tdjax.decompose.moment import PRECONDITIONER_RIDGE
 from tdjax.decompose.on_host import (
     Weight,
@@ -27,6 +29,7 @@ from tdjax.decompose.on_host import (
     factor_in_blocks,
     solve_lower,
     solve_upper,
+    sum_of_products,
 )
 
 Array = np.ndarray
@@ -88,19 +91,13 @@ def sweep_to_rest(
     """
     problem = _posed(x, weight)
     state = _fitted(problem, _first_factor(problem, ranks[0]), ranks[1])
-    errors: list[float] = []
-    while len(errors) < max_iters:
-        better = _fitted(problem, np.linalg.qr(_improved(problem, state))[0], ranks[1])
-        fell = state.error - better.error
-        # NaN is no fall.
-        if not fell >= 0:
-            errors.append(state.error)
-            return state, errors, abs(fell) < tol
-        state = better
-        errors.append(state.error)
-        if fell < tol:
-            return state, errors, True
-    return state, errors, False
+    sweep = partial(_swept, problem)
+    return iterate_on_host(sweep, state, max_iters=max_iters, tol=tol)
+
+
+def _swept(problem: Problem, state: State) -> State:
+    factor = np.linalg.qr(_improved(problem, state))[0]
+    return _fitted(problem, factor, state.output.shape[1])
 
 
 def _posed(x: Float[Array, "k c t"], weight: Weight) -> Problem:
@@ -139,8 +136,7 @@ def _first_factor(problem: Problem, rank: int) -> Float[Array, "c r"]:
     root = cholesky(problem.channels)
     # With P = R R^T the inverse of the channels' moment, R^-1 is a root of the moment.
     rooted = np.linalg.solve(root, weighed)
-    basis = eigh(rooted @ rooted.T)[1][:, ::-1][:, :rank]
-    return np.linalg.qr(root @ basis)[0]
+    return np.linalg.qr(root @ leading_eigenvectors(rooted @ rooted.T, rank))[0]
 
 
 def _fitted(problem: Problem, factor: Float[Array, "c r"], rank: int) -> State:
@@ -149,21 +145,21 @@ def _fitted(problem: Problem, factor: Float[Array, "c r"], rank: int) -> State:
     right = np.matmul(factor.T, problem.product).reshape(-1, t)
     root = factor_in_blocks(_compressed(problem.weight, factor, k))
     rooted = solve_lower(root, right)
-    vectors = eigh(rooted.T @ rooted)[1][:, ::-1]
+    vectors = leading_eigenvectors(rooted.T @ rooted, t)
     output, dropped = vectors[:, :rank], vectors[:, rank:]
     core = solve_upper(root, rooted @ output).reshape(k, -1, output.shape[1])
-    projected, beyond = problem.x @ output, _sum_of_products(dropped, problem.energy @ dropped)
+    projected, beyond = problem.x @ output, sum_of_products(dropped, problem.energy @ dropped)
     for _ in range(AGAIN):
         rest = projected - np.matmul(factor, core)
         residual = _weighed(problem.weight, rest)
-        squared = beyond + _sum_of_products(rest, residual)
+        squared = beyond + sum_of_products(rest, residual)
         left = solve_lower(root, np.matmul(factor.T, residual).reshape(len(root), -1))
-        if _sum_of_products(left, left) <= WORTH * squared:
+        if sum_of_products(left, left) <= WORTH * squared:
             break
         core = core + solve_upper(root, left).reshape(core.shape)
     if squared < FAINT**2 * problem.squared:
         others = problem.x @ dropped
-        squared += _sum_of_products(others, _weighed(problem.weight, others)) - beyond
+        squared += sum_of_products(others, _weighed(problem.weight, others)) - beyond
     whole = problem.squared or 1.0
     return State(factor, core, output, residual, float(np.sqrt(max(0.0, squared) / whole)))
 
@@ -179,11 +175,6 @@ def _compressed(weight: Weight, factor: Float[Array, "c r"], window: int) -> Flo
     found = found.reshape(window * own.shape[1], -1)
     found[np.diag_indices(len(found))] += weight.shift
     return found
-
-
-def _sum_of_products(y: Float[Array, "*n"], z: Float[Array, "*n"]) -> float:
-    """<y, z>, summed in double precision."""
-    return float(np.einsum("...i,...i->...", y, z).sum(dtype=float))
 
 
 def _improved(problem: Problem, state: State) -> Float[Array, "c r"]:
