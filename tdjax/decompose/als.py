@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tdjax.decompose.inputs import placed_like
 from tdjax.decompose.scale import error_ratio
 
 State = TypeVar("State")
@@ -183,6 +185,16 @@ def iterate_on_host(
             exact = state.error < CANCELS_BELOW or eps <= tol * state.error
             return state, errors, abs(fell) < tol and exact
     return state, errors, False
+
+
+def info_on_host(
+    x: Array, error: float, errors: list[float], converged: bool, max_iters: int
+) -> Info:
+    """`Info` of what NumPy computed of an array, which tells where it lies and in which dtype."""
+    history = np.full(max_iters, np.nan, x.dtype)
+    history[: len(errors)] = errors
+    known = ((error, x.dtype), (len(errors), np.int32), (history, x.dtype), (converged, bool))
+    return Info(*(placed_like(x, np.asarray(value, dtype)) for value, dtype in known))
 
 
 def resolution(error: Float[Array, ""]) -> Float[Array, ""]:

@@ -62,7 +62,7 @@ def best_low_rank(
     back = basis
     if root is not None:
         back = basis / root[0][:, None] if root.ndim == 2 else np.linalg.solve(root[0].T, basis)
-    return _split_evenly(left, back.T)
+    return split_evenly(left, back.T)
 
 
 def _turned(matrices: Float[Array, "*p m n"], roots: Arrays | None) -> Float[Array, "*p m n"]:
@@ -142,7 +142,7 @@ def _scaled_evenly(
     return left / np.where(root > 0, root, 1.0), root[:, None] * right
 
 
-def _split_evenly(
+def split_evenly(
     left: Float[Array, "m r"], right: Float[Array, "r n"]
 ) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
     """Orthogonal factors of the same product, the singular values split evenly.
