@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from tdjax.allocation.clock import Clock, faster
+from tdjax.plan.chain import chain_of
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
+from tdjax.plan.low_rank import folds_of
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ranks import feasible_tt_ranks, full_ranks, tt_order
 from tdjax.plan.rules import Rule
@@ -25,7 +28,15 @@ COSTS = (*COUNTED, TIME)
 # All formats, the first of them first where a strategy takes the first that will do.
 PREFERRED = ("svd", "tucker", "cp", "tt")
 # The formats that each strategy knows.
-KNOWN = {"uniform": PREFERRED, "energy": PREFERRED, "alds": ("svd",), "loss": PREFERRED}
+KNOWN = {
+    "uniform": PREFERRED,
+    "energy": PREFERRED,
+    "alds": ("svd",),
+    "alds+": ("svd",),
+    "loss": PREFERRED,
+}
+# Those over low rank with the channels in groups.
+GROUPED = frozenset(["alds", "alds+"])
 # Formats that are tried at some shares of the weights, as the ranks are too many.
 AT_SHARES = frozenset(["cp", "tt"])
 # Ranks of a mode that are tried: all of them up to this many, then a geometric choice.
@@ -175,8 +186,11 @@ def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choi
 
 def _counted(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choices]:
     """The choices of strategies with an error, without their times."""
-    if strategy == "alds":
-        return [low_rank_choices(layer, options.bounds, k) for k in _splits(layer, options)]
+    if strategy in GROUPED:
+        *window, _, _ = layer.group_shape
+        folds = folds_of(window) if strategy == "alds+" else (Form.fold,)
+        pairs = itertools.product(folds, _splits(layer, options))
+        return [low_rank_choices(layer, options.bounds, k, fold) for fold, k in pairs]
     every = []
     matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
     if "svd" in options.methods:
@@ -199,15 +213,17 @@ def _timed(layer: Layer, own: Choices, options: ChoiceOptions) -> Choices:
     return own._replace(costs=np.concatenate([own.costs, times[:, None]], axis=1))
 
 
-def low_rank_choices(layer: Layer, bounds: RankBounds, splits: int = 1) -> Choices:
+def low_rank_choices(
+    layer: Layer, bounds: RankBounds, splits: int = 1, fold: str = Form.fold
+) -> Choices:
     """Low rank at every rank, with the channels in k groups.
 
     Arguments:
         splits: k.
+        fold: of `tdjax.plan.form.FOLDS`.
     """
-    form = Form("svd", splits=splits)
-    *front, t = layer.group_shape
-    full = min(math.prod(front) // splits, t)
+    form = Form("svd", splits=splits, fold=fold)
+    full = min(chain_of(layer, form).rank_shape)
     ranks = np.arange(1, full + 1)
     ranks = ranks[bounds.admit(ranks, full)][:, None]
     # Both stages are linear in the rank.

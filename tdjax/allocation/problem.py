@@ -19,6 +19,7 @@ from tdjax.allocation import measures
 from tdjax.allocation.auto import best_format
 from tdjax.allocation.choices import (
     AT_SHARES,
+    GROUPED,
     PARAMS,
     TIME,
     ChoiceOptions,
@@ -288,7 +289,7 @@ class Problem:
         layer, choices, options = free.layer, free.choices, self.options
         if self.strategy == "uniform":
             found = [measures.uniform(layer, own, options) for own in choices]
-        elif self.strategy == "alds":
+        elif self.strategy in GROUPED:
             found = measures.alds(layer, self._weights_of(layer), choices, options.objective)
         elif self.strategy == "energy":
             found = measures.energy(layer, self._weights_of(layer), choices, options)
