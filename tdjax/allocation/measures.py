@@ -165,7 +165,7 @@ def _sampled(
     layer: Layer, array: Any, many: Choices, options: ChoiceOptions, weights: Weights | None
 ) -> Errors:
     """A format decomposed at some shares, the logarithm of its loss interpolated between them."""
-    few = share_choices(layer, many.form.method, SAMPLED, RankBounds())
+    few = share_choices(layer, many.form, SAMPLED, RankBounds())
     array = jnp.asarray(array, jnp.float32)
     entries = [PlannedLayer(layer, few.form_of(number)) for number in range(len(few.costs))]
     lost = (_lost(array, entry, options.key, weights) for entry in entries)
