@@ -53,8 +53,8 @@ from tdjax.plan.wishes import LossRise
 from tdjax.timings.timings import Timings
 
 # How the errors of the layers become what a strategy makes least.
-TOGETHER = {"uniform": np.maximum, "energy": np.maximum, "alds": np.maximum, "loss": np.add}
-STRATEGIES = tuple(TOGETHER)
+TOGETHER = {name: np.add if name == "loss" else np.maximum for name in KNOWN}
+STRATEGIES = tuple(KNOWN)
 OBJECTIVES = ("bound", "released")
 # As many as are weighed against each other.
 MOST_LIMITS = 2

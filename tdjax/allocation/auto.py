@@ -15,7 +15,7 @@ from tdjax.decompose.scale import relative_error
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.options import Options
 from tdjax.plan.decide import plan_layer
-from tdjax.plan.form import METHODS
+from tdjax.plan.form import METHODS, spatial_of
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.rules import Rule
@@ -26,7 +26,8 @@ def best_format(
 ) -> Callable[[Layer, Rule], PlannedLayer]:
     """A function that plans a layer in the format with the least relative weight error.
 
-    All methods are tried at the compression that the rule asks for; of equal errors the earlier
+    All methods are tried at the compression that the rule asks for, CP also with the axes of the
+    window as one mode; of equal errors the earlier
     of `tdjax.plan.form.METHODS` wins. Formats that would save nothing are left out where others
     do.
 
@@ -48,7 +49,12 @@ def best_format(
         array = jnp.asarray(array)
         if not is_finite(array):
             raise ValueError(f"{rule}: layer {layer.path!r}: the kernel holds NaN or Inf")
-        planned = dict.fromkeys(plan_layer(layer, replace(rule, method=m)) for m in METHODS)
+        window = layer.kernel_shape[:-2]
+        planned = dict.fromkeys(
+            plan_layer(layer, replace(rule, method=method, spatial=spatial))
+            for method in METHODS
+            for spatial in spatial_of(window, method)
+        )
         smaller = [entry for entry in planned if entry.size < layer.size] or list(planned)
         if len(smaller) == 1:
             return smaller[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from tdjax.allocation.clock import Clock, faster
+from tdjax.plan.chain import chain_of
 from tdjax.plan.decide import plan_layer
-from tdjax.plan.form import Form
+from tdjax.plan.form import Form, spatial_of
 from tdjax.plan.layers import Layer
+from tdjax.plan.low_rank import folds_of
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ranks import feasible_tt_ranks, full_ranks, tt_order
 from tdjax.plan.rules import Rule
@@ -25,7 +28,15 @@ COSTS = (*COUNTED, TIME)
 # All formats, the first of them first where a strategy takes the first that will do.
 PREFERRED = ("svd", "tucker", "cp", "tt")
 # The formats that each strategy knows.
-KNOWN = {"uniform": PREFERRED, "energy": PREFERRED, "alds": ("svd",), "loss": PREFERRED}
+KNOWN = {
+    "uniform": PREFERRED,
+    "energy": PREFERRED,
+    "alds": ("svd",),
+    "alds+": ("svd",),
+    "loss": PREFERRED,
+}
+# Those over low rank with the channels in groups.
+GROUPED = frozenset(["alds", "alds+"])
 # Formats that are tried at some shares of the weights, as the ranks are too many.
 AT_SHARES = frozenset(["cp", "tt"])
 # Ranks of a mode that are tried: all of them up to this many, then a geometric choice.
@@ -166,7 +177,8 @@ def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choi
     "uniform" takes the first format that makes the layer smaller.
     """
     if strategy == "uniform":
-        found = (_timed(layer, _at_shares(layer, options, own), options) for own in options.methods)
+        forms = map(Form, options.methods)
+        found = (_timed(layer, _at_shares(layer, options, own), options) for own in forms)
         first = options.costs[:1]
         return next(([own] for own in found if options.spared(layer, own, first).any()), [])
     every = _counted(layer, strategy, options)
@@ -175,8 +187,11 @@ def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choi
 
 def _counted(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choices]:
     """The choices of strategies with an error, without their times."""
-    if strategy == "alds":
-        return [low_rank_choices(layer, options.bounds, k) for k in _splits(layer, options)]
+    if strategy in GROUPED:
+        *window, _, _ = layer.group_shape
+        folds = folds_of(window) if strategy == "alds+" else (Form.fold,)
+        pairs = itertools.product(folds, _splits(layer, options))
+        return [low_rank_choices(layer, options.bounds, k, fold) for fold, k in pairs]
     every = []
     matrix = layer.is_matrix or math.prod(layer.group_shape[:-2]) == 1
     if "svd" in options.methods:
@@ -185,7 +200,9 @@ def _counted(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choice
         every.append(tucker_choices(layer, options.bounds))
     for method in ("cp", "tt"):
         if method in options.methods and not matrix:
-            every.append(_between_samples(layer, options, method))
+            spatial = spatial_of(layer.group_shape[:-2], method)
+            forms = (Form(method, spatial=own) for own in spatial)
+            every += [_between_samples(layer, options, form) for form in forms]
     return every
 
 
@@ -199,15 +216,17 @@ def _timed(layer: Layer, own: Choices, options: ChoiceOptions) -> Choices:
     return own._replace(costs=np.concatenate([own.costs, times[:, None]], axis=1))
 
 
-def low_rank_choices(layer: Layer, bounds: RankBounds, splits: int = 1) -> Choices:
+def low_rank_choices(
+    layer: Layer, bounds: RankBounds, splits: int = 1, fold: str = Form.fold
+) -> Choices:
     """Low rank at every rank, with the channels in k groups.
 
     Arguments:
         splits: k.
+        fold: of `tdjax.plan.form.FOLDS`.
     """
-    form = Form("svd", splits=splits)
-    *front, t = layer.group_shape
-    full = min(math.prod(front) // splits, t)
+    form = Form("svd", splits=splits, fold=fold)
+    full = min(chain_of(layer, form).rank_shape)
     ranks = np.arange(1, full + 1)
     ranks = ranks[bounds.admit(ranks, full)][:, None]
     # Both stages are linear in the rank.
@@ -232,12 +251,11 @@ def tucker_choices(layer: Layer, bounds: RankBounds) -> Choices:
     return Choices(form, grid, costs)
 
 
-def share_choices(
-    layer: Layer, method: str, shares: Sequence[float], bounds: RankBounds
-) -> Choices:
-    """A format at the ranks that its rule gives for shares of the layer's weights."""
+def share_choices(layer: Layer, form: Form, shares: Sequence[float], bounds: RankBounds) -> Choices:
+    """A form at the ranks that its rule gives for shares of the layer's weights."""
+    rule = Rule(path=".*", method=form.method, spatial=form.spatial, compression=0.5)
     planned = dict.fromkeys(
-        plan_layer(layer, Rule(path=".*", method=method, compression=1 - share)) for share in shares
+        plan_layer(layer, replace(rule, compression=1 - share)) for share in shares
     )
     if bounds != RankBounds():
         planned = dict.fromkeys(own for entry in planned for own in _admitted(entry, bounds))
@@ -245,7 +263,7 @@ def share_choices(
     ranks = np.array(list(entries), int).reshape(len(entries), -1 if entries else 1)
     costs = np.array([costs_of(entry) for entry in entries.values()], int)
     costs = costs.reshape(-1, len(COUNTED))
-    form = next((entry.form for entry in entries.values()), None) or Form(method)
+    form = next((entry.form for entry in entries.values()), None) or form
     return Choices(replace(form, ranks=()), ranks, costs)
 
 
@@ -272,19 +290,19 @@ def _admitted(entry: PlannedLayer, bounds: RankBounds) -> list[PlannedLayer]:
     return [replace(entry, form=replace(entry.form, ranks=ranks))]
 
 
-def _at_shares(layer: Layer, options: ChoiceOptions, method: str) -> Choices:
-    """A format at the ranks of whole percents of the layer, or nearer to each other than those."""
+def _at_shares(layer: Layer, options: ChoiceOptions, form: Form) -> Choices:
+    """A form at the ranks of whole percents of the layer, or nearer to each other than those."""
     if not options.fine:
-        return share_choices(layer, method, SHARES, options.bounds)
-    if method == "svd":
+        return share_choices(layer, form, SHARES, options.bounds)
+    if form.method == "svd":
         return low_rank_choices(layer, options.bounds)
-    return share_choices(layer, method, FINE_SHARES, options.bounds)
+    return share_choices(layer, form, FINE_SHARES, options.bounds)
 
 
-def _between_samples(layer: Layer, options: ChoiceOptions, method: str) -> Choices:
-    """A format whose loss is interpolated, no smaller and no larger than where it is computed."""
-    many = _at_shares(layer, options, method)
-    few = share_choices(layer, method, SAMPLED, RankBounds()).costs[:, options.size_column]
+def _between_samples(layer: Layer, options: ChoiceOptions, form: Form) -> Choices:
+    """A form whose loss is interpolated, no smaller and no larger than where it is computed."""
+    many = _at_shares(layer, options, form)
+    few = share_choices(layer, form, SAMPLED, RankBounds()).costs[:, options.size_column]
     if len(few) == 0:
         return many.where(np.zeros(len(many.costs), bool))
     cost = many.costs[:, options.size_column]

@@ -24,21 +24,14 @@ Parts = Float[Array, "*_"]
 Moments = Float[Array, "*_"] | None
 
 
-def singular_values(parts: Parts, splits: int = 1) -> Float[Array, "p k r"]:
-    """Singular values of the matrices (window * C / k, T) of k groups of channels, descending.
+def singular_values(matrices: Float[Array, "p k m n"]) -> Float[Array, "p k r"]:
+    """Singular values of the k matrices of each part, descending.
 
     From the Gram matrix of the shorter side, many times faster than an SVD: those above a
     thousandth of the largest are right to three digits and more.
-
-    Arguments:
-        parts: (p, *window, C, T).
-        splits: k; divides C.
     """
-    parts, scales = unit(np.asarray(parts, np.float32))
-    p, c, t = len(parts), *parts.shape[-2:]
-    apart = parts.reshape(p, -1, splits, c // splits, t).swapaxes(1, 2)
-    values = np.sqrt(energies(apart.reshape(p, splits, -1, t)))
-    return scales[:, None, None] * values
+    matrices, scales = unit(np.asarray(matrices, np.float32))
+    return scales[:, None, None] * np.sqrt(energies(matrices))
 
 
 def low_rank_losses(

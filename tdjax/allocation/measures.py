@@ -25,6 +25,8 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.kernels import Weights
 from tdjax.params.options import Options
+from tdjax.plan.chain import chain_of
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 
@@ -47,37 +49,54 @@ def uniform(layer: Layer, choices: Choices, options: ChoiceOptions) -> Errors:
 def alds(layer: Layer, array: Any, choices: Sequence[Choices], objective: str) -> list[Errors]:
     """sqrt(k) times the greatest first dropped singular value of k groups, over norm(W)_2.
 
-    An upper bound of the relative error in the operator norm (Theorem 1). Without the root, as
-    in the released code, it is none, and favours many groups.
+    An upper bound of the relative error in the operator norm of the folded kernel W (Theorem 1).
+    Without the root, as in the released code, it is none, and favours many groups.
     """
     parts = parts_of(array, layer)
-    # A kernel of zeros loses nothing.
-    largest = np.maximum(singular_values(parts)[:, 0, 0], np.finfo(parts.dtype).tiny)
+    folds = {own.form.fold for own in choices}
+    largest = {fold: _operator_norms(parts, layer, fold) for fold in folds}
     found = []
     for own in choices:
-        k = own.form.splits
-        values = singular_values(parts, k)
-        errors = np.append(np.max(values / largest[:, None, None], axis=(0, 1)), 0.0)
-        scale = math.sqrt(k) if objective == "bound" else 1.0
+        values = singular_values(_folded(parts, layer, own.form)) / largest[own.form.fold]
+        errors = np.append(np.max(values, axis=(0, 1)), 0.0)
+        scale = math.sqrt(own.form.splits) if objective == "bound" else 1.0
         found.append(scale * errors[own.ranks[:, 0]])
     return found
+
+
+def _folded(
+    parts: Float[np.ndarray, "*_"], layer: Layer, form: Form
+) -> Float[np.ndarray, "p k m n"]:
+    """The matrices that kernels are folded to, one for each group of channels."""
+    chain = chain_of(layer, form)
+    rows, columns = chain.rank_shape
+    matrices = np.stack([chain.tensor_view(part) for part in parts])
+    return matrices.reshape(len(parts), form.splits, rows, columns)
+
+
+def _operator_norms(
+    parts: Float[np.ndarray, "*_"], layer: Layer, fold: str
+) -> Float[np.ndarray, "p 1 1"]:
+    """Of the kernels, folded; next to nothing in place of 0, as a kernel of zeros loses nothing."""
+    whole = singular_values(_folded(parts, layer, Form("svd", fold=fold)))
+    return np.maximum(whole[:, :, :1], np.finfo(parts.dtype).tiny)
 
 
 def operator_bound(array: Any, entry: PlannedLayer) -> float:
     """What no low-rank layer's relative error in the operator norm exceeds; 0 for a dense one.
 
-    sqrt(k) times the greatest first dropped singular value of its k groups, over norm(W)_2, for
-    factors from truncated SVDs (Liebenwein et al. 2021, Theorem 1).
+    The norm is that of the kernel W as it is folded: sqrt(k) times the greatest first dropped
+    singular value of its k groups, over norm(W)_2, for factors from truncated SVDs (Liebenwein et
+    al. 2021, Theorem 1).
     """
     if entry.form is None:
         return 0.0
-    splits, (rank,) = entry.form.splits, entry.form.ranks
-    parts = parts_of(array, entry.layer)
-    whole = np.maximum(singular_values(parts)[:, 0, 0], np.finfo(parts.dtype).tiny)
-    values = singular_values(parts, splits)
+    (rank,), parts = entry.form.ranks, parts_of(array, entry.layer)
+    values = singular_values(_folded(parts, entry.layer, entry.form))
     if rank >= values.shape[-1]:
         return 0.0
-    return math.sqrt(splits) * float(np.max(values[:, :, rank].max(axis=1) / whole))
+    largest = _operator_norms(parts, entry.layer, entry.form.fold)
+    return math.sqrt(entry.form.splits) * float(np.max(values[:, :, rank:] / largest))
 
 
 def energy(
@@ -146,7 +165,7 @@ def _sampled(
     layer: Layer, array: Any, many: Choices, options: ChoiceOptions, weights: Weights | None
 ) -> Errors:
     """A format decomposed at some shares, the logarithm of its loss interpolated between them."""
-    few = share_choices(layer, many.form.method, SAMPLED, RankBounds())
+    few = share_choices(layer, many.form, SAMPLED, RankBounds())
     array = jnp.asarray(array, jnp.float32)
     entries = [PlannedLayer(layer, few.form_of(number)) for number in range(len(few.costs))]
     lost = (_lost(array, entry, options.key, weights) for entry in entries)

@@ -19,6 +19,7 @@ from tdjax.allocation import measures
 from tdjax.allocation.auto import best_format
 from tdjax.allocation.choices import (
     AT_SHARES,
+    GROUPED,
     PARAMS,
     TIME,
     ChoiceOptions,
@@ -141,7 +142,8 @@ class Problem:
             methods = {choices.form.method for choices in own.choices}
             return self.strategy != "uniform" and AT_SHARES.isdisjoint(methods)
 
-        found = side_by_side(self._errors, list(self.free.values()), by_numpy)
+        free = list(self.free.values())
+        found = side_by_side(self._errors, free, by_numpy, lambda own: own.layer.size)
         return dict(zip(self.free, found, strict=True))
 
     @cached_property
@@ -295,7 +297,7 @@ class Problem:
         layer, choices, options = free.layer, free.choices, self.options
         if self.strategy == "uniform":
             found = [measures.uniform(layer, own, options) for own in choices]
-        elif self.strategy == "alds":
+        elif self.strategy in GROUPED:
             found = measures.alds(layer, self._weights_of(layer), choices, options.objective)
         elif self.strategy == "energy":
             found = measures.energy(layer, self._weights_of(layer), choices, options)

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tdjax.decompose.inputs import placed_like
 from tdjax.decompose.scale import error_ratio
 
 State = TypeVar("State")
+
+
+@runtime_checkable
+class HasError(Protocol):
+    """The state of a method that knows its relative error."""
+
+    @property
+    def error(self) -> float:
+        """That."""
+
+
+OnHost = TypeVar("OnHost", bound=HasError)
 
 # Below this an error found as a difference of squared norms is mostly rounding.
 CANCELS_BELOW = 1e-2
@@ -143,6 +157,44 @@ def _at_rest(
         eps = jnp.finfo(swept.left.dtype).eps
         converged = rests & (swept.left <= UNSOLVED * swept.error**2 + (ROUNDED * eps) ** 2)
     return converged, rests
+
+
+def iterate_on_host(
+    sweep: Callable[[OnHost], OnHost],
+    state: OnHost,
+    *,
+    max_iters: int,
+    tol: float,
+    eps: float = 0.0,
+) -> tuple[OnHost, list[float], bool]:
+    """`iterate` for what NumPy computes: the state, the errors after each sweep, `converged`.
+
+    A sweep that raises the error is dropped, and ends it.
+
+    Arguments:
+        eps: the rounding of squares of which errors are a difference; 0 where they are none.
+    """
+    errors: list[float] = []
+    while len(errors) < max_iters:
+        better = sweep(state)
+        fell = state.error - better.error
+        # NaN is no fall.
+        state = better if fell >= 0 else state
+        errors.append(state.error)
+        if not fell >= tol:
+            exact = state.error < CANCELS_BELOW or eps <= tol * state.error
+            return state, errors, abs(fell) < tol and exact
+    return state, errors, False
+
+
+def info_on_host(
+    x: Array, error: float, errors: list[float], converged: bool, max_iters: int
+) -> Info:
+    """`Info` of what NumPy computed of an array, which tells where it lies and in which dtype."""
+    history = np.full(max_iters, np.nan, x.dtype)
+    history[: len(errors)] = errors
+    known = ((error, x.dtype), (len(errors), np.int32), (history, x.dtype), (converged, bool))
+    return Info(*(placed_like(x, np.asarray(value, dtype)) for value, dtype in known))
 
 
 def resolution(error: Float[Array, ""]) -> Float[Array, ""]:

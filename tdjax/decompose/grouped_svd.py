@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tdjax.decompose.als import Info, Swept, iterate, relative_error
+from tdjax.decompose.als import Info, Swept, info_on_host, iterate, relative_error
 from tdjax.decompose.coordinates import Coordinates, Norm, coordinates_of, measured, posed
 from tdjax.decompose.formats import GroupedLowRank
+from tdjax.decompose.grouped_on_host import low_rank_blocks
 from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
-from tdjax.decompose.low_rank_on_host import best_low_rank
+from tdjax.decompose.low_rank_on_host import split_evenly
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.on_host import unit
+from tdjax.decompose.norms import is_on_host, posed_on_host
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.second_moment import times
 from tdjax.decompose.svd import best_by_root, truncated_svd
@@ -74,8 +75,8 @@ def grouped_svd(
         raise ValueError(f"grouped_svd: {splits} splits do not divide {rows} rows")
     (rank,) = check_ranks((rank,), (min(rows // splits, columns),), "grouped_svd")
 
-    if pad and norm is None and is_at_hand(x):
-        return _on_host(x, rank, splits, max_iters)
+    if pad and _is_for_host(x, norm, tol):
+        return _on_host(x, rank, splits, norm, float(tol), max_iters)
     problem = posed(x, _with_rows_weighed(coordinates_of(norm, x)))
     y, weight = problem.array, problem.weight
     found, info = (
@@ -87,18 +88,26 @@ def grouped_svd(
     return found, measured(norm, x, found, info)
 
 
+def _is_for_host(x: Array, norm: Norm | None, tol: float | Array) -> bool:
+    """Whether `tdjax.decompose.grouped_on_host` knows the problem."""
+    seen = is_at_hand(x) and not isinstance(tol, jax.core.Tracer)
+    return seen and is_on_host(norm) and (norm is None or not norm.is_rounded(x.dtype))
+
+
 def _on_host(
-    x: Float[Array, "m n"], rank: int, splits: int, max_iters: int
+    x: Float[Array, "m n"], rank: int, splits: int, norm: Norm | None, tol: float, max_iters: int
 ) -> tuple[GroupedLowRank, Info]:
-    (matrix,), (scale,) = unit(np.asarray(x)[None])
-    blocks = matrix.reshape(splits, -1, x.shape[1])
-    pairs = [best_low_rank(block, rank, None, None) for block in blocks]
-    left, right = (np.stack(own) for own in zip(*pairs, strict=True))
-    rest, whole = np.linalg.norm(blocks - left @ right), np.linalg.norm(blocks)
-    error = np.asarray(rest / whole if whole > 0 else 0.0, x.dtype)
-    half = x.dtype.type(math.sqrt(scale))
-    result = GroupedLowRank(placed_like(x, half * left), placed_like(x, half * right))
-    return result, _without_sweeps(placed_like(x, error), max_iters)
+    problem = posed_on_host(x, norm)
+    blocks = problem.array.reshape(splits, -1, x.shape[1])
+    state, errors, converged = low_rank_blocks(blocks, problem.inputs, rank, tol, max_iters)
+    left, right = state.left, state.right
+    if problem.root is not None:
+        pairs = zip(left, right, strict=True)
+        both = [split_evenly(own, problem.back(other.T).T) for own, other in pairs]
+        left, right = (np.stack(own) for own in zip(*both, strict=True))
+    half = x.dtype.type(math.sqrt(problem.scale))
+    found = GroupedLowRank(placed_like(x, half * left), placed_like(x, half * right))
+    return found, info_on_host(x, state.error, errors, converged, max_iters)
 
 
 def _with_rows_weighed(space: Coordinates) -> Coordinates:

@@ -62,7 +62,7 @@ def best_low_rank(
     back = basis
     if root is not None:
         back = basis / root[0][:, None] if root.ndim == 2 else np.linalg.solve(root[0].T, basis)
-    return _split_evenly(left, back.T)
+    return split_evenly(left, back.T)
 
 
 def _turned(matrices: Float[Array, "*p m n"], roots: Arrays | None) -> Float[Array, "*p m n"]:
@@ -93,12 +93,22 @@ def leading_columns(
     # Where the rows' moment couples them much, what is left of large numbers is small.
     apart = 0.0 if rows is None else np.vdot(rows.diagonals()[0], np.einsum("mn,mn->m", y[0], y[0]))
     if values[: n - rank].sum() > GRAM_TAIL * max(values.sum(), apart):
-        return vectors[:, ::-1][:, :rank]
+        return _first(vectors, rank)
     if y.dtype != np.float64:
         gram = _gram(y.astype(float), None if rows is None else rows.in_double())[0]
-        return np.linalg.eigh(gram)[1][:, ::-1][:, :rank].astype(y.dtype)
+        return _first(np.linalg.eigh(gram)[1].astype(y.dtype), rank)
     rooted = y[0] if rows is None else times(root_of(rows.in_full()), y)[0]
     return np.linalg.svd(rooted, full_matrices=False)[2][:rank].T
+
+
+def leading_eigenvectors(matrix: Float[Array, "n n"], rank: int) -> Float[Array, "n r"]:
+    """Those of the largest eigenvalues of a symmetric matrix, the largest first."""
+    return _first(eigh(matrix)[1], rank)
+
+
+def _first(rising: Float[Array, "n n"], rank: int) -> Float[Array, "n r"]:
+    """The last so many columns, the last first; a copy, as BLAS takes no negative strides."""
+    return np.ascontiguousarray(rising[:, ::-1][:, :rank])
 
 
 def leading_rows(x: Float[Array, "m n"], rank: int) -> Float[Array, "m r"]:
@@ -132,7 +142,7 @@ def _scaled_evenly(
     return left / np.where(root > 0, root, 1.0), root[:, None] * right
 
 
-def _split_evenly(
+def split_evenly(
     left: Float[Array, "m r"], right: Float[Array, "r n"]
 ) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
     """Orthogonal factors of the same product, the singular values split evenly.

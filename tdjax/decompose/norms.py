@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
 from tdjax.decompose.inputs import is_at_hand
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.on_host import Weight, weight_of
+from tdjax.decompose.on_host import Weight, root_of, unit, weight_of
 from tdjax.decompose.pytree import register
 from tdjax.decompose.scale import Exponent, at_least_single, shifted
 from tdjax.decompose.second_moment import (
@@ -251,3 +252,41 @@ def weights_on_host(norm: Norm | None, x: Shaped) -> tuple[Weight | None, Weight
 
 def _on_host(moment: MomentLike, ridge: float, x: Shaped) -> Weight:
     return weight_of(np.asarray(moment, x.dtype)[None], ridge)
+
+
+class PosedOnHost(NamedTuple):
+    """x R / scale with entries around 1, to be approximated in the norm tr(E^T S E).
+
+    Arguments:
+        array: that, in x's shape.
+        scale: a power of two.
+        inputs: S; None for the identity.
+        root: R, with G = R R^T, or its diagonal; None for the identity.
+    """
+
+    array: Float[np.ndarray, "*n"]
+    scale: float
+    inputs: Weight | None
+    root: Float[np.ndarray, "*_"] | None
+
+    def back(self, columns: Float[np.ndarray, "t m"]) -> Float[np.ndarray, "t m"]:
+        """What multiplies the columns of x's approximation, for those of x R: R^-T A."""
+        if self.root is None:
+            return columns
+        if self.root.ndim == 1:
+            return columns / self.root[:, None]
+        return np.linalg.solve(self.root.T, columns)
+
+
+def posed_on_host(x: Float[Array, "*n"], norm: Norm | None) -> PosedOnHost:
+    """What NumPy is to approximate of x in a norm that `is_on_host`.
+
+    Raises ValueError for moments of other sizes.
+    """
+    inputs, outputs = weights_on_host(norm, x)
+    (array,), (scale,) = unit(np.asarray(x)[None])
+    if outputs is None:
+        return PosedOnHost(array, scale, inputs, None)
+    (root,) = root_of(outputs.in_full(), solves=True)
+    (array,), (more,) = unit((array * root if root.ndim == 1 else array @ root)[None])
+    return PosedOnHost(array, scale * more, inputs, root)

@@ -10,13 +10,14 @@ one alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 # Rows of a triangular matrix that are solved for at once.
-BLOCK = 128
+BLOCK = 64
 
 Array = np.ndarray
 Arrays = Float[Array, "*_"]
@@ -135,38 +136,76 @@ def cholesky(matrices: Float[Array, "*p n n"], *, solves: bool = False) -> Float
 
 def definite(matrix: Float[Array, "n n"], *, solves: bool = True) -> Float[Array, "n n"]:
     """A matrix with the least of a ladder of shifts that makes it definite."""
-    shifted, shift = matrix, float(np.finfo(matrix.dtype).eps)
-    while shift < 1 and _attempt(shifted, solves) is None:
-        shifted = matrix + matrix.dtype.type(shift) * _mean(matrix) * eye(matrix)
+    for own in _shifted(matrix):
+        if _attempt(own, solves) is not None:
+            break
+    return own
+
+
+def _shifted(matrix: Float[Array, "n n"]) -> Iterator[Float[Array, "n n"]]:
+    """The matrix itself, then with more and more on its diagonal, up to the mean of that."""
+    yield matrix
+    shift = float(np.finfo(matrix.dtype).eps)
+    while shift < 1:
+        yield matrix + matrix.dtype.type(shift) * _mean(matrix) * eye(matrix)
         shift *= 10
-    return shifted
 
 
-def solved(matrix: Float[Array, "n n"], right: Float[Array, "n k"]) -> Float[Array, "n k"]:
-    """Z with M Z = right, for M made definite, in double precision."""
-    if len(matrix) <= BLOCK:
-        return np.linalg.solve(definite(matrix), right)
-    # By a Cholesky factor in blocks, half the time of L and U.
-    factor = _attempt(matrix, solves=True, dtype=np.float64)
-    if factor is None:
-        factor = np.linalg.cholesky(definite(matrix).astype(float))
-    found = right.astype(float)
-    blocks = [slice(k, k + BLOCK) for k in range(0, len(matrix), BLOCK)]
-    for own in blocks:
-        found[own] -= factor[own, : own.start] @ found[: own.start]
-        found[own] = np.linalg.solve(factor[own, own], found[own])
-    for own in reversed(blocks):
-        found[own] -= factor[own.stop :, own].T @ found[own.stop :]
-        found[own] = np.linalg.solve(factor[own, own].T, found[own])
-    return found.astype(right.dtype)
+def factor_in_blocks(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Lower Cholesky factor of a matrix made definite, in its own precision.
+
+    NumPy's is in double precision throughout; this takes a third of its time for large matrices.
+    """
+    for own in _shifted(matrix):
+        found = _in_blocks(own)
+        if found is not None:
+            return found
+    return np.linalg.cholesky(own)
 
 
-def _attempt(
-    matrices: Float[Array, "*p n n"], solves: bool, dtype: type[np.floating] | None = None
-) -> Float[Array, "*p n n"] | None:
-    """The factors, in their dtype or another, None where rounding leaves none."""
+def _in_blocks(matrix: Float[Array, "n n"]) -> Float[Array, "n n"] | None:
+    """The factor, None where rounding leaves none, or pivots that are rounding."""
+    factor = np.zeros_like(matrix)
+    for own in _blocks(matrix):
+        before = factor[own.start :, : own.start]
+        panel = matrix[own.start :, own] - before @ factor[own, : own.start].T
+        size = panel.shape[1]
+        corner = _attempt(panel[:size], solves=False)
+        if corner is None:
+            return None
+        factor[own, own] = corner
+        factor[own.stop :, own] = panel[size:] @ np.linalg.inv(corner).T
+    least = np.finfo(matrix.dtype).eps * _mean(matrix)
+    return factor if (np.diagonal(factor) ** 2 >= least).all() else None
+
+
+def solve_lower(factor: Float[Array, "n n"], right: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Z with L Z = right, for a lower triangular L."""
+    found = right.copy()
+    for own in _blocks(factor):
+        rest = found[own] - factor[own, : own.start] @ found[: own.start]
+        found[own] = np.linalg.inv(factor[own, own]) @ rest
+    return found
+
+
+def solve_upper(factor: Float[Array, "n n"], right: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Z with L^T Z = right, for a lower triangular L."""
+    found = right.copy()
+    for own in reversed(_blocks(factor)):
+        rest = found[own] - factor[own.stop :, own].T @ found[own.stop :]
+        found[own] = np.linalg.inv(factor[own, own]).T @ rest
+    return found
+
+
+def _blocks(matrix: Float[Array, "n n"]) -> list[slice]:
+    n = len(matrix)
+    return [slice(start, min(n, start + BLOCK)) for start in range(0, n, BLOCK)]
+
+
+def _attempt(matrices: Float[Array, "*p n n"], solves: bool) -> Float[Array, "*p n n"] | None:
+    """The factors, None where rounding leaves none."""
     try:
-        found = np.linalg.cholesky(matrices if dtype is None else matrices.astype(dtype))
+        found = np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
         return None
     least = np.finfo(matrices.dtype).eps * _mean(matrices)[..., 0] if solves else 0.0
@@ -183,3 +222,8 @@ def _mean(matrices: Float[Array, "*p n n"]) -> Float[Array, "*p 1 1"]:
 def eye(matrices: Float[Array, "*p n n"]) -> Float[Array, "n n"]:
     """The identity of some matrices."""
     return np.eye(matrices.shape[-1], dtype=matrices.dtype)
+
+
+def sum_of_products(y: Float[Array, "*n"], z: Float[Array, "*n"]) -> float:
+    """<y, z>, summed in double precision."""
+    return float(np.einsum("...i,...i->...", y, z).sum(dtype=float))

@@ -172,12 +172,21 @@ def clip_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
 def _tt_svd(x: Float[Array, "*_"], ranks: tuple[int, ...]) -> TT:
     cores, rest, previous = [], x, 1
     for size, rank in zip(x.shape, ranks, strict=False):
-        rest = rest.reshape(previous * size, -1)
-        basis = leading_subspace(rest, rank)
+        basis, rest = _cut(rest.reshape(previous * size, -1), rank)
         cores.append(basis.reshape(previous, size, rank))
-        rest = jnp.matmul(basis.T, rest, precision=HIGHEST)
         previous = rank
     return TT((*cores, rest.reshape(previous, x.shape[-1], 1)))
+
+
+def _cut(x: Float[Array, "m n"], rank: int) -> tuple[Float[Array, "m r"], Float[Array, "r n"]]:
+    """A basis of the leading left singular vectors and x in it, a product less at full rank."""
+    m, n = x.shape
+    if rank == m:
+        return jnp.eye(m, dtype=x.dtype), x
+    if rank == n:
+        return jnp.linalg.qr(x)
+    basis = leading_subspace(x, rank)
+    return basis, jnp.matmul(basis.T, x, precision=HIGHEST)
 
 
 def _on_host(x: Float[Array, "*_"], ranks: tuple[int, ...]) -> TT:

@@ -12,13 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import CANCELS_BELOW, Info, Swept, iterate, relative_error, safe_ratio
+from tdjax.decompose.als import (
+    CANCELS_BELOW,
+    Info,
+    Swept,
+    info_on_host,
+    iterate,
+    relative_error,
+    safe_ratio,
+)
 from tdjax.decompose.coordinates import Norm, check_known, coordinates_of, measured, posed
 from tdjax.decompose.formats import Tucker
+from tdjax.decompose.hooi_on_host import hooi
 from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, weights_on_host
-from tdjax.decompose.on_host import root_of, unit
+from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, posed_on_host
 from tdjax.decompose.padding import Kept, cut, rounded_up
 from tdjax.decompose.products import HIGHEST, mode_products
 from tdjax.decompose.svd import leading_subspace
@@ -83,44 +91,35 @@ def tucker_als(
 
 
 def _is_for_host(x: Array, ranks: Ranks, norm: Norm | None, tol: float | Array) -> bool:
-    """Whether `tdjax.decompose.tucker_on_host` knows the problem: the channels of a convolution."""
+    """Whether NumPy knows the problem: the channels of a convolution, no moment a diagonal."""
     channels = (
         x.ndim > 2 and [rank is None for rank in ranks] == [True] * (x.ndim - 2) + [False] * 2
     )
     if not channels or not is_at_hand(x) or isinstance(tol, jax.core.Tracer):
         return False
-    return (
-        isinstance(norm, Covariance | Kronecker)
-        and is_on_host(norm)
-        and norm.second_moment.ndim == 2
-        and not norm.is_rounded(x.dtype)
-    )
+    if not isinstance(norm, Covariance | Kronecker):
+        return is_on_host(norm)
+    whole = norm.second_moment.ndim == 2 and not norm.is_rounded(x.dtype)
+    return is_on_host(norm) and whole
 
 
 def _on_host(
     x: Float[Array, "*_"], ranks: Ranks, norm: Norm | None, tol: float, max_iters: int
 ) -> tuple[Tucker, Info]:
-    inputs, outputs = weights_on_host(norm, x)
-    root = None if outputs is None else root_of(outputs.in_full(), solves=True)[0]
-    *window, c, t = x.shape
-    (kernel,), (scale,) = unit(np.asarray(x).reshape(1, -1, c, t))
-    if root is not None:
-        (kernel,), (more,) = unit((kernel * root if root.ndim == 1 else kernel @ root)[None])
-        scale = scale * more
-    assert inputs is not None
-    both = _rank(ranks, 0), _rank(ranks, 1)
-    state, errors, converged = sweep_to_rest(kernel, inputs.in_full()[0], both, tol, max_iters)
-    core, output = state.core.transpose(1, 0, 2), state.output
-    if root is not None:
-        own = output / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, output)
-        output, triangle = np.linalg.qr(own)
+    problem, (*window, c, t) = posed_on_host(x, norm), x.shape
+    kernel, both = problem.array.reshape(-1, c, t), (_rank(ranks, 0), _rank(ranks, 1))
+    state, errors, converged = (
+        hooi(kernel, both, tol, max_iters)
+        if problem.inputs is None
+        else sweep_to_rest(kernel, problem.inputs, both, tol, max_iters)
+    )
+    core, output = state.core, state.output
+    if problem.root is not None:
+        output, triangle = np.linalg.qr(problem.back(output))
         core = core @ triangle.T
-    core = (x.dtype.type(scale) * core).reshape(*window, *core.shape[1:])
+    core = (x.dtype.type(problem.scale) * core).reshape(*window, *core.shape[1:])
     arrays = [placed_like(x, array) for array in (core, state.factor, output)]
-    history = np.full(max_iters, np.nan, x.dtype)
-    history[: len(errors)] = errors
-    known = ((state.error, x.dtype), (len(errors), np.int32), (history, x.dtype), (converged, bool))
-    info = Info(*(placed_like(x, np.asarray(value, dtype)) for value, dtype in known))
+    info = info_on_host(x, state.error, errors, converged, max_iters)
     return Tucker(arrays[0], (*(None for _ in window), *arrays[1:])), info
 
 

@@ -2,41 +2,59 @@
 
 The method is that of `tdjax.decompose.weighted_tucker`, for the case that convolutions have: the
 window whole, both channel modes compressed. At its own ranks a layer of a small network is
-decomposed in a hundredth of the time that compiling a program for its shape takes, and in a fifth
-of what it takes at ranks rounded up.
+decomposed in a hundredth of the time that compiling a program for its shape takes.
+
+S is multiplied three times in a sweep: with what is left of x, whose product is the gradient of
+everything, and with the two directions in which the input factor is improved. All else is products
+of smaller matrices and a Cholesky factor, in the precision of x: what that leaves unsolved shows
+in the gradient, and is solved for again where it matters.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from tdjax.decompose.als import CANCELS_BELOW
-from tdjax.decompose.low_rank_on_host import eigh
+from tdjax.decompose.als import iterate_on_host
+from tdjax.decompose.low_rank_on_host import leading_eigenvectors
 from tdjax.decompose.moment import PRECONDITIONER_RIDGE
-from tdjax.decompose.on_host import cholesky, definite, eye, solved
+from tdjax.decompose.on_host import (
+    Weight,
+    cholesky,
+    definite,
+    eye,
+    factor_in_blocks,
+    solve_lower,
+    solve_upper,
+    sum_of_products,
+)
 
 Array = np.ndarray
 STEPS = 2
+# The core is solved for again, so often at most, while that gains this share of the squared error.
+AGAIN, WORTH = 3, 1e-3
+# Below this relative error what lies beyond the output factor is lost in the rounding of x^T S x.
+FAINT = 1e-3
 
 
 class Problem(NamedTuple):
-    """What stays through all sweeps; the input channels first, the window K as one mode.
+    """What stays through all sweeps; the window K as one mode.
 
     Arguments:
-        x: (C, K, T).
-        moment: S[c, k, l, d].
-        product: S x, (C, K, T).
+        x: (K, C, T).
+        weight: S of the rows (K, C), one.
+        product: S x, (K, C, T).
         energy: x^T S x, (T, T).
         channels: the inverse of the mean of S over equal window positions, (C, C).
         window: how window positions correlate, (K, K).
     """
 
-    x: Float[Array, "c k t"]
-    moment: Float[Array, "c k k c"]
-    product: Float[Array, "c k t"]
+    x: Float[Array, "k c t"]
+    weight: Weight
+    product: Float[Array, "k c t"]
     energy: Float[Array, "t t"]
     channels: Float[Array, "c c"]
     window: Float[Array, "k k"]
@@ -46,26 +64,20 @@ class Problem(NamedTuple):
         """The squared norm of x."""
         return float(np.trace(self.energy))
 
-    def image(self, factor: Float[Array, "c r"]) -> Float[Array, "c k k r"]:
-        """S (U x I)."""
-        return np.matmul(self.moment.reshape(-1, len(factor)), factor).reshape(
-            *self.moment.shape[:3], -1
-        )
-
 
 class State(NamedTuple):
     """Input factor U, core, output factor A, S applied to what is left of x A, relative error."""
 
     factor: Float[Array, "c r"]
-    core: Float[Array, "r k m"]
+    core: Float[Array, "k r m"]
     output: Float[Array, "t m"]
-    residual: Float[Array, "c k m"]
+    residual: Float[Array, "k c m"]
     error: float
 
 
 def sweep_to_rest(
     x: Float[Array, "k c t"],
-    moment: Float[Array, "d d"],
+    weight: Weight,
     ranks: tuple[int, int],
     tol: float,
     max_iters: int,
@@ -74,104 +86,111 @@ def sweep_to_rest(
 
     Arguments:
         x: the window as one mode, entries around 1.
-        moment: S of the rows (window, channels), definite.
+        weight: S of the rows (window, channels), one and in full.
         ranks: of input and output channels.
     """
-    problem = _posed(x, moment)
+    problem = _posed(x, weight)
     state = _fitted(problem, _first_factor(problem, ranks[0]), ranks[1])
-    errors: list[float] = []
-    while len(errors) < max_iters:
-        better = _fitted(problem, np.linalg.qr(_improved(problem, state))[0], ranks[1])
-        fell = state.error - better.error
-        # NaN is no fall.
-        if not fell >= 0:
-            errors.append(state.error)
-            return state, errors, abs(fell) < tol
-        state = better
-        errors.append(state.error)
-        if fell < tol:
-            return state, errors, True
-    return state, errors, False
+    sweep = partial(_swept, problem)
+    return iterate_on_host(sweep, state, max_iters=max_iters, tol=tol)
 
 
-def _posed(x: Float[Array, "k c t"], moment: Float[Array, "d d"]) -> Problem:
+def _swept(problem: Problem, state: State) -> State:
+    factor = np.linalg.qr(_improved(problem, state))[0]
+    return _fitted(problem, factor, state.output.shape[1])
+
+
+def _posed(x: Float[Array, "k c t"], weight: Weight) -> Problem:
     k, c, t = x.shape
-    matrix = x.reshape(-1, t)
-    product = moment @ matrix
-    spread = np.ascontiguousarray(moment.reshape(k, c, k, c).transpose(1, 0, 2, 3))
-    mean = np.einsum("ckkd->cd", spread) / k
-    mean = mean + PRECONDITIONER_RIDGE * np.mean(np.diagonal(mean)) * eye(mean)
-    inverse = np.linalg.inv(definite(mean))
-    return Problem(
-        x.transpose(1, 0, 2), spread, product.reshape(k, c, t).transpose(1, 0, 2),
-        matrix.T @ product, inverse, np.einsum("ckld,cd->kl", spread, inverse) / c,
-    )  # fmt: skip
+    matrix, blocks = x.reshape(-1, t), _blocks(weight, c)
+    product = _weighed(weight, x)
+    energy = matrix.T @ product.reshape(-1, t)
+    mean = np.einsum("kkcd->cd", blocks) * (_scale(weight) ** 2 / k)
+    ridge = PRECONDITIONER_RIDGE * np.mean(np.diagonal(mean) + weight.shift)
+    inverse = np.linalg.inv(definite(mean + (weight.shift + ridge) * eye(mean)))
+    window = np.einsum("klcd,cd->kl", blocks, inverse) * (_scale(weight) ** 2 / c)
+    window += weight.shift * np.trace(inverse) / c * eye(window)
+    return Problem(x, weight, product, (energy + energy.T) / 2, inverse, window)
+
+
+def _blocks(weight: Weight, channels: int) -> Float[Array, "k k c c"]:
+    """S by pairs of window positions, but for scale and shift."""
+    (array,) = weight.array
+    return array.reshape(-1, channels, len(array) // channels, channels).swapaxes(1, 2)
+
+
+def _scale(weight: Weight) -> Float[Array, " 1"]:
+    """What S is to be multiplied by on either side."""
+    return np.ldexp(np.ones_like(weight.shift), -weight.half)
+
+
+def _weighed(weight: Weight, y: Float[Array, "k c m"]) -> Float[Array, "k c m"]:
+    """S y."""
+    return weight.times(y.reshape(1, len(weight.array[0]), y.shape[2])).reshape(y.shape)
 
 
 def _first_factor(problem: Problem, rank: int) -> Float[Array, "c r"]:
     """The best one if S were its Kronecker approximation and only the inputs compressed."""
-    c = len(problem.x)
-    weighed = np.tensordot(problem.x, cholesky(problem.window), ((1,), (0,))).reshape(c, -1)
+    c = problem.x.shape[1]
+    weighed = np.tensordot(problem.x, cholesky(problem.window), ((0,), (0,))).reshape(c, -1)
     root = cholesky(problem.channels)
     # With P = R R^T the inverse of the channels' moment, R^-1 is a root of the moment.
     rooted = np.linalg.solve(root, weighed)
-    basis = eigh(rooted @ rooted.T)[1][:, ::-1][:, :rank]
-    return np.linalg.qr(root @ basis)[0]
+    return np.linalg.qr(root @ leading_eigenvectors(rooted @ rooted.T, rank))[0]
 
 
 def _fitted(problem: Problem, factor: Float[Array, "c r"], rank: int) -> State:
     """Core and output factor that are best together, the input factor fixed."""
-    c, k, t = problem.x.shape
-    r, image = factor.shape[1], problem.image(factor)
-    small = (factor.T @ image.reshape(c, -1)).reshape(r, k, k, r).transpose(0, 1, 3, 2)
-    small = small.reshape(r * k, r * k)
-    target = (factor.T @ problem.product.reshape(c, -1)).reshape(r * k, t)
-    whole = solved((small + small.T) / 2, target)
-    seen = target.T @ whole
-    output = eigh((seen + seen.T) / 2)[1][:, ::-1][:, :rank]
-    core = (whole @ output).reshape(r, k, -1)
-    weighed = image.reshape(c * k, k * r) @ core.transpose(1, 0, 2).reshape(k * r, -1)
-    residual = problem.product @ output - weighed.reshape(c, k, -1)
-    return State(factor, core, output, residual, _error(problem, factor, core, output, residual))
+    k, _, t = problem.x.shape
+    right = np.matmul(factor.T, problem.product).reshape(-1, t)
+    root = factor_in_blocks(_compressed(problem.weight, factor, k))
+    rooted = solve_lower(root, right)
+    vectors = leading_eigenvectors(rooted.T @ rooted, t)
+    output, dropped = vectors[:, :rank], vectors[:, rank:]
+    core = solve_upper(root, rooted @ output).reshape(k, -1, output.shape[1])
+    projected, beyond = problem.x @ output, sum_of_products(dropped, problem.energy @ dropped)
+    for _ in range(AGAIN):
+        rest = projected - np.matmul(factor, core)
+        residual = _weighed(problem.weight, rest)
+        squared = beyond + sum_of_products(rest, residual)
+        left = solve_lower(root, np.matmul(factor.T, residual).reshape(len(root), -1))
+        if sum_of_products(left, left) <= WORTH * squared:
+            break
+        core = core + solve_upper(root, left).reshape(core.shape)
+    if squared < FAINT**2 * problem.squared:
+        others = problem.x @ dropped
+        squared += sum_of_products(others, _weighed(problem.weight, others)) - beyond
+    whole = problem.squared or 1.0
+    return State(factor, core, output, residual, float(np.sqrt(max(0.0, squared) / whole)))
 
 
-def _error(
-    problem: Problem,
-    factor: Float[Array, "c r"],
-    core: Float[Array, "r k m"],
-    output: Float[Array, "t m"],
-    residual: Float[Array, "c k m"],
-) -> float:
-    """The relative one: within the output factor, measured, and beyond it."""
-    if problem.squared <= 0:
-        return 0.0
-    approximation = np.tensordot(factor, core, 1)
-    within = np.vdot(problem.x @ output - approximation, residual)
-    beyond = problem.squared - np.vdot(output, problem.energy @ output)
-    error = float(np.sqrt(max(0.0, within + beyond) / problem.squared))
-    if error >= CANCELS_BELOW:
-        return error
-    left = problem.x - approximation @ output.T
-    weighed = np.tensordot(problem.moment, left, ((2, 3), (1, 0)))
-    return float(np.sqrt(max(0.0, np.vdot(left, weighed)) / problem.squared))
+def _compressed(weight: Weight, factor: Float[Array, "c r"], window: int) -> Float[Array, "n n"]:
+    """(I x U)^T S (I x U) for orthonormal U, n = K r, one half of it by the other."""
+    blocks, own = _blocks(weight, len(factor)), _scale(weight) * factor
+    found = np.empty((window, own.shape[1], window, own.shape[1]), own.dtype)
+    for k in range(window):
+        behind = np.matmul(own.T, np.matmul(blocks[k, k:], own))
+        found[k, :, k:] = behind.swapaxes(0, 1)
+        found[k:, :, k] = behind.swapaxes(1, 2)
+    found = found.reshape(window * own.shape[1], -1)
+    found[np.diag_indices(len(found))] += weight.shift
+    return found
 
 
 def _improved(problem: Problem, state: State) -> Float[Array, "c r"]:
     """The input factor after conjugate gradient steps on its normal equations, the rest fixed."""
-    c, (r, k, _) = len(problem.x), state.core.shape
-    flat = state.core.reshape(r * k, -1)
-    gram = (flat @ flat.T).reshape(r, k, r, k)
-    weights = gram.transpose(1, 3, 2, 0).reshape(k * k * r, r)
-    small = np.einsum("akbl,kl->ab", gram, problem.window)
+    core, back = state.core, state.core.swapaxes(1, 2)
+    small = np.matmul(np.tensordot(problem.window, core, 1), back).sum(axis=0)
     small = (small + small.T) / 2
     ridge = PRECONDITIONER_RIDGE * np.mean(np.diagonal(small))
     inner = np.linalg.inv(definite(small + ridge * eye(small)))
-    left = state.residual.reshape(c, -1) @ state.core.reshape(r, -1).T
+    left = np.matmul(state.residual, back).sum(axis=0)
     found = np.zeros_like(state.factor)
     direction = fresh = problem.channels @ left @ inner
     energy = np.vdot(left, fresh)
     for _ in range(STEPS):
-        image = problem.image(direction).reshape(c, -1) @ weights
+        image = _weighed(problem.weight, np.matmul(direction, core))
+        image = np.matmul(image, back).sum(axis=0)
         curvature = np.vdot(direction, image)
         if not (curvature > 0 and energy > 0):
             break

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tdjax.allocation.allocate import posed
-from tdjax.allocation.choices import PARAMS, PREFERRED, TIME
+from tdjax.allocation.choices import GROUPED, PARAMS, PREFERRED, TIME
 from tdjax.allocation.clock import check_timed
 from tdjax.allocation.limits import Budget, in_time, names_of
 from tdjax.allocation.problem import Problem
@@ -107,7 +107,7 @@ def _taken(
 
     Raises ValueError for a rule that gives a layer what is not timed.
     """
-    groups = set((splits or SPLITS) if problem.strategy == "alds" else ())
+    groups = set((splits or SPLITS) if problem.strategy in GROUPED else ())
     wanted = set(problem.options.methods)
     for rule in problem.rules.values():
         if isinstance(rule, Rule):

@@ -240,6 +240,8 @@ def allocate(
       the channels in groups (Liebenwein et al., NeurIPS 2021). Where the paper alternates between
       ranks and groups from random starts, this finds the optimum: of all k the cheapest within an
       error is known for every layer and error.
+    - "alds+": the same over all `fold` of `tdjax.Rule` that a convolution has, each error that of
+      the kernel as it is folded.
     - "loss": the sum of the rises of the loss that the moments predict, all formats compared;
       steps are taken where they save most for what they lose.
 
@@ -280,13 +282,13 @@ def allocate(
         cost: what the budget is of: "params", which is the default, "macs", "time" as `timings` say
             it, or "latency at batch 1", which is the time of a batch of one.
         strategy: see above; None for "energy", or for "loss" with a `target` or `measured`.
-        methods: formats to choose from. "alds" knows "svd" alone; of all four together a strategy
-            takes those that it knows. "cp" and "tt" are decomposed at some ranks to know what they
-            lose, which takes far longer than "svd" and "tucker", whose loss is known for all ranks
-            at once.
+        methods: formats to choose from. "alds" and "alds+" know "svd" alone; of all four together a
+            strategy takes those that it knows. "cp" and "tt" are decomposed at some ranks to know
+            what they lose, which takes far longer than "svd" and "tucker", whose loss is known for
+            all ranks at once. "cp" is tried with the axes of a window apart and as one mode.
         moments: for "loss", from `tdjax.collect_moments` with a `loss_fn`.
-        splits: for "alds", the numbers of groups to choose from; None for all divisors.
-        objective: for "alds", "bound" for the paper's, sqrt(k) included, or "released" for that
+        splits: for "alds" and "alds+", the numbers of groups to choose from; None for all divisors.
+        objective: for these, "bound" for the paper's, sqrt(k) included, or "released" for that
             of its authors' code, without.
         seed: of the random starts of CP.
         rules: wishes for single layers, of which the first whose path matches decides:

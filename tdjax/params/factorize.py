@@ -127,7 +127,8 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
         at_hand = isinstance(array, np.ndarray) or is_at_hand(array)
         return at_hand and is_by_numpy(numbered[1])
 
-    found = side_by_side(factorised, list(enumerate(plan.factorised)), by_numpy)
+    numbered = list(enumerate(plan.factorised))
+    found = side_by_side(factorised, numbered, by_numpy, lambda own: own[1].layer.size)
     paths = (entry.layer.path for entry in plan.factorised)
     return with_factors(params, plan, dict(zip(paths, found, strict=True)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 METHODS = ("cp", "tucker", "tt", "svd")
@@ -48,6 +49,12 @@ class Form:
             + (f" /{self.splits}" if self.splits > 1 else "")
             + (" + sparse" if self.nonzeros else "")
         )
+
+
+def spatial_of(window: Sequence[int], method: str) -> tuple[str, ...]:
+    """How a method can take the axes of a window, of `SPATIAL`, where that differs."""
+    apart = method == "cp" and sum(size > 1 for size in window) > 1
+    return SPATIAL if apart else (Form.spatial,)
 
 
 def check_variant(method: str, spatial: str, splits: int, fold: str) -> None:

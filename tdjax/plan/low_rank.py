@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.formats import Format, GroupedLowRank, LowRank
+from tdjax.plan.form import FOLDS
 from tdjax.plan.stage import Chain, Stage, spanned
 
 
@@ -36,6 +37,16 @@ def obstacle(window: Sequence[int], channels: int, splits: int, fold: str) -> st
             f"use one of {', '.join(map(str, divisors))}"
         )
     return None
+
+
+def folds_of(window: Sequence[int]) -> tuple[str, ...]:
+    """The folds that differ for a window, the one with all of it in the rows first."""
+    found: dict[tuple[int, ...], str] = {}
+    for fold in FOLDS:
+        if obstacle(window, 1, 1, fold) is None:
+            axes = _input_axes(fold, len(window))
+            found.setdefault(tuple(axis for axis in axes if window[axis] > 1), fold)
+    return tuple(found.values())
 
 
 class LowRankChain(Chain):

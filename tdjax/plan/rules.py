@@ -24,8 +24,9 @@ class Rule:
             array that is a layer by itself; one that Python could try on a path in millions of
             ways is refused where it meets that path.
         method: "cp", "tucker", "tt", "svd", or "auto" for the one whose weight error is the
-            least at this compression. Between matrices "tt" is a TT-matrix, and stands for "svd"
-            where their sizes have no factors; "cp" and "tucker" always do.
+            least at this compression, CP also with spatial="merged". Between matrices "tt" is a
+            TT-matrix, and stands for "svd" where their sizes have no factors; "cp" and "tucker"
+            always do.
         compression: share of the weight parameters that goes away, in (0, 1).
         rank: in place of it, the rank: one int, or for Tucker (r_C, r_T), for TT the interior
             ranks over (C, *spatial, T). A single int stands for all of them, for TT as far as the

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from tdjax.plan.chain import chain_of
-from tdjax.plan.form import Form
+from tdjax.plan.form import Form, spatial_of
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ranks import feasible_tt_ranks, full_ranks, ranks_for, tt_order
@@ -48,7 +48,12 @@ def forms_of(layer: Layer, methods: Collection[str], splits: Sequence[int]) -> l
             for k in splits
             if takes and k > 1 and channels % k == 0 and channels // k >= LEAST_INPUTS
         ]
-    found += [Form(own) for own in ("tucker", "cp") if spatial and own in methods]
+    found += [
+        Form(method, spatial=own)
+        for method in ("tucker", "cp")
+        if spatial and method in methods
+        for own in spatial_of(window, method)
+    ]
     if "tt" in methods and (spatial or (layer.is_matrix and _has_train(layer))):
         found.append(Form("tt"))
     return found

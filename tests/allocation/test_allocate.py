@@ -168,7 +168,7 @@ def test_what_is_refused(variables, moments):
             tdjax.allocate(MODEL, variables, X, **{"budget": 0.5, "methods": ("svd",), **options})
 
     refused("budget 1.5 is no share between 0 and 1", budget=1.5)
-    refused("strategy 'best': known are uniform, energy, alds, loss", strategy="best")
+    refused(r"strategy 'best': known are uniform, energy, alds, alds\+, loss", strategy="best")
     refused("cost 'bytes': known are params, macs, time", cost="bytes")
     refused("methods 'pca': known are", methods=("pca",))
     refused("methods must name at least one", methods=())

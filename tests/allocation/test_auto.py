@@ -79,3 +79,17 @@ def test_what_cannot_be_judged_is_refused():
         tdjax.make_plan(model, {"params": params}, [RULE], x)
     with pytest.raises(ValueError, match="compared at equal size, give compression"):
         Rule(path=".*", method="auto", rank=3)
+
+
+def test_a_kernel_of_low_rank_with_the_window_as_one_mode_gets_that_form():
+    model, x = nn.Conv(16, (3, 3)), normal(1, 2, 7, 7, 12)
+    variables = random_variables(model, x)
+    spatial, inputs, outputs = (normal(k, size, 20) for k, size in enumerate((9, 12, 16)))
+    kernel = jnp.einsum("kr,cr,tr->kct", spatial, inputs, outputs).reshape(3, 3, 12, 16)
+    params = replace_kernel(variables["params"], "", kernel)
+    rules = [Rule(path=".*", method="auto", compression=0.5)]
+    plans = [
+        tdjax.make_plan(model, {"params": params}, rules, x),
+        tdjax.allocate(model, {"params": params}, x, budget={"params": 0.5}, methods=("cp", "svd")),
+    ]
+    assert [str(plan[""].form) for plan in plans] == ["cp merged"] * 2

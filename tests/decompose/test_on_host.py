@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_moments import alternate, kernel, patch_moment, weighted_error, with_ridge
 
 from tdjax.decompose import truncated_svd, tucker_als
 from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
@@ -123,6 +124,22 @@ def test_tucker_at_any_scale_of_any_kernel_and_with_few_rows():
     pair = [tucker_als(x, (None, None, 3, 4), norm=n, pad=True)[1].error for n in (diagonal, full)]
     np.testing.assert_allclose(*pair, rtol=1e-4)
     assert _tucker._cache_size() == programs
+
+
+@pytest.mark.parametrize("kind", ["frobenius", "covariance"])
+def test_tucker_whose_error_is_small_leaves_nothing_to_exact_solves(kind):
+    """Where single precision shows in the equations, and errors as differences of squares do."""
+    x = kernel(3, 3, 10, 12) @ np.diag(np.geomspace(1, 1e-3, 12))
+    x = (np.diag(np.geomspace(1, 1e-3, 10)) @ x).astype(np.float32)
+    s = with_ridge(patch_moment(10)) if kind == "covariance" else np.eye(90)
+    norm = norm_of(patch_moment(10), np.eye(12), kind)
+    found, info = tucker_als(x, (None, None, 7, 8), norm=norm, pad=True)
+    error = weighted_error(x, found.to_tensor(), s)
+    np.testing.assert_allclose(info.error, error, rtol=1e-3)
+    assert 1e-4 < error < 1e-2
+    factors = [found.core, *found.factors[2:]]
+    _, errors = alternate("abCD,cC,dD->abcd", factors, (1, 2, 0), x, s, None, 20)
+    assert error <= 1.001 * errors[-1]
 
 
 @pytest.mark.parametrize("kind", ["frobenius", "kronecker"])

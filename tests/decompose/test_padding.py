@@ -5,6 +5,7 @@ import pytest
 
 from tdjax.decompose import cp_als, grouped_svd, truncated_svd, tt_als, tt_svd, tucker_als
 from tdjax.decompose.cp import _cp_als, _padded_rank
+from tdjax.decompose.grouped_svd import _coupled, _uncoupled
 from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
 from tdjax.decompose.padding import rounded_up
 from tdjax.decompose.scale import relative_error
@@ -150,11 +151,26 @@ def test_trains_by_numpy_lose_what_programs_do(shape):
             np.testing.assert_allclose(flat.T @ flat, np.eye(core.shape[2]), atol=1e-5)
 
 
-def test_groups_by_numpy_lose_what_programs_do():
+@pytest.mark.parametrize("name", ["frobenius", "covariance", "kronecker", "diagonal"])
+def test_groups_by_numpy_lose_what_programs_do(name):
     x = jnp.asarray(RNG.standard_normal((24, 7)), jnp.float32)
-    for splits, rank in ((1, 3), (4, 2), (3, 7), (24, 1)):
-        found, info = grouped_svd(x, rank, splits, pad=True)
-        plain, before = grouped_svd(x, rank, splits)
-        np.testing.assert_allclose(found.to_tensor(), plain.to_tensor(), atol=1e-4)
+    s, g = moment(24), moment(7)
+    norm = {
+        "frobenius": None,
+        "covariance": Covariance(s),
+        "kronecker": Kronecker(s, g),
+        "diagonal": Kronecker(jnp.diagonal(s), jnp.diagonal(g)),
+    }[name]
+    every = ((4, 2), (1, 3), (3, 7), (24, 1))
+    for splits, rank in every if norm is None else every[:1]:
+        programs = _uncoupled._cache_size(), _coupled._cache_size()
+        found, info = grouped_svd(x, rank, splits, pad=True, norm=norm)
+        assert (_uncoupled._cache_size(), _coupled._cache_size()) == programs
+        plain, before = grouped_svd(x, rank, splits, norm=norm)
+        np.testing.assert_allclose(
+            found.to_tensor(), plain.to_tensor(), atol=1e-4 if norm is None else 1e-2
+        )
         np.testing.assert_allclose(info.error, before.error, rtol=1e-4, atol=1e-5)
         assert info.errors.shape == before.errors.shape
+        sizes = [np.linalg.norm(own, axis=(1, 2)) for own in (found.left, found.right)]
+        np.testing.assert_allclose(*sizes, rtol=1e-3)
