@@ -33,8 +33,11 @@ from experiments.workdir.fields import read_fields
 PAIRS = flags.DEFINE_integer("pairs", 200, "Of studies drawn of each truth.")
 RESAMPLES = flags.DEFINE_integer("resamples", 300, "Bootstrap resamples of each tau.")
 NETWORKS = flags.DEFINE_list("networks", ["1", "5"], "How many networks a study has.")
-TRUTH = flags.DEFINE_list("truths", [], "Letters of those that are drawn; none for all.")
-MORE = flags.DEFINE_list("more", ["1", "2", "5", "10"], "Networks of the last table.")
+LETTERS = flags.DEFINE_list("truths", [], "Letters of those that are drawn; none for all.")
+MORE = flags.DEFINE_list(
+    "more", ["1", "2", "5", "10"], "Networks of the last table; none for none."
+)
+POWER = flags.DEFINE_string("power", "b", "Letter of the truth of the last table.")
 
 IMAGES = 10_000
 # Of a choice and of a run; harm per compression; and from harm to the log error.
@@ -203,10 +206,28 @@ def print_verdicts(truths: Mapping[str, Truth], networks: Sequence[int]) -> None
             print_line(*line, f"{counts.wrong(own):.1%}", counts.contradictions)
 
 
+def print_power(truth: Truth, networks: Sequence[int], pairs: int) -> None:
+    """How often the findings that are true or false are found to be so, by number of networks."""
+    right = {TRUE: HOLDS, FALSE: FAILS}
+    numbers = [number for number, own in enumerate(truth.findings) if own in right]
+    print(f"\n{truth.name}: share of right verdicts\n")
+    print_line("networks", *(f"finding {number + 1}" for number in numbers))
+    print_line("---:", *["---:"] * len(numbers))
+    for many in networks:
+        found = counted(truth, many, pairs, RESAMPLES.value)
+        shares = [
+            found[number].verdicts[right[truth.findings[number]]] / (2 * pairs)
+            for number in numbers
+        ]
+        print_line(many, *(f"{share:.0%}" for share in shares))
+
+
 def main(_: list[str]) -> None:
     """Print both tables."""
-    letters = TRUTH.value or list(TRUTHS)
+    letters = LETTERS.value or list(TRUTHS)
     print_verdicts({letter: TRUTHS[letter] for letter in letters}, [*map(int, NETWORKS.value)])
+    if MORE.value:
+        print_power(TRUTHS[POWER.value], [*map(int, MORE.value)], PAIRS.value // 4)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ decidable otherwise.
 
 The docstring of a rule is its full text: the report prints it, with the numbers of `Margins`. All
 rules judge tau on the test set, of the six errors of the published study alone, whatever others
-are measured beside. Choices are resampled, not layers: a verdict speaks of other choices on these
-layers. Fewer than six complete choices decide nothing: resampling so few says little.
+are measured beside. A verdict on several networks speaks of other networks of this kind, one on a
+single network of that network alone; and of other choices on these layers, not of other layers.
+Fewer than six complete choices decide nothing: so few say little of others.
 """
 
 import inspect

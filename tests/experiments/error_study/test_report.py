@@ -16,7 +16,7 @@ from experiments.error_study.protocol import PHASES
 from experiments.error_study.records import read_study
 from experiments.error_study.report import write_report
 from experiments.error_study.verdicts import judge_findings
-from experiments.report.estimates import TauEstimate
+from tests.drawn_taus import drawn_tau
 
 LAYERS = ("conv2", "conv3", "conv4", "conv5")
 METHODS = ("cp", "tucker", "tt")
@@ -512,8 +512,8 @@ HOLDING = {
 
 def estimate(mean, width, choices=45, seed=0):
     resampled = mean + np.random.default_rng(seed).uniform(-width, width, 400)
-    per_run = np.array([[mean - 0.01, mean, mean + 0.01]])
-    return TauEstimate(per_run, resampled, resampled[:, None], choices)
+    per_run = [[mean - 0.01, mean, mean + 0.01]]
+    return drawn_tau(per_run, width / math.sqrt(3), resampled, choices, seed)
 
 
 def tables_of(phases, width=0.02, choices=45):
