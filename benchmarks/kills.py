@@ -56,6 +56,7 @@ CONFIGS = {
         "layers": ["hidden1", "hidden2"],
         "methods": ["svd"],
         "compressions": [0.2, 0.5],
+        "networks": 2,
         "runs": 2,
         # As small a network learns next to nothing.
         "poor_baseline": True,

@@ -9,10 +9,18 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.compress.layers import layers_section
 from experiments.compress.settings import SCHEMA, TRIAL, Compress, enumerate_trials
 from experiments.network.compressed import KINDS
 from experiments.report import page
-from experiments.report.page import Picture, Report, Section, baseline_facts
+from experiments.report.curves import training_section
+from experiments.report.page import (
+    Picture,
+    Report,
+    Section,
+    baseline_facts,
+    baseline_warning,
+)
 from experiments.report.plots import on_test, plot_curves
 from experiments.report.tables import (
     Table,
@@ -35,6 +43,10 @@ TABLES_NOTE = (
     "Student's t in brackets where there are several. Shares count all parameters and all "
     "multiply-adds of the network. Times are medians [least, most] of turns with the original."
 )
+TERMS = (
+    "budget", "strategy", "covariance, kronecker", "sequential", "calibration", "re-estimated",
+    "refinement", "interval",
+)  # fmt: skip
 PHASES = {
     "network": "without fine-tuning",
     "reestimated": "without fine-tuning, batch statistics re-estimated",
@@ -80,19 +92,53 @@ def _report(settings: Compress, measured: Journal) -> Report:
     }
     if len(times):
         files["times.csv"] = to_csv(times, decimals=3)
-    accuracy = baseline["test"]["accuracy"] if baseline else None
-    pictures = list(_pictures(settings, curves, timed, accuracy))
+    pictures = list(_pictures(settings, curves, timed, baseline)) if baseline else []
+    tuned = [(f"{percent(one['budget'])} kept", one) for one in measured.of_kind("tuned")]
     return Report(
         title=TITLE,
+        summary=_summary(settings, curves, baseline),
+        warning=baseline_warning(measured.of_kind("baseline"), settings.metric_name),
+        terms=TERMS,
         before="Before any compression",
         facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
             Section("figures", "Figures", pictures=pictures),
+            layers_section(settings, _with_curves(settings, layers)[layers["subset"] == 0]),
+            training_section(measured, tuned, settings.metric_name, settings.loss_name),
             Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
         ],
         provenance=_provenance(settings, len(measured.found) - bool(baseline)),
         files=files,
     )
+
+
+def _summary(settings: Compress, networks: pd.DataFrame, baseline: Row | None) -> str:
+    """Which strategy and norm keep most at each budget, and whether that is decided."""
+    known = [phase for phase in PHASES if (networks["phase"] == phase).any()]
+    if not known or baseline is None:
+        return "Nothing is measured yet."
+    own = networks[networks["phase"] == known[-1]]
+    what = "parameters" if settings.cost == "params" else "multiply-adds"
+    best = [
+        f"{_best(ranked)} at {percent(budget)} of the {what}"
+        for budget in settings.budgets
+        if len(ranked := own[own["budget"] == budget].sort_values("accuracy", ascending=False))
+    ]
+    once = ""
+    if (own["subsets"] == 1).any():
+        once = " Where a network was measured once, small differences are not decidable."
+    whole = percent(baseline["test"]["accuracy"], 2)
+    text = f"Of a test {settings.metric_name} of {whole}, most is kept {PHASES[known[-1]]} by "
+    return f"{text}{'; by '.join(best)}.{once}"
+
+
+def _best(ranked: pd.DataFrame) -> str:
+    first, others = ranked.iloc[0], ranked.iloc[1:]
+    text = f"{first['curve']} ({percent(first['accuracy'], 2)})"
+    if others["accuracy_upper"].isna().any() or math.isnan(first["accuracy_lower"]):
+        return text
+    apart = (others["accuracy_upper"] < first["accuracy_lower"]).all()
+    return text if apart else f"{text}, not distinguishable from the next,"
 
 
 def _rows(settings: Compress, measured: Journal) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -188,23 +234,35 @@ def _side_by_side(settings: Compress, networks: pd.DataFrame, what: str) -> Tabl
 
 
 def _pictures(
-    settings: Compress, networks: pd.DataFrame, timed: pd.DataFrame, accuracy: float | None
+    settings: Compress, networks: pd.DataFrame, timed: pd.DataFrame, baseline: Row
 ) -> Iterator[Picture]:
-    labels = {**COSTS, "time": f"milliseconds for {settings.timed_images} images"}
-    figure = "accuracy", on_test(settings.metric_name)
+    labels = {cost: f"{words} kept, %" for cost, words in COSTS.items()}
+    labels["time"] = f"milliseconds for {settings.timed_images} images"
+    figure, name = ("accuracy", on_test(settings.metric_name)), settings.metric_name.capitalize()
     times = timed.set_index(["curve", "budget"])["milliseconds"]
+    shares = {cost: 100 * networks[cost] / baseline[cost] for cost in COSTS}
     for phase, words in PHASES.items():
-        own = networks[networks["phase"] == phase].join(times.rename("time"), ["curve", "budget"])
-        for cost, label in labels.items():
-            points = own.dropna(subset=[cost])
-            if len(points):
-                yield Picture(
-                    f"accuracy_{cost}_{phase}.png",
-                    f"{settings.metric_name.capitalize()} against {label}, {words}.",
-                    "A curve for each strategy and norm, a point for each budget. "
-                    "Dashed: before compression.",
-                    plot_curves(points, (cost, label), figure, accuracy, bars=False),
-                )
+        own = networks.assign(**shares)[networks["phase"] == phase]
+        own = own.join(times.rename("time"), ["curve", "budget"])
+        drawings = {
+            f"accuracy_{cost}_{phase}.svg": plot_curves(
+                points,
+                (cost, label),
+                figure,
+                baseline["test"]["accuracy"],
+                bars=False,
+                shares=cost in COSTS,
+            )
+            for cost, label in labels.items()
+            if len(points := own.dropna(subset=[cost]))
+        }
+        if drawings:
+            yield Picture(
+                f"{name} against what the network costs, {words}.",
+                "A curve for each strategy and norm, a point for each budget. "
+                "Dashed: before compression.",
+                drawings,
+            )
 
 
 def _provenance(settings: Compress, count: int) -> dict[str, str]:

@@ -112,7 +112,7 @@ def _plan(name: str, value: Any) -> str:
 
 TRIAL: Fields = {"strategy": str, "budget": float, "norm": str, **CALIBRATION}
 SCHEMA: Schema = {
-    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES}),
+    "baseline": Kind({}, {"params": int, "macs": int, "chance": (float, None), "test": SCORES}),
     "epoch": EPOCH,
     **compressed_schema(TRIAL, plan=_plan),
     "timed": Kind(TRIAL, dict.fromkeys(("before", "after", "speedup", "least", "most"), float)),

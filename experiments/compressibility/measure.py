@@ -146,6 +146,7 @@ def baseline_record(network: Network, model: Variables, epoch: int, run: int) ->
         "macs": math.ceil(network.dense.macs),
         "epoch": epoch,
         "test": measured(network, model),
+        "chance": network.judge.chance(network.splits.test.labels),
         # Whether dead neurons were looked for.
         **({} if network.has_biases else {"removes_dead": False}),
     }

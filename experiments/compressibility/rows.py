@@ -177,7 +177,7 @@ def tau_rows(settings: Compressibility, rows: pd.DataFrame) -> pd.DataFrame:
         if layers < 2 or whole.empty:
             continue
         by_run = {
-            name: whole[name].to_numpy(float).reshape(-1, layers)
+            name: whole[name].to_numpy(float).reshape(1, -1, layers)
             for name in (*INDICES, "weights", "reached")
         }
         for name in INDICES if q != settings.qs[0] else (*INDICES, "weights"):
@@ -185,5 +185,5 @@ def tau_rows(settings: Compressibility, rows: pd.DataFrame) -> pd.DataFrame:
             tau = estimate_tau(by_run[name], by_run["reached"], groups, seed=settings.seed)
             row = {"index": name, "q": math.nan if name == "weights" else q, "layers": layers}
             row |= {each: getattr(tau, each) for each in ("mean", "std", "lower", "upper")}
-            found.append({**row, "runs": len(tau.per_run)})
+            found.append({**row, "runs": tau.per_run.size})
     return framed(found, TAUS)

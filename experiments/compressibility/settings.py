@@ -88,7 +88,10 @@ _INDICES: Fields = {
     "looseness": ({"neurons": int, "bound": (numbers, None), "tail": (numbers, None)}, None),
 }
 SCHEMA: Schema = {
-    "baseline": Kind({"run": int}, {"params": natural, "epoch": (int, None), "test": _TEST}),
+    "baseline": Kind(
+        {"run": int},
+        {"params": natural, "epoch": (int, None), "chance": (float, None), "test": _TEST},
+    ),
     "layer": Kind(
         {"run": int, "layer": str},
         {"inputs": int, "neurons": int, "reached": float, "by_q": [_INDICES]},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,28 @@ from experiments.data_aware.tables import (
     measurement_rows,
     text_tables,
 )
+from experiments.network.compressed import FROBENIUS
 from experiments.report import page
-from experiments.report.page import Picture, Report, Section, baseline_facts
-from experiments.report.plots import INK, WIDTH, draw_curve, draw_level, figure, on_test
-from experiments.report.tables import percent, to_csv
+from experiments.report.curves import training_section
+from experiments.report.maps import Map, draw_map
+from experiments.report.page import (
+    Atlas,
+    Picture,
+    Report,
+    Section,
+    baseline_facts,
+    baseline_warning,
+)
+from experiments.report.plots import (
+    draw_curve,
+    draw_legend,
+    draw_level,
+    draw_nothing,
+    figure,
+    limit_shares,
+    on_test,
+)
+from experiments.report.tables import number, percent, to_csv
 from experiments.workdir.journal import Journal
 
 TITLE = "Do decompositions that see the data keep more of the {}?"
@@ -30,6 +48,10 @@ TABLES_NOTE = (
     "Student's t in brackets where there are several. Gains are differences in percentage points, "
     "all else equal."
 )
+TERMS = (
+    "covariance, kronecker", "sequential", "calibration", "re-estimated", "refinement", "interval",
+)  # fmt: skip
+COSTS = {"params": "parameters", "macs": "multiply-adds"}
 # Of Okabe and Ito: told apart by colour-blind readers.
 COLORS = {
     "frobenius": "#8a8f96",
@@ -50,16 +72,22 @@ def _report(settings: DataAware, measured: Journal) -> Report:
     rows = measurement_rows(settings, measured)
     averaged = averaged_rows(rows, baseline["sizes"] if baseline else [])
     compared = comparison_rows(settings, rows)
-    accuracy = baseline["test"]["accuracy"] if baseline else None
     tables = text_tables(settings, averaged, compared, rows)
-    pictures = list(_pictures(settings, averaged, accuracy))
+    shown = _condition(settings, averaged)
+    pictures = list(_pictures(settings, shown, baseline)) if baseline else []
+    tuned = [(f"{percent(one['keep'])} kept", one) for one in measured.of_kind("tuned")]
     return Report(
         title=TITLE.format(settings.metric_name),
+        summary=_summary(settings, _condition(settings, compared)),
+        warning=baseline_warning(measured.of_kind("baseline"), settings.metric_name),
+        terms=TERMS,
         before="Before any compression",
         facts=baseline_facts(baseline, settings.metric_name, settings.loss_name),
         sections=[
-            Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
             Section("figures", "Figures", pictures=pictures),
+            _layers_section(settings, shown, baseline),
+            training_section(measured, tuned, settings.metric_name, settings.loss_name),
+            Section("tables", "Tables", TABLES_NOTE + settings.refined_note, tables=tables),
         ],
         provenance=_provenance(settings, measured),
         files={
@@ -71,37 +99,109 @@ def _report(settings: DataAware, measured: Journal) -> Report:
     )
 
 
-def _pictures(settings: DataAware, rows: pd.DataFrame, accuracy: float | None) -> Iterator[Picture]:
-    # One condition a figure: the first source, the most images.
+def _condition(settings: DataAware, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the condition that is drawn: the first source, the most images."""
     calibration = settings.calibration
-    source, images = calibration.sources[0], max(calibration.images)
-    correct = settings.correct_bias[0]
-    condition = condition_text(source, images, correct)
-    seen = (rows["source"] == source) & (rows["images"] == images)
-    fitting = rows[(rows["correct_bias"] == correct) & (seen | (rows["images"] == 0))]
+    seen = (rows["source"] == calibration.sources[0]) & (rows["images"] == max(calibration.images))
+    fitting = seen | (rows["images"] == 0)
+    return rows[(rows["correct_bias"] == settings.correct_bias[0]) & fitting]
+
+
+def _condition_text(settings: DataAware) -> str:
+    calibration = settings.calibration
+    images, correct = max(calibration.images), settings.correct_bias[0]
+    return condition_text(calibration.sources[0], images, correct)
+
+
+def _summary(settings: DataAware, compared: pd.DataFrame) -> str:
+    """What the best of the norms gains where least is kept, and whether that is decided."""
+    parts = []
     for phase, words in WHEN.items():
-        own = fitting[(fitting["phase"] == phase) & (fitting["layer"] == "")]
+        plain = (compared["against"] == FROBENIUS) & (compared["phase"] == phase)
+        own = compared[plain & compared["points"].notna()]
+        method = "mean" if "mean" in set(own["method"]) else settings.methods[0]
+        own = own[own["method"] == method]
+        if len(own):
+            least = own[own["keep"] == own["keep"].min()]
+            parts.append(_gain(least.loc[least["points"].idxmax()], words))
+    if not parts:
+        return "Nothing is measured in two norms yet."
+    over = " (mean over the methods)" if len(settings.methods) > 1 else ""
+    return (
+        "The best norm that sees the data against the plain one, in points of "
+        f"{settings.metric_name}{over}: {'; '.join(parts)}."
+    )
+
+
+def _gain(row: Mapping[str, Any], words: str) -> str:
+    points, lower, upper = (row[f"points{end}"] for end in ("", "_lower", "_upper"))
+    text = f"{row['norm']} {number(points)}"
+    if pd.isna(lower):
+        verdict = ", measured once, so that small differences are not decidable"
+    else:
+        text += f" [{number(lower)}, {number(upper)}]"
+        verdict = "" if lower > 0 else ", less" if upper < 0 else ", not decidable"
+    return f"{words}, {percent(row['keep'])} kept: {text}{verdict}"
+
+
+def _pictures(
+    settings: DataAware, shown: pd.DataFrame, baseline: Mapping[str, Any]
+) -> Iterator[Picture]:
+    accuracy, rows = baseline["test"]["accuracy"], shown[shown["layer"] == ""]
+    shares = {cost: 100 * rows[cost].astype(float) / baseline[cost] for cost in COSTS}
+    for phase, words in WHEN.items():
+        own = rows.assign(**shares)[rows["phase"] == phase]
         if phase != "before" and own.empty:
             continue
-        for cost, label in (("params", "parameters"), ("macs", "multiply-adds")):
-            yield Picture(
-                f"accuracy_{cost}_{phase.replace('-', '')}.png",
-                f"{settings.metric_name.capitalize()} against {label}, {words}.",
-                f"Whole network; calibration: {condition}. Bars: 95 % intervals over the "
-                "calibration subsets. Dashed: before compression.",
-                plot_against(settings, own, (cost, label), accuracy),
-            )
-    layers = [layer for layer in rows["layer"].unique() if layer]
-    if layers:
-        keep = min(settings.keeps)
-        whole = accuracy if settings.test.layer_images is None else None
-        own = fitting[(fitting["layer"] != "") & (fitting["keep"] == keep)]
         yield Picture(
-            "layers.png",
-            f"One layer at a time, {percent(keep)} of it kept.",
-            f"Layers by name; calibration: {condition}.",
-            plot_layers(settings, own, layers, whole),
+            f"{settings.metric_name.capitalize()} against what the network costs, {words}.",
+            f"Whole network; calibration: {_condition_text(settings)}. Bars: 95 % intervals over "
+            "the calibration subsets. Dashed: before compression.",
+            {
+                f"accuracy_{cost}_{method}_{phase.replace('-', '')}.svg": plot_against(
+                    settings, own[own["method"] == method], method, cost, accuracy
+                )
+                for cost in COSTS
+                for method in settings.methods
+            },
         )
+
+
+def _layers_section(
+    settings: DataAware, shown: pd.DataFrame, baseline: Mapping[str, Any] | None
+) -> Section:
+    """What single layers lose, a map for each method and share kept."""
+    rows = shown[shown["layer"] != ""]
+    whole = baseline["test"]["accuracy"] if baseline else 0.0
+    # Where layers are measured on fewer images, the best of them stands for the network.
+    if settings.test.layer_images is not None and len(rows):
+        whole = float(rows["accuracy"].max())
+    maps = [
+        _layer_map(settings, own, f"{method}, {percent(keep)} kept", whole)
+        for method in settings.methods
+        for keep in settings.keeps
+        if len(own := rows[(rows["method"] == method) & (rows["keep"] == keep)])
+    ]
+    than = "before compression" if settings.test.layer_images is None else "the best of all"
+    atlas = Atlas(
+        f"Points of {settings.metric_name} lost with one layer compressed.",
+        f"Less than {than}, layer by norm; calibration: {_condition_text(settings)}. The darker "
+        "the more.",
+        maps,
+    )
+    return Section("layers", "One layer at a time", atlases=[atlas] if maps else [])
+
+
+def _layer_map(settings: DataAware, rows: pd.DataFrame, title: str, whole: float) -> Map:
+    lost = 100 * (whole - rows["accuracy"])
+    told = [
+        f"{row['layer']}, {title}, {row['norm']}\nloses {number(value, 2)} points: "
+        f"{percent(row['accuracy'], 2)} of {percent(whole, 2)}"
+        for row, value in zip(rows.to_dict("records"), lost, strict=True)
+    ]
+    cells = rows.assign(value=lost, text=[number(value, 1) for value in lost], title=told)
+    heads = {norm: norm for norm in COLORS if norm in set(rows["norm"])}
+    return draw_map(cells, title, ("layer", "layer"), "norm", heads, 100.0)
 
 
 def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
@@ -119,69 +219,31 @@ def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
 
 
 def plot_against(
-    settings: DataAware, rows: pd.DataFrame, cost: tuple[str, str], accuracy: float | None
-) -> bytes:
-    """The metric of whole networks against what they cost: a panel a method, a curve a norm.
+    settings: DataAware, rows: pd.DataFrame, method: str, cost: str, accuracy: float
+) -> str:
+    """The metric of whole networks against the share of their cost that is kept, a curve a norm.
 
     Arguments:
-        rows: from `tables.averaged_rows`, of one phase, source and number of images.
-        cost: the column on the horizontal axis, "params" or "macs", and its label.
+        rows: from `tables.averaged_rows`, of one phase, method and condition, with shares.
+        cost: the column on the horizontal axis, "params" or "macs".
         accuracy: before compression.
     """
-    with figure(WIDTH, 3.6) as (drawn, png):
-        panels = drawn.subplots(1, len(settings.methods), sharey=True, squeeze=False)[0]
-        for axes, method in zip(panels, settings.methods, strict=True):
-            _draw_norms(axes, rows, method, cost[0], accuracy, capsize=3)
-            axes.set_xlabel(cost[1])
-            axes.tick_params(axis="x", labelrotation=30)
-        panels[0].set_ylabel(on_test(settings.metric_name))
-        _legend(drawn, panels)
-    return png.getvalue()
-
-
-def plot_layers(
-    settings: DataAware, rows: pd.DataFrame, layers: Sequence[str], accuracy: float | None
-) -> bytes:
-    """The metric with one layer compressed at a time: a panel a method, a curve a norm.
-
-    Arguments:
-        rows: from `tables.averaged_rows`, of one share kept, source and number of images.
-        layers: in order of depth.
-        accuracy: before compression, if it is on the same test images.
-    """
-    methods = settings.methods
-    at = rows.assign(at=[layers.index(layer) for layer in rows["layer"]])
-    with figure(WIDTH, 2.4 * len(methods) + 0.8) as (drawn, png):
-        panels = drawn.subplots(len(methods), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, method in zip(panels, methods, strict=True):
-            style = {"bars": False, "markersize": 4.5, "linewidth": 1.2}
-            _draw_norms(axes, at, method, "at", accuracy, **style)
-            axes.set_ylabel(f"{settings.metric_name}, %")
-        panels[-1].set_xticks(range(len(layers)), layers, rotation=60, ha="right")
-        _legend(drawn, panels)
-    return png.getvalue()
-
-
-def _draw_norms(
-    axes: Any, rows: pd.DataFrame, method: str, x: str, accuracy: float | None, **style: Any
-) -> None:
-    for place, norm in enumerate(COLORS):
-        own = rows[(rows["method"] == method) & (rows["norm"] == norm)]
-        if len(own):
-            colors = tuple(COLORS.values())
-            draw_curve(axes, own, x, "accuracy", place=place, colors=colors, label=norm, **style)
-    draw_level(axes, accuracy)
-    axes.set_title(method)
-    axes.grid(visible=True)
-
-
-def _legend(drawn: Any, panels: Any) -> None:
-    marks = {
-        name: mark
-        for axes in panels
-        for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    if marks:
-        drawn.legend(marks.values(), marks.keys(), ncols=len(marks), loc="outside upper left")
-    else:
-        panels[0].text(0.5, 0.5, "nothing measured yet", transform=panels[0].transAxes, color=INK)
+    x, y = (cost, f"{COSTS[cost]} kept, %"), ("accuracy", on_test(settings.metric_name))
+    with figure(3.3, f"{method}: {y[1]} against {x[1]}") as (drawn, svg):
+        axes = drawn.subplots()
+        for place, norm in enumerate(COLORS):
+            own = rows[rows["norm"] == norm]
+            if len(own):
+                colors = tuple(COLORS.values())
+                draw_curve(axes, own, x, y, label=norm, place=place, colors=colors, capsize=3)
+        if rows.empty:
+            draw_nothing(axes)
+        draw_level(axes, accuracy)
+        limit_shares(axes, "x")
+        limit_shares(axes, "y")
+        axes.set_title(method)
+        axes.set_xlabel(x[1])
+        axes.set_ylabel(y[1])
+        axes.grid(visible=True)
+        draw_legend(drawn, axes)
+    return svg.getvalue()

@@ -95,7 +95,9 @@ class DataAware(CompressionSettings):
 TRIAL: Fields = {"method": str, "keep": float, "norm": str, "correct_bias": bool, **CALIBRATION}
 _SIZE: Fields = {"method": str, "keep": float, "params": int, "macs": int}
 SCHEMA: Schema = {
-    "baseline": Kind({}, {"params": int, "macs": int, "test": SCORES, "sizes": [_SIZE]}),
+    "baseline": Kind(
+        {}, {"params": int, "macs": int, "chance": (float, None), "test": SCORES, "sizes": [_SIZE]}
+    ),
     "epoch": EPOCH,
     **compressed_schema(TRIAL),
     "layer": Kind({**TRIAL, "layer": str}, {"test": SCORES}),

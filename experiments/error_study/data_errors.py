@@ -10,11 +10,11 @@ import pandas as pd
 
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS, error_name, error_names
 from experiments.error_study.judging import LEAST_CHOICES, MARGINS, SIDES, best_is_higher
-from experiments.error_study.plots import plot_bars
+from experiments.error_study.plots import plot_taus
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SUBSETS, lacking_data_errors
 from experiments.error_study.tables import TauTable, tau_table
-from experiments.report.correlate import TauEstimate, difference
+from experiments.report.estimates import TauEstimate, difference
 from experiments.report.page import Picture, Section
 from experiments.report.tables import DASH, Table, Tau, number
 from experiments.workdir.journal import Journal
@@ -52,10 +52,9 @@ def data_section(
         return Section("data-errors", TITLE, MEANING, paragraphs=[why])
     title = "Tau by error in the norms of the data, compression of 50 % and more"
     picture = Picture(
-        "tau_data_errors.png",
         "Tau of the six approximation errors, and of those in the norms of the data.",
         f"All choices that remove at least half of a layer, test set. {bars}",
-        plot_bars(by_error, "error", error_names(ERRORS + DATA_ERRORS)),
+        {"tau_data_errors.svg": plot_taus(by_error, "error", error_names(ERRORS + DATA_ERRORS))},
     )
     return Section(
         "data-errors",

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.error_study.paper import PublishedStudy, PublishedTau
 from experiments.error_study.tables import Row, TauTable, tau_figures
-from experiments.report.correlate import TauEstimate, difference
+from experiments.report.estimates import TauEstimate, difference
 
 HOLDS = "holds"
 FAILS = "does not hold"

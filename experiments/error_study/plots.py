@@ -1,24 +1,35 @@
-"""The study's four figures as PNG bytes."""
+"""The study's figures, and the maps of what each layer loses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.report.plots import INK, MARKERS, MUTED, WIDTH, draw_level, figure, in_legend
+from experiments.error_study.error_names import ERRORS, error_name
+from experiments.error_study.tables import CHOICE, TAU
+from experiments.report.maps import Map, draw_map
+from experiments.report.plots import (
+    INK,
+    MARKERS,
+    MUTED,
+    RIM,
+    draw_legend,
+    draw_nothing,
+    figure,
+    in_legend,
+)
+from experiments.report.svg import titled
+from experiments.report.tables import Tau, number, percent
 
 # Blue and orange of Okabe and Ito: told apart by colour-blind readers, and in grey.
-COLORS = {"before": "#0072b2", "after": "#e08a00"}
-PUBLISHED_AS = "published, mean ± std"
+COLORS = {"before": "#0072b2", "after": "#e69f00"}
 PUBLISHED: dict[str, Any] = {
-    "label": PUBLISHED_AS,
     "marker": "D",
     "markersize": 5,
-    "markerfacecolor": "white",
+    "markerfacecolor": "#ffffff",
     "markeredgecolor": INK,
     "markeredgewidth": 1.1,
     "ecolor": INK,
@@ -28,161 +39,221 @@ PUBLISHED: dict[str, Any] = {
 }
 POINTS: dict[str, Any] = {
     "marker": "o",
-    "markersize": 5.5,
-    "linewidth": 1.4,
-    "elinewidth": 1.4,
+    "markersize": 6,
+    "linestyle": "none",
+    "elinewidth": 1.6,
     "capsize": 3,
 }
-BARS: dict[str, Any] = {
-    "width": 0.34,
-    "alpha": 0.85,
-    "error_kw": {"ecolor": INK, "elinewidth": 1.0, "capsize": 2.5},
-}
+# Of marks, by how much of the layer is removed.
+SMALLEST, LARGEST = 4.0, 9.5
 
 
-def plot_by_compression(rows: pd.DataFrame) -> bytes:
-    """Figure 1: tau on the test set at each compression, with intervals and published values."""
-    levels = sorted(rows["compression"].unique())
-    labels = [f"{100 * level:g} %" for level in levels]
-    with figure(WIDTH, 3.8) as (drawn, png):
-        axes = drawn.subplots()
-        draw = partial(axes.errorbar, **POINTS)
-        _draw_taus(axes, draw, rows, "compression", levels, spread=0.16, beside=0.07)
-        _finish_tau_axes(axes, labels, "compression (share of the layer's parameters removed)")
-    return png.getvalue()
-
-
-def plot_bars(
-    rows: pd.DataFrame,
-    label: str,
-    names: Mapping[str, str],
-    subsets: Sequence[str] = ("test",),
-) -> bytes:
-    """Figures 2 and 3: bars of tau before and after fine-tuning, one group per name.
+def plot_taus(
+    rows: pd.DataFrame, label: str, names: Mapping[Any, str], subset: str = "test"
+) -> str:
+    """Figures 1 to 3: taus before and after fine-tuning with intervals, a line for each name.
 
     Arguments:
         rows: from `tables.tau_rows`.
-        label: the column of `rows` that the groups stand for.
-        names: its values in order, each with the text below its group; other rows are left out.
-        subsets: a panel for each.
+        label: the column of `rows` that the lines stand for.
+        names: its values in order, each with its text; other rows are left out.
+        subset: the set of examples that performance is measured on.
     """
-    labels = [name.replace(" ", "\n") for name in names.values()]
-    own = rows[rows[label].isin(names)]
-    with figure(WIDTH, 3.6) as (drawn, png):
-        panels = drawn.subplots(1, len(subsets), sharey=True, squeeze=False)[0]
-        for axes, subset in zip(panels, subsets, strict=True):
-            draw = partial(axes.bar, **BARS)
-            _draw_taus(axes, draw, own, label, list(names), subset, spread=0.36, beside=0.1)
-            _finish_tau_axes(axes, labels, f"{subset} set")
-    return png.getvalue()
+    own = rows[rows[label].isin(names) & (rows["subset"] == subset)]
+    phases = [phase for phase in COLORS if (own["phase"] == phase).any()]
+    places = {value: place for place, value in enumerate(names)}
+    with figure(1.1 + 0.42 * len(names), f"Kendall's tau-a, {subset} set") as (drawn, svg):
+        axes = drawn.subplots()
+        for i, phase in enumerate(phases):
+            of_phase = own[own["phase"] == phase]
+            at = of_phase[label].map(places).to_numpy(float)
+            at += 0.3 * (i - (len(phases) - 1) / 2)
+            _draw_taus(axes, of_phase, at, phase, [names[value] for value in of_phase[label]])
+        if own.empty:
+            draw_nothing(axes, "no choice is measured in every run yet")
+        axes.set_title(f"{subset} set")
+        axes.set_yticks(range(len(names)), list(names.values()))
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.locator_params(axis="x", nbins=6, steps=[1, 2, 2.5, 5, 10])
+        axes.set_xlabel("Kendall's tau-a")
+        axes.grid(visible=True, axis="x")
+        axes.spines["left"].set_visible(False)
+        draw_legend(drawn, axes)
+    return svg.getvalue()
+
+
+def _draw_taus(
+    axes: Any, rows: pd.DataFrame, at: np.ndarray, phase: str, names: Sequence[str]
+) -> None:
+    when = f"{phase} fine-tuning"
+    # A percentile interval need not contain the mean, and bars of negative length are refused.
+    ends = np.stack([rows["mean"] - rows["lower"], rows["upper"] - rows["mean"]])
+    ends = np.maximum(np.nan_to_num(ends), 0.0)
+    color = COLORS[phase]
+    points, *_ = axes.errorbar(rows["mean"], at, xerr=ends, color=color, label=when, **POINTS)
+    taus = [Tau(*values) for values in rows[list(TAU)].to_numpy(float)]
+    titled(
+        points,
+        [f"{name}, {when}\ntau {tau}" for name, tau in zip(names, taus, strict=True)],
+    )
+    known = rows["published_mean"].notna().to_numpy()
+    if known.any():
+        means, stds = rows["published_mean"][known], rows["published_std"][known]
+        label = "published" if phase == "before" else None
+        points, *_ = axes.errorbar(means, at[known] + 0.1, xerr=stds, label=label, **PUBLISHED)
+        titled(
+            points,
+            [
+                f"{name}, {when}\npublished tau {tau.published}"
+                for name, tau in zip(names, taus, strict=True)
+                if tau.published
+            ],
+        )
 
 
 def plot_scatter(
     choices: pd.DataFrame,
     layers: Sequence[str],
     methods: Sequence[str],
-    phases: Sequence[str],
+    phase: str,
     baseline_error: float | None,
-) -> bytes:
+    limits: tuple[float, float],
+) -> str:
     """Figure 4: Relative Weights error against classification error on the test set, log scale.
 
     Arguments:
-        choices: from `tables.choice_rows`; one mark each, at the means over its runs.
+        choices: from `tables.choice_rows`; one mark each, at the means over its runs, the larger
+            the more of the layer is removed.
         layers: in order of depth, which the colours follow.
         methods: each with its own marker.
-        phases: a panel for each.
         baseline_error: classification error of the network before compression, if known.
+        limits: of the classification errors, see `error_limits`.
     """
-    with figure(WIDTH, 4.0) as (drawn, png):
-        import matplotlib
-
-        ramp = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(layers)))
-        colors = dict(zip(layers, ramp, strict=True))
+    marks = choices.assign(wrong=100 * np.exp(choices[f"test/{phase}/log_error"]))
+    marks = marks.dropna(subset=["wrong"])
+    with figure(3.9, f"Approximation and classification error, {phase}") as (drawn, svg):
+        axes = drawn.subplots()
+        colors = _ramp(layers)
         markers = {method: MARKERS[i % len(MARKERS)] for i, method in enumerate(methods)}
-        panels = drawn.subplots(1, len(phases), sharey=True, squeeze=False)[0]
-        wrong = {phase: np.exp(choices[f"test/{phase}/log_error"]) for phase in phases}
-        known = pd.concat([*wrong.values(), pd.Series([baseline_error], dtype=float)]).dropna()
-        lowest, highest = (known.min(), known.max()) if len(known) else (0.1, 0.1)
-        for axes, phase in zip(panels, phases, strict=True):
-            marks = choices.assign(wrong=100 * wrong[phase]).dropna(subset=["wrong"])
-            for (layer, method), own in marks.groupby(["layer", "method"], sort=False):
-                axes.plot(
-                    own["weights/relative"],
-                    own["wrong"],
-                    linestyle="none",
-                    marker=markers[str(method)],
-                    markersize=6,
-                    color=colors[str(layer)],
-                    markeredgecolor="white",
-                    markeredgewidth=0.5,
-                )
-            axes.set_title(f"{phase} fine-tuning")
-            axes.set_xlabel("Relative Weights error")
-            axes.grid(visible=True)
-            _log_percent(axes, 100 * lowest, 100 * highest)
-        panels[0].set_ylabel("classification error on the test set")
-        # Marks of nothing, for the legend alone.
-        for layer, color in colors.items():
-            axes.plot([], [], linestyle="none", marker="o", color=color, label=in_legend(layer))
-        for method, marker in markers.items():
-            axes.plot([], [], linestyle="none", marker=marker, color=MUTED, label=method)
-        for axes in panels:
-            draw_level(axes, baseline_error)
+        for row, text in zip(marks.to_dict("records"), _texts(marks, phase), strict=True):
+            style = {"marker": markers[row["method"]], "color": colors[row["layer"]]}
+            (mark,) = axes.plot(
+                row["weights/relative"],
+                row["wrong"],
+                markersize=_size(row["compression"]),
+                markeredgecolor=RIM,
+                markeredgewidth=0.6,
+                **style,
+            )
+            titled(mark, [text])
+        axes.set_title(f"{phase} fine-tuning")
+        axes.set_xlabel("Relative Weights error")
+        axes.set_ylabel("classification error on the test set")
+        axes.grid(visible=True)
+        _log_percent(axes, *limits)
+        _draw_key(axes, colors, markers, sorted(set(choices["compression"])))
         if baseline_error is not None:
-            axes.lines[-1].set_label("baseline")
-        drawn.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-    return png.getvalue()
+            style = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
+            axes.axhline(100 * baseline_error, label="baseline", **style)
+        draw_legend(drawn, axes)
+    return svg.getvalue()
 
 
-def _draw_taus(
-    axes: Any,
-    draw: Callable[..., Any],
-    rows: pd.DataFrame,
-    label: str,
-    groups: Sequence[Any],
-    subset: str = "test",
-    *,
-    spread: float,
-    beside: float,
+def error_limits(
+    choices: pd.DataFrame, phases: Sequence[str], baseline_error: float | None
+) -> tuple[float, float]:
+    """The least and the largest classification error of any phase, in hundredths."""
+    logs = [choices[f"test/{phase}/log_error"] for phase in phases]
+    known = [*np.exp(pd.concat(logs)), baseline_error or np.nan]
+    if np.isnan(known).all():
+        return 10.0, 10.0
+    return 100 * float(np.nanmin(known)), 100 * float(np.nanmax(known))
+
+
+def _texts(choices: pd.DataFrame, phase: str) -> list[str]:
+    """What each choice is, and what is measured of it."""
+    return [
+        "\n".join(
+            [
+                f"{row['layer']}, {row['method']}, compression {percent(row['compression'])}",
+                f"ranks {row['ranks']}, keeps {percent(row['kept'], 1)}",
+                f"test accuracy {percent(row[f'test/{phase}/accuracy'], 2)}",
+                *(f"{error_name(error)} {row[error]:.4g}" for error in ERRORS),
+            ]
+        )
+        for row in choices.to_dict("records")
+    ]
+
+
+def _ramp(layers: Sequence[str]) -> dict[str, Any]:
+    import matplotlib
+
+    ramp = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.92, len(layers)))
+    return dict(zip(layers, ramp, strict=True))
+
+
+def _size(compression: float) -> float:
+    return SMALLEST + (LARGEST - SMALLEST) * compression
+
+
+def _draw_key(
+    axes: Any, colors: Mapping[str, Any], markers: Mapping[str, str], levels: Sequence[float]
 ) -> None:
-    """Each tau of a set of examples at the place of its group, the published one beside it.
+    """Marks of nothing, for the legend alone."""
+
+    def key(label: str, **style: Any) -> None:
+        style |= {"linestyle": "none", "markeredgecolor": RIM, "markeredgewidth": 0.6}
+        axes.plot([], [], label=in_legend(label), **style)
+
+    for layer, color in colors.items():
+        key(layer, marker="o", color=color)
+    for method, marker in markers.items():
+        key(method, marker=marker, color=MUTED)
+    for level in dict.fromkeys([*levels[:1], *levels[-1:]]):
+        key(f"{percent(level)} removed", marker="o", color=MUTED, markersize=_size(level))
+
+
+def loss_maps(
+    rows: pd.DataFrame, baselines: Mapping[int, float], method: str, phase: str
+) -> list[Map]:
+    """What each layer loses by a method, layers by compression; none where none is measured.
+
+    Accuracy on the test set before compression less that after it, in points; the mean over runs
+    and networks.
 
     Arguments:
-        draw: a bar or a point for each.
-        spread: between the phases.
-        beside: from a tau to the published one.
+        rows: from `tables.measurement_rows`.
+        baselines: accuracy on the test set before compression, by network.
+        phase: before or after fine-tuning.
     """
-    phases = [phase for phase in COLORS if (rows["phase"] == phase).any()]
-    for i, phase in enumerate(phases):
-        own = rows[(rows["subset"] == subset) & (rows["phase"] == phase)]
-        shift = spread * (i - (len(phases) - 1) / 2)
-        at = np.array([groups.index(value) + shift for value in own[label]])
-        # A percentile interval need not contain the mean, and bars of negative length are refused.
-        ends = np.stack([own["mean"] - own["lower"], own["upper"] - own["mean"]])
-        style = {"color": COLORS[phase], "label": f"{phase} fine-tuning"}
-        draw(at, own["mean"], yerr=np.maximum(ends, 0.0), **style)
-        known = own["published_mean"].notna().to_numpy()
-        if known.any():
-            means, stds = own["published_mean"][known], own["published_std"][known]
-            axes.errorbar(at[known] + beside, means, yerr=stds, **PUBLISHED)
+    own = rows[(rows["method"] == method) & rows[f"test/{phase}/accuracy"].notna()]
+    own = own.assign(
+        accuracy=own[f"test/{phase}/accuracy"], whole=own["network"].map(baselines).astype(float)
+    )
+    by = own.groupby(list(CHOICE), sort=False)
+    found = by[["accuracy", "whole", "kept"]].mean()
+    found = found.assign(ranks=by["ranks"].first(), count=by.size()).reset_index()
+    found["value"] = 100 * (found["whole"] - found["accuracy"])
+    found["text"] = [number(value, 1) for value in found["value"]]
+    found["title"] = [_lost(row, phase) for row in found.to_dict("records")]
+    if found.empty:
+        return []
+    heads = {level: percent(level) for level in sorted(rows["compression"].unique())}
+    title, line = f"{method}, {phase} fine-tuning", ("layer", "layer, compression")
+    return [draw_map(found, title, line, "compression", heads, 100.0)]
 
 
-def _finish_tau_axes(axes: Any, labels: Sequence[str], xlabel: str) -> None:
-    axes.set_xticks(range(len(labels)), labels)
-    axes.tick_params(axis="x", length=0)
-    axes.set_xlabel(xlabel)
-    if axes.get_subplotspec().is_first_col():
-        axes.set_ylabel("Kendall's tau-a")
-    axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.grid(visible=True, axis="y")
-    axes.spines["bottom"].set_visible(False)
-    handles, names = axes.get_legend_handles_labels()
-    once = dict(sorted(zip(names, handles, strict=True), key=lambda item: item[0] == PUBLISHED_AS))
-    if not once:
-        unmeasured = "no choice is measured in every run yet"
-        axes.text(0.5, 0.5, unmeasured, transform=axes.transAxes, ha="center", color=MUTED)
-    elif axes.get_subplotspec().is_first_col():
-        axes.figure.legend(once.values(), once.keys(), ncols=len(once), loc="outside upper left")
+def _lost(row: Mapping[Any, Any], phase: str) -> str:
+    return (
+        f"{row['layer']}, {row['method']}, compression {percent(row['compression'])}, "
+        f"{phase} fine-tuning\n"
+        f"loses {number(row['value'], 2)} points: {percent(row['accuracy'], 2)} "
+        f"of {percent(row['whole'], 2)}\n"
+        f"ranks {row['ranks']}, keeps {percent(row['kept'], 1)}\n"
+        f"mean of {row['count']} measurements"
+    )
 
 
 def _log_percent(axes: Any, lowest: float, highest: float) -> None:

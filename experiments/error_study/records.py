@@ -111,7 +111,9 @@ _NETWORK: Fields = {"network": (int, 0)}
 _CHOICE: Fields = {"layer": str, "method": str, "compression": _share_removed}
 _RUN: Fields = {**_CHOICE, **_NETWORK, "run": int}
 _SUBSETS: Fields = {"validation": _performance, "test": _performance}
-_SIZES: Fields = {"params": int, "macs": (int, None), "epoch": (int, None)}
+_SIZES: Fields = {
+    "params": int, "macs": (int, None), "epoch": (int, None), "chance": (float, None)
+}  # fmt: skip
 SCHEMA: Schema = {
     "baseline": Kind(_NETWORK, {**_SIZES, "train": (_performance, None), **_SUBSETS}),
     "compressed": Kind(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +10,29 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.error_study.answers import what_to_use
 from experiments.error_study.data_errors import data_section
+from experiments.error_study.deviations import deviations
 from experiments.error_study.error_names import ERRORS, error_names
+from experiments.error_study.figures import (
+    bars_text,
+    curves_section,
+    figures_section,
+    lost_section,
+)
 from experiments.error_study.judging import FAILS, HOLDS, MARGINS, UNDECIDED
+from experiments.error_study.networks import (
+    counted_networks,
+    meaning_of_figures,
+    network_rows,
+    network_tables,
+    reach_of_figures,
+)
 from experiments.error_study.paper import published_study
-from experiments.error_study.plots import plot_bars, plot_by_compression, plot_scatter
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SUBSETS, read_study
 from experiments.error_study.tables import (
+    CHOICE,
     SCOPE_NAMES,
     TAU,
     choice_rows,
@@ -31,8 +45,13 @@ from experiments.error_study.tables import (
     unsaving_table,
 )
 from experiments.error_study.verdicts import Finding, judge_findings
-from experiments.report.correlate import log_classification_error
-from experiments.report.page import Card, Picture, Report, Section, publish
+from experiments.report.page import (
+    Card,
+    Report,
+    Section,
+    baseline_warning,
+    publish,
+)
 from experiments.report.tables import (
     DASH,
     Table,
@@ -43,7 +62,8 @@ from experiments.report.tables import (
     percent,
     to_csv,
 )
-from experiments.workdir.journal import Record
+from experiments.workdir.environment import measured_with
+from experiments.workdir.journal import Journal, Record
 
 TITLE = (
     "Does the approximation error predict "
@@ -60,7 +80,11 @@ TITLES = {
     "error": "Tau by error, compression of 50 % and more",
     "scope": "Tau over layers, methods and all, Relative Weights, compression of 50 % and more",
 }
-TABLES_NOTE = "Mean ± standard deviation over the runs [95 % bootstrap interval]."
+TERMS = (
+    "choice", "compression", "run", "network", "phase", "tau", "absolute, relative, scaled",
+    "weights", "features", "covariance, kronecker", "interval",
+)  # fmt: skip
+DEVIATIONS = "What differs from the published study"
 
 
 def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
@@ -79,27 +103,36 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
         ImportError: where matplotlib is not installed.
     """
     raw, settings, measured = read_study(workdir)
-    paper, baseline = published_study(settings.published), measured.get("baseline", network=0)
+    paper, baselines = published_study(settings.published), _baselines(measured)
     rows = measurement_rows(settings, measured)
     choices, all_taus = choice_rows(rows), measured_taus(rows, settings, resamples=resamples)
-    taus = {kind: tau_rows(all_taus, kind, paper) for kind in TITLES}
+    several, counted = settings.networks > 1, counted_networks(rows, settings)
+    taus = {kind: tau_rows(all_taus, kind, paper, several=several) for kind in TITLES}
+    by_network = network_rows(all_taus, counted) if several else None
     findings = judge_findings(all_taus, paper, settings.phases)
     lead, finished = _progress(rows, settings)
     unsaving = unsaving_table(choices)
     report = Report(
         title=TITLE,
+        summary=what_to_use(all_taus, paper, settings.phases),
+        warning=baseline_warning(baselines, settings.network.metric_name),
+        terms=TERMS,
         subtitle=f"{settings.model.name} on {settings.data.name}",
         lead=lead,
         before="Baseline, before any compression",
-        facts=_baseline_facts(settings, baseline),
+        facts=_baseline_facts(settings, baselines),
         sections=[
-            Section("findings", "Findings", _judged_by(finished), cards=_cards(findings)),
-            Section("figures", "Figures", pictures=_pictures(settings, baseline, taus, choices)),
-            Section("tables", "Tables", TABLES_NOTE, tables=_tables(settings, taus)),
-            data_section(settings, measured, all_taus, taus["error"], _bars(settings)),
+            Section("findings", "Findings", _judged_by(settings, finished), cards=_cards(findings)),
+            lost_section(settings, rows, baselines),
+            figures_section(settings, baselines, taus, choices),
+            curves_section(settings, measured),
+            _tables(settings, taus, by_network),
+            data_section(settings, measured, all_taus, taus["error"], bars_text(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
+            Section("deviations", DEVIATIONS, paragraphs=deviations(settings)),
         ],
         provenance=_provenance(settings, resamples),
+        measured=measured_with(measured),
         config=raw,
         files={
             "measurements.csv": to_csv(_without_constant(rows, settings)),
@@ -108,9 +141,14 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
             "tau_errors.csv": to_csv(taus["error"], decimals=6),
             "tau_layers_methods.csv": to_csv(taus["scope"], decimals=6),
             "verdicts.json": _verdicts(findings),
+            **({} if by_network is None else {"tau_by_network.csv": to_csv(by_network, 6)}),
         },
     )
     return publish(workdir, report)
+
+
+def _baselines(measured: Journal) -> list[Record]:
+    return sorted(measured.of_kind("baseline"), key=lambda one: one["network"])
 
 
 def _without_constant(rows: pd.DataFrame, settings: Protocol) -> pd.DataFrame:
@@ -118,60 +156,19 @@ def _without_constant(rows: pd.DataFrame, settings: Protocol) -> pd.DataFrame:
     return rows if settings.networks > 1 else rows.drop(columns="network")
 
 
-def _tables(settings: Protocol, taus: Mapping[str, pd.DataFrame]) -> list[Table]:
+def _tables(
+    settings: Protocol, taus: Mapping[str, pd.DataFrame], by_network: pd.DataFrame | None
+) -> Section:
     names: dict[str, Mapping[Any, str]] = {
         "compression": {level: percent(level) for level in sorted(settings.levels)},
         "error": error_names(ERRORS),
         "scope": SCOPE_NAMES,
     }
-    return [tau_table(title, kind, names[kind], taus[kind]) for kind, title in TITLES.items()]
-
-
-def _pictures(
-    settings: Protocol,
-    baseline: Record | None,
-    taus: Mapping[str, pd.DataFrame],
-    choices: pd.DataFrame,
-) -> list[Picture]:
-    wrong, bars = None, _bars(settings)
-    if baseline is not None:
-        test = baseline["test"]
-        wrong = math.exp(log_classification_error(test["accuracy"], test["count"]))
-    return [
-        Picture(
-            "tau_by_compression.png",
-            "Tau over layers and methods, by compression.",
-            f"Relative Weights error against log classification error, test set. {bars}",
-            plot_by_compression(taus["compression"]),
-        ),
-        Picture(
-            "tau_errors.png",
-            "Tau of the six approximation errors.",
-            f"All choices that remove at least half of a layer, test set. {bars}",
-            plot_bars(taus["error"], "error", error_names(ERRORS)),
-        ),
-        Picture(
-            "tau_layers_methods.png",
-            "Tau over layers only, methods only, and all choices.",
-            "Relative Weights, choices that remove at least half of a layer; "
-            f"averages over what is held fixed. {bars}",
-            plot_bars(taus["scope"], "scope", SCOPE_NAMES, subsets=SUBSETS),
-        ),
-        Picture(
-            "scatter.png",
-            "Approximation error against classification error.",
-            "Each mark is one choice, the mean over its runs; colour is the layer, from dark "
-            "(near the input) to light, shape the method. The error axis is logarithmic.",
-            plot_scatter(choices, settings.layers, settings.methods, settings.phases, wrong),
-        ),
-    ]
-
-
-def _bars(settings: Protocol) -> str:
-    text = "Bars: 95 % bootstrap intervals."
-    if settings.published:
-        text += f" Diamonds: values published for {settings.published}."
-    return text
+    tables = [tau_table(title, kind, names[kind], taus[kind]) for kind, title in TITLES.items()]
+    if by_network is not None:
+        tables += network_tables(by_network, settings.phases)
+    note = meaning_of_figures(settings)
+    return Section("tables", "Tables", f"{note[0].upper()}{note[1:]}.", tables=tables)
 
 
 def _cards(findings: Sequence[Finding]) -> list[Card]:
@@ -195,14 +192,14 @@ def _cards(findings: Sequence[Finding]) -> list[Card]:
     return cards
 
 
-def _judged_by(finished: bool) -> str:
+def _judged_by(settings: Protocol, finished: bool) -> str:
     provisional = "" if finished else "Provisional: the study is unfinished. "
     share = percent(MARGINS.error)
     return (
-        f"{provisional}Kendall's tau-a on the test set: mean ± standard deviation over the runs, "
-        "with the 95 % bootstrap interval over choices and runs in brackets. Verdicts rest on "
-        "one-sided bounds, the mean less and plus a quantile of Student's t times the standard "
-        f"deviation of the resamples: a wrong \N{LEFT DOUBLE QUOTATION MARK}holds"
+        f"{provisional}Kendall's tau-a on the test set: {meaning_of_figures(settings)}. "
+        f"{reach_of_figures(settings)} Verdicts rest on one-sided bounds, the mean less and plus a "
+        "quantile of Student's t times its standard error, which is taken from pairs of choices "
+        "that share one, and from how networks differ: a wrong \N{LEFT DOUBLE QUOTATION MARK}holds"
         f"\N{RIGHT DOUBLE QUOTATION MARK} has a probability of at most {share}, and so has a wrong "
         "\N{LEFT DOUBLE QUOTATION MARK}does not hold\N{RIGHT DOUBLE QUOTATION MARK}, for each "
         "finding, whichever of several comparisons leads to it. An error is no better than another "
@@ -215,8 +212,9 @@ def _judged_by(finished: bool) -> str:
 
 def _progress(rows: pd.DataFrame, settings: Protocol) -> tuple[str, bool]:
     """How much of the study is there, and whether it is all of it."""
-    total, phases = len(settings.keys), settings.phases
+    total, phases, several = len(settings.keys), settings.phases, settings.networks > 1
     plan = f"{len(settings.choices)} choices in {settings.runs} runs"
+    plan += f" on each of {settings.networks} networks" if several else ""
     measured = {phase: rows[f"test/{phase}/accuracy"].count() for phase in phases}
     if set(measured.values()) == {total}:
         when = "before and after fine-tuning" if "after" in measured else "without fine-tuning"
@@ -224,38 +222,52 @@ def _progress(rows: pd.DataFrame, settings: Protocol) -> tuple[str, bool]:
     counts = ", ".join(
         f"{count} of {total} measured {phase} fine-tuning" for phase, count in measured.items()
     )
-    whole = " and ".join(
-        f"{len(complete(rows, settings, phase)) // settings.runs} {phase}" for phase in phases
-    )
+    counted = {phase: complete(rows, settings, phase) for phase in phases}
+    whole = " and ".join(f"{len(own.drop_duplicates(CHOICE))} {p}" for p, own in counted.items())
     text = (
         f"Unfinished: {plan}; {counts}. "
         f"Only choices measured in every run count towards tau: {whole} fine-tuning."
     )
+    if several:
+        networks = " and ".join(f"{own['network'].nunique()} {p}" for p, own in counted.items())
+        text += (
+            " Of networks those count on which all choices are, and until there is one the "
+            f"furthest alone: {networks} fine-tuning."
+        )
     return text, False
 
 
-def _baseline_facts(settings: Protocol, baseline: Record | None) -> dict[str, str]:
-    if baseline is None:
+def _baseline_facts(settings: Protocol, baselines: Sequence[Record]) -> dict[str, str]:
+    if not baselines:
         return {"baseline": "not trained yet"}
-    facts, asked = {}, settings.network
+    facts, asked, first = {}, settings.network, baselines[0]
+
+    def mean(subset: str, name: str) -> float:
+        return sum(one[subset][name] for one in baselines) / len(baselines)
+
     for subset in SUBSETS:
-        facts[f"{subset} {asked.metric_name}"] = percent(baseline[subset]["accuracy"], 2)
-        facts[f"{subset} {asked.loss_name}"] = number(baseline[subset]["cross_entropy"], 3)
-    facts["parameters"] = f"{baseline['params']:,}"
+        facts[f"{subset} {asked.metric_name}"] = percent(mean(subset, "accuracy"), 2)
+        facts[f"{subset} {asked.loss_name}"] = number(mean(subset, "cross_entropy"), 3)
+    facts["parameters"] = f"{first['params']:,}"
     # Studies of early versions lack these.
-    if (macs := baseline.get("macs")) is not None:
+    if (macs := first.get("macs")) is not None:
         facts["multiply-adds"] = f"{millions(macs, 1)} M"
-    if (epoch := baseline.get("epoch")) is not None:
-        facts["epoch kept"] = str(epoch)
+    epochs = [one["epoch"] for one in baselines if one.get("epoch") is not None]
+    if epochs:
+        facts["epoch kept"] = ", ".join(map(str, epochs))
+    if settings.networks > 1:
+        facts["networks, of which these are means"] = str(len(baselines))
     return facts
 
 
 def _provenance(settings: Protocol, resamples: int) -> dict[str, str]:
+    seeds = range(settings.seed, settings.seed + settings.networks)
     return {
         "layers": str(len(settings.layers)),
         "methods": ", ".join(settings.methods),
+        "networks": str(settings.networks),
         "runs": str(settings.runs),
-        "seed": str(settings.seed),
+        "seed" if settings.networks == 1 else "seeds": ", ".join(map(str, seeds)),
         "bootstrap resamples": f"{resamples:,}",
         "published values": settings.published or DASH,
     }

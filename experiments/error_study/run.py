@@ -11,7 +11,12 @@ from pathlib import Path
 from experiments.data.gather import SETS
 from experiments.error_study.candidates import Factors, decompose_runs, kernel_of
 from experiments.error_study.choices import PlannedStudy, plan_study
-from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
+from experiments.error_study.measure import (
+    compressed_records,
+    few_images,
+    finetune_records,
+    moments_of_layers,
+)
 from experiments.error_study.protocol import Choice, Key, Protocol, Run
 from experiments.error_study.records import (
     SCHEMA,
@@ -40,14 +45,15 @@ def run(network: Network, settings: Protocol, workdir: Path, *, tensorboard: boo
         check_records(settings, journal)
         errors = _has_data_errors(settings, journal)
         expected = product(settings.kinds, settings.keys)
-        measure(
-            journal,
-            [journal.identity(kind, choice_fields(key)) for kind, key in expected],
-            [
-                partial(_measure_network, study, number, journal, workdir, data_errors=errors)
-                for number in range(settings.networks)
-            ],
-        )
+        with few_images():
+            measure(
+                journal,
+                [journal.identity(kind, choice_fields(key)) for kind, key in expected],
+                [
+                    partial(_measure_network, study, number, journal, workdir, data_errors=errors)
+                    for number in range(settings.networks)
+                ],
+            )
         return write_report(workdir)
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from experiments.error_study.error_names import RELATIVE_WEIGHTS
 from experiments.error_study.paper import PublishedStudy, PublishedTau
-from experiments.error_study.protocol import PHASES, Protocol
+from experiments.error_study.protocol import PHASES, Choice, Protocol
 from experiments.error_study.records import SUBSETS, choice_fields, common_errors
-from experiments.report.correlate import TauEstimate, estimate_tau, log_classification_error
+from experiments.report.correlate import estimate_tau, log_classification_error
+from experiments.report.estimates import TauEstimate
 from experiments.report.tables import (
     Table,
     Tau,
@@ -30,7 +32,11 @@ from experiments.workdir.journal import Journal, Record
 CHOICE = ("layer", "method", "compression")
 SCOPE_NAMES = {"layers": "layers only", "methods": "methods only", "all": "all choices"}
 # What pairs of choices have in common.
-HELD_FIXED = {"layers": ["method", "compression"], "methods": ["layer", "compression"], "all": []}
+HELD_FIXED: dict[str, tuple[str, ...]] = {
+    "layers": ("method", "compression"),
+    "methods": ("layer", "compression"),
+    "all": (),
+}
 FIGURES = ("accuracy", "cross_entropy", "log_error")
 TAU = ("mean", "std", "lower", "upper", "published_mean", "published_std")
 
@@ -93,9 +99,21 @@ def choice_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def complete(rows: pd.DataFrame, settings: Protocol, phase: str) -> pd.DataFrame:
-    """The rows of the choices that were measured in every run before or after fine-tuning."""
-    counts = rows.groupby(list(CHOICE))[f"test/{phase}/accuracy"].transform("count")
-    return rows[counts == settings.networks * rows["method"].map(settings.runs_of)]
+    """The rows that count towards tau before or after fine-tuning, of an unfinished study too.
+
+    Of every network on which all choices were measured in every run. Until there is one, of the
+    network that is furthest, of equals the first, those choices that were: taus over other choices
+    on each network could not be averaged.
+    """
+    measured = rows[rows[f"test/{phase}/accuracy"].notna()]
+    by = ["network", *CHOICE]
+    counts = measured.groupby(by)["run"].transform("size")
+    whole = measured[counts == measured["method"].map(settings.runs_of)]
+    choices = whole.drop_duplicates(by).groupby("network").size()
+    if choices.empty:
+        return whole
+    finished = choices.index[choices == len(settings.choices)]
+    return whole[whole["network"].isin(finished if len(finished) else [choices.idxmax()])]
 
 
 def measured_taus(
@@ -106,7 +124,7 @@ def measured_taus(
     strong: float = 0.5,
     subsets: Sequence[str] = SUBSETS,
 ) -> TauTable:
-    """All taus of a study, finished or not; only choices complete in every run count.
+    """All taus of a study, finished or not; only what is `complete` counts.
 
     There is none where too few choices are complete to order any.
 
@@ -116,51 +134,83 @@ def measured_taus(
         strong: the least compression that counts as strong.
         subsets: whose performance is asked for.
     """
-    estimate = partial(estimate_tau, resamples=resamples, seed=settings.seed)
-    own = rows[rows["compression"] >= strong]
+    own = tuple(level for level in settings.levels if level >= strong)
     errors = [name for name in rows.columns if "/" in name and not name.startswith(SUBSETS)]
-    asked: list[tuple[str, Any, pd.DataFrame, str, list[str]]] = []
-    for level in settings.levels:
-        among = rows[rows["compression"] == level]
-        asked.append(("compression", level, among, RELATIVE_WEIGHTS, []))
-    asked += [("error", error, own, error, []) for error in errors]
+    asked: list[tuple[str, Any, tuple[float, ...], str, tuple[str, ...]]] = [
+        ("compression", level, (level,), RELATIVE_WEIGHTS, ()) for level in settings.levels
+    ]
+    asked += [("error", error, own, error, ()) for error in errors]
     asked += [("scope", scope, own, RELATIVE_WEIGHTS, fixed) for scope, fixed in HELD_FIXED.items()]
-    return {
-        (kind, subset, phase, value): estimate(*pairs)
-        for kind, value, among, error, held_fixed in asked
-        for phase in settings.phases
-        for subset, pairs in _pairs(among, settings, phase, error, held_fixed, subsets).items()
-    }
+    counted = {phase: complete(rows, settings, phase) for phase in settings.phases}
+
+    @cache
+    def cube_of(phase: str, levels: tuple[float, ...], fixed: tuple[str, ...]) -> _Cube:
+        whole = counted[phase]
+        return _cube(whole[whole["compression"].isin(levels)], settings, fixed)
+
+    taus: dict[tuple[str, str, str, Any], TauEstimate] = {}
+    for kind, value, levels, error, fixed in asked:
+        for phase in settings.phases:
+            cube = cube_of(phase, levels, fixed)
+            # None where no two choices have in common what is held fixed.
+            for subset in subsets if len(np.unique(cube.groups)) < len(cube.groups) else ():
+                taus[kind, subset, phase, value] = estimate_tau(
+                    cube.values(error),
+                    cube.values(f"{subset}/{phase}/log_error"),
+                    cube.groups,
+                    counts=cube.counts,
+                    numbers=cube.numbers,
+                    resamples=resamples,
+                    seed=settings.seed,
+                )
+    return taus
 
 
-def _pairs(
-    rows: pd.DataFrame,
-    settings: Protocol,
-    phase: str,
-    error: str,
-    held_fixed: list[str],
-    subsets: Sequence[str],
-) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What tau is of, by subset: errors and performance by run and choice, and groups of choices.
+@dataclass(frozen=True, eq=False)
+class _Cube:
+    """Rows by network, run and choice.
 
-    None where no two choices have in common what is held fixed.
+    Arguments:
+        numbers: of the choices among those of the study.
+        places: of each row its network, run and choice, counted from 0.
+        groups: which choices have in common what is held fixed.
+        counts: how many runs each choice has on each network.
     """
-    whole = complete(rows, settings, phase)
-    first = whole[:: settings.runs]
+
+    rows: pd.DataFrame
+    numbers: Int[np.ndarray, " choices"]
+    places: tuple[np.ndarray, np.ndarray, np.ndarray]
+    groups: Int[np.ndarray, " choices"]
+    counts: Int[np.ndarray, " choices"]
+
+    def values(self, name: str) -> Float[np.ndarray, "networks runs choices"]:
+        """A column; NaN for runs that a choice does not have."""
+        found = np.full([place.max() + 1 for place in self.places], math.nan)
+        found[self.places] = self.rows[name]
+        return found
+
+
+def _cube(rows: pd.DataFrame, settings: Protocol, held_fixed: tuple[str, ...]) -> _Cube:
+    first, runs = rows.drop_duplicates(CHOICE), rows["run"].to_numpy(int)
+    networks = np.unique(rows["network"], return_inverse=True)[1]
+    choices = rows.groupby(list(CHOICE), sort=False).ngroup().to_numpy()
     groups = np.zeros(len(first), int)
     if held_fixed:
-        groups = first.groupby(held_fixed, sort=False).ngroup().to_numpy()
-    if len(np.unique(groups)) == len(groups):
-        return {}
-
-    def by_run(name: str) -> Float[np.ndarray, "runs choices"]:
-        return np.ascontiguousarray(whole[name].to_numpy(float).reshape(-1, settings.runs).T)
-
-    return {sub: (by_run(error), by_run(f"{sub}/{phase}/log_error"), groups) for sub in subsets}
+        groups = first.groupby(list(held_fixed), sort=False).ngroup().to_numpy()
+    counts = first["method"].map(settings.runs_of).to_numpy(int)
+    every = {choice: number for number, choice in enumerate(settings.choices)}
+    numbers = [every[Choice(*own)] for own in first[list(CHOICE)].itertuples(index=False)]
+    return _Cube(rows, np.array(numbers, int), (networks, runs, choices), groups, counts)
 
 
-def tau_rows(taus: TauTable, kind: str, paper: PublishedStudy) -> pd.DataFrame:
-    """One row per compression, error or scope, subset and phase, the published value beside."""
+def tau_rows(
+    taus: TauTable, kind: str, paper: PublishedStudy, *, several: bool = False
+) -> pd.DataFrame:
+    """One row per compression, error or scope, subset and phase, the published value beside.
+
+    Arguments:
+        several: whether the study has several networks; each row then says over how many.
+    """
     rows: list[Row] = [
         {
             kind: value,
@@ -168,13 +218,15 @@ def tau_rows(taus: TauTable, kind: str, paper: PublishedStudy) -> pd.DataFrame:
             "phase": phase,
             **tau_figures(tau, paper.tau(kind, subset, phase, value)),
             "choices": tau.choices,
-            "runs": tau.per_run.size,
+            "networks": tau.per_run.shape[0],
+            "runs": tau.per_run.shape[1],
         }
         for (of, subset, phase, value), tau in taus.items()
         if of == kind
     ]
     columns: Row = {kind: float if kind == "compression" else str, "subset": str, "phase": str}
-    columns |= {**dict.fromkeys(TAU[:4], float), "choices": int, "runs": int}
+    columns |= {**dict.fromkeys(TAU[:4], float), "choices": int}
+    columns |= {"networks": int, "runs": int} if several else {"runs": int}
     return framed(rows, columns | dict.fromkeys(TAU[4:], float))
 
 

@@ -14,8 +14,9 @@ decidable otherwise.
 
 The docstring of a rule is its full text: the report prints it, with the numbers of `Margins`. All
 rules judge tau on the test set, of the six errors of the published study alone, whatever others
-are measured beside. Choices are resampled, not layers: a verdict speaks of other choices on these
-layers. Fewer than six complete choices decide nothing: resampling so few says little.
+are measured beside. A verdict on several networks speaks of other networks of this kind, one on a
+single network of that network alone; and of other choices on these layers, not of other layers.
+Fewer than six complete choices decide nothing: so few say little of others.
 """
 
 import inspect
@@ -48,12 +49,8 @@ from experiments.error_study.judging import (
 )
 from experiments.error_study.paper import PublishedStudy, PublishedTau
 from experiments.error_study.tables import SCOPE_NAMES, Row, TauTable
-from experiments.report.correlate import (
-    TauEstimate,
-    concordance,
-    difference,
-    kendall_tau_a,
-)
+from experiments.report.correlate import concordance, kendall_tau_a
+from experiments.report.estimates import TauEstimate, combination, difference
 from experiments.report.tables import number
 
 LEAST_LEVELS = 3
@@ -235,21 +232,19 @@ def layers_harder_than_methods(seen: Seen) -> Part:
 def _trend(taus: Sequence[TauEstimate]) -> TauEstimate:
     """Tau-a between compression and tau at it, of levels in order; resampled as those are."""
     levels = len(taus)
-    resampled = np.stack([tau.resampled for tau in taus])
+    resampled = np.stack([tau.scaled for tau in taus])
     defined = resampled[:, ~np.isnan(resampled).any(axis=0)].T
     order = np.broadcast_to(np.arange(levels, dtype=float), defined.shape)
     trends = concordance(order, defined).sum(axis=(1, 2)) / (levels * (levels - 1))
     mean = kendall_tau_a(range(levels), [tau.mean for tau in taus])
-    return TauEstimate(np.array([mean]), trends, levels)
+    none = np.zeros((1, 0, 0)), np.zeros(0, int)
+    return TauEstimate(np.array([[mean]]), trends, *none, levels)
 
 
 def _slope(taus: Sequence[TauEstimate]) -> TauEstimate:
     """How tau changes from one level to the next, by a straight line through levels in order."""
     places = np.arange(len(taus)) - (len(taus) - 1) / 2
-    weights = places / (places**2).sum()
-    mean = weights @ np.array([tau.mean for tau in taus])
-    resampled = weights @ np.stack([tau.resampled for tau in taus])
-    return TauEstimate(np.array([mean]), resampled, min(tau.choices for tau in taus))
+    return combination(taus, (places / (places**2).sum()).tolist())
 
 
 def _greatest_trend(taus: Sequence[TauEstimate], error: float) -> float:

@@ -1,14 +1,14 @@
-"""Kendall's tau-a between approximation error and performance error, with bootstrap intervals."""
+"""Kendall's tau-a between approximation error and performance error, with a bootstrap."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
-CONFIDENCE = 0.95
+from experiments.report.estimates import TauEstimate
 
 Numbers = Sequence[float | int] | np.ndarray
 
@@ -69,71 +69,6 @@ def kendall_tau_a(x: Numbers, y: Numbers) -> float:
     return float(concordance(left, right).sum() / (left.size * (left.size - 1)))
 
 
-@dataclass(frozen=True)
-class TauEstimate:
-    """Tau in each run, its bootstrap resamples, and how many choices it orders.
-
-    A resample that holds no pair of different items is NaN, and counts for nothing.
-    """
-
-    per_run: Float[np.ndarray, " runs"]
-    resampled: Float[np.ndarray, " resamples"]
-    choices: int
-
-    @property
-    def mean(self) -> float:
-        """Mean over the runs."""
-        return float(self.per_run.mean())
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over the runs (ddof=1); NaN for a single run."""
-        return float(self.per_run.std(ddof=1)) if self.per_run.size > 1 else math.nan
-
-    def bounds(self, error: float) -> tuple[float, float]:
-        """A lower and an upper bound, each wrong with at most this probability.
-
-        The mean less and plus Student's t quantile, of one degree of freedom less than there are
-        choices, times the standard deviation of the resamples: unlike quantiles of the resamples
-        it needs no more of them the smaller the probability is. NaN where no resample is defined.
-        """
-        defined = self.resampled[~np.isnan(self.resampled)]
-        if not defined.size:
-            return math.nan, math.nan
-        half = float(stats.t.isf(error, max(self.choices - 1, 1)) * defined.std())
-        return self.mean - half, self.mean + half
-
-    @property
-    def lower(self) -> float:
-        """Lower end of the 95 % percentile interval."""
-        return percentile_interval(self.resampled)[0]
-
-    @property
-    def upper(self) -> float:
-        """Upper end of the 95 % percentile interval."""
-        return percentile_interval(self.resampled)[1]
-
-
-def percentile_interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """The 95 % percentile interval of bootstrap resamples, NaN left out; NaN where all are."""
-    defined = resampled[~np.isnan(resampled)]
-    if not defined.size:
-        return math.nan, math.nan
-    lower, upper = np.quantile(defined, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return float(lower), float(upper)
-
-
-def difference(a: TauEstimate, b: TauEstimate) -> TauEstimate:
-    """a - b, run by run and resample by resample.
-
-    Meaningful for two estimates over the same choices, drawn with the same seed: both then saw the
-    same resamples, and what they share cancels. Raises `ValueError` where the sizes differ.
-    """
-    if a.per_run.shape != b.per_run.shape or a.resampled.shape != b.resampled.shape:
-        raise ValueError("only estimates with the same runs and resamples can be compared")
-    return TauEstimate(a.per_run - b.per_run, a.resampled - b.resampled, min(a.choices, b.choices))
-
-
 def pair_weights(groups: Int[np.ndarray, " items"]) -> Float[np.ndarray, "items items"]:
     """1 / (m_g (m_g - 1)) for two different items of the same group of m_g, else 0.
 
@@ -146,59 +81,119 @@ def pair_weights(groups: Int[np.ndarray, " items"]) -> Float[np.ndarray, "items 
     return same / np.maximum(size * (size - 1), 1.0)
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """Every run of a choice beside every run of those that have fewer.
+
+    Arguments:
+        counts: the numbers of runs that occur, the highest first.
+        runs: which run of each count stands in each crossed run, the first count's slowest.
+        kinds: which of the counts each choice has.
+    """
+
+    counts: tuple[int, ...]
+    runs: Int[np.ndarray, "crossed counts"]
+    kinds: Int[np.ndarray, " choices"]
+
+    def taken(self, x: Float[np.ndarray, "runs choices"]) -> Float[np.ndarray, "crossed choices"]:
+        """What each choice has in each crossed run."""
+        # The last digit of a sum depends on how its terms lie in memory.
+        return np.ascontiguousarray(x[self.runs[:, self.kinds], np.arange(x.shape[1])])
+
+
+def cross_runs(counts: Int[np.ndarray, " choices"]) -> Crossing:
+    """How to put choices with unequal numbers of runs side by side, from these numbers."""
+    values, kinds = np.unique(-counts, return_inverse=True)
+    each = tuple((-values).tolist())
+    return Crossing(each, np.array(list(product(*map(range, each)))), kinds)
+
+
 def resample_weights(
-    items: int, runs: int, resamples: int, seed: int
-) -> tuple[Float[np.ndarray, "resamples items"], Float[np.ndarray, "resamples runs"]]:
-    """How often each item and each run is drawn in every resample (multinomial, whole numbers)."""
+    items: int, networks: int, crossing: Crossing, resamples: int, seed: int
+) -> tuple[Float[np.ndarray, "resamples items"], Float[np.ndarray, "resamples networks crossed"]]:
+    """How often each item is drawn, and the share of each network's crossed run, in each resample.
+
+    Items are drawn with replacement, and networks; of each network drawn as many runs as there
+    are, of every count of runs apart. The shares of a resample sum to 1.
+    """
     rng = np.random.default_rng(seed)
-    drawn_items = rng.multinomial(items, np.full(items, 1 / items), size=resamples)
-    drawn_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples)
-    return drawn_items.astype(float), drawn_runs.astype(float)
+    drawn = rng.multinomial(items, np.full(items, 1 / items), size=resamples)
+    times = rng.multinomial(networks, np.full(networks, 1 / networks), size=resamples)
+    shares = (times / networks)[:, :, None]
+    for count, run in zip(crossing.counts, crossing.runs.T, strict=True):
+        runs = rng.multinomial(times * count, np.full(count, 1 / count))
+        # Copies of a network drawn twice put their runs together.
+        shares = shares * (runs / np.maximum(times * count, 1)[:, :, None])[:, :, run]
+    return drawn.astype(float), shares
 
 
 def estimate_tau(
-    errors: Float[np.ndarray, "runs choices"],
-    log_errors: Float[np.ndarray, "runs choices"],
+    errors: Float[np.ndarray, "networks runs choices"],
+    log_errors: Float[np.ndarray, "networks runs choices"],
     groups: Int[np.ndarray, " choices"],
     *,
+    counts: Int[np.ndarray, " choices"] | None = None,
+    numbers: Int[np.ndarray, " choices"] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> TauEstimate:
-    """Tau-a within the groups, averaged over them, for each run, with a two-level bootstrap.
+    """Tau-a within the groups, averaged over them, for each network and run, with a bootstrap.
 
-    What is resampled: each resample draws `choices` choices with replacement from all of them
-    (across the groups), and independently `runs` runs with replacement; every run drawn sees the
-    same choices. With w_i the number of times choice i was drawn, v_r that of run r, S_ij(r) the
-    concordance of the pair in run r and M_ij the pair's weight within its group (`pair_weights`),
+    What is resampled: each resample draws networks with replacement, of all choices (across the
+    groups) as many with replacement, and within each network drawn as many runs with replacement.
+    Every network sees the same choices: these are what a study's configuration names, each
+    measured on each network, so that they are crossed with networks, not nested in them, and an
+    error that is wrong about a choice may be so on every network. With w_i the number of times
+    choice i was drawn, v_nr the share of run r of network n, S_ij(nr) the concordance of the pair
+    in that run and M_ij the pair's weight within its group (`pair_weights`),
 
-        tau* = sum_r v_r sum_{i != j} w_i w_j M_ij S_ij(r) / (runs * sum_{i != j} w_i w_j M_ij).
+        tau* = sum_nr v_nr sum_{i != j} w_i w_j M_ij S_ij(nr) / sum_{i != j} w_i w_j M_ij.
 
     A choice drawn twice is never paired with its own copy: such pairs are ties by construction and
     would pull tau towards 0. Choices of one layer are not independent, so the interval speaks of
-    other choices on these layers with these methods, not of other layers or networks.
+    other choices on these layers with these methods, not of other layers.
+
+    Choices with fewer runs are paired in all of these with every run of the others, and their runs
+    are drawn apart.
 
     Args:
         errors: approximation errors.
         log_errors: performance errors.
         groups: which group each choice belongs to; pairs are formed inside a group only.
+        counts: how many runs each choice has, the first ones; what else an array holds is not
+            looked at. None: all of them.
+        numbers: of the choices among all those that are compared, ascending. None: from 0.
         resamples: number of bootstrap resamples.
         seed: the same seed and sizes give the same draws, whatever the errors.
 
     Raises:
         ValueError: where no group holds two choices, or a value is NaN.
+
+    Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007.
     """
     weights = pair_weights(groups)
     paired = int((weights.sum(axis=1) > 0).sum())
     if not paired:
         raise ValueError("tau needs a group of at least two choices")
-    weighted = concordance(errors, log_errors) * weights
-    per_run = weighted.sum(axis=(1, 2)) / weights.sum()
-
-    runs, choices = errors.shape
-    drawn, drawn_runs = resample_weights(choices, runs, resamples, seed)
-    side_by_side = weighted.transpose(1, 0, 2).reshape(choices, runs * choices)
-    sums = (drawn @ side_by_side).reshape(resamples, runs, choices)
-    agreement = np.einsum("bri,bi,br->b", sums, drawn, drawn_runs)
-    pairs = runs * np.einsum("bi,bi->b", drawn @ weights, drawn)
-    resampled = np.divide(agreement, pairs, out=np.full(resamples, np.nan), where=pairs > 0)
-    return TauEstimate(per_run, resampled, paired)
+    networks, runs, choices = errors.shape
+    crossing = cross_runs(np.full(choices, runs) if counts is None else counts)
+    drawn, shares = resample_weights(choices, networks, crossing, resamples, seed)
+    drawn_pairs = np.einsum("bi,bi->b", drawn @ weights, drawn)
+    drawn_pairs[drawn_pairs == 0] = np.nan
+    per_run, pairs, resampled = [], [], np.zeros(resamples)
+    # One network after the other: together they may not fit into memory.
+    for network, (own, performance) in enumerate(zip(errors, log_errors, strict=True)):
+        weighted = concordance(crossing.taken(own), crossing.taken(performance)) * weights
+        per_run.append(weighted.sum(axis=(1, 2)) / weights.sum())
+        mean = weighted.mean(axis=0) / weights.sum()
+        pairs.append(mean - mean.sum() * weights / weights.sum())
+        side_by_side = weighted.transpose(1, 0, 2).reshape(choices, -1)
+        sums = (drawn @ side_by_side).reshape(resamples, -1, choices)
+        resampled += np.einsum("bri,bi,br->b", sums, drawn, shares[:, network])
+    return TauEstimate(
+        per_run=np.stack(per_run).reshape(networks, crossing.counts[0], -1).mean(axis=2),
+        resampled=resampled / drawn_pairs,
+        pairs=np.stack(pairs),
+        numbers=np.arange(choices) if numbers is None else numbers,
+        choices=paired,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any, TypeVar
 import jinja2
 
 from experiments.network.settings import NetworkSettings
+from experiments.report.glossary import meanings
+from experiments.report.maps import Map
+from experiments.report.svg import inline
 from experiments.report.tables import Table, Tau, millions, number, percent, to_markdown
-from experiments.workdir.environment import versions
+from experiments.workdir.environment import measured_with, versions
 from experiments.workdir.files import remove_leftovers
 from experiments.workdir.journal import Journal, Schema, read_workdir
 from experiments.workdir.stops import undone
@@ -24,12 +27,20 @@ T = TypeVar("T", bound=NetworkSettings)
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG beside the page, its title, and what it shows."""
+    """Figures side by side, their title, and what they show; SVG by the files' names."""
 
-    file: str
     title: str
     caption: str
-    png: bytes
+    drawings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Maps side by side, their title, and what they show."""
+
+    title: str
+    caption: str
+    maps: Sequence[Map]
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,14 @@ class Section:
     note: str = ""
     cards: Sequence[Card] = ()
     paragraphs: Sequence[str] = ()
+    atlases: Sequence[Atlas] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is anything in it."""
+        return any((self.cards, self.paragraphs, self.atlases, self.pictures, self.tables))
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,10 @@ class Report:
     """Everything that a report shows, and the files beside it.
 
     Arguments:
+        summary: what it all says, in a sentence or two.
+        terms: of `glossary.TERMS`, that the page explains.
+        warning: why little can be made of it, "" where nothing speaks against it.
+        measured: when and with what, see `environment.measured_with`.
         lead: what it rests on, under the title.
         note: the configuration's own, above the tables too where they stand alone.
         before: heads `facts`, labels with values about the network before compression.
@@ -78,6 +99,10 @@ class Report:
     sections: Sequence[Section]
     provenance: Mapping[str, str]
     files: Mapping[str, str]
+    summary: str = ""
+    terms: Sequence[str] = ()
+    warning: str = ""
+    measured: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     subtitle: str = ""
     lead: str = ""
@@ -99,9 +124,9 @@ def write_report(
     cannot be understood, ImportError where matplotlib is not installed.
     """
     raw, asked, measured = read_workdir(workdir, settings, schema)
-    subtitle = f"{asked.model.name} on {asked.data.name}"
-    report = compose(asked, measured)
-    return publish(workdir, replace(report, subtitle=subtitle, note=asked.note, config=raw))
+    subtitle, report = f"{asked.model.name} on {asked.data.name}", compose(asked, measured)
+    known = replace(report, subtitle=subtitle, note=asked.note, config=raw)
+    return publish(workdir, replace(known, measured=measured_with(measured)))
 
 
 def publish(workdir: Path, report: Report) -> Path:
@@ -116,17 +141,18 @@ def publish(workdir: Path, report: Report) -> Path:
 def _publish(folder: Path, report: Report) -> Path:
     tables = [table for section in report.sections for table in section.tables]
     pictures = [picture for section in report.sections for picture in section.pictures]
-    files: dict[str, str | bytes] = {**report.files, "tables.md": to_markdown(tables, report.note)}
-    for name, content in {**files, **{one.file: one.png for one in pictures}}.items():
+    files = {**report.files, "tables.md": to_markdown(tables, report.note)}
+    drawings = {name: svg for one in pictures for name, svg in one.drawings.items()}
+    for name, content in {**files, **drawings}.items():
         write_atomically(folder / name, _encoded(content))
     # Last, so that whatever the page refers to is already there.
     write_atomically(folder / "index.html", _encoded(render(report, list(files))))
     return folder / "index.html"
 
 
-def _encoded(content: str | bytes) -> bytes:
+def _encoded(content: str) -> bytes:
     # JSON can hold halves of characters, which no file of text can.
-    return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    return content.encode("utf-8", "backslashreplace")
 
 
 def render(report: Report, files: Sequence[str]) -> str:
@@ -140,12 +166,44 @@ def render(report: Report, files: Sequence[str]) -> str:
     )
     environment.tests["tau"] = lambda cell: isinstance(cell, Tau)
     environment.filters["number"] = number
+    environment.filters["inline"] = inline
     return environment.get_template("page.html.j2").render(
         report=report,
         files=files,
         config=json.dumps(report.config, indent=2),
-        provenance={**report.provenance, **versions()},
+        meanings=meanings(report.terms),
+        provenance={**report.provenance, **versions(), **report.measured},
     )
+
+
+def baseline_warning(baselines: Iterable[Mapping[str, Any]], metric: str = "accuracy") -> str:
+    """Why what compression costs the poorest of some networks says little; "" where it does not.
+
+    It does where the network is no better than chance, and where it is less than half way from
+    there to a network without errors: what such a network still has to lose, others need not.
+
+    Arguments:
+        baselines: their lines of `metrics.jsonl`; those of earlier versions do not tell the chance.
+        metric: its name.
+    """
+    known = [
+        (one["test"]["accuracy"], one.get("chance"))
+        for one in baselines
+        if "accuracy" in one["test"]
+    ]
+    if not known:
+        return ""
+    accuracy, chance = min(known, key=lambda one: one[0])
+    has = f"The network before compression has a test {metric} of {percent(accuracy, 2)}"
+    if chance is not None and accuracy <= chance:
+        return f"{has}, no better than chance: what compression costs it says nothing."
+    if accuracy < (1 + (chance or 0.0)) / 2:
+        by = "" if chance is None else f" ({percent(chance, 1)})"
+        return (
+            f"{has}, less than half way from chance{by} to none wrong: what compression costs it "
+            "need not be what it costs a network that is trained well."
+        )
+    return ""
 
 
 def baseline_facts(

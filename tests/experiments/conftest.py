@@ -35,4 +35,5 @@ def undrawn(monkeypatch):
     To draw them takes most of the time of a report, and more than an experiment that goes on.
     """
     figure = pytest.importorskip("matplotlib.figure")
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, file, **_: file.write(b"\x89PNG"))
+    empty = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, file, **_: file.write(empty))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report import plots
 from experiments.workdir.journal import read_journal
 
 pytest.importorskip("matplotlib")
@@ -24,10 +23,8 @@ def reported(name, workdir):
 
 
 @pytest.fixture(params=EXPERIMENTS)
-def journal(request, tmp_path, monkeypatch):
+def journal(request, tmp_path):
     """The name of an experiment, the folder of its stored journal, and a copy to report on."""
-    # Nobody looks at the figures here.
-    monkeypatch.setattr(plots, "DPI", 20)
     folder = Path(__file__).parent / request.param / "journal"
     for name in ("config.json", "metrics.jsonl"):
         shutil.copy(folder / name, tmp_path)

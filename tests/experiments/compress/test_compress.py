@@ -99,7 +99,8 @@ def test_records_and_report(unbroken):
         "times.csv",
         "tables.md",
         "index.html",
-        *(f"accuracy_{cost}_{phase}.png" for cost in costs for phase in phases),
+        *(f"{what}_{of}.svg" for what in ("training", "tuning") for of in ("loss", "metric")),
+        *(f"accuracy_{cost}_{phase}.svg" for cost in costs for phase in phases),
     }
     text = (unbroken / "report" / "tables.md").read_text()
     assert "| alds released, kronecker |" in text

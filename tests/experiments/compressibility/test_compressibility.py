@@ -139,9 +139,12 @@ def test_records_and_report(unbroken):
         "layers.csv",
         "tau.csv",
         "tables.md",
-        "curves_pruned.png",
-        "curves_tuned.png",
-        "layers_0.5.png",
+        "curves_pruned.svg",
+        "curves_tuned.svg",
+        "training_loss.svg",
+        "tuning_loss.svg",
+        "tuning_validation_loss.svg",
+        *(f"layers_0.5_{name}.svg" for name in ("sparsity_index", "pq_index", "effective_share")),
         "index.html",
     }
     text = (unbroken / "report" / "tables.md").read_text()

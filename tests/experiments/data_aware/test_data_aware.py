@@ -146,11 +146,17 @@ def test_records_report_and_figures(unbroken, press):
         "gains.csv",
         "tables.md",
         "index.html",
-        "layers.png",
-        *(f"accuracy_{c}_{p}.png" for c in ("params", "macs") for p in ("before", "after")),
+        *(f"{what}_{of}.svg" for what in ("training", "tuning") for of in ("loss", "metric")),
+        *(
+            f"accuracy_{cost}_{method}_{phase}.svg"
+            for cost in ("params", "macs")
+            for method in ("svd", "cp")
+            for phase in ("before", "after")
+        ),
     }
     page = (unbroken / "report" / "index.html").read_text()
     assert "Transfer" not in page
+    assert 'id="layers"' in page
     assert "covariance over frobenius" in page
     assert {f.name for f in (unbroken / "moments").iterdir()} == {
         "same-60-0.npz",
@@ -255,7 +261,7 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
     shutil.copy(unbroken / "config.json", workdir)
     write_report(workdir)
     assert "not trained yet" in (workdir / "report" / "index.html").read_text()
-    (workdir / "metrics.jsonl").write_bytes(b"".join(lines(unbroken)[:4]))
+    (workdir / "metrics.jsonl").write_bytes(b"".join(lines(unbroken)[:3]))
     write_report(workdir)
     assert len((workdir / "report" / "measurements.csv").read_text().splitlines()) == 3
     (workdir / "metrics.jsonl").write_bytes(lines(unbroken)[0] + b'{"kind": "network"}\n')
@@ -293,7 +299,7 @@ def test_transfer_without_tuning_and_layers(unbroken, transfer):
     # The same network as without the change of the test images.
     assert baseline["params"] == json.loads(lines(unbroken)[0])["params"]
     assert baseline["test"] != json.loads(lines(unbroken)[0])["test"]
-    assert not (transfer / "report" / "layers.png").exists()
+    assert 'id="layers"' not in (transfer / "report" / "index.html").read_text()
     text = (transfer / "report" / "tables.md").read_text()
     header = "| method | kept | norm, images | moments from same | moments from brighter |"
     assert header in text

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from experiments.error_study.protocol import PHASES
 from experiments.error_study.records import read_study
 from experiments.error_study.report import write_report
 from experiments.error_study.verdicts import judge_findings
-from experiments.report.correlate import TauEstimate
+from tests.drawn_taus import drawn_tau
 
 LAYERS = ("conv2", "conv3", "conv4", "conv5")
 METHODS = ("cp", "tucker", "tt")
@@ -29,10 +30,12 @@ FILES = {
     "tau_layers_methods.csv",
     "tables.md",
     "verdicts.json",
-    "tau_by_compression.png",
-    "tau_errors.png",
-    "tau_layers_methods.png",
-    "scatter.png",
+    "tau_by_compression.svg",
+    "tau_errors.svg",
+    "tau_layers_methods_test.svg",
+    "tau_layers_methods_validation.svg",
+    "scatter_before.svg",
+    "scatter_after.svg",
     "index.html",
 }
 
@@ -142,7 +145,9 @@ class WellFormed(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
         self.ids += [attributes["id"]] if "id" in attributes else []
-        self.files += [attributes[name] for name in ("src", "href") if name in attributes]
+        links = [attributes[name] for name in ("src", "href") if name in attributes]
+        # Others are of a figure's own parts.
+        self.files += [link for link in links if not link.startswith("#")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -166,8 +171,8 @@ def finished(tmp_path_factory):
 
 def test_the_report_has_all_its_files_and_nothing_else(finished):
     assert {path.name for path in (finished / "report").iterdir()} == FILES
-    for path in (finished / "report").glob("*.png"):
-        assert path.read_bytes().startswith(b"\x89PNG")
+    for path in (finished / "report").glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_the_page_is_well_formed_and_shows_what_it_should(finished):
@@ -180,7 +185,7 @@ def test_the_page_is_well_formed_and_shows_what_it_should(finished):
         f"finding-{n}" for n in range(1, 5)
     ]
     assert set(page.files) <= FILES
-    assert {name for name in FILES if name.endswith(".png")} <= set(page.files)
+    assert {name for name in FILES if name.endswith(".svg")} <= set(page.files)
     assert "93.10 %" in text
     assert "0.276" in text
     assert "180 of 180 measured before and after fine-tuning" in text
@@ -275,7 +280,7 @@ def section_of(html, name):
 
 
 def test_errors_of_the_data_stand_beside_the_six_and_change_nothing(finished, with_data):
-    assert {path.name for path in with_data.iterdir()} == FILES | {"tau_data_errors.png"}
+    assert {path.name for path in with_data.iterdir()} == FILES | {"tau_data_errors.svg"}
     for name in FILES - {"measurements.csv", "choices.csv", "tau_errors.csv"}:
         if name not in ("tables.md", "index.html"):
             assert (with_data / name).read_bytes() == (finished / "report" / name).read_bytes()
@@ -416,6 +421,49 @@ def test_perfect_accuracy_is_half_an_image_wrong(tmp_path):
     assert float(first["test/before/log_error"]) == pytest.approx(math.log(0.5 / COUNT))
 
 
+def records_of_networks(config):
+    """As `study_records`, of several networks; Tucker and TT in fewer runs."""
+    for network in range(config["networks"]):
+        for record in study_records(config, seed=network):
+            few = record["kind"] != "baseline" and record["method"] != "cp"
+            if not few or record["run"] < config["deterministic_runs"]:
+                yield {**record, "network": network}
+
+
+def test_several_networks_are_told_from_one(finished, tmp_path):
+    assert "intervals and verdicts speak of that network alone" in section_of(
+        (finished / "report" / "index.html").read_text(), "findings"
+    )
+    config = study_config(finetune_epochs=0, networks=3, deterministic_runs=2)
+    records = list(records_of_networks(config))
+    workdir = write_study(tmp_path / "whole", config, records)
+    html = write_report(workdir, resamples=50).read_text()
+    assert "60 choices in 3 runs on each of 3 networks, 420 of 420 measured" in html
+    assert "speak of other networks of this kind" in section_of(html, "findings")
+    report = workdir / "report"
+    by_network = read_rows(report / "tau_by_network.csv")
+    # Six errors, five levels and three scopes.
+    assert len(by_network) == 3 * 2 * (6 + 5 + 3)
+    own = [r for r in by_network if (r["value"], r["subset"]) == ("weights/relative", "test")]
+    means = [float(row["mean"]) for row in own]
+    whole = read_rows(report / "tau_errors.csv")
+    row = next(r for r in whole if (r["error"], r["subset"]) == ("weights/relative", "test"))
+    assert (row["networks"], row["runs"], row["choices"]) == ("3", "3", "36")
+    assert float(row["mean"]) == pytest.approx(np.mean(means), abs=2e-6)
+    assert float(row["std"]) == pytest.approx(np.std(means, ddof=1), abs=2e-6)
+    markdown = (report / "tables.md").read_text()
+    line = " | ".join(f"{float(one['mean']):.2f} ± {float(one['std']):.2f}" for one in own)
+    assert f"| Relative Weights | {line} |" in markdown
+    # The third network has begun.
+    begun = write_study(tmp_path / "begun", config, records[:-100])
+    text = write_report(begun, resamples=50).read_text()
+    assert "until there is one the furthest alone: 2 before fine-tuning" in text
+    assert {row["network"] for row in read_rows(begun / "report" / "tau_by_network.csv")} == {
+        "0",
+        "1",
+    }
+
+
 def broken(records, **changes):
     return [records[0], {**records[1], **changes}]
 
@@ -506,8 +554,9 @@ HOLDING = {
 
 
 def estimate(mean, width, choices=45, seed=0):
-    noise = np.random.default_rng(seed).uniform(-width, width, 400)
-    return TauEstimate(np.array([mean - 0.01, mean, mean + 0.01]), mean + noise, choices)
+    resampled = mean + np.random.default_rng(seed).uniform(-width, width, 400)
+    per_run = [[mean - 0.01, mean, mean + 0.01]]
+    return drawn_tau(per_run, width / math.sqrt(3), resampled, choices, seed)
 
 
 def tables_of(phases, width=0.02, choices=45):

@@ -21,6 +21,7 @@ from experiments.network import checkpoints
 from experiments.network.checkpoints import CheckpointError
 from experiments.network.network import configured
 from experiments.runner import carry_out
+from experiments.workdir import threads
 from experiments.workdir.fields import read_fields
 from experiments.workdir.threads import Further, in_threads
 
@@ -394,6 +395,22 @@ def test_tasks_that_others_find_are_done_too(names):
     assert found == sorted(f"{name}{end}" for name in names for end in ("", "0", "1", "10"))
     with pytest.raises(RuntimeError, match="found and broken"):
         in_threads([lambda: iter([Further([broken])])] * len(names), taken.append)
+
+
+def test_what_a_task_finds_is_done_before_other_tasks_begin(monkeypatch):
+    taken = []
+
+    def leaf(name):
+        yield [{"name": name}]
+
+    def branch(name):
+        yield [{"name": name}]
+        yield Further([lambda: leaf(f"{name}0"), lambda: leaf(f"{name}1")])
+
+    monkeypatch.setattr(threads, "workers", lambda: 1)
+    in_threads([lambda: branch("a"), lambda: branch("b")], taken.append)
+    found = [record["name"] for records in taken for record in records]
+    assert found == ["a", "a0", "a1", "b", "b0", "b1"]
 
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path, capsys):

@@ -2,13 +2,16 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.error_study.error_names import ERRORS
+from experiments.error_study.networks import counted_networks, network_rows, network_tables
 from experiments.error_study.paper import published_study
 from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SCHEMA
 from experiments.error_study.tables import measured_taus, measurement_rows, tau_rows
+from experiments.report.tables import number
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import Journal
 
@@ -22,8 +25,11 @@ def tau_by_pairs(x, y):
     return score / len(pairs)
 
 
-def small_study(wrong, errors, after=None, published=None, runs=1):
-    """Two layers, two methods, two compressions; `wrong` and `errors` per run and choice."""
+def small_study(wrong, errors, after=None, published=None, runs=1, networks=1):
+    """Two layers, two methods, two compressions; `wrong` and `errors` per run and choice.
+
+    Runs of one network after those of the other; None for what is not measured.
+    """
     raw = {
         "data": {"name": "set"},
         "model": {"name": "net"},
@@ -32,6 +38,7 @@ def small_study(wrong, errors, after=None, published=None, runs=1):
         "methods": ["cp", "tt"],
         "compressions": [0.5, 0.9],
         "runs": runs,
+        "networks": networks,
         "finetune": {"epochs": 1 if after else 0},
         "published": published,
     }
@@ -41,12 +48,14 @@ def small_study(wrong, errors, after=None, published=None, runs=1):
     def record(kind, run, i, value, **fields):
         layer, method, compression = choices[i]
         own = {"layer": layer, "method": method, "compression": compression}
-        own |= {"network": 0, "run": run}
+        own |= {"network": run // runs, "run": run % runs}
         result = {"accuracy": 1 - value / 100, "cross_entropy": 0.0, "count": 100}
         own |= {"kind": kind, "validation": result, "test": result, **fields}
         journal.found[journal.identity(kind, own)] = own
 
-    for run, i in itertools.product(range(runs), range(len(choices))):
+    for run, i in itertools.product(range(len(wrong)), range(len(choices))):
+        if wrong[run][i] is None:
+            continue
         named = {name: float(errors[run][i]) for name in ERRORS}
         named["features/scaled"] = -named["weights/relative"] + 100.0
         fields = {"ranks": (1,), "kept": 0.5, "saves": True, "errors": named}
@@ -105,6 +114,40 @@ def test_only_choices_complete_in_every_run_count():
     assert tables["error", "test", "after", "weights/relative"].choices == 6
     expected = tau_by_pairs(ERRORS_OF_CHOICES[:6], WRONG[:6])
     assert tables["error", "test", "after", "weights/relative"].mean == pytest.approx(expected)
+
+
+def test_taus_of_several_networks_by_hand():
+    wrong = [WRONG, WRONG[::-1], [WRONG[i] for i in (1, 0, 3, 2, 5, 4, 7, 6)]]
+    study = small_study(wrong, [ERRORS_OF_CHOICES] * 3, networks=3)
+    settings, journal = study
+    rows, taus = measurement_rows(settings, journal), tables_of(study)
+    place = "error", "test", "before", "weights/relative"
+    by_hand = [tau_by_pairs(ERRORS_OF_CHOICES, own) for own in wrong]
+    assert taus[place].by_network == pytest.approx(by_hand)
+    assert taus[place].std == pytest.approx(np.std(by_hand, ddof=1))
+    row = tau_rows(taus, "error", published_study(None), several=True).iloc[-1]
+    assert (row["networks"], row["runs"], row["choices"]) == (3, 1, 8)
+    found = network_rows(taus, counted_networks(rows, settings))
+    found = found[(found["value"] == "weights/relative") & (found["subset"] == "test")]
+    assert list(found["network"]) == [0, 1, 2]
+    assert list(found["mean"]) == pytest.approx(by_hand)
+    (table,) = network_tables(network_rows(taus, counted_networks(rows, settings)), ["before"])
+    line = table.cells.set_index("error").loc["Relative Weights"]
+    assert list(map(str, line)) == [number(own) for own in by_hand]
+
+
+@pytest.mark.parametrize(
+    ("known", "counted", "choices"),
+    [((8, 8, 8), [0, 1, 2], 8), ((8, 5, 8), [0, 2], 8), ((3, 7, 7), [1], 7), ((0, 0, 0), [], 0)],
+)
+def test_networks_count_once_all_their_choices_are_measured(known, counted, choices):
+    wrong = [[*WRONG[:most], *[None] * (8 - most)] for most in known]
+    study = small_study(wrong, [ERRORS_OF_CHOICES] * 3, networks=3)
+    settings, journal = study
+    rows = measurement_rows(settings, journal)
+    assert counted_networks(rows, settings) == {"before": counted}
+    found = {tau.choices for place, tau in tables_of(study).items() if place[0] == "error"}
+    assert found == ({choices} if choices else set())
 
 
 def test_published_values_stand_beside_the_level_that_keeps_as_much():

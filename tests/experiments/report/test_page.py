@@ -4,10 +4,25 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from experiments.report.page import Card, Picture, Report, Section, baseline_facts, publish
+from experiments.report.maps import Cell, Map
+from experiments.report.page import (
+    Atlas,
+    Card,
+    Picture,
+    Report,
+    Section,
+    baseline_facts,
+    baseline_warning,
+    publish,
+)
 from experiments.report.tables import Table, Tau
 
 CELLS = pd.DataFrame({"layer <1>": ["conv & dense"], "tau": [Tau(0.5, 0.1, 0.3, 0.7)]})
+PLOT = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="3" height="2" viewBox="0 0 3 2">'
+    '<defs><path id="m1"></path></defs><use href="#m1"></use></svg>\n'
+)
+CELL = Cell("3.1", 0.5, "1 < 2")
 CARD = Card("one", "1. It holds.", "holds", "!", "holds", ["So."], "Rule: r.", Table("T", CELLS))
 REPORT = Report(
     title="A <title>",
@@ -31,7 +46,8 @@ REPORT = Report(
                     Table("T", CELLS),
                 )
             ],
-            pictures=[Picture("plot.png", "A plot.", "Of x.", b"\x89PNG")],
+            pictures=[Picture("A plot.", "Of x.", {"plot.svg": PLOT})],
+            atlases=[Atlas("A map.", "Of y.", [Map("M", "layer <2>", ("10 %",), {"l": (CELL,)})])],
         ),
         Section("second", "Second", paragraphs=["Text."], tables=[Table("A table", CELLS)]),
         Section("third", "Third", tables=[Table("Third", CELLS[:0])]),
@@ -40,6 +56,10 @@ REPORT = Report(
     config={"name": "<script>"},
     files={"rows.csv": "x\n1\n"},
     note="It is noted.",
+    summary="It is so.",
+    warning="It is poor.",
+    terms=("tau",),
+    measured={"jax": "0.0.1"},
 )
 
 
@@ -56,7 +76,9 @@ class WellFormed(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
         self.ids += [attributes["id"]] if "id" in attributes else []
-        self.files += [attributes[name] for name in ("src", "href") if name in attributes]
+        links = [attributes[name] for name in ("src", "href") if name in attributes]
+        # Others are of a figure's own parts.
+        self.files += [link for link in links if not link.startswith("#")]
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
@@ -74,13 +96,15 @@ def folder(tmp_path_factory):
 def test_the_folder_holds_what_the_page_refers_to(folder):
     assert {file.name for file in folder.iterdir()} == {
         "index.html",
-        "plot.png",
+        "plot.svg",
         "rows.csv",
         "tables.md",
     }
     page = WellFormed((folder / "index.html").read_text())
-    assert page.files == ["plot.png", "plot.png", "rows.csv", "tables.md"]
-    assert page.ids == ["first", "one", "second", "third", "provenance"]
+    assert page.files == ["plot.svg", "rows.csv", "tables.md"]
+    assert page.ids == [
+        *("glossary", "first", "one", "plot-svg-m1", "second", "third", "provenance")
+    ]
 
 
 def test_all_text_is_escaped_and_nothing_comes_from_elsewhere(folder):
@@ -89,7 +113,12 @@ def test_all_text_is_escaped_and_nothing_comes_from_elsewhere(folder):
     assert "conv &amp; dense" in html
     assert "layer &lt;1&gt;" in html
     assert "&lt;script&gt;" in html
-    assert "<script" not in html
+    # The page's own, and no other.
+    assert html.count("<script") == 1
+    assert "layer &lt;2&gt;" in html
+    assert "1 &lt; 2" in html
+    # In a page, SVG needs no name.
+    assert "xmlns" not in html
     assert "http" not in html
     assert "{{" not in html
     assert re.search(r"body \{[^}]*font:", html)
@@ -97,7 +126,11 @@ def test_all_text_is_escaped_and_nothing_comes_from_elsewhere(folder):
 
 def test_every_part_is_shown(folder):
     html = " ".join((folder / "index.html").read_text().split())
-    for text in ("It is noted.", "A note.", "1. It holds.", "Rule: r.", "Text.", "93 %", "Of x."):
+    for text in ("It is noted.", "It is so.", "It is poor.", "Of y.", "rank correlation"):
+        assert text in html
+    # What it was measured with, not what reports.
+    assert "<dt>jax</dt><dd>0.0.1</dd>" in html
+    for text in ("A note.", "1. It holds.", "Rule: r.", "Text.", "93 %", "Of x."):
         assert text in html
     # A section's only table takes its title; one without rows says so.
     assert html.count("Third") == 1
@@ -120,3 +153,18 @@ def test_facts_of_a_baseline():
     facts = baseline_facts({"params": 557_642, "macs": 94_040_000, "test": test})
     assert list(facts.values()) == ["93.10 %", "0.276", "10,000", "557,642", "94.0 M"]
     assert baseline_facts(None) == {"network": "not trained yet"}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "chance", "said"),
+    [(0.1, 0.12, "no better than chance"), (0.5, 0.12, "less than half way"), (0.6, 0.12, ""),
+     (0.4, None, "less than half way"), (0.55, None, "")],
+)  # fmt: skip
+def test_a_poor_baseline_is_warned_of(accuracy, chance, said):
+    good = {"test": {"accuracy": 0.9}, "chance": chance}
+    poor = {"test": {"accuracy": accuracy}, "chance": chance}
+    found = baseline_warning([good, poor])
+    assert said in found
+    assert bool(found) == bool(said)
+    # The mean squared error alone has no chance.
+    assert baseline_warning([{"test": {"loss": 1.0}}]) == ""

@@ -125,7 +125,7 @@ def test_leftovers_of_ended_processes_are_removed(tmp_path, gone):
     (below / "7.orbax-checkpoint-tmp-8" / "params").mkdir(parents=True)
     kept = [
         tmp_path / ".hidden.1",
-        below / f".plot.png.{os.getppid()}.partial",
+        below / f".plot.svg.{os.getppid()}.partial",
         below / "a.partial",
     ]
     for path in (*kept, tmp_path / f".a.{gone}.partial", below / f".b.c.{os.getpid()}.partial"):
