@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from experiments.workdir.environment import in_words, spent
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import Identity, Journal
 
-# Steps that are timed, and seconds of a started run from which its pace is taken.
-STEPS, KNOWN = 3, 20.0
+# Steps that are timed together, how often at most, and seconds after which no more are.
+STEPS, OFTEN, ENOUGH = 2, 10, 3.0
+# Seconds of a started run from which its pace is taken.
+KNOWN = 20.0
 # What identifies no thing that is compressed.
 COUNTED = ("network", "run", "subset")
 
@@ -44,16 +47,26 @@ class Work:
     refined: float
     measured: float
 
-    def of(self, name: Identity, journal: Journal) -> float:
-        """That of one record, if it is not there yet."""
-        kind = name[0]
-        if kind == "baseline":
-            network = name[1] if len(name) > 1 else 0
-            known = [one["epoch"] for one in journal.of_kind("epoch") if one["network"] == network]
-            return self.train - max(known, default=0) + self.measured
+    def of(self, kind: str) -> float:
+        """That of one record, without the training before compression."""
         if kind in ("finetuned", "tuned"):
             return self.tuned + self.measured
         return self.refined + self.measured if kind == "refined" else self.measured
+
+    def done(self, names: Iterable[Identity], journal: Journal) -> float:
+        """Of all that is recorded among some records."""
+        epochs = [one["network"] for one in journal.of_kind("epoch")]
+        found = 0.0
+        for name in names:
+            if name in journal.found:
+                found += self.of(name[0]) + self.train * (name[0] == "baseline")
+            elif name[0] == "baseline":
+                found += epochs.count(name[1] if len(name) > 1 else 0)
+        return found
+
+    def asked(self, names: Iterable[Identity]) -> float:
+        """Of all of them."""
+        return sum(self.of(kind) + self.train * (kind == "baseline") for kind, *_ in names)
 
 
 def dry_run(raw: Mapping[str, Any], workdir: Path, *, tensorboard: bool = False) -> str:
@@ -100,7 +113,7 @@ def _choices(names: Sequence[Identity], experiment: Experiment) -> list[str]:
     found: dict[str, dict[Any, None]] = {}
     for kind, *values in names:
         for field, value in zip(experiment.schema[kind].names, values, strict=True):
-            if value is not None:
+            if value not in (None, ""):
                 found.setdefault(field, {})[value] = None
     return [f"{field}: {_listed(field, list(values))}" for field, values in found.items()]
 
@@ -112,25 +125,21 @@ def _listed(field: str, values: Sequence[Any]) -> str:
 
 
 def _duration(network: Network, settings: Any, names: Sequence[Identity], journal: Journal) -> str:
-    work = _work(network, settings)
-    left = sum(work.of(name, journal) for name in names if name not in journal.found)
-    if not left:
+    if all(name in journal.found for name in names):
         return "nothing is left to do"
-    known = spent(journal)
-    if known is not None and known.total_seconds() >= KNOWN:
-        nothing = replace(journal, found={})
-        done = sum(work.of(name, nothing) for name in names if name in journal.found)
-        done += len(journal.of_kind("epoch"))
-        if done:
-            rest = left / done * known
-            return f"about {in_words(rest)} more, at the pace of the {in_words(known)} until now"
+    work = _work(network, settings)
+    done, known = work.done(names, journal), spent(journal)
+    left = work.asked(names) - done
+    if done and known is not None and known.total_seconds() >= KNOWN:
+        rest = left / done * known
+        return f"about {in_words(rest)} more, at the pace of the {in_words(known)} until now"
     step, measured = _timed(network)
     steps = steps_per_epoch(network.splits.train, network.settings.train)
     epoch = steps * step + measured * len(network.splits.validation.labels)
     total = timedelta(seconds=left * epoch)
     return (
-        f"about {in_words(total)}, an estimate: the work of {left:,.0f} epochs of {steps:,} steps, "
-        f"{1000 * step:.3g} ms each; decompositions and compiling come on top"
+        f"about {in_words(total)} of training and evaluation, an estimate ({left:,.0f} epochs of "
+        f"{steps:,} steps, {1000 * step:.3g} ms each); decompositions and compiling come on top"
     )
 
 
@@ -152,25 +161,33 @@ def _work(network: Network, settings: Any) -> Work:
 def _timed(network: Network) -> tuple[float, float]:
     """Seconds of a step of the training, and of one example that is evaluated, once compiled."""
     splits, judge = network.splits, network.judge
-    settings = replace(network.settings.train, epochs=2, patience=None)
+    settings = replace(network.settings.train, epochs=OFTEN, patience=None)
     few = splits.train.taken(np.arange(STEPS * settings.batch_size) % len(splits.train.labels))
-    some = splits.validation.taken(np.arange(min(500, len(splits.validation.labels))))
+    # Few beside the steps, so that what is taken off for them is little.
+    count = min(settings.batch_size, len(splits.validation.labels))
+    some = splits.validation.taken(np.arange(count))
     own = replace(splits, train=few, validation=some)
     model = network.start.alone()
     keys = jax.random.split(network.key(TRAIN), 1)
 
     def evaluated(examples: Examples) -> float:
-        start = time.perf_counter()
-        evaluate(model, network.apply, examples, judge=judge)
-        return time.perf_counter() - start
+        spent = []
+        for _ in range(4):
+            start = time.perf_counter()
+            evaluate(model, network.apply, examples, judge=judge)
+            spent.append(time.perf_counter() - start)
+        # The first is compiled; whatever else runs on the machine only adds to the others.
+        return min(spent[1:])
 
-    evaluated(some)
-    example = evaluated(some) / len(some.labels)
-    times = [time.perf_counter()]
+    many = splits.validation.taken(np.arange(min(500, len(splits.validation.labels))))
+    once, example = evaluated(some), evaluated(many) / len(many.labels)
+    times = []
     for _ in fit_epochs(start_fit(model, settings), network.apply, settings, own, keys, judge):
         times.append(time.perf_counter())
-    step = (times[-1] - times[-2] - example * len(some.labels)) / STEPS
-    return max(step, 1e-6), example
+        if len(times) > 1 and times[-1] - times[0] > ENOUGH:
+            break
+    least = min(after - before for before, after in pairwise(times))
+    return max(least - once, 0.5 * least) / STEPS, example
 
 
 def _files(network: Network, experiment: Experiment, *, tensorboard: bool) -> list[str]:

@@ -50,7 +50,7 @@ def _layer_map(settings: Compress, name: str, rows: pd.DataFrame) -> Map:
     return draw_map(cells, name, ("layer", "layer, network kept"), "budget", heads, 1.0)
 
 
-def _got(row: Mapping[str, Any]) -> str:
+def _got(row: Mapping[Any, Any]) -> str:
     ranks = f", ranks {row['ranks']}" if row["ranks"] else ""
     reason = f"\n{row['reason']}" if row["reason"] else ""
     return (

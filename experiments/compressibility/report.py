@@ -134,7 +134,7 @@ def _most(
     within = rows.assign(lost=lost[:, 0], most=lost[:, 2])[lost[:, 0] <= settings.tolerance]
     if within.empty:
         return "none of the networks that were pruned stays"
-    best = within.loc[within["pruned"].idxmax()]
+    best = within.iloc[within["pruned"].argmax()]
     if math.isnan(best["most"]):
         sure = ", by one run"
     else:

@@ -235,8 +235,7 @@ def plot_against(
             own = rows[rows["norm"] == norm]
             if len(own):
                 colors = tuple(COLORS.values())
-                style = {"label": norm, "place": place, "colors": colors, "capsize": 3}
-                draw_curve(axes, own, x, y, **style)
+                draw_curve(axes, own, x, y, label=norm, place=place, colors=colors, capsize=3)
         if rows.empty:
             draw_nothing(axes)
         draw_level(axes, accuracy)

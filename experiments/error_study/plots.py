@@ -245,7 +245,7 @@ def loss_maps(
     return [draw_map(found, title, line, "compression", heads, 100.0)]
 
 
-def _lost(row: Mapping[str, Any], phase: str) -> str:
+def _lost(row: Mapping[Any, Any], phase: str) -> str:
     return (
         f"{row['layer']}, {row['method']}, compression {percent(row['compression'])}, "
         f"{phase} fine-tuning\n"

@@ -125,8 +125,8 @@ def write_report(
     """
     raw, asked, measured = read_workdir(workdir, settings, schema)
     subtitle, report = f"{asked.model.name} on {asked.data.name}", compose(asked, measured)
-    known = {"subtitle": subtitle, "note": asked.note, "config": raw}
-    return publish(workdir, replace(report, measured=measured_with(measured), **known))
+    known = replace(report, subtitle=subtitle, note=asked.note, config=raw)
+    return publish(workdir, replace(known, measured=measured_with(measured)))
 
 
 def publish(workdir: Path, report: Report) -> Path:

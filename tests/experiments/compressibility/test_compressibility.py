@@ -141,6 +141,9 @@ def test_records_and_report(unbroken):
         "tables.md",
         "curves_pruned.svg",
         "curves_tuned.svg",
+        "training_loss.svg",
+        "tuning_loss.svg",
+        "tuning_validation_loss.svg",
         *(f"layers_0.5_{name}.svg" for name in ("sparsity_index", "pq_index", "effective_share")),
         "index.html",
     }

@@ -421,6 +421,49 @@ def test_perfect_accuracy_is_half_an_image_wrong(tmp_path):
     assert float(first["test/before/log_error"]) == pytest.approx(math.log(0.5 / COUNT))
 
 
+def records_of_networks(config):
+    """As `study_records`, of several networks; Tucker and TT in fewer runs."""
+    for network in range(config["networks"]):
+        for record in study_records(config, seed=network):
+            few = record["kind"] != "baseline" and record["method"] != "cp"
+            if not few or record["run"] < config["deterministic_runs"]:
+                yield {**record, "network": network}
+
+
+def test_several_networks_are_told_from_one(finished, tmp_path):
+    assert "intervals and verdicts speak of that network alone" in section_of(
+        (finished / "report" / "index.html").read_text(), "findings"
+    )
+    config = study_config(finetune_epochs=0, networks=3, deterministic_runs=2)
+    records = list(records_of_networks(config))
+    workdir = write_study(tmp_path / "whole", config, records)
+    html = write_report(workdir, resamples=50).read_text()
+    assert "60 choices in 3 runs on each of 3 networks, 420 of 420 measured" in html
+    assert "speak of other networks of this kind" in section_of(html, "findings")
+    report = workdir / "report"
+    by_network = read_rows(report / "tau_by_network.csv")
+    # Six errors, five levels and three scopes.
+    assert len(by_network) == 3 * 2 * (6 + 5 + 3)
+    own = [r for r in by_network if (r["value"], r["subset"]) == ("weights/relative", "test")]
+    means = [float(row["mean"]) for row in own]
+    whole = read_rows(report / "tau_errors.csv")
+    row = next(r for r in whole if (r["error"], r["subset"]) == ("weights/relative", "test"))
+    assert (row["networks"], row["runs"], row["choices"]) == ("3", "3", "36")
+    assert float(row["mean"]) == pytest.approx(np.mean(means), abs=2e-6)
+    assert float(row["std"]) == pytest.approx(np.std(means, ddof=1), abs=2e-6)
+    markdown = (report / "tables.md").read_text()
+    line = " | ".join(f"{float(one['mean']):.2f} ± {float(one['std']):.2f}" for one in own)
+    assert f"| Relative Weights | {line} |" in markdown
+    # The third network has begun.
+    begun = write_study(tmp_path / "begun", config, records[:-100])
+    text = write_report(begun, resamples=50).read_text()
+    assert "until there is one the furthest alone: 2 before fine-tuning" in text
+    assert {row["network"] for row in read_rows(begun / "report" / "tau_by_network.csv")} == {
+        "0",
+        "1",
+    }
+
+
 def broken(records, **changes):
     return [records[0], {**records[1], **changes}]
 
