@@ -9,6 +9,7 @@ may be left. Exits with 1 where that is not so. Needs fork and /proc.
 """
 
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -27,6 +28,7 @@ import jax
 from absl import app, flags
 
 from experiments.runner import EXPERIMENTS, carry_out, experiment_named
+from experiments.workdir.journal import AT, ENVIRONMENT
 from tdjax import enable_compilation_cache
 
 POINTS = flags.DEFINE_integer("points", 100, "Kills, of all experiments together.")
@@ -54,6 +56,7 @@ CONFIGS = {
         "layers": ["hidden1", "hidden2"],
         "methods": ["svd"],
         "compressions": [0.2, 0.5],
+        "networks": 2,
         "runs": 2,
         # As small a network learns next to nothing.
         "poor_baseline": True,
@@ -183,8 +186,15 @@ def results(workdir: Path) -> dict[str, Any]:
     # Names inside of checkpoints are drawn.
     own = {file for file in files if not file.startswith(("checkpoints/", "compressed/"))}
     unfinished = {file for file in files if "partial" in file or "-tmp" in file or "in_use" in file}
-    lines = sorted((workdir / "metrics.jsonl").read_bytes().splitlines())
-    return {**found, "lines": lines, "files": own | unfinished}
+    return {**found, "lines": sorted(lines_of(workdir)), "files": own | unfinished}
+
+
+def lines_of(workdir: Path) -> list[bytes]:
+    """The lines of a journal, without what they say of when and with what they were written."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_bytes().split(b"\n")[:-1])
+    for record in (own := [one for one in records if one["kind"] != ENVIRONMENT]):
+        record.pop(AT, None)
+    return [json.dumps(record).encode("utf-8") + b"\n" for record in own]
 
 
 def chain(

@@ -44,10 +44,12 @@ LITTLE_IMAGENET = {"train_size": 2000, "validation_size": 2000, "test_size": 100
 LITTLE_WORK: dict[str, dict[str, Any]] = {
     "study": {
         "compressions": (0.5, 0.9),
+        "networks": 2,
         "runs": 2,
+        "deterministic_runs": 1,
         "data": {"train_size": 600, "validation_size": 100, "test_size": 100},
         "train": {"epochs": 2, "boundaries": (1,), "batch_size": 50},
-        "decompose": {"max_iters": 10, "tucker_iters": 10},
+        "decompose": {"max_iters": 10},
         "measure": {"feature_images": 100, "batch_size": 100},
         "finetune": {"epochs": 1},
         "poor_baseline": True,
@@ -69,6 +71,8 @@ LITTLE_WORK: dict[str, dict[str, Any]] = {
 }
 # How long the iterative decompositions of most configurations go on.
 FEW_SWEEPS = {"max_iters": 50, "tol": 1e-5}
+# How many networks a study trains, which differ in all that is random.
+NETWORKS = 5
 # Until a configuration says otherwise.
 TRAINING: dict[str, Any] = {"epochs": 100, "boundaries": (30, 60, 90)}
 
@@ -86,10 +90,15 @@ def configuration(settings: type, **values: Any) -> ConfigDict:
 
 
 def study(data: str, model: str, layers: tuple[str, ...]) -> ConfigDict:
-    """Protocol of Schuurmans et al. (ICLR 2023) for one data set and network."""
-    train = {**TRAINING, "augment": True}
+    """Protocol of Schuurmans et al. (ICLR 2023) for one data set and kind of network."""
+    train = {**TRAINING, "augment": True, "best_by_metric": True}
     return configuration(
-        Protocol, data={"name": data}, model={"name": model}, train=train, layers=layers
+        Protocol,
+        data={"name": data},
+        model={"name": model},
+        train=train,
+        layers=layers,
+        networks=NETWORKS,
     )
 
 

@@ -1,6 +1,6 @@
-"""The study of GaripovNet on CIFAR-10: 375 measurements.
+"""The study of GaripovNet on CIFAR-10: 1,875 measurements.
 
-5 layers x 3 methods x 5 levels x 5 runs; PATH is the folder with the published files.
+5 networks x 5 layers x 3 methods x 5 levels x 5 runs; PATH is the folder with the published files.
 
     python -m experiments.main --config=configs/garipov_cifar10.py \\
         --workdir=runs/garipov_cifar10 --config.data.folder=PATH

@@ -1,16 +1,16 @@
-"""The study of GaripovNet on MNIST: 375 measurements.
+"""The study of GaripovNet on MNIST: 1,875 measurements.
 
-5 layers x 3 methods x 5 levels x 5 runs; PATH is the folder with the published files.
+5 networks x 5 layers x 3 methods x 5 levels x 5 runs; PATH is the folder with the published files.
 
     python -m experiments.main --config=configs/garipov_mnist.py \\
         --workdir=runs/garipov_mnist --config.data.folder=PATH
 
 Made for an accelerator; the full protocol has not been timed. A small version of it, all 75 choices
-once, takes about half an hour on two idle CPU cores:
+once on one network, takes about half an hour on two idle CPU cores:
 
-    ... --config.runs=1 --config.data.train_size=3000 --config.data.validation_size=500 \\
-        --config.data.test_size=2000 --config.train.epochs=6 --config.train.boundaries='(4, 5)' \\
-        --config.train.batch_size=64 --config.finetune.epochs=1
+    ... --config.networks=1 --config.runs=1 --config.data.train_size=3000 \\
+        --config.data.validation_size=500 --config.data.test_size=2000 --config.train.epochs=6 \\
+        --config.train.boundaries='(4, 5)' --config.train.batch_size=64 --config.finetune.epochs=1
 
 Expect of it 97.9 % before compression, and for Relative Weights a tau of 0.42 before and 0.29 after
 fine-tuning on the test set.

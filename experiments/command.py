@@ -9,6 +9,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.dry_run import dry_run
 from experiments.runner import carry_out
 from experiments.workdir.stops import end
 from tdjax.compilation import enable_compilation_cache
@@ -21,6 +22,12 @@ CACHE = flags.DEFINE_string(
     os.environ.get("JAX_COMPILATION_CACHE_DIR"),
     "Folder where compiled programs are kept between runs; empty for none; "
     "else see tdjax.enable_compilation_cache.",
+)
+TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Write curves of training as event files to WORKDIR/tensorboard."
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry-run", False, "Say what would be measured and how long it takes; write nothing."
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
@@ -42,15 +49,17 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")
         keep_programs(CACHE.value)
-        page = carry_out(CONFIG.value.to_dict(), Path(WORKDIR.value))
+        run = dry_run if DRY_RUN.value else carry_out
+        found = run(CONFIG.value.to_dict(), Path(WORKDIR.value), tensorboard=TENSORBOARD.value)
     except Exception as error:
         if TRACEBACK.value:
             raise
         # The message says what to change: a traceback would only hide it. Other tasks may still
         # compute, and are not waited for.
         end(1, f"error: {in_one_line(error)}")
+    told = found if DRY_RUN.value else f"report: {found}"
     # A folder's name may hold bytes that are no text.
-    print(f"report: {page}".encode("utf-8", "backslashreplace").decode("utf-8"))
+    print(told.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def keep_programs(folder: str | None) -> None:

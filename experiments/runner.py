@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -27,6 +27,7 @@ from experiments.workdir.journal import Identity, Journal, Schema, read_journal
 from experiments.workdir.progress import progress_bar
 from experiments.workdir.ranges import shown
 from experiments.workdir.stops import undone
+from experiments.workdir.tensorboard import followed, writer_class
 from experiments.workdir.threads import Records, Task, in_threads
 from tdjax.hints import known_are
 
@@ -39,14 +40,21 @@ class Experiment:
         name: the field "experiment" of its configurations.
         settings: the dataclass that they are read to, an `ExperimentSettings`.
         run: (network, settings, workdir) -> the report's page; measures what is asked for and not
-            measured yet, then reports.
+            measured yet, then reports. With `tensorboard` it writes event files, see `begin`.
         report: workdir -> the report's page, of whatever was measured.
+        schema: of its journal.
+        expected: (network, settings, journal) -> what identifies each record that is asked for, the
+            networks before compression first; checks what `run` does before any work.
+        keeps: folders in the work directory, beside those that all of them have.
     """
 
     name: str
     settings: type[Any]
-    run: Callable[[Network, Any, Path], Path]
+    run: Callable[..., Path]
     report: Callable[[Path], Path]
+    schema: Schema
+    expected: Callable[[Network, Any, Journal], list[Identity]]
+    keeps: tuple[str, ...] = ()
 
 
 # The modules that define them, each imported where it is wanted.
@@ -68,7 +76,7 @@ def experiment_named(name: object) -> Experiment:
     return found
 
 
-def carry_out(raw: Mapping[str, Any], workdir: Path) -> Path:
+def carry_out(raw: Mapping[str, Any], workdir: Path, *, tensorboard: bool = False) -> Path:
     """Do what a configuration asks for; the path of the report's page.
 
     `raw` is nested mappings, such as `ConfigDict.to_dict()`. Its field "experiment" is the name of
@@ -78,16 +86,18 @@ def carry_out(raw: Mapping[str, Any], workdir: Path) -> Path:
     that was killed at any moment continues when started again, and ends with the same tables.
 
     Work directory: `config.json`, `metrics.jsonl` (one line a measurement), `checkpoints/`,
-    `report/`, and what else an experiment keeps.
+    `report/`, `tensorboard/` where it is asked for, and what else an experiment keeps.
 
     Raises ValueError or `experiments.data.DataError` that names what is wrong.
     """
     name = raw.get("experiment", "study")
     if name == REPORT:
+        if tensorboard:
+            raise ValueError("--tensorboard: the report alone writes no event files")
         return report(workdir)
     experiment = experiment_named(name)
     settings = read_fields(experiment.settings, raw)
-    return experiment.run(configured(settings), settings, workdir)
+    return experiment.run(configured(settings), settings, workdir, tensorboard=tensorboard)
 
 
 def report(workdir: Path) -> Path:
@@ -99,23 +109,47 @@ def report(workdir: Path) -> Path:
 
 
 @contextmanager
-def begin(name: str, settings: Any, schema: Schema, workdir: Path) -> Iterator[Journal]:
+def begin(
+    name: str, settings: Any, schema: Schema, workdir: Path, *, tensorboard: bool = False
+) -> Iterator[Journal]:
     """Make a work directory an experiment's, for as long as the block lasts this process's alone.
 
     What is recorded there already is what the block gets.
 
+    Arguments:
+        tensorboard: write curves of training as event files too.
+
     Raises ValueError, and touches nothing, where it holds another configuration or a damaged
     journal; `experiments.workdir.claim.InUseError` where another process is at work there.
     """
-    config = {**plain_fields(settings), "experiment": name}
-    free, earlier = tuple(report_fields(type(settings))), partial(with_earlier, type(settings))
-    check_workdir(workdir, config, free, earlier)
+    if tensorboard:
+        # Before anything is touched.
+        writer_class()
+    asked = _asked(name, settings)
+    check_workdir(workdir, *asked)
     with in_use(workdir):
-        claim_workdir(workdir, config, free, earlier)
+        claim_workdir(workdir, *asked)
         journal = read_journal(workdir / "metrics.jsonl", schema)
         remove_leftovers(workdir)
         with undone(partial(remove_leftovers, workdir)):
-            yield replace(journal, environment=environment())
+            journal = replace(journal, environment=environment())
+            with followed(journal, workdir) if tensorboard else nullcontext(journal) as own:
+                yield own
+
+
+def recorded(experiment: Experiment, settings: Any, workdir: Path) -> Journal:
+    """What is recorded already in the work directory of an experiment; nothing is touched.
+
+    Raises ValueError where it holds another configuration or a damaged journal.
+    """
+    check_workdir(workdir, *_asked(experiment.name, settings))
+    return read_journal(workdir / "metrics.jsonl", experiment.schema)
+
+
+def _asked(name: str, settings: Any) -> tuple[dict[str, Any], tuple[str, ...], Any]:
+    """What a work directory is claimed for, see `check_workdir`."""
+    config, kind = {**plain_fields(settings), "experiment": name}, type(settings)
+    return config, tuple(report_fields(kind)), partial(with_earlier, kind)
 
 
 def baseline(

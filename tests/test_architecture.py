@@ -185,7 +185,8 @@ def test_the_library_requires_what_it_imports():
 
 def test_the_extra_has_what_the_experiments_import():
     extras = PROJECT["optional-dependencies"]
-    named = requirements([*PROJECT["dependencies"], *extras["experiments"], *extras["images"]])
+    own = (*extras["experiments"], *extras["images"], *extras["tensorboard"])
+    named = requirements([*PROJECT["dependencies"], *own])
     folders = ("experiments", "configs", "benchmarks")
     assert packages(file for name in folders for file in (ROOT / name).rglob("*.py")) <= named
 

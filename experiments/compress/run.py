@@ -42,17 +42,17 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
 
 
-def run(network: Network, settings: Compress, workdir: Path) -> Path:
+def run(network: Network, settings: Compress, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Compress and measure everything that is asked for and not measured yet, then report.
 
     The work directory also holds `moments/` and `compressed/`, one folder a network, for
     `tdjax.load_factorised`; the times are not those of an unbroken run. Returns the path of the
     report's page; see `experiments.runner.carry_out`.
     """
-    trials = enumerate_trials(settings)
     check_reach(network, settings)
     check_refine(network, settings.refine)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    trials = enumerate_trials(settings)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         model = baseline(network, journal, workdir, ("test",))
         measure(
             journal,
@@ -64,7 +64,20 @@ def run(network: Network, settings: Compress, workdir: Path) -> Path:
         return write_report(workdir)
 
 
-EXPERIMENT = Experiment("compress", Compress, run, write_report)
+def expected(network: Network, settings: Compress, journal: Journal) -> list[Identity]:
+    """What identifies each record that is asked for."""
+    check_reach(network, settings)
+    check_refine(network, settings.refine)
+    trials = enumerate_trials(settings)
+    names = [name for trial in trials for name in _names(journal, settings, trial)]
+    timed = trials if settings.timed_images else []
+    names += [journal.identity("timed", trial.fields) for trial in timed]
+    return [journal.identity("baseline", {}), *names]
+
+
+EXPERIMENT = Experiment(
+    "compress", Compress, run, write_report, SCHEMA, expected, ("moments", "compressed")
+)
 
 
 def check_reach(network: Network, settings: Compress) -> None:

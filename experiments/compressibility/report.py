@@ -252,7 +252,7 @@ def plot_index(rows: pd.DataFrame, name: str) -> str:
         name: the index's column.
     """
     text = INDEX_LABELS[name]
-    with figure(3.4, f"Weights that can go against {text}") as (drawn, svg):
+    with figure(3.0, f"Weights that can go against {text}") as (drawn, svg):
         axes = drawn.subplots()
         for place, (layer, own) in enumerate(rows.groupby("layer", sort=False)):
             (points,) = axes.plot(

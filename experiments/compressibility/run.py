@@ -28,7 +28,9 @@ from tdjax.params.digests import tree_digest
 from tdjax.plan.layers import LEAF
 
 
-def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
+def run(
+    network: Network, settings: Compressibility, workdir: Path, *, tensorboard: bool = False
+) -> Path:
     """Prune and measure everything that is asked for and not measured yet, then report.
 
     The work directory holds a folder for each run in `checkpoints/` and `moments/`. Returns the
@@ -37,6 +39,26 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     Arguments:
         network: of the first run; those of others differ from it in all that is random.
     """
+    _check(network, settings)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
+        names = _asked(settings, journal)
+        measure(journal, names, [partial(_runs, network, settings, journal, workdir)])
+        return write_report(workdir)
+
+
+def expected(network: Network, settings: Compressibility, journal: Journal) -> list[Identity]:
+    """What identifies each record that is asked for."""
+    _check(network, settings)
+    return _asked(settings, journal)
+
+
+EXPERIMENT = Experiment(
+    "compressibility", Compressibility, run, write_report, SCHEMA, expected, ("moments",)
+)
+
+
+def _check(network: Network, settings: Compressibility) -> None:
+    """Refuse, before any work, what the network does not have."""
     if network.is_given and settings.runs > 1:
         raise FieldError("runs", f"is {settings.runs}: a network that was given has one")
     if settings.seed + settings.runs - 1 > SEEDS:
@@ -45,15 +67,13 @@ def run(network: Network, settings: Compressibility, workdir: Path) -> Path:
     check_layers(network, settings.model.name)
     if "abp-l" in settings.methods:
         check_chain(network)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
-        names = [journal.identity("baseline", {"run": number}) for number in range(settings.runs)]
-        for number, trial in product(range(settings.runs), enumerate_trials(settings)):
-            names += _names(journal, settings, trial, number)
-        measure(journal, names, [partial(_runs, network, settings, journal, workdir)])
-        return write_report(workdir)
 
 
-EXPERIMENT = Experiment("compressibility", Compressibility, run, write_report)
+def _asked(settings: Compressibility, journal: Journal) -> list[Identity]:
+    names = [journal.identity("baseline", {"run": number}) for number in range(settings.runs)]
+    for number, trial in product(range(settings.runs), enumerate_trials(settings)):
+        names += _names(journal, settings, trial, number)
+    return names
 
 
 def check_layers(network: Network, name: str) -> None:

@@ -229,7 +229,7 @@ def plot_against(
         accuracy: before compression.
     """
     x, y = (cost, f"{COSTS[cost]} kept, %"), ("accuracy", on_test(settings.metric_name))
-    with figure(3.9, f"{method}: {y[1]} against {x[1]}") as (drawn, svg):
+    with figure(3.3, f"{method}: {y[1]} against {x[1]}") as (drawn, svg):
         axes = drawn.subplots()
         for place, norm in enumerate(COLORS):
             own = rows[rows["norm"] == norm]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,25 +40,20 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 
 
-def run(network: Network, settings: DataAware, workdir: Path) -> Path:
+def run(network: Network, settings: DataAware, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Measure everything that is asked for and not measured yet, then report.
 
     The work directory also holds `moments/`. Returns the path of the report's page; see
     `experiments.runner.carry_out`.
     """
-    if any(settings.correct_bias) and not network.has_biases:
-        problem = "has True: of a function's arrays it is not known which are biases; use (False,)"
-        raise FieldError("correct_bias", problem)
-    layer_test = layer_examples(settings, network.splits.test)
-    plans = plan_networks(network, settings)
-    check_refine(network, settings.refine)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    press = planned(network, settings)
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         sizes = [
             {"method": method, "keep": keep, "params": plan.size, "macs": math.ceil(plan.macs)}
-            for (method, keep), plan in plans.items()
+            for (method, keep), plan in press.plans.items()
         ]
         model = baseline(network, journal, workdir, ("test",), sizes=sizes)
-        press = Press(network, settings, model, plans, layer_test)
+        press = replace(press, model=model)
         trials = enumerate_trials(settings)
         measure(
             journal,
@@ -70,7 +66,28 @@ def run(network: Network, settings: DataAware, workdir: Path) -> Path:
         return write_report(workdir)
 
 
-EXPERIMENT = Experiment("data_aware", DataAware, run, write_report)
+def planned(network: Network, settings: DataAware) -> Press:
+    """What makes the networks of all trials, of a network that is not trained yet.
+
+    Raises ValueError for what the network or its data do not have.
+    """
+    if any(settings.correct_bias) and not network.has_biases:
+        problem = "has True: of a function's arrays it is not known which are biases; use (False,)"
+        raise FieldError("correct_bias", problem)
+    layer_test = layer_examples(settings, network.splits.test)
+    plans = plan_networks(network, settings)
+    check_refine(network, settings.refine)
+    return Press(network, settings, network.start, plans, layer_test)
+
+
+def expected(network: Network, settings: DataAware, journal: Journal) -> list[Identity]:
+    """What identifies each record that is asked for."""
+    press, trials = planned(network, settings), enumerate_trials(settings)
+    names = [_names(journal, press, trial) for own in trials.values() for trial in own]
+    return [journal.identity("baseline", {}), *itertools.chain.from_iterable(names)]
+
+
+EXPERIMENT = Experiment("data_aware", DataAware, run, write_report, SCHEMA, expected, ("moments",))
 
 
 def _names(journal: Journal, press: Press, trial: Trial) -> list[Identity]:

@@ -77,7 +77,7 @@ def decompose_runs(
     # Zero columns stay zero under ALS: starts filled up with them share one compiled program.
     widest = max((p.ranks[0] for p in plans.values() if p.method == "cp"), default=0)
     for choice, plan in plans.items():
-        runs = range(runs_of(plan.method))
+        runs = range(runs_of(choice.method))
         if plan.method == "cp":
             for run in runs:
                 own = choice_key(key, choice, run)

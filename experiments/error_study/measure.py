@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,19 @@ from tdjax.plan.plan import PlannedLayer
 MEASURED = ("validation", "test")
 
 
+@contextmanager
+def few_images() -> Iterator[None]:
+    """A block in which nobody is warned of second moments of few images.
+
+    These say little about others, but here as for the feature errors the norm is meant over just
+    them; no factor is fitted to them. Filters belong to the process: where threads are in such
+    blocks, one around all of them must be too.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "too few rows for second moments")
+        yield
+
+
 def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerMoments]:
     """What the norms of the data are made of, for every layer that the study compresses.
 
@@ -48,10 +62,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
     uncompressed network. All layers at once, whichever are still to be measured: the same program
     gives the same numbers however often a study is interrupted.
     """
-    with warnings.catch_warnings():
-        # Few images say little about others, but here as for the feature errors the norm is meant
-        # over just these; no factor is fitted to them.
-        warnings.filterwarnings("ignore", "too few rows for second moments")
+    with few_images():
         moments: dict[str, LayerMoments] = study.network.call(
             collect_moments,
             model,

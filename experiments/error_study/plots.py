@@ -62,7 +62,7 @@ def plot_taus(
     own = rows[rows[label].isin(names) & (rows["subset"] == subset)]
     phases = [phase for phase in COLORS if (own["phase"] == phase).any()]
     places = {value: place for place, value in enumerate(names)}
-    with figure(1.3 + 0.42 * len(names), f"Kendall's tau-a, {subset} set") as (drawn, svg):
+    with figure(1.1 + 0.42 * len(names), f"Kendall's tau-a, {subset} set") as (drawn, svg):
         axes = drawn.subplots()
         for i, phase in enumerate(phases):
             of_phase = own[own["phase"] == phase]
@@ -133,7 +133,7 @@ def plot_scatter(
     """
     marks = choices.assign(wrong=100 * np.exp(choices[f"test/{phase}/log_error"]))
     marks = marks.dropna(subset=["wrong"])
-    with figure(4.6, f"Approximation and classification error, {phase}") as (drawn, svg):
+    with figure(3.9, f"Approximation and classification error, {phase}") as (drawn, svg):
         axes = drawn.subplots()
         colors = _ramp(layers)
         markers = {method: MARKERS[i % len(MARKERS)] for i, method in enumerate(methods)}

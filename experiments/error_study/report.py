@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments.error_study.answers import what_to_use
 from experiments.error_study.data_errors import data_section
+from experiments.error_study.deviations import deviations
 from experiments.error_study.error_names import ERRORS, error_names
 from experiments.error_study.figures import (
     bars_text,
@@ -83,6 +84,7 @@ TERMS = (
     "choice", "compression", "run", "network", "phase", "tau", "absolute, relative, scaled",
     "weights", "features", "covariance, kronecker", "interval",
 )  # fmt: skip
+DEVIATIONS = "What differs from the published study"
 
 
 def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
@@ -127,6 +129,7 @@ def write_report(workdir: Path, *, resamples: int = 2000) -> Path:
             _tables(settings, taus, by_network),
             data_section(settings, measured, all_taus, taus["error"], bars_text(settings)),
             Section("unsaving", unsaving.title, tables=[unsaving]),
+            Section("deviations", DEVIATIONS, paragraphs=deviations(settings)),
         ],
         provenance=_provenance(settings, resamples),
         measured=measured_with(measured),

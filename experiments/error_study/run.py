@@ -11,7 +11,12 @@ from pathlib import Path
 from experiments.data.gather import SETS
 from experiments.error_study.candidates import Factors, decompose_runs, kernel_of
 from experiments.error_study.choices import PlannedStudy, plan_study
-from experiments.error_study.measure import compressed_records, finetune_records, moments_of_layers
+from experiments.error_study.measure import (
+    compressed_records,
+    few_images,
+    finetune_records,
+    moments_of_layers,
+)
 from experiments.error_study.protocol import Choice, Key, Protocol, Run
 from experiments.error_study.records import (
     SCHEMA,
@@ -24,34 +29,44 @@ from experiments.network.baseline import check_baseline
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
 from experiments.runner import Experiment, baseline, begin, measure
-from experiments.workdir.journal import Journal
+from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Further, Records
 from tdjax.moments.collect import LayerMoments
 
 
-def run(network: Network, settings: Protocol, workdir: Path) -> Path:
+def run(network: Network, settings: Protocol, workdir: Path, *, tensorboard: bool = False) -> Path:
     """Measure everything that the protocol asks for and is not measured yet, then report.
 
     Returns the path of the report's page; see `experiments.runner.carry_out`.
     """
     study = plan_study(network, settings)
     settings = study.protocol
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir) as journal:
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         check_records(settings, journal)
         errors = _has_data_errors(settings, journal)
         expected = product(settings.kinds, settings.keys)
-        measure(
-            journal,
-            [journal.identity(kind, choice_fields(key)) for kind, key in expected],
-            [
-                partial(_measure_network, study, number, journal, workdir, data_errors=errors)
-                for number in range(settings.networks)
-            ],
-        )
+        with few_images():
+            measure(
+                journal,
+                [journal.identity(kind, choice_fields(key)) for kind, key in expected],
+                [
+                    partial(_measure_network, study, number, journal, workdir, data_errors=errors)
+                    for number in range(settings.networks)
+                ],
+            )
         return write_report(workdir)
 
 
-EXPERIMENT = Experiment("study", Protocol, run, write_report)
+def expected(network: Network, settings: Protocol, journal: Journal) -> list[Identity]:
+    """What identifies each record that a study asks for."""
+    settings = plan_study(network, settings).protocol
+    check_records(settings, journal)
+    baselines = [("baseline", {"network": number}) for number in range(settings.networks)]
+    fields = [(kind, choice_fields(key)) for kind, key in product(settings.kinds, settings.keys)]
+    return [journal.identity(*one) for one in (*baselines, *fields)]
+
+
+EXPERIMENT = Experiment("study", Protocol, run, write_report, SCHEMA, expected)
 
 
 def _has_data_errors(settings: Protocol, journal: Journal) -> bool:

@@ -95,9 +95,14 @@ def check_weights(record: Record, models: Variables) -> None:
     """
     if record.get("weights", found := tree_digest(models)) != found:
         raise ValueError(
-            "the network before compression is not the one that was measured here: its checkpoint "
-            "or its file of weights was lost or replaced; put it back, or use another workdir"
+            f"{_named(record)} is not the one that was measured here: its checkpoint or its file "
+            "of weights was lost or replaced; put it back, or use another workdir"
         )
+
+
+def _named(record: Record) -> str:
+    number = record.get("network", 0)
+    return f"network {number} before compression" if number else "the network before compression"
 
 
 def check_baseline(record: Record, network: Network) -> None:
@@ -115,13 +120,12 @@ def check_baseline(record: Record, network: Network) -> None:
     accuracy = record["test"]["accuracy"]
     if chance is None or accuracy > chance:
         return
-    number, what = record.get("network", 0), "constant predictions have 0%"
-    named = f"network {number}" if number else "the network"
+    what = "constant predictions have 0%"
     if chance:
         share = float(np.bincount(labels).max() / len(labels))
         what = f"the most frequent class has {share:.2%} of them"
     raise ValueError(
-        f"{named} before compression has an {name} of {accuracy:.2%} on {len(labels)} test "
+        f"{_named(record)} has an {name} of {accuracy:.2%} on {len(labels)} test "
         f"examples, {what}: no better than chance; train it longer or check weights, inputs and "
         "labels, or set poor_baseline to True to go on"
     )

@@ -114,15 +114,19 @@ def outputs_of(
     Raises FieldError where that fails.
     """
     key = jax.random.key(0) if train else None
+    check_hash(settings, apply)
+    with model_errors(settings, _on(sample)):
+        found: Any = jax.eval_shape(apply, model.params, model.state, sample, key)
+        return found[0]
+
+
+def check_hash(settings: ModelSettings, apply: Forward) -> None:
+    """Raise FieldError for a network by which no programs can be kept."""
     try:
-        # Programs are kept by the module that they are compiled for.
         hash(apply)
     except TypeError as error:
         problem = "an attribute of it cannot be hashed: use tuples in place of lists and arrays"
         raise FieldError("model", f"is {_named(settings)}: {problem}") from error
-    with model_errors(settings, _on(sample)):
-        found: Any = jax.eval_shape(apply, model.params, model.state, sample, key)
-        return found[0]
 
 
 def check_logits(settings: ModelSettings, outputs: Any, classes: int) -> None:

@@ -125,7 +125,8 @@ class Judge:
         """
         if isinstance(self.metric, ExplainedVariance):
             return 0.0
-        if self.metric not in (None, _accuracy) or np.ndim(labels) != 1:
+        classes = np.ndim(labels) == 1 and np.issubdtype(labels.dtype, np.integer)
+        if self.metric not in (None, _accuracy) or not classes:
             return None
         share = float(np.bincount(labels).max() / len(labels))
         return share + 2 * math.sqrt(share * (1 - share) / len(labels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import numpy as np
 from experiments.data import DataSplits, Examples, Inputs
 from experiments.network.build import (
     build_network,
+    check_hash,
     check_logits,
     model_errors,
     outputs_of,
@@ -139,16 +141,19 @@ def configured(asked: ExperimentSettings) -> Network:
 def _initial(settings: NetworkSettings, module: nn.Module, sample: Inputs) -> Variables:
     """The variables of a Linen module that comes without, read or drawn."""
     key = jax.random.fold_in(jax.random.key(settings.seed), INIT)
-
-    @jax.jit
-    def init(key: jax.Array, sample: Inputs) -> Any:
-        args, kwargs = call_arguments(sample)
-        return module.init(key, *args, **kwargs)
-
+    check_hash(settings.model, LinenNetwork(module))
+    # Compiled once for all networks that differ in the key alone.
+    init = partial(_init, module)
     shapes = shapes_of(settings.model, init, key, sample)
     if settings.weights is None:
         return LinenNetwork(module).start(init(key, sample))
     return LinenNetwork(module).start(load_weights(settings.weights, shapes))
+
+
+@partial(jax.jit, static_argnames=("module",))
+def _init(module: nn.Module, key: jax.Array, sample: Inputs) -> Any:
+    args, kwargs = call_arguments(sample)
+    return module.init(key, *args, **kwargs)
 
 
 def given(asked: ExperimentSettings, module: Any, variables: Any, splits: DataSplits) -> Network:

@@ -93,7 +93,7 @@ def _mean(curves: Sequence[Sequence[float]]) -> list[float]:
 
 def _plot(curves: Curves, label: str, factor: float, count: int = 1) -> str:
     """A line for each curve; `count` in a row have one colour."""
-    with figure(3.6, f"{label} by epoch") as (drawn, svg):
+    with figure(3.0, f"{label} by epoch") as (drawn, svg):
         axes = drawn.subplots()
         for place, (name, values) in enumerate(curves.items()):
             color = COLORS[(place // count) % len(COLORS)]
@@ -105,9 +105,10 @@ def _plot(curves: Curves, label: str, factor: float, count: int = 1) -> str:
                 marker="o",
                 markersize=3,
                 linewidth=1.2,
-                label=in_legend(name) if place % count == 0 else None,
+                label=in_legend(name.partition(", network")[0]) if place % count == 0 else None,
             )
             titled(line, [f"{name}, epoch {i}\n{label}: {number(v, 3)}" for i, v in known])
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(visible=True)

@@ -6,6 +6,7 @@ A figure is as wide as a phone: a page sets several side by side where there is 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,8 +51,8 @@ STYLE: Any = {
     "text.parse_math": False,
 }
 WIDTH = 5.2
-# Characters of a legend that fit side by side.
-LINE = 50
+# Characters of a legend that fit side by side, and inches that a row of it takes.
+LINE, ROW = 50, 0.18
 
 
 def on_test(metric: str) -> str:
@@ -64,7 +65,7 @@ def figure(height: float, label: str) -> Iterator[tuple[Any, io.StringIO]]:
     """A figure in the reports' style, and the buffer that holds its SVG once the block ends.
 
     Arguments:
-        height: in inches, of which it is 5.2 wide.
+        height: without a legend, in inches, of which it is 5.2 wide.
         label: what it shows.
     """
     try:
@@ -83,12 +84,13 @@ def figure(height: float, label: str) -> Iterator[tuple[Any, io.StringIO]]:
 
 
 def draw_legend(drawn: Any, axes: Any) -> None:
-    """Below the axes what the marks mean, in as many columns as fit."""
+    """Below the axes what the marks mean, in as many columns as fit; the figure grows by that."""
     handles, names = axes.get_legend_handles_labels()
     if names:
         # A handle takes about as much as four characters.
-        columns = max(1, LINE // (max(map(len, names)) + 4))
-        drawn.legend(handles, names, ncols=min(columns, len(names)), loc="outside lower left")
+        columns = min(max(1, LINE // (max(map(len, names)) + 4)), len(names))
+        drawn.set_figheight(drawn.get_figheight() + ROW * math.ceil(len(names) / columns))
+        drawn.legend(handles, names, ncols=columns, loc="outside lower left")
 
 
 def limit_shares(axes: Any, axis: str) -> None:
@@ -187,7 +189,7 @@ def plot_curves(
         shares: whether the horizontal axis is in hundredths.
         style: see `draw_curve`.
     """
-    with figure(4.4, f"{title}, {y[1]} against {x[1]}".lstrip(", ")) as (drawn, svg):
+    with figure(3.6, f"{title}, {y[1]} against {x[1]}".lstrip(", ")) as (drawn, svg):
         axes: Any = drawn.subplots()
         curves = rows.groupby("curve", sort=False)
         for place, (name, own) in enumerate(curves):

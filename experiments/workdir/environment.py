@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from importlib import metadata
 from itertools import pairwise
@@ -59,9 +58,9 @@ def measured_with(measured: Journal) -> dict[str, str]:
     if times:
         days = dict.fromkeys(day[:10] for day in (times[0], times[-1]))
         found["measured"] = " to ".join(days)
-    if (spent := _spent(starts, times)) is not None:
+    if (known := spent(measured)) is not None:
         begun = f", begun {len(starts)} times" if len(starts) > 1 else ""
-        found["duration"] = f"{_in_words(spent)}{begun}"
+        found["duration"] = f"{in_words(known)}{begun}"
     for field, name in SHOWN.items():
         values = dict.fromkeys(one[field] for one in measured.environments if field in one)
         if values:
@@ -69,8 +68,10 @@ def measured_with(measured: Journal) -> dict[str, str]:
     return found
 
 
-def _spent(starts: Sequence[str], times: Sequence[str]) -> timedelta | None:
-    """From each start to the last record before the next."""
+def spent(measured: Journal) -> timedelta | None:
+    """From each start of a process that measured to its last record; None where it is not known."""
+    times = sorted(measured.times)
+    starts = sorted(one["started"] for one in measured.environments if "started" in one)
     spent = None
     for start, end in pairwise([*starts, "~"]):
         if within := [time for time in times if start <= time < end]:
@@ -82,7 +83,8 @@ def _spent(starts: Sequence[str], times: Sequence[str]) -> timedelta | None:
     return spent
 
 
-def _in_words(spent: timedelta) -> str:
+def in_words(spent: timedelta) -> str:
+    """A time in hours and minutes, or minutes and seconds."""
     minutes, seconds = divmod(round(spent.total_seconds()), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

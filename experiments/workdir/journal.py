@@ -6,7 +6,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,6 +71,7 @@ class Journal:
         times: when they were appended, where that is known.
         environment: the versions of this process, recorded with its first record where the last
             ones were others; None to record none.
+        told: is told of each record that was appended.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Journal:
     environments: tuple[Record, ...] = ()
     times: tuple[str, ...] = ()
     environment: Record | None = None
+    told: Callable[[Record], object] | None = None
     _appended: dict[Identity, str] = field(default_factory=dict)
     # Networks are trained by several threads, each of which records its epochs.
     _lock: Any = field(default_factory=threading.Lock, compare=False)
@@ -97,7 +99,8 @@ class Journal:
 
     def again(self) -> Journal:
         """The journal as it is now, with what was appended since it was read."""
-        return replace(read_journal(self.path, self.schema), environment=self.environment)
+        found = read_journal(self.path, self.schema)
+        return replace(found, environment=self.environment, told=self.told)
 
     def append(self, records: Sequence[Record]) -> list[Record]:
         """Append those that were not found when the journal was read; these are returned.
@@ -127,6 +130,8 @@ class Journal:
         if new:
             append_records(self.path, [*self._dated(new), *self._unrecorded()])
             self._appended.update(texts)
+            for record in new if self.told else ():
+                self.told(record)
         return new
 
     def _dated(self, records: Sequence[Record]) -> list[Record]:

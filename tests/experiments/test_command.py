@@ -20,7 +20,7 @@ def told_at_the_end(monkeypatch, error, workdir="runs/none"):
         def __init__(self, value):
             self.value = value
 
-    def raising(*_):
+    def raising(*_, **__):
         raise error
 
     def end(status, line):
@@ -28,7 +28,8 @@ def told_at_the_end(monkeypatch, error, workdir="runs/none"):
 
     for name, value in {"CONFIG": Config(), "WORKDIR": workdir, "CACHE": ""}.items():
         monkeypatch.setattr(command, name, Flag(value))
-    monkeypatch.setattr(command, "TRACEBACK", Flag(False))
+    for name in ("TRACEBACK", "TENSORBOARD", "DRY_RUN"):
+        monkeypatch.setattr(command, name, Flag(False))
     monkeypatch.setattr(command, "carry_out", raising)
     monkeypatch.setattr(command, "end", end)
     with pytest.raises(SystemExit) as raised:

@@ -70,9 +70,12 @@ def test_every_configuration_is_a_study_that_can_be_planned(file, arg):
     variables = jax.eval_shape(module.init, jax.random.key(0), sample)
     plans = enumerate_choices(protocol, layer_table(module, variables, sample))
     if arg == "":
-        assert len(plans) * protocol.runs == (600 if file.stem == "resnet18_cifar10" else 375)
+        counts = {"resnet18_cifar10": 3 * 600, "digits": 5 * 25 * (5 + 2 + 2)}
+        assert len(protocol.keys) == counts.get(file.stem, 5 * 375)
+        assert len(plans) == 3 * 5 * len(protocol.layers)
     else:
-        assert len(plans) * protocol.runs == 2 * 3 * 2 * 2
+        assert len(plans) == 2 * 3 * 2
+        assert len(protocol.keys) == 2 * 2 * 2 * (2 + 1 + 1)
     assert bool(published_study(protocol.published).values) == (protocol.published is not None)
 
 

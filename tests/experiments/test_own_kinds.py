@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 
 import tdjax
 from experiments import compress, compressibility, data_aware, error_study
+from experiments.compress.settings import SCHEMA
 from experiments.compressibility.layers import layers_of
 from experiments.compressibility.measure import tuned
 from experiments.data import prepare_arrays
@@ -26,6 +27,7 @@ from experiments.network.forward import Variables
 from experiments.network.judge import Judge, judge_of
 from experiments.network.network import configured, given
 from experiments.workdir.fields import read_fields
+from experiments.workdir.journal import read_journal
 
 pytest.importorskip("matplotlib")
 
@@ -274,7 +276,8 @@ def test_networks_that_come_with_arrays_are_trained_or_read(kind, tmp_path, monk
     settings = read_fields(compress.Compress, {**raw, "seed": 3})
     own = configured(settings)
     assert not own.is_trained
-    fit = train_baseline(own, tmp_path / "checkpoints")
+    journal = read_journal(tmp_path / "metrics.jsonl", SCHEMA)
+    fit = train_baseline(own, tmp_path / "checkpoints", journal)
     changed = jax.tree.map(lambda a, b: bool((a != b[0]).any()), own.start, fit.model)
     # Statistics and counters of random numbers too, but no keys.
     assert sum(jax.tree.leaves(changed)) == (6 if kind == "nnx" else 3)

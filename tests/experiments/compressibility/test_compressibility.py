@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 import tdjax
+from benchmarks.kills import lines_of
 from experiments.compressibility.layers import kernels, layer_records, layers_of
 from experiments.compressibility.measure import MaskedFit, Pruner, measured, present, tuned
 from experiments.compressibility.paper import published_pruning
@@ -18,6 +20,7 @@ from experiments.compressibility.rows import averaged_layers, layer_rows
 from experiments.compressibility.run import check_chain
 from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.data_aware.settings import DataAware
+from experiments.dry_run import dry_run
 from experiments.models import MLP
 from experiments.network.calibrate import Calibration
 from experiments.network.forward import Variables
@@ -87,7 +90,7 @@ def pruner(network):
 
 
 def lines(workdir):
-    return (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    return [line for line in lines_of(workdir) if json.loads(line)["kind"] != "epoch"]
 
 
 def tables(workdir):
@@ -119,11 +122,15 @@ def test_records_and_report(unbroken):
     kinds = [record["kind"] for record in records]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "baseline": 2,
-        "environment": 1,
         "layer": 4,
         "pruned": 22,
         "tuned": 22,
     }
+    asked = dry_run(CONFIG, unbroken)
+    assert re.findall(r"^  (\w+) +(\d+) +(\d+) +0$", asked, re.M) == [
+        (kind, f"{kinds.count(kind)}", f"{kinds.count(kind)}")
+        for kind in ("baseline", "pruned", "tuned")
+    ]
     names = {file.name for file in (unbroken / "report").iterdir()}
     assert names == {
         "measurements.csv",
@@ -134,6 +141,9 @@ def test_records_and_report(unbroken):
         "tables.md",
         "curves_pruned.svg",
         "curves_tuned.svg",
+        "training_loss.svg",
+        "tuning_loss.svg",
+        "tuning_validation_loss.svg",
         *(f"layers_0.5_{name}.svg" for name in ("sparsity_index", "pq_index", "effective_share")),
         "index.html",
     }

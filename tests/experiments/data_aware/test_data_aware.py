@@ -1,17 +1,21 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks.kills import lines_of
 from experiments.data_aware.report import write_report
 from experiments.data_aware.run import Press, plan_networks
-from experiments.data_aware.settings import DataAware, Trial, enumerate_trials
+from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials
+from experiments.dry_run import dry_run
 from experiments.network.calibrate import Calibration
 from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.network import configured
@@ -19,6 +23,7 @@ from experiments.network.train_on import moments_for
 from experiments.network.training import evaluate
 from experiments.runner import carry_out
 from experiments.workdir.fields import plain_fields, read_fields
+from experiments.workdir.journal import read_journal
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -100,7 +105,7 @@ def tables(workdir):
 
 
 def lines(workdir):
-    return (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    return [line for line in lines_of(workdir) if json.loads(line)["kind"] != "epoch"]
 
 
 def test_every_trial_once_and_what_sees_no_data_not_again():
@@ -118,6 +123,9 @@ def test_every_trial_once_and_what_sees_no_data_not_again():
 def test_records_report_and_figures(unbroken, press):
     records = [json.loads(line) for line in lines(unbroken)]
     kinds = [record["kind"] for record in records]
+    found = re.findall(r"^  (\w+) +([\d,]+) +([\d,]+) +0$", dry_run(CONFIG, unbroken), re.M)
+    counts = Counter(kinds)
+    assert sorted(found) == sorted((kind, f"{n:,}", f"{n:,}") for kind, n in counts.items())
     assert kinds[0] == "baseline"
     trials = [
         trial
@@ -129,8 +137,7 @@ def test_records_report_and_figures(unbroken, press):
     assert kinds.count("tuned") == 2 + 2 * 5
     layers = [len(press.plans[trial.method, trial.keep].factorised) for trial in trials]
     assert kinds.count("layer") == sum(layers) > len(trials)
-    scored = [r for r in records if r["kind"] != "environment"]
-    assert all(r["test"]["count"] == (20 if r["kind"] == "layer" else 50) for r in scored)
+    assert all(r["test"]["count"] == (20 if r["kind"] == "layer" else 50) for r in records)
     found = {file.name for file in (unbroken / "report").iterdir()}
     assert found == {
         "measurements.csv",
@@ -139,6 +146,7 @@ def test_records_report_and_figures(unbroken, press):
         "gains.csv",
         "tables.md",
         "index.html",
+        *(f"{what}_{of}.svg" for what in ("training", "tuning") for of in ("loss", "metric")),
         *(
             f"accuracy_{cost}_{method}_{phase}.svg"
             for cost in ("params", "macs")
@@ -165,7 +173,8 @@ def test_a_network_is_measured_as_its_factors_say(unbroken, press):
     from experiments.network.baseline import train_baseline
 
     network = press.network
-    fit = train_baseline(network, unbroken / "checkpoints" / "baseline")
+    journal = read_journal(unbroken / "metrics.jsonl", SCHEMA)
+    fit = train_baseline(network, unbroken / "checkpoints" / "baseline", journal)
     model = jax.tree.map(lambda leaf: leaf[0], fit.best)
     plan = press.plans["svd", 0.5]
     moments = tdjax.load_moments(unbroken / "moments" / "same-60-1.npz")
@@ -252,7 +261,7 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
     shutil.copy(unbroken / "config.json", workdir)
     write_report(workdir)
     assert "not trained yet" in (workdir / "report" / "index.html").read_text()
-    (workdir / "metrics.jsonl").write_bytes(b"".join(lines(unbroken)[:4]))
+    (workdir / "metrics.jsonl").write_bytes(b"".join(lines(unbroken)[:3]))
     write_report(workdir)
     assert len((workdir / "report" / "measurements.csv").read_text().splitlines()) == 3
     (workdir / "metrics.jsonl").write_bytes(lines(unbroken)[0] + b'{"kind": "network"}\n')
@@ -284,7 +293,7 @@ def test_one_start_and_one_decomposition_for_all_that_see_no_data(press, tmp_pat
 
 
 def test_transfer_without_tuning_and_layers(unbroken, transfer):
-    baseline, _, *records = map(json.loads, lines(transfer))
+    baseline, *records = map(json.loads, lines(transfer))
     assert {r["kind"] for r in records} == {"network"}
     assert sorted(r["source"] for r in records) == ["brighter", "digits", "same"]
     # The same network as without the change of the test images.
@@ -357,7 +366,7 @@ def measured_again(raw, workdir):
     (workdir / "metrics.jsonl").write_bytes(b"".join(whole[:-1]))
     carry_out(raw, workdir)
     assert lines(workdir) == whole
-    return [json.loads(line) for line in whole[2:]]
+    return [json.loads(line) for line in whole[1:]]
 
 
 def test_layer_after_layer(tmp_path):

@@ -46,7 +46,12 @@ def test_round_trip_through_json():
     written = json.loads(json.dumps(plain_fields(protocol)))
     assert read_fields(Protocol, written) == protocol
     assert plain_fields(read_fields(Protocol, written)) == plain_fields(protocol)
-    assert written["measure"] == {"feature_images": 1000, "batch_size": 500, "chunk": 25}
+    assert written["measure"] == {
+        "feature_images": 1000,
+        "drawn": True,
+        "batch_size": 500,
+        "chunk": 25,
+    }
 
 
 def test_a_protocol_is_hashable():

@@ -10,6 +10,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.kills import lines_of
+from experiments.dry_run import dry_run
 from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.protocol import Key, Protocol
@@ -19,6 +21,7 @@ from experiments.network import checkpoints
 from experiments.network.checkpoints import CheckpointError
 from experiments.network.network import configured
 from experiments.runner import carry_out
+from experiments.workdir import threads
 from experiments.workdir.fields import read_fields
 from experiments.workdir.threads import Further, in_threads
 
@@ -154,8 +157,43 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, lost):
     (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-lost]) + half)
     carry_out(CONFIG, workdir)
     assert journal(workdir).startswith(b"".join(lines[:-lost]))
-    assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
+    assert sorted(lines_of(workdir)) == sorted(lines_of(unbroken))
     assert tables(workdir) == tables(unbroken)
+
+
+def test_a_dry_run_says_what_is_left_and_touches_nothing(unbroken, tmp_path, monkeypatch):
+    told = dry_run(CONFIG, unbroken)
+    assert (
+        "  compressed           16         16          0\n  finetuned            16         16"
+        in told
+    )
+    assert "\nlayer: conv2, conv3\nmethod: cp, svd\ncompression: 0.3, 0.6\n" in told
+    assert "\nrun: 0 to 1\ntime: nothing is left to do\n" in told
+    assert told.endswith("the folder holds this configuration: the same command without it goes on")
+    # Half done, at the pace until then.
+    workdir = tmp_path / "half"
+    shutil.copytree(unbroken, workdir)
+    lines = journal(unbroken).splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-10]))
+    before = everything(workdir)
+    monkeypatch.setattr("experiments.dry_run.KNOWN", -1)
+    assert re.search(
+        r"time: about .* more, at the pace of the .* until now", dry_run(CONFIG, workdir)
+    )
+    assert everything(workdir) == before
+    # Of a new folder, from a few steps.
+    told = dry_run(SMALLER, tmp_path / "none", tensorboard=True)
+    assert re.search(
+        r"time: about .* an estimate: .* of 5 epochs of 5 steps, [0-9.e+]+ ms each", told
+    )
+    assert told.endswith(
+        f"{tmp_path}/none: config.json, metrics.jsonl, checkpoints/, report/, tensorboard/"
+    )
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="holds another configuration"):
+        dry_run({**CONFIG, "seed": 1}, unbroken)
+    with pytest.raises(ValueError, match="--dry-run: the report alone measures nothing"):
+        dry_run({"experiment": "report"}, unbroken)
 
 
 def without_data_errors(line):
@@ -196,7 +234,7 @@ def test_a_study_of_an_earlier_version_is_finished_as_it_was_begun(unbroken, old
     (workdir / "metrics.jsonl").write_bytes(b"".join(lines[:-25]))
     with pytest.warns(UserWarning, match=f"{re.escape(str(workdir))} lack .*use another workdir"):
         carry_out(CONFIG, workdir)
-    assert sorted(journal(workdir).splitlines()) == sorted(journal(older).splitlines())
+    assert sorted(lines_of(workdir)) == sorted(lines_of(older))
     assert tables(workdir) == tables(older)
     page = (workdir / "report" / "index.html").read_text()
     assert f"Not measured: {COUNT} of {COUNT} measurements in this work directory lack" in page
@@ -229,7 +267,7 @@ def test_a_study_that_an_earlier_version_had_only_trained_for_has_all_errors(
     lines = journal(older).splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_bytes(lines[0] + b"".join(lines[2:4]))
     carry_out(CONFIG, workdir)
-    assert sorted(journal(workdir).splitlines()) == sorted(journal(unbroken).splitlines())
+    assert sorted(lines_of(workdir)) == sorted(lines_of(unbroken))
 
 
 def launch(cache, config, workdir, *flags):
@@ -359,6 +397,22 @@ def test_tasks_that_others_find_are_done_too(names):
     assert found == sorted(f"{name}{end}" for name in names for end in ("", "0", "1", "10"))
     with pytest.raises(RuntimeError, match="found and broken"):
         in_threads([lambda: iter([Further([broken])])] * len(names), taken.append)
+
+
+def test_what_a_task_finds_is_done_before_other_tasks_begin(monkeypatch):
+    taken = []
+
+    def leaf(name):
+        yield [{"name": name}]
+
+    def branch(name):
+        yield [{"name": name}]
+        yield Further([lambda: leaf(f"{name}0"), lambda: leaf(f"{name}1")])
+
+    monkeypatch.setattr(threads, "workers", lambda: 1)
+    in_threads([lambda: branch("a"), lambda: branch("b")], taken.append)
+    found = [record["name"] for records in taken for record in records]
+    assert found == ["a", "a0", "a1", "b", "b0", "b1"]
 
 
 def test_a_checkpoint_of_another_network_is_named(tmp_path, capsys):
