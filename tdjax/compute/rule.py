@@ -17,10 +17,10 @@ quarter of their parameters in the way that is chosen here, as times faster than
 | 512 -> 512, 7x7, of 1   | 3.0    | 3.1      | 4.5  | 3.7 | 2.9  | 2.8    |
 
 The costs below were fitted to the 96 cases of that benchmark on that machine, these and those with
-half of the parameters, before factors were padded and 1x1 stages were products. Of these cases 92 of
-the choices between the chain and the dense kernel are right, the others by less than a tenth; where
-it is close, costs are 19 % off in the median. On GPU and TPU XLA's own is not known to be slow:
-there it computes everything.
+half of the parameters, before factors were padded and 1x1 stages were products. Of these cases, 92
+of the choices between the chain and the dense kernel are right, the others lose less than a tenth;
+where it is close, costs are 19 % off in the median. On GPU and TPU XLA's own is not known to be
+slow: there it computes everything.
 """
 
 from __future__ import annotations
