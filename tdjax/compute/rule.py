@@ -1,24 +1,26 @@
 """Which way computes a layer, from shapes alone: rules with measured grounds.
 
-Measured on 2 cores of a CPU (Intel Xeon), 3x3 layers with a quarter of their parameters in the way
-that is chosen here, as times faster than the dense layer (its multiply-accumulates are 4 times as
-many), calls of a layer alone, medians of 20 rounds of `python -m benchmarks.ways`:
+Measured on 2 cores of a CPU (Intel Xeon, jaxlib 0.10, other work on the machine), 3x3 layers with a
+quarter of their parameters in the way that is chosen here, as times faster than the dense layer
+(its multiply-accumulates are 4 times as many), calls of a layer alone, medians of 12 rounds of
+`python -m benchmarks.ways`:
 
 | layer                   | Tucker | low rank | rows | CP  | TT   | splits |
 |-------------------------|--------|----------|------|-----|------|--------|
-| 16 -> 16, 32x32, of 8   | 0.9    | 0.9      | 0.9  | 1.4 | 0.9  | 0.9    |
-| 32 -> 32, 16x16, of 32  | 0.9    | 1.6      | 1.9  | 0.9 | 0.8  | 0.9    |
-| 64 -> 64, 8x8, of 32    | 1.9    | 1.8      | 2.7  | 1.5 | 1.6  | 1.1    |
-| 64 -> 64, 56x56, of 1   | 2.0    | 2.1      | 3.0  | 1.6 | 1.7  | 1.4    |
-| 64 -> 64, 56x56, of 16  | 1.7    | 1.9      | 2.5  | 1.0 | 1.4  | 1.7    |
-| 128 -> 128, 28x28, of 1 | 1.6    | 1.4      | 1.8  | 1.3 | 1.5  | 1.6    |
-| 256 -> 256, 14x14, of 1 | 2.1    | 1.4      | 2.3  | 1.8 | 1.8  | 1.9    |
-| 512 -> 512, 7x7, of 1   | 2.6    | 2.3      | 3.1  | 3.0 | 2.3  | 2.0    |
+| 16 -> 16, 32x32, of 8   | 0.9    | 0.9      | 1.2  | 2.0 | 0.9  | 0.9    |
+| 32 -> 32, 16x16, of 32  | 0.9    | 1.3      | 1.6  | 1.0 | 1.3  | 1.0    |
+| 64 -> 64, 8x8, of 32    | 1.7    | 2.2      | 2.3  | 1.4 | 1.9  | 1.0    |
+| 64 -> 64, 56x56, of 1   | 1.7    | 2.0      | 2.6  | 1.6 | 1.9  | 0.9    |
+| 64 -> 64, 56x56, of 16  | 1.7    | 1.9      | 2.3  | 1.0 | 2.2  | 1.5    |
+| 128 -> 128, 28x28, of 1 | 2.1    | 2.8      | 3.2  | 2.1 | 2.2  | 1.2    |
+| 256 -> 256, 14x14, of 1 | 2.8    | 3.3      | 3.4  | 2.1 | 1.7  | 2.8    |
+| 512 -> 512, 7x7, of 1   | 3.0    | 3.1      | 4.5  | 3.7 | 2.9  | 2.8    |
 
 The costs below were fitted to the 96 cases of that benchmark on that machine, these and those with
-half of the parameters. Where it is close, they are 19 % off in the median; of 96 choices between
-the chain and the dense kernel 91 are right. On GPU and TPU XLA's own is not known to be slow: there
-it computes everything.
+half of the parameters, before factors were padded and 1x1 stages were products. Of these cases, 92
+of the choices between the chain and the dense kernel are right, the others lose less than a tenth;
+where it is close, costs are 19 % off in the median. On GPU and TPU XLA's own is not known to be
+slow: there it computes everything.
 """
 
 from __future__ import annotations

@@ -348,7 +348,7 @@ def _thin(cls: type, module: Any, *shape: Any, **settings: Any) -> nnx.Module:
 
 
 # The attribute that is the function by which a layer multiplies.
-MULTIPLIES = {nnx.Conv: "conv_general_dilated", nnx.Linear: "dot_general"}
+MULTIPLIES: dict[Any, str] = {nnx.Conv: "conv_general_dilated", nnx.Linear: "dot_general"}
 KINDS: dict[type, Kind] = {
     nnx.Conv: Kind(
         "kernel",

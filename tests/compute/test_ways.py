@@ -18,6 +18,7 @@ from plain_models import normal, scaled_normal
 
 import tdjax
 from tdjax import Form, Layer, Plan, PlannedLayer, Rule
+from tdjax.compute import rule
 from tdjax.compute.convolve import Apart, StageConvolution, apart, dense_kernel
 from tdjax.compute.programs import channels_last
 from tdjax.compute.rule import is_reconstructed, way_of
@@ -578,3 +579,65 @@ def test_layers_that_a_plan_keeps_dense_are_computed_apart():
     factors = tdjax.factorize_params(function, plan)
     small = tdjax.factorize(apply, plan)
     assert selections(small, factors, x) - selections(apply, function, x) == 2
+
+
+# ---------------------------------------------------------------- factors with zeros behind them
+
+
+def test_ranks_that_a_cpu_computes_faster():
+    def wide(width, ranks, backend="cpu", inputs=None, **form):
+        own = Layer("c", "conv", (3, 3, inputs or width, width), 1, (8, 8), (8, 8))
+        return rule.widened(PlannedLayer(own, Form(ranks=ranks, **form)), backend).ranks
+
+    low = {"method": "svd"}
+    assert [wide(128, (r,), **low) for r in (12, 13, 17, 24, 25, 32, 40, 49, 63, 64, 70)] == [
+        (12,), (16,), (17,), (24,), (32,), (32,), (40,), (64,), (64,), (64,), (70,)
+    ]  # fmt: skip
+    assert wide(64, (21,), inputs=3, **low) == (48,)
+    # What comes out of one window and goes into the next is whole vectors.
+    assert wide(64, (18,), fold="rows", **low) == (24,)
+    assert wide(64, (3, 19), method="tucker") == (3, 24)
+    assert wide(64, (21, 7, 50), method="tt") == (24, 8, 64)
+    for kept_so in ({"method": "cp"}, {"method": "svd", "splits": 2}):
+        assert wide(64, (13,), **kept_so) == (13,)
+    assert wide(64, (13,), "gpu", **low) == (13,)
+
+
+@pytest.mark.parametrize("form", ["svd", "rows", "tucker", "tt"])
+def test_zeros_behind_factors_change_nothing(form):
+    form = {
+        "svd": Form("svd", (13,)), "rows": Form("svd", (7,), fold="rows"),
+        "tucker": Form("tucker", (5, 7)), "tt": Form("tt", (5, 6, 13)),
+    }[form]  # fmt: skip
+    x, xla = normal(0, 2, 6, 6, 8), {"": ("xla",) * (4 if form.method == "tt" else 2)}
+    xla = {"": ("xla",) * 3} if form.method == "tucker" else xla
+    model = nn.Conv(16, (3, 3))
+    variables = model.init(jax.random.key(0), x)
+    (own,) = tdjax.layer_table(model, variables, x)
+    plan = Plan((PlannedLayer(own, form),)).with_ways(xla)
+    params = tdjax.factorize_params(variables, plan)
+    found = tdjax.factorize(model, plan).apply(params, x)
+    expected = model.apply(tdjax.reconstruct_params(params, plan), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    shapes = [stage.kernel_shape for stage in rule.widened(plan[""], "cpu").stages]
+    assert shapes != [stage.kernel_shape for stage in plan[""].stages]
+    assert str(shapes[1]).strip("()") in re.sub(
+        r"f32\[([\d,]+)\]",
+        lambda m: m[1].replace(",", ", "),
+        str(jax.make_jaxpr(tdjax.factorize(model, plan).apply)(params, x)),
+    )
+    other = nnx.Conv(8, 16, (3, 3), rngs=nnx.Rngs(0))
+    other.kernel[...], other.bias[...] = (variables["params"][name] for name in ("kernel", "bias"))
+    (same,) = tdjax.layer_table(other, x)
+    small = tdjax.factorize(other, Plan((PlannedLayer(same, form),)).with_ways(xla))
+    np.testing.assert_allclose(small(x), expected, rtol=1e-4, atol=1e-5)
+
+    def apply(params, x):
+        numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        return lax.conv_general_dilated(x, params["k"], (1, 1), "SAME", **numbers)
+
+    kernels = {"k": variables["params"]["kernel"]}
+    (same,) = tdjax.layer_table(apply, kernels, x)
+    plan = Plan((PlannedLayer(same, form),)).with_ways({"k": xla[""]})
+    found = tdjax.factorize(apply, plan)(tdjax.factorize_params(kernels, plan), x)
+    np.testing.assert_allclose(found + variables["params"]["bias"], expected, rtol=1e-4, atol=1e-5)
