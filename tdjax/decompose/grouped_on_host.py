@@ -72,8 +72,9 @@ def _posed(blocks: Float[Array, "k m n"], weight: Weight | None) -> Problem:
         return Problem(blocks, None, [None] * k, sum_of_products(blocks, blocks), None)
     squared = sum_of_products(blocks, _weighed(weight, blocks))
     if weight.array.ndim == 2:
-        own = weight.array.reshape(k, 1, m)
-        return Problem(blocks, weight, [weight._replace(array=part) for part in own], squared, None)
+        diagonals = weight.array.reshape(k, 1, m)
+        own = [weight._replace(array=part) for part in diagonals]
+        return Problem(blocks, weight, own, squared, None)
     whole = weight.array.reshape(k, m, k, m)
     own = [weight._replace(array=whole[None, i, :, i]) for i in range(k)]
     roots = np.stack([cholesky(part.in_full()[0], solves=True) for part in own]) if k > 1 else None

@@ -149,12 +149,12 @@ def _fitted(problem: Problem, factor: Float[Array, "c r"], rank: int) -> State:
     output, dropped = vectors[:, :rank], vectors[:, rank:]
     core = solve_upper(root, rooted @ output).reshape(k, -1, output.shape[1])
     projected, beyond = problem.x @ output, sum_of_products(dropped, problem.energy @ dropped)
-    for _ in range(AGAIN):
+    for more in reversed(range(AGAIN + 1)):
         rest = projected - np.matmul(factor, core)
         residual = _weighed(problem.weight, rest)
         squared = beyond + sum_of_products(rest, residual)
         left = solve_lower(root, np.matmul(factor.T, residual).reshape(len(root), -1))
-        if sum_of_products(left, left) <= WORTH * squared:
+        if not more or sum_of_products(left, left) <= WORTH * squared:
             break
         core = core + solve_upper(root, left).reshape(core.shape)
     if squared < FAINT**2 * problem.squared:
