@@ -106,10 +106,12 @@ def _posed(x: Float[Array, "k c t"], weight: Weight) -> Problem:
     matrix, blocks = x.reshape(-1, t), _blocks(weight, c)
     product = _weighed(weight, x)
     energy = matrix.T @ product.reshape(-1, t)
-    mean = np.einsum("kkcd->cd", blocks) * (_scale(weight) ** 2 / k)
+    # In two steps, as in `Weight.times`.
+    scale = _scale(weight)
+    mean = (scale * np.einsum("kkcd->kcd", blocks)).sum(axis=0) * scale / k
     ridge = PRECONDITIONER_RIDGE * np.mean(np.diagonal(mean) + weight.shift)
     inverse = np.linalg.inv(definite(mean + (weight.shift + ridge) * eye(mean)))
-    window = np.einsum("klcd,cd->kl", blocks, inverse) * (_scale(weight) ** 2 / c)
+    window = np.einsum("klcd,cd->kl", blocks, scale * inverse) * scale / c
     window += weight.shift * np.trace(inverse) / c * eye(window)
     return Problem(x, weight, product, (energy + energy.T) / 2, inverse, window)
 
