@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from tdjax.decompose.als import iterate_on_host
 from tdjax.decompose.low_rank_on_host import best_low_rank
-from tdjax.decompose.on_host import Weight, cholesky, solve_lower, solve_upper, sum_of_products
+from tdjax.decompose.on_host import Triangle, Weight, factor_in_blocks, sum_of_products
 
 Array = np.ndarray
 
@@ -27,15 +27,14 @@ class Problem(NamedTuple):
         weight: S, (1, m, m), or its diagonal; None for the identity.
         parts: S_ii by block; None for the identity.
         squared: the squared norm of the matrix.
-        roots: (k, m / k, m / k), lower triangular, of what couples a block to itself; None where
-            nothing couples the blocks.
+        roots: the Cholesky factors of S_ii; None where nothing couples the blocks.
     """
 
     blocks: Float[Array, "k m n"]
     weight: Weight | None
     parts: list[Weight] | list[None]
     squared: float
-    roots: Float[Array, "k m m"] | None
+    roots: list[Triangle] | None
 
 
 class State(NamedTuple):
@@ -72,11 +71,12 @@ def _posed(blocks: Float[Array, "k m n"], weight: Weight | None) -> Problem:
         return Problem(blocks, None, [None] * k, sum_of_products(blocks, blocks), None)
     squared = sum_of_products(blocks, _weighed(weight, blocks))
     if weight.array.ndim == 2:
-        own = weight.array.reshape(k, 1, m)
-        return Problem(blocks, weight, [weight._replace(array=part) for part in own], squared, None)
+        diagonals = weight.array.reshape(k, 1, m)
+        own = [weight._replace(array=part) for part in diagonals]
+        return Problem(blocks, weight, own, squared, None)
     whole = weight.array.reshape(k, m, k, m)
     own = [weight._replace(array=whole[None, i, :, i]) for i in range(k)]
-    roots = np.stack([cholesky(part.in_full()[0], solves=True) for part in own]) if k > 1 else None
+    roots = [factor_in_blocks(part.in_full()[0]) for part in own] if k > 1 else None
     return Problem(blocks, weight, own, squared, roots)
 
 
@@ -107,7 +107,7 @@ def _swept(problem: Problem, state: State) -> State:
     assert problem.roots is not None
     left, right, rest = (own.copy() for own in (state.left, state.right, state.rest))
     for i, (root, part) in enumerate(zip(problem.roots, problem.parts, strict=True)):
-        step = solve_upper(root, solve_lower(root, _strip(problem.weight, rest, i)))
+        step = root.solve_transposed(root.solve(_strip(problem.weight, rest, i)))
         target = problem.blocks[i] - rest[i] + step
         left[i], right[i] = best_low_rank(target, left.shape[2], part, None)
         rest[i] = problem.blocks[i] - left[i] @ right[i]

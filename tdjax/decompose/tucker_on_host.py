@@ -27,17 +27,18 @@ from tdjax.decompose.on_host import (
     definite,
     eye,
     factor_in_blocks,
-    solve_lower,
-    solve_upper,
     sum_of_products,
 )
 
 Array = np.ndarray
 STEPS = 2
-# The core is solved for again, so often at most, while that gains this share of the squared error.
-AGAIN, WORTH = 3, 1e-3
+# What the equations for the core leave is solved for once; where that gains more than this share of
+# the squared error, what is left is measured again, so often at most.
+AGAIN, WORTH = 3, 1e-2
 # Below this relative error what lies beyond the output factor is lost in the rounding of x^T S x.
 FAINT = 1e-3
+# Channels from which on half of a symmetric product is worth a call for each window position.
+HALVED_FROM = 96
 
 
 class Problem(NamedTuple):
@@ -105,10 +106,12 @@ def _posed(x: Float[Array, "k c t"], weight: Weight) -> Problem:
     matrix, blocks = x.reshape(-1, t), _blocks(weight, c)
     product = _weighed(weight, x)
     energy = matrix.T @ product.reshape(-1, t)
-    mean = np.einsum("kkcd->cd", blocks) * (_scale(weight) ** 2 / k)
+    # In two steps, as in `Weight.times`.
+    scale = _scale(weight)
+    mean = (scale * np.einsum("kkcd->kcd", blocks)).sum(axis=0) * scale / k
     ridge = PRECONDITIONER_RIDGE * np.mean(np.diagonal(mean) + weight.shift)
     inverse = np.linalg.inv(definite(mean + (weight.shift + ridge) * eye(mean)))
-    window = np.einsum("klcd,cd->kl", blocks, inverse) * (_scale(weight) ** 2 / c)
+    window = np.einsum("klcd,cd->kl", blocks, scale * inverse) * scale / c
     window += weight.shift * np.trace(inverse) / c * eye(window)
     return Problem(x, weight, product, (energy + energy.T) / 2, inverse, window)
 
@@ -144,19 +147,21 @@ def _fitted(problem: Problem, factor: Float[Array, "c r"], rank: int) -> State:
     k, _, t = problem.x.shape
     right = np.matmul(factor.T, problem.product).reshape(-1, t)
     root = factor_in_blocks(_compressed(problem.weight, factor, k))
-    rooted = solve_lower(root, right)
+    rooted = root.solve(right)
     vectors = leading_eigenvectors(rooted.T @ rooted, t)
     output, dropped = vectors[:, :rank], vectors[:, rank:]
-    core = solve_upper(root, rooted @ output).reshape(k, -1, output.shape[1])
+    core = root.solve_transposed(rooted @ output).reshape(k, -1, output.shape[1])
     projected, beyond = problem.x @ output, sum_of_products(dropped, problem.energy @ dropped)
-    for _ in range(AGAIN):
+    for more in reversed(range(AGAIN + 1)):
         rest = projected - np.matmul(factor, core)
         residual = _weighed(problem.weight, rest)
         squared = beyond + sum_of_products(rest, residual)
-        left = solve_lower(root, np.matmul(factor.T, residual).reshape(len(root), -1))
-        if sum_of_products(left, left) <= WORTH * squared:
+        left = root.solve(np.matmul(factor.T, residual).reshape(len(right), -1))
+        core = core + root.solve_transposed(left).reshape(core.shape)
+        gained = sum_of_products(left, left)
+        if not more or gained <= WORTH * squared:
             break
-        core = core + solve_upper(root, left).reshape(core.shape)
+    squared -= gained
     if squared < FAINT**2 * problem.squared:
         others = problem.x @ dropped
         squared += sum_of_products(others, _weighed(problem.weight, others)) - beyond
@@ -165,13 +170,16 @@ def _fitted(problem: Problem, factor: Float[Array, "c r"], rank: int) -> State:
 
 
 def _compressed(weight: Weight, factor: Float[Array, "c r"], window: int) -> Float[Array, "n n"]:
-    """(I x U)^T S (I x U) for orthonormal U, n = K r, one half of it by the other."""
+    """(I x U)^T S (I x U) for orthonormal U, n = K r."""
     blocks, own = _blocks(weight, len(factor)), _scale(weight) * factor
-    found = np.empty((window, own.shape[1], window, own.shape[1]), own.dtype)
-    for k in range(window):
-        behind = np.matmul(own.T, np.matmul(blocks[k, k:], own))
-        found[k, :, k:] = behind.swapaxes(0, 1)
-        found[k:, :, k] = behind.swapaxes(1, 2)
+    if len(factor) < HALVED_FROM:
+        found = np.matmul(own.T, np.matmul(blocks, own)).swapaxes(1, 2)
+    else:
+        found = np.empty((window, own.shape[1], window, own.shape[1]), own.dtype)
+        for k in range(window):
+            behind = np.matmul(own.T, np.matmul(blocks[k, k:], own))
+            found[k, :, k:] = behind.swapaxes(0, 1)
+            found[k:, :, k] = behind.swapaxes(1, 2)
     found = found.reshape(window * own.shape[1], -1)
     found[np.diag_indices(len(found))] += weight.shift
     return found

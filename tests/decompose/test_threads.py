@@ -7,7 +7,7 @@ import pytest
 
 import tdjax
 from tdjax.decompose import threads
-from tdjax.decompose.on_host import factor_in_blocks, solve_lower, solve_upper
+from tdjax.decompose.on_host import factor_in_blocks
 from tdjax.decompose.threads import side_by_side
 from tdjax.moments.collect import LayerMoments
 
@@ -73,6 +73,6 @@ def test_equations_in_blocks_of_rows(singular):
         (root @ rng.standard_normal((root.shape[1], 7))).astype(np.float32),
     )
     factor = factor_in_blocks(matrix)
-    found = solve_upper(factor, solve_lower(factor, right))
+    found = factor.solve_transposed(factor.solve(right))
     assert found.dtype == np.float32
     np.testing.assert_allclose(matrix @ found, right, rtol=0, atol=2e-3 * abs(right).max())
