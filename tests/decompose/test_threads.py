@@ -27,6 +27,8 @@ def test_each_in_a_thread_with_one_of_its_own_and_all_as_before(monkeypatch):
     assert here == [False, False, True, False, False, False]
     assert all(set(counts) == {1} for thread, counts in found[:2])
     assert where(0) == before
+    # Whichever comes first, the results keep their places.
+    assert side_by_side(str, [1, 3, 2], size=lambda item: item) == ["1", "3", "2"]
     # A thread would not know that.
     with jax.default_matmul_precision("highest"):
         assert [own == before for own in side_by_side(where, range(3))] == [True] * 3
