@@ -16,34 +16,37 @@ from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 
 Costs = Int[np.ndarray, " n"]
+# Of the strategies that choose from the same: all with an error but those of ALDS.
+ANY = "energy"
 
 
-def least_share(dense: Plan, cost: str, methods: Sequence[str]) -> float:
+def least_share(dense: Plan, cost: str, methods: Sequence[str], *, strategy: str = ANY) -> float:
     """The share of the network that is left where every layer is as small as it can be.
 
     Arguments:
         dense: the plan that leaves every layer as it is.
         cost: what is counted, "params" or "macs".
         methods: formats that the layers may have.
+        strategy: as `tdjax.allocate` knows it, of those with an error.
 
     Of the formats that strategies with an error choose from; "uniform" has others.
     """
-    whole, fixed, costs = _counted(dense, partial(_costs, cost=cost, methods=methods), cost)
+    each = partial(_costs, cost=cost, methods=methods, strategy=strategy)
+    whole, fixed, costs = _counted(dense, each, cost)
     return (fixed + sum(int(own.min()) for own in costs)) / whole
 
 
 def nearest_share(
-    dense: Plan, cost: str, methods: Sequence[str], budget: float, *, grouped: bool = False
+    dense: Plan, cost: str, methods: Sequence[str], budget: float, *, strategy: str = ANY
 ) -> float:
     """A share of the network, below a budget, that ranks add up to.
 
     As near to it as can be, or within the tolerance of `tdjax.allocate`.
 
     Arguments:
-        dense, cost, methods: see `least_share`, which `budget` is not below.
-        grouped: whether low rank may have its channels in groups.
+        dense, cost, methods, strategy: see `least_share`, which `budget` is not below.
     """
-    each = partial(_costs, cost=cost, methods=methods, grouped=grouped)
+    each = partial(_costs, cost=cost, methods=methods, strategy=strategy)
     whole, fixed, costs = _counted(dense, each, cost)
     most = math.floor(budget * whole * (1 + 1e-9)) - fixed
     spent = _filled(costs, most)
@@ -77,12 +80,12 @@ def _counted(
 
 
 def _costs(
-    layer: Layer, *, cost: str, methods: Sequence[str], grouped: bool = False, fine: bool = False
+    layer: Layer, *, cost: str, methods: Sequence[str], strategy: str = ANY, fine: bool = False
 ) -> Costs:
     """All that a layer may cost, last what it costs as it is."""
     column = COSTS.index(cost)
     dense = costs_of(PlannedLayer(layer))[column]
     options = ChoiceOptions((cost,), tuple(methods), fine=fine)
-    found = choices_of(layer, "alds" if grouped else "energy", options)
+    found = choices_of(layer, strategy, options)
     counted = (own.costs[:, column] for own in found)
     return np.concatenate([*(own[own < dense] for own in counted), [dense]])

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from experiments.compress.reach import least_share, nearest_share
+from experiments.compress.reach import ANY, least_share, nearest_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
 from experiments.data import rows
@@ -111,15 +111,16 @@ def _check_budget(network: Network, settings: Compress, strategy: str, budget: f
         # Needs no weights.
         allocated(network, settings, network.start, strategy, budget)
         return
-    grouped = strategy.startswith("alds")
+    # ALDS alone chooses from others, whatever its objective.
+    known = strategy.partition(" ")[0] if strategy.startswith("alds") else ANY
     options = (network.dense, settings.cost, methods_for(settings, strategy))
-    least = least_share(*options)
+    least = least_share(*options, strategy=known)
     # What rounding may take from the budget.
     if budget < least - 1e-9:
         raise ValueError(
             f"strategy {strategy!r} reaches {_rounded(least)} of the {settings.cost} to 1"
         )
-    found = nearest_share(*options, budget, grouped=grouped)
+    found = nearest_share(*options, budget, strategy=known)
     if found < budget - TOLERANCE - 1e-9:
         raise ValueError(
             f"strategy {strategy!r} cannot meet it within {TOLERANCE:.1%} of the {settings.cost}: "

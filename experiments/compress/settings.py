@@ -23,7 +23,7 @@ from tdjax.plan.form import METHODS
 from tdjax.plan.plan import Plan
 
 # Those of `tdjax.allocate`, and ALDS with the objective of its authors' code.
-STRATEGIES = ("uniform", "energy", "alds", "alds released", "loss")
+STRATEGIES = ("uniform", "energy", "alds", "alds released", "alds+", "alds+ released", "loss")
 NORMS = ("frobenius", "covariance", "kronecker")
 
 
@@ -35,8 +35,8 @@ class Compress(CompressionSettings):
         experiment: "compress" measures and reports, "report" only reports.
         budgets: shares of the whole network kept.
         cost: what they are shares of, "params" or "macs".
-        strategies: "uniform", "energy", "alds", "alds released", "loss"; see `tdjax.allocate`.
-            "alds" has the paper's objective, "alds released" that of its authors' code.
+        strategies: "uniform", "energy", "alds", "alds+", "loss"; see `tdjax.allocate`. ALDS has
+            the paper's objective, "alds released" and "alds+ released" that of its authors' code.
         methods: formats that the strategies choose from; ALDS knows low rank alone.
         norms: in which the layers are then decomposed, "frobenius", "covariance" or "kronecker";
             what "loss" chose is not decomposed in the first.
