@@ -154,7 +154,7 @@ def refined(
     start, *epochs = found.curve
     curve = {
         "start": start.held_out,
-        "train_loss": [epoch.loss for epoch in epochs],
+        "train_loss": [epoch.training for epoch in epochs],
         "validation_loss": [epoch.held_out for epoch in epochs],
     }
     about = {"epoch": found.best, "learning_rate": found.learning_rate, "curve": curve}
