@@ -4,7 +4,8 @@ Studies are drawn, not measured: of every choice a harm, which rises with compre
 classification error is that harm and a little noise of the run; each of the six errors is the harm
 and a noise of the choice, whose size says how well it predicts. Harm and noise are in part the same
 on all networks, in part each network's own; and on each network all errors predict a little better
-or worse, every error by itself, and every level.
+or worse, and of several networks every error by itself, and every level. (On one network that would
+be the truth that its verdicts speak of.)
 
 For each truth and number of networks, one line for each finding: what is true of it, how many
 studies got which verdict, how many of these are wrong, and how many pairs of studies contradict
@@ -140,10 +141,11 @@ def drawn_rows(truth: Truth, settings: Protocol, draws: Draws) -> pd.DataFrame:
     shift = harm + truth.layer * draws.normal(networks, len(layers))[:, layer]
     noise = RUN * draws.networks.standard_normal(shape)
     wrong = np.rint(IMAGES * np.clip(np.exp(BASE + SLOPE * (shift[..., None] + noise)), 0, 0.9))
+    taste = TASTE if networks > 1 else 0.0
     spread = np.array(truth.levels) * draws.factors(LUCK, networks, 1)
-    spread = (spread * draws.factors(TASTE, networks, len(levels)))[:, level]
+    spread = (spread * draws.factors(taste, networks, len(levels)))[:, level]
     for error in ERRORS:
-        size = truth.noise.get(error, NOISE) * spread * draws.factors(TASTE, networks, 1)
+        size = truth.noise.get(error, NOISE) * spread * draws.factors(taste, networks, 1)
         found = harm + size * draws.normal(networks, len(names))
         # Every run decomposes the same kernel, a little differently.
         own = 0.1 * RUN * draws.networks.standard_normal(shape)
