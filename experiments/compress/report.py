@@ -93,7 +93,8 @@ def _report(settings: Compress, measured: Journal) -> Report:
     if len(times):
         files["times.csv"] = to_csv(times, decimals=3)
     pictures = list(_pictures(settings, curves, timed, baseline)) if baseline else []
-    tuned = [(f"{percent(one['budget'])} kept", one) for one in measured.of_kind("tuned")]
+    records = sorted(measured.of_kind("tuned"), key=lambda one: -one["budget"])
+    tuned = [(f"{percent(one['budget'])} kept", one) for one in records]
     return Report(
         title=TITLE,
         summary=_summary(settings, curves, baseline),

@@ -84,7 +84,8 @@ def _report(settings: Compressibility, measured: Journal) -> Report:
         found for run in range(settings.runs) if (found := measured.get("baseline", run=run))
     ]
     pictures = list(_pictures(settings, named, layers, baselines))
-    tuned = [(one["method"], one) for one in measured.of_kind("tuned")]
+    records = sorted(measured.of_kind("tuned"), key=lambda one: one["method"])
+    tuned = [(one["method"], one) for one in records]
     return Report(
         title=TITLE,
         summary=_summary(settings, named, baselines),

@@ -75,7 +75,8 @@ def _report(settings: DataAware, measured: Journal) -> Report:
     tables = text_tables(settings, averaged, compared, rows)
     shown = _condition(settings, averaged)
     pictures = list(_pictures(settings, shown, baseline)) if baseline else []
-    tuned = [(f"{percent(one['keep'])} kept", one) for one in measured.of_kind("tuned")]
+    records = sorted(measured.of_kind("tuned"), key=lambda one: -one["keep"])
+    tuned = [(f"{percent(one['keep'])} kept", one) for one in records]
     return Report(
         title=TITLE.format(settings.metric_name),
         summary=_summary(settings, _condition(settings, compared)),

@@ -87,7 +87,8 @@ def _by_epoch(epochs: Sequence[Record], name: str) -> list[float]:
 
 def _mean(curves: Sequence[Sequence[float]]) -> list[float]:
     longest = max(map(len, curves), default=0)
-    whole = [[*own, *[own[-1]] * (longest - len(own))] for own in curves]
+    # In whatever order they were recorded, the sums are the same to the last digit.
+    whole = sorted([*own, *[own[-1]] * (longest - len(own))] for own in curves)
     return np.mean(whole, axis=0).tolist() if whole else []
 
 
