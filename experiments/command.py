@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")
         keep_programs(CACHE.value)
-        run = dry_run if DRY_RUN.value else carry_out
+        run: Callable[..., Path | str] = dry_run if DRY_RUN.value else carry_out
         found = run(CONFIG.value.to_dict(), Path(WORKDIR.value), tensorboard=TENSORBOARD.value)
     except Exception as error:
         if TRACEBACK.value:
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         # The message says what to change: a traceback would only hide it. Other tasks may still
         # compute, and are not waited for.
         end(1, f"error: {in_one_line(error)}")
-    told = found if DRY_RUN.value else f"report: {found}"
+    told = f"report: {found}" if isinstance(found, Path) else found
     # A folder's name may hold bytes that are no text.
     print(told.encode("utf-8", "backslashreplace").decode("utf-8"))
 

@@ -28,7 +28,7 @@ def what_to_use(taus: TauTable, paper: PublishedStudy, phases: Sequence[str]) ->
     """
     asked = "Which approximation error tells good compressions of such a network from bad ones?"
     parts = [_answer(Seen(taus, paper, phase, MARGINS)) for phase in phases]
-    return " ".join([asked, *parts])
+    return "\n".join([asked, *parts])
 
 
 def _answer(seen: Seen) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from experiments.network.schedule import FitSettings
-from experiments.network.training import Trained
+from experiments.network.training import Scores, Trained
 from experiments.workdir.journal import Fields, Kind, natural, numbers, share
 
 # An epoch of the training of a network before compression.
@@ -42,29 +43,27 @@ def epoch_record(
     """
     epoch = int(after.fit.epoch[0])
     rate = settings.learning_rate_of(epoch, steps_per_epoch)
-    figures = _figures(after, 0)
+    figures = _figures(after.loss, after.scores, 0)
     return {
         "kind": "epoch", "network": network, "epoch": epoch, "learning_rate": rate, **figures
     }  # fmt: skip
 
 
-def curve_of(epochs: Sequence[Trained], run: int, patience: int | None) -> dict[str, Any]:
-    """The curve of one run in a record; `epochs` are all that it was trained beside others.
+def curve_of(epochs: Sequence[tuple[np.ndarray, Scores]], run: int) -> dict[str, Any]:
+    """The curve of one run in a record.
 
-    An epoch that it took while it was out of patience is none of its own.
+    Arguments:
+        epochs: the mean training loss and the validation scores of each, all runs side by side.
     """
-    count = len(epochs)
-    if epochs and patience is not None:
-        count = min(count, int(epochs[-1].fit.best_epoch[run]) + patience)
-    figures = [_figures(after, run) for after in epochs[:count]]
+    figures = [_figures(*epoch, run) for epoch in epochs]
     return {name: [one[name] for one in figures] for name in (figures[0] if figures else ())}
 
 
-def _figures(after: Trained, run: int) -> dict[str, float]:
+def _figures(loss: Float[np.ndarray, " runs"], scores: Scores, run: int) -> dict[str, float]:
     found = {
-        "train_loss": float(after.loss[run]),
-        "validation_loss": float(after.scores.cross_entropy[run]),
+        "train_loss": float(loss[run]),
+        "validation_loss": float(scores.cross_entropy[run]),
     }
-    accuracy = float(np.asarray(after.scores.accuracy)[run])
+    accuracy = float(scores.accuracy[run])
     # Where numbers are predicted there is none.
     return found if math.isnan(accuracy) else {**found, "validation_accuracy": accuracy}

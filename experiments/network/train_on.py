@@ -23,7 +23,7 @@ from experiments.network.network import FINETUNE, Network
 from experiments.network.schedule import FitSettings
 from experiments.network.training import (
     Fit,
-    Trained,
+    Scores,
     evaluate,
     fit_epochs,
     performance,
@@ -130,13 +130,13 @@ def fitted(
 ) -> tuple[Fit, list[dict[str, Any]]]:
     """Train runs side by side to their end, see `fit_epochs`; with the curve of each."""
     fit = start_fit(models, settings)
-    epochs: list[Trained] = []
+    epochs: list[tuple[np.ndarray, Scores]] = []
     for after in fit_epochs(fit, apply, settings, network.splits, keys, network.judge):
         fit = after.fit
-        # Curves look at these alone; what is trained would keep all its epochs in memory.
-        counts = Fit(None, None, None, *map(np.asarray, (fit.best_loss, fit.best_epoch, fit.epoch)))
-        epochs.append(after._replace(fit=counts))
-    return fit, [curve_of(epochs, run, settings.patience) for run in range(len(keys))]
+        epochs.append((after.loss, after.scores))
+    # Those that a run took while it was out of patience, beside others, are none of its own.
+    ends = np.asarray(fit.best_epoch) + (settings.patience or len(epochs))
+    return fit, [curve_of(epochs[:end], run) for run, end in enumerate(ends)]
 
 
 def named_key(key: Array, name: str) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.report.svg import finished, titled
+from experiments.report.svg import finished, printable, titled
 from experiments.report.tables import interval_texts
 
 INK, MUTED, FAINT, RIM = "#24292e", "#62686f", "#e4e2dc", "#fefefe"
@@ -152,7 +152,7 @@ def draw_curve(
 
 def in_legend(name: Any) -> str:
     """A name as the label of what a legend shows; those that begin with "_" are left out of it."""
-    text = str(name)
+    text = printable(str(name))
     return f" {text}" if text.startswith("_") else text
 
 

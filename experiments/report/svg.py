@@ -33,7 +33,13 @@ _TITLES = "titles:"
 
 def titled(artist: Any, titles: Sequence[str]) -> None:
     """Let the marks of an artist say what they show, one text for each in order."""
-    artist.set_gid(_TITLES + json.dumps(list(titles)))
+    artist.set_gid(_TITLES + json.dumps([printable(text) for text in titles]))
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what XML cannot hold, as halves of characters."""
+    shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "".join(shown)
 
 
 def finished(drawn: bytes, label: str) -> str:

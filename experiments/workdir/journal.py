@@ -130,8 +130,9 @@ class Journal:
         if new:
             append_records(self.path, [*self._dated(new), *self._unrecorded()])
             self._appended.update(texts)
-            for record in new if self.told else ():
-                self.told(record)
+            if self.told is not None:
+                for record in new:
+                    self.told(record)
         return new
 
     def _dated(self, records: Sequence[Record]) -> list[Record]:

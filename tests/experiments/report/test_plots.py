@@ -19,6 +19,8 @@ def test_names_are_shown_as_they_are():
         legend = drawn.legend(*axes.get_legend_handles_labels())
     shown = [text.text for text in ElementTree.fromstring(svg.getvalue()).iter(f"{{{SPACE}}}text")]
     assert {name for name in NAMES if "\n" not in name} <= set(shown)
+    # What XML cannot hold.
+    assert in_legend("a\x0b\ud800b") == r"a\x0b\ud800b"
     assert [text.get_text().strip() for text in legend.get_texts()] == list(NAMES)
 
 
