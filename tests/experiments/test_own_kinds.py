@@ -165,6 +165,9 @@ def test_a_network_is_refined_without_its_labels(kind, tmp_path):
     assert "on the 200 images of its calibration" in text
     assert "10 % are held out to choose the epoch: 4 epochs, mse of the outputs" in text
     (found,) = records(tmp_path / "run", "refined")
+    losses = [found["curve"]["start"], *found["curve"]["validation_loss"]]
+    assert (len(losses), len(found["curve"]["train_loss"])) == (5, 4)
+    assert losses[found["epoch"]] == min(losses) < losses[0]
     # Other labels make no other network.
     labels = np.random.default_rng(2).permutation(splits.train.labels)
     blind = replace(splits, train=replace(splits.train, labels=labels))
