@@ -99,7 +99,8 @@ def collect_moments(
     arguments set: batches without `train=True`, `model.eval()`. Exact for every stride, padding,
     dilation and group; rows of zero padding count. Where batches are split over devices, each sums
     its part. With `jax.distributed` every process calls it with batches of its own, as many as it
-    has, and gets the moments of all of them; or with the same global arrays. The patches of a convolution are not held, and most of them not even made.
+    has, and gets the moments of all of them; or with the same global arrays. The patches of a
+    convolution are not held, and most of them not even made.
 
         >>> import jax, tdjax
         >>> from flax import nnx
