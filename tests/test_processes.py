@@ -96,7 +96,7 @@ plan = tdjax.make_plan(net, variables, rules, union)
 params = tdjax.factorize_params(variables["params"], plan, moments=found)
 global_params = tdjax.factorize_params(laid["params"], plan, moments=found)
 chosen = [
-    tdjax.allocate(net, v, union, budget=0.7, strategy="loss", moments=found)
+    tdjax.allocate(net, v, union, budget={"params": 0.7}, strategy="loss", moments=found)
     for v in (variables, laid)
 ]
 assert chosen[0] == chosen[1]

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tdjax.decompose.inputs import as_numpy
-from tdjax.decompose.meshes import in_mesh
+from tdjax.decompose.meshes import in_mesh, without_explicit_axes
 from tdjax.decompose.second_moment import is_trusted, trust
 from tdjax.decompose.threads import configuration, side_by_side
 
@@ -107,7 +107,8 @@ def _on_device(function: Callable[[Any], Found], device: jax.Device, item: Any) 
 def _moved(leaf: Any, device: jax.Device) -> Any:
     if not _is_seen(leaf) or leaf.sharding.device_set == {device}:
         return leaf
-    return _trusted_as(leaf, jax.device_put(leaf, device))
+    # An array of explicit axes would have them still, on a single device.
+    return _trusted_as(leaf, jax.device_put(without_explicit_axes(leaf), device))
 
 
 def _trusted_as(leaf: jax.Array, copy: jax.Array) -> jax.Array:
