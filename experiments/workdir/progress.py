@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -21,7 +22,8 @@ def progress_bar(what: str, total: int, done: int = 0) -> Any:
 
     Raises ImportError that names the extra where there is a terminal, but no tqdm.
     """
-    if not sys.stderr.isatty():
+    # Whoever silences tqdm wants no lines either.
+    if not (sys.stderr.isatty() or os.environ.get("TQDM_DISABLE")):
         return Lines(what, total, done)
     try:
         from tqdm import tqdm

@@ -101,8 +101,9 @@ def press(cache):
 def tables(workdir):
     names = ("*.csv", "*.md", "*.html")
     found = [file for name in names for file in (workdir / "report").glob(name)]
-    # The page ends with when it was measured.
-    return {file.name: file.read_bytes().partition(b'id="provenance"')[0] for file in found}
+    # The page but for its figures, which are not drawn again, and for when it was measured.
+    left_out = rb'<svg[^>]*/>|<svg.*?</svg>|<section id="(training|provenance)">.*?</section>'
+    return {file.name: re.sub(left_out, b"", file.read_bytes(), flags=re.DOTALL) for file in found}
 
 
 def lines(workdir):
