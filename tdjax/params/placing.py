@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -112,7 +113,7 @@ def whole_beside(other: Any, array: Array) -> Array:
     elif isinstance(where, NamedSharding):
         whole = NamedSharding(where.mesh, PartitionSpec())
     else:
-        devices = sorted(where.device_set, key=lambda device: device.id)
+        devices = sorted(where.device_set, key=attrgetter("id"))
         whole = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec())
     found: Array = placed(array, whole)
     return found
