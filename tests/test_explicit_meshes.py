@@ -95,7 +95,11 @@ room._factorised = counted
 both = [v["params"] for v in (spread, plain)]
 params = [tdjax.factorize_params(p, plan, moments=found[2]) for p in both]
 jax.tree.map(same, *params)
-assert len(seen) == 2 * len(plan.factorised) and all(len(own) == 1 for _, own in seen), seen
+set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
+with set_mesh(eight):
+    inside = tdjax.factorize_params(spread["params"], plan)
+jax.tree.map(same, inside, tdjax.factorize_params(plain["params"], plan))
+assert len(seen) == 4 * len(plan.factorised) and all(len(own) == 1 for _, own in seen), seen
 assert len(jax.tree.leaves(params[0])[0].devices()) == 8
 arrays = [jax.device_put(np.full(3, k), NamedSharding(eight, P())) for k in range(16)]
 devices = dealing.shared_devices(arrays)

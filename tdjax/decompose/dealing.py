@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tdjax.decompose.inputs import as_numpy
 from tdjax.decompose.meshes import in_mesh, without_explicit_axes
@@ -101,14 +101,27 @@ def in_this_process(leaf: Any) -> Any:
 
 
 def _on_device(function: Callable[[Any], Found], device: jax.Device, item: Any) -> Found:
-    return function(jax.tree.map(lambda leaf: _moved(leaf, device), item))
+    return function(jax.tree.map(lambda leaf: _moved(leaf, _place(device)), item))
 
 
-def _moved(leaf: Any, device: jax.Device) -> Any:
-    if not _is_seen(leaf) or leaf.sharding.device_set == {device}:
+def _place(device: jax.Device) -> jax.Device | NamedSharding:
+    """A device; where a mesh is set, as a mesh of its own, as arrays belong to the one set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return device
+    return NamedSharding(_alone(device), PartitionSpec())
+
+
+def _alone(device: jax.Device) -> Mesh:
+    return Mesh(np.array([device]), ("alone",))
+
+
+def _moved(leaf: Any, place: jax.Device | NamedSharding) -> Any:
+    if not _is_seen(leaf):
+        return leaf
+    if not isinstance(place, NamedSharding) and leaf.sharding.device_set == {place}:
         return leaf
     # An array of explicit axes would have them still, on a single device.
-    return _trusted_as(leaf, jax.device_put(without_explicit_axes(leaf), device))
+    return _trusted_as(leaf, jax.device_put(without_explicit_axes(leaf), place))
 
 
 def _trusted_as(leaf: jax.Array, copy: jax.Array) -> jax.Array:
@@ -125,7 +138,7 @@ def _on(device: jax.Device) -> Any:
     """In which arrays of one device are taken, whatever mesh is set outside."""
     if jax.sharding.get_abstract_mesh().empty:
         return nullcontext()
-    return in_mesh(Mesh(np.array([device]), ("alone",)))
+    return in_mesh(_alone(device))
 
 
 def _turns(sizes: dict[int, int], number: int) -> list[list[int]]:
