@@ -21,7 +21,7 @@ LATE = (
 # A room stands on those before it alone; rooms on one floor do not know each other.
 FLOORS = (
     ("files", "hints", "progress"),
-    ("compilation",),
+    ("compilation", "processes"),
     ("decompose",),
     ("plan",),
     ("compute",),
@@ -38,8 +38,8 @@ FLOORS = (
     ("dispatch",),
 )
 KNOW_NO_FLAX = (
-    "files", "hints", "progress", "compilation", "decompose", "plan", "compute", "timings", "trace",
-    "moments", "pruning", "allocation",
+    "files", "hints", "progress", "compilation", "processes", "decompose", "plan", "compute",
+    "timings", "trace", "moments", "pruning", "allocation",
 )  # fmt: skip
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 

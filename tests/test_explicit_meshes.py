@@ -1,4 +1,4 @@
-"""Arrays on a mesh of explicit axes, on two devices, in a process of its own."""
+"""Arrays on a mesh: of explicit axes, and of eight devices; in a process of its own."""
 
 import os
 import subprocess
@@ -80,11 +80,40 @@ assert chosen[0] == chosen[1]
 pairs = ((laid, split), (plain, batch))
 shorter = [tdjax.compress(net, v, [b], budget=0.7, progress=False) for v, b in pairs]
 same(*(own.model.apply(own.variables, b) for own, b in zip(shorter, (split, batch))), 1e-4)
+
+# On eight devices of automatic axes each layer is decomposed once, by one of them.
+from tdjax.decompose import dealing
+from tdjax.params import factorize as room
+
+eight = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+spread = jax.tree.map(lambda a: jax.device_put(a, NamedSharding(eight, P())), plain)
+seen, factorised = [], room._factorised
+def counted(work):
+    seen.append((work.entry.layer.path, work.array.devices()))
+    return factorised(work)
+room._factorised = counted
+both = [v["params"] for v in (spread, plain)]
+params = [tdjax.factorize_params(p, plan, moments=found[2]) for p in both]
+jax.tree.map(same, *params)
+set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh
+with set_mesh(eight):
+    inside = tdjax.factorize_params(spread["params"], plan)
+jax.tree.map(same, inside, tdjax.factorize_params(plain["params"], plan))
+assert len(seen) == 4 * len(plan.factorised) and all(len(own) == 1 for _, own in seen), seen
+assert len(jax.tree.leaves(params[0])[0].devices()) == 8
+arrays = [jax.device_put(np.full(3, k), NamedSharding(eight, P())) for k in range(16)]
+devices = dealing.shared_devices(arrays)
+made = dealing.dealt(lambda x: x + 1, arrays, devices, lambda _: False)
+assert [int(x[0]) for x in made] == list(range(1, 17))
+assert sorted(device.id for x in made for device in x.devices()) == sorted([*range(8)] * 2)
+room._factorised = factorised
+traced = jax.jit(lambda p: tdjax.reconstruct_params(tdjax.factorize_params(p, plan), plan))
+jax.tree.map(lambda *own: same(*own, 1e-5), traced(laid["params"]), traced(plain["params"]))
 """
 
 
 def test_arrays_on_explicit_axes():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parents[1]
     done = subprocess.run(

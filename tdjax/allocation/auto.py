@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.decompose.dealing import on_one_device
 from tdjax.decompose.inputs import is_finite
 from tdjax.decompose.scale import relative_error
 from tdjax.params.arrays import decompose_array, reconstruct_array
@@ -46,7 +47,7 @@ def best_format(
         array = array_of(layer)
         if isinstance(array, jax.ShapeDtypeStruct):
             raise ValueError(f"{rule}: layer {layer.path!r}: needs the kernel, not its shape alone")
-        array = jnp.asarray(array)
+        array, own_key = on_one_device((jnp.asarray(array), key))
         if not is_finite(array):
             raise ValueError(f"{rule}: layer {layer.path!r}: the kernel holds NaN or Inf")
         window = layer.kernel_shape[:-2]
@@ -58,7 +59,7 @@ def best_format(
         smaller = [entry for entry in planned if entry.size < layer.size] or list(planned)
         if len(smaller) == 1:
             return smaller[0]
-        errors = [_weight_error(array, entry, key, max_iters) for entry in smaller]
+        errors = [_weight_error(array, entry, own_key, max_iters) for entry in smaller]
         return smaller[int(jnp.argmin(jnp.stack(errors)))]
 
     return choose

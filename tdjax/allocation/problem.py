@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from tdjax.allocation import measures
 from tdjax.allocation.auto import best_format
@@ -29,8 +29,8 @@ from tdjax.allocation.choices import (
     choices_of,
 )
 from tdjax.allocation.clock import NO_FASTER, NOT_TIMED, PARTS
+from tdjax.decompose.dealing import dealt, on_one_device, shared_devices
 from tdjax.decompose.inputs import is_finite
-from tdjax.decompose.threads import side_by_side
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
 from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
@@ -138,12 +138,13 @@ class Problem:
     def predicted(self) -> Mapping[str, Float[np.ndarray, " _"]]:
         """By path of a free layer, what each of its choices loses."""
 
-        def by_numpy(own: FreeLayer) -> bool:
-            methods = {choices.form.method for choices in own.choices}
+        def by_numpy(own: _Known) -> bool:
+            methods = {choices.form.method for choices in own.free.choices}
             return self.strategy != "uniform" and AT_SHARES.isdisjoint(methods)
 
-        free = list(self.free.values())
-        found = side_by_side(self._errors, free, by_numpy, lambda own: own.layer.size)
+        known = list(map(self._known, self.free.values()))
+        devices = shared_devices(known)
+        found = dealt(self._errors, known, devices, by_numpy, lambda own: own.free.layer.size)
         return dict(zip(self.free, found, strict=True))
 
     @cached_property
@@ -293,24 +294,33 @@ class Problem:
             raise ValueError(f"allocate: the moments of layer {layer.path!r} hold NaN or Inf")
         return found
 
-    def _errors(self, free: FreeLayer) -> Float[np.ndarray, " _"]:
-        layer, choices, options = free.layer, free.choices, self.options
+    def _known(self, free: FreeLayer) -> _Known:
+        if self.strategy == "uniform":
+            return _Known(free, None, None, None)
+        array, key = self._weights_of(free.layer), self.options.key
+        of_data = self.strategy not in GROUPED and self.strategy != "energy"
+        return _Known(free, array, self._finite_moments(free.layer) if of_data else None, key)
+
+    def _errors(self, known: _Known) -> Float[np.ndarray, " _"]:
+        (layer, choices), array = (known.free.layer, known.free.choices), known.array
+        options = self.options._replace(key=known.key)
         if self.strategy == "uniform":
             found = [measures.uniform(layer, own, options) for own in choices]
         elif self.strategy in GROUPED:
-            found = measures.alds(layer, self._weights_of(layer), choices, options.objective)
+            found = measures.alds(layer, array, choices, options.objective)
         elif self.strategy == "energy":
-            found = measures.energy(layer, self._weights_of(layer), choices, options)
+            found = measures.energy(layer, array, choices, options)
         else:
-            array, own = self._weights_of(layer), self._finite_moments(layer)
-            found = measures.loss(layer, array, choices, options, own)
-        return np.concatenate([*found, np.zeros(int(free.dense is not None))])
+            assert known.moments is not None
+            found = measures.loss(layer, array, choices, options, known.moments)
+        return np.concatenate([*found, np.zeros(int(known.free.dense is not None))])
 
     def _rise(self, entry: PlannedLayer) -> float:
         if self._without_gradient(entry.layer):
             return 0.0
-        array, moments = self._weights_of(entry.layer), self._finite_moments(entry.layer)
-        return measures.loss_rise(array, entry, self.options.key, moments)
+        known = self._weights_of(entry.layer), self._finite_moments(entry.layer), self.options.key
+        array, moments, key = on_one_device(known)
+        return measures.loss_rise(array, entry, key, moments)
 
     def _weights_of(self, layer: Layer) -> Any:
         array = self.model.array_of(layer)
@@ -321,6 +331,15 @@ class Problem:
         if not is_finite(array):
             raise ValueError(f"allocate: layer {layer.path!r}: its weights hold NaN or Inf")
         return array
+
+
+class _Known(NamedTuple):
+    """A free layer, and what its choices are measured by, as far as the strategy asks for it."""
+
+    free: FreeLayer
+    array: Any
+    moments: LayerMoments | None
+    key: Array | None
 
 
 def pose(

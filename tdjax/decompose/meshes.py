@@ -65,7 +65,7 @@ def _on_automatic_axes(function: Callable[..., Any], args: Any, kwargs: Any, spl
         given = explicit if split else [jax.sharding.reshard(leaf, whole) for leaf in explicit]
         return jax.sharding.auto_axes(call, axes=_explicit_axes(mesh), out_sharding=whole)(given)
     mesh = explicit[0].sharding.mesh
-    with _context(_automatic_mesh(mesh)):
+    with in_mesh(_automatic_mesh(mesh)):
         found = call([_automatic(leaf, split) for leaf in explicit])
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
@@ -99,7 +99,7 @@ def _automatic_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
 
 
-def _context(mesh: Mesh) -> AbstractContextManager[Any]:
+def in_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
     """In which arrays on the mesh may meet others, whatever mesh is set outside."""
     set_mesh: Any = getattr(jax, "set_mesh", None)
     if set_mesh is None:

@@ -51,7 +51,7 @@ def side_by_side(
     if workers < 2 or not _libraries():
         return list(map(function, items))
     with ThreadPoolExecutor(workers) as pool:
-        if pool.submit(_configuration).result() != _configuration():
+        if pool.submit(configuration).result() != configuration():
             return list(map(function, items))
         with _held():
             some = pool.map(function, (items[place] for place in places))
@@ -65,7 +65,7 @@ def _cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _configuration() -> tuple[Any, ...]:
+def configuration() -> tuple[Any, ...]:
     """How JAX is configured for the thread that asks."""
     names = [name for name in jax.config.values if name.startswith("jax_")]
     return (*(getattr(jax.config, name, None) for name in names), jax.sharding.get_abstract_mesh())

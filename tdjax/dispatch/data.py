@@ -24,6 +24,7 @@ from tdjax.moments.collect import (
 )
 from tdjax.moments.iterate import nearest_products
 from tdjax.moments.sums import LossFn
+from tdjax.processes import together
 from tdjax.trace.call import WHOLE
 
 Variables = Mapping[str, Any]
@@ -97,7 +98,9 @@ def collect_moments(
     NNX, `collect_moments(apply_fn, params, batches)` for a function, in the mode that the model's
     arguments set: batches without `train=True`, `model.eval()`. Exact for every stride, padding,
     dilation and group; rows of zero padding count. Where batches are split over devices, each sums
-    its part. The patches of a convolution are not held, and most of them not even made.
+    its part. With `jax.distributed` every process calls it with batches of its own, as many as it
+    has, and gets the moments of all of them; or with the same global arrays. The patches of a
+    convolution are not held, and most of them not even made.
 
         >>> import jax, tdjax
         >>> from flax import nnx
@@ -140,15 +143,16 @@ def collect_moments(
     Raises ValueError for no batches, no layer that matches, a layer inside a while loop, a tuple
     that could be an input as well as (input, rest), NaN or Inf in a batch, moments that are larger
     than `memory`, an iterator where several passes are needed, or "nearest" without a `loss_fn`;
-    TypeError or ValueError for a loss or weights of another form.
+    TypeError or ValueError for a loss or weights of another form. RuntimeError where another
+    process has raised an error.
     """
     _check_kronecker(kronecker, loss_fn, batches)
     room, arrays = room_of(model), with_arrays(model, variables)
     trace_of, reading = partial(room.trace, *arrays, method=method), WHOLE
     if loss_fn is not None or row_weights is not None:
-        reading, batches = read_batches(
-            "collect_moments", caller_of(model, variables, method), trace_of, batches
-        )
+        caller = caller_of(model, variables, method)
+        read = partial(read_batches, "collect_moments", caller, trace_of, batches)
+        reading, batches = together("collect_moments", read)
     ask = Question(
         trace_of,
         None if loss_fn is None else example_losses(loss_fn),
@@ -207,7 +211,7 @@ def reestimate_batch_stats(
     network hands its normalisation layers other statistics than the network that was trained;
     this puts them right without any training. Every batch is normalised by itself, as in
     training; dropout stays as the model's arguments set it. The statistics are those of all
-    batches together.
+    batches together, of all processes as with `tdjax.collect_moments`.
 
         >>> import jax.numpy as jnp, tdjax
         >>> from flax import nnx

@@ -73,7 +73,8 @@ def feature_errors(
     plan_or_params, batches)` for NNX, `feature_errors(apply_fn, params, plan_or_params, batches)`
     for a function. "absolute" is E norm(F - F~), "relative" E norm(F - F~) / norm(F), "scaled" E
     norm(F - F~) / n_F with n_F the number of features of one example (Schuurmans et al., ICLR 2023,
-    batch size 1). Each layer sees the input that the original network gives it.
+    batch size 1). Each layer sees the input that the original network gives it. With
+    `jax.distributed` the mean is over the batches of all processes, see `tdjax.collect_moments`.
 
         >>> import jax, tdjax
         >>> from flax import nnx

@@ -23,7 +23,8 @@ Tree = TypeVar("Tree")
 def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Any) -> None:
     """Write a factorised network and its plan as one, in place of what was saved there before.
 
-    A kill at any moment leaves either the old network or the new one.
+    A kill at any moment leaves either the old network or the new one. With `jax.distributed` all
+    processes call it, and the first one writes.
 
         >>> import jax.numpy as jnp, tempfile, tdjax
         >>> from flax import nnx

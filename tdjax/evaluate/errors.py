@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.inputs import all_finite
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
@@ -32,7 +33,8 @@ from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
 from tdjax.plan.layers import LEAF
 from tdjax.plan.plan import Plan
-from tdjax.trace.call import StaticPart, split_arrays
+from tdjax.processes import are_apart, gathered, together
+from tdjax.trace.call import StaticPart, peeked, split_arrays
 
 ERRORS = ("absolute", "relative", "scaled")
 
@@ -160,19 +162,36 @@ def feature_errors(
         paths, other = _changed_kernels(weights, plan_or_weights), plan_or_weights
         _check_finite(other)
     kernels = {path: _kernel(other, path) for path in paths}
-    totals = {path: dict.fromkeys(ERRORS, 0.0) for path in paths}
+    first, batches = together("feature_errors", lambda: peeked(batches))
+    apart = are_apart("feature_errors", first)
+    if apart:
+        variables, kernels = jax.tree.map(in_this_process, (variables, kernels))
+    own = together("feature_errors", lambda: _totals(network, variables, kernels, batches))
+    every = gathered(own) if apart else [own]
+    count = sum(number for _, number in every)
+    if count == 0:
+        raise ValueError("feature_errors: no batches")
+    return {
+        path: {name: sum(totals[path][name] for totals, _ in every) / count for name in ERRORS}
+        for path in paths
+    }
+
+
+def _totals(
+    network: Network, variables: Any, kernels: dict[str, Array], batches: Iterable[Any]
+) -> tuple[dict[str, dict[str, float]], int]:
+    """The errors summed over the examples of batches, and their number."""
+    totals = {path: dict.fromkeys(ERRORS, 0.0) for path in kernels}
     count = 0
     for turn, batch in enumerate(batches, 1):
         count += examples(batch)
         arrays, frame = split_arrays(batch)
         sums = _errors_of_batch(network, frame, variables, kernels, arrays)
-        for path in paths:
+        for path in kernels:
             _check_sums("feature_errors", path, sums[path], turn)
-        for path, name in itertools.product(paths, ERRORS):
+        for path, name in itertools.product(kernels, ERRORS):
             totals[path][name] += float(sums[path][name])
-    if count == 0:
-        raise ValueError("feature_errors: no batches")
-    return {path: {name: x / count for name, x in found.items()} for path, found in totals.items()}
+    return totals, count
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.linen.intercept import Interceptor, apply_inside
 from tdjax.linen.place import Path, Place
-from tdjax.moments.pooled import Masks, Pooled, batch_statistics, statistics_coming_out
+from tdjax.moments.pooled import Masks, batch_statistics, pooled_statistics, statistics_coming_out
 from tdjax.params.tree import join_path
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
 from tdjax.trace.kept import kept
@@ -36,18 +36,17 @@ def reestimate_batch_stats(
     if not variables.get("batch_stats"):
         raise ValueError("reestimate_batch_stats: the model has no batch statistics")
     known: dict[Path, Any] = dict(flatten_dict(variables["batch_stats"]))
-    pooled = Pooled("reestimate_batch_stats")
     steps: dict[Any, Callable[..., Any]] = {}
-    for batch in batches:
+
+    def of_batch(variables: Any, batch: Any) -> tuple[Any, Any, Any, int]:
         arrays, frame = split_arrays(call_arguments(batch))
         if frame not in steps:
             steps[frame] = _step(model, method, frame)
         with statistics_coming_out((flax.errors.JaxTransformError,)), calling_the_model(batch):
-            means, variances, shares = steps[frame](variables, arrays)
-        pooled.add(means, variances, shares, batch_size(arrays))
-    if pooled.examples == 0:
-        raise ValueError("reestimate_batch_stats: no batches")
-    for kind, values in zip(("mean", "var"), pooled.mean_and_variance(), strict=True):
+            return (*steps[frame](variables, arrays), batch_size(arrays))
+
+    found = pooled_statistics(batches, variables, of_batch)
+    for kind, values in zip(("mean", "var"), found, strict=True):
         for path, value in values.items():
             known[(*path, kind)] = value.astype(known[(*path, kind)].dtype)
     return {**variables, "batch_stats": unflatten_dict(known)}

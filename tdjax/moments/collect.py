@@ -7,6 +7,7 @@ precision, from the model as it runs; no patches are held.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.inputs import is_at_hand, placed_like
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.decompose.pytree import register
@@ -28,6 +30,7 @@ from tdjax.moments.rows import Rows
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
 from tdjax.moments.sums import BatchSums, LossFn, SummedCall, Sums, batch_sums, summed_calls
 from tdjax.plan.patterns import matches
+from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import WHOLE, Reading, batch_size, peeked, split_arrays
 from tdjax.trace.trace import Trace
 
@@ -90,11 +93,72 @@ def collect(
         reading: what of a batch the model gets.
         function: whose batches they are, for messages.
     """
-    first, batches = peeked(batches)
+    ask = Question(trace_of, loss_fn, reading, row_weights, function)
+    first, batches = together(function, lambda: peeked(batches))
+    apart = are_apart(function, first)
+    if apart:
+        leaves = list(map(in_this_process, leaves))
+    limits = _Limits(paths, memory)
+    own = together(function, lambda: _collected(ask, leaves, first, batches, limits, apart))
+    if apart:
+        own = own.of_all_processes()
+    if not own.layers:
+        raise ValueError(f"{function}: no batches")
+    # Given up one by one: sums and moments together would take twice the memory.
+    found = {path: _layer(path, own.sums.pop(path), own.examples, ask) for path in own.layers}
+    _warn_of_few(found)
+    return found
+
+
+class _Limits(NamedTuple):
+    """Which layers, and how many bytes at a time; see `tdjax.collect_moments`."""
+
+    paths: str | Sequence[str]
+    memory: int
+
+
+class _Collected(NamedTuple):
+    """Sums over all batches.
+
+    Arguments:
+        layers: their paths.
+        sums: by path and what they are of, as `_layer_sums` names it.
+        examples: number of examples.
+    """
+
+    layers: list[str]
+    sums: dict[str, dict[str, Array]]
+    examples: int
+
+    def of_all_processes(self) -> _Collected:
+        """Those over the batches of all processes, of which some may have none."""
+        told = gathered([self.layers, self.examples])
+        layers = list(dict.fromkeys(path for some, _ in told for path in some))
+        named = {
+            json.dumps([path, of]): x for path in self.sums for of, x in self.sums[path].items()
+        }
+        sums: dict[str, dict[str, Array]] = {path: {} for path in layers}
+        for name, array in summed(named).items():
+            path, of = json.loads(name)
+            sums[path][of] = array
+        return _Collected(layers, sums, sum(examples for _, examples in told))
+
+
+def _collected(
+    ask: Question,
+    leaves: Sequence[Any],
+    first: Any,
+    batches: Iterable[Any],
+    limits: _Limits,
+    apart: bool,
+) -> _Collected:
+    """The sums over the batches of this process, or of all where they share them."""
+    if first is None and apart:
+        return _Collected([], {}, 0)
+    function, (paths, memory) = ask.function, limits
     if first is None:
         raise ValueError(f"{function}: no batches")
-    first = without_explicit_axes(first)
-    trace = trace_of(reading.inputs(first))
+    trace = ask.trace_of(ask.reading.inputs(without_explicit_axes(first)))
     layers = [
         path
         for path, layer in trace.layers.items()
@@ -105,7 +169,7 @@ def collect(
             f"{function}: no layer that can be factorised matches {paths!r}"
             f"{did_you_mean(paths, trace.layers)}"
         )
-    sizes = sizes_of(trace, layers, gradients=loss_fn is not None)
+    sizes = sizes_of(trace, layers, gradients=ask.loss_fn is not None)
     check_sizes(function, sizes, memory)
     passes = passes_within(sizes, memory)
     if len(passes) > 1 and iter(batches) is batches:
@@ -113,12 +177,12 @@ def collect(
             f"{function}: the moments need {len(passes)} passes over the batches to stay "
             f"within {memory:,} bytes; give a list of batches, or raise memory="
         )
-    ask = Question(trace_of, loss_fn, reading, row_weights, function)
-    found: dict[str, LayerMoments] = {}
-    for own in passes:
-        found |= _one_pass(ask, leaves, batches, own)
-    _warn_of_few(found)
-    return {path: found[path] for path in layers}
+    sums: dict[str, dict[str, Array]] = {}
+    examples = 0
+    for some in passes:
+        own, examples = _one_pass(ask, leaves, batches, some)
+        sums |= own
+    return _Collected(layers, sums, examples)
 
 
 class Question(NamedTuple):
@@ -177,7 +241,8 @@ class _SumsOfShape:
 
 def _one_pass(
     ask: Question, leaves: Sequence[Any], batches: Iterable[Any], paths: set[str]
-) -> dict[str, LayerMoments]:
+) -> tuple[dict[str, dict[str, Array]], int]:
+    """The sums of some layers over all batches, by path, and the number of examples."""
     by_shape: dict[Any, _SumsOfShape] = {}
     examples, watch = 0, Watch(ask.function)
     for batch in map(without_explicit_axes, batches):
@@ -195,7 +260,7 @@ def _one_pass(
     if not by_shape:
         raise ValueError(f"{ask.function}: no batches")
     sums = list(by_shape.values())
-    return {path: _layer(path, sums, examples, ask) for path in paths}
+    return {path: _layer_sums(path, sums) for path in paths}, examples
 
 
 def kind_of_batch(batch: Any, weights: Any) -> Any:
@@ -211,10 +276,8 @@ def added(sums: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, sums, more)
 
 
-def _layer(
-    path: str, collected: Sequence[_SumsOfShape], examples: int, ask: Question
-) -> LayerMoments:
-    """The moments of one layer, from all batches and calls."""
+def _layer_sums(path: str, collected: Sequence[_SumsOfShape]) -> dict[str, Array]:
+    """The sums of one layer over all batches and calls, by name; see `_layer`."""
     calls = [
         (sums, number)
         for sums in collected
@@ -224,22 +287,36 @@ def _layer(
     # Queries to an embedding meet the columns of its table: they are moments of the other end.
     queries = [(sums, n) for sums, n in calls if sums.calls[n].queries]
     taken = [(sums, n) for sums, n in calls if not sums.calls[n].queries]
-    number_taken, number_of_queries = _number(taken), _number(queries)
-    if not (number_taken if taken else number_of_queries):
+    every = {
+        "inputs": [sums.input_moment(n) for sums, n in taken],
+        "mean": [sums.inputs[n].total for sums, n in taken],
+        "outputs": [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients],
+        "queries": [sums.input_moment(n) for sums, n in queries],
+        "rows": [_number(taken)] if taken else [],
+        "query_rows": [_number(queries)] if queries else [],
+    }
+    return {of: sum(own[1:], own[0]) for of, own in every.items() if own}
+
+
+def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -> LayerMoments:
+    """The moments of one layer, from its sums."""
+    rows, query_rows = sums.get("rows"), sums.get("query_rows")
+    number = rows if rows is not None else query_rows
+    if number is None or not number:
         if ask.row_weights is not None:
             raise ValueError(f"{ask.function}: row_weights leave layer {path!r} no row that counts")
         raise ValueError(
             f"{ask.function}: no row goes into layer {path!r}: the batches are empty, or the "
             "model takes another branch; choose other layers with paths="
         )
-    outputs = [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients]
-    if queries:
-        outputs = [sums.input_moment(n) for sums, n in queries]
+    outputs = _mean(sums.get("outputs"), number)
+    if query_rows is not None:
+        outputs = _mean(sums["queries"], query_rows)
     found = LayerMoments(
-        _mean([sums.input_moment(n) for sums, n in taken], number_taken),
-        _mean([sums.inputs[n].total for sums, n in taken], number_taken),
-        _mean(outputs, number_of_queries if queries else number_taken),
-        number_taken if taken else number_of_queries,
+        _mean(sums.get("inputs"), number),
+        _mean(sums.get("mean"), number),
+        outputs,
+        number,
         jnp.asarray(float(examples)),
     )
     for array in (found.inputs, found.mean, found.outputs):
@@ -262,10 +339,9 @@ def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:
     return sum((number(sums, n) for sums, n in calls), jnp.zeros(()))
 
 
-def _mean(sums: Sequence[Array], number: Float[Array, ""]) -> Array | None:
-    if not sums:
+def _mean(whole: Array | None, number: Float[Array, ""]) -> Array | None:
+    if whole is None:
         return None
-    whole = sum(sums[1:], sums[0])
     if not is_at_hand(whole):
         return whole / number
     # A program for each shape would take longer.

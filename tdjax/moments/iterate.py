@@ -5,12 +5,15 @@ See `tdjax.moments.nearest`; each iteration is a pass over the batches.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from jaxtyping import Array
 
+from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.decompose.second_moment import trust
 from tdjax.moments.collect import NEAREST, LayerMoments, Question, added, kind_of_batch
@@ -18,7 +21,8 @@ from tdjax.moments.finite import Watch
 from tdjax.moments.nearest import Half, Product, half_sums, halves_of
 from tdjax.moments.sizes import Size, passes_within
 from tdjax.moments.sums import summed_calls
-from tdjax.trace.call import split_arrays
+from tdjax.processes import are_apart, summed, together
+from tdjax.trace.call import peeked, split_arrays
 
 
 def nearest_products(
@@ -42,6 +46,9 @@ def nearest_products(
         iterations: passes over them, or more where sums do not fit the memory.
     """
     found = dict(moments)
+    apart = are_apart(ask.function, together(ask.function, lambda: peeked(batches)[0]))
+    if apart:
+        leaves = list(map(in_this_process, leaves))
     for turn in range(iterations):
         of_inputs = turn % 2 == 0
         paths = {
@@ -52,12 +59,24 @@ def nearest_products(
         sizes = {path: Size(own.nbytes, own.nbytes) for path, own in paths.items()}
         for some in passes_within(sizes, memory):
             known = {path: _product(found[path]) for path in some}
-            sums = _one_pass(ask, leaves, batches, known, of_inputs=of_inputs)
+            run = partial(_one_pass, ask, leaves, batches, known, of_inputs=of_inputs)
+            sums = together(ask.function, run)
+            if apart:
+                sums = _of_all_processes(sums)
             for path, own in sums.items():
                 rows = found[path].rows
                 bettered = known[path].bettered(own, rows, of_inputs=of_inputs)
                 found[path] = _with(found[path], bettered)
     return found
+
+
+def _of_all_processes(sums: Mapping[str, list[Array]]) -> dict[str, list[Array]]:
+    named = {json.dumps([path, k]): x for path in sums for k, x in enumerate(sums[path])}
+    found: dict[str, dict[int, Array]] = {}
+    for name, array in summed(named).items():
+        path, k = json.loads(name)
+        found.setdefault(path, {})[k] = array
+    return {path: [own[k] for k in sorted(own)] for path, own in found.items()}
 
 
 def _product(own: LayerMoments) -> Product:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tdjax.decompose.dealing import in_this_process
 from tdjax.moments.finite import Watch
+from tdjax.processes import are_apart, gathered, summed, together
+from tdjax.trace.call import peeked
 
 # Of what a layer knew, the share that is left after a call in training mode.
 LEFT = 1 - 2**-4
@@ -92,6 +96,40 @@ def batch_statistics(
     return found, weights
 
 
+# (what is known of the model, a batch) -> means, variances and shares by layer, examples.
+OfBatch = Callable[[Any, Any], tuple[Any, Any, Any, int]]
+
+
+def pooled_statistics(batches: Iterable[Any], known: Any, of_batch: OfBatch) -> tuple[Any, Any]:
+    """Means and variances of batch normalisation over all batches, by layer.
+
+    Arguments:
+        batches: of each process its own, or the same of all; see `tdjax.processes`.
+        known: pytree of the model's arrays.
+
+    Raises ValueError for no batches, and NaN or Inf in one.
+    """
+    function = "reestimate_batch_stats"
+    first, batches = together(function, lambda: peeked(batches))
+    apart = are_apart(function, first)
+    if apart:
+        known = jax.tree.map(in_this_process, known)
+
+    def own() -> Pooled:
+        pooled = Pooled(function)
+        for batch in batches:
+            pooled.add(*of_batch(known, batch))
+        pooled.close()
+        return pooled
+
+    pooled = together(function, own)
+    if apart:
+        pooled.sum_over_processes()
+    if pooled.examples == 0:
+        raise ValueError(f"{function}: no batches")
+    return pooled.mean_and_variance()
+
+
 class Pooled:
     """Mean and variance of all examples together, from those of batches.
 
@@ -132,9 +170,27 @@ class Pooled:
         )
         self.examples += examples
 
-    def mean_and_variance(self) -> tuple[Any, Any]:
-        """The two mappings for all batches. Raises ValueError as `add`, of the last one."""
+    def close(self) -> None:
+        """Raises ValueError as `add`, of the last batch."""
         self._watch.close()
+
+    def sum_over_processes(self) -> None:
+        """Take in the batches of all processes, of which some may have none."""
+        ends = {"sums": self.sums or {}, "weights": self.weights or {}}
+        named = {
+            json.dumps([end, path]): jnp.asarray(x)
+            for end, own in ends.items()
+            for path, x in own.items()
+        }
+        self.examples = sum(gathered(self.examples))
+        self.sums, self.weights = {}, {}
+        for name, array in summed(named).items():
+            end, path = json.loads(name)
+            own = self.sums if end == "sums" else self.weights
+            own[tuple(path) if isinstance(path, list) else path] = array
+
+    def mean_and_variance(self) -> tuple[Any, Any]:
+        """The two mappings for all batches."""
         both = jax.tree.map(jnp.divide, self.sums, self.weights)
 
         means = jax.tree.map(lambda both: both[0], both)

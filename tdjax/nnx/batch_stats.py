@@ -10,7 +10,7 @@ import flax.errors
 from flax import nnx
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
-from tdjax.moments.pooled import Masks, Pooled, batch_statistics, statistics_coming_out
+from tdjax.moments.pooled import Masks, batch_statistics, pooled_statistics, statistics_coming_out
 from tdjax.nnx.graph import become, modules_of
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
 from tdjax.trace.kept import kept
@@ -41,17 +41,15 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
             for of_all, kind in ((found, "mean"), (found, "var"), (weights, "mean"))
         )
 
-    pooled = Pooled("reestimate_batch_stats")
     steps: dict[StaticPart, Any] = {}
-    for batch in batches:
+
+    def of_batch(state: Any, batch: Any) -> tuple[Any, Any, Any, int]:
         arrays, frame = split_arrays(call_arguments(batch))
         with statistics_coming_out((flax.errors.TraceContextError,)), calling_the_model(batch):
             own = steps.setdefault(frame, kept(partial(step, frame)))
-            means, variances, shares = own(state, arrays)
-        pooled.add(means, variances, shares, batch_size(arrays))
-    if pooled.examples == 0:
-        raise ValueError("reestimate_batch_stats: no batches")
-    means, variances = pooled.mean_and_variance()
+            return (*own(state, arrays), batch_size(arrays))
+
+    means, variances = pooled_statistics(batches, state, of_batch)
     for path, layer in layers.items():
         for kind, found in (("mean", means), ("var", variances)):
             variable = getattr(layer, kind)

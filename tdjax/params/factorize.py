@@ -8,6 +8,7 @@ with a sparse correction has {"sparse": {"values"}} too, and the indices in anot
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.arguments.checks import check_mapping, checked
+from tdjax.decompose.dealing import dealt, shared_devices
 from tdjax.decompose.inputs import is_at_hand, is_finite
-from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
-from tdjax.decompose.threads import side_by_side
+from tdjax.decompose.meshes import on_any_mesh
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.arrays import INDICES, VALUES, Factors, decompose_array, reconstruct_array
 from tdjax.params.bias import around_mean, can_correct, lost_output, shifted
@@ -28,6 +29,7 @@ from tdjax.params.kernels import Weights, is_by_numpy
 from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
+from tdjax.params.placing import beside_kernel, whole_beside
 from tdjax.params.tree import copied, join_path, layer_params, put, remove, split_path
 from tdjax.params.weighing import weights_of
 from tdjax.plan.layers import LEAF, is_weight, numbers_obstacle
@@ -54,7 +56,8 @@ def factorize_params(
 
     Half-precision kernels are decomposed in float32 and cast back. Layers whose arrays lie in a
     CPU's memory are decomposed side by side, one on each core; meanwhile the OpenBLAS of NumPy and
-    SciPy has one thread in the whole process.
+    SciPy has one thread in the whole process. Where kernels lie on several devices, each layer is
+    decomposed by one of them, and its factors then lie on all of them.
 
     A layer with a sparse correction gets parameters "sparse" with the (k,) "values" of its
     nonzeros. Their "indices", int32, are no parameters, and go into a collection "sparsity" of the
@@ -115,22 +118,47 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
     if options.correct_bias and options.moments is None:
         raise ValueError("factorize_params: correct_bias needs moments=")
 
-    def factorised(numbered: tuple[int, PlannedLayer]) -> FactorisedLayer:
-        number, entry = numbered
-        path = entry.layer.path
-        own = layer_params(params, path)
-        return _factorised(own, entry, weights.get(path), options.of_part(number))
+    work = [
+        _work(layer_params(params, entry.layer.path), entry, weights, options.of_part(number))
+        for number, entry in enumerate(plan.factorised)
+    ]
+    devices = shared_devices([params, weights])
+    on_a_cpu = {device.platform for device in devices} == {"cpu"}
 
-    def by_numpy(numbered: tuple[int, PlannedLayer]) -> bool:
-        layer = numbered[1].layer
-        array = unboxed(layer_params(params, layer.path)[layer.storage.name])
-        at_hand = isinstance(array, np.ndarray) or is_at_hand(array)
-        return at_hand and is_by_numpy(numbered[1])
+    def by_numpy(own: _Work) -> bool:
+        at_hand = on_a_cpu or isinstance(own.array, np.ndarray) or is_at_hand(own.array)
+        return at_hand and is_by_numpy(own.entry)
 
-    numbered = list(enumerate(plan.factorised))
-    found = side_by_side(factorised, numbered, by_numpy, lambda own: own[1].layer.size)
+    found = dealt(_factorised, work, devices, by_numpy, lambda own: own.entry.layer.size)
     paths = (entry.layer.path for entry in plan.factorised)
     return with_factors(params, plan, dict(zip(paths, found, strict=True)))
+
+
+class _Work(NamedTuple):
+    """What the factors of one layer are made from.
+
+    Arguments:
+        array: that holds its kernel.
+        mean: of what goes in, where its bias is to be corrected; else None.
+        key: in place of that of the options.
+    """
+
+    array: Array
+    entry: PlannedLayer
+    weights: Weights | None
+    mean: Array | None
+    key: Array | None
+    options: Options
+
+
+def _work(
+    own: Params, entry: PlannedLayer, weights: Mapping[str, Weights], options: Options
+) -> _Work:
+    path, mean = entry.layer.path, None
+    if options.correct_bias and options.moments is not None and can_correct(entry, own):
+        mean = options.moments[path].mean
+    array = unboxed(own[entry.layer.storage.name])
+    return _Work(array, entry, weights.get(path), mean, options.key, options)
 
 
 class FactorisedLayer(NamedTuple):
@@ -147,17 +175,14 @@ class FactorisedLayer(NamedTuple):
 
 
 @on_any_mesh
-def _factorised(
-    own: Params, entry: PlannedLayer, weights: Weights | None, options: Options
-) -> FactorisedLayer:
-    """One layer, from its parameters."""
-    array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
-    mean = None
-    if options.correct_bias and options.moments is not None and can_correct(entry, own):
+def _factorised(work: _Work) -> FactorisedLayer:
+    """One layer."""
+    array, entry, weights, mean, key, options = work
+    array = jnp.asarray(array)
+    if mean is not None:
         assert weights is not None
-        mean = without_explicit_axes(options.moments[entry.layer.path].mean)
         weights = around_mean(weights, mean)
-    factors = decompose_array(array, entry, options, weights=weights)
+    factors = decompose_array(array, entry, replace(options, key=key), weights=weights)
     if mean is None:
         return FactorisedLayer(factors, None)
     return FactorisedLayer(factors, lost_output(array, factors, entry, mean))
@@ -170,8 +195,9 @@ def with_factors(
     result = copied(params)
     for entry in plan.factorised:
         path, storage = entry.layer.path, entry.layer.storage
-        factors, shift = layers[path]
         stored = layer_params(params, path)[storage.name]
+        factors, shift = layers[path]
+        factors = beside_kernel(unboxed(stored), factors, entry)
         dtype = jnp.asarray(unboxed(stored)).dtype
         own: dict[str, Any] = {
             stage.name: {
@@ -182,7 +208,8 @@ def with_factors(
         if entry.nonzeros:
             own[CORRECTION] = {VALUES: factors[VALUES].astype(dtype), INDICES: factors[INDICES]}
         if shift is not None:
-            own["bias"] = shifted(layer_params(params, path)["bias"], shift)
+            bias = layer_params(params, path)["bias"]
+            own["bias"] = shifted(bias, whole_beside(unboxed(bias), shift))
         put(result, path, own)
         remove(result, join_path(path, storage.name))
     return result

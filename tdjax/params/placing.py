@@ -1,16 +1,19 @@
-"""Where arrays that are read from a checkpoint go: where those of a pytree like theirs lie."""
+"""Where arrays go that are read from a checkpoint or were found: where those like theirs lie."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core.meta import Partitioned
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array
 
-from tdjax.params.arrays import INDICES, VALUES
+from tdjax.params.arrays import INDICES, VALUES, Factors
 from tdjax.params.check import factor_shapes
 from tdjax.params.corrections import COLLECTION, unpacked
 from tdjax.params.leaves import of_leaves, tree_of_plan
@@ -25,7 +28,13 @@ def placed(array: Any, sharding: Sharding | None) -> Any:
     """An array, maybe in a box, where a sharding says; on the default device for None."""
     if is_boxed(array):
         return array.replace_boxed(placed(unboxed(array), sharding))
-    return jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
+    if sharding is None:
+        return jnp.asarray(array)
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # Each process has the whole array, and fills its own devices; none waits for another.
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def sharding_of(leaf: Any) -> Sharding | None:
@@ -69,6 +78,44 @@ def factor_shardings(kernel: Any, entry: PlannedLayer) -> dict[str, Sharding | N
     for stage in entry.stages:
         shape = jax.ShapeDtypeStruct(shapes[stage.name], jnp.float32)
         found[stage.name] = on_mesh(*box_factor(box, shape, entry, stage).names)
+    return found
+
+
+def beside_kernel(kernel: Any, factors: Factors, entry: PlannedLayer) -> Factors:
+    """Factors that were found on one device, where their kernel lies on purpose.
+
+    Along axes that the kernel is split on they are split too; on a mesh of explicit axes, and in
+    another sharding than a mesh's, they lie whole on every device.
+    """
+    if isinstance(kernel, jax.core.Tracer) or not isinstance(kernel, jax.Array):
+        return factors
+    places, where = factor_shardings(kernel, entry), sharding_of(kernel)
+    if isinstance(where, NamedSharding) and AxisType.Explicit in where.mesh.axis_types:
+        places = {}
+
+    def there(name: str, array: Array) -> Array:
+        place = places.get(CORRECTION if name in (VALUES, INDICES) else name)
+        if place is None or array.sharding == place:
+            return whole_beside(kernel, array)
+        found: Array = placed(array, place)
+        return found
+
+    return {name: there(name, array) for name, array in factors.items()}
+
+
+def whole_beside(other: Any, array: Array) -> Array:
+    """An array whole on every device on which another lies on purpose."""
+    where = None if isinstance(array, jax.core.Tracer) else sharding_of(other)
+    if where is None or array.sharding.device_set == where.device_set:
+        return array
+    if len(where.device_set) == 1:
+        whole: Sharding = where
+    elif isinstance(where, NamedSharding):
+        whole = NamedSharding(where.mesh, PartitionSpec())
+    else:
+        devices = sorted(where.device_set, key=attrgetter("id"))
+        whole = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec())
+    found: Array = placed(array, whole)
     return found
 
 

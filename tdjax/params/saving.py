@@ -37,6 +37,7 @@ from tdjax.params.tree import (
     split_path,
 )
 from tdjax.plan.plan import Plan
+from tdjax.processes import together
 
 FORMAT_VERSION = 2
 # The names of what a step holds.
@@ -55,7 +56,8 @@ class CheckpointError(RuntimeError):
 def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Plan) -> None:
     """Write factorised parameters and their plan as one, in place of what was saved there before.
 
-    A kill at any moment leaves either the old network or the new one.
+    A kill at any moment leaves either the old network or the new one. Of several processes
+    (`jax.distributed`), which all call it, the first one writes.
 
     Arguments:
         folder: made if it is not there; it belongs to this network alone.
@@ -75,7 +77,7 @@ def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Plan) -> 
     check_mapping("save_factorised", params)
     check_params(params, plan)
     arrays = map_leaves(_bare, params)
-    _check_free(path)
+    together("save_factorised", lambda: _check_free(path))
     about = {"version": FORMAT_VERSION, "plan": json.loads(plan.to_json()), "boxes": _boxes(params)}
     save_step(path, (ARRAYS, arrays), (ABOUT, about))
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tdjax.decompose.inputs import as_numpy
 from tdjax.files import writing
 from tdjax.params.digests import (
     Digests,
@@ -22,6 +23,7 @@ from tdjax.params.digests import (
     seal_files,
     sealed,
 )
+from tdjax.processes import together
 
 Tree = TypeVar("Tree")
 
@@ -36,15 +38,34 @@ def opened(
         about: the name of the JSON beside them.
         create: make the folder.
     """
+    processes = _this_process_alone()
+    if create:
+        folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=1, create=create, enable_async_checkpointing=False
+        max_to_keep=1,
+        create=False,
+        enable_async_checkpointing=False,
+        multiprocessing_options=processes,
     )
     # Named, for a manager that is to read before it has written.
     handlers = {
-        **{name: ocp.StandardCheckpointHandler() for name in arrays},
-        about: ocp.JsonCheckpointHandler(),
+        **{
+            name: ocp.StandardCheckpointHandler(multiprocessing_options=processes)
+            for name in arrays
+        },
+        about: ocp.JsonCheckpointHandler(multiprocessing_options=processes),
     }
     return ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    """Of several processes one writes and each reads for itself: none waits for another."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
 
 
 def save_step(
@@ -55,6 +76,8 @@ def save_step(
 ) -> None:
     """Write a step; those before it are removed once it is there.
 
+    Of several processes, all of which call it, the first one writes what it has.
+
     Arguments:
         folder: made if it is not there.
         arrays: a pytree of arrays, and before it the name that it gets.
@@ -63,6 +86,20 @@ def save_step(
 
     Raises OSError that names the folder where it cannot be written.
     """
+    name, tree = arrays
+    if jax.process_count() > 1:
+        tree = jax.tree.map(as_numpy, tree)
+
+    def write() -> None:
+        if jax.process_index() == 0:
+            _write(folder, (name, tree), about, step)
+
+    together(f"the checkpoint in {folder}", write)
+
+
+def _write(
+    folder: Path, arrays: tuple[str, Any], about: tuple[str, Mapping[str, Any]], step: int | None
+) -> None:
     (name, tree), (beside, fields) = arrays, about
     with writing(folder):
         with opened(folder, (name,), beside, create=True) as manager:
