@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from tdjax.params.factorize import factorize_params, reconstruct_params
     from tdjax.params.optimizers import carry_optimizer_state
 
+# pyproject.toml reads it here, without an import.
+__version__ = "0.1.0"
+
 __all__ = [
     "CP",
     "TT",
@@ -173,4 +176,6 @@ if not TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "linen", "nnx"})
+    """What is public: completion shows neither the rooms nor what this file imports."""
+    own = (name for name in globals() if name.startswith("__"))
+    return sorted({*own, *__all__, "linen", "nnx"})
