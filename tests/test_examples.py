@@ -11,7 +11,14 @@ from tdjax import dispatch
 
 PUBLIC = {name: getattr(tdjax, name) for name in tdjax.__all__}
 PUBLIC |= {name: getattr(tdjax.nnx, name) for name in ("carry_optimizer", "reconstruct")}
-EXAMPLES = {name for name, public in PUBLIC.items() if ">>>" in (public.__doc__ or "")}
+METHODS = {
+    f"{name}.{method}": own
+    for name, public in PUBLIC.items()
+    if inspect.isclass(public)
+    for method, own in vars(public).items()
+    if not method.startswith("_") and hasattr(own, "__doc__")
+}
+EXAMPLES = {name for name, public in (PUBLIC | METHODS).items() if ">>>" in (public.__doc__ or "")}
 
 
 def test_every_function_on_models_has_an_example():
@@ -23,7 +30,7 @@ def test_every_function_on_models_has_an_example():
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example(name):
-    text = inspect.getdoc(PUBLIC[name])
+    text = inspect.getdoc((PUBLIC | METHODS)[name])
     test = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     printed = []

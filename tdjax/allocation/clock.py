@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
-from tdjax.plan.plan import PlannedLayer, ranks_text
+from tdjax.plan.listing import ranks_text
+from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.predicted import LayerSeconds, Predicted
 from tdjax.timings.timings import LayerTimings, Timings
 

@@ -34,7 +34,8 @@ from tdjax.decompose.inputs import is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
 from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
-from tdjax.plan.plan import Plan, PlannedLayer, ranks_text
+from tdjax.plan.listing import ranks_text
+from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tdjax.decompose.inputs import placed_like
+from tdjax.decompose.pytree import described
 from tdjax.decompose.scale import error_ratio
 
 State = TypeVar("State")
@@ -51,6 +52,10 @@ class Info(NamedTuple):
     iterations: Int[Array, ""]
     errors: Float[Array, " sweeps"]
     converged: Bool[Array, ""]
+
+    def __repr__(self) -> str:
+        """Its numbers; of the errors after each sweep, how many there may be."""
+        return described(self, self._fields)
 
 
 class Progress(NamedTuple):

@@ -1,4 +1,4 @@
-"""Dataclasses of arrays as pytrees."""
+"""Dataclasses of arrays as pytrees, and how they are printed."""
 
 from __future__ import annotations
 
@@ -32,4 +32,30 @@ def register(cls: type[T]) -> type[T]:
         return tree
 
     jax.tree_util.register_pytree_with_keys(cls, children, rebuild)
+    every = tuple(f.name for f in fields(cls))  # type: ignore[arg-type]
+    cls.__repr__ = lambda tree: described(tree, every)  # type: ignore[method-assign]
     return cls
+
+
+def described(tree: Any, names: Iterable[str]) -> str:
+    """A class and its fields, arrays by dtype and shape: what they hold would fill pages."""
+    own = (f"{name}={_brief(getattr(tree, name))}" for name in names)
+    return f"{type(tree).__name__}({', '.join(own)})"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        inside = ", ".join(map(_brief, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return repr(value)
+    if value.shape == () and _is_known(value):
+        return f"{value.item():.6g}" if value.dtype.kind == "f" else str(value.item())
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
+def _is_known(array: Any) -> bool:
+    """Whether this process can say what an array holds."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return bool(array.is_fully_addressable) if isinstance(array, jax.Array) else True

@@ -13,8 +13,9 @@ from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
+from tdjax.plan.listing import paths_text, ranks_text
 from tdjax.plan.patterns import matches
-from tdjax.plan.plan import Plan, PlannedLayer, paths_text, ranks_text
+from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import AUTO, Rule
 from tdjax.plan.wishes import BudgetRule
 from tdjax.plan.work import Count, Work

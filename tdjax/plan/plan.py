@@ -3,122 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 from tdjax.hints import did_you_mean
-from tdjax.plan.chain import chain_of
-from tdjax.plan.form import Form
-from tdjax.plan.layers import CONVOLUTIONS, Layer
-from tdjax.plan.predicted import Predicted, with_times
-from tdjax.plan.printing import Table, as_html, as_text
+from tdjax.plan.layers import CONVOLUTIONS
+from tdjax.plan.listing import change, paths_text, table_of
+from tdjax.plan.planned import PlannedLayer
+from tdjax.plan.predicted import Predicted
+from tdjax.plan.printing import Table, as_html, as_text, terminal_width
 from tdjax.plan.reading import PLAN_VERSION, SECOND_VERSION, THIRD_VERSION, read_plan, version_of
-from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
 from tdjax.plan.timing import Profile, profile_calls
-from tdjax.plan.ways import check_way, ways_from, ways_problem, ways_text
-from tdjax.plan.work import Count, Use, Work, count_text, exact
-
-# Indices are int32.
-INDEX_BITS = 32
-
-
-@dataclass(frozen=True)
-class PlannedLayer:
-    """A layer and what becomes of it.
-
-    Arguments:
-        layer: the entry of the layer table.
-        form: how its kernel is decomposed, or None where the layer is kept dense.
-        reason: why the layer is kept dense.
-        ways: by which of several exact programs it is computed, see `Plan.with_ways`; () where a
-            rule chooses when the model is traced.
-
-    Raises ValueError for ways that the layer cannot be computed in.
-    """
-
-    layer: Layer
-    form: Form | None = None
-    reason: str | None = None
-    ways: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse ways that are none."""
-        problem = ways_problem(self.layer, self.stages, self.ways) if self.ways else None
-        if problem is not None:
-            raise ValueError(f"layer {self.layer.path!r}: {problem}")
-
-    @property
-    def method(self) -> str | None:
-        """The method of its form; None where it is kept dense."""
-        return None if self.form is None else self.form.method
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks of its form; () where it is kept dense."""
-        return () if self.form is None else self.form.ranks
-
-    @property
-    def nonzeros(self) -> int:
-        """Nonzeros of its sparse correction, for each layer of a stack; 0 for none."""
-        return 0 if self.form is None else self.form.nonzeros
-
-    @property
-    def format(self) -> str:
-        """The form in words: its method, and how it differs from the plain one."""
-        return "dense" if self.form is None else str(self.form)
-
-    @cached_property
-    def chain(self) -> Chain:
-        """What computes it. Raises ValueError where it is kept dense."""
-        if self.form is None:
-            raise ValueError(f"layer {self.layer.path!r} is kept dense: it has no chain")
-        return chain_of(self.layer, self.form)
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The chain of thin layers that replaces it; empty where it is kept dense."""
-        return () if self.form is None else self.chain.stages
-
-    @property
-    def correction(self) -> Stage | None:
-        """The layer that the sparse correction is, beside the chain; None where there is none.
-
-        It has the whole kernel's shape, of which its nonzeros alone are stored.
-        """
-        if not self.nonzeros:
-            return None
-        return whole(self.layer, CORRECTION)
-
-    @property
-    def size(self) -> int:
-        """Weight parameters afterwards, without the bias; of a sparse correction its nonzeros."""
-        if self.form is None:
-            return self.layer.size
-        return self.layer.copies * (self.chain.size + self.nonzeros)
-
-    @property
-    def index_bits(self) -> int:
-        """Bits that say where the nonzeros of the sparse correction lie; not part of `size`."""
-        return self.layer.copies * self.nonzeros * INDEX_BITS
-
-    @property
-    def macs(self) -> Count:
-        """Multiply-accumulates for one example afterwards.
-
-        Of a sparse correction those of its nonzeros, though a dense layer computes it.
-        """
-        if self.form is None:
-            return self.layer.macs
-        layer = self.layer
-        sparse = exact(layer.macs * layer.copies * self.nonzeros, max(layer.size, 1))
-        return exact(sparse + layer.copies * self.chain.macs)
-
-    @property
-    def kept(self) -> float:
-        """Share of the weight parameters that is left."""
-        return self.size / self.layer.size
+from tdjax.plan.ways import check_way, ways_from
+from tdjax.plan.work import Count, Use, Work, exact
 
 
 @dataclass(frozen=True)
@@ -258,50 +156,59 @@ class Plan:
         raise KeyError(f"no layer {path!r}; layers are: {paths_text(layers)}{near}")
 
     def __str__(self) -> str:
-        """A table: layer, format, ranks, parameters, MACs and predicted time before and after."""
-        return as_text(self._table())
+        """A table: layer, format, ranks, parameters, MACs and predicted time before and after.
+
+        As wide as the terminal where it goes to one; folded where it is large, see `to_text`.
+        """
+        return self.to_text(width=terminal_width())
+
+    def to_text(self, *, fold: bool | None = None, width: int | None = None) -> str:
+        """The table that `print` shows, in full if asked.
+
+            >>> import tdjax
+            >>> layer = tdjax.Layer("head", "dense", (32, 24))
+            >>> plan = tdjax.Plan((tdjax.PlannedLayer(layer, tdjax.Form("svd", (4,))),))
+            >>> print(plan.to_text(width=60))
+            layer  kernel  format  ranks  parameters
+            ------------------------------------------------
+            head   32x24   svd     4      768 -> 224  29.2 %
+            ------------------------------------------------
+            total                         768 -> 224  29.2 %
+
+        Arguments:
+            fold: factorised layers that differ in the numbers in their paths alone, as those of
+                repeated blocks do, share a row, and so do all that are kept dense; None for that
+                in plans of more than 40 layers.
+            width: characters of a line; None for as many as the table takes. Where they are too
+                few, paths lose their middle and columns are left out, the MACs first.
+        """
+        return as_text(self._table(fold), width)
 
     def _repr_html_(self) -> str:
-        """The table in a notebook."""
-        return as_html(self._table())
+        """The table in a notebook; a folded one has all layers below, to be opened."""
+        table, whole = self._table(None), self._table(fold=False)
+        return as_html(table, None if len(table.rows) == len(whole.rows) else whole)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The table in an interactive session of IPython."""
         printer.text(str(self))
 
-    def _table(self) -> Table:
-        header = ("layer", "kernel", "format", "ranks", "parameters", "", "MACs", "")
-        parameters = _change(self.size_before, self.size)
-        total = ("total", "", "", "", *parameters, *_change(self.macs_before, self.macs))
-        rows = [_row(entry) for entry in self.layers]
-        if self.other_macs:
-            rows.append(("(other products)", *[""] * 5, count_text(self.other_macs), ""))
-        table = Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
-        if self.predicted is None:
-            return table
-        return with_times(table, self.predicted, [entry.layer.path for entry in self.layers])
+    def _table(self, fold: bool | None) -> Table:
+        parameters = change(self.size_before, self.size)
+        total = ("total", "", "", "", *parameters, *change(self.macs_before, self.macs))
+        given = (total, self.other_macs, self.predicted, self._notes())
+        return table_of(self.layers, *given, fold=fold)
 
     def _notes(self) -> list[str]:
-        reasons = [
-            f"{entry.layer.path or '(model)'} is kept dense: {entry.reason}"
-            for entry in self.layers
-            if entry.reason
-        ]
-        if self.index_bits:
-            reasons.insert(
-                0,
-                f"indices of nonzeros take {self.index_bits:,} bits, beside the parameters; sparse "
-                "corrections are computed by dense layers, whatever their MACs",
-            )
-        named = [entry for entry in self.layers if entry.ways]
-        reasons += [
-            f"{entry.layer.path or '(model)'} {ways_text(entry.stages, entry.ways)}"
-            for entry in named
-        ]
+        notes = [str(own) for own in (self.predicted, self.measured) if own is not None]
         if self.work is not None:
-            reasons.insert(0, "of the branches of a condition, the costliest counts in total MACs")
-        timed = [str(own) for own in (self.predicted, self.measured) if own is not None]
-        return [*timed, *reasons]
+            notes.append("of the branches of a condition, the costliest counts in total MACs")
+        if self.index_bits:
+            notes.append(
+                f"indices of nonzeros take {self.index_bits:,} bits, beside the parameters; sparse "
+                "corrections are computed by dense layers, whatever their MACs"
+            )
+        return notes
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
@@ -345,37 +252,3 @@ def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
         del layer["dilated"]
     ways = {"ways": entry.ways} if version >= PLAN_VERSION else {}
     return {"layer": layer, **form, "reason": entry.reason, **variant, **ways}
-
-
-def _row(entry: PlannedLayer) -> tuple[str, ...]:
-    layer = entry.layer
-    kernel = (
-        (f"{layer.copies} * " if layer.copies > 1 else "")
-        + "x".join(map(str, layer.kernel_shape))
-        + (f" /{layer.groups}" if layer.groups > 1 else "")
-    )
-    return (
-        layer.path or "(model)",
-        kernel,
-        entry.format,
-        ranks_text(entry.ranks) + (f" + {entry.nonzeros:,} nonzeros" if entry.nonzeros else ""),
-        *_change(layer.size, entry.size),
-        *_change(layer.macs, entry.macs),
-    )
-
-
-def _change(before: Count, after: Count) -> tuple[str, str]:
-    if after == before:
-        return count_text(before), ""
-    share = f"{float(100 * after / before):.1f} %" if before else ""
-    return f"{count_text(before)} -> {count_text(after)}", share
-
-
-def ranks_text(values: Sequence[int]) -> str:
-    """Ranks as people read them."""
-    return ", ".join(map(str, values))
-
-
-def paths_text(layers: Iterable[Layer]) -> str:
-    """The paths of layers, for messages."""
-    return ", ".join(layer.path or "(model)" for layer in layers)

@@ -66,10 +66,12 @@ class Predicted:
     def _by_path(self) -> dict[str, LayerSeconds]:
         return {own.path: own for own in self.layers}
 
-    def cells(self, path: str) -> tuple[str, str]:
-        """What a table says of a layer."""
-        own = self._by_path.get(path)
-        return ("", "") if own is None else _change(own.before, own.after)
+    def cells(self, paths: Sequence[str]) -> tuple[str, str]:
+        """What a table says of layers that share a row."""
+        timed = [self._by_path[path] for path in paths if path in self._by_path]
+        if not timed:
+            return ("", "")
+        return _change(sum(own.before for own in timed), sum(own.after for own in timed))
 
     def __str__(self) -> str:
         """One line."""
@@ -77,13 +79,13 @@ class Predicted:
         return f"time: predicted from timings of the layers, {examples} on {self.device}"
 
 
-def with_times(table: Table, predicted: Predicted, paths: Sequence[str]) -> Table:
+def with_times(table: Table, predicted: Predicted, paths: Sequence[Sequence[str]]) -> Table:
     """A plan's table with two columns for the predicted seconds.
 
     Arguments:
-        paths: of the layers in the first rows.
+        paths: of the layers of each of the first rows.
     """
-    cells = [predicted.cells(path) for path in paths]
+    cells = [predicted.cells(own) for own in paths]
     cells += [("", "")] * (len(table.rows) - len(cells))
     rows = [(*row, *own) for row, own in zip(table.rows, cells, strict=True)]
     empty = [""] * (len(table.header) - 1)
@@ -97,6 +99,7 @@ def with_times(table: Table, predicted: Predicted, paths: Sequence[str]) -> Tabl
         (*table.total, *_change(predicted.before, predicted.after)),
         table.notes,
         (*table.numbers, len(empty) + 1, len(empty) + 2),
+        (*table.spare, (len(empty) + 1, len(empty) + 2)),
     )
 
 

@@ -53,11 +53,11 @@ def ways_from(stages: Sequence[Stage], ways: str | Sequence[str]) -> tuple[str, 
 
 
 def ways_text(stages: Sequence[Stage], ways: Sequence[str]) -> str:
-    """How a layer is computed, in words that go on from its path."""
+    """How a layer is computed, in words that go on from its path and a verb."""
     if tuple(ways) == (RECONSTRUCT,):
-        return "is computed by its dense kernel, multiplied out in each call, whatever its MACs"
+        return "computed by its dense kernel, multiplied out in each call, whatever its MACs"
     pairs = (f"{stage.name}: {way}" for stage, way in zip(stages, ways, strict=True))
-    return f"is computed so: {', '.join(pairs)}"
+    return f"computed so: {', '.join(pairs)}"
 
 
 def ways_problem(layer: Layer, stages: Sequence[Stage], ways: Sequence[str]) -> str | None:

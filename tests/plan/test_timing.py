@@ -54,7 +54,7 @@ def test_a_plan_is_a_table_in_a_notebook():
     variables = model.init(jax.random.key(0), x)
     plan = tdjax.make_plan(model, variables, [Rule(path="", method="svd", rank=2)], x)
     page = plan._repr_html_()
-    assert page.startswith("<table>")
+    assert page.startswith('<div class="tdjax-plan"><table>')
     assert page.count("<tr>") == 3
     assert "64 &rarr; 32" in page
     assert "<ul>" not in page

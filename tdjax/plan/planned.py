@@ -1,0 +1,113 @@
+"""What becomes of one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tdjax.plan.chain import chain_of
+from tdjax.plan.form import Form
+from tdjax.plan.layers import Layer
+from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
+from tdjax.plan.ways import ways_problem
+from tdjax.plan.work import Count, exact
+
+# Indices are int32.
+INDEX_BITS = 32
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer and what becomes of it.
+
+    Arguments:
+        layer: the entry of the layer table.
+        form: how its kernel is decomposed, or None where the layer is kept dense.
+        reason: why the layer is kept dense.
+        ways: by which of several exact programs it is computed, see `Plan.with_ways`; () where a
+            rule chooses when the model is traced.
+
+    Raises ValueError for ways that the layer cannot be computed in.
+    """
+
+    layer: Layer
+    form: Form | None = None
+    reason: str | None = None
+    ways: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse ways that are none."""
+        problem = ways_problem(self.layer, self.stages, self.ways) if self.ways else None
+        if problem is not None:
+            raise ValueError(f"layer {self.layer.path!r}: {problem}")
+
+    @property
+    def method(self) -> str | None:
+        """The method of its form; None where it is kept dense."""
+        return None if self.form is None else self.form.method
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of its form; () where it is kept dense."""
+        return () if self.form is None else self.form.ranks
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros of its sparse correction, for each layer of a stack; 0 for none."""
+        return 0 if self.form is None else self.form.nonzeros
+
+    @property
+    def format(self) -> str:
+        """The form in words: its method, and how it differs from the plain one."""
+        return "dense" if self.form is None else str(self.form)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """What computes it. Raises ValueError where it is kept dense."""
+        if self.form is None:
+            raise ValueError(f"layer {self.layer.path!r} is kept dense: it has no chain")
+        return chain_of(self.layer, self.form)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The chain of thin layers that replaces it; empty where it is kept dense."""
+        return () if self.form is None else self.chain.stages
+
+    @property
+    def correction(self) -> Stage | None:
+        """The layer that the sparse correction is, beside the chain; None where there is none.
+
+        It has the whole kernel's shape, of which its nonzeros alone are stored.
+        """
+        if not self.nonzeros:
+            return None
+        return whole(self.layer, CORRECTION)
+
+    @property
+    def size(self) -> int:
+        """Weight parameters afterwards, without the bias; of a sparse correction its nonzeros."""
+        if self.form is None:
+            return self.layer.size
+        return self.layer.copies * (self.chain.size + self.nonzeros)
+
+    @property
+    def index_bits(self) -> int:
+        """Bits that say where the nonzeros of the sparse correction lie; not part of `size`."""
+        return self.layer.copies * self.nonzeros * INDEX_BITS
+
+    @property
+    def macs(self) -> Count:
+        """Multiply-accumulates for one example afterwards.
+
+        Of a sparse correction those of its nonzeros, though a dense layer computes it.
+        """
+        if self.form is None:
+            return self.layer.macs
+        layer = self.layer
+        sparse = exact(layer.macs * layer.copies * self.nonzeros, max(layer.size, 1))
+        return exact(sparse + layer.copies * self.chain.macs)
+
+    @property
+    def kept(self) -> float:
+        """Share of the weight parameters that is left."""
+        return self.size / self.layer.size
