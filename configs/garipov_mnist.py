@@ -5,12 +5,14 @@
     python -m experiments.main --config=configs/garipov_mnist.py \\
         --workdir=runs/garipov_mnist --config.data.folder=PATH
 
-Made for an accelerator; neither timed nor run in full. A small version of it, all 75 choices once
-on one network, takes about half an hour on two idle CPU cores; what yours takes, --dry-run says:
+Made for an accelerator; not run in full. A small version of it, all 75 choices once on each of the
+five networks, took 1 hour and 14 minutes on two busy CPU cores; docs/results.md has its figures.
+What yours takes, --dry-run says:
 
-    ... --config.networks=1 --config.runs=1 --config.data.train_size=3000 \\
-        --config.data.validation_size=500 --config.data.test_size=2000 --config.train.epochs=6 \\
-        --config.train.boundaries='(4, 5)' --config.train.batch_size=64 --config.finetune.epochs=1
+    ... --config.runs=1 --config.deterministic_runs=1 --config.data.train_size=768 \\
+        --config.data.validation_size=250 --config.data.test_size=750 --config.train.epochs=10 \\
+        '--config.train.boundaries=(6,9)' --config.train.batch_size=64 \\
+        --config.finetune.epochs=1 --config.measure.feature_images=250
 """
 
 from ml_collections import ConfigDict
