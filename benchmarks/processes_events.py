@@ -135,7 +135,8 @@ class _Simulation:
         self.waiting: dict[int, list[int]] = {unit.network: [] for unit in study.trainings}
         for place in range(len(study.trainings), len(self.all)):
             self.waiting[self.all[place].network].append(place)
-        self.compiled: set[str] = set()
+        # When each program is in the shared cache.
+        self.compiled: dict[str, float] = {}
         self.abandoned: set[int] = set()
         self.undone = len(self.all)
         self.untrained = len(study.trainings)
@@ -173,7 +174,7 @@ class _Simulation:
     def _born(self, process: _Process, now: float) -> None:
         self.outcome.dead += now - process.since
         process.alive, process.since, process.unit = True, now, None
-        process.programs.clear()
+        process.programs = set()
         process.free = now + self.random.uniform(*self.how.start)
         if self.how.deaths:
             self._at(now + self.random.expovariate(self.how.deaths / HOUR), "dies", process.number)
@@ -189,15 +190,18 @@ class _Simulation:
         if place in self.abandoned:
             self.abandoned.remove(place)
             self.outcome.takeovers += 1
-        process.unit, process.free = place, now + self._compiling(process, self.all[place])
+        process.unit, process.free = place, now + self._compiling(process, self.all[place], now)
         self._at(process.free + self.left[place], "done", process.number)
 
-    def _compiling(self, process: _Process, unit: Unit) -> float:
+    def _compiling(self, process: _Process, unit: Unit, now: float) -> float:
+        """Seconds until a process has the program of a unit."""
         if unit.program in process.programs:
             return 0.0
         process.programs.add(unit.program)
-        if self.how.shared and unit.program in self.compiled:
+        there = self.compiled.get(unit.program, math.inf)
+        if self.how.shared and there <= now:
             return unit.compiling * self.how.reading
+        self.compiled[unit.program] = min(there, now + unit.compiling)
         return unit.compiling
 
     def _done(self, process: _Process, now: float) -> None:
@@ -205,7 +209,6 @@ class _Simulation:
         self._spent(process, now)
         place, process.unit = process.unit, None
         unit = self.all[place]
-        self.compiled.add(unit.program)
         self.undone -= 1
         if place < len(self.study.trainings):
             # What they waited for until now.
@@ -230,6 +233,9 @@ class _Simulation:
             last = now - self.random.uniform(0, self.how.renewal)
             seen = self.how.timeout + self.random.uniform(0, self.how.watching)
             self._at(max(now, last + seen), "freed", place)
+            if now < process.free == self.compiled.get(self.all[place].program):
+                # It was not written.
+                del self.compiled[self.all[place].program]
         self.outcome.deaths += 1
         process.alive, process.unit, process.since = False, None, now
         process.life += 1

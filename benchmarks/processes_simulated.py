@@ -4,12 +4,13 @@ What they do is told in `benchmarks.processes_events`, the units of the studies 
 `benchmarks.processes_units`. For each number of processes the table has:
 
 - the makespan;
-- the efficiency, the time of one process that does not die over N times the makespan;
+- the efficiency, the time of one process over N times the makespan;
 - shares of all processes' time, from the first start to the end: waiting for a network to be
-  trained, waiting at the end, starting and compiling, work that was lost, dead;
-- leases that were taken over;
+  trained, waiting at the end, starting and compiling;
 - the bound that is closest: "work" (all of it, divided evenly), "chain" (start, the longest
-  training and the longest unit behind it) or "units" (as many as one process does at least).
+  training and the longest unit behind it) or "units" (as many as one process does at least);
+- the same with processes that die: efficiency, share of the time in which they were dead or did
+  what was lost, and leases that were taken over.
 
 All is drawn from one seed.
 """
@@ -26,29 +27,36 @@ from benchmarks.processes_units import studies
 
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 ASKED = flags.DEFINE_list("numbers", [str(number) for number in NUMBERS], "Of processes.")
-DEATHS = flags.DEFINE_list("deaths", ["0", "0.1"], "Of a process, an hour: a table for each.")
+DEATHS = flags.DEFINE_float("deaths", 0.1, "Of a process, an hour, in the last columns.")
 SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.")
 
 
-def rows(study: Study, numbers: Sequence[int], how: Circumstances, seed: int = 0) -> list[str]:
-    """The lines of a table, in Markdown."""
-    alone = simulated(study, 1, replace(how, deaths=0.0), seed).makespan
+def rows(
+    study: Study, numbers: Sequence[int], how: Circumstances, deaths: float = 0.0, seed: int = 0
+) -> list[str]:
+    """The lines of a table, in Markdown.
+
+    Arguments:
+        how: without deaths.
+        deaths: those of the last columns.
+    """
+    alone = simulated(study, 1, how, seed).makespan
     lines = [
-        "| processes | makespan | efficiency | wait for training | wait at the end | "
-        "start, compile | lost, dead | takeovers | bound |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| N | makespan | efficiency | wait: training | wait: end | start, compile | bound | "
+        "with deaths: efficiency | lost, dead | takeovers |",
+        "|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     for number in numbers:
         found = simulated(study, number, how, seed)
+        other = simulated(study, number, replace(how, deaths=deaths), seed)
         least = bounds(study, number, how)
-        closest = max(least, key=lambda name: least[name])
-        shares = (
-            found.untrained, found.nothing_left, found.overhead, found.lost + found.dead,
-        )  # fmt: skip
+        efficient, hit = (alone / (number * one.makespan) for one in (found, other))
+        shares = (found.untrained, found.nothing_left, found.overhead)
         cells = " | ".join(f"{100 * found.share(one):.0f} %" for one in shares)
         lines.append(
-            f"| {number} | {in_words(found.makespan)} | "
-            f"{alone / (number * found.makespan):.2f} | {cells} | {found.takeovers} | {closest} |"
+            f"| {number} | {in_words(found.makespan)} | {efficient:.2f} | {cells} | "
+            f"{max(least, key=lambda name: least[name])} | {hit:.2f} | "
+            f"{100 * other.share(other.lost + other.dead):.1f} % | {other.takeovers} |"
         )
     return lines
 
@@ -64,11 +72,9 @@ def main(_: list[str]) -> None:
     """Print the tables, in Markdown."""
     numbers = [int(number) for number in ASKED.value]
     for text, study in studies():
-        for deaths in map(float, DEATHS.value):
-            how = Circumstances(deaths=deaths)
-            print(f"{text}; {len(study.units)} units, {in_words(study.work)} of work; "
-                  f"{deaths:g} deaths of a process an hour\n")  # fmt: skip
-            print("\n".join(rows(study, numbers, how, SEED.value)), end="\n\n")
+        print(f"{text}: {len(study.units)} units, {in_words(study.work)} of work\n")
+        lines = rows(study, numbers, Circumstances(), DEATHS.value, SEED.value)
+        print("\n".join(lines), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

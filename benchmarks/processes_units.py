@@ -139,9 +139,9 @@ def digits(found: Mapping[str, Any], grain: str) -> Study:
 def resnet18(grain: str, *, rate: float = RATE, side_by_side: int = 1) -> Study:
     """The study of `configs/resnet18_cifar10.py` by its operations.
 
-    Fine-tuning multiplies kernels out, and so takes as long whatever layer and ranks. Decompositions
-    are left out: the largest kernel, 3x3 of 512 x 512 channels, has 2.4 million entries, and 100
-    sweeps of CP over it are a thousandth of what follows.
+    Fine-tuning multiplies kernels out, and so takes as long whatever layer and ranks.
+    Decompositions are left out: 100 sweeps of CP over the largest kernel, 3x3 of 512 x 512
+    channels, have about a thousandth of the operations that follow.
 
     Arguments:
         rate: floating-point operations a second.

@@ -1,4 +1,4 @@
-"""Large transformers as shapes: what `benchmarks.scale` plans and counts, with no array of theirs."""
+"""Large transformers as shapes: what `benchmarks.scale` plans and counts, without any arrays."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens or images to logits. Rotations of attention, which have no parameters, are left out."""
+    """Tokens or images to logits, without the rotations of attention, which have no parameters."""
 
     shape: Shape
 
