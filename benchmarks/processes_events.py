@@ -9,6 +9,7 @@ its last checkpoint. A process that dies is started again after a while.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from dataclasses import dataclass, field
@@ -68,6 +69,8 @@ class Circumstances:
         look: between two looks of who found nothing free.
         shared: whether programs that one process has compiled are read by the others.
         reading: of a program that another has compiled, as a share of the time to compile it.
+        spread: whether process k of N begins to look at the k-th of N parts of the units, and then
+            goes on from where it is; else each looks from the first unit on.
     """
 
     start: tuple[float, float] = (10.0, 20.0)
@@ -79,6 +82,7 @@ class Circumstances:
     look: float = 5.0
     shared: bool = True
     reading: float = 0.1
+    spread: bool = False
 
 
 @dataclass
@@ -111,9 +115,11 @@ class _Process:
         since: when it began to do what it does now.
         free: when it can begin to work, after start and compiling.
         programs: that it has in memory.
+        place: of the unit from which on it looks for another.
     """
 
     number: int
+    place: int = 0
     life: int = 0
     alive: bool = False
     unit: int | None = None
@@ -130,7 +136,7 @@ class _Simulation:
         self.study, self.how, self.random = study, how, Random(seed)
         self.all = (*study.trainings, *study.units)
         self.left = [unit.seconds for unit in self.all]
-        # Of what can be taken, the first; a heap.
+        # What can be taken, in its order.
         self.open = list(range(len(study.trainings)))
         self.waiting: dict[int, list[int]] = {unit.network: [] for unit in study.trainings}
         for place in range(len(study.trainings), len(self.all)):
@@ -142,7 +148,10 @@ class _Simulation:
         self.untrained = len(study.trainings)
         self.events: list[tuple[float, int, str, int, int]] = []
         self.arranged = 0
-        self.members = [_Process(number) for number in range(processes)]
+        first = len(study.trainings)
+        self.members = [
+            _Process(k, first + k * len(study.units) // processes) for k in range(processes)
+        ]
         self.outcome = Outcome(processes)
 
     def run(self) -> Outcome:
@@ -153,7 +162,7 @@ class _Simulation:
             now, _, name, number, life = heapq.heappop(self.events)
             if name == "freed":
                 self.abandoned.add(number)
-                heapq.heappush(self.open, number)
+                bisect.insort(self.open, number)
                 continue
             process = self.members[number]
             if life == process.life:
@@ -186,12 +195,22 @@ class _Simulation:
             process.free = now
             self._at(now + self.how.look, "looks", process.number)
             return
-        place = heapq.heappop(self.open)
+        place = self._taken(process)
         if place in self.abandoned:
             self.abandoned.remove(place)
             self.outcome.takeovers += 1
         process.unit, process.free = place, now + self._compiling(process, self.all[place], now)
         self._at(process.free + self.left[place], "done", process.number)
+
+    def _taken(self, process: _Process) -> int:
+        """The next unit for a process: a training, where there is one."""
+        start = 0
+        if self.how.spread and self.open[0] >= len(self.study.trainings):
+            start = bisect.bisect_left(self.open, process.place) % len(self.open)
+        place = self.open.pop(start)
+        if self.how.spread and place >= len(self.study.trainings):
+            process.place = place
+        return place
 
     def _compiling(self, process: _Process, unit: Unit, now: float) -> float:
         """Seconds until a process has the program of a unit."""
@@ -217,7 +236,7 @@ class _Simulation:
                     self._spent(other, now)
             self.untrained -= 1
             for other in self.waiting.pop(unit.network):
-                heapq.heappush(self.open, other)
+                bisect.insort(self.open, other)
         process.free = now
         if self.undone:
             self._looks(process, now)

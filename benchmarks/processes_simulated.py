@@ -71,9 +71,9 @@ def in_words(seconds: float) -> str:
 def main(_: list[str]) -> None:
     """Print the tables, in Markdown."""
     numbers = [int(number) for number in ASKED.value]
-    for text, study in studies():
+    for text, study, how in studies():
         print(f"{text}: {len(study.units)} units, {in_words(study.work)} of work\n")
-        lines = rows(study, numbers, Circumstances(), DEATHS.value, SEED.value)
+        lines = rows(study, numbers, how, DEATHS.value, SEED.value)
         print("\n".join(lines), end="\n\n", flush=True)
 
 

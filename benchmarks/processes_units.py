@@ -25,7 +25,7 @@ import jax
 from absl import app, flags
 
 import tdjax
-from benchmarks.processes_events import Study, Unit
+from benchmarks.processes_events import Circumstances, Study, Unit
 from experiments.dry_run import Work
 from experiments.error_study.protocol import Protocol
 from experiments.models import ResNet18
@@ -46,19 +46,30 @@ RATE, COMPILING = 2e13, 60.0
 STEP, OPERATIONS = 3, 2
 
 
-def studies() -> Iterator[tuple[str, Study]]:
-    """Each with what its units are."""
-    measured, grain = json.loads(FILE.read_text("utf-8")), GRAINS[1]
-    yield f"digits, units of (network, layer, {grain})", digits(measured, grain)
-    for last in (1, 2, 3):
-        names = ", ".join(("network", *GRAINS[: last + 1]))
-        yield f"ResNet-18 on CIFAR-10, units of ({names})", resnet18(GRAINS[last])
+def studies() -> Iterator[tuple[str, Study, Circumstances]]:
+    """Each with what its units are, and how they are taken."""
+    times, as_is, spread = (
+        json.loads(FILE.read_text("utf-8")),
+        Circumstances(),
+        Circumstances(spread=True),
+    )
+    layer, method, compression, run = GRAINS
+    small = f"(network, {layer}, {method}, {compression})"
+    yield f"digits, units of (network, {layer}, {method})", digits(times, method), as_is
+    resnet = "ResNet-18 on CIFAR-10, units of"
+    yield f"{resnet} (network, {layer}, {method})", resnet18(method), as_is
+    yield f"{resnet} {small}", resnet18(compression), as_is
+    yield f"{resnet} (network, {layer}, {method}, {compression}, {run})", resnet18(run), as_is
+    yield f"{resnet} {small}, spread", resnet18(compression), spread
     yield (
-        (
-            "ResNet-18 on CIFAR-10, units of (network, layer, method, compression), each network "
-            "trained on 8 accelerators"
-        ),
-        resnet18(GRAINS[2], side_by_side=8),
+        f"{resnet} {small}, spread, each network trained on 8 accelerators",
+        resnet18(compression, side_by_side=8),
+        spread,
+    )
+    yield (
+        f"{resnet} {small}, spread, the networks trained before",
+        resnet18(compression, trained=True),
+        spread,
     )
 
 
@@ -136,7 +147,9 @@ def digits(found: Mapping[str, Any], grain: str) -> Study:
     return Study("digits", tuple(trainings), tuple(units), kept)
 
 
-def resnet18(grain: str, *, rate: float = RATE, side_by_side: int = 1) -> Study:
+def resnet18(
+    grain: str, *, rate: float = RATE, side_by_side: int = 1, trained: bool = False
+) -> Study:
     """The study of `configs/resnet18_cifar10.py` by its operations.
 
     Fine-tuning multiplies kernels out, and so takes as long whatever layer and ranks.
@@ -146,6 +159,7 @@ def resnet18(grain: str, *, rate: float = RATE, side_by_side: int = 1) -> Study:
     Arguments:
         rate: floating-point operations a second.
         side_by_side: accelerators that a network is trained on, at full efficiency.
+        trained: whether the networks are there already.
     """
     from configs.resnet18_cifar10 import get_config
 
@@ -163,9 +177,12 @@ def resnet18(grain: str, *, rate: float = RATE, side_by_side: int = 1) -> Study:
     if grain == GRAINS[0]:
         units = _merged(units, len(protocol.methods))
     seconds = epoch * (work.train + work.of("baseline")) / side_by_side
-    trainings = [Unit(k, "training", seconds, COMPILING) for k in range(protocol.networks)]
+    training = Unit(0, "training", seconds, COMPILING)
+    if trained:
+        training = Unit(0, "training", 0.0)
+    trainings = [training._replace(network=k) for k in range(protocol.networks)]
     kept = seconds * protocol.checkpoint_every / protocol.train.epochs
-    return Study("resnet18", tuple(trainings), tuple(units), kept)
+    return Study("resnet18", tuple(trainings), tuple(units), 0.0 if trained else kept)
 
 
 def multiply_accumulates() -> int:

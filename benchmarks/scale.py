@@ -122,7 +122,7 @@ def work(names: Sequence[str]) -> Iterator[str]:
     yield "|---|---|---:|---:|---:|"
     for needs in names_to_needs(names):
         for gradients in (False, True):
-            model, sums = _collecting(needs, gradients)
+            model, sums = collecting(needs, gradients=gradients)
             ends = "inputs and gradients" if gradients else "inputs"
             yield (
                 f"| {needs.name} | moments of {ends} | {_peta(model)} model, {_peta(sums)} sums "
@@ -140,13 +140,13 @@ def time(names: Sequence[str]) -> Iterator[str]:
     yield f"|---|---|---|{'---:|' * len(DEVICES)}"
     for needs in names_to_needs(names):
         for device in ACCELERATORS:
-            model, sums = _collecting(needs, gradients=True)
+            model, sums = collecting(needs, gradients=True)
             alone = model / (PASSES * device.half) + sums / (PRODUCTS * device.single)
-            cells = " | ".join(_seconds(alone / number) for number in DEVICES)
+            cells = " | ".join(in_words(alone / number) for number in DEVICES)
             yield f"| {needs.name} | moments, {ROWS:,} rows | {device.name} | {cells} |"
             for norm in NORMS:
                 each = [device.seconds(decomposing(one, norm)) for one in needs.matrices]
-                cells = " | ".join(_seconds(dealt(each, number)) for number in DEVICES)
+                cells = " | ".join(in_words(dealt(each, number)) for number in DEVICES)
                 yield f"| | low rank, {norm} | {device.name} | {cells} |"
 
 
@@ -209,11 +209,11 @@ def names_to_needs(names: Sequence[str]) -> Iterator[Needs]:
         yield _PLANNED[name]
 
 
-def _collecting(needs: Needs, gradients: bool) -> tuple[float, float]:
-    """Operations of the model itself, and of the sums."""
-    forward = 2 * float(needs.own.plan.macs_before) / needs.own.shape.rows * ROWS
+def collecting(needs: Needs, *, gradients: bool, rows: int = ROWS) -> tuple[float, float]:
+    """Operations on some rows of data: of the model itself, and of the sums."""
+    forward = 2 * float(needs.own.plan.macs_before) / needs.own.shape.rows * rows
     # Back to what comes out of the layers, and to no weights: about as much again.
-    return forward * (1 + gradients), ROWS * summing(needs.matrices, gradients=gradients)
+    return forward * (1 + gradients), rows * summing(needs.matrices, gradients=gradients)
 
 
 def _gigabytes(size: float) -> str:
@@ -224,9 +224,10 @@ def _peta(operations: float) -> str:
     return f"{operations / PETA:.3g}"
 
 
-def _seconds(own: float) -> str:
+def in_words(own: float) -> str:
+    """Seconds, minutes or hours."""
     if own < 120:
-        return f"{own:.2g} s"
+        return f"{own:.2g} s" if own < 10 else f"{own:.0f} s"
     return f"{own / 60:.0f} min" if own < 7200 else f"{own / 3600:.1f} h"
 
 

@@ -157,3 +157,14 @@ def test_times_are_read_from_a_journal():
     assert found["layers"]["conv"] == {"decomposed": [5.0, 1.5], "tuned": {"cp": [5.5, 1.0, 2]}}
     with pytest.raises(ValueError, match="two networks"):
         measured(map(json.dumps, records[:7]))
+
+
+def test_spread_processes_compile_less():
+    # Two programs of ten units: two processes that start apart need one each.
+    units = tuple(Unit(0, name, 10.0, 100.0) for name in "ab" for _ in range(10))
+    both = Study("test", (Unit(0, "training", 0.0),), units)
+    apart = Circumstances(start=(0.0, 0.0), shared=False, spread=True)
+    found = simulated(both, 2, apart)
+    assert found.overhead == pytest.approx(200)
+    assert simulated(both, 2, Circumstances(start=(0.0, 0.0), shared=False)).overhead > 300
+    assert found.work == pytest.approx(200)
