@@ -235,8 +235,8 @@ class _Simulation:
                 if other.alive:
                     self._spent(other, now)
             self.untrained -= 1
-            for other in self.waiting.pop(unit.network):
-                bisect.insort(self.open, other)
+            for behind in self.waiting.pop(unit.network):
+                bisect.insort(self.open, behind)
         process.free = now
         if self.undone:
             self._looks(process, now)

@@ -90,11 +90,14 @@ def measured(lines: Iterable[str], processor: float = 1.0) -> dict[str, Any]:
         raise ValueError(f"--processor is {processor}: above 0, at most 1 is needed")
     records = [json.loads(line) for line in lines]
     asked = [one for one in records if one["kind"] in ("baseline", "compressed", "finetuned")]
-    starts = [one["started"] for one in records if one["kind"] == "environment"]
+    starts = [one for one in records if one["kind"] == "environment"]
     if len(starts) != 1 or {one.get("network") for one in asked} != {0, 1}:
         raise ValueError("a run of two networks, all at once, is needed")
+    # Several threads would take turns, and a time be that of another's record.
+    if not starts[0]["processor"].endswith(", 1 cores"):
+        raise ValueError(f"a run that knows of one core is needed, not {starts[0]['processor']!r}")
     layers: dict[str, Any] = {}
-    training, before, made = [], datetime.fromisoformat(starts[0]), 0
+    training, before, made = [], datetime.fromisoformat(starts[0]["started"]), 0
     for one in asked:
         made += 1
         if "at" not in one:

@@ -140,7 +140,11 @@ def record(kind, network, second, layer=None, method=None):
 
 def test_times_are_read_from_a_journal():
     records = [
-        {"kind": "environment", "started": "2026-01-01T00:00:00+00:00"},
+        {
+            "kind": "environment",
+            "started": "2026-01-01T00:00:00+00:00",
+            "processor": "some, 1 cores",
+        },
         record("epoch", 0, 4),
         record("baseline", 0, 8),
         record("compressed", 0, None, "conv", "cp"),
@@ -155,6 +159,9 @@ def test_times_are_read_from_a_journal():
     found = measured(map(json.dumps, records), 0.5)
     assert found["training"] == [4.0, 2.0]
     assert found["layers"]["conv"] == {"decomposed": [5.0, 1.5], "tuned": {"cp": [5.5, 1.0, 2]}}
+    other = [records[0] | {"processor": "some, 2 cores"}, *records[1:]]
+    with pytest.raises(ValueError, match="one core is needed"):
+        measured(map(json.dumps, other))
     with pytest.raises(ValueError, match="two networks"):
         measured(map(json.dumps, records[:7]))
 
