@@ -125,7 +125,6 @@ class _Process:
     unit: int | None = None
     since: float = 0.0
     free: float = 0.0
-    dies: float = math.inf
     programs: set[str] = field(default_factory=set)
 
 
