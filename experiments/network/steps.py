@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
@@ -88,7 +88,7 @@ def _step(
     **options: Any,
 ) -> Course:
     """One optimisation step of all runs; compiled once for equal arguments and shapes."""
-    slope = partial(_slope, settings=settings, steps=steps, **options)
+    slope: Any = partial(_slope, settings=settings, steps=steps, **options)
 
     def one(own: Course, order: Array, key: Array) -> Course:
         gradient, state, loss = slope(own.model, data._replace(order=order, keys=key), index)
@@ -170,11 +170,6 @@ def _slope(
     chosen = jax.lax.dynamic_slice(data.order, (index * size,), (size,))
     batch, targets = rows(data.images, chosen), data.labels[chosen]
     if settings.augment:
-        if parts is not None:
-            # Crops take pixels from anywhere in the batch: better taken by each device from its own
-            # copy of the images than from all others.
-            whole_batch = NamedSharding(parts.mesh, PartitionSpec())
-            batch = jax.lax.with_sharding_constraint(batch, whole_batch)
         batch = random_crop_flip(jax.random.fold_in(data.keys, index), batch, fill=data.fill)
     if parts is not None:
         batch, targets = jax.lax.with_sharding_constraint((batch, targets), parts)

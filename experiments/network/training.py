@@ -105,7 +105,7 @@ def fit_epochs(
     Raises ValueError where the training set is smaller than one batch.
     """
     steps, parts = steps_per_epoch(splits.train, settings), parts_of(fit.model)
-    place = partial(jax.tree.map, jnp.asarray) if parts is None else spread
+    place: Any = partial(jax.tree.map, jnp.asarray) if parts is None else spread
     # With the padding of random crops.
     images, labels, fill = place((splits.train.images, splits.train.labels, splits.black))
     options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge, "parts": parts}
