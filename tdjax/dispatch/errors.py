@@ -18,6 +18,7 @@ from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
 from tdjax.plan.plan import Plan
+from tdjax.processes import together
 
 Variables = Mapping[str, Any]
 Kernels = Float[Array, "n ..."]
@@ -251,8 +252,10 @@ def evaluate_candidates(
     """
     room, whole = room_of(model), with_arrays(model, variables)
     trace_of = partial(room.trace, *whole, method=method)
-    reading, batches = read_batches(
-        "evaluate_candidates", caller_of(model, variables, method), trace_of, batches
+    caller = caller_of(model, variables, method)
+    reading, batches = together(
+        "evaluate_candidates",
+        lambda: read_batches("evaluate_candidates", caller, trace_of, batches),
     )
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
