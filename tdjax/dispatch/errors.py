@@ -239,7 +239,8 @@ def evaluate_candidates(
         path: '/'-joined path of the layer, of a function that of the array.
         kernels: (n, *kernel shape), the candidates.
         batches: each batch is the model's input as in `tdjax.make_plan`, or a tuple
-            (input, rest), whose rest `metric_fn` may use.
+            (input, rest), whose rest `metric_fn` may use. Under `jax.distributed` the means are
+            over those of all processes, of which each needs one.
         metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
         chunk: candidates at once, which bounds memory; more candidates run in turns.
         method: how the model is called, as for `tdjax.make_plan`.

@@ -190,7 +190,8 @@ def compress(
             is used: batches without `train=True`, `model.eval()`.
         batches: a list or the like, some hundred to some thousand examples in all: each the
             model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights` also a tuple
-            (input, rest), whose rest these may use.
+            (input, rest), whose rest these may use. Under `jax.distributed` each process has its
+            own, and all get the same network.
         budget, target, cost, rules, multiple_of: as for `tdjax.allocate`, a budget or a target;
             here a budget of one number is a limit too, which small networks need not use up.
         batch, timings: as for `tdjax.allocate`, for a budget of time; where neither is given the

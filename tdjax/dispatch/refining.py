@@ -189,7 +189,8 @@ def refine(
             (input, rest). Where their arrays are of equal shapes but for the number of examples,
             and take no more than `memory` bytes, steps take examples from all of them in a new
             order in each epoch; else from one batch after another. Where they are split over
-            devices, so are the steps.
+            devices, so are the steps. Under `jax.distributed` each process has batches of its own,
+            of which all make up one set, or all have the same global arrays.
         loss: of the outputs: "mse", the mean square of the change relative to that of what the
             dense model puts out; "kl", Kullback-Leibler divergence of softmax over the last axis,
             times the temperature's square; a function of both outputs (small, dense) to losses of
