@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from experiments.dry_run import dry_run
 from experiments.runner import carry_out
+from experiments.workdir.devices import use_devices
 from experiments.workdir.stops import end
 from tdjax.compilation import enable_compilation_cache
 from tdjax.files import FULL, one_line
@@ -28,6 +29,9 @@ TENSORBOARD = flags.DEFINE_bool(
 )
 DRY_RUN = flags.DEFINE_bool(
     "dry-run", False, "Say what would be measured and how long it takes; write nothing."
+)
+DEVICES = flags.DEFINE_integer(
+    "devices", None, "Devices of this process to compute on; all of them by default.", lower_bound=1
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
@@ -49,6 +53,7 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")
         keep_programs(CACHE.value)
+        use_devices(DEVICES.value)
         run: Callable[..., Path | str] = dry_run if DRY_RUN.value else carry_out
         found = run(CONFIG.value.to_dict(), Path(WORKDIR.value), tensorboard=TENSORBOARD.value)
     except Exception as error:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from tdjax.files import one_line
 
 Found = TypeVar("Found")
+Tree = TypeVar("Tree")
 # What a process has for its first batch: none, one of its own, one that all share.
 NONE, OWN, SHARED = range(3)
 
@@ -108,6 +109,33 @@ def summed(sums: Mapping[str, Array]) -> dict[str, Array]:
         name: _over_processes(sums[name] if name in sums else np.zeros(*known[name]))
         for name in sorted(known)
     }
+
+
+def everywhere(tree: Tree) -> Tree:
+    """A pytree whose arrays lie whole on every device of all processes, which have equal ones."""
+    whole = NamedSharding(mesh_of_all(), PartitionSpec())
+
+    def laid(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            return leaf
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            # Keys are free to move.
+            return leaf
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
+
+    return cast(Tree, jax.tree.map(laid, tree))
+
+
+@functools.cache
+def mesh_of_all() -> Mesh:
+    """All devices, those of one process behind those of another; as many of each."""
+    of = [[d for d in jax.devices() if d.process_index == k] for k in range(jax.process_count())]
+    least = min(map(len, of))
+    devices = [device for own in of for device in own[:least]]
+    return Mesh(np.array(devices), ("devices",), axis_types=(AxisType.Auto,))
 
 
 def _over_processes(array: Any) -> Array:

@@ -81,6 +81,19 @@ pairs = ((laid, split), (plain, batch))
 shorter = [tdjax.compress(net, v, [b], budget=0.7, progress=False) for v, b in pairs]
 same(*(own.model.apply(own.variables, b) for own, b in zip(shorter, (split, batch))), 1e-4)
 
+# Convolutions of kernels that lie whole, of a batch that is split.
+conv, maps = nn.Conv(6, (3, 3)), random.standard_normal((4, 5, 5, 4)).astype(np.float32)
+plain_conv = conv.init(jax.random.key(2), maps)
+its_plan = tdjax.make_plan(
+    conv, plain_conv, [tdjax.Rule(path="", method="tucker", rank=(2, 3))], maps
+)
+thin = tdjax.factorize(conv, its_plan)
+answers = [
+    thin.apply({"params": tdjax.factorize_params(v["params"], its_plan)}, b)
+    for v, b in ((jax.tree.map(lay, plain_conv), lay(maps, "a")), (plain_conv, maps))
+]
+same(*answers, 1e-5)
+
 # On eight devices of automatic axes each layer is decomposed once, by one of them.
 from tdjax.decompose import dealing
 from tdjax.params import factorize as room

@@ -30,9 +30,10 @@ from experiments.network.network import Network
 from experiments.network.refine import check_refine
 from experiments.network.train_on import moments_for
 from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.devices import here
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
-from experiments.workdir.threads import Records
+from experiments.workdir.threads import Records, apart
 from tdjax.allocation.limits import TOLERANCE
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate
@@ -57,7 +58,10 @@ def run(network: Network, settings: Compress, workdir: Path, *, tensorboard: boo
         measure(
             journal,
             [name for trial in trials for name in _names(journal, settings, trial)],
-            [partial(_measure, network, settings, model, trials, journal, workdir)],
+            [
+                partial(_measure, network, settings, model, own, journal, workdir)
+                for own in apart(trials)
+            ],
         )
         if settings.timed_images:
             _time(network, settings, model, trials, journal.again(), workdir)
@@ -154,6 +158,7 @@ def _measure(
     workdir: Path,
 ) -> Iterator[Records]:
     """Yield the records that are missing, a trial at a time, its checkpoint written before."""
+    model = here(model)
     for trial in trials:
         names = _names(journal, settings, trial)
         if any(name not in journal.found for name in names):

@@ -22,7 +22,7 @@ from experiments.runner import Experiment, begin, measure
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.ranges import SEEDS
-from experiments.workdir.threads import Records
+from experiments.workdir.threads import Records, apart
 from tdjax.dispatch import remove_dead
 from tdjax.params.digests import tree_digest
 from tdjax.plan.layers import LEAF
@@ -42,7 +42,11 @@ def run(
     _check(network, settings)
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
         names = _asked(settings, journal)
-        measure(journal, names, [partial(_runs, network, settings, journal, workdir)])
+        tasks = [
+            partial(_runs, network, settings, own, journal, workdir)
+            for own in apart(range(settings.runs))
+        ]
+        measure(journal, names, tasks)
         return write_report(workdir)
 
 
@@ -134,10 +138,14 @@ def _layers(journal: Journal, run: int) -> list[Any]:
 
 
 def _runs(
-    network: Network, settings: Compressibility, journal: Journal, workdir: Path
+    network: Network,
+    settings: Compressibility,
+    runs: Sequence[int],
+    journal: Journal,
+    workdir: Path,
 ) -> Iterator[Records]:
     """Yield the records that are missing, run by run."""
-    for run in range(settings.runs):
+    for run in runs:
         lacking = [
             trial
             for trial in enumerate_trials(settings)

@@ -29,9 +29,10 @@ from experiments.network.network import Network
 from experiments.network.refine import check_refine
 from experiments.network.train_on import moments_for, scored
 from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.devices import here
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Identity, Journal
-from experiments.workdir.threads import Records
+from experiments.workdir.threads import Records, apart
 from tdjax.dispatch import make_plan
 from tdjax.params.bias import can_correct, mean_output, shifted
 from tdjax.params.factorize import reconstruct_params
@@ -59,8 +60,9 @@ def run(network: Network, settings: DataAware, workdir: Path, *, tensorboard: bo
             journal,
             [name for own in trials.values() for t in own for name in _names(journal, press, t)],
             [
-                partial(_measure, press, calibration, own, journal, workdir / "moments")
+                partial(_measure, press, calibration, some, journal, workdir / "moments")
                 for calibration, own in trials.items()
+                for some in apart(own)
             ],
         )
         return write_report(workdir)
@@ -109,6 +111,7 @@ def _measure(
     press: Press, calibration: Calibration, trials: Sequence[Trial], journal: Journal, folder: Path
 ) -> Iterator[Records]:
     """Yield the records of one calibration that are missing, as soon as each group is there."""
+    press = replace(press, model=here(press.model))
     network, model = press.network, press.model
     missing = {
         trial: [name[0] for name in _names(journal, press, trial) if name not in journal.found]

@@ -29,6 +29,7 @@ from experiments.network.baseline import check_baseline
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
 from experiments.runner import Experiment, baseline, begin, measure
+from experiments.workdir.devices import here
 from experiments.workdir.journal import Identity, Journal
 from experiments.workdir.threads import Further, Records
 from tdjax.moments.collect import LayerMoments
@@ -128,7 +129,7 @@ def _measure_layer(
 
     Those of fine-tuning are tasks of their own.
     """
-    settings, key = study.protocol, study.network.key(DECOMPOSE)
+    settings, key, model = study.protocol, study.network.key(DECOMPOSE), here(model)
     plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
     keys = [own for own in settings.keys if own.network == study.number and own.choice in plans]
     missing = {kind: _missing(journal, kind, keys) for kind in settings.kinds}
@@ -162,6 +163,7 @@ def _tune(
     Arguments:
         factors: of all choices of the layer.
     """
+    model = here(model)
     alike = [
         own
         for (other, run), own in factors.items()

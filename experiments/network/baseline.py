@@ -24,6 +24,7 @@ from experiments.network.training import (
     start_fit,
     steps_per_epoch,
 )
+from experiments.workdir.devices import gathered, on_all_devices, spread
 from experiments.workdir.journal import Journal, Record
 from experiments.workdir.progress import progress_bar
 from tdjax.params.digests import tree_digest
@@ -44,12 +45,13 @@ def trained(
     """
     if network.is_trained:
         return network.start.alone(), 0
-    fit = train_baseline(network, folder, journal, number)
-    return fit.best, int(fit.best_epoch[0])
+    with on_all_devices():
+        fit = train_baseline(network, folder, journal, number)
+    return gathered(fit.best), int(fit.best_epoch[0])
 
 
 def train_baseline(network: Network, folder: Path, journal: Journal, number: int = 0) -> Fit:
-    """Train, or train on from the newest checkpoint in `folder`; one run.
+    """Train, or train on from the newest checkpoint in `folder`; one run, on all devices.
 
     An epoch is recorded before its checkpoint is written: a kill in between trains it again, and
     what is recorded stays.
@@ -67,6 +69,7 @@ def train_baseline(network: Network, folder: Path, journal: Journal, number: int
         print(told, file=sys.stderr)
     else:
         fit = restored[1]
+    fit = spread(fit)
     epoch = saved = int(fit.epoch.max())
     keys = jax.random.split(network.key(TRAIN), 1)
     what = f"training epochs, network {number}" if number else "training epochs"
@@ -152,8 +155,10 @@ def baseline_record(
         "weights": tree_digest(models),
         "chance": network.judge.chance(network.splits.test.labels),
     }
-    for name in subsets:
-        examples: Examples = getattr(network.splits, name)
-        scores = evaluate(models, network.apply, examples, judge=network.judge)
-        record[name] = performance(scores, 0, len(examples.labels))
+    with on_all_devices():
+        models = spread(models)
+        for name in subsets:
+            examples: Examples = getattr(network.splits, name)
+            scores = evaluate(models, network.apply, examples, judge=network.judge)
+            record[name] = performance(scores, 0, len(examples.labels))
     return record

@@ -36,6 +36,7 @@ from experiments.network.judge import Judge, check_judge, judge_of
 from experiments.network.settings import ExperimentSettings, ModelSettings, NetworkSettings
 from experiments.network.training import steps_per_epoch
 from experiments.network.weights import load_weights
+from experiments.workdir.devices import check_divides, own_devices
 from experiments.workdir.fields import FieldError
 from experiments.workdir.ranges import INT32, shown
 from tdjax.dispatch import make_plan
@@ -194,11 +195,13 @@ def _network(
     *,
     as_it_is: bool = False,
 ) -> Network:
+    # Not as one of several processes.
+    own_devices()
     settings, sample, apply = asked.network, _sample(splits), forward_of(module)
     is_trained = as_it_is or settings.weights is not None
     trains = bool(settings.finetune.epochs) or not is_trained
     if trains:
-        _check_steps(settings, splits.train)
+        _check_steps(settings, splits.train, is_trained=is_trained)
     if settings.reestimate and not apply.keeps_batch_stats(start):
         known = "" if isinstance(apply, LinenNetwork | NnxNetwork) else ", which modules alone have"
         problem = f"is True: {settings.model.name} has no batch statistics{known}; use False"
@@ -244,12 +247,14 @@ def _sample(splits: DataSplits) -> Inputs:
     return jax.tree.map(zeros, splits.train.images)
 
 
-def _check_steps(settings: NetworkSettings, train: Examples) -> None:
-    """Refuse a training of no step, and one of more than can be counted."""
+def _check_steps(settings: NetworkSettings, train: Examples, *, is_trained: bool) -> None:
+    """Refuse a training of no step, of more than can be counted, or that devices cannot share."""
     try:
         steps = steps_per_epoch(train, settings.train)
     except FieldError as error:
         raise error.inside("train") from None
+    if not is_trained and (problem := check_divides(settings.train.batch_size)):
+        raise FieldError("train.batch_size", f"is {settings.train.batch_size}: {problem}")
     for name, epochs in (
         ("train.epochs", settings.train.epochs),
         ("train.warmup", settings.train.warmup),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from experiments.data.augment import random_crop_flip
@@ -76,19 +77,18 @@ def expanded_steps(
     return Course(Variables(params, state), optimizer, total)
 
 
-@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
+@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge", "parts"))
 def _step(
     course: Course,
     data: Epoch,
     index: Int[Array, ""],
     *,
-    apply: Apply,
     settings: FitSettings,
     steps: int,
-    judge: Judge,
+    **options: Any,
 ) -> Course:
     """One optimisation step of all runs; compiled once for equal arguments and shapes."""
-    slope = partial(_slope, apply=apply, settings=settings, steps=steps, judge=judge)
+    slope: Any = partial(_slope, settings=settings, steps=steps, **options)
 
     def one(own: Course, order: Array, key: Array) -> Course:
         gradient, state, loss = slope(own.model, data._replace(order=order, keys=key), index)
@@ -98,7 +98,7 @@ def _step(
     return jax.vmap(one)(course, data.order, data.keys)
 
 
-@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))
+@partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge", "parts"))
 def _gradient(
     models: Variables, totals: Array, data: Epoch, index: Int[Array, ""], **options: Any
 ) -> tuple[Any, Any, Array]:
@@ -158,13 +158,21 @@ def _slope(
     settings: FitSettings,
     steps: int,
     judge: Judge,
+    parts: NamedSharding | None,
 ) -> tuple[Any, Any, Array]:
-    """The gradient of one run's parameters on a batch, the collections after it, and the loss."""
+    """The gradient of one run's parameters on a batch, the collections after it, and the loss.
+
+    Arguments:
+        parts: how the batch is split over devices, None for one that is not. Sums and statistics
+            are those of all of it in any case.
+    """
     size = settings.batch_size
     chosen = jax.lax.dynamic_slice(data.order, (index * size,), (size,))
     batch, targets = rows(data.images, chosen), data.labels[chosen]
     if settings.augment:
         batch = random_crop_flip(jax.random.fold_in(data.keys, index), batch, fill=data.fill)
+    if parts is not None:
+        batch, targets = jax.lax.with_sharding_constraint((batch, targets), parts)
 
     # The keys below `steps` belong to the crops.
     drawn = jax.random.fold_in(data.keys, steps + index)

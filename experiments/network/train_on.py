@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,8 +79,21 @@ def moments_for(
         gradients: whether those of the gradient are needed too.
     """
     path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
-    if path.exists():
-        return load_moments(path)
+    # Of several tasks that need the same one makes them.
+    with _making[str(path)]:
+        if not path.exists():
+            _make_moments(network, model, batches, path, gradients=gradients)
+    # As a continued run would read them.
+    return load_moments(path)
+
+
+# By the file that is made.
+_making: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+
+def _make_moments(
+    network: Network, model: Variables, batches: Sequence[Batch], path: Path, *, gradients: bool
+) -> None:
     settings = network.settings.calibration
     loss: LossFn = LossOf(network.judge)
     if network.settings.predicts_classes:
@@ -90,10 +105,8 @@ def moments_for(
         _of_arguments(batches) if gradients else [batch.images for batch in batches],
         loss_fn=loss if gradients else None,
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_moments(path, moments)
-    # As a continued run would read them.
-    return load_moments(path)
 
 
 def _of_arguments(batches: Sequence[Batch]) -> list[Batch]:

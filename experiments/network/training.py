@@ -17,6 +17,7 @@ from experiments.network.forward import Apply, Variables
 from experiments.network.judge import BY_CLASS, Judge
 from experiments.network.schedule import FitSettings
 from experiments.network.steps import Course, Epoch, expanded_steps, plain_steps, whole
+from experiments.workdir.devices import in_parts, parts_of, spread
 from experiments.workdir.fields import FieldError
 
 
@@ -87,6 +88,8 @@ def fit_epochs(
 ) -> Iterator[Trained]:
     """Train all runs side by side, yielding after every epoch; the last yield has the result.
 
+    Where the arrays of `fit` are spread over devices each of these takes a part of every batch.
+
     Each run has its own order of the data and its own augmentation, fixed by its key and the
     epoch, so a run gives the same numbers alone, beside others, and continued from a checkpoint.
 
@@ -101,17 +104,17 @@ def fit_epochs(
 
     Raises ValueError where the training set is smaller than one batch.
     """
-    steps = steps_per_epoch(splits.train, settings)
-    images, labels = jax.tree.map(jnp.asarray, (splits.train.images, splits.train.labels))
-    # The padding of random crops.
-    fill = jnp.asarray(splits.black)
-    options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge}
+    steps, parts = steps_per_epoch(splits.train, settings), parts_of(fit.model)
+    place: Any = partial(jax.tree.map, jnp.asarray) if parts is None else spread
+    # With the padding of random crops.
+    images, labels, fill = place((splits.train.images, splits.train.labels, splits.black))
+    options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge, "parts": parts}
     take: Callable[..., Course] = expanded_steps if isinstance(apply, Expanded) else plain_steps
-    nothing = jnp.zeros(len(keys), jnp.float32)
+    nothing = place(np.zeros(len(keys), np.float32))
     for epoch in range(int(np.max(fit.epoch)), settings.epochs):
         if not _running(fit, settings.patience).any():
             return
-        own, order = _orders(keys, epoch, len(labels))
+        own, order = place(_orders(keys, epoch, len(labels)))
         data = Epoch(images, labels, order, own, fill)
         course = take(Course(fit.model, fit.optimizer, nothing), data, apply, **options)
         scores = evaluate(course.model, apply, splits.validation, judge=judge)
@@ -136,15 +139,20 @@ def evaluate(
     batch_size: int = 500,
     judge: Judge = BY_CLASS,
 ) -> Scores:
-    """Metric and mean loss of every run's model, in inference mode."""
+    """Metric and mean loss of every run's model, in inference mode.
+
+    Where the models are spread over devices each of these takes a part of every batch.
+    """
     totals: Any = 0
+    parts = parts_of(models)
     if isinstance(apply, Expanded):
         # One program for all that are expanded to the same network.
         models, apply = Variables(whole(models.params, apply), models.state), apply.apply
     for start in range(0, len(examples.labels), batch_size):
         part = slice(start, start + batch_size)
         images, labels = rows(examples.images, part), examples.labels[part]
-        correct, loss = _evaluate_batch(models, apply, images, labels, judge)
+        own = (images, labels) if parts is None else in_parts((images, labels), parts)
+        correct, loss = _evaluate_batch(models, apply, *own, judge, len(labels))
         totals = totals + np.stack([np.asarray(correct, np.float64), np.asarray(loss, np.float64)])
     accuracy, cross_entropy = totals / len(examples.labels)
     return Scores(judge.bounded(accuracy), cross_entropy)
@@ -166,14 +174,16 @@ def _orders(keys: Array, epoch: int, count: int) -> tuple[Array, Int[Array, "run
     return own, jax.vmap(lambda key: jax.random.permutation(key, count))(own)
 
 
-@partial(jax.jit, static_argnames=("apply", "judge"))
+@partial(jax.jit, static_argnames=("apply", "judge", "number"))
 def _evaluate_batch(
-    models: Variables, apply: Apply, images: Inputs, labels: Array, judge: Judge
+    models: Variables, apply: Apply, images: Inputs, labels: Array, judge: Judge, number: int
 ) -> tuple[Any, Any]:
+    """Sums over the first examples of a batch, so many; the others fill it up."""
+
     def one(model: Variables) -> tuple[Array, Array]:
         logits, _ = apply(model.params, model.state, images, None)
         right, loss = judge(logits, labels)
-        return jnp.sum(right), jnp.sum(loss)
+        return jnp.sum(right[:number]), jnp.sum(loss[:number])
 
     return jax.vmap(one)(models)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from tdjax.allocation.allocate import posed
 from tdjax.allocation.choices import GROUPED, PARAMS, PREFERRED, TIME
 from tdjax.allocation.clock import check_timed
@@ -71,6 +73,11 @@ def clocked(
     if timings is not None:
         _check(function, timings, batch)
     elif TIME in names_of(budgets, cost):
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"{function}: each process would measure times of its own, and choose by them: "
+                "pass timings, the same in all, from tdjax.time_layers in one process"
+            )
         problem = posed(source.inventory, (PARAMS,), strategy, **choices)
         timings = _taken(source, batch, problem, choices.get("splits"), progress)
     elif batch is not None:

@@ -18,6 +18,7 @@ from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
 from tdjax.plan.plan import Plan
+from tdjax.processes import together
 
 Variables = Mapping[str, Any]
 Kernels = Float[Array, "n ..."]
@@ -238,7 +239,8 @@ def evaluate_candidates(
         path: '/'-joined path of the layer, of a function that of the array.
         kernels: (n, *kernel shape), the candidates.
         batches: each batch is the model's input as in `tdjax.make_plan`, or a tuple
-            (input, rest), whose rest `metric_fn` may use.
+            (input, rest), whose rest `metric_fn` may use. Under `jax.distributed` the means are
+            over those of all processes, of which each needs one.
         metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
         chunk: candidates at once, which bounds memory; more candidates run in turns.
         method: how the model is called, as for `tdjax.make_plan`.
@@ -251,8 +253,10 @@ def evaluate_candidates(
     """
     room, whole = room_of(model), with_arrays(model, variables)
     trace_of = partial(room.trace, *whole, method=method)
-    reading, batches = read_batches(
-        "evaluate_candidates", caller_of(model, variables, method), trace_of, batches
+    caller = caller_of(model, variables, method)
+    reading, batches = together(
+        "evaluate_candidates",
+        lambda: read_batches("evaluate_candidates", caller, trace_of, batches),
     )
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)

@@ -179,7 +179,8 @@ def factorize_sequentially(
     Arguments:
         model, variables, plan: as for `tdjax.factorize`; a Linen model's variables are arrays.
         batches: a list or the like of the model's inputs as in `tdjax.make_plan`; read once for
-            each layer.
+            each layer. Under `jax.distributed` the means are over those of all processes, of which
+            each needs one.
         moments: from `tdjax.collect_moments` with a `loss_fn`, to weigh the outputs by their
             gradient too.
         correct_bias: see `tdjax.factorize_params`.

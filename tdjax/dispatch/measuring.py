@@ -167,6 +167,11 @@ def measure_rises(
         raise ValueError(f"measure_rises: batch_stats {batch_stats!r}: 'renewed' or 'frozen'")
     if isinstance(batches, Iterator):
         raise TypeError("measure_rises: batches are read more than once: pass a list of them")
+    if jax.process_count() > 1:
+        raise ValueError(
+            "measure_rises: this is one of several processes of jax.distributed: measure with a "
+            "process alone, and give all of them what it returns"
+        )
     asked = [shares_of(budget, cost) for budget in budgets]
     if not asked or len({tuple(shares.of) for shares in asked}) > 1:
         raise ValueError("measure_rises: budgets: give some, all of which count the same")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from tdjax.params.factorize import factorize_params
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
+from tdjax.processes import are_apart, gathered, together
 from tdjax.progress import Counted, Progress, Steps, number_in
 from tdjax.refinement.result import Refined
 from tdjax.timings.timings import Timings
@@ -188,7 +190,8 @@ def compress(
             is used: batches without `train=True`, `model.eval()`.
         batches: a list or the like, some hundred to some thousand examples in all: each the
             model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights` also a tuple
-            (input, rest), whose rest these may use.
+            (input, rest), whose rest these may use. Under `jax.distributed` each process has its
+            own, and all get the same network.
         budget, target, cost, rules, multiple_of: as for `tdjax.allocate`, a budget or a target;
             here a budget of one number is a limit too, which small networks need not use up.
         batch, timings: as for `tdjax.allocate`, for a budget of time; where neither is given the
@@ -214,7 +217,8 @@ def compress(
         # Small networks cannot meet a number within half a percent, and need not here.
         budget, cost = shares_of(budget, cost).of, None
     labelled = loss_fn is not None or row_weights is not None
-    source = _source(model, variables, batches, labelled=labelled, method=method)
+    read = partial(_source, model, variables, batches, labelled=labelled, method=method)
+    source = together("compress", read)
     inventory = source.inventory()
     (budget,), cost, timings = clocked(
         "compress", Called(model, variables, source.sample, method, inventory), [budget], cost,
@@ -237,6 +241,7 @@ def compress(
             strategy="loss", methods=methods, moments=moments, rules=rules,
             multiple_of=multiple_of, timings=timings,
         )  # fmt: skip
+    _check_equal(plan)
     with steps.step(f"factors of {len(plan.factorised)} layers"):
         small = _factorised(source, plan, moments, starts)
     if renews:
@@ -244,7 +249,7 @@ def compress(
             small = _renewed(small, source, tick)
     if refine is False:
         return small
-    pairs = list(replace(source, automatic=True))
+    pairs = together("compress", lambda: list(replace(source, automatic=True)))
     obstacle = _obstacle(small, source, pairs, asked=refine is not True)
     if obstacle is not None:
         steps.tell(f"not refined: {obstacle}")
@@ -348,6 +353,17 @@ def _renewed(small: Compressed, source: _Source, tick: Callable[[int], None]) ->
     return replace(small, variables=again)
 
 
+def _check_equal(plan: Plan) -> None:
+    """Refuse, in all processes, that one of them is to make another network than the others."""
+    digests = gathered(hashlib.sha256(plan.to_json().encode()).hexdigest())
+    other = [number for number, digest in enumerate(digests) if digest != digests[0]]
+    if other:
+        raise ValueError(
+            f"compress: process {other[0]} of {len(digests)} has other formats and ranks than "
+            "process 0: give all the same model and arguments"
+        )
+
+
 def _check_options(refine: Refine) -> None:
     """Refuse what `tdjax.refine` does not take, or has from `compress`."""
     if isinstance(refine, Mapping):
@@ -375,6 +391,8 @@ def _obstacle(
     if asked:
         return None
     number = sum(number_of(pair) for pair in pairs)
+    if are_apart("compress", pairs[0]):
+        number = sum(gathered(number))
     if number < LEAST:
         return f"{number} examples are too few, {LEAST} would do"
     plain = replace(source, variables=without_explicit_axes(source.variables))

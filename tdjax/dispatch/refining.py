@@ -17,6 +17,7 @@ import tdjax.nnx
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, checked_weights
 from tdjax.arguments.described import described
+from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.balancing import check_modules
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
@@ -24,13 +25,15 @@ from tdjax.moments.collect import RowWeights
 from tdjax.params.check import check_params
 from tdjax.params.corrections import unpacked
 from tdjax.plan.plan import Plan
+from tdjax.processes import are_apart, everywhere, together
 from tdjax.progress import Progress, Steps
-from tdjax.refinement.data import read_pools
+from tdjax.refinement.data import Pool, read_pools
+from tdjax.refinement.everywhere import of_all_processes
 from tdjax.refinement.pair import Pair
 from tdjax.refinement.refine import refine as refined
 from tdjax.refinement.result import Refined
 from tdjax.refinement.settings import Augment, Features, Loss, Settings
-from tdjax.trace.call import WHOLE, split_arrays
+from tdjax.trace.call import WHOLE, Reading, split_arrays
 
 Variables = Mapping[str, Any]
 
@@ -186,7 +189,8 @@ def refine(
             (input, rest). Where their arrays are of equal shapes but for the number of examples,
             and take no more than `memory` bytes, steps take examples from all of them in a new
             order in each epoch; else from one batch after another. Where they are split over
-            devices, so are the steps.
+            devices, so are the steps. Under `jax.distributed` each process has batches of its own,
+            of which all make up one set, or all have the same global arrays.
         loss: of the outputs: "mse", the mean square of the change relative to that of what the
             dense model puts out; "kl", Kullback-Leibler divergence of softmax over the last axis,
             times the temperature's square; a function of both outputs (small, dense) to losses of
@@ -239,10 +243,11 @@ def refine(
         loss, temperature, features, tuple(trained), optimizer, learning_rate, epochs, batch_size,
         augment, held_out, patience, batch_stats, blocks, block_epochs, mix, balance, memory,
     )  # fmt: skip
-    judging = list(held_out) if isinstance(held_out, Iterable) else None
+    judging = together("refine", lambda: list(held_out) if isinstance(held_out, Iterable) else None)
+    given = together("refine", lambda: list(batches))
     factors, about = _run(
-        model, variables, factors, plan, list(batches), judging, settings, row_weights, key,
-        progress, method,
+        model, variables, factors, plan, given, judging, settings, row_weights, key, progress,
+        method,
     )  # fmt: skip
     return replace(about, factors=factors)
 
@@ -267,25 +272,56 @@ def _run(
         judging: batches that are held out; None for a share of the others.
     """
     small = _small(model, variables, factors, plan)
-    reading, weights = WHOLE, None
-    if batches and row_weights is not None:
-        trace_of = partial(room_of(model).trace, *with_arrays(model, variables), method=method)
-        caller = caller_of(model, variables, method)
-        reading, _ = read_batches("refine", caller, trace_of, batches)
-        weights = checked_weights(row_weights)
-    pools = read_pools(batches, reading, weights, settings.memory)
-    held = None
-    if judging is not None:
-        held = read_pools(judging, reading, weights, settings.memory)
-    if not pools or held == []:
-        raise ValueError(f"refine: no batches{' are held out: pass some' if pools else ''}")
+    whole = with_arrays(model, variables)
+
+    def read() -> tuple[Reading, list[Pool], list[Pool] | None]:
+        reading, weights = WHOLE, None
+        if batches and row_weights is not None:
+            trace_of = partial(room_of(model).trace, *whole, method=method)
+            caller = caller_of(model, variables, method)
+            reading, _ = read_batches("refine", caller, trace_of, batches)
+            weights = checked_weights(row_weights)
+        pools = read_pools(batches, reading, weights, settings.memory)
+        held = None
+        if judging is not None:
+            held = read_pools(judging, reading, weights, settings.memory)
+        if not pools or held == []:
+            raise ValueError(f"refine: no batches{' are held out: pass some' if pools else ''}")
+        inputs = reading.inputs(batches[0])
+        jax.eval_shape(lambda: network.outputs(arrays, inputs))
+        return reading, pools, held
+
+    network, arrays = room_of(model).network_of(*whole, method=method)
+    reading, pools, held = together("refine", read)
+    apart = are_apart("refine", batches[0])
+    if apart:
+        pools = of_all_processes(pools, "batches")
+        held = None if held is None else of_all_processes(held, "batches that are held out")
     renews = settings.batch_stats == "renewed"
     inputs = [reading.inputs(batch) for batch in batches]
     pair = _pair(model, variables, small, plan, method, inputs if renews else None)
-    jax.eval_shape(lambda: pair.dense[0].outputs(pair.dense[1], inputs[0]))
     key = jax.random.key(0) if key is None else key
-    found = refined(pair, pools, held, settings, key, Steps("refine", progress))
-    return small.result(found.factors), replace(found, factors=None)
+    found = refined(
+        _everywhere(pair) if apart else pair, pools, held, settings, key, Steps("refine", progress)
+    )
+    factors = jax.tree.map(in_this_process, found.factors) if apart else found.factors
+    return small.result(factors), replace(found, factors=None)
+
+
+def _everywhere(pair: Pair) -> Pair:
+    """Two networks whose arrays lie on the devices of all processes."""
+    (dense, own), (small, factors), renewed = pair.dense, pair.small, pair.renewed
+
+    def again(found: Any) -> Any:
+        assert renewed is not None
+        return everywhere(renewed(jax.tree.map(in_this_process, found)))
+
+    return replace(
+        pair,
+        dense=(dense, everywhere(own)),
+        small=(small, everywhere(factors)),
+        renewed=None if renewed is None else again,
+    )
 
 
 class _Small(NamedTuple):

@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.arguments.called import check_metrics, number_of
+from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.inputs import all_finite
 from tdjax.params.partitioning import unboxed
-from tdjax.trace.call import WHOLE, Reading, StaticPart, split_arrays
+from tdjax.processes import are_apart, gathered, together
+from tdjax.trace.call import WHOLE, Reading, StaticPart, peeked, split_arrays
 from tdjax.trace.hoist import split
 
 MetricFn = Callable[[Any, Any], Any]
@@ -117,17 +119,37 @@ def candidate_means(
         )
     if not all_finite(kernels):
         raise ValueError(f"candidates: a kernel for layer {path!r} holds NaN or Inf")
-    return _means(function, variables, own, kernels, batches, chunk)
+    first, batches = together("candidates", lambda: _peeked(batches))
+    if not are_apart("candidates", first):
+        totals, count = _totals(function, variables, own, kernels, batches, chunk)
+        return jax.tree.map(lambda total: total / count, totals)
+    variables, own, kernels = jax.tree.map(in_this_process, (variables, own, kernels))
+    totals, count = together(
+        "candidates", lambda: _totals(function, variables, own, kernels, batches, chunk)
+    )
+    leaves, structure = jax.tree.flatten(totals)
+    every = gathered([count, [leaf.tolist() for leaf in leaves]])
+    count = sum(number for number, _ in every)
+    sums = [sum(map(np.asarray, parts)) for parts in zip(*(own for _, own in every), strict=True)]
+    return jax.tree.map(lambda total: total / count, jax.tree.unflatten(structure, sums))
 
 
-def _means(
+def _peeked(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    first, batches = peeked(batches)
+    if first is None:
+        raise ValueError("candidates: no batches")
+    return first, batches
+
+
+def _totals(
     function: KernelFunction,
     variables: Any,
     own: Any,
     kernels: Array,
     batches: Iterable[Any],
     chunk: int,
-) -> Any:
+) -> tuple[Any, int]:
+    """The sums over the examples of batches, and their number."""
     n, totals, count = kernels.shape[0], None, 0
     size = min(chunk, n)
     # The last turn is filled up with kernels seen before, so that one program serves all turns.
@@ -144,9 +166,7 @@ def _means(
         joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:n].astype(np.float64), *sums)
         function.check(joined, number)
         totals = joined if totals is None else jax.tree.map(np.add, totals, joined)
-    if totals is None:
-        raise ValueError("candidates: no batches")
-    return jax.tree.map(lambda total: total / count, totals)
+    return totals, count
 
 
 @jax.jit

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import collect
 from tdjax.moments.finite import Watch
@@ -31,6 +33,7 @@ from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import layer_params
 from tdjax.params.weighing import output_weights
 from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.processes import are_apart, summed, together
 from tdjax.trace.call import call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace
@@ -38,6 +41,7 @@ from tdjax.trace.visit import run
 
 # Added to S, relative to its mean diagonal; directions that no input has keep the kernel's own.
 RIDGE = 1e-6
+FUNCTION = "factorize_sequentially"
 # Layers that share a compiled program, which runs the model as far as the last of them.
 TOGETHER = 8
 
@@ -86,7 +90,10 @@ def sequential(
     """
     check_kernels(model.params, plan, options.key)
     outputs = output_weights(plan, options.moments)
-    order = _order(model, plan, batches)
+    order, first = together(FUNCTION, lambda: _order(model, plan, batches))
+    apart = are_apart(FUNCTION, first)
+    if apart:
+        model = _in_this_process(model)
     entries = sorted(plan.factorised, key=lambda entry: order.index(entry.layer.path))
     dense: dict[str, DenseLayer] = {}
     found: dict[str, FactorisedLayer] = {}
@@ -97,7 +104,13 @@ def sequential(
         if number % TOGETHER == 0:
             group = [near.layer.path for near in entries[number : number + TOGETHER]]
             programs = {}
-        means = _collected(model, model.leaves_of(dense), batches, path, group, programs)
+        present = model.leaves_of(dense)
+        collected = partial(_collected, model, present, batches, path, group, programs)
+        sums = together(FUNCTION, collected)
+        if sums is None:
+            means = _alone(model, present, batches, path)
+        else:
+            means = _means(_of_all_processes(sums) if apart else sums)
         corrected = options.correct_bias and can_correct(entry, own)
         if corrected:
             means = around_means(means)
@@ -110,8 +123,11 @@ def sequential(
     return found
 
 
-def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> list[str]:
-    """The paths of the layers as the model calls them. Raises ValueError for a wrong call."""
+def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> tuple[list[str], Any]:
+    """The paths of the layers as the model calls them, and the first batch.
+
+    Raises ValueError for a wrong call.
+    """
     for entry in plan.factorised:
         if entry.nonzeros:
             raise ValueError(
@@ -123,7 +139,23 @@ def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> list[str]:
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("factorize_sequentially: no batches")
-    return list(model.trace_of(first).layers)
+    return list(model.trace_of(first).layers), first
+
+
+def _in_this_process(model: TracedModel) -> TracedModel:
+    """A model whose arrays other processes may hold parts of, whole in this one's memory."""
+
+    def leaves_of(dense: Mapping[str, DenseLayer]) -> list[Any]:
+        return list(map(in_this_process, model.leaves_of(dense)))
+
+    params = jax.tree.map(in_this_process, model.params)
+    return replace(model, leaves_of=leaves_of, params=params)
+
+
+def _of_all_processes(sums: Any) -> Any:
+    leaves, structure = jax.tree.flatten(sums)
+    found = summed({f"{place:03}": leaf for place, leaf in enumerate(leaves)})
+    return jax.tree.unflatten(structure, [found[name] for name in sorted(found)])
 
 
 def _factorised(
@@ -203,13 +235,15 @@ def _collected(
     path: str,
     group: Sequence[str],
     programs: dict[Any, _Program],
-) -> InputMeans:
-    """The means for one layer, over all batches and calls.
+) -> tuple[InputMeans, Array] | None:
+    """The sums for one layer, over all batches and calls, and the number of rows.
+
+    None where they cannot be had of both networks at once.
 
     Arguments:
         group: paths of the layers that share the programs, by the kind of batch; more are added.
     """
-    original, watch = model.leaves_of({}), Watch("factorize_sequentially")
+    original, watch = model.leaves_of({}), Watch(FUNCTION)
     total: Any = None
     for batch in batches:
         arrays, frame = split_arrays(batch)
@@ -218,11 +252,15 @@ def _collected(
             programs[key] = _program(model.trace_of(batch), group, frame)
         program = programs[key]
         if path not in program.places:
-            return _alone(model, present, batches, path)
+            return None
         made = program.sums(original, present, arrays, program.places[path])[program.kinds[path]]
         watch.add({path: made}, lambda path: f"layer {path!r}")
         total = made if total is None else jax.tree.map(jnp.add, total, made)
     watch.close()
+    return cast(tuple[InputMeans, Array], total)
+
+
+def _means(total: tuple[InputMeans, Array]) -> InputMeans:
     sums, rows = total
     return jax.tree.map(lambda part: part / rows, sums)
 
@@ -247,7 +285,7 @@ def _alone(
     """The means of the network as it is by now, whose kernel stays the one to approximate."""
     found = collect(
         model.trace_of, present, batches, loss_fn=None, paths=re.escape(path), memory=2**40,
-        function="factorize_sequentially",
+        function=FUNCTION,
     )[path]  # fmt: skip
     return InputMeans(found.inputs, None, found.mean, found.mean, found.outputs)
 

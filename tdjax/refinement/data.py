@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -144,10 +145,10 @@ def split_off(pools: Sequence[Pool], share: float, key: Array) -> tuple[list[Poo
     (pool,) = pools
     if any(pool.layout.shared):
         return [pool], []
-    return [_part(pool, np.sort(order[out:]))], [_part(pool, np.sort(order[:out]))]
+    return [rows_in(pool, np.sort(order[out:]))], [rows_in(pool, np.sort(order[:out]))]
 
 
-def rows_of(pool: Pool, size: int, key: Array | None) -> tuple[Array, Array]:
+def rows_of(pool: Pool, size: int, key: Array | None) -> tuple[np.ndarray, np.ndarray]:
     """The examples of each step, (steps, size), and which of these count.
 
     Arguments:
@@ -160,7 +161,7 @@ def rows_of(pool: Pool, size: int, key: Array | None) -> tuple[Array, Array]:
     rows = np.zeros(places, np.int32)
     rows[: pool.number] = order
     counts = (np.arange(places) < pool.number).astype(np.float32)
-    return jnp.asarray(rows.reshape(-1, size)), jnp.asarray(counts.reshape(-1, size))
+    return rows.reshape(-1, size), counts.reshape(-1, size)
 
 
 def steps_in(pool: Pool, size: int) -> int:
@@ -174,10 +175,24 @@ def size_of_steps(pools: Sequence[Pool], batch_size: int) -> int:
     return -(-min(batch_size, max(pool.size for pool in pools)) // devices) * devices
 
 
-def _part(pool: Pool, chosen: Int[np.ndarray, " b"]) -> Pool:
-    rows = jnp.asarray(chosen)
-    arrays = [taken(array, rows) for array in pool.arrays]
-    return replace(pool, arrays=arrays, number=len(rows), weights=pool.weights[rows])
+def rows_in(pool: Pool, chosen: Int[np.ndarray, " b"]) -> Pool:
+    """A pool of some rows of another, which lie as those do.
+
+    Those that are split over devices are filled up to equal parts.
+    """
+    devices = pool.layout.devices
+    rows = np.resize(chosen, -(-len(chosen) // devices) * devices)
+    arrays = [
+        _laid(array, rows, sharding)
+        for array, sharding in zip(pool.arrays, pool.shardings, strict=True)
+    ]
+    weights = _laid(pool.weights, rows, None)
+    return replace(pool, arrays=arrays, number=len(chosen), weights=weights)
+
+
+@partial(jax.jit, static_argnums=2)
+def _laid(array: Array, rows: Array, sharding: NamedSharding | None) -> Array:
+    return taken(array, rows, sharding)
 
 
 def _of_one_size(pools: Sequence[Pool]) -> list[Pool]:
@@ -189,7 +204,7 @@ def _of_one_size(pools: Sequence[Pool]) -> list[Pool]:
 def _filled_up(pools: Sequence[Pool], size: int) -> Iterator[Pool]:
     for pool in pools:
         rows = np.arange(size) % pool.size
-        yield pool if pool.size == size else replace(_part(pool, rows), number=pool.number)
+        yield pool if pool.size == size else replace(rows_in(pool, rows), number=pool.number)
 
 
 def _numbers(array: Any) -> Any:

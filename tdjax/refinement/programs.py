@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -102,8 +103,8 @@ class Batch:
     """
 
     pool: Pool
-    index: Int[Array, " b"]
-    counts: Float[Array, " b"]
+    index: Int[np.ndarray, " b"]
+    counts: Float[np.ndarray, " b"]
 
     @property
     def arrays(self) -> _Arrays:
@@ -127,8 +128,8 @@ class _Arrays(NamedTuple):
     arrays: Any
     weights: Array
     targets: Any
-    rows: Array
-    counted: Array
+    rows: Any
+    counted: Any
 
 
 def step(
