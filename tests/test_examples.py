@@ -26,6 +26,10 @@ def test_every_function_on_models_has_an_example():
     assert set(dispatch.__all__) - {"candidate_feature_errors"} <= EXAMPLES
 
 
+def test_every_public_name_has_an_example():
+    assert PUBLIC.keys() <= EXAMPLES
+
+
 @pytest.mark.filterwarnings("ignore:too few rows")
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("name", sorted(EXAMPLES))

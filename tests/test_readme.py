@@ -66,11 +66,31 @@ def test_keep():
     assert names["smaller"](names["x"]).shape == names["again"](names["x"]).shape == (4, 8)
 
 
+def test_index():
+    names = run("docs/index.md")
+    assert names["logits"].shape == (50, 10)
+    assert names["small"].refined is not None
+
+
+def test_mathematics():
+    names = run("docs/mathematics.md")
+    assert names["tucker"].ranks == (4, 6)
+
+
+def test_faq():
+    names = run("docs/faq.md")
+    assert names["moments"].keys() == {"Conv_0", "Conv_1"}
+
+
 PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
         for name in (
+            "index",
+            "mathematics",
+            "faq",
+            "contributing",
             "guide",
             "functions",
             "refine",

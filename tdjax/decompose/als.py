@@ -39,6 +39,12 @@ UNSOLVED, ROUNDED = 1e-2, 8
 class Info(NamedTuple):
     """How an iterative decomposition went.
 
+    >>> import jax, tdjax
+    >>> x = jax.random.normal(jax.random.key(0), (4, 5, 6))
+    >>> _, info = tdjax.tucker_als(x, (2, 3, 3), max_iters=20, tol=1e-3)
+    >>> info.errors.shape, bool(info.converged), bool(info.iterations < 20)
+    ((20,), True, True)
+
     Arguments:
         error: norm(x - result) / norm(x), computed from the difference itself.
         iterations: number of sweeps that were made.

@@ -39,6 +39,11 @@ class Coordinates:
     modes but the last. All formats are closed under invertible products along a mode, so the best
     approximation of x in the norm is the best one of Y in that of S alone, taken back.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> own = tdjax.Coordinates(roots=(2.0 * jnp.eye(3), None))
+    >>> own.of_array(jnp.ones((3, 2)))[0].tolist()
+    [2.0, 2.0]
+
     Arguments:
         roots: for each mode an invertible (n_k, n_k) matrix, or None for the identity; None for
             identities throughout.

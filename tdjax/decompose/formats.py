@@ -33,7 +33,13 @@ MOST = 60
 
 
 class Format:
-    """What all formats share: a dense shape, a number of parameters, and the way back."""
+    """What all formats share: a dense shape, a number of parameters, and the way back.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> found = tdjax.truncated_svd(jnp.ones((6, 4)), 1)
+    >>> isinstance(found, tdjax.Format), found.shape, found.size, found.to_tensor().shape
+    (True, (6, 4), 10, (6, 4))
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:

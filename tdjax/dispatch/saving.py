@@ -71,6 +71,18 @@ def load_factorised(folder: str | os.PathLike[str], *, like: Any = None) -> tupl
     was saved has a digest of each array and of the plan, so that no flipped bit and no edit passes.
     What an earlier version saved has none: it is read with a warning.
 
+        >>> import jax, jax.numpy as jnp, tempfile, tdjax
+        >>> import flax.linen as nn
+        >>> model, x = nn.Sequential([nn.Dense(8)]), jnp.ones((2, 8))
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> rules = [tdjax.Rule(path="layers_0", method="svd", rank=2)]
+        >>> plan = tdjax.make_plan(model, variables, rules, x)
+        >>> folder, params = tempfile.mkdtemp(), tdjax.factorize_params(variables["params"], plan)
+        >>> tdjax.save_factorised(folder, params, plan)
+        >>> again, known = tdjax.load_factorised(folder)
+        >>> known == plan, sorted(again["layers_0"])
+        (True, ['bias', 'input', 'output'])
+
     Arguments:
         like: where the arrays go: on the devices and in the sharding of those of `like`, the
             factors of a layer that is dense in it along the axes of its kernel; where `like` has

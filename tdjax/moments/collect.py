@@ -48,6 +48,13 @@ ENOUGH = 10
 class LayerMoments:
     """What is known of one layer's data.
 
+    >>> import jax, tdjax
+    >>> from flax import nnx
+    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+    >>> found = tdjax.collect_moments(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), [x])[""]
+    >>> found.inputs.shape, found.mean.shape, found.outputs, int(found.rows)
+    ((1, 4, 4), (1, 4), None, 64)
+
     A stack of layers has an axis of them in front of all arrays but the counts.
 
     Arguments:

@@ -32,6 +32,16 @@ def save_moments(path: str | Path, moments: Mapping[str, LayerMoments]) -> None:
 
     Beside the arrays stands their SHA-256, by which `load_moments` knows them again.
 
+    >>> import jax, tempfile, tdjax
+    >>> from flax import nnx
+    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+    >>> moments = tdjax.collect_moments(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), [x])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tdjax.save_moments(f"{folder}/moments.npz", moments)
+    ...     again = tdjax.load_moments(f"{folder}/moments.npz")
+    >>> bool((again[""].inputs == moments[""].inputs).all())
+    True
+
     Arguments:
         path: of the file.
         moments: from `tdjax.collect_moments`.
@@ -50,6 +60,16 @@ def save_moments(path: str | Path, moments: Mapping[str, LayerMoments]) -> None:
 
 def load_moments(path: str | Path) -> dict[str, LayerMoments]:
     """Read what `save_moments` wrote.
+
+    >>> import jax, tempfile, tdjax
+    >>> from flax import nnx
+    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+    >>> moments = tdjax.collect_moments(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), [x])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tdjax.save_moments(f"{folder}/moments.npz", moments)
+    ...     again = tdjax.load_moments(f"{folder}/moments.npz")
+    >>> bool((again[""].inputs == moments[""].inputs).all())
+    True
 
     Raises ValueError that names the file where it is damaged or something else, FileNotFoundError
     where it is missing. What an earlier version wrote has no digest: it is read with a warning.

@@ -72,6 +72,15 @@ def factorize_params(
     Of a function's parameters, and of a module that has several kernels, each factorised array
     becomes a mapping {<stage>: {"kernel"}, ...}.
 
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, tdjax
+    >>> model, x = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(4)]), jnp.ones((2, 32))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> rules = [tdjax.Rule(path="layers_0", method="svd", rank=3)]
+    >>> plan = tdjax.make_plan(model, variables, rules, x)
+    >>> params = tdjax.factorize_params(variables["params"], plan)
+    >>> [params["layers_0"][stage]["kernel"].shape for stage in ("input", "output")]
+    [(32, 3), (3, 16)]
+
     Arguments:
         params: nested mapping of arrays, as `variables["params"]`; or all variables, with such a
             "params", which are then what is returned; with the plan of a function the pytree of
@@ -220,6 +229,17 @@ def reconstruct_params(params: Any, plan: Plan) -> Any:
     """Multiply the factors out to kernels of the original shapes; the inverse direction.
 
     Differentiable and safe inside `jit` and `vmap`.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, tdjax
+    >>> model, x = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(4)]), jnp.ones((2, 32))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> rules = [tdjax.Rule(path="layers_0", method="svd", rank=3)]
+    >>> plan = tdjax.make_plan(model, variables, rules, x)
+    >>> params = tdjax.factorize_params(variables["params"], plan)
+    >>> dense = tdjax.reconstruct_params(params, plan)
+    >>> kernel = dense["layers_0"]["kernel"]
+    >>> kernel.shape, int(jnp.linalg.matrix_rank(kernel))
+    ((32, 16), 3)
 
     Arguments:
         params: as `factorize_params` gives them, parameters or all variables; so is the result.

@@ -33,6 +33,15 @@ def carry_optimizer_state(
 
     For an `nnx.Optimizer` see `tdjax.nnx.carry_optimizer`.
 
+    >>> import jax.numpy as jnp, optax, tdjax
+    >>> old = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+    >>> new = {"input": jnp.ones((8, 2)), "output": jnp.ones((2, 8)), "bias": jnp.ones(8)}
+    >>> optimiser = optax.sgd(0.1, momentum=0.9)
+    >>> _, state = optimiser.update(old, optimiser.init(old))
+    >>> carried = tdjax.carry_optimizer_state(optimiser, state, old, new)
+    >>> {name: float(own.max()) for name, own in carried[0].trace.items()}
+    {'bias': 1.0, 'input': 0.0, 'output': 0.0}
+
     Arguments:
         optimizer: any optax transformation, also `optax.chain`, `optax.inject_hyperparams`,
             `optax.masked` and `optax.multi_transform`; masks and labels must be given as

@@ -17,6 +17,10 @@ class Form:
 
     Between matrices, "svd" is a product of two of them and "tt" a TT-matrix; there are no others.
 
+    >>> import tdjax
+    >>> str(tdjax.Form("svd", (8,), splits=4))
+    'svd /4'
+
     Arguments:
         method: one of `METHODS`.
         ranks: as `tdjax.plan.ranks.ranks_for` orders them; () until they are chosen.

@@ -74,6 +74,11 @@ class Storage:
 class Layer:
     """One module that holds a weight array, as a shape-only pass sees it.
 
+    >>> import tdjax
+    >>> layer = tdjax.Layer("conv", "conv", (3, 3, 16, 32), in_spatial=(8, 8), out_spatial=(8, 8))
+    >>> layer.size, layer.macs
+    (4608, 294912)
+
     Arguments:
         path: '/'-joined module path, empty where the model itself is the layer; behind it the name
             of the array where a module has several.

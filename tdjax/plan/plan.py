@@ -23,6 +23,14 @@ from tdjax.plan.work import Count, Use, Work, exact
 class Plan:
     """What becomes of every layer of a model; hashable, and saved as JSON beside checkpoints.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> from flax import nnx
+    >>> model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
+    >>> rules = [tdjax.Rule(path="", method="svd", rank=8)]
+    >>> plan = tdjax.make_plan(model, rules, jnp.ones((2, 64)))
+    >>> plan.size_before, plan.size, tdjax.Plan.from_json(plan.to_json()) == plan
+    (4160, 1088, True)
+
     Arguments:
         layers: in the order in which the model calls them.
         other: parameters of the model that belong to no weight array: biases, normalisation.

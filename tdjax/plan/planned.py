@@ -20,6 +20,12 @@ INDEX_BITS = 32
 class PlannedLayer:
     """A layer and what becomes of it.
 
+    >>> import tdjax
+    >>> layer = tdjax.Layer("conv", "conv", (3, 3, 16, 32), in_spatial=(8, 8), out_spatial=(8, 8))
+    >>> entry = tdjax.PlannedLayer(layer, tdjax.Form("tucker", (8, 16)))
+    >>> entry.size, [stage.kernel_shape for stage in entry.stages]
+    (1792, [(1, 1, 16, 8), (3, 3, 8, 16), (1, 1, 16, 32)])
+
     Arguments:
         layer: the entry of the layer table.
         form: how its kernel is decomposed, or None where the layer is kept dense.

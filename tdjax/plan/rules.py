@@ -19,6 +19,10 @@ AUTO = "auto"
 class Rule:
     """What to do with the layers whose path matches.
 
+    >>> import tdjax
+    >>> tucker = tdjax.Rule(path="conv[2-5]", method="tucker", compression=0.9)
+    >>> heads = tdjax.Rule(path=".*attention/(query|key)", method="svd", rank=32)
+
     Arguments:
         path: regular expression that must match the whole '/'-joined path of a module, or of an
             array that is a layer by itself; one that Python could try on a path in millions of

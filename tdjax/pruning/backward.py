@@ -63,6 +63,16 @@ def lasso_prune(
         moments = tdjax.collect_moments(model, variables, batches)
         pruned = tdjax.lasso_prune(variables["params"], moments, 1e-4)
 
+    >>> import jax, jax.numpy as jnp, tdjax
+    >>> from flax import nnx
+    >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    >>> model.kernel[...] = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.01, 0.0], [0.0, 0.01]])
+    >>> x = jax.random.normal(jax.random.key(0), (200, 4))
+    >>> moments = tdjax.collect_moments(model, [x])
+    >>> pruned = tdjax.lasso_prune(nnx.state(model, nnx.Param), moments, 0.1)
+    >>> int(pruned.mask["kernel"][...].sum()), pruned.converged
+    (2, {'': True})
+
     Of each neuron in use, E (y - x^T w - b)^2 + penalty |w|_1 + bias_penalty |b| is made least, y
     and x being its output and inputs in the network as it is. Neurons not in use lose all weights
     and their bias: `tdjax.remove_dead` takes them away.

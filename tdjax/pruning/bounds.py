@@ -22,6 +22,11 @@ def pruning_error_bound(
     needs no sort and says how the error falls with m; `tail_size` is exact, and tighter. Yang et
     al. 2022 (arXiv 2206.05604), derived without the full text.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> w = jnp.array([4.0, 2.0, 1.0, 0.5])
+    >>> float(w[2:].sum()), round(float(tdjax.pruning_error_bound(w, 2, 0.5)), 2)
+    (1.5, 3.28)
+
     Arguments:
         w, outputs: see `tdjax.lq_norm`.
         kept: number m of the largest weights that stay, one for all or of the shape of the
@@ -50,6 +55,10 @@ def tail_size(
     With inputs of absolute value B at most, what the others change is B times the sum of their
     absolute values, and no less for the worst input: the search is exact. One sort for all
     neurons.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> [int(tdjax.tail_size(jnp.array([4.0, 2.0, 1.0, 0.5]), t)) for t in (0.0, 1.5, 10.0)]
+    [4, 2, 0]
 
     Arguments:
         w, outputs: see `tdjax.lq_norm`.

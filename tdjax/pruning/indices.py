@@ -28,6 +28,10 @@ def lq_norm(w: Any, q: Any, *, outputs: int | None = None) -> Float[Array, "*_"]
     Differentiable. It overflows to Inf where the norm itself is out of the range of the dtype, as
     d^(1/q) soon is; `sparsity_index` and `effective_number` do not.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> tdjax.lq_norm(jnp.array([[3.0, 1.0], [4.0, 0.0]]), 2.0).tolist()
+    [5.0, 1.0]
+
     Arguments:
         w: weights of any shape with the axes of the neurons last, as a kernel (in, out) or
             (*window, in, out); real, half precision is raised to float32.
@@ -51,6 +55,11 @@ def sparsity_index(w: Any, q: Any, *, outputs: int | None = None) -> Float[Array
     q it may underflow to 0. Yang et al. 2022, implemented without its full text, from its
     abstract, its authors' code and a derivation of our own.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> equal, spike = jnp.ones(4), jnp.array([0.0, 7.0, 0.0, 0.0])
+    >>> [round(float(tdjax.sparsity_index(w, 0.5)), 4) for w in (equal, spike)]
+    [0.25, 1.0]
+
     Arguments, result and errors as `lq_norm`, with q below 1.
     """
     columns, shape = as_columns(w, outputs)
@@ -67,6 +76,11 @@ def pq_index(
 
     d equal weights give 0, a single spike 1 - d^(1/q - 1/p), the most. Differentiable. Diao et
     al., "Pruning deep neural networks from a sparsity perspective", ICLR 2023.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> three, spike = jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.array([0.0, 7.0, 0.0, 0.0])
+    >>> [round(float(tdjax.pq_index(w)), 4) for w in (three, spike)]
+    [0.25, 0.75]
 
     Arguments:
         w, outputs: see `lq_norm`.
@@ -89,6 +103,10 @@ def effective_number(
     k equal weights beside zeros give exactly k. With q = 1 this is h_p = SI_p^(-p / (1 - p)) of
     Yang et al. 2022; for any p < q, with the PQ index I, d (1 - I)^(p q / (q - p)) of Diao et al.,
     ICLR 2023. Differentiable. Arguments, result and errors as `pq_index`.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> round(float(tdjax.effective_number(jnp.array([2.0, 0.0, 2.0, 2.0, 0.0]))), 4)
+    3.0
     """
     columns, shape = as_columns(w, outputs)
     return effective_numbers(columns, *check_order(p, q)).reshape(shape)

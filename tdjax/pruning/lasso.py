@@ -65,6 +65,11 @@ def lasso(
     squares are a mean over rows, not half of it: scikit-learn's `Lasso` has half this penalty as
     its alpha. An intercept is an x that is one.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> weights, info = tdjax.lasso(jnp.eye(3), jnp.array([[2.0], [0.3], [-1.0]]), penalty=1.0)
+    >>> weights.round(2).tolist(), bool(info.converged)
+    ([[1.5], [0.0], [-0.5]], True)
+
     Arguments:
         gram: G, (d, d), symmetric and positive semi-definite.
         cross: c of each y in a column, (d, t).

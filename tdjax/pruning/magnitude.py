@@ -41,6 +41,11 @@ def magnitude_prune(
     Exactly round(share d) of the d weights of each unit go, zeros and equal ones too; of equal
     ones the last.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> params = {"dense": {"kernel": jnp.array([[4.0, 3.0], [1.0, 2.0]])}}
+    >>> tdjax.magnitude_prune(params, 0.5)["dense"]["kernel"].tolist()
+    [[True, True], [False, False]]
+
     Arguments:
         params: pytree of arrays, as `variables["params"]` or `nnx.state(model, nnx.Param)`.
             Kernels and embeddings are pruned, nothing else.
@@ -93,6 +98,11 @@ def adaptive_prune(
     implemented without its full text, from its abstract, its authors' code and a derivation of
     our own.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> params = {"dense": {"kernel": jnp.array([[1.0, 1.0], [1.0, 0.01], [1.0, 0.01]])}}
+    >>> tdjax.adaptive_prune(params)["dense"]["kernel"].sum(axis=0).tolist()
+    [3, 2]
+
     Arguments:
         params, layers, paths: see `tdjax.magnitude_prune`.
         q: exponent in (0, 1); may be traced.
@@ -128,6 +138,11 @@ def pq_prune(
     (`tdjax.pq_index`): one step of the sparsity-informed adaptive pruning of Diao et al., "Pruning
     deep neural networks from a sparsity perspective", ICLR 2023. With q = 1 it is the rule of
     `tdjax.adaptive_prune`.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> params = {"dense": {"kernel": jnp.array([[1.0, 1.0], [1.0, 0.01], [1.0, 0.01]])}}
+    >>> tdjax.pq_prune(params, 0.5, 1.0)["dense"]["kernel"].sum(axis=0).tolist()
+    [3, 2]
 
     Arguments:
         params, scope, layers, paths: see `tdjax.magnitude_prune`.
@@ -166,6 +181,11 @@ def tail_prune(
     """Masks that keep the fewest weights with which no neuron's output is wrong by more.
 
     See `tdjax.tail_size`: exact for the worst of all inputs within their bound.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> params = {"dense": {"kernel": jnp.array([[4.0, 3.0], [1.0, 2.0]])}}
+    >>> tdjax.tail_prune(params, 1.5)["dense"]["kernel"].tolist()
+    [[True, True], [False, True]]
 
     Arguments:
         params, layers, paths: see `tdjax.magnitude_prune`.

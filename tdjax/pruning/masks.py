@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 def apply_mask(params: Any, mask: Any) -> Any:
     """The parameters with zeros where the mask is False.
 
+    >>> import jax.numpy as jnp, tdjax
+    >>> mask = {"kernel": jnp.array([[True], [False]])}
+    >>> tdjax.apply_mask({"kernel": jnp.ones((2, 1))}, mask)["kernel"].tolist()
+    [[1.0], [0.0]]
+
     Arguments:
         params: pytree of arrays.
         mask: of the same structure, with boolean arrays of the same shapes.
@@ -35,6 +40,11 @@ def pruned_share(params: Any, mask: Any) -> float:
 
     Biases and the like do not count, whatever their mask says. Arguments and errors as
     `apply_mask`; ValueError also where there are no kernels.
+
+    >>> import jax.numpy as jnp, tdjax
+    >>> params = {"dense": {"kernel": jnp.arange(1.0, 11.0).reshape(5, 2), "bias": jnp.zeros(2)}}
+    >>> tdjax.pruned_share(params, tdjax.magnitude_prune(params, 0.4))
+    0.4
     """
     _check(params, mask)
     masks = jax.tree.leaves(mask)
@@ -61,6 +71,13 @@ def keep_zeros(mask: Any) -> optax.GradientTransformation:
 
         optimiser = optax.chain(optax.adamw(1e-3), tdjax.keep_zeros(mask))
         state = optimiser.init(tdjax.apply_mask(params, mask))
+
+    >>> import jax.numpy as jnp, optax, tdjax
+    >>> params, mask = {"kernel": jnp.array([1.0, 0.0])}, {"kernel": jnp.array([True, False])}
+    >>> optimiser = optax.chain(optax.sgd(0.5), tdjax.keep_zeros(mask))
+    >>> updates, _ = optimiser.update(params, optimiser.init(params), params)
+    >>> updates["kernel"].tolist()
+    [-0.5, 0.0]
 
     Arguments:
         mask: see `apply_mask`, of the parameters that are trained; or a function that makes it of
