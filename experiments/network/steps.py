@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -22,11 +22,12 @@ T = TypeVar("T")
 
 
 class Epoch(NamedTuple):
-    """What the steps of an epoch are taken on.
+    """What the steps of an epoch, or one of them, are taken on.
 
     Arguments:
-        images, labels: all examples.
-        order: that of each run.
+        images, labels: all examples, or those of this step.
+        order: that of each run: of all its examples, of which a step takes its batch, or of the
+            one batch.
         keys: of each run in this epoch.
         fill: the padding of random crops.
     """
@@ -51,22 +52,26 @@ class Course(NamedTuple):
     loss: Float[Array, " runs"]
 
 
-def plain_steps(course: Course, data: Epoch, apply: Apply, *, steps: int, **options: Any) -> Course:
-    """An epoch of a network whose own parameters are trained: a program for each step."""
+def plain_steps(course: Course, feed: Iterable[Epoch], apply: Apply, **options: Any) -> Course:
+    """An epoch of a network whose own parameters are trained: a program for each step.
+
+    Arguments:
+        feed: what each of the steps is taken on.
+    """
     # Not one for all of them: in a loop XLA has no fast convolution on a CPU.
-    for index in range(steps):
-        course = _step(course, data, index, apply=apply, steps=steps, **options)
+    for index, data in enumerate(feed):
+        course = _step(course, data, index, apply=apply, **options)
     return course
 
 
 def expanded_steps(
-    course: Course, data: Epoch, apply: Expanded, *, steps: int, **options: Any
+    course: Course, feed: Iterable[Epoch], apply: Expanded, *, steps: int, **options: Any
 ) -> Course:
     """The same of one whose parameters are made of others: two programs for each step."""
     (params, state), optimizer, total = course
     settings = options["settings"]
     full = whole(params, apply)
-    for index in range(steps):
+    for index, data in enumerate(feed):
         gradient, state, total = _gradient(
             Variables(full, state), total, data, index, apply=apply.apply, steps=steps, **options
         )
@@ -161,6 +166,7 @@ def _slope(
 ) -> tuple[Any, Any, Array]:
     """The gradient of one run's parameters on a batch, the collections after it, and the loss."""
     size = settings.batch_size
+    # Of the order of one batch all: a slice does not start behind the last place that holds it.
     chosen = jax.lax.dynamic_slice(data.order, (index * size,), (size,))
     batch, targets = rows(data.images, chosen), data.labels[chosen]
     if settings.augment:

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.data.splits import DataSplits, Examples, Inputs, rows
+from experiments.data.splits import DataSplits, Examples, Inputs
 from experiments.network.expanded import Expanded
+from experiments.network.feed import feed_of
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import BY_CLASS, Judge
 from experiments.network.schedule import FitSettings
-from experiments.network.steps import Course, Epoch, expanded_steps, plain_steps, whole
+from experiments.network.steps import Course, expanded_steps, plain_steps, whole
 from experiments.workdir.fields import FieldError
 
 
@@ -102,18 +103,16 @@ def fit_epochs(
     Raises ValueError where the training set is smaller than one batch.
     """
     steps = steps_per_epoch(splits.train, settings)
-    images, labels = jax.tree.map(jnp.asarray, (splits.train.images, splits.train.labels))
-    # The padding of random crops.
-    fill = jnp.asarray(splits.black)
+    feed = feed_of(splits, settings.batch_size)
     options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge}
     take: Callable[..., Course] = expanded_steps if isinstance(apply, Expanded) else plain_steps
     nothing = jnp.zeros(len(keys), jnp.float32)
     for epoch in range(int(np.max(fit.epoch)), settings.epochs):
         if not _running(fit, settings.patience).any():
             return
-        own, order = _orders(keys, epoch, len(labels))
-        data = Epoch(images, labels, order, own, fill)
-        course = take(Course(fit.model, fit.optimizer, nothing), data, apply, **options)
+        own, order = _orders(keys, epoch, len(splits.train.labels))
+        parts = feed.steps(order, own, steps)
+        course = take(Course(fit.model, fit.optimizer, nothing), parts, apply, **options)
         scores = evaluate(course.model, apply, splits.validation, judge=judge)
         fit = _keep_best(fit, course, scores, settings)
         yield Trained(fit, np.asarray(course.loss) / steps, scores)
@@ -141,9 +140,7 @@ def evaluate(
     if isinstance(apply, Expanded):
         # One program for all that are expanded to the same network.
         models, apply = Variables(whole(models.params, apply), models.state), apply.apply
-    for start in range(0, len(examples.labels), batch_size):
-        part = slice(start, start + batch_size)
-        images, labels = rows(examples.images, part), examples.labels[part]
+    for images, labels in examples.parts(batch_size):
         correct, loss = _evaluate_batch(models, apply, images, labels, judge)
         totals = totals + np.stack([np.asarray(correct, np.float64), np.asarray(loss, np.float64)])
     accuracy, cross_entropy = totals / len(examples.labels)
