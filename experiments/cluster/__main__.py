@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-start", dest="start", action="store_false", help=told)
     slurm = parser.add_argument_group("options of sbatch")
     for name in SLURM:
-        told = "processes: 4 unless given" if name == "ntasks" else None
-        slurm.add_argument(f"--{name}", metavar="X", help=told)
+        number = "processes: 4 unless given" if name == "ntasks" else None
+        slurm.add_argument(f"--{name}", metavar="X", help=number)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -52,33 +52,44 @@ class Course(NamedTuple):
     loss: Float[Array, " runs"]
 
 
-def plain_steps(course: Course, feed: Iterable[Epoch], apply: Apply, **options: Any) -> Course:
-    """An epoch of a network whose own parameters are trained: a program for each step.
+def plain_steps(
+    course: Course, feed: Iterable[Epoch], apply: Apply, *, taken: int, **options: Any
+) -> Iterator[Course]:
+    """Steps of an epoch of a network whose own parameters are trained: a program for each.
+
+    Yields after each of them.
 
     Arguments:
         feed: what each of the steps is taken on.
+        taken: how many steps of the epoch are before them.
     """
     # Not one for all of them: in a loop XLA has no fast convolution on a CPU.
-    for index, data in enumerate(feed):
+    for index, data in enumerate(feed, taken):
         course = _step(course, data, index, apply=apply, **options)
-    return course
+        yield course
 
 
 def expanded_steps(
-    course: Course, feed: Iterable[Epoch], apply: Expanded, *, steps: int, **options: Any
-) -> Course:
+    course: Course,
+    feed: Iterable[Epoch],
+    apply: Expanded,
+    *,
+    taken: int,
+    steps: int,
+    **options: Any,
+) -> Iterator[Course]:
     """The same of one whose parameters are made of others: two programs for each step."""
     (params, state), optimizer, total = course
     settings = options["settings"]
     full = whole(params, apply)
-    for index, data in enumerate(feed):
+    for index, data in enumerate(feed, taken):
         gradient, state, total = _gradient(
             Variables(full, state), total, data, index, apply=apply.apply, steps=steps, **options
         )
         params, optimizer, full = _taken_back(
             params, optimizer, gradient, apply=apply, settings=settings, steps=steps
         )
-    return Course(Variables(params, state), optimizer, total)
+        yield Course(Variables(params, state), optimizer, total)
 
 
 @partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge"))

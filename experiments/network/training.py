@@ -51,6 +51,23 @@ class Fit(NamedTuple):
     epoch: Int[Array, " runs"]
 
 
+class Begun(NamedTuple):
+    """A training within an epoch; a pytree of arrays, of which a checkpoint continues it exactly.
+
+    The order of the data follows from the runs' keys and the epoch: where to read on, in memory or
+    in files, is told by the number of steps alone.
+
+    Arguments:
+        fit: before the epoch.
+        course: where its steps have led to.
+        taken: how many steps these are.
+    """
+
+    fit: Fit
+    course: Course
+    taken: Int[Array, ""]
+
+
 class Trained(NamedTuple):
     """A training after one more epoch, and how that went.
 
@@ -79,12 +96,13 @@ def _optimizer_state(params: Any, settings: FitSettings) -> Any:
 
 
 def fit_epochs(
-    fit: Fit,
+    fit: Fit | Begun,
     apply: Apply,
     settings: FitSettings,
     splits: DataSplits,
     keys: Array,
     judge: Judge = BY_CLASS,
+    keep: Callable[[Begun], None] | None = None,
 ) -> Iterator[Trained]:
     """Train all runs side by side, yielding after every epoch; the last yield has the result.
 
@@ -92,11 +110,12 @@ def fit_epochs(
     epoch, so a run gives the same numbers alone, beside others, and continued from a checkpoint.
 
     Arguments:
-        fit: from `start_fit`, or the last one yielded before an interruption.
+        fit: from `start_fit`, or the last one yielded before an interruption, or given to `keep`.
         apply: the network's forward function.
         splits: the training examples are trained on; early stopping looks at the validation set.
         keys: (runs,) PRNG keys.
         judge: the loss that is trained by.
+        keep: called after each step but the last of an epoch.
 
     The best model of a run whose loss is never finite is the one it started from, of epoch 0.
 
@@ -105,17 +124,32 @@ def fit_epochs(
     steps = steps_per_epoch(splits.train, settings)
     feed = feed_of(splits, settings.batch_size)
     options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge}
-    take: Callable[..., Course] = expanded_steps if isinstance(apply, Expanded) else plain_steps
+    take: Callable[..., Iterator[Course]] = (
+        expanded_steps if isinstance(apply, Expanded) else plain_steps
+    )
     nothing = jnp.zeros(len(keys), jnp.float32)
-    for epoch in range(int(np.max(fit.epoch)), settings.epochs):
-        if not _running(fit, settings.patience).any():
-            return
+    begun = fit if isinstance(fit, Begun) else None
+    fit = begun.fit if begun else cast(Fit, fit)
+    while not is_over(fit, settings):
+        epoch = int(np.max(fit.epoch))
         own, order = _orders(keys, epoch, len(splits.train.labels))
-        parts = feed.steps(order, own, steps)
-        course = take(Course(fit.model, fit.optimizer, nothing), parts, apply, **options)
+        course, first = Course(fit.model, fit.optimizer, nothing), 0
+        if begun:
+            course, first = begun.course, int(begun.taken)
+        parts, begun = feed.steps(order, own, range(first, steps)), None
+        states = take(course, parts, apply, taken=first, **options)
+        for taken, state in enumerate(states, first + 1):
+            course = state
+            if keep and taken < steps:
+                keep(Begun(fit, course, jnp.asarray(taken, jnp.int32)))
         scores = evaluate(course.model, apply, splits.validation, judge=judge)
         fit = _keep_best(fit, course, scores, settings)
         yield Trained(fit, np.asarray(course.loss) / steps, scores)
+
+
+def is_over(fit: Fit, settings: FitSettings) -> bool:
+    """Whether no run has an epoch left."""
+    return int(np.max(fit.epoch)) >= settings.epochs or not _running(fit, settings.patience).any()
 
 
 def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
