@@ -27,8 +27,8 @@ network's arrays under their PyTorch names; torchvision's fit as they are:
         --config.data.folder=PATH
 
 Images stay in their files: those of a batch are decoded when it is wanted, by threads ahead of its
-use, so that a few batches are in memory, 60 MB each, 150 in training. The test images are decoded for every network
-that is measured; with fewer of them:
+use, so that a few batches are in memory, 60 MB each, 150 in training. The test images are decoded
+for every network that is measured; with fewer of them:
 
     ... --config.data.test_size=10000
 

@@ -12,8 +12,8 @@ are:
         --config.data.folder=PATH
 
 Images stay in their files: those of a batch are decoded when it is wanted, by threads ahead of its
-use, so that a few batches are in memory, 60 MB each, 150 in training. The test images are decoded for every network
-that is measured; with fewer of them:
+use, so that a few batches are in memory, 60 MB each, 150 in training. The test images are decoded
+for every network that is measured; with fewer of them:
 
     ... --config.data.test_size=10000
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ CLONE = Path(__file__).resolve().parents[2]
 
 EXPLAINED = """\
 Each process takes its share of the work from DIR, which all machines must see under the same path,
-as they must the folder of the project with its environment. What they print is in DIR/cluster.
+as they must the folder of the project with its environment. What they print is in DIR-cluster.
 Flags of the experiments, --config.field=value among them, are passed on to every process."""
 
 
@@ -72,15 +73,16 @@ def _by_slurm(run: Run, options: dict[str, str], *, start: bool) -> int:
     if start and shutil.which("sbatch"):
         return subprocess.run(["sbatch", str(path)], check=False).returncode
     why = "there is no sbatch here; " if start else ""
-    print(f"{why}where there is one, submit it by: sbatch {path}")
+    print(f"{why}where there is one, submit it by: sbatch {shlex.quote(str(path))}")
     return 0
 
 
 def _on_tpu(run: Run, chips: str) -> int:
     path = write_tpu(run, chips)
     print(f"run on every worker of the pod, all of which must see {run.workdir}:")
-    print(f"    bash {path}        # where TPU_WORKER_ID and TPU_WORKER_HOSTNAMES are set")
-    print(f"    bash {path} K/N    # else: on worker K, from 0, of N")
+    command = f"bash {shlex.quote(str(path))}"
+    print(f"    {command}        # where TPU_WORKER_ID and TPU_WORKER_HOSTNAMES are set")
+    print(f"    {command} K/N    # else: on worker K, from 0, of N")
     return 0
 
 
@@ -88,7 +90,7 @@ def _on_hosts(run: Run, hosts: list[str], *, start: bool) -> int:
     path = write_hosts(run, hosts)
     print(f"all hosts must see {run.clone} and {run.workdir}, under these names")
     if not start:
-        print(f"start it by: bash {path}")
+        print(f"start it by: bash {shlex.quote(str(path))}")
         return 0
     sys.stdout.flush()
     # In place of this process, so that signals reach it.

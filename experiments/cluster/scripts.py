@@ -20,8 +20,6 @@ SLURM = (
     "qos",
     "constraint",
 )
-# The folder of the work directory that holds the scripts and what their processes print.
-FOLDER = "cluster"
 
 _HERE = Path(__file__).parent
 
@@ -44,8 +42,8 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where its scripts are written."""
-        return self.workdir / FOLDER
+        """Where its scripts are, and what its processes print: beside the work directory."""
+        return self.workdir.with_name(f"{self.workdir.name}-cluster")
 
 
 def write_worker(run: Run) -> Path:
@@ -66,8 +64,8 @@ def write_slurm(run: Run, options: Mapping[str, str]) -> Path:
     lines = {"job-name": run.workdir.name, **options}
     log = run.folder / "job-%j.log"
     lines |= {"output": str(log), "open-mode": "append"}
-    for name, value in lines.items():
-        if not value or (re.search(r"[\s\"'\\]", value) and name not in ("job-name", "output")):
+    for name, value in options.items():
+        if not re.fullmatch(r"[^\s\"'\\]+", value):
             raise ValueError(f"--{name}={value}: one word is needed")
     if re.search(r"[\"\\%\n]", str(run.folder)):
         raise ValueError(f"{run.folder}: SLURM takes no path with a quotation mark, \\ or %")

@@ -138,13 +138,13 @@ def test_a_job_of_slurm(launched, tmp_path):
     flag = "--config.published='a b'"
     status, out, err = launched(*arguments, flag, on_path=("sbatch", "srun"))
     assert (status, err) == (0, "")
-    script = workdir / "cluster" / "job.sbatch"
+    script = tmp_path / "its runs-cluster" / "job.sbatch"
     assert out.splitlines()[:2] == [f"the job: {script}", "Submitted batch job 1"]
     assert (tmp_path / "directives").read_text().splitlines() == [
         '#SBATCH --job-name="its runs"',
         "#SBATCH --ntasks=3",
         "#SBATCH --time=2-00:00:00",
-        f'#SBATCH --output="{workdir}/cluster/job-%j.log"',
+        f'#SBATCH --output="{workdir}-cluster/job-%j.log"',
         "#SBATCH --open-mode=append",
         "#SBATCH --requeue",
     ]
@@ -157,9 +157,9 @@ def test_a_job_of_slurm(launched, tmp_path):
 def test_a_job_where_there_is_no_sbatch(launched, tmp_path):
     status, out, _ = launched("cluster", "configs/digits.py", tmp_path / "runs")
     assert status == 0
-    assert f"submit it by: sbatch {tmp_path}/runs/cluster/job.sbatch" in out
+    assert f"submit it by: sbatch {tmp_path}/runs-cluster/job.sbatch" in out
     assert not started(tmp_path / "runs")
-    assert "#SBATCH --ntasks=4" in (tmp_path / "runs" / "cluster" / "job.sbatch").read_text()
+    assert "#SBATCH --ntasks=4" in (tmp_path / "runs-cluster" / "job.sbatch").read_text()
 
 
 def test_hosts(launched, tmp_path):
@@ -171,17 +171,19 @@ def test_hosts(launched, tmp_path):
     found = [told for told, _, _ in started(workdir)]
     assert found == [[*flags, f"--process={number}/2"] for number in (0, 1)]
     assert "all hosts must see" in out
-    log = workdir / "cluster" / "1-me@two.log"
+    scripts = tmp_path / "its runs-cluster"
+    log = scripts / "1-me@two.log"
     assert f"process 1 of 2 on me@two: {log}" in out
     assert (status, err) == (1, f"process 1 on me@two ended with status 3: {log}\n")
-    assert log.read_text() == (workdir / "cluster" / "0-one.log").read_text() == "done\n"
+    assert log.read_text() == (scripts / "0-one.log").read_text() == "done\n"
 
 
 def test_hosts_end_with_what_started_them(launched, tmp_path):
-    arguments = ["cluster", "configs/digits.py", tmp_path, "--hosts=one,two"]
+    workdir = tmp_path / "runs"
+    arguments = ["cluster", "configs/digits.py", workdir, "--hosts=one,two"]
     process = launched.started(*arguments, "--config.stays=True", on_path=("ssh",))
     deadline = time.monotonic() + 60
-    while len(running := [int(p.stem) for p in tmp_path.glob("*.json")]) < 2:
+    while len(running := [int(p.stem) for p in workdir.glob("*.json")]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -194,14 +196,16 @@ def test_hosts_end_with_what_started_them(launched, tmp_path):
 
 
 def test_workers_of_a_tpu_pod(launched, tmp_path):
-    status, out, _ = launched("cluster", "configs/digits.py", tmp_path, "--tpu", "--chips=2,4,1")
-    script = tmp_path / "cluster" / "tpu.sh"
+    status, out, _ = launched(
+        "cluster", "configs/digits.py", tmp_path / "runs", "--tpu", "--chips=2,4,1"
+    )
+    script = tmp_path / "runs-cluster" / "tpu.sh"
     assert status == 0
     assert f"bash {script} K/N" in out
     pod = {"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2,10.0.0.3"}
     subprocess.run(["bash", script], env={**os.environ, **pod}, check=True, timeout=60)
     subprocess.run(["bash", script, "2/3"], check=True, timeout=60)
-    found = started(tmp_path)
+    found = started(tmp_path / "runs")
     assert [told[-1] for told, _, _ in found] == ["--process=1/3", "--process=2/3"]
     # Else it would wait for the other workers.
     assert [told["TPU_WORKER_ID"] for _, told, _ in found] == [None, None]
@@ -230,7 +234,7 @@ def test_what_is_refused(clone, arguments, expected):
     found = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=60)
     assert found.returncode == 2
     assert expected in found.stderr
-    assert not (clone / "runs").exists()
+    assert not list(clone.glob("runs*"))
 
 
 def test_all_scripts_are_bash(tmp_path):
