@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from photograph_trees import write_imagenet
+from photograph_trees import write_aircraft, write_imagenet
 
-from experiments.data import DataError, DecodedWhenTaken, RawDataset, imagenet_files, prepare
+from experiments.data import DataError, DecodedWhenTaken, RawDataset, imagenet_files, load, prepare
 from experiments.data.image_arrays import processors
-from experiments.network.calibrate import Calibration, altered, batches_of
+from experiments.network.calibrate import Calibration, altered, batches_of, source_examples
 from experiments.network.forward import LinenNetwork, Variables
 from experiments.network.schedule import FitSettings
 from experiments.network.settings import (
@@ -192,6 +192,25 @@ def test_calibration_as_in_memory(pair):
             found.append(list(batches))
             assert_same(batches[2], found[-1][2])
         assert_same(*found)
+
+
+def test_photographs_as_the_calibration_of_another_network(pair, tmp_path):
+    write_aircraft(tmp_path, each=1)
+    calibration = {"sources": ("fgvc_aircraft",), "folder": str(tmp_path), "images": (1,)}
+    settings = NetworkSettings(
+        data=DataSettings(name="imagenet"),
+        model=ModelSettings(name="resnet18_imagenet"),
+        train=SETTINGS,
+        calibration=CalibrationSettings(**calibration),
+    )
+    splits = pair[1]
+    source = source_examples(settings, "fgvc_aircraft", splits)
+    raw = load("fgvc_aircraft", tmp_path)
+    chosen = np.sort(np.random.default_rng(0).permutation(8)[:4])
+    views = jnp.asarray(raw.train_images[chosen], jnp.float32)
+    expected = (jax.image.resize(views, (4, SIDE, SIDE, 3), "linear") - splits.mean) / splits.std
+    np.testing.assert_allclose(source.images[:], expected, atol=1e-5)
+    np.testing.assert_array_equal(source.labels, raw.train_labels[chosen])
 
 
 def test_a_damaged_photograph_is_named_when_it_is_read(tmp_path):
