@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import ModuleType
+from importlib.util import find_spec
 from typing import Any, Self
 
 import numpy as np
@@ -25,13 +25,22 @@ class StoredImages:
         sides: (h, w, c) of the images.
 
     Raises IndexError for a place out of range, `experiments.data.DataError` that names the file for
-    one that is missing or damaged, when it is read.
+    one that is missing or damaged, when it is read; at once ImportError without Pillow or Grain.
     """
 
     views: DecodedWhenTaken
     places: Int[np.ndarray, "n"]
     finish: Callable[[UInt8[np.ndarray, "k ..."]], Float32[np.ndarray, "k h w c"]]
     sides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Ask now for what reads images, not when hours of work are done."""
+        for name in ("grain", "PIL"):
+            if find_spec(name) is None:
+                raise ImportError(
+                    f"photographs are read with Pillow and Grain, {name} is missing: install the "
+                    "extra 'images'"
+                )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,7 +93,6 @@ class StoredImages:
 
         Raises:
             ValueError: `size` is below 1 or no multiple of the number of processes.
-            ImportError: Grain is not installed.
 
         Source: the pipeline is Grain's, https://google-grain.readthedocs.io.
         """
@@ -102,7 +110,10 @@ class StoredImages:
 def _read_ahead(
     images: StoredImages, order: Int[np.ndarray, "m"], size: int
 ) -> Iterator[Float32[np.ndarray, "b h w c"]]:
-    grain, threads = _grain(), processors()
+    # Takes seconds, which only those wait for who read.
+    import grain
+
+    threads = processors()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(size, threads))
     # Image by image, not batch by batch: of these each thread would hold one.
     read = grain.MapDataset.source(order).map(lambda place: images[int(place)])
@@ -112,11 +123,3 @@ def _read_ahead(
     finally:
         # Its threads would read on after an error, or where a pass is given up.
         batches.close()
-
-
-def _grain() -> ModuleType:
-    try:
-        import grain
-    except ImportError as error:
-        raise ImportError("photographs are read by Grain: install the extra 'images'") from error
-    return grain
