@@ -20,7 +20,7 @@ set_up() {
         return
     fi
     if ! "$venv/bin/python" -m experiments.installed "$extras" ${constraints:+"$constraints"} >/dev/null 2>&1; then
-        echo "setting up $venv with $extras: some 100 packages, 1 GB; once, one to ten minutes by the network"
+        echo "setting up $venv with $extras: 50 to 110 packages, about 1 GB; once, some minutes by network and installer"
         install "$venv" "$extras" ${constraints:+"$constraints"} || status=$?
         if [ "$status" != 0 ]; then
             echo "error: $venv could not be set up, for the reason above" >&2

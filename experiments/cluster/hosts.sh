@@ -18,6 +18,8 @@ stop() {
 }
 trap stop INT TERM
 
+# Of an earlier run: the numbers may be others' by now.
+rm -f "$folder"/*.pid
 started=()
 for k in "${!hosts[@]}"; do
     log="$folder/$k-${hosts[k]}.log"

@@ -113,7 +113,7 @@ def write_hosts(run: Run, hosts: Sequence[str]) -> Path:
 
 
 def _quoted(value: str) -> str:
-    return f'"{value}"' if " " in value else value
+    return value if re.fullmatch(r"[\w.,:/%+-]+", value) else f'"{value}"'
 
 
 def _write(run: Run, name: str, values: Mapping[str, str]) -> Path:

@@ -76,7 +76,7 @@ class StoredImages:
     ) -> Iterator[Float32[np.ndarray, "b h w c"]]:
         """Images in an order, read ahead of their use by threads: one pass, in batches.
 
-        About three batches are held at once: one that is used, one that is put together, and the
+        Three to four batches are held at once: one that is used, one that is put together, and the
         images that are read ahead. Where several processes take the steps of one training together,
         each has its share of every batch, and the shares of a batch are the batch, whatever their
         number. The place in `order` is all that such a pass has of a state: to go on after `s`

@@ -65,7 +65,7 @@ class Begun(NamedTuple):
 
     fit: Fit
     course: Course
-    taken: Int[Array, ""]
+    taken: Int[np.ndarray, ""] | Int[Array, ""]
 
 
 class Trained(NamedTuple):
@@ -141,7 +141,7 @@ def fit_epochs(
         for taken, state in enumerate(states, first + 1):
             course = state
             if keep and taken < steps:
-                keep(Begun(fit, course, jnp.asarray(taken, jnp.int32)))
+                keep(Begun(fit, course, np.asarray(taken, np.int32)))
         scores = evaluate(course.model, apply, splits.validation, judge=judge)
         fit = _keep_best(fit, course, scores, settings)
         yield Trained(fit, np.asarray(course.loss) / steps, scores)
