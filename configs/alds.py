@@ -26,13 +26,15 @@ network's arrays under their PyTorch names; torchvision's fit as they are:
         --workdir=runs/compress_resnet18_imagenet --config.weights=WEIGHTS \\
         --config.data.folder=PATH
 
-All 58,000 images that are used are decoded at the start and held in memory, 35 GB; the 50,000 test
-images are 30 GB of them. With fewer:
+Images stay in their files: those of a batch are decoded when it is wanted, by threads ahead of its
+use, so that a few batches are in memory, 60 MB each, 150 in training. The test images are decoded
+for every network that is measured; with fewer of them:
 
     ... --config.data.test_size=10000
 
-Without WEIGHTS the network is trained, by ALDS's schedule for ResNet-18, but only on the images in
-memory: --config.data.train_size has to name as many as fit.
+Without WEIGHTS the network is trained, by ALDS's schedule for ResNet-18, on all training images but
+the hundredth that is held out for validation. It goes on from its newest checkpoint, one of which
+is written every 1,000 steps.
 
 Made for an accelerator; not timed.
 """
@@ -148,8 +150,8 @@ def alds_variant(config: ConfigDict, arg: str) -> ConfigDict:
 def compress_imagenet(model: str) -> ConfigDict:
     """One budget for the whole network, of one for ImageNet, from PyTorch's weights."""
     config = on_photographs(compress("imagenet", model))
-    # Of the training images only those are held in memory that the calibration draws from.
-    config.data.update({"train_size": 6000, "validation_size": 2000})
+    # Twelve for each class.
+    config.data.validation_share = 0.01
     config.budgets = IMAGENET_SHARES
     config.strategies = ("energy", "alds released", "loss")
     config.calibration.update({"images": (6000,), "subsets": 1})

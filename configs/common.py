@@ -134,6 +134,8 @@ def on_photographs(config: ConfigDict) -> ConfigDict:
     config.solver.update(FEW_SWEEPS)
     config.calibration.batch_size = 50
     config.test.batch_size = 100
+    # An epoch of ImageNet has 5,000 steps.
+    config.checkpoint_steps = 1000
     return config
 
 

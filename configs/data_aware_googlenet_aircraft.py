@@ -16,8 +16,9 @@ its inputs a second time; with an auxiliary head the file holds arrays for it:
     ... --config.inputs.mean="(0.5, 0.5, 0.5)" --config.inputs.deviation="(0.5, 0.5, 0.5)"
     ... --config.model.arguments.aux=True
 
-All 10,000 images are decoded at the start and held in memory, 6 GB. Without WEIGHTS the network is
-trained first, from random weights. Made for an accelerator; not timed.
+Images stay in their files: those of a batch are decoded when it is wanted, by threads ahead of its
+use. Without WEIGHTS the network is trained first, from random weights. Made for an accelerator; not
+timed.
 """
 
 from ml_collections import ConfigDict

@@ -11,8 +11,9 @@ are:
         --workdir=runs/data_aware_resnet18_imagenet --config.weights=WEIGHTS \\
         --config.data.folder=PATH
 
-All 64,000 images that are used are decoded at the start and held in memory, 39 GB; the 50,000 test
-images are 30 GB of them. With fewer:
+Images stay in their files: those of a batch are decoded when it is wanted, by threads ahead of its
+use, so that a few batches are in memory, 60 MB each, 150 in training. The test images are decoded
+for every network that is measured; with fewer of them:
 
     ... --config.data.test_size=10000
 
@@ -32,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The experiment, or with `arg` "smoke" a small variant."""
     config = on_photographs(data_aware("imagenet", "resnet18_imagenet"))
     config.test.layer_images = 0
-    # Of the training images only those are held in memory that the calibration draws from.
-    config.data.update({"train_size": 12000, "validation_size": 2000})
+    # Twelve for each class.
+    config.data.validation_share = 0.01
     config.calibration.images = (6000,)
     return shortened(config, arg)

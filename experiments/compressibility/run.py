@@ -15,7 +15,7 @@ from experiments.compressibility.measure import Pruner, baseline_record, pruned_
 from experiments.compressibility.report import write_report
 from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
 from experiments.network.baseline import check_weights, trained
-from experiments.network.calibrate import Calibration, seen
+from experiments.network.calibrate import Calibration, images_of, seen
 from experiments.network.network import Network, reseeded
 from experiments.network.train_on import moments_for
 from experiments.runner import Experiment, begin, measure
@@ -174,7 +174,7 @@ def _measure(
     check_weights(whole, models)
     calibration = seen(settings.calibration, Calibration())
     batches = network.batches(calibration)
-    layers = layers_of(network, model, [batch.images for batch in batches])
+    layers = layers_of(network, model, images_of(batches))
     if len(_layers(journal, run)) < len(layers.leaves):
         yield layer_records(settings, layers, run, whole["test"])
     moments: dict[str, Any] = {}

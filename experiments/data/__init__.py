@@ -6,6 +6,7 @@ from experiments.data.datasets import DATASETS, RawDataset, load
 from experiments.data.errors import DataError
 from experiments.data.image_arrays import DecodedWhenTaken, ImageArray
 from experiments.data.image_folder import ImageFiles, aircraft_files, imagenet_files
+from experiments.data.parts import Parts, mapped
 from experiments.data.photographs import evaluation_view
 from experiments.data.splits import (
     DataSplits,
@@ -17,6 +18,7 @@ from experiments.data.splits import (
     rows,
     standardise,
 )
+from experiments.data.stored_images import StoredImages
 from experiments.data.stratify import stratified_split, stratified_subset
 from experiments.data.tables import TABLES, RawTable, TableExamples, load_table, prepare_table
 
@@ -30,8 +32,10 @@ __all__ = [
     "ImageArray",
     "ImageFiles",
     "Inputs",
+    "Parts",
     "RawDataset",
     "RawTable",
+    "StoredImages",
     "TableExamples",
     "aircraft_files",
     "arguments",
@@ -40,6 +44,7 @@ __all__ = [
     "imagenet_files",
     "load",
     "load_table",
+    "mapped",
     "prepare",
     "prepare_arrays",
     "prepare_table",

@@ -38,7 +38,7 @@ class DecodedWhenTaken:
     Args:
         files: the photographs.
         size, resize: see `evaluation_view`.
-        threads: at once; None for one on each processor.
+        threads: at once; None for one on each processor that the process may use.
 
     `images[indices]`, with integers (k,) from 0 to n - 1, is uint8 (k, size, size, 3).
 
@@ -72,8 +72,19 @@ class DecodedWhenTaken:
             image = self.files[int(indices[place])]
             images[place] = evaluation_view(image, self.size, self.resize)
 
-        with ThreadPoolExecutor(self.threads or os.cpu_count()) as pool:
+        if len(indices) == 1:
+            # Where threads ask for one each, a pool in each of them would only cost time.
+            fill(0)
+            return images
+        with ThreadPoolExecutor(self.threads or processors()) as pool:
             # Exhausting the results raises what a thread raised, and gives up on the rest.
             for _ in pool.map(fill, range(len(indices))):
                 pass
         return images
+
+
+def processors() -> int:
+    """How many processors this process may use, which on a shared machine are not all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,17 +2,19 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, UInt8
+from jaxtyping import Float32, Float64, Int, Int32, UInt8
 
 from experiments.data.datasets import RawDataset
-from experiments.data.image_arrays import ImageArray
+from experiments.data.image_arrays import DecodedWhenTaken, ImageArray
+from experiments.data.parts import Parts, mapped
+from experiments.data.stored_images import StoredImages
 from experiments.data.stratify import stratified_split, stratified_subset
 
 # Of a network: an array, or a tuple or mapping of arrays where it takes several.
@@ -42,29 +44,54 @@ def arguments(inputs: Inputs) -> Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Images float32 (n, h, w, c) and labels int32 (n,); ValueError if empty or not finite."""
+    """Images float32 (n, h, w, c) and labels int32 (n,); ValueError if empty or not finite.
 
-    images: Float32[np.ndarray, "n h w c"]
+    The images are an array, or stay in their files until some of them are wanted.
+    """
+
+    images: Float32[np.ndarray, "n h w c"] | StoredImages
     labels: Int32[np.ndarray, "n"]
 
     def __post_init__(self) -> None:
         """Check that there are examples, as many images as labels, and finite pixels only."""
         if len(self.images) != len(self.labels):
             raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
-        if not self.images.size:
+        if not math.prod(self.images.shape):
             raise ValueError(f"no pixels: images of shape {self.images.shape}")
-        check_finite(self.images)
+        # Bytes that are standardised when they are read are finite.
+        if not isinstance(self.images, StoredImages):
+            check_finite(self.images)
 
     def taken(self, chosen: np.ndarray) -> Self:
         """Those at some places."""
+        if isinstance(self.images, StoredImages):
+            return replace(self, images=self.images.taken(chosen), labels=self.labels[chosen])
         images = jax.tree.map(np.ascontiguousarray, rows(self.images, chosen))
         return replace(self, images=images, labels=self.labels[chosen])
 
-    def batches(self, size: int, count: int | None = None) -> list[tuple[Inputs, np.ndarray]]:
-        """Arguments of calls with their labels; of the first `count` examples, or of all."""
-        images, labels = rows(self.images, slice(count)), self.labels[:count]
-        parts = [slice(start, start + size) for start in range(0, len(labels), size)]
-        return [(arguments(rows(images, part)), labels[part]) for part in parts]
+    def parts(self, size: int, count: int | None = None) -> Parts[tuple[Inputs, np.ndarray]]:
+        """Inputs and labels of the first `count` examples, or of all, `size` of them at a time.
+
+        Those in files are read when they are wanted, by a pass over all parts ahead of that.
+        """
+        images, labels = self.images, self.labels[:count]
+        starts = range(0, len(labels), size)
+
+        def part(place: int) -> tuple[Inputs, np.ndarray]:
+            own = slice(starts[place], min(starts[place] + size, len(labels)))
+            return rows(images, own), labels[own]
+
+        def read_ahead(stored: StoredImages) -> Iterator[tuple[Inputs, np.ndarray]]:
+            read = stored.batches(np.arange(len(labels)), size)
+            for start, found in zip(starts, read, strict=True):
+                yield found, labels[start : start + size]
+
+        ahead = partial(read_ahead, images) if isinstance(images, StoredImages) else None
+        return Parts(len(starts), part, ahead)
+
+    def batches(self, size: int, count: int | None = None) -> Parts[tuple[Inputs, np.ndarray]]:
+        """`parts` as arguments of calls, with their labels."""
+        return mapped(lambda part: (arguments(part[0]), part[1]), self.parts(size, count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +130,8 @@ def prepare(
     and (population) deviation of the training examples that are kept.
 
     Args:
-        raw: the data set; images in files are decoded where they are kept.
+        raw: the data set; photographs stay in their files, and are read when they are wanted. Of
+            `statistics` of their own all those of the training set are read here, once.
         validation_share: share of the training examples to hold out for validation.
         seed: seed of the split and the subsets.
         train_size: number of training examples to keep, by class shares; None keeps all.
@@ -118,7 +146,8 @@ def prepare(
     Raises:
         ValueError: images and labels differ in number, a label is out of range, a share or size is
             out of range, a set is empty, a class is absent from a set, images are not uint8
-            NHWC or do not fit in the machine's memory as float32, a channel is constant, or
+            NHWC or do not fit in the machine's memory as float32, where they are held in it, a
+            channel is constant, or
             `statistics` do not have a mean and a deviation above 0 for each channel.
         DataError: a file that is decoded is missing or damaged.
     """
@@ -136,19 +165,23 @@ def prepare(
     )
     _check_memory(raw, len(train) + len(validation) + len(test))
 
-    train_images = raw.train_images[train]
     if statistics is None:
-        mean, std = _channel_statistics(train_images)
+        mean, std = _channel_statistics(raw.train_images, train)
     else:
-        mean, std = _given_statistics(statistics, train_images.shape[-1])
+        mean, std = _given_statistics(statistics, raw.train_images.shape[-1])
+    finish = partial(standardise, mean=mean, std=std)
 
-    def examples(images: UInt8[np.ndarray, "n h w c"], labels: Int32[np.ndarray, "n"]) -> Examples:
-        return Examples(standardise(images, mean, std), labels)
+    def examples(
+        images: ImageArray, labels: Int32[np.ndarray, "n"], chosen: np.ndarray
+    ) -> Examples:
+        if isinstance(images, DecodedWhenTaken):
+            return Examples(StoredImages(images, chosen, finish, images.shape[1:]), labels[chosen])
+        return Examples(finish(images[chosen]), labels[chosen])
 
     return DataSplits(
-        examples(train_images, raw.train_labels[train]),
-        examples(raw.train_images[validation], raw.train_labels[validation]),
-        examples(raw.test_images[test], raw.test_labels[test]),
+        examples(raw.train_images, raw.train_labels, train),
+        examples(raw.train_images, raw.train_labels, validation),
+        examples(raw.test_images, raw.test_labels, test),
         mean,
         std,
         classes,
@@ -193,7 +226,9 @@ def _check_raw(images: ImageArray, labels: np.ndarray, num_classes: int, part: s
 
 
 def _check_memory(raw: RawDataset, count: int) -> None:
-    """Refuse what the machine cannot hold before it is decoded."""
+    """Refuse what the machine cannot hold before it is decoded, where it is to hold it."""
+    if isinstance(raw.train_images, DecodedWhenTaken):
+        return
     needed, present = 4 * count * math.prod(raw.train_images.shape[1:]), installed_memory()
     if present is not None and needed > present:
         raise ValueError(
@@ -250,13 +285,13 @@ def _given_statistics(
 
 
 def _channel_statistics(
-    images: UInt8[np.ndarray, "n h w c"],
+    images: ImageArray, chosen: Int[np.ndarray, "k"]
 ) -> tuple[Float64[np.ndarray, "c"], Float64[np.ndarray, "c"]]:
     # From the histogram of the 256 pixel values: exact counts, one pass, no float copy of the set.
     channels = images.shape[-1]
     histogram = np.zeros((channels, 256))
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
+    for start in range(0, len(chosen), _CHUNK):
+        chunk = images[chosen[start : start + _CHUNK]]
         for channel in range(channels):
             histogram[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
     constant = np.flatnonzero((histogram > 0).sum(axis=1) < 2)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.data import Inputs
+from experiments.data import Inputs, mapped
 from experiments.error_study.candidates import (
     CompressedNetwork,
     Factors,
@@ -183,7 +184,7 @@ def _candidate_errors(
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Errors of each of the kernels in one layer's place, by name."""
     settings, network = study.protocol.measure, study.network
-    inputs = [images for images, _ in _feature_batches(study)]
+    inputs = mapped(itemgetter(0), _feature_batches(study))
     original = kernel_of(model, layer)
     found: dict[str, Mapping[str, Any]] = {
         "weights": _weight_errors(original, kernels),
@@ -234,7 +235,7 @@ def _data_errors(
     )
 
 
-def _feature_batches(study: PlannedStudy) -> list[tuple[Inputs, np.ndarray]]:
+def _feature_batches(study: PlannedStudy) -> Sequence[tuple[Inputs, np.ndarray]]:
     """The training images over which errors are measured, with their labels."""
     train, settings = study.network.splits.train, study.protocol.measure
     if settings.drawn:

@@ -20,10 +20,12 @@ from experiments.network.training import (
     Fit,
     evaluate,
     fit_epochs,
+    is_over,
     performance,
     start_fit,
     steps_per_epoch,
 )
+from experiments.network.within import Within
 from experiments.workdir.devices import gathered, on_all_devices, spread
 from experiments.workdir.journal import Journal, Record
 from experiments.workdir.progress import progress_bar
@@ -69,12 +71,18 @@ def train_baseline(network: Network, folder: Path, journal: Journal, number: int
         print(told, file=sys.stderr)
     else:
         fit = restored[1]
-    fit = spread(fit)
-    epoch = saved = int(fit.epoch.max())
+    saved = int(fit.epoch.max())
+    every = network.settings.checkpoint_steps
+    within = Within(folder.with_name(f"{folder.name}-epoch"), every, steps)
+    # Of a training that is over none is read: it may be half removed.
+    begun = None if is_over(fit, settings) else within.newer(fit)
+    fit, begun = spread((begun.fit if begun else fit, begun))
+    epoch = int(fit.epoch.max())
     keys = jax.random.split(network.key(TRAIN), 1)
     what = f"training epochs, network {number}" if number else "training epochs"
     with progress_bar(what, settings.epochs, epoch) as progress:
-        for after in fit_epochs(fit, network.apply, settings, splits, keys, network.judge):
+        options = (network.apply, settings, splits, keys, network.judge, within.keep)
+        for after in fit_epochs(begun or fit, *options):
             fit, epoch = after.fit, epoch + 1
             if int(fit.best_epoch[0]) == 0:
                 raise FloatingPointError(
@@ -88,6 +96,7 @@ def train_baseline(network: Network, folder: Path, journal: Journal, number: int
             progress.update(1)
     if epoch > saved:
         checkpoints.save(folder, epoch, fit)
+    within.remove()
     return fit
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, starmap
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from experiments.data import DataError, DataSplits, Examples, load, rows
+from experiments.data import (
+    DataError,
+    DataSplits,
+    DecodedWhenTaken,
+    Examples,
+    Inputs,
+    Parts,
+    StoredImages,
+    load,
+    mapped,
+)
 from experiments.network.judge import example_scores
 from experiments.network.settings import OWN, CalibrationSettings, NetworkSettings
 from experiments.workdir.fields import FieldError
@@ -92,24 +104,27 @@ def source_examples(settings: NetworkSettings, name: str, splits: DataSplits) ->
             f"{splits.num_classes}; use 'sampled'",
         )
     scale = highest_pixel(settings.data.name) / highest_pixel(name)
+
+    def fitted(views: np.ndarray) -> Float32[np.ndarray, "n h w c"]:
+        resized = _resized(views, shape)
+        return ((scale * resized - splits.mean) / splits.std).astype(np.float32)
+
     # Only as many as can be drawn: a whole data set as floats may not fit in memory.
     most = min(len(raw.train_images), 4 * max(settings.calibration.images))
     chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(raw.train_images))[:most])
-    resized = _resized(raw.train_images[chosen], shape)
-    images = (scale * resized - splits.mean) / splits.std
-    return Examples(images.astype(np.float32), raw.train_labels[chosen])
+    if isinstance(raw.train_images, DecodedWhenTaken):
+        stored = StoredImages(raw.train_images, chosen, fitted, shape)
+        return Examples(stored, raw.train_labels[chosen])
+    return Examples(fitted(raw.train_images[chosen]), raw.train_labels[chosen])
 
 
-def altered(
-    images: Float32[np.ndarray, "n ..."],
-    change: str,
-    settings: NetworkSettings,
-    splits: DataSplits,
-) -> Float32[np.ndarray, "n ..."]:
+def altered(images: Inputs, change: str, settings: NetworkSettings, splits: DataSplits) -> Inputs:
     """Standardised images as they are ("same"), "flipped" left to right, or "brighter".
 
     Rows of a table can only stay as they are.
     """
+    if isinstance(images, StoredImages) and change != "same":
+        return images.then(lambda read: altered(read, change, settings, splits))
     if change == "flipped":
         return np.ascontiguousarray(images[:, :, ::-1])
     if change == "brighter":
@@ -128,17 +143,27 @@ def draw(examples: Examples, calibration: Calibration, seed: int) -> Examples:
 
 def batches_of(
     settings: NetworkSettings, source: Examples, calibration: Calibration, classes: int
-) -> list[Batch]:
+) -> Sequence[Batch]:
     """The images of a calibration in batches, with what their losses need."""
     examples = draw(source, calibration, settings.seed)
     noise = np.random.default_rng([settings.seed, calibration.subset, 1])
-    size, batches = settings.calibration.batch_size, []
-    for start in range(0, len(examples.labels), size):
-        part = slice(start, start + size)
-        labels = examples.labels[part]
-        gumbel = noise.gumbel(size=(len(labels), classes)).astype(np.float32)
-        batches.append(Batch(rows(examples.images, part), labels, gumbel))
-    return batches
+    gumbel = noise.gumbel(size=(len(examples.labels), classes)).astype(np.float32)
+    size = settings.calibration.batch_size
+    parts = examples.parts(size)
+
+    def batch(place: int, part: tuple[Any, Any]) -> Batch:
+        return Batch(*part, gumbel[place * size : (place + 1) * size])
+
+    return Parts(
+        len(parts),
+        lambda place: batch(place, parts[place]),
+        lambda: starmap(batch, enumerate(parts)),
+    )
+
+
+def images_of(batches: Sequence[Batch]) -> Sequence[Any]:
+    """What the network takes of each batch."""
+    return mapped(attrgetter("images"), batches)
 
 
 def true_loss(

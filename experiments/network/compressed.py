@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from experiments.network.calibrate import Batch, Calibration, seen
+from experiments.network.calibrate import Batch, Calibration, images_of, seen
 from experiments.network.curves import CURVE
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
@@ -162,7 +162,7 @@ class Compressed:
 
 def batches_for(
     network: Network, settings: CompressionSettings, calibration: Calibration
-) -> list[Batch]:
+) -> Sequence[Batch]:
     """The images that are looked at: of the calibration, or those that all are shown."""
     if calibration.images or settings.shows_again:
         return network.batches(seen(settings.calibration, calibration))
@@ -196,7 +196,7 @@ def decomposed(
     options["correct_bias"] = correct_bias
     if norm.startswith(SEQUENTIAL):
         weighing = moments if norm.endswith("kronecker") else None
-        images = [batch.images for batch in batches]
+        images = images_of(batches)
         found = network.call(
             factorize_sequentially, model, plan, images, moments=weighing, **options
         )

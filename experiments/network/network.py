@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -11,7 +11,6 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.data import DataSplits, Examples, Inputs
 from experiments.network.build import (
@@ -112,7 +111,7 @@ class Network:
         """An input of the network, of zeros."""
         return _sample(self.splits)
 
-    def batches(self, calibration: Calibration) -> list[Batch]:
+    def batches(self, calibration: Calibration) -> Sequence[Batch]:
         """The images of a calibration."""
         source = self.sources[calibration.source]
         return batches_of(self.settings, source, calibration, self.splits.num_classes)
@@ -241,7 +240,7 @@ def _start(settings: ModelSettings, apply: Forward, arrays: Any) -> Variables:
 
 
 def _sample(splits: DataSplits) -> Inputs:
-    def zeros(images: np.ndarray) -> jax.Array:
+    def zeros(images: Any) -> jax.Array:
         return jnp.zeros((1, *images.shape[1:]), images.dtype)
 
     return jax.tree.map(zeros, splits.train.images)

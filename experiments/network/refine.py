@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from experiments.data import random_crop_flip
-from experiments.network.calibrate import Batch
+from experiments.network.calibrate import Batch, images_of
 from experiments.network.forward import FunctionNetwork, Variables
 from experiments.network.network import REFINE, Network
 from experiments.network.train_on import named_key
@@ -139,7 +139,7 @@ def refined(
         model,
         network.apply.small(small, plan),
         plan,
-        [batch.images for batch in batches],
+        images_of(batches),
         loss=settings.loss,
         temperature=settings.temperature,
         epochs=settings.epochs,

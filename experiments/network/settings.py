@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 from experiments.data import DATASETS
 from experiments.network.judge import LOSSES, METRICS, OF_LOSS
 from experiments.network.schedule import FitSettings
-from experiments.workdir.fields import FOR_REPORT, FieldError, Settings
+from experiments.workdir.fields import FOR_REPORT, FieldError, Settings, before
 from experiments.workdir.ranges import (
     Choices,
     Epochs,
@@ -212,6 +212,8 @@ class NetworkSettings(Settings):
             estimated again, too: on its calibration images, or the first of them if it saw none.
         finetune: of compressed networks; no epochs leave it out.
         checkpoint_every: epochs between checkpoints of the training.
+        checkpoint_steps: steps between further ones within an epoch, for epochs of hours; None for
+            none.
 
     `takes_tables` says whether the experiment knows networks that predict numbers from rows of a
     table.
@@ -232,6 +234,7 @@ class NetworkSettings(Settings):
     test: ScoreSettings = ScoreSettings()
     finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(epochs=0))
     checkpoint_every: Natural = 1
+    checkpoint_steps: Natural | None = field(default=None, metadata=before(None))
 
     takes_tables: ClassVar[bool] = False
 

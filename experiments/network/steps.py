@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -23,11 +23,12 @@ T = TypeVar("T")
 
 
 class Epoch(NamedTuple):
-    """What the steps of an epoch are taken on.
+    """What the steps of an epoch, or one of them, are taken on.
 
     Arguments:
-        images, labels: all examples.
-        order: that of each run.
+        images, labels: all examples, or those of this step.
+        order: that of each run: of all its examples, of which a step takes its batch, or of the
+            one batch.
         keys: of each run in this epoch.
         fill: the padding of random crops.
     """
@@ -52,29 +53,44 @@ class Course(NamedTuple):
     loss: Float[Array, " runs"]
 
 
-def plain_steps(course: Course, data: Epoch, apply: Apply, *, steps: int, **options: Any) -> Course:
-    """An epoch of a network whose own parameters are trained: a program for each step."""
+def plain_steps(
+    course: Course, feed: Iterable[Epoch], apply: Apply, *, taken: int, **options: Any
+) -> Iterator[Course]:
+    """Steps of an epoch of a network whose own parameters are trained: a program for each.
+
+    Yields after each of them.
+
+    Arguments:
+        feed: what each of the steps is taken on.
+        taken: how many steps of the epoch are before them.
+    """
     # Not one for all of them: in a loop XLA has no fast convolution on a CPU.
-    for index in range(steps):
-        course = _step(course, data, index, apply=apply, steps=steps, **options)
-    return course
+    for index, data in enumerate(feed, taken):
+        course = _step(course, data, index, apply=apply, **options)
+        yield course
 
 
 def expanded_steps(
-    course: Course, data: Epoch, apply: Expanded, *, steps: int, **options: Any
-) -> Course:
+    course: Course,
+    feed: Iterable[Epoch],
+    apply: Expanded,
+    *,
+    taken: int,
+    steps: int,
+    **options: Any,
+) -> Iterator[Course]:
     """The same of one whose parameters are made of others: two programs for each step."""
     (params, state), optimizer, total = course
     settings = options["settings"]
     full = whole(params, apply)
-    for index in range(steps):
+    for index, data in enumerate(feed, taken):
         gradient, state, total = _gradient(
             Variables(full, state), total, data, index, apply=apply.apply, steps=steps, **options
         )
         params, optimizer, full = _taken_back(
             params, optimizer, gradient, apply=apply, settings=settings, steps=steps
         )
-    return Course(Variables(params, state), optimizer, total)
+        yield Course(Variables(params, state), optimizer, total)
 
 
 @partial(jax.jit, static_argnames=("apply", "settings", "steps", "judge", "parts"))
@@ -167,6 +183,7 @@ def _slope(
             are those of all of it in any case.
     """
     size = settings.batch_size
+    # Of the order of one batch all: a slice does not start behind the last place that holds it.
     chosen = jax.lax.dynamic_slice(data.order, (index * size,), (size,))
     batch, targets = rows(data.images, chosen), data.labels[chosen]
     if settings.augment:

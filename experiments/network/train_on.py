@@ -15,8 +15,14 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from experiments.data import Examples, arguments
-from experiments.network.calibrate import Batch, Calibration, sampled_loss, true_loss
+from experiments.data import Examples, arguments, mapped
+from experiments.network.calibrate import (
+    Batch,
+    Calibration,
+    images_of,
+    sampled_loss,
+    true_loss,
+)
 from experiments.network.curves import curve_of
 from experiments.network.expanded import Expanded
 from experiments.network.forward import Apply, Variables
@@ -102,21 +108,21 @@ def _make_moments(
     moments = network.call(
         collect_moments,
         model,
-        _of_arguments(batches) if gradients else [batch.images for batch in batches],
+        mapped(_of_arguments, batches) if gradients else images_of(batches),
         loss_fn=loss if gradients else None,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_moments(path, moments)
 
 
-def _of_arguments(batches: Sequence[Batch]) -> list[Batch]:
-    return [batch._replace(images=arguments(batch.images)) for batch in batches]
+def _of_arguments(batch: Batch) -> Batch:
+    return batch._replace(images=arguments(batch.images))
 
 
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
     """The network with its batch normalisation estimated again; labels are not looked at."""
-    images = [batch.images for batch in batches]
-    collections = network.apply.collections(network.call(reestimate_batch_stats, model, images))
+    found = network.call(reestimate_batch_stats, model, images_of(batches))
+    collections = network.apply.collections(found)
     return Variables(collections.pop("params"), collections)
 
 

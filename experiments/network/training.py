@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments.data.splits import DataSplits, Examples, Inputs, rows
+from experiments.data.splits import DataSplits, Examples, Inputs
 from experiments.network.expanded import Expanded
+from experiments.network.feed import feed_of, on_device
 from experiments.network.forward import Apply, Variables
 from experiments.network.judge import BY_CLASS, Judge
 from experiments.network.schedule import FitSettings
-from experiments.network.steps import Course, Epoch, expanded_steps, plain_steps, whole
+from experiments.network.steps import Course, expanded_steps, plain_steps, whole
 from experiments.workdir.devices import in_parts, parts_of, spread
 from experiments.workdir.fields import FieldError
 
@@ -51,6 +52,23 @@ class Fit(NamedTuple):
     epoch: Int[Array, " runs"]
 
 
+class Begun(NamedTuple):
+    """A training within an epoch; a pytree of arrays, of which a checkpoint continues it exactly.
+
+    The order of the data follows from the runs' keys and the epoch: where to read on, in memory or
+    in files, is told by the number of steps alone.
+
+    Arguments:
+        fit: before the epoch.
+        course: where its steps have led to.
+        taken: how many steps these are.
+    """
+
+    fit: Fit
+    course: Course
+    taken: Int[np.ndarray, ""] | Int[Array, ""]
+
+
 class Trained(NamedTuple):
     """A training after one more epoch, and how that went.
 
@@ -79,12 +97,13 @@ def _optimizer_state(params: Any, settings: FitSettings) -> Any:
 
 
 def fit_epochs(
-    fit: Fit,
+    fit: Fit | Begun,
     apply: Apply,
     settings: FitSettings,
     splits: DataSplits,
     keys: Array,
     judge: Judge = BY_CLASS,
+    keep: Callable[[Begun], None] | None = None,
 ) -> Iterator[Trained]:
     """Train all runs side by side, yielding after every epoch; the last yield has the result.
 
@@ -94,32 +113,48 @@ def fit_epochs(
     epoch, so a run gives the same numbers alone, beside others, and continued from a checkpoint.
 
     Arguments:
-        fit: from `start_fit`, or the last one yielded before an interruption.
+        fit: from `start_fit`, or the last one yielded before an interruption, or given to `keep`.
         apply: the network's forward function.
         splits: the training examples are trained on; early stopping looks at the validation set.
         keys: (runs,) PRNG keys.
         judge: the loss that is trained by.
+        keep: called after each step but the last of an epoch.
 
     The best model of a run whose loss is never finite is the one it started from, of epoch 0.
 
     Raises ValueError where the training set is smaller than one batch.
     """
-    steps, parts = steps_per_epoch(splits.train, settings), parts_of(fit.model)
-    place: Any = partial(jax.tree.map, jnp.asarray) if parts is None else spread
-    # With the padding of random crops.
-    images, labels, fill = place((splits.train.images, splits.train.labels, splits.black))
+    steps = steps_per_epoch(splits.train, settings)
+    begun = fit if isinstance(fit, Begun) else None
+    fit = begun.fit if begun else cast(Fit, fit)
+    parts = parts_of(fit.model)
+    place: Any = on_device if parts is None else spread
+    feed = feed_of(splits, settings.batch_size, place)
     options: dict[str, Any] = {"settings": settings, "steps": steps, "judge": judge, "parts": parts}
-    take: Callable[..., Course] = expanded_steps if isinstance(apply, Expanded) else plain_steps
+    take: Callable[..., Iterator[Course]] = (
+        expanded_steps if isinstance(apply, Expanded) else plain_steps
+    )
     nothing = place(np.zeros(len(keys), np.float32))
-    for epoch in range(int(np.max(fit.epoch)), settings.epochs):
-        if not _running(fit, settings.patience).any():
-            return
-        own, order = place(_orders(keys, epoch, len(labels)))
-        data = Epoch(images, labels, order, own, fill)
-        course = take(Course(fit.model, fit.optimizer, nothing), data, apply, **options)
+    while not is_over(fit, settings):
+        epoch = int(np.max(fit.epoch))
+        own, order = place(_orders(keys, epoch, len(splits.train.labels)))
+        course, first = Course(fit.model, fit.optimizer, nothing), 0
+        if begun:
+            course, first = begun.course, int(begun.taken)
+        batches, begun = feed.steps(order, own, range(first, steps)), None
+        states = take(course, batches, apply, taken=first, **options)
+        for taken, state in enumerate(states, first + 1):
+            course = state
+            if keep and taken < steps:
+                keep(Begun(fit, course, np.asarray(taken, np.int32)))
         scores = evaluate(course.model, apply, splits.validation, judge=judge)
         fit = _keep_best(fit, course, scores, settings)
         yield Trained(fit, np.asarray(course.loss) / steps, scores)
+
+
+def is_over(fit: Fit, settings: FitSettings) -> bool:
+    """Whether no run has an epoch left."""
+    return int(np.max(fit.epoch)) >= settings.epochs or not _running(fit, settings.patience).any()
 
 
 def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
@@ -148,9 +183,7 @@ def evaluate(
     if isinstance(apply, Expanded):
         # One program for all that are expanded to the same network.
         models, apply = Variables(whole(models.params, apply), models.state), apply.apply
-    for start in range(0, len(examples.labels), batch_size):
-        part = slice(start, start + batch_size)
-        images, labels = rows(examples.images, part), examples.labels[part]
+    for images, labels in examples.parts(batch_size):
         own = (images, labels) if parts is None else in_parts((images, labels), parts)
         correct, loss = _evaluate_batch(models, apply, *own, judge, len(labels))
         totals = totals + np.stack([np.asarray(correct, np.float64), np.asarray(loss, np.float64)])

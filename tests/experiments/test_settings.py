@@ -44,6 +44,7 @@ ACCEPTED = {
     **dict.fromkeys(("decompose.tucker_iters", "timed_images"), (0,)),
     **dict.fromkeys(("train.patience", "finetune.patience", "finetune.learning_rate"), (None,)),
     **dict.fromkeys(("loss", "metric", "deterministic_runs"), (None,)),
+    "checkpoint_steps": (None,),
     **dict.fromkeys(("published", "inputs.mean", "inputs.deviation"), (None,)),
     **dict.fromkeys([f"data.{part}_size" for part in ("train", "validation", "test")], (None,)),
     **dict.fromkeys(("data.folder", "calibration.folder", "weights"), ("nope", None)),
