@@ -28,7 +28,7 @@ import jax
 from absl import app, flags
 
 from experiments.runner import EXPERIMENTS, carry_out, experiment_named
-from experiments.workdir.journal import AT, ENVIRONMENT
+from experiments.workdir.record_fields import AT, ENVIRONMENT
 from tdjax import enable_compilation_cache
 
 POINTS = flags.DEFINE_integer("points", 100, "Kills, of all experiments together.")

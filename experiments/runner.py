@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import threading
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from experiments.network.baseline import baseline_record, check_weights, trained
+from experiments.network import checkpoints
+from experiments.network.baseline import check_weights, trained
 from experiments.network.forward import Variables
 from experiments.network.network import Network, configured
-from experiments.workdir.claim import in_use
+from experiments.workdir.claim import InUseError, in_use
 from experiments.workdir.config import check_workdir, claim_workdir, read_config
 from experiments.workdir.environment import environment
 from experiments.workdir.fields import (
@@ -22,13 +32,18 @@ from experiments.workdir.fields import (
     report_fields,
     with_earlier,
 )
-from experiments.workdir.files import remove_leftovers
-from experiments.workdir.journal import Identity, Journal, Schema, read_journal
+from experiments.workdir.files import page_of, remove_leftovers
+from experiments.workdir.group import Group, clear, refuse_members
+from experiments.workdir.journal import JOURNAL, Journal, read_journal
+from experiments.workdir.merge import merge
+from experiments.workdir.places import Place
 from experiments.workdir.progress import progress_bar
 from experiments.workdir.ranges import shown
+from experiments.workdir.reading import own_journal, own_journals
+from experiments.workdir.record_fields import Identity, Schema
 from experiments.workdir.stops import undone
 from experiments.workdir.tensorboard import followed, writer_class
-from experiments.workdir.threads import Records, Task, in_threads
+from experiments.workdir.threads import Records, Task, Unit, Units, in_threads, workers
 from tdjax.hints import known_are
 
 
@@ -40,7 +55,8 @@ class Experiment:
         name: the field "experiment" of its configurations.
         settings: the dataclass that they are read to, an `ExperimentSettings`.
         run: (network, settings, workdir) -> the report's page; measures what is asked for and not
-            measured yet, then reports. With `tensorboard` it writes event files, see `begin`.
+            measured yet, then reports. With `tensorboard` it writes event files, with `place` it
+            shares the work, see `begin`.
         report: workdir -> the report's page, of whatever was measured.
         schema: of its journal.
         expected: (network, settings, journal) -> what identifies each record that is asked for, the
@@ -65,6 +81,9 @@ EXPERIMENTS = {
     "compressibility": "experiments.compressibility.run",
 }
 REPORT = "report"
+T = TypeVar("T")
+# What a work directory is claimed for, see `check_workdir`.
+_Asked = tuple[dict[str, Any], tuple[str, ...], Any]
 
 
 def experiment_named(name: object) -> Experiment:
@@ -76,7 +95,13 @@ def experiment_named(name: object) -> Experiment:
     return found
 
 
-def carry_out(raw: Mapping[str, Any], workdir: Path, *, tensorboard: bool = False) -> Path:
+def carry_out(
+    raw: Mapping[str, Any],
+    workdir: Path,
+    *,
+    tensorboard: bool = False,
+    place: Place | None = None,
+) -> Path:
     """Do what a configuration asks for; the path of the report's page.
 
     `raw` is nested mappings, such as `ConfigDict.to_dict()`. Its field "experiment" is the name of
@@ -88,6 +113,11 @@ def carry_out(raw: Mapping[str, Any], workdir: Path, *, tensorboard: bool = Fals
     Work directory: `config.json`, `metrics.jsonl` (one line a measurement), `checkpoints/`,
     `report/`, `tensorboard/` where it is asked for, and what else an experiment keeps.
 
+    Arguments:
+        tensorboard: write curves of training as event files too.
+        place: among several processes that share the work, each of which is called so; None for
+            one alone.
+
     Raises ValueError or `experiments.data.DataError` that names what is wrong.
     """
     name = raw.get("experiment", "study")
@@ -97,7 +127,9 @@ def carry_out(raw: Mapping[str, Any], workdir: Path, *, tensorboard: bool = Fals
         return report(workdir)
     experiment = experiment_named(name)
     settings = read_fields(experiment.settings, raw)
-    return experiment.run(configured(settings), settings, workdir, tensorboard=tensorboard)
+    return experiment.run(
+        configured(settings), settings, workdir, tensorboard=tensorboard, place=place
+    )
 
 
 def report(workdir: Path) -> Path:
@@ -108,16 +140,52 @@ def report(workdir: Path) -> Path:
     return experiment_named(known).report(workdir)
 
 
+@dataclass(frozen=True)
+class Work:
+    """A work directory that is this process's, or its group's, and what is recorded there.
+
+    Arguments:
+        group: the processes that share the work; None for one alone.
+    """
+
+    workdir: Path
+    journal: Journal
+    group: Group | None = None
+
+    def unit(
+        self,
+        name: str,
+        names: Sequence[Identity],
+        records: Callable[[Journal], Iterator[Records]],
+    ) -> Unit:
+        """A unit of work that makes some records.
+
+        Arguments:
+            name: in words; no two units have the same.
+            names: what identifies the records.
+            records: journal as it is when the unit begins -> those that are missing, or all.
+        """
+        journal = self.journal
+        return Unit(name, partial(journal.holds, names), lambda: records(journal.again()))
+
+
 @contextmanager
 def begin(
-    name: str, settings: Any, schema: Schema, workdir: Path, *, tensorboard: bool = False
-) -> Iterator[Journal]:
-    """Make a work directory an experiment's, for as long as the block lasts this process's alone.
+    name: str,
+    settings: Any,
+    schema: Schema,
+    workdir: Path,
+    *,
+    tensorboard: bool = False,
+    place: Place | None = None,
+) -> Iterator[Work]:
+    """Make a work directory an experiment's, for as long as the block lasts this process's.
 
     What is recorded there already is what the block gets.
 
     Arguments:
         tensorboard: write curves of training as event files too.
+        place: among the processes of a group that share the work; None to be alone there.
 
     Raises ValueError, and touches nothing, where it holds another configuration or a damaged
     journal; `experiments.workdir.claim.InUseError` where another process is at work there.
@@ -125,16 +193,71 @@ def begin(
     if tensorboard:
         # Before anything is touched.
         writer_class()
+        if place is not None:
+            raise ValueError(
+                "--tensorboard: of several processes none writes event files; start one with it "
+                "when all is measured"
+            )
     asked = _asked(name, settings)
     check_workdir(workdir, *asked)
+    if place is not None:
+        with _in_group(asked, schema, workdir, place) as work:
+            yield work
+        return
+    path = workdir / JOURNAL
     with in_use(workdir):
+        refuse_members(workdir)
         claim_workdir(workdir, *asked)
-        journal = read_journal(workdir / "metrics.jsonl", schema)
+        if ended := own_journals(path):
+            merge(path, schema, ended=ended)
+        clear(workdir)
+        journal = read_journal(path, schema)
         remove_leftovers(workdir)
         with undone(partial(remove_leftovers, workdir)):
             journal = replace(journal, environment=environment())
             with followed(journal, workdir) if tensorboard else nullcontext(journal) as own:
-                yield own
+                yield Work(workdir, own)
+
+
+@contextmanager
+def _in_group(asked: _Asked, schema: Schema, workdir: Path, place: Place) -> Iterator[Work]:
+    """See `begin`: as one of the processes of a group."""
+    group, path = Group(workdir, place), workdir / JOURNAL
+    with undone(group.release):
+        with group.moment():
+            is_first = group.enter()
+            if check_workdir(workdir, *asked) and not is_first:
+                raise ValueError(
+                    f"{workdir} is in use with another configuration: fields for the report "
+                    "differ; use the same one, or wait for the others"
+                )
+            claim_workdir(workdir, *asked)
+            if is_first:
+                merge(path, schema, ended=own_journals(path))
+                remove_leftovers(workdir)
+            read = read_journal(path, schema)
+        about = {**environment(), "process": str(place)}
+        own = own_journal(path, place.number)
+        journal = replace(read, path=own, environment=about, check=group.check)
+        group.read_others = journal.reader.refresh
+        try:
+            yield Work(workdir, journal, group)
+        except BaseException:
+            # It is told, whatever hinders the rest.
+            with suppress(OSError, ValueError, InUseError):
+                _leave(group, path, schema)
+            raise
+        _leave(group, path, schema)
+
+
+def _leave(group: Group, path: Path, schema: Schema) -> None:
+    """Leave a group; the last one to do so leaves one journal, and nothing of the group."""
+    with group.moment():
+        group.release()
+        if not group.others():
+            merge(path, schema, ended=own_journals(path))
+            remove_leftovers(group.workdir)
+            clear(group.workdir)
 
 
 def recorded(experiment: Experiment, settings: Any, workdir: Path) -> Journal:
@@ -143,53 +266,133 @@ def recorded(experiment: Experiment, settings: Any, workdir: Path) -> Journal:
     Raises ValueError where it holds another configuration or a damaged journal.
     """
     check_workdir(workdir, *_asked(experiment.name, settings))
-    return read_journal(workdir / "metrics.jsonl", experiment.schema)
+    return read_journal(workdir / JOURNAL, experiment.schema)
 
 
-def _asked(name: str, settings: Any) -> tuple[dict[str, Any], tuple[str, ...], Any]:
+def _asked(name: str, settings: Any) -> _Asked:
     """What a work directory is claimed for, see `check_workdir`."""
     config, kind = {**plain_fields(settings), "experiment": name}, type(settings)
     return config, tuple(report_fields(kind)), partial(with_earlier, kind)
 
 
 def baseline(
-    network: Network, journal: Journal, workdir: Path, subsets: Sequence[str], /, **fields: Any
-) -> Variables:
+    work: Work,
+    network: Network,
+    folder: str,
+    describe: Callable[[Variables, int], dict[str, Any]],
+    /,
+    **fields: int,
+) -> Generator[Units, None, Variables]:
     """The network before compression, read or trained, and recorded, or known to be the same.
 
+    A part of a task, `model = yield from baseline(...)`: one process trains it, and others read it.
+
     Arguments:
-        subsets: the sets of examples that it is measured on.
-        fields: further fields of its record, "network" where there are several.
+        folder: of its checkpoints, in `checkpoints/`.
+        describe: (variables with a first axis of one run, epoch) -> its record.
+        fields: that tell it from others, such as network=1.
     """
-    number = fields.get("network", 0)
-    folder = workdir / "checkpoints" / (f"baseline-{number}" if number else "baseline")
-    models, epoch = trained(network, folder, journal, number)
-    whole = journal.get("baseline", **fields)
-    if whole is None:
-        journal.append([{**baseline_record(network, models, epoch, subsets), **fields}])
-    else:
-        check_weights(whole, models)
-    return models.of_run(0)
+    where, number = work.workdir / "checkpoints" / folder, next(iter(fields.values()), 0)
+    names = [work.journal.identity("baseline", fields)]
+    made: list[Variables] = []
+
+    def found(journal: Journal) -> Iterator[Records]:
+        models, epoch = trained(network, where, journal, number)
+        if (whole := journal.get("baseline", **fields)) is None:
+            yield [describe(models, epoch)]
+        else:
+            check_weights(whole, models)
+        made.append(models)
+
+    def is_there() -> bool:
+        there = network.is_trained or checkpoints.exist(where)
+        return there and work.journal.holds(names)
+
+    unit = work.unit(f"the training of {folder}", names, found)
+    yield Units([replace(unit, is_done=is_there)])
+    if not made:
+        for _ in found(work.journal.again()):
+            pass
+    return made[0].of_run(0)
+
+
+def once(
+    name: str, is_done: Callable[[], bool], make: Callable[[], T]
+) -> Generator[Units, None, T]:
+    """What one process makes and keeps in a file, and the others read; a part of a task.
+
+    Arguments:
+        name: see `Work.unit`.
+        is_done: whether the file is there.
+        make: makes or reads it.
+    """
+    made: list[T] = []
+
+    def work() -> Iterator[Records]:
+        made.append(make())
+        yield []
+
+    yield Units([Unit(name, is_done, work)])
+    return made[0] if made else make()
 
 
 def measure(
-    journal: Journal,
+    work: Work,
     expected: Collection[Identity],
     tasks: Sequence[Task],
+    most: int | None = None,
 ) -> None:
     """Record what is missing, several tasks at once.
 
     Arguments:
         expected: the records that progress is counted by.
-        tasks: each yields records, as soon as some are there, or further tasks; records that were
-            found before are skipped.
+        tasks: each yields records, as soon as some are there, units or further tasks; records that
+            were found before are skipped.
+        most: tasks at once; None for as many as the cores bear.
+
+    Raises `experiments.workdir.group.IncompleteError` where other processes failed at some.
     """
+    journal, lock = work.journal, threading.Lock()
     counted = set(expected)
-    done = len(counted & journal.found.keys())
-    with progress_bar("measurements", len(counted), done) as progress:
+    left = counted - journal.again().found.keys()
+    with progress_bar("measurements", len(counted), len(counted) - len(left)) as progress:
+
+        def count(names: Iterable[Identity]) -> None:
+            with lock:
+                new = left.intersection(names)
+                left.difference_update(new)
+                if new:
+                    progress.update(len(new))
 
         def take(records: Records) -> None:
-            new = journal.append(records)
-            progress.update(sum(journal.identity(r["kind"], r) in counted for r in new))
+            count(journal.identity(r["kind"], r) for r in journal.append(records))
 
-        in_threads(tasks, take)
+        beside = 1
+        if work.group is not None:
+            beside = work.group.place.beside
+            work.group.read_others = lambda: count(journal.reader.refresh())
+        in_threads(tasks, take, work.group, workers(beside) if most is None else most)
+    if work.group is not None:
+        work.group.check_whole()
+
+
+def finish(work: Work, order: Sequence[Identity], write: Callable[[Path], Path]) -> Path:
+    """The report, when all is measured; of a group one process writes it.
+
+    Arguments:
+        order: of the lines of the journal: what identifies each record.
+        write: work directory -> the report's page.
+    """
+    path, schema = work.workdir / JOURNAL, work.journal.schema
+    if work.group is None:
+        merge(path, schema, order)
+        return write(work.workdir)
+
+    def report() -> None:
+        with group.moment():
+            merge(path, schema, order)
+        write(work.workdir)
+
+    group = work.group
+    group.report(report)
+    return page_of(work.workdir)

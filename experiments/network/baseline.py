@@ -24,8 +24,9 @@ from experiments.network.training import (
     start_fit,
     steps_per_epoch,
 )
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Journal
 from experiments.workdir.progress import progress_bar
+from experiments.workdir.record_fields import Record
 from tdjax.params.digests import tree_digest
 
 

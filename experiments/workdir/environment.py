@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jax
 
-from experiments.workdir.journal import ENVIRONMENT, Journal, now
+from experiments.workdir.journal import Journal, now
+from experiments.workdir.record_fields import ENVIRONMENT
 
 PACKAGES = ("tdjax", "jax", "jaxlib", "flax", "numpy")
 CLONE = Path(__file__).parents[2]

@@ -29,7 +29,8 @@ RECORDS = [
 
 
 def run(workdir):
-    with begin("compress", SETTINGS, SCHEMA, workdir) as journal:
+    with begin("compress", SETTINGS, SCHEMA, workdir) as work:
+        journal = work.journal
         (workdir / "moments").mkdir(exist_ok=True)
         write_atomically(workdir / "moments" / "one.npz", b"moments")
         for record in RECORDS:

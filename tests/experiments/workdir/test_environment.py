@@ -7,7 +7,8 @@ from datetime import datetime
 
 from experiments.workdir import environment
 from experiments.workdir.environment import measured_with
-from experiments.workdir.journal import Kind, read_journal
+from experiments.workdir.journal import read_journal
+from experiments.workdir.record_fields import Kind
 
 SCHEMA = {"run": Kind({"run": int}, {})}
 
