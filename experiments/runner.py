@@ -124,6 +124,8 @@ def carry_out(
     if name == REPORT:
         if tensorboard:
             raise ValueError("--tensorboard: the report alone writes no event files")
+        if place is not None:
+            raise ValueError("the report alone is made by one process")
         return report(workdir)
     experiment = experiment_named(name)
     settings = read_fields(experiment.settings, raw)
