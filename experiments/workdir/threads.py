@@ -253,23 +253,21 @@ class _Pool:
         if course.units:
             self.share.refresh()
         for unit in list(course.units):
-            if not unit.is_done():
-                if self.share.has_failed(unit):
-                    course.is_broken = True
-                elif not self._do(unit):
-                    continue
+            if not unit.is_done() and not self.share.has_failed(unit) and not self._do(unit):
+                continue
+            course.is_broken |= not unit.is_done()
             course.units.remove(unit)
         return not course.units
 
     def _do(self, unit: Unit) -> bool:
-        """Whether a unit is done now; it is not where another process does it, or at an error."""
+        """Whether a unit is done now, or has failed elsewhere; else it is another's to do."""
         own = self.share.take(unit)
         if own is None:
             return False
         with own:
-            # What was done until it was taken.
+            # What happened until it was taken.
             self.share.refresh()
-            if not unit.is_done():
+            if not unit.is_done() and not self.share.has_failed(unit):
                 with self.change:
                     self.pause = PAUSE
                 for records in unit.work():
