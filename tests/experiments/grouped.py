@@ -268,13 +268,13 @@ def resumed(folder):
     """Ended by a kill of all, and gone on with by another number of processes, then by one."""
     flag = folder / "flag"
 
-    def stopping(number):
+    def stopping(number, most):
         if number >= most:
             endless(flag)
 
     journals = []
     for count, most in ((3, 2), (2, 5)):
-        started = group(folder, count, of_all={"at_unit": stopping})
+        started = group(folder, count, of_all={"at_unit": partial(stopping, most=most)})
         wait(flag.exists)
         for process in started.processes:
             process.kill()
