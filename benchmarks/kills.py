@@ -230,7 +230,11 @@ def chain(
 
 
 def start_group(
-    run: Run, folder: Path, count: int, last: Mapping[int, int], after: Mapping[int, float]
+    run: Callable[..., Any],
+    folder: Path,
+    count: int,
+    last: Mapping[int, int],
+    after: Mapping[int, float],
 ) -> list[int]:
     """Start a group and wait for it: how many calls each came to, 0 where it was killed.
 

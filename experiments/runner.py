@@ -228,20 +228,26 @@ def _in_group(asked: _Asked, schema: Schema, workdir: Path, place: Place) -> Ite
     with undone(group.release):
         with group.moment():
             is_first = group.enter()
-            if check_workdir(workdir, *asked) and not is_first:
-                raise ValueError(
-                    f"{workdir} is in use with another configuration: fields for the report "
-                    "differ; use the same one, or wait for the others"
-                )
-            claim_workdir(workdir, *asked)
-            if is_first:
-                merge(path, schema, ended=own_journals(path))
-                remove_leftovers(workdir)
-            read = read_journal(path, schema)
+            try:
+                if check_workdir(workdir, *asked) and not is_first:
+                    raise ValueError(
+                        f"{workdir} is in use with another configuration: fields for the report "
+                        "differ; use the same one, or wait for the others"
+                    )
+                claim_workdir(workdir, *asked)
+                if is_first:
+                    merge(path, schema, ended=own_journals(path))
+                    remove_leftovers(workdir)
+                read = read_journal(path, schema)
+                # Known to all by its name, before there is anything in it.
+                (own := own_journal(path, place.number)).touch()
+            except BaseException:
+                group.release()
+                if is_first:
+                    clear(workdir)
+                raise
         about = {**environment(), "process": str(place)}
-        own = own_journal(path, place.number)
         journal = replace(read, path=own, environment=about, check=group.check)
-        group.read_others = journal.reader.refresh
         try:
             yield Work(workdir, journal, group)
         except BaseException:
@@ -372,10 +378,16 @@ def measure(
         beside = 1
         if work.group is not None:
             beside = work.group.place.beside
-            work.group.read_others = lambda: count(journal.reader.refresh())
+            work.group.read_others = lambda others: count(_read_others(journal, others))
         in_threads(tasks, take, work.group, workers(beside) if most is None else most)
     if work.group is not None:
         work.group.check_whole()
+
+
+def _read_others(journal: Journal, others: Iterable[int]) -> Iterable[Identity]:
+    """All that is recorded by now, by processes of these numbers too."""
+    journal.reader.numbers.update(others)
+    return journal.reader.refresh()
 
 
 def finish(work: Work, order: Sequence[Identity], write: Callable[[Path], Path]) -> Path:

@@ -177,12 +177,16 @@ def wait_for(path: Path, mine: Claim, watch: Watch, what: str = "") -> Held:
             raise refusal(path, other, what)
         if state is State.UNKNOWN and not told:
             told = True
-            sys.stderr.write(
-                f"{what or path.parent} was in use by {other.owner}: watching whether it lives, "
-                f"for up to {SILENCE:g} s\n"
-            )
+            tell_watched(what or str(path.parent), other)
         time.sleep(PAUSE)
     return other
+
+
+def tell_watched(what: str, other: Claim) -> None:
+    """Say why nothing happens for a while."""
+    sys.stderr.write(
+        f"{what} was in use by {other.owner}: watching whether it lives, for up to {SILENCE:g} s\n"
+    )
 
 
 def take(path: Path, mine: Claim, watch: Watch) -> Held | Claim:

@@ -105,4 +105,5 @@ def _is_off(value: Any) -> bool:
 
 def _is_begun(name: str) -> bool:
     """Whether a file may be of a process that is about to claim the folder, or was killed then."""
-    return name in (FILE, PROCESSES) or name.startswith((BESIDE, f".{CONFIG}."))
+    # With one point more where the right to take it over was taken over.
+    return name in (FILE, PROCESSES) or name.startswith((BESIDE, f".{BESIDE}", f".{CONFIG}."))

@@ -31,6 +31,7 @@ from experiments.workdir.claim import (
     refusal,
     state_of,
     take,
+    tell_watched,
     wait_for,
 )
 from experiments.workdir.files import read_json
@@ -46,15 +47,20 @@ class IncompleteError(RuntimeError):
     """Units that were not done, as a process failed at them; the message says which."""
 
 
+def numbers(workdir: Path) -> set[int]:
+    """The numbers of a group's processes, ended or not."""
+    found = (workdir / PROCESSES).glob(f"{MEMBER}*.json")
+    return {int(path.stem.removeprefix(MEMBER)) for path in found}
+
+
 def members(workdir: Path, watch: Watch) -> dict[int, Claim]:
     """The processes of a group whose end is not known, by number."""
     found = {}
-    for path in (workdir / PROCESSES).glob(f"{MEMBER}*.json"):
-        number = path.stem.removeprefix(MEMBER)
-        claim = read_claim(path)
+    for number in sorted(numbers(workdir)):
+        claim = read_claim(_member_file(workdir, number))
         if claim is not None and state_of(claim, watch) is not State.ENDED:
-            found[int(number)] = claim
-    return dict(sorted(found.items()))
+            found[number] = claim
+    return found
 
 
 def _member_file(workdir: Path, number: int) -> Path:
@@ -66,11 +72,14 @@ def refuse_members(workdir: Path) -> None:
 
     To be called by a process that has the work directory for itself.
     """
-    watch = Watch()
+    watch, told = Watch(), False
     while found := members(workdir, watch):
         for number, claim in found.items():
             if state_of(claim, watch) is State.LIVES:
                 raise refusal(_member_file(workdir, number), claim, str(workdir))
+            if not told:
+                told = True
+                tell_watched(str(workdir), claim)
         time.sleep(PAUSE)
 
 
@@ -83,7 +92,8 @@ class Group:
     """The group on a work directory, as one of its processes knows it; deals out the units.
 
     Arguments:
-        read_others: reads what others have recorded; to be set before units are dealt out.
+        read_others: numbers of processes -> reads what they have recorded; to be set before units
+            are dealt out.
         failures: what others failed at, by the names of the units.
     """
 
@@ -91,7 +101,7 @@ class Group:
         """Outside of the group as yet."""
         self.workdir, self.folder, self.place = workdir, workdir / PROCESSES, place
         self.watch = Watch()
-        self.read_others: Callable[[], object] = lambda: None
+        self.read_others: Callable[[set[int]], object] = lambda _: None
         self._held: dict[object, Held] = {}
         self._lock = threading.Lock()
         self._old_failures: set[str] = set()
@@ -164,7 +174,7 @@ class Group:
 
     def refresh(self) -> None:
         """See `experiments.workdir.threads.Share`."""
-        self.read_others()
+        self.read_others(numbers(self.workdir))
 
     def wait(self, units: Sequence[Unit]) -> None:
         """See `experiments.workdir.threads.Share`."""

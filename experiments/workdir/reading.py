@@ -48,7 +48,7 @@ class _Read:
     """How far a file is read, and what it says beside its records."""
 
     file: tuple[int, int] = (0, 0)
-    size: int = 0
+    state: tuple[int, int] = (0, 0)
     end: int = 0
     lines: int = 0
     environments: list[Record] = field(default_factory=list)
@@ -61,12 +61,15 @@ class Reader:
     Arguments:
         path: of the one that all others are merged into.
         schema: the kinds of records by name.
+        numbers: of processes whose journals are there, whether the folder's list names them yet: a
+            file server may give an old one.
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
         """Nothing is read yet."""
         self.path, self.schema = path, schema
         self.found: dict[Identity, Record] = {}
+        self.numbers: set[int] = set()
         self._files: dict[Path, _Read] = {}
         self._lock = threading.Lock()
 
@@ -101,7 +104,9 @@ class Reader:
             return [time for read in self._files.values() for time in read.times]
 
     def _listed(self) -> list[Path]:
-        return [self.path, *own_journals(self.path).values()]
+        known = {number: own_journal(self.path, number) for number in self.numbers}
+        others = {**own_journals(self.path), **known}
+        return [self.path, *(others[number] for number in sorted(others))]
 
     def _refresh(self, path: Path) -> bool:
         """Whether there was anything new in a file."""
@@ -118,10 +123,10 @@ class Reader:
             return False
         with file:
             about = os.fstat(file.fileno())
-            name, size = (about.st_dev, about.st_ino), about.st_size
-            if name == read.file and size == read.size:
+            name, state = (about.st_dev, about.st_ino), (about.st_size, about.st_mtime_ns)
+            if (name, state) == (read.file, read.state):
                 return False
-            if name != read.file or size < read.end:
+            if name != read.file or about.st_size < read.end:
                 read = _Read(name)
             file.seek(read.end)
             content = file.read()
@@ -133,7 +138,7 @@ class Reader:
                     self._take(read, line)
                 except ValueError as error:
                     raise ValueError(f"{path}, line {read.lines}: {error}") from error
-        read.size = size
+        read.state = state
         self._files[path] = read
         return True
 
