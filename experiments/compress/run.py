@@ -31,12 +31,13 @@ from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.refine import check_refine
 from experiments.network.train_on import moments_for
-from experiments.runner import Experiment, Work, baseline, begin, finish, measure
+from experiments.runner import Experiment, baseline, finish, measure
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Journal
 from experiments.workdir.places import Place
 from experiments.workdir.record_fields import Identity
 from experiments.workdir.threads import Records, Units
+from experiments.workdir.work import Work, begin
 from tdjax.allocation.limits import TOLERANCE
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate

@@ -18,13 +18,14 @@ from experiments.network.calibrate import Calibration, seen
 from experiments.network.forward import Variables
 from experiments.network.network import Network, reseeded
 from experiments.network.train_on import moments_file, moments_for
-from experiments.runner import Experiment, Work, baseline, begin, finish, measure, once
+from experiments.runner import Experiment, baseline, finish, measure, once
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Journal
 from experiments.workdir.places import Place
 from experiments.workdir.ranges import SEEDS
 from experiments.workdir.record_fields import Identity
 from experiments.workdir.threads import Records, Units
+from experiments.workdir.work import Work, begin
 from tdjax.dispatch import remove_dead
 from tdjax.params.digests import tree_digest
 from tdjax.plan.layers import LEAF

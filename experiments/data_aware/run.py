@@ -29,12 +29,13 @@ from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.refine import check_refine
 from experiments.network.train_on import moments_file, moments_for, scored
-from experiments.runner import Experiment, Work, baseline, begin, finish, measure, once
+from experiments.runner import Experiment, baseline, finish, measure, once
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Journal
 from experiments.workdir.places import Place
 from experiments.workdir.record_fields import Identity
 from experiments.workdir.threads import Further, Records, Units
+from experiments.workdir.work import Work, begin
 from tdjax.dispatch import make_plan
 from tdjax.params.bias import can_correct, mean_output, shifted
 from tdjax.params.factorize import reconstruct_params

@@ -32,11 +32,12 @@ from experiments.error_study.report import write_report
 from experiments.network.baseline import baseline_record, check_baseline
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
-from experiments.runner import Experiment, Work, baseline, begin, finish, measure
+from experiments.runner import Experiment, baseline, finish, measure
 from experiments.workdir.journal import Journal
 from experiments.workdir.places import Place
 from experiments.workdir.record_fields import Identity
 from experiments.workdir.threads import Further, Records, Units
+from experiments.workdir.work import Work, begin
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.plan import PlannedLayer
 

@@ -255,7 +255,7 @@ class _Pool:
         for unit in list(course.units):
             if not unit.is_done() and not self.share.has_failed(unit) and not self._do(unit):
                 continue
-            course.is_broken |= not unit.is_done()
+            course.is_broken |= not unit.is_done() and self.share.has_failed(unit)
             course.units.remove(unit)
         return not course.units
 

@@ -17,18 +17,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import experiments.workdir.work as taken
 from benchmarks.kills import CONFIGS, lines_of
-from experiments import runner
 from experiments.compress.settings import SCHEMA, Compress
 from experiments.error_study import run as study  # noqa: F401  loaded once for all
 from experiments.report.page import Report, Section, publish
-from experiments.runner import begin, carry_out, finish, measure
+from experiments.runner import carry_out, finish, measure
 from experiments.workdir import claim
 from experiments.workdir.claim import Claim
 from experiments.workdir.fields import read_fields
 from experiments.workdir.places import Place
 from experiments.workdir.processes import this_process
 from experiments.workdir.threads import Units
+from experiments.workdir.work import begin
 from tdjax import enable_compilation_cache
 
 STORED = Path(__file__).parent / "compress" / "journal"
@@ -315,7 +316,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if "whole_study" not in sys.argv[2:]:
             found["whole_study"] = whole_study(Path(folder).resolve() / "study")
-        runner.environment = lambda: {
+        taken.environment = lambda: {
             "kind": "environment",
             "jax": "1",
             "started": f"{os.getpid()}",

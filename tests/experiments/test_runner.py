@@ -14,10 +14,11 @@ from experiments.compressibility.run import run as run_compressibility
 from experiments.compressibility.settings import Compressibility
 from experiments.data.splits import DataSplits, Examples
 from experiments.network.network import given
-from experiments.runner import EXPERIMENTS, begin, carry_out, experiment_named, report
+from experiments.runner import EXPERIMENTS, carry_out, experiment_named, report
 from experiments.workdir.claim import InUseError
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import read_journal
+from experiments.workdir.work import begin
 
 pytest.importorskip("matplotlib")
 
