@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kills import CONFIGS, lines_of
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytest.importorskip("jinja2")
@@ -67,6 +69,29 @@ def test_a_study_by_two_processes_is_that_of_one_byte_for_byte(scenes):
     # Names inside of checkpoints are drawn.
     outside = [{f for f in found["files"] if f.count("/") < 3} for found in (one, two)]
     assert outside[0] == outside[1]
+
+
+def test_one_command_starts_several_processes_and_waits_for_them(scenes, cache, tmp_path):
+    config, workdir = tmp_path / "tiny.py", tmp_path / "run"
+    config.write_text(
+        "from ml_collections import ConfigDict\n\n\n"
+        f"def get_config():\n    return ConfigDict({CONFIGS['study']!r})\n"
+    )
+    command = [sys.executable, "-m", "experiments.main", f"--config={config}"]
+    command += [f"--workdir={workdir}", f"--compilation_cache={cache}", "--processes=2"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"report: {workdir}/report/index.html\n")
+    told = {line.partition(":")[0] for line in done.stderr.splitlines()}
+    assert told >= {"process 0", "process 1"}
+    whole = scenes["whole_study"]["one"]["lines"]
+    assert [line.decode() for line in lines_of(workdir)] == whole
+    refused = subprocess.run(
+        [*command, "--process=0/2"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "error: --processes=2: give a number of at least 1, or --process" in refused.stderr
 
 
 def test_others_do_what_a_killed_process_began(scenes, is_whole):
