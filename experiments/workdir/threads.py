@@ -7,9 +7,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import jax
@@ -126,7 +127,7 @@ def in_threads(
     """Run generators in threads, handing what they yield to `take`, one call at a time.
 
     Where one runs at a time, that is in the thread of the caller. Where there are several devices
-    each thread computes on one of them, and all that it makes lies there.
+    each task computes on one of them, and all that it makes lies there.
 
     The first error is raised at once and stops all of them: nothing that another yields later is
     taken, and it ends there.
@@ -135,9 +136,9 @@ def in_threads(
         share: of the work with other processes; None for none.
         most: how many run at once; None for `workers()`.
     """
-    pool = _Pool(take, share or Alone())
-    pool.start(tasks)
     count = workers() if most is None else most
+    pool = _Pool(take, share or Alone(), count)
+    pool.start(tasks)
     if count > 1:
         pool.run_in_threads(count)
     else:
@@ -160,8 +161,9 @@ class _Course:
 class _Pool:
     """Threads that work on tasks, those that are found on the way too."""
 
-    def __init__(self, take: Callable[[Records], None], share: Share) -> None:
+    def __init__(self, take: Callable[[Records], None], share: Share, count: int) -> None:
         self._take, self.share = take, share
+        self.devices = _turns(own_devices(), count)
         # Held to take records: one call at a time, and none after an error.
         self.taking = threading.Lock()
         self.change = threading.Condition()
@@ -180,21 +182,20 @@ class _Pool:
 
     def run_in_threads(self, count: int) -> None:
         """`run` in so many threads, which are not waited for after an error."""
-        left, devices = [count], own_devices()
+        left = [count]
 
-        def run(device: jax.Device) -> None:
+        def run() -> None:
             error = None
             try:
-                with jax.default_device(device) if len(devices) > 1 else nullcontext():
-                    self.run()
+                self.run()
             except BaseException as raised:
                 error = raised
             with self.change:
                 left[0] -= 1
             self._stop(error)
 
-        for turn in range(count):
-            threading.Thread(target=run, args=(devices[turn % len(devices)],)).start()
+        for _ in range(count):
+            threading.Thread(target=run).start()
         try:
             with self.change:
                 self.change.wait_for(lambda: self.error is not None or not left[0])
@@ -208,7 +209,8 @@ class _Pool:
         """Work until nothing is left."""
         while (course := self._next()) is not None:
             try:
-                is_over = self._work(course)
+                with self._device():
+                    is_over = self._work(course)
             except BaseException:
                 with self.change:
                     self.running -= 1
@@ -218,6 +220,16 @@ class _Pool:
                 if not is_over:
                     self.parked.append(course)
                 self.change.notify_all()
+
+    @contextmanager
+    def _device(self) -> Iterator[None]:
+        """A block that computes on a device which no other does as long as there are enough."""
+        device = self.devices.get()
+        try:
+            with nullcontext() if device is None else jax.default_device(device):
+                yield
+        finally:
+            self.devices.put(device)
 
     def _stop(self, error: BaseException | None) -> None:
         # Not in the midst of a call of `take`.
@@ -298,3 +310,11 @@ class _Pool:
                 return False
             self._take(records)
         return True
+
+
+def _turns(devices: Sequence[jax.Device], number: int) -> SimpleQueue[jax.Device | None]:
+    """The devices for so many tasks at once; None for where JAX puts all by itself."""
+    queue: SimpleQueue[jax.Device | None] = SimpleQueue()
+    for turn in range(max(number, len(devices))):
+        queue.put(devices[turn % len(devices)] if len(devices) > 1 else None)
+    return queue
