@@ -25,7 +25,7 @@ from tdjax.moments.collect import (
     collect,
 )
 from tdjax.moments.iterate import nearest_products
-from tdjax.moments.losses import SAMPLED, Drawn, LossFn, TurnLoss, of_batches
+from tdjax.moments.losses import SAMPLED, Drawn, Given, LossFn, TurnLoss
 from tdjax.processes import together
 from tdjax.trace.call import WHOLE
 
@@ -200,7 +200,7 @@ def _turn_loss(
     if loss_fn is None:
         return None
     if not isinstance(loss_fn, str):
-        return of_batches(example_losses(loss_fn))
+        return Given(example_losses(loss_fn))
     key = jax.random.key(0) if key is None else key
     return Drawn(loss_fn, key, temperature, "collect_moments")
 
