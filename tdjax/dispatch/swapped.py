@@ -16,6 +16,7 @@ from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import kind_of, room_of, with_arrays
 from tdjax.evaluate.rises import Losses, mean_and_error
 from tdjax.moments.collect import LayerMoments
+from tdjax.moments.feeding import fed
 from tdjax.moments.losses import LossFn
 from tdjax.params.factorize import factorize_params, reconstruct_params
 from tdjax.params.tree import join_path
@@ -66,12 +67,12 @@ class Dense(NamedTuple):
         """Arrays with batch statistics as they are then, where these are to be renewed."""
         if self.inputs is None:
             return list(leaves)
-        room = room_of(self.model)
+        room, batches = room_of(self.model), fed(self.inputs)
         if self.variables is None:
             own = tdjax.nnx.with_leaves(self.model, leaves)
-            return self.leaves((room.reestimate_batch_stats(own, self.inputs, method=self.method),))
+            return self.leaves((room.reestimate_batch_stats(own, batches, method=self.method),))
         variables = jax.tree.unflatten(jax.tree.structure(self.variables), leaves)
-        again = room.reestimate_batch_stats(self.model, variables, self.inputs, method=self.method)
+        again = room.reestimate_batch_stats(self.model, variables, batches, method=self.method)
         return self.leaves((self.model, again))
 
 
