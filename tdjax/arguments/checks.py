@@ -403,6 +403,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "mask": pruned.check_mask,
     "share": pruned.check_share,
     "augment": _augment,
+    "factorize_sequentially.blocks": refined.check_blocks,
     "collect_moments.temperature": refined.positive,
     **refined.CHECKS,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ def factorize_sequentially(
     batches: Iterable[Fed],
     options: Options,
     method: None = None,
+    blocks: str | Sequence[str] | None = None,
 ) -> Any:
     """See `tdjax.factorize_sequentially`."""
     tree = leaf_tree(params)
@@ -33,5 +34,5 @@ def factorize_sequentially(
         return split_arrays(tree.filled(with_dense(mapping, plan, layers), plan))[0]
 
     traced = TracedModel(partial(trace, apply, params), leaves_of, mapping)
-    layers = sequential(traced, plan, batches, options)
+    layers = sequential(traced, plan, batches, options, blocks)
     return tree.filled(with_factors(mapping, plan, layers), plan)

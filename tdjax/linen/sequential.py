@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ def factorize_sequentially(
     batches: Iterable[Fed],
     options: Options,
     method: Method = None,
+    blocks: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """See `tdjax.factorize_sequentially`."""
     whole = {**plain(variables)}
@@ -34,5 +35,5 @@ def factorize_sequentially(
         return jax.tree.leaves({**whole, "params": with_dense(params, plan, layers)})
 
     traced = TracedModel(partial(trace, model, variables, method=method), leaves_of, params)
-    layers = sequential(traced, plan, batches, options)
+    layers = sequential(traced, plan, batches, options, blocks)
     return with_factors(variables["params"], plan, layers)

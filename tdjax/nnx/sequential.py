@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +24,12 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def factorize_sequentially(
-    model: M, plan: Plan, batches: Iterable[Fed], options: Options, method: Method = None
+    model: M,
+    plan: Plan,
+    batches: Iterable[Fed],
+    options: Options,
+    method: Method = None,
+    blocks: str | Sequence[str] | None = None,
 ) -> M:
     """See `tdjax.factorize_sequentially`."""
     params = own_arrays(model, plan, bias=options.correct_bias)
@@ -41,5 +46,5 @@ def factorize_sequentially(
         return jax.tree.leaves(nnx.state(copy))
 
     traced = TracedModel(partial(trace, model, method=method), leaves_of, params)
-    layers = sequential(traced, plan, batches, options)
+    layers = sequential(traced, plan, batches, options, blocks)
     return with_chains(model, plan, with_factors(params, plan, layers))
