@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 
 def laid_out(
-    weights: Float[Array, " b *_"],
+    weights: Float[Array, "*_"],
     front: Sequence[int],
     *,
     constant: bool = False,
@@ -25,7 +25,7 @@ def laid_out(
     """The weights with axes that are the first of `front`; laid out again, they stay.
 
     Arguments:
-        weights: of a batch.
+        weights: of a batch, or laid out.
         front: sizes of the axes in front of the rows.
         constant: whether the rows do not depend on the batch, so that examples are not told by
             the number of rows.
