@@ -157,3 +157,31 @@ def test_no_row_that_counts_is_refused(reader):
     ):
         with pytest.raises(ValueError, match=message):
             function(*reader, plan, **given)
+
+
+class Rowwise(nn.Module):
+    """Each token by itself."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(nn.Dense(24, name="first")(x))
+        return nn.Dense(10, name="last")(nn.relu(x))
+
+
+@pytest.mark.parametrize("loss_fn", [None, "sampled"])
+def test_compressed_whatever_padding_holds(loss_fn):
+    x, mask = normal(8, 60, 4, 16), np.arange(4) < np.arange(60)[:, None] % 5
+    variables = Rowwise().init(jax.random.key(0), x)
+    found = [
+        tdjax.compress(
+            Rowwise(), variables, [(jnp.where(mask[..., None], x, filler), mask)], budget=0.7,
+            loss_fn=loss_fn, row_weights=lambda batch: batch[1], refine=False, progress=False,
+        )
+        for filler in (0.0, jnp.nan)
+    ]  # fmt: skip
+    assert found[0].plan == found[1].plan
+    assert found[0].plan.factorised
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        *(small.variables for small in found),
+    )
