@@ -238,3 +238,16 @@ def test_blocks_by_themselves(tower):
     jax.tree.map(np.testing.assert_array_equal, auto, named)
     with pytest.raises(ValueError, match=r"blocks 'blok_.*matches no module around a layer"):
         tdjax.factorize_sequentially(*tower, [TOWER_X], blocks="blok_.*")
+
+
+def test_blocks_of_a_function(tower):
+    _, variables, _ = tower
+    rules = [Rule(path="params/(block.*|head).*", method="svd", rank=3)]
+    plan = tdjax.make_plan(Tower().apply, variables, rules, TOWER_X)
+    options = {"blocks": r"params/block_\d"}
+    found = tdjax.factorize_sequentially(Tower().apply, variables, plan, [TOWER_X], **options)
+    assert len(plan.factorised) == len(tower[2].factorised) == 9
+    linen = tdjax.factorize_sequentially(*tower, [TOWER_X], blocks=r"block_\d")
+    small = tdjax.factorize(Tower().apply, plan)(found, TOWER_X)
+    own = tdjax.factorize(Tower(), tower[2]).apply({"params": linen}, TOWER_X)
+    np.testing.assert_allclose(small, own, atol=1e-3 * float(jnp.abs(own).max()))
