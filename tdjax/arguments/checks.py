@@ -21,7 +21,9 @@ from flax import nnx
 from tdjax.arguments import numeric, pruned, refined
 from tdjax.arguments.described import described, is_array, is_shape
 from tdjax.arguments.numeric import Problem
+from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
+from tdjax.moments.losses import NAMES
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
@@ -282,6 +284,9 @@ def _methods(value: Any) -> Problem:
 
 
 def _loss_fn(value: Any) -> Problem:
+    if isinstance(value, str):
+        named = f"is {value!r}: pass a function of (outputs, batch), or the name of a loss"
+        return None if value in NAMES else ValueError(f"{named}; {known_are(value, NAMES)}")
     return None if value is None else _function_of("loss_fn", ("outputs", "batch"), value)
 
 
@@ -396,6 +401,7 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "mask": pruned.check_mask,
     "share": pruned.check_share,
     "augment": _augment,
+    "collect_moments.temperature": refined.positive,
     **refined.CHECKS,
 }
 

@@ -25,7 +25,7 @@ from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.dispatch.swapped import Dense, losses_of, rises_of
 from tdjax.moments.collect import LayerMoments
-from tdjax.moments.sums import LossFn
+from tdjax.moments.losses import LossFn
 from tdjax.progress import Progress, Steps
 
 Variables = Mapping[str, Any]

@@ -29,7 +29,7 @@ from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_a
 from tdjax.dispatch.planning import allocate
 from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments, RowWeights
-from tdjax.moments.sums import LossFn
+from tdjax.moments.losses import OUTPUTS, LossFn
 from tdjax.params.factorize import factorize_params
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
@@ -74,7 +74,7 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = ...,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     target: LossRise | None = ...,
     cost: str | None = ...,
     methods: Sequence[str] = ...,
@@ -97,7 +97,7 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = ...,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     target: LossRise | None = ...,
     cost: str | None = ...,
     methods: Sequence[str] = ...,
@@ -121,7 +121,7 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = ...,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     target: LossRise | None = ...,
     cost: str | None = ...,
     methods: Sequence[str] = ...,
@@ -144,7 +144,7 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = None,
-    loss_fn: LossFn | None = None,
+    loss_fn: LossFn | str | None = None,
     target: LossRise | None = None,
     cost: str | None = None,
     methods: Sequence[str] = FORMATS,
@@ -172,8 +172,8 @@ def compress(
     4. `tdjax.reestimate_batch_stats`, where the model has batch normalisation;
     5. `tdjax.refine`, on the same batches, where they hold two hundred examples or more.
 
-    Without a `loss_fn` the loss is half the squared change of the model's outputs, which needs no
-    labels: its second moments come from the gradient of <outputs, r>, r random signs.
+    Without a `loss_fn` the loss is "outputs", half the squared change of the model's outputs, which
+    needs no labels: its second moments come from the gradient of <outputs, r>, r random signs.
 
         >>> import jax, tdjax
         >>> from flax import nnx
@@ -198,7 +198,7 @@ def compress(
         loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
         refine: False to leave the last step out; or its options, as {"epochs": 20, "augment":
             function}, with which it is done however few examples there are.
-        key: PRNG key for the random signs, and for the random starts of CP.
+        key: PRNG key for the draws of a loss by name, and for the random starts of CP.
         progress: True for lines on standard error, False for none, or a function that takes each
             line, as `logging.info`.
 
@@ -228,7 +228,7 @@ def compress(
     with steps.step("moments", "batch", total) as tick:
         moments = source.call(
             collect_moments, Counted(replace(source, automatic=True), tick), memory=memory,
-            loss_fn=partial(_change, signs) if loss_fn is None else partial(_loss, loss_fn),
+            loss_fn=_of_pairs(OUTPUTS if loss_fn is None else loss_fn), key=signs,
             row_weights=None if row_weights is None else partial(_weights, row_weights),
         )  # fmt: skip
     with steps.step("formats and ranks"):
@@ -400,27 +400,13 @@ def _refined(
     return replace(small, variables=found.factors, refined=about)
 
 
+def _of_pairs(loss_fn: LossFn | str) -> LossFn | str:
+    return loss_fn if isinstance(loss_fn, str) else partial(_loss, loss_fn)
+
+
 def _loss(loss_fn: LossFn, outputs: Any, pair: Any) -> Any:
     return loss_fn(outputs, pair[1])
 
 
 def _weights(row_weights: RowWeights, pair: Any) -> Any:
     return row_weights(pair[1])
-
-
-def _change(key: Array, outputs: Any, pair: Any) -> Array:
-    """<y, r> for each example, y what the model puts out and r random signs.
-
-    Its gradient g has E g g^T = J^T J: to second order half the squared change of y, whose own
-    gradient is zero where nothing has changed yet.
-    """
-    number = number_of(pair)
-    total = None
-    for place, y in enumerate(jax.tree.leaves(outputs)):
-        if jnp.issubdtype(y.dtype, jnp.floating) and y.shape[:1] == (number,):
-            signs = jax.random.rademacher(jax.random.fold_in(key, place), y.shape, y.dtype)
-            own = jnp.sum((y * signs).reshape(number, -1), axis=1)
-            total = own if total is None else total + own
-    if total is None:
-        raise ValueError("compress: the model puts out no numbers for each example: pass a loss_fn")
-    return total

@@ -16,7 +16,7 @@ from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import kind_of, room_of, with_arrays
 from tdjax.evaluate.rises import Losses, mean_and_error
 from tdjax.moments.collect import LayerMoments
-from tdjax.moments.sums import LossFn
+from tdjax.moments.losses import LossFn
 from tdjax.params.factorize import factorize_params, reconstruct_params
 from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan

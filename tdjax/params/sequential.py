@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tdjax.decompose.products import HIGHEST
-from tdjax.moments.collect import collect
+from tdjax.moments.collect import Question, collect
 from tdjax.moments.finite import Watch
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors, number_of_rows
@@ -245,10 +245,8 @@ def _alone(
     model: TracedModel, present: Sequence[Any], batches: Iterable[Any], path: str
 ) -> InputMeans:
     """The means of the network as it is by now, whose kernel stays the one to approximate."""
-    found = collect(
-        model.trace_of, present, batches, loss_fn=None, paths=re.escape(path), memory=2**40,
-        function="factorize_sequentially",
-    )[path]  # fmt: skip
+    ask = Question("factorize_sequentially", model.trace_of)
+    found = collect(ask, present, batches, paths=re.escape(path), memory=2**40)[path]
     return InputMeans(found.inputs, None, found.mean, found.mean, found.outputs)
 
 

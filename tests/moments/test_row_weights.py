@@ -3,7 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from plain_models import normal, random_variables
+from plain_readers import NnxReader, texts
+from plain_readers import Reader as Writer
 
 import tdjax
 from tdjax.moments.patches import Patches
@@ -94,3 +97,43 @@ def test_weights_of_another_form_are_refused():
     ):
         with pytest.raises(error, match=message):
             tdjax.collect_moments(model, variables, [x], row_weights=given)
+
+
+def of_two_lengths(kind, **options):
+    """Moments of a small transformer whose texts are padded to their length, and to twice that."""
+    model = Writer() if kind == "linen" else NnxReader(nnx.Rngs(0))
+    arrays = (random_variables(model, *texts(6)),) if kind == "linen" else ()
+
+    def moments(*batches):
+        given = [{"tokens": tokens, "mask": mask} for tokens, mask in batches]
+        return tdjax.collect_moments(
+            model, *arrays, given, row_weights=lambda batch: batch["mask"], **options
+        )
+
+    return moments(texts(6)), moments(texts(12, filler=7))
+
+
+def assert_same_moments(found, expected, atol=1e-5):
+    assert set(found) == set(expected)
+    for path, own in found.items():
+        for name in ("inputs", "mean", "outputs"):
+            one, other = getattr(own, name), getattr(expected[path], name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                scale = np.abs(other).max()
+                np.testing.assert_allclose(one, other, atol=atol * scale, err_msg=f"{path} {name}")
+
+
+def squares(outputs, batch):
+    return ((outputs * batch["mask"][..., None]) ** 2).sum(axis=(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+@pytest.mark.parametrize("kronecker", ["independent", "nearest"])
+def test_padding_to_another_length_changes_no_moment(kind, kronecker):
+    # Twelve positions are three times the four texts, and yet no rows of theirs.
+    short, long = of_two_lengths(kind, loss_fn=squares, kronecker=kronecker)
+    assert_same_moments(long, short)
+    for path, own in long.items():
+        once = path in ("positions", "places")
+        assert float(own.rows) == pytest.approx(15 / 4 if once else 15), path
