@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ RIDGE = 1e-6
 
 
 class Factors(NamedTuple):
-    """Two matrices whose product stands for a kernel."""
+    """Two matrices whose product stands for a kernel, the features between them by weight."""
 
     first: Float[np.ndarray, "i r"]
     second: Float[np.ndarray, "r o"]
@@ -34,50 +33,53 @@ class Factors(NamedTuple):
         """The product."""
         return self.first @ self.second
 
+    def cut(self, rank: int) -> Factors:
+        """With the first features alone."""
+        return Factors(self.first[:, :rank], self.second[:rank])
 
-def rank_of(shape: tuple[int, int], share: float) -> int:
+
+def rank_of(shape: tuple[int, ...], share: float) -> int:
     """The largest rank of two factors that have no more than a share of the parameters."""
     return max(1, int(share * shape[0] * shape[1] / sum(shape)))
 
 
-def frobenius(kernel: Kernel, rank: int) -> Factors:
-    """The nearest matrix of a rank."""
+def frobenius(kernel: Kernel) -> Factors:
+    """Of all ranks the nearest matrices."""
     u, s, v = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
-    return Factors(u[:, :rank] * s[:rank], v[:rank])
+    return Factors(u * s, v)
 
 
-def scaled(kernel: Kernel, rank: int, scale: Float[np.ndarray, " i"]) -> Factors:
+def scaled(kernel: Kernel, scale: Float[np.ndarray, " i"]) -> Factors:
     """The nearest where each row of the difference counts by its scale; none counts nothing."""
     scale = np.maximum(scale.astype(np.float64), 1e-6 * scale.max())
-    first, second = frobenius(scale[:, None] * kernel, rank)
+    first, second = frobenius(scale[:, None] * kernel)
     return Factors(first / scale[:, None], second)
 
 
-def asvd(kernel: Kernel, rank: int, size: Float[np.ndarray, " i"], power: float = 0.5) -> Factors:
+def asvd(kernel: Kernel, size: Float[np.ndarray, " i"], power: float = 0.5) -> Factors:
     """Scaled by a power of the mean size of each input."""
-    return scaled(kernel, rank, size**power)
+    return scaled(kernel, size**power)
 
 
-def fwsvd(kernel: Kernel, rank: int, fisher: Kernel) -> Factors:
-    """Scaled by the root of the sum of a row's Fisher information, the mean squared gradient."""
-    return scaled(kernel, rank, np.sqrt(fisher.sum(axis=1)))
+def fwsvd(kernel: Kernel, fisher: Float[np.ndarray, " i"]) -> Factors:
+    """Scaled by the root of each row's Fisher information, the mean squared gradient's sum."""
+    return scaled(kernel, np.sqrt(fisher))
 
 
-def whitened(kernel: Kernel, rank: int, moment: Square) -> Factors:
+def whitened(kernel: Kernel, moment: Square) -> Factors:
     """The nearest in the outputs of inputs that have a second moment."""
     lower = np.linalg.cholesky(ridged(moment))
-    first, second = frobenius(lower.T @ kernel, rank)
+    first, second = frobenius(lower.T @ kernel)
     return Factors(np.linalg.solve(lower.T, first), second)
 
 
-def fitted(kernel: Kernel, factors: Factors, now: Square, cross: Square) -> Factors:
+def fitted(kernel: Kernel, first: Float[np.ndarray, "i r"], now: Square, cross: Square) -> Factors:
     """The second factor fitted by least squares to x K where x^ is what comes in.
 
     Arguments:
         now: E[x^ x^^T].
         cross: E[x^ x^T].
     """
-    first = factors.first
     inner = ridged(first.T @ now.astype(np.float64) @ first)
     return Factors(first, np.linalg.solve(inner, first.T @ (cross.astype(np.float64) @ kernel)))
 
@@ -86,9 +88,3 @@ def ridged(moment: Square) -> Square:
     """In float64, with a little added to the diagonal."""
     moment = moment.astype(np.float64)
     return moment + RIDGE * np.trace(moment) / len(moment) * np.eye(len(moment))
-
-
-def mean_share(shares: Mapping[str, Factors], kernels: Mapping[str, Kernel]) -> float:
-    """Parameters of factors as a share of those of their kernels."""
-    kept = sum(own.first.size + own.second.size for own in shares.values())
-    return kept / sum(kernels[name].size for name in shares)
