@@ -17,7 +17,7 @@ from absl import app, flags
 from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
 from experiments.models import ResNet18
 from tdjax.linen.table import plain, trace
-from tdjax.moments.losses import Turn, of_batches
+from tdjax.moments.losses import Given, Turn
 from tdjax.moments.sums import batch_sums, summed_calls
 from tdjax.trace.call import Reading, split_arrays
 
@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
     leaves = jax.tree.leaves(plain(variables))
     arrays, frame = split_arrays((x, y))
     reading = Reading(first=True)
-    losses = (None, of_batches(loss_fn))
+    losses = (None, Given(loss_fn))
     inputs, both = (batch_sums(traced, asked, frame, fn, reading) for fn in losses)
     turn = Turn(None, np.zeros(2, np.int32))
     forward, gradient = jax.jit(model.apply), jax.jit(jax.grad(loss))

@@ -285,8 +285,10 @@ def _methods(value: Any) -> Problem:
 
 def _loss_fn(value: Any) -> Problem:
     if isinstance(value, str):
-        named = f"is {value!r}: pass a function of (outputs, batch), or the name of a loss"
-        return None if value in NAMES else ValueError(f"{named}; {known_are(value, NAMES)}")
+        known = (
+            f"is a str: pass a function of (outputs, batch), or a name; {known_are(value, NAMES)}"
+        )
+        return None if value in NAMES else TypeError(known)
     return None if value is None else _function_of("loss_fn", ("outputs", "batch"), value)
 
 

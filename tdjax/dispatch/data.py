@@ -14,6 +14,7 @@ from jaxtyping import Array
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, checked_weights, example_losses
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.dispatch.feeding import fed_to
 from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.hints import known_are
 from tdjax.moments.collect import (
@@ -25,7 +26,7 @@ from tdjax.moments.collect import (
     collect,
 )
 from tdjax.moments.iterate import nearest_products
-from tdjax.moments.losses import SAMPLED, Drawn, LossFn, TurnLoss, of_batches
+from tdjax.moments.losses import SAMPLED, Drawn, Given, LossFn, TurnLoss
 from tdjax.processes import together
 from tdjax.trace.call import WHOLE
 
@@ -200,7 +201,7 @@ def _turn_loss(
     if loss_fn is None:
         return None
     if not isinstance(loss_fn, str):
-        return of_batches(example_losses(loss_fn))
+        return Given(example_losses(loss_fn))
     key = jax.random.key(0) if key is None else key
     return Drawn(loss_fn, key, temperature, "collect_moments")
 
@@ -225,19 +226,33 @@ def _check_kronecker(kronecker: str, loss_fn: LossFn | str | None, batches: Iter
 
 @overload
 def reestimate_batch_stats(
-    model: nn.Module, variables: Variables, batches: Iterable[Any], *, method: Method = ...
+    model: nn.Module,
+    variables: Variables,
+    batches: Iterable[Any],
+    *,
+    row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> dict[str, Any]: ...
 
 
 @overload
 def reestimate_batch_stats(
-    model: Model, batches: Iterable[Any], *, method: Method = ...
+    model: Model,
+    batches: Iterable[Any],
+    *,
+    row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> Model: ...
 
 
 @on_models
 def reestimate_batch_stats(
-    model: Any, variables: Any, batches: Iterable[Any], *, method: Method = None
+    model: Any,
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    row_weights: RowWeights | None = None,
+    method: Method = None,
 ) -> Any:
     """Means and variances of batch normalisation, estimated again on inputs alone.
 
@@ -257,8 +272,11 @@ def reestimate_batch_stats(
 
     Arguments:
         model, variables: factorised or not.
-        batches: each the model's input as in `tdjax.make_plan`; of the sizes that training had, or
-            larger.
+        batches: each the model's input as in `tdjax.make_plan`, with `row_weights` also a tuple
+            (input, rest); of the sizes that training had, or larger.
+        row_weights: see `tdjax.collect_moments`; rows of weight 0 are left out as the `mask` of the
+            layers leaves them out, beside those that the model leaves out itself; all others count
+            alike.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Layers of subclasses are re-estimated, whatever momentum and mode they have: those too whose
@@ -267,6 +285,5 @@ def reestimate_batch_stats(
     Raises ValueError for no batches, NaN or Inf in one, a model without batch normalisation, and a
     layer that keeps batch statistics in a way of its own.
     """
-    return room_of(model).reestimate_batch_stats(
-        *with_arrays(model, variables), batches, method=method
-    )
+    own = fed_to("reestimate_batch_stats", model, variables, batches, row_weights, method)
+    return room_of(model).reestimate_batch_stats(*with_arrays(model, variables), own, method=method)

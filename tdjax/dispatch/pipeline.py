@@ -241,7 +241,7 @@ def compress(
         small = _factorised(source, plan, moments, starts)
     if renews:
         with steps.step("batch statistics", "batch", total) as tick:
-            small = _renewed(small, source, tick)
+            small = _renewed(small, source, row_weights, tick)
     if refine is False:
         return small
     pairs = list(replace(source, automatic=True))
@@ -338,11 +338,21 @@ def _factorised(
     return Compressed(factorize(source.model, plan), variables, plan)
 
 
-def _renewed(small: Compressed, source: _Source, tick: Callable[[int], None]) -> Compressed:
+def _renewed(
+    small: Compressed,
+    source: _Source,
+    row_weights: RowWeights | None,
+    tick: Callable[[int], None],
+) -> Compressed:
     """A compressed model with its batch statistics estimated again."""
-    inputs = (own for own, _ in Counted(source, tick))
+    pairs: Iterable[Any] = Counted(source, tick)
+    options: dict[str, Any] = {}
     changed = replace(source, model=small.model, variables=small.variables)
-    again = changed.call(reestimate_batch_stats, inputs)
+    if row_weights is None:
+        pairs = (inputs for inputs, _ in pairs)
+    else:
+        options["row_weights"] = partial(_weights, row_weights)
+    again = changed.call(reestimate_batch_stats, pairs, **options)
     if small.variables is None:
         return replace(small, model=again)
     return replace(small, variables=again)

@@ -21,6 +21,7 @@ from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.balancing import check_modules
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
 from tdjax.moments.collect import RowWeights
+from tdjax.moments.feeding import Fed, fed
 from tdjax.params.check import check_params
 from tdjax.params.corrections import unpacked
 from tdjax.plan.plan import Plan
@@ -280,9 +281,10 @@ def _run(
     if not pools or held == []:
         raise ValueError(f"refine: no batches{' are held out: pass some' if pools else ''}")
     renews = settings.batch_stats == "renewed"
-    inputs = [reading.inputs(batch) for batch in batches]
-    pair = _pair(model, variables, small, plan, method, inputs if renews else None)
-    jax.eval_shape(lambda: pair.dense[0].outputs(pair.dense[1], inputs[0]))
+    first = reading.inputs(batches[0])
+    rows = fed(batches, reading, weights)
+    pair = _pair(model, variables, small, plan, method, rows if renews else None)
+    jax.eval_shape(lambda: pair.dense[0].outputs(pair.dense[1], first))
     key = jax.random.key(0) if key is None else key
     found = refined(pair, pools, held, settings, key, Steps("refine", progress))
     return small.result(found.factors), replace(found, factors=None)
@@ -331,30 +333,30 @@ def _pair(
     small: _Small,
     plan: Plan,
     method: Method,
-    inputs: Sequence[Any] | None,
+    batches: Iterable[Fed] | None,
 ) -> Pair:
     """The two networks, in the terms of their adapter.
 
     Arguments:
-        inputs: by which batch statistics are estimated again; None to leave them.
+        batches: by which batch statistics are estimated again; None to leave them.
     """
     room = room_of(model)
     dense, own = with_arrays(model, variables), with_arrays(small.model, small.variables)
     renewed = None
-    if inputs is not None:
+    if batches is not None:
         if not room.keeps_batch_stats(*own):
             raise ValueError('refine: the model has no batch statistics: pass batch_stats="frozen"')
-        renewed = partial(_renewed, small, list(inputs), method)
+        renewed = partial(_renewed, small, batches, method)
     return Pair(
         plan, room.network_of(*dense, method=method), room.network_of(*own, method=method),
         room.parameter_names(*own), room.module_paths(*dense), renewed,
     )  # fmt: skip
 
 
-def _renewed(small: _Small, inputs: Sequence[Any], method: Method, found: Any) -> Any:
+def _renewed(small: _Small, batches: Iterable[Fed], method: Method, found: Any) -> Any:
     """What a network takes as variables, with batch statistics estimated again."""
     room = room_of(small.model)
     if small.variables is not None:
-        return room.reestimate_batch_stats(small.model, found, inputs, method=method)
-    again = room.reestimate_batch_stats(small.result(found), inputs, method=method)
+        return room.reestimate_batch_stats(small.model, found, batches, method=method)
+    again = room.reestimate_batch_stats(small.result(found), batches, method=method)
     return room.network_of(again)[1]

@@ -61,6 +61,9 @@ class KernelFunction(Protocol):
     def __hash__(self) -> int:
         """Equal functions have equal hashes."""
 
+    def count(self, batch: Any) -> float:
+        """How much the examples of a batch count."""
+
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """A pytree of sums over the examples."""
 
@@ -80,6 +83,10 @@ class Performance:
     path: str
     metric_fn: MetricFn
     reading: Reading = WHOLE
+
+    def count(self, batch: Any) -> float:
+        """The number of examples."""
+        return float(examples(batch))
 
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """Sums of `metric_fn` over the examples."""
@@ -128,12 +135,12 @@ def _means(
     batches: Iterable[Any],
     chunk: int,
 ) -> Any:
-    n, totals, count = kernels.shape[0], None, 0
+    n, totals, count = kernels.shape[0], None, 0.0
     size = min(chunk, n)
     # The last turn is filled up with kernels seen before, so that one program serves all turns.
     turns = [_taken(kernels, np.arange(start, start + size) % n) for start in range(0, n, size)]
     for number, batch in enumerate(batches, 1):
-        count += examples(batch)
+        count += function.count(batch)
         arrays, frame = split_arrays(batch)
         fixed = (variables, arrays)
         shapes, structure = jax.tree.flatten(jax.eval_shape(lambda fixed=fixed: fixed))
@@ -146,6 +153,8 @@ def _means(
         totals = joined if totals is None else jax.tree.map(np.add, totals, joined)
     if totals is None:
         raise ValueError("candidates: no batches")
+    if count == 0:
+        raise ValueError("candidates: row_weights leave no row that counts")
     return jax.tree.map(lambda total: total / count, totals)
 
 

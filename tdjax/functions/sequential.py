@@ -8,6 +8,7 @@ from typing import Any
 
 from tdjax.functions.program import Apply
 from tdjax.functions.table import trace
+from tdjax.moments.feeding import Fed
 from tdjax.params.factorize import DenseLayer, with_dense, with_factors
 from tdjax.params.leaves import leaf_tree
 from tdjax.params.options import Options
@@ -20,7 +21,7 @@ def factorize_sequentially(
     apply: Apply,
     params: Any,
     plan: Plan,
-    batches: Iterable[Any],
+    batches: Iterable[Fed],
     options: Options,
     method: None = None,
 ) -> Any:

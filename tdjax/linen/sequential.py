@@ -11,6 +11,7 @@ import jax
 
 from tdjax.arguments.called import Method
 from tdjax.linen.table import plain, trace
+from tdjax.moments.feeding import Fed
 from tdjax.params.factorize import DenseLayer, with_dense, with_factors
 from tdjax.params.options import Options
 from tdjax.params.sequential import TracedModel, sequential
@@ -21,7 +22,7 @@ def factorize_sequentially(
     model: nn.Module,
     variables: Mapping[str, Any],
     plan: Plan,
-    batches: Iterable[Any],
+    batches: Iterable[Fed],
     options: Options,
     method: Method = None,
 ) -> dict[str, Any]:

@@ -317,7 +317,7 @@ def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -
     number = rows if rows is not None else query_rows
     if number is None or not number:
         if ask.row_weights is not None:
-            raise ValueError(f"{ask.function}: row_weights leave layer {path!r} no row that counts")
+            raise ValueError(no_rows_left(ask.function, path))
         raise ValueError(
             f"{ask.function}: no row goes into layer {path!r}: the batches are empty, or the "
             "model takes another branch; choose other layers with paths="
@@ -337,6 +337,11 @@ def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -
             # They are moments as they are sums of squares.
             trust(array)
     return found
+
+
+def no_rows_left(function: str, path: str) -> str:
+    """What to say of a layer of which all rows have weight zero."""
+    return f"{function}: row_weights leave layer {path!r} no row that counts"
 
 
 def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:

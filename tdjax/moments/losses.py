@@ -37,13 +37,19 @@ class Turn(NamedTuple):
     number: Any
 
 
-# The same with what is known of the turn: how the library calls a loss.
-TurnLoss = Callable[[Any, Any, Turn], Any]
+@dataclass(frozen=True)
+class Given:
+    """The user's own loss, which needs nothing but the batch."""
 
+    loss_fn: LossFn
 
-def of_batches(loss_fn: LossFn) -> TurnLoss:
-    """A loss that needs nothing but the batch."""
-    return lambda outputs, batch, turn: loss_fn(outputs, batch)
+    def __call__(self, outputs: Any, batch: Any, turn: Turn) -> Any:
+        """Losses of the examples, or their mean."""
+        return self.loss_fn(outputs, batch)
+
+    def weights(self, turn: Turn) -> Array | None:
+        """Weights for the moments of its gradient."""
+        return turn.weights
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,14 @@ class Drawn:
             for place in places
         ]
         return sum(each[1:], each[0])
+
+    def weights(self, turn: Turn) -> Array | None:
+        """Weights for the moments of its gradient, which has those of the rows in it already."""
+        return None if turn.weights is None else jnp.where(turn.weights > 0, 1.0, 0.0)
+
+
+# How the library calls a loss.
+TurnLoss = Given | Drawn
 
 
 def _refusal(name: str, found: int) -> str:

@@ -145,14 +145,15 @@ def half_sums(
     def sums(leaves: Any, arrays: Any, turn: Turn, known: Any) -> dict[int, list[Array]]:
         batch = static.join(arrays)
         inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
+        weights = loss_fn.weights(turn)
 
         def loss(slots: Any) -> Array:
             given = {n: (known[n], slots[n]) for n in slots}
-            visit = _visitor(halves, turn.weights)
+            visit = _visitor(halves, weights)
             results, _ = run(trace.jaxpr, trace.survey, visit, [*leaves, *inputs], given)
             return summed_loss(trace, loss_fn, results, batch, turn)
 
-        return jax.grad(loss)(_slots(trace, halves, known, turn.weights))
+        return jax.grad(loss)(_slots(trace, halves, known, weights))
 
     return kept_program(sums)
 

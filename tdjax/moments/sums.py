@@ -107,7 +107,8 @@ def batch_sums(
     def sums(leaves: Any, arrays: Any, turn: Turn) -> BatchSums:
         batch = static.join(arrays)
         inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
-        passed = partial(_passed, trace, calls, [*leaves, *inputs], turn.weights)
+        weights = turn.weights, None if loss_fn is None else loss_fn.weights(turn)
+        passed = partial(_passed, trace, calls, [*leaves, *inputs], weights)
         if loss_fn is None:
             _, kept = passed({})
             return BatchSums(kept, {})
@@ -135,13 +136,18 @@ def summed_loss(
 
 
 def _passed(
-    trace: Trace, calls: Mapping[int, SummedCall], arguments: Any, weights: Any, slots: Any
+    trace: Trace,
+    calls: Mapping[int, SummedCall],
+    arguments: Any,
+    weights: tuple[Array | None, Array | None],
+    slots: Any,
 ) -> tuple[list[Any], dict[int, Sums]]:
     """Results of the model, and the sums of what goes into its layers.
 
     Arguments:
         arguments: of the traced program.
-        weights: of the rows, see `tdjax.moments.weighing`; None where all count as one.
+        weights: of the rows that go in and of their gradients, see `tdjax.moments.weighing`; None
+            where all count as one.
         slots: by number; the "gradient" with respect to them are the sums at the other end.
     """
 
@@ -152,11 +158,11 @@ def _passed(
         if mark.end == INPUT:
             # No gradient goes through the sums, and none is to be traced.
             seen = jax.lax.stop_gradient(x)
-            own = partial(_sums, call.rows, call.constant, weights)
+            own = partial(_sums, call.rows, call.constant, weights[0])
             return x, spread(own, mark.stacked, seen)
         if slot is None:
             return x, None
-        tapped = partial(_tapped, call.outputs, call.constant, weights)
+        tapped = partial(_tapped, call.outputs, call.constant, weights[1])
         return spread(tapped, mark.stacked, x, slot, through=True), None
 
     return run(trace.jaxpr, trace.survey, visit, arguments, slots)

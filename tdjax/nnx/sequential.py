@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from tdjax.arguments.called import Method
+from tdjax.moments.feeding import Fed
 from tdjax.nnx.graph import modules_of, place_of
 from tdjax.nnx.model import own_arrays, with_chains
 from tdjax.nnx.table import trace
@@ -23,7 +24,7 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def factorize_sequentially(
-    model: M, plan: Plan, batches: Iterable[Any], options: Options, method: Method = None
+    model: M, plan: Plan, batches: Iterable[Fed], options: Options, method: Method = None
 ) -> M:
     """See `tdjax.factorize_sequentially`."""
     params = own_arrays(model, plan, bias=options.correct_bias)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tdjax.decompose.products import HIGHEST
-from tdjax.moments.collect import Question, collect
+from tdjax.moments.collect import Question, collect, kind_of_batch, no_rows_left
+from tdjax.moments.feeding import Fed
 from tdjax.moments.finite import Watch
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors, number_of_rows
 from tdjax.moments.sums import SummedCall, summed_calls
+from tdjax.moments.weighing import laid_out
 from tdjax.params.arrays import decompose_array, reconstruct_array
 from tdjax.params.bias import can_correct, covariance, mean_output
 from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_kernels
@@ -31,7 +34,7 @@ from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import layer_params
 from tdjax.params.weighing import output_weights
 from tdjax.plan.plan import Plan, PlannedLayer
-from tdjax.trace.call import call_arguments, split_arrays
+from tdjax.trace.call import Reading, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace
 from tdjax.trace.visit import run
@@ -76,7 +79,7 @@ class TracedModel:
 
 
 def sequential(
-    model: TracedModel, plan: Plan, batches: Iterable[Any], options: Options
+    model: TracedModel, plan: Plan, batches: Iterable[Fed], options: Options
 ) -> dict[str, FactorisedLayer]:
     """The factors of all layers of a plan, decomposed in the order in which they are called.
 
@@ -110,7 +113,7 @@ def sequential(
     return found
 
 
-def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> list[str]:
+def _order(model: TracedModel, plan: Plan, batches: Iterable[Fed]) -> list[str]:
     """The paths of the layers as the model calls them. Raises ValueError for a wrong call."""
     for entry in plan.factorised:
         if entry.nonzeros:
@@ -123,7 +126,7 @@ def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> list[str]:
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("factorize_sequentially: no batches")
-    return list(model.trace_of(first).layers)
+    return list(model.trace_of(first.inputs).layers)
 
 
 def _factorised(
@@ -186,8 +189,9 @@ class _Program(NamedTuple):
 
     Arguments:
         places: of the layers, by path; those of which there are no sums are left out.
-        sums: (leaves as they were, as they are, arrays of a batch, place of a layer) -> by groups
-            and size of a row the sums and the number of rows of that layer, zeros for others.
+        sums: (leaves as they were, as they are, arrays of a batch, weights of its rows, place of a
+            layer) -> by groups and size of a row the sums and the number of rows of that layer,
+            zeros for others.
         kinds: by path, what the layer's sums are found by.
     """
 
@@ -199,7 +203,7 @@ class _Program(NamedTuple):
 def _collected(
     model: TracedModel,
     present: Sequence[Any],
-    batches: Iterable[Any],
+    batches: Iterable[Fed],
     path: str,
     group: Sequence[str],
     programs: dict[Any, _Program],
@@ -212,18 +216,21 @@ def _collected(
     original, watch = model.leaves_of({}), Watch("factorize_sequentially")
     total: Any = None
     for batch in batches:
-        arrays, frame = split_arrays(batch)
-        key = (frame, tuple((array.shape, str(array.dtype)) for array in arrays))
+        arrays, frame = split_arrays(batch.inputs)
+        key = kind_of_batch(*batch)
         if key not in programs:
-            programs[key] = _program(model.trace_of(batch), group, frame)
+            programs[key] = _program(model.trace_of(batch.inputs), group, frame)
         program = programs[key]
         if path not in program.places:
-            return _alone(model, present, batches, path)
-        made = program.sums(original, present, arrays, program.places[path])[program.kinds[path]]
+            return _alone(model, present, batches, path, weighed=batch.weights is not None)
+        place, kind = program.places[path], program.kinds[path]
+        made = program.sums(original, present, arrays, batch.weights, place)[kind]
         watch.add({path: made}, lambda path: f"layer {path!r}")
         total = made if total is None else jax.tree.map(jnp.add, total, made)
     watch.close()
     sums, rows = total
+    if not rows:
+        raise ValueError(no_rows_left("factorize_sequentially", path))
     return jax.tree.map(lambda part: part / rows, sums)
 
 
@@ -242,10 +249,13 @@ def _side_by_side(trace: Trace, asked: Mapping[int, SummedCall]) -> bool:
 
 
 def _alone(
-    model: TracedModel, present: Sequence[Any], batches: Iterable[Any], path: str
+    model: TracedModel, present: Sequence[Any], batches: Iterable[Fed], path: str, *, weighed: bool
 ) -> InputMeans:
     """The means of the network as it is by now, whose kernel stays the one to approximate."""
-    ask = Question("factorize_sequentially", model.trace_of)
+    row_weights = attrgetter("weights") if weighed else None
+    ask = Question(
+        "factorize_sequentially", model.trace_of, Reading(first=True), row_weights=row_weights
+    )
     found = collect(ask, present, batches, paths=re.escape(path), memory=2**40)[path]
     return InputMeans(found.inputs, None, found.mean, found.mean, found.outputs)
 
@@ -265,12 +275,12 @@ def _program(trace: Trace, group: Sequence[str], frame: Any) -> _Program:
 
     @jax.jit
     def sums(
-        original: Any, present: Any, arrays: Any, place: Array
+        original: Any, present: Any, arrays: Any, weights: Any, place: Array
     ) -> dict[str, tuple[InputMeans, Array]]:
         now, was = passing(present, arrays), passing(original, arrays)
         total: dict[str, Any] = {}
         for number, call in asked.items():
-            made = _sums_where(place == places[call.path], call, now[number], was[number])
+            made = _sums_where(place == places[call.path], call, weights, now[number], was[number])
             kind = _kind(call)
             # All but the layer's own are zeros.
             total[kind] = jax.tree.map(jnp.add, total[kind], made) if kind in total else made
@@ -285,14 +295,16 @@ def _kind(call: SummedCall) -> str:
 
 
 def _sums_where(
-    asked: Bool[Array, ""], call: SummedCall, now: Array, was: Array
+    asked: Bool[Array, ""], call: SummedCall, weights: Array | None, now: Array, was: Array
 ) -> tuple[InputMeans, Array]:
     """The sums of one call and its number of rows; zeros where they are not asked for."""
 
     def made(now: Array, was: Array) -> tuple[InputMeans, Array]:
         assert isinstance(call.rows, Patches | Vectors)
-        own = InputMeans(*call.rows.pair_sums(now, was))
-        return own, number_of_rows(call.rows, now.shape, None)
+        rows, own = call.rows, weights
+        if own is not None:
+            own = laid_out(own, rows.front(now.shape), constant=call.constant)
+        return InputMeans(*rows.pair_sums(now, was, own)), number_of_rows(rows, now.shape, own)
 
     shapes = jax.eval_shape(made, now, was)
 
