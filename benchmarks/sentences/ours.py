@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 import tdjax
 from benchmarks.sentences.peers import rank_of
@@ -67,6 +66,15 @@ def factors_of(task: Task, plan: tdjax.Plan, moments: Moments, **options: Any) -
     return Small(plan, {**task.variables, "params": params})
 
 
+def sequential(task: Task, plan: tdjax.Plan, moments: Moments) -> Small:
+    """Layer after layer, each making up for what those before it lost."""
+    params = tdjax.factorize_sequentially(
+        task.model, task.variables, plan, task.batches, moments=moments, correct_bias=True,
+        row_weights=row_weights,
+    )  # fmt: skip
+    return Small(plan, {**task.variables, "params": params})
+
+
 def refined(task: Task, small: Small, epochs: int, seed: int, **options: Any) -> Small:
     """Fitted to the answers of the dense network, without labels."""
     found = tdjax.refine(
@@ -77,8 +85,9 @@ def refined(task: Task, small: Small, epochs: int, seed: int, **options: Any) ->
 
 
 def kept(task: Task, small: Small) -> Kept:
-    """What is left."""
-    return task.kept(tdjax.factorize(task.model, small.plan), small.variables)
+    """What is left, by the products of the factors: kernels need no program of their own."""
+    params = tdjax.reconstruct_params(small.variables["params"], small.plan)
+    return task.kept({**small.variables, "params": params})
 
 
 def share_of(task: Task, plan: tdjax.Plan) -> float:

@@ -1,12 +1,12 @@
 """Low rank as others do it, in NumPy: kernels (in, out) of layers y = x K.
 
-    Frobenius  the nearest matrix of that rank (Eckart and Young 1936)
-    ASVD       rows of K scaled by mean |x_i| to the power 0.5 (Yuan et al. 2023, arXiv 2312.05821)
-    FWSVD      rows of K scaled by the root of their Fisher information (Hsu et al. 2022,
-               arXiv 2207.00112)
-    SVD-LLM    inputs whitened by the Cholesky factor of their second moment, truncated; and with
-               the second factor fitted again, block after block, to what the dense layer puts out
-               (Wang et al. 2024, arXiv 2403.07378)
+Frobenius  the nearest matrix of that rank (Eckart and Young 1936)
+ASVD       rows of K scaled by mean |x_i| to the power 0.5 (Yuan et al. 2023, arXiv 2312.05821)
+FWSVD      rows of K scaled by the root of their Fisher information (Hsu et al. 2022,
+           arXiv 2207.00112)
+SVD-LLM    inputs whitened by the Cholesky factor of their second moment, truncated; and with
+           the second factor fitted again, block after block, to what the dense layer puts out
+           (Wang et al. 2024, arXiv 2403.07378)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 Kernel = Float[np.ndarray, "i o"]
 Square = Float[np.ndarray, "i i"]
-# Added to the diagonal of second moments, relative to its mean, where they are factorised or solved.
+# Added to the diagonal of second moments, relative to its mean.
 RIDGE = 1e-6
 
 
@@ -73,15 +73,10 @@ def whitened(kernel: Kernel, moment: Square) -> Factors:
     return Factors(np.linalg.solve(lower.T, first), second)
 
 
-def fitted(kernel: Kernel, first: Float[np.ndarray, "i r"], now: Square, cross: Square) -> Factors:
-    """The second factor fitted by least squares to x K where x^ is what comes in.
-
-    Arguments:
-        now: E[x^ x^^T].
-        cross: E[x^ x^T].
-    """
-    inner = ridged(first.T @ now.astype(np.float64) @ first)
-    return Factors(first, np.linalg.solve(inner, first.T @ (cross.astype(np.float64) @ kernel)))
+def fitted(kernel: Kernel, first: Float[np.ndarray, "i r"], moment: Square) -> Factors:
+    """The second factor by least squares, for inputs that have a second moment."""
+    through = first.T @ moment.astype(np.float64)
+    return Factors(first, np.linalg.solve(ridged(through @ first), through @ kernel))
 
 
 def ridged(moment: Square) -> Square:

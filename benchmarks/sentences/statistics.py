@@ -73,34 +73,28 @@ def fisher_of(task: Task, seed: int) -> dict[str, Float[np.ndarray, " i"]]:
     return total
 
 
-def updated(
-    task: Task, start: Mapping[str, Factors], towards: str
-) -> dict[str, Factors]:
-    """SVD-LLM block after block, the second factors fitted on what the blocks before hand on.
+def updated(task: Task, start: Mapping[str, Factors]) -> dict[str, Factors]:
+    """Factors of SVD-LLM, the second ones fitted to what the dense matrices make of the inputs.
+
+    Block after block: the inputs are what the dense block has of what the compressed blocks before
+    it hand on.
 
     Arguments:
         start: of all matrices, by path.
-        towards: "same", what the dense matrix makes of the same inputs; or "dense", what it makes
-            of those that it has in the dense network.
     """
     found: dict[str, Factors] = {}
-    dense, now = embedded(task), embedded(task)
+    rows = embedded(task)
     for block in blocks_of(task):
-        sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for place in range(len(dense)):
-            dense[place], was = passed(task, block, dense[place], place)
-            _, own = passed(task, block, now[place], place)
-            for name, x in own.items():
-                new = x.T @ x, x.T @ (x if towards == "same" else was[name])
-                known = sums.get(name, (0.0, 0.0))
-                sums[name] = known[0] + new[0], known[1] + new[1]
+        moments: dict[str, np.ndarray] = {}
+        for place, own in enumerate(rows):
+            for name, x in passed(task, block, own, place)[1].items():
+                moments[name] = moments.get(name, 0.0) + x.T @ x
         small = {}
         for name in MATRICES:
             path = f"{block}/{name}"
-            own = fitted(task.kernels[path], start[path].first, *sums[name])
-            small[name] = found[path] = own
-        for place, rows in enumerate(now):
-            now[place], _ = passed(task, block, rows, place, small)
+            small[name] = fitted(task.kernels[path], start[path].first, moments[name])
+            found[path] = small[name]
+        rows = [passed(task, block, own, place, small)[0] for place, own in enumerate(rows)]
     return found
 
 

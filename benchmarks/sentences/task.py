@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -75,15 +74,19 @@ class Task:
     @cached_property
     def dense(self) -> Float[np.ndarray, "b w"]:
         """What the dense network makes of the sentences that judge."""
-        return self.embeddings(self.model, self.variables)
+        return self._embeddings(self.variables)
 
-    def embeddings(self, model: nn.Module, variables: Any) -> Float[np.ndarray, "b w"]:
-        """What a network makes of the sentences that judge."""
-        return np.asarray(jax.jit(model.apply)(variables, *self.held_out))
+    def kept(self, variables: Any) -> Kept:
+        """What is left with other variables of the dense network."""
+        return compared(self.dense, self._embeddings(variables))
 
-    def kept(self, model: nn.Module, variables: Any) -> Kept:
-        """What is left."""
-        return compared(self.dense, self.embeddings(model, variables))
+    @cached_property
+    def _program(self) -> Callable[..., Any]:
+        """Compiled once for all methods."""
+        return jax.jit(self.model.apply)
+
+    def _embeddings(self, variables: Any) -> Float[np.ndarray, "b w"]:
+        return np.asarray(self._program(variables, *self.held_out))
 
     def with_kernels(self, kernels: Mapping[str, Any]) -> Any:
         """The variables with other matrices, by path."""

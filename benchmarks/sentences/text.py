@@ -27,22 +27,34 @@ class Texts(NamedTuple):
     held_out: list[str]
 
 
-def draw_texts(seen: int, held_out: int, fits: Callable[[str], bool], seed: int) -> Texts:
+def draw_texts(
+    seen: int,
+    held_out: int,
+    fits: Callable[[str], bool],
+    seed: int,
+    library: str | Path | None = None,
+) -> Texts:
     """Sentences at random, of which no two are the same.
 
     Arguments:
         seen, held_out: how many.
         fits: whether a sentence can be taken.
         seed: of which modules are for which, and of the choice among their sentences.
+        library: folder of the modules; None for that of Python's own.
 
     Raises ValueError where there are too few.
     """
     drawn = np.random.default_rng(seed)
-    files = sorted(_modules())
+    files = sorted(_modules(Path(library or sysconfig.get_paths()["stdlib"])))
     apart = drawn.permutation(len(files)) < APART * len(files)
     found: list[list[str]] = []
     for group, number in ((apart, held_out), (~apart, seen)):
-        own = (text for file, is_in in zip(files, group, strict=True) if is_in for text in of(file))
+        own = (
+            text
+            for file, is_in in zip(files, group, strict=True)
+            if is_in
+            for text in sentences_of(file)
+        )
         texts = [text for text in dict.fromkeys(own) if not any(text in known for known in found)]
         texts = [texts[place] for place in drawn.permutation(len(texts)) if fits(texts[place])]
         if len(texts) < number:
@@ -51,8 +63,8 @@ def draw_texts(seen: int, held_out: int, fits: Callable[[str], bool], seed: int)
     return Texts(found[1], found[0])
 
 
-def of(path: Path) -> list[str]:
-    """Whole sentences of plain words in the documentation inside a module; none of a damaged one."""
+def sentences_of(path: Path) -> list[str]:
+    """Whole sentences in the documentation inside a module; none of a damaged one."""
     try:
         tree = ast.parse(path.read_text("utf-8"))
     except (SyntaxError, UnicodeDecodeError):
@@ -62,8 +74,7 @@ def of(path: Path) -> list[str]:
     return [text for text in _cut(filter(None, texts)) if SENTENCE.fullmatch(text)]
 
 
-def _modules() -> Iterator[Path]:
-    library = Path(sysconfig.get_paths()["stdlib"])
+def _modules(library: Path) -> Iterator[Path]:
     for path in library.rglob("*.py"):
         if not LEFT_OUT & set(path.relative_to(library).parts):
             yield path

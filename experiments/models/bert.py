@@ -38,7 +38,9 @@ class SentenceEncoder(nn.Module):
     def __call__(self, ids: Int[Array, "b t"], mask: Int[Array, "b t"]) -> Float[Array, "b w"]:
         """Unit vectors (b, width) of sentences (b, t); the mask is 0 where there is padding."""
         if ids.shape[1] > self.places:
-            raise ValueError(f"{ids.shape[1]} word pieces; the encoder has places for {self.places}")
+            raise ValueError(
+                f"{ids.shape[1]} word pieces; the encoder has places for {self.places}"
+            )
         words = nn.Embed(self.vocabulary, self.width, name="embeddings.word_embeddings")(ids)
         places = nn.Embed(self.places, self.width, name="embeddings.position_embeddings")(
             jnp.arange(ids.shape[1])
@@ -65,9 +67,7 @@ class Block(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t w"], seen: Bool[Array, "b t"]
-    ) -> Float[Array, "b t w"]:
+    def __call__(self, x: Float[Array, "b t w"], seen: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
         """Tokens, as many and as wide as those that came in; those of padding go to none."""
         width = x.shape[-1]
         query, key, value = (
