@@ -55,7 +55,7 @@ def main(_: list[str]) -> None:
     print(f"{describe_machine()}\n{settings}\n", flush=True)
     print("| method | asked | kept | cosine | rank correlation | seconds |")
     print("|---|---:|---:|---:|---:|---:|")
-    task = read_task(FOLDER.value, SENTENCES.value, HELD_OUT.value, WIDTH.value, SEED.value)
+    task = read_task(str(FOLDER.value), SENTENCES.value, HELD_OUT.value, WIDTH.value, SEED.value)
     measured = Measured(task, settings)
     for own in measure(measured, methods, [float(value) for value in SHARES.value], records):
         print(

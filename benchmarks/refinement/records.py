@@ -48,8 +48,8 @@ class Records:
     """
 
     path: Path | None
-    schema: Schema
     found: dict[Identity, Record] = field(default_factory=dict)
+    schema: Schema = field(default_factory=lambda: SCHEMA)
 
     def get(self, run: Record) -> Record | None:
         """The record of a run, None where it is missing."""
@@ -69,4 +69,4 @@ class Records:
 
 def read_records(path: Path | None, schema: Schema = SCHEMA) -> Records:
     """What a file holds, if there is one."""
-    return Records(path, schema, {} if path is None else dict(read_journal(path, schema).found))
+    return Records(path, {} if path is None else dict(read_journal(path, schema).found), schema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,5 +109,5 @@ def read_task(folder: str | Path, seen: int, held_out: int, width: int, seed: in
     """A published encoder, and sentences of at most so many word pieces."""
     model, variables, pieces = load_sentence_encoder(folder)
     texts = draw_texts(seen, held_out, lambda text: len(pieces.ids(text)) <= width, seed)
-    tokens = (pieces.tokens(own, width) for own in texts)
-    return Task(model, variables, *tokens)
+    tokens_of = partial(pieces.tokens, width=width)
+    return Task(model, variables, tokens_of(texts.seen), tokens_of(texts.held_out))
