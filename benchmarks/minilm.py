@@ -29,9 +29,7 @@ from benchmarks.timing import describe_machine
 
 FOLDER = flags.DEFINE_string("folder", None, "Of the network: config, weights, vocabulary.")
 RECORDS = flags.DEFINE_string("records", None, "File of JSON lines to go on from and add to.")
-NAMES = flags.DEFINE_list(
-    "methods", None, "Of the table, with ':' for ', ' as loss:refined; all if none is named."
-)
+NAMES = flags.DEFINE_list("methods", list(METHODS), "Rows of the table.")
 SHARES = flags.DEFINE_list("shares", ["0.75", "0.5", "0.35", "0.25"], "Of the matrices, kept.")
 SENTENCES = flags.DEFINE_integer("sentences", 2208, "For calibration.", lower_bound=1)
 HELD_OUT = flags.DEFINE_integer("held_out", 200, "That judge.", lower_bound=3)
@@ -44,8 +42,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of sentences, signs and refinement.")
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
     warnings.filterwarnings("ignore", message="too few rows")
-    methods = [name.replace(":", ", ") for name in NAMES.value or METHODS]
-    unknown = set(methods) - set(METHODS)
+    unknown = set(NAMES.value) - set(METHODS)
     if unknown:
         raise app.UsageError(f"--methods: {unknown} are not among {', '.join(METHODS)}")
     settings = Settings(
@@ -56,8 +53,9 @@ def main(_: list[str]) -> None:
     print("| method | asked | kept | cosine | rank correlation | seconds |")
     print("|---|---:|---:|---:|---:|---:|")
     task = read_task(str(FOLDER.value), SENTENCES.value, HELD_OUT.value, WIDTH.value, SEED.value)
+    shares = [float(value) for value in SHARES.value]
     measured = Measured(task, settings)
-    for own in measure(measured, methods, [float(value) for value in SHARES.value], records):
+    for own in measure(measured, NAMES.value, shares, records):
         print(
             f"| {own['method']} | {own['asked']:.0%} | {own['share']:.1%} | {own['cosine']:.3f} "
             f"| {own['rank']:.3f} | {own['seconds']:.0f} |",

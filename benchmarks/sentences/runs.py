@@ -16,11 +16,9 @@ from benchmarks.sentences.peers import Factors
 from benchmarks.sentences.task import Kept, Task
 from experiments.workdir.journal import Kind, share
 
-PEERS = ("Frobenius", "ASVD", "FWSVD", "SVD-LLM", "SVD-LLM, updated")
-# Those with a comma add to what stands before it.
-OURS = (
-    "covariance", "Kronecker", "Kronecker, biases", "sequential", "loss", "loss, refined",
-)  # fmt: skip
+PEERS = ("Frobenius", "ASVD", "FWSVD", "SVD-LLM", "SVD-LLM+update")
+# Those with a plus add to what stands before it.
+OURS = ("covariance", "Kronecker", "Kronecker+biases", "sequential", "loss", "loss+refine")
 METHODS = (*PEERS, *OURS)
 
 
@@ -85,7 +83,7 @@ class Measured:
 
     def of_peer(self, method: str, asked: float) -> tuple[Kept, float]:
         """What a peer keeps, and at what share of the parameters."""
-        name = method.removesuffix(", updated")
+        name = method.removesuffix("+update")
         if name not in self.whole:
             self.whole[name] = self._whole(name)
         kernels = self.task.kernels
@@ -124,7 +122,7 @@ class Measured:
             norm = "covariance" if method == "covariance" else "kronecker"
             biases = method not in ("covariance", "Kronecker")
             small = ours.factors_of(task, plan, self.moments, norm=norm, correct_bias=biases)
-        if method == "loss, refined":
+        if method == "loss+refine":
             small = ours.refined(task, small, settings.epochs, settings.seed)
         return ours.kept(task, small), ours.share_of(task, plan)
 
