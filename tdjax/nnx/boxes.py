@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax.core.meta import Partitioned
 from jax.sharding import PartitionSpec
 
 from tdjax.nnx.graph import array_of
 from tdjax.params.partitioning import unboxed
+from tdjax.params.stored import is_quantised
+from tdjax.params.storing import full_array
 from tdjax.plan.layers import Storage
 
 # What the versions of Flax call the names of a parameter's axes.
@@ -39,7 +42,20 @@ def variable_like(variable: Any, value: Any, storage: Storage) -> Any:
             assert storage.stack is not None
             names.pop(storage.stack)
         metadata[key] = PartitionSpec(*names) if isinstance(given, PartitionSpec) else tuple(names)
+    metadata = {key: own for key, own in metadata.items() if own is not _full}
+    if is_quantised(value) or _is_halved(unboxed(value), variable):
+        metadata["on_get_value"] = _full
     return type(variable)(unboxed(value), **metadata)
+
+
+def _full(_: Any, value: Any) -> Any:
+    """What is read of a parameter that is stored in fewer bits: the array that it stands for."""
+    return full_array(value) if hasattr(value, "dtype") else value
+
+
+def _is_halved(array: Any, before: Any) -> bool:
+    """Whether an array is stored in half of the bits of the one before."""
+    return bool(array.dtype == jnp.bfloat16 and array_of(before).dtype == jnp.float32)
 
 
 def _names(variable: Any) -> list[Any] | None:

@@ -10,11 +10,19 @@ from typing import Any
 
 from tdjax.hints import did_you_mean
 from tdjax.plan.chain import chain_of
+from tdjax.plan.dtypes import FLOAT_BYTES, dtype_problem, stored_bytes
 from tdjax.plan.form import Form
 from tdjax.plan.layers import CONVOLUTIONS, Layer
 from tdjax.plan.predicted import Predicted, with_times
 from tdjax.plan.printing import Table, as_html, as_text
-from tdjax.plan.reading import PLAN_VERSION, SECOND_VERSION, THIRD_VERSION, read_plan, version_of
+from tdjax.plan.reading import (
+    FOURTH_VERSION,
+    PLAN_VERSION,
+    SECOND_VERSION,
+    THIRD_VERSION,
+    read_plan,
+    version_of,
+)
 from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
 from tdjax.plan.timing import Profile, profile_calls
 from tdjax.plan.ways import check_way, ways_from, ways_problem, ways_text
@@ -34,18 +42,26 @@ class PlannedLayer:
         reason: why the layer is kept dense.
         ways: by which of several exact programs it is computed, see `Plan.with_ways`; () where a
             rule chooses when the model is traced.
+        dtype: how its factors, or its kernel, are stored, of `tdjax.plan.dtypes.DTYPES`; None for
+            the numbers of the kernel as they are. See `Plan.with_dtypes`.
 
-    Raises ValueError for ways that the layer cannot be computed in.
+    Raises ValueError for ways that the layer cannot be computed in, and for a dtype that it cannot
+    be stored in.
     """
 
     layer: Layer
     form: Form | None = None
     reason: str | None = None
     ways: tuple[str, ...] = ()
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse ways that are none."""
+        """Refuse ways and numbers that are none."""
         problem = ways_problem(self.layer, self.stages, self.ways) if self.ways else None
+        if problem is None and self.dtype is not None:
+            problem = dtype_problem(
+                self.layer, self.dtype, dense=self.form is None, nonzeros=self.nonzeros
+            )
         if problem is not None:
             raise ValueError(f"layer {self.layer.path!r}: {problem}")
 
@@ -97,6 +113,17 @@ class PlannedLayer:
         if self.form is None:
             return self.layer.size
         return self.layer.copies * (self.chain.size + self.nonzeros)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its weights afterwards, the scales of integers and indices included.
+
+        Numbers whose dtype the plan does not say count as float32.
+        """
+        if self.dtype is None:
+            return FLOAT_BYTES * self.size + self.index_bits // 8
+        shapes = [stage.kernel_shape for stage in self.stages] or [self.layer.storage.shape]
+        return self.layer.copies * sum(stored_bytes(shape, self.dtype) for shape in shapes)
 
     @property
     def index_bits(self) -> int:
@@ -159,6 +186,16 @@ class Plan:
     def size(self) -> int:
         """Parameters of the whole factorised model."""
         return self.other + sum(entry.size for entry in self.layers)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the whole model as it was, in float32."""
+        return FLOAT_BYTES * self.size_before
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole factorised model, as the plan stores it; all else in float32."""
+        return FLOAT_BYTES * self.other + sum(entry.bytes for entry in self.layers)
 
     @property
     def index_bits(self) -> int:
@@ -248,6 +285,37 @@ class Plan:
         # What was predicted is for other ways.
         return replace(self, layers=layers, predicted=None)
 
+    def with_dtypes(self, dtypes: str | Mapping[str, str | None] | None) -> Plan:
+        """The plan with other numbers in which its layers are stored.
+
+        "float32" is as trained, "bfloat16" half of it, "int8" and "int4" are integers with one
+        float32 scale for each output of an array. `tdjax.factorize_params` stores them so, and the
+        factorised model computes with what they stand for: memory and checkpoints are smaller, the
+        products are those of float32. `tdjax.dequantize` gives the floats back.
+
+            >>> import tdjax
+            >>> layer = tdjax.Layer("dense", "dense", (64, 64))
+            >>> plan = tdjax.Plan((tdjax.PlannedLayer(layer, tdjax.Form("svd", (8,))),))
+            >>> small = plan.with_dtypes("int8")
+            >>> plan.bytes_before, plan.bytes, small.bytes
+            (16384, 4096, 1312)
+
+        Arguments:
+            dtypes: for all factorised layers, or by the path of a layer, which may be one that is
+                kept dense: "float32", "bfloat16", "int8" or "int4"; None for the numbers as they
+                are.
+
+        Raises KeyError for a path that is no layer's, ValueError for a dtype that there is not, or
+        in which a layer cannot be stored.
+        """
+        if dtypes is None:
+            dtypes = {entry.layer.path: None for entry in self.layers}
+        elif isinstance(dtypes, str):
+            dtypes = {entry.layer.path: dtypes for entry in self.factorised}
+        made = {path: replace(self[path], dtype=own) for path, own in dtypes.items()}
+        layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
+        return replace(self, layers=layers)
+
     def __getitem__(self, path: str) -> PlannedLayer:
         """The entry of one layer. Raises KeyError that lists the paths there are."""
         for entry in self.layers:
@@ -277,9 +345,27 @@ class Plan:
         if self.other_macs:
             rows.append(("(other products)", *[""] * 5, count_text(self.other_macs), ""))
         table = Table(header, rows, total, self._notes(), numbers=(4, 5, 6, 7))
+        if any(entry.dtype for entry in self.layers):
+            table = self._with_bytes(table)
         if self.predicted is None:
             return table
         return with_times(table, self.predicted, [entry.layer.path for entry in self.layers])
+
+    def _with_bytes(self, table: Table) -> Table:
+        """The table with columns for how layers are stored."""
+        cells = [
+            (entry.dtype or "", *_change(FLOAT_BYTES * entry.layer.size, entry.bytes))
+            for entry in self.layers
+        ]
+        cells += [("", "", "")] * (len(table.rows) - len(cells))
+        last = len(table.header)
+        return Table(
+            (*table.header, "stored", "bytes", ""),
+            [(*row, *own) for row, own in zip(table.rows, cells, strict=True)],
+            (*table.total, "", *_change(self.bytes_before, self.bytes)),
+            table.notes,
+            (*table.numbers, last + 1, last + 2),
+        )
 
     def _notes(self) -> list[str]:
         reasons = [
@@ -343,8 +429,10 @@ def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
     layer = asdict(entry.layer)
     if version < THIRD_VERSION:
         del layer["dilated"]
-    ways = {"ways": entry.ways} if version >= PLAN_VERSION else {}
-    return {"layer": layer, **form, "reason": entry.reason, **variant, **ways}
+    later: dict[str, Any] = {"ways": entry.ways} if version >= FOURTH_VERSION else {}
+    if version >= PLAN_VERSION:
+        later["dtype"] = entry.dtype
+    return {"layer": layer, **form, "reason": entry.reason, **variant, **later}
 
 
 def _row(entry: PlannedLayer) -> tuple[str, ...]:
