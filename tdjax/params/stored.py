@@ -118,20 +118,20 @@ def is_quantised(leaf: Any) -> bool:
 
 
 def stored_kernels(
-    kernels: Mapping[str, Any], entry: PlannedLayer, *, evened: bool = True
+    kernels: Mapping[str, Any], entry: PlannedLayer, *, anew: bool = True
 ) -> dict[str, Any]:
     """The kernels of a layer's stages as its plan stores them.
 
     Arguments:
         kernels: by name, float32; of a stack with its axis.
-        evened: whether factors may be scaled against each other first.
+        anew: whether factors may be scaled against each other first.
 
     Raises ValueError for numbers that are no float32, or have names of axes around them.
     """
     if entry.dtype in (None, FLOAT32):
         return dict(kernels)
-    if evened and entry.dtype in LARGEST:
-        kernels = _evened(kernels, entry)
+    if anew and entry.dtype in LARGEST:
+        kernels = evened(kernels, entry)
     return {name: stored(kernel, entry) for name, kernel in kernels.items()}
 
 
@@ -163,18 +163,32 @@ def quantised(array: Float[Array, "*_"], dtype: str, *, stacked: bool = False) -
     # A program for each shape would take longer on the host.
     xp: Any = np if is_at_hand(array) else jnp
     x = xp.asarray(array)
+    values, scale = _values(x, dtype, stacked, xp)
+    values = values.astype(xp.int8)
+    if dtype == INT4:
+        odd = [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)]
+        pairs = xp.pad(values, odd).astype(xp.uint8) & 15
+        values = pairs[..., ::2] | (pairs[..., 1::2] << 4)
+    return Quantised(jnp.asarray(values), jnp.asarray(scale))
+
+
+def rounded(array: Float[np.ndarray, "*_"], dtype: str, *, stacked: bool) -> np.ndarray:
+    """What an array of the host stands for once it is stored as `dtype`; see `quantised`."""
+    if dtype == BFLOAT16:
+        return array.astype(jnp.bfloat16).astype(np.float32)
+    values, scale = _values(array, dtype, stacked, np)
+    return np.asarray(values * scale, np.float32)
+
+
+def _values(x: Any, dtype: str, stacked: bool, xp: Any) -> tuple[Any, Any]:
+    """Whole numbers, and the scales that they are times."""
     axes = tuple(range(int(stacked), x.ndim - 1))
     largest = LARGEST[dtype]
     scale = xp.max(xp.abs(x), axis=axes, keepdims=True) / largest
     if dtype == INT4:
         scale = _cut(x, scale, axes, largest, xp)
     scale = xp.where(scale > 0, scale, 1.0).astype(xp.float32)
-    values = _rounded(x, scale, largest, xp).astype(xp.int8)
-    if dtype == INT4:
-        odd = [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)]
-        pairs = xp.pad(values, odd).astype(xp.uint8) & 15
-        values = pairs[..., ::2] | (pairs[..., 1::2] << 4)
-    return Quantised(jnp.asarray(values), jnp.asarray(scale))
+    return _rounded(x, scale, largest, xp), scale
 
 
 def _rounded(x: Any, scale: Any, largest: int, xp: Any) -> Any:
@@ -191,7 +205,7 @@ def _cut(x: Any, scale: Any, axes: tuple[int, ...], largest: int, xp: Any) -> An
     return best
 
 
-def _evened(kernels: Mapping[str, Any], entry: PlannedLayer) -> dict[str, Any]:
+def evened(kernels: Mapping[str, Any], entry: PlannedLayer) -> dict[str, Any]:
     """Factors that stand for the same kernel, the inputs of each after the first of one size.
 
     The outputs of a stage have a scale each, its inputs share them: a small one would drown in the

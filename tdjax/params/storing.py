@@ -52,8 +52,8 @@ def stored_tree(params: Params, plan: Plan) -> dict[str, Any]:
         _check(own, entry)
         kernels = {stage.name: full_array(own[stage.name]["kernel"]) for stage in entry.stages}
         # Those that are stored so already stay bit for bit.
-        evened = not any(is_quantised(own[name]["kernel"]) for name in kernels)
-        for name, kernel in stored_kernels(kernels, entry, evened=evened).items():
+        anew = not any(is_quantised(own[name]["kernel"]) for name in kernels)
+        for name, kernel in stored_kernels(kernels, entry, anew=anew).items():
             put(result, join_path(path, name), {"kernel": kernel})
     return result
 
