@@ -224,6 +224,7 @@ def _timed(layer: Layer, own: Choices, options: ChoiceOptions) -> Choices:
     """Choices with the column of their times; none in a form that was not timed."""
     if options.clock is None:
         return own
+    assert own.form is not None
     if not len(own.costs) or not options.clock.knows(layer.path, own.form):
         return own._replace(ranks=own.ranks[:0], costs=np.zeros((0, len(COSTS)), np.int64))
     times = options.clock.parts(layer.path, own.form, own.ranks)

@@ -54,13 +54,14 @@ def alds(layer: Layer, array: Any, choices: Sequence[Choices], objective: str) -
     Without the root, as in the released code, it is none, and favours many groups.
     """
     parts = parts_of(array, layer)
-    folds = {own.form.fold for own in choices}
+    forms = [own.form for own in choices if own.form is not None]
+    folds = {form.fold for form in forms}
     largest = {fold: _operator_norms(parts, layer, fold) for fold in folds}
     found = []
-    for own in choices:
-        values = singular_values(_folded(parts, layer, own.form)) / largest[own.form.fold]
+    for own, form in zip(choices, forms, strict=True):
+        values = singular_values(_folded(parts, layer, form)) / largest[form.fold]
         errors = np.append(np.max(values, axis=(0, 1)), 0.0)
-        scale = math.sqrt(own.form.splits) if objective == "bound" else 1.0
+        scale = math.sqrt(form.splits) if objective == "bound" else 1.0
         found.append(scale * errors[own.ranks[:, 0]])
     return found
 
@@ -178,7 +179,7 @@ class _Data(NamedTuple):
             found.append(Sample(entry, int(costs[0]), factors))
         return found
 
-    def lost(self, parts: Float[np.ndarray, p * _]) -> float:
+    def lost(self, parts: Float[np.ndarray, "*_"]) -> float:
         """tr(G E^T S E) of a change E of the layer's kernels."""
         # What rank 0 loses is all there is.
         return float(low_rank_losses(parts, *self.moments)[:, 0].sum())

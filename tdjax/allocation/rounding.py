@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -23,6 +24,8 @@ from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.tt_matrix import TTMatrixChain
 
+# What a change of kernels loses, (p, *window, C, T) as of `parts_of`.
+Lost = Callable[[np.ndarray], float]
 # Strategies that know what rounding loses.
 ROUNDED = ("energy", "loss")
 # What rounding loses is no less than this share of all, so that it has a logarithm.
@@ -101,7 +104,7 @@ class Sample(NamedTuple):
 def rounding_losses(
     many: Choices,
     samples: Sequence[Sample],
-    lost: Callable[[Float[np.ndarray, p * _]], float],
+    lost: Lost,
 ) -> Float[np.ndarray, " n"]:
     """What rounding makes the choices lose beyond what their ranks do.
 
@@ -120,7 +123,7 @@ def rounding_losses(
     return np.exp(np.interp(np.log(many.costs[:, COUNTED.index(PARAMS)]), sizes, logs))
 
 
-def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, p * _]:
+def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, "*_"]:
     """What rounding changes in the kernels that factors stand for."""
     assert entry.dtype is not None
     stacked = entry.layer.storage.stack is not None
@@ -128,8 +131,8 @@ def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, p * _]:
     kernels = evened(kernels, entry) if entry.dtype in LARGEST else kernels
     after = {name: rounded(own, entry.dtype, stacked=stacked) for name, own in kernels.items()}
     if stacked or isinstance(entry.chain, TTMatrixChain) or _has_groups(entry):
-        whole = (np.asarray(reconstruct_array(own, entry)) for own in (kernels, after))
-        before, now = whole
+        every = [jax.tree.map(jnp.asarray, dict(own)) for own in (kernels, after)]
+        before, now = (as_numpy(reconstruct_array(own, entry)) for own in every)
         return parts_of(before - now, entry.layer)
     # Thin layers one after the other, each over its own axes of the window: a program for each
     # shape would take longer.
@@ -142,9 +145,7 @@ def _has_groups(entry: PlannedLayer) -> bool:
     return any(stage.groups > 1 for stage in entry.stages)
 
 
-def dense_loss(
-    array: Any, layer: Layer, dtype: str, lost: Callable[[Float[np.ndarray, p * _]], float]
-) -> float:
+def dense_loss(array: Any, layer: Layer, dtype: str, lost: Lost) -> float:
     """What rounding makes the dense layer lose; `lost` as of `rounding_losses`."""
     before = np.asarray(array, np.float32)
     after = rounded(before, dtype, stacked=layer.storage.stack is not None)

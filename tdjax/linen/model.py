@@ -99,7 +99,7 @@ class Factors:
     @cached_property
     def stored(self) -> dict[str, tuple[str, ...]]:
         """By path of a module, the arrays that are stored in fewer bits than they have."""
-        found = {}
+        found: dict[str, tuple[str, ...]] = {}
         for entry in self.plan.layers:
             path = entry.layer.path
             if entry.dtype is not None:

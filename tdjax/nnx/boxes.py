@@ -10,8 +10,7 @@ from jax.sharding import PartitionSpec
 
 from tdjax.nnx.graph import array_of
 from tdjax.params.partitioning import unboxed
-from tdjax.params.stored import is_quantised
-from tdjax.params.storing import full_array
+from tdjax.params.stored import Quantised
 from tdjax.plan.layers import Storage
 
 # What the versions of Flax call the names of a parameter's axes.
@@ -42,15 +41,10 @@ def variable_like(variable: Any, value: Any, storage: Storage) -> Any:
             assert storage.stack is not None
             names.pop(storage.stack)
         metadata[key] = PartitionSpec(*names) if isinstance(given, PartitionSpec) else tuple(names)
-    metadata = {key: own for key, own in metadata.items() if own is not _full}
-    if is_quantised(value) or _is_halved(unboxed(value), variable):
-        metadata["on_get_value"] = _full
+    if _is_halved(unboxed(value), variable):
+        # Layers are to read of it what they did before.
+        value = Quantised(unboxed(value), None)
     return type(variable)(unboxed(value), **metadata)
-
-
-def _full(_: Any, value: Any) -> Any:
-    """What is read of a parameter that is stored in fewer bits: the array that it stands for."""
-    return full_array(value) if hasattr(value, "dtype") else value
 
 
 def _is_halved(array: Any, before: Any) -> bool:

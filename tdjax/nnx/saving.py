@@ -17,7 +17,7 @@ from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.corrections import COLLECTION, unpacked
 from tdjax.params.partitioning import box_factor, unboxed
 from tdjax.params.placing import factor_shardings, placed, sharding_of
-from tdjax.params.stored import is_around
+from tdjax.params.stored import Quantised, is_around, is_quantised
 from tdjax.params.tree import find, join_path, put
 from tdjax.plan.plan import Plan
 from tdjax.plan.stage import CORRECTION
@@ -49,9 +49,14 @@ def variables_of(source: Any) -> dict[str, Any]:
         put(
             tree.setdefault(group, {}),
             join_path(*names[:-1]),
-            {names[-1]: jax.random.key_data(leaf) if key else leaf},
+            {names[-1]: jax.random.key_data(leaf) if key else _plain(leaf)},
         )
     return tree
+
+
+def _plain(leaf: Any) -> Any:
+    """A leaf as Linen has it."""
+    return leaf.values if is_quantised(leaf) and leaf.scale is None else leaf
 
 
 def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
@@ -166,4 +171,6 @@ def _value(names: Names, leaf: Any, saved: Any, *, needed: bool) -> Any:
             f"load_factorised: {text!r} was saved with shape {saved.shape}, but that of like is "
             f"{leaf.shape}"
         )
-    return placed(saved, sharding_of(leaf))
+    found = placed(saved, sharding_of(leaf))
+    halved = is_quantised(leaf) and leaf.scale is None
+    return Quantised(found, None) if halved else found

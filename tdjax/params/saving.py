@@ -201,7 +201,7 @@ def _joined(tree: Tree, plan: Plan) -> dict[str, Any]:
     for entry in plan.layers:
         if entry.dtype not in LARGEST:
             continue
-        stages = [(stage.name, "kernel") for stage in entry.stages]
+        stages: list[tuple[str, ...]] = [(stage.name, "kernel") for stage in entry.stages]
         for names in stages or [array_names(entry.layer)[len(split_path(entry.layer.path)) :]]:
             path = join_path(*["params"] * whole, *split_path(entry.layer.path), *names)
             own = find(tree, path)

@@ -32,14 +32,16 @@ ARRAYS = ("values", "scale")
 class Quantised:
     """An array of float32 numbers as integers times scales.
 
+    Its parts are arrays, or what JAX puts in their place.
+
     Arguments:
         values: (*front, T) int8; or (*front, ceil(T / 2)) uint8, two numbers of four bits to a
-            byte, the first one in the lower half.
-        scale: (*ones, T) float32; of a stack with its axis in front.
+            byte, the first one in the lower half. In NNX models also bfloat16.
+        scale: (*ones, T) float32; of a stack with its axis in front. None beside bfloat16.
     """
 
-    values: Integer[Array, "*_"]
-    scale: Float[Array, "*_"]
+    values: Any
+    scale: Any
 
     def tree_flatten_with_keys(self) -> tuple[Any, None]:
         """For JAX."""
@@ -53,6 +55,8 @@ class Quantised:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the array that it stands for."""
+        if self.scale is None:
+            return tuple(self.values.shape)
         return (*self.values.shape[:-1], self.scale.shape[-1])
 
     @property
@@ -63,16 +67,22 @@ class Quantised:
     @property
     def dtype(self) -> Any:
         """Numbers of that array."""
-        return self.scale.dtype
+        return jnp.dtype(jnp.float32)
 
     @property
     def nbytes(self) -> int:
         """Bytes that are held."""
-        return int(self.values.nbytes + self.scale.nbytes)
+        return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self))
 
     def to_array(self) -> Float[Array, "*_"]:
         """The array that it stands for."""
-        return integers(self).astype(self.scale.dtype) * self.scale
+        if self.scale is None:
+            return jnp.asarray(self.values).astype(jnp.float32)
+        return integers(self).astype(jnp.float32) * self.scale
+
+    def __jax_array__(self) -> Float[Array, "*_"]:
+        """That array, as functions of JAX ask for it."""
+        return self.to_array()
 
     def __getitem__(self, index: Any) -> Float[Array, "*_"]:
         """A part of that array, as a variable of NNX asks for it."""
@@ -81,7 +91,7 @@ class Quantised:
 
 def integers(stored: Quantised) -> Integer[Array, "*_"]:
     """The integers themselves, one to a byte, (*front, T) int8."""
-    values, last = stored.values, stored.scale.shape[-1]
+    values, last = jnp.asarray(stored.values), stored.scale.shape[-1]
     if values.dtype != jnp.uint8:
         return values
     halves = jnp.stack([values & 15, values >> 4], axis=-1).astype(jnp.int8)
@@ -97,6 +107,8 @@ def array_of(leaf: Any) -> Any:
 def stored_dtype(leaf: Any) -> str:
     """In what numbers a leaf is stored."""
     leaf = unboxed(leaf)
+    if isinstance(leaf, Quantised) and leaf.scale is None:
+        return BFLOAT16
     if isinstance(leaf, Quantised):
         return INT4 if leaf.values.dtype == jnp.uint8 else INT8
     return str(jnp.dtype(leaf.dtype))
@@ -130,7 +142,7 @@ def stored_kernels(
     """
     if entry.dtype in (None, FLOAT32):
         return dict(kernels)
-    if anew and entry.dtype in LARGEST:
+    if anew and entry.dtype in LARGEST and not any(map(is_boxed, kernels.values())):
         kernels = evened(kernels, entry)
     return {name: stored(kernel, entry) for name, kernel in kernels.items()}
 
@@ -153,15 +165,16 @@ def stored(array: Any, entry: PlannedLayer) -> Any:
     return quantised(array, dtype, stacked=entry.layer.storage.stack is not None)
 
 
-def quantised(array: Float[Array, "*_"], dtype: str, *, stacked: bool = False) -> Quantised:
+def quantised(
+    array: Float[Array | np.ndarray, "*_"], dtype: str, *, stacked: bool = False
+) -> Quantised:
     """An array rounded to integers, with the scale of each entry of the last axis.
 
     Arguments:
         dtype: "int8" or "int4".
         stacked: whether the layers of a stack lie along the first axis.
     """
-    # A program for each shape would take longer on the host.
-    xp: Any = np if is_at_hand(array) else jnp
+    xp = _library(array)
     x = xp.asarray(array)
     values, scale = _values(x, dtype, stacked, xp)
     values = values.astype(xp.int8)
@@ -189,6 +202,11 @@ def _values(x: Any, dtype: str, stacked: bool, xp: Any) -> tuple[Any, Any]:
         scale = _cut(x, scale, axes, largest, xp)
     scale = xp.where(scale > 0, scale, 1.0).astype(xp.float32)
     return _rounded(x, scale, largest, xp), scale
+
+
+def _library(array: Any) -> Any:
+    """What computes with an array: on the host a program for each shape would take longer."""
+    return np if isinstance(array, np.ndarray) or is_at_hand(array) else jnp
 
 
 def _rounded(x: Any, scale: Any, largest: int, xp: Any) -> Any:
@@ -219,7 +237,7 @@ def evened(kernels: Mapping[str, Any], entry: PlannedLayer) -> dict[str, Any]:
         first, second = made[before.name], made[stage.name]
         if stage.groups > 1 or first.shape[-1] != second.shape[-2]:
             continue
-        xp: Any = np if is_at_hand(second) and is_at_hand(first) else jnp
+        xp = _library(second)
         first, second = xp.asarray(first), xp.asarray(second)
         axes = tuple(axis for axis in range(int(stacked), second.ndim) if axis != second.ndim - 2)
         size = xp.sqrt(xp.mean(second**2, axis=axes, keepdims=True))

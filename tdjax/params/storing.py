@@ -30,8 +30,8 @@ def full_params(params: Any, plan: Plan) -> Any:
 
 def _of_any(name: str, params: Any, plan: Plan, change: Callable[..., Any]) -> Any:
     if of_leaves(plan):
-        own = tree_of_plan(params, plan)
-        return own.filled(change(own.mapping, plan), plan)
+        leaves = tree_of_plan(params, plan)
+        return leaves.filled(change(leaves.mapping, plan), plan)
     check_mapping(name, params)
     own, variables = unpacked(params, plan)
     tree = change(own, plan)
