@@ -27,6 +27,7 @@ from tdjax.dispatch.swapped import Dense, losses_of, rises_of
 from tdjax.moments.collect import LayerMoments, RowWeights
 from tdjax.moments.feeding import fed
 from tdjax.moments.losses import LossFn
+from tdjax.plan.dtypes import FLOAT32
 from tdjax.progress import Progress, Steps
 
 Variables = Mapping[str, Any]
@@ -222,7 +223,9 @@ def _run(
     inventory = room.inventory(*arrays, reading.inputs(batches[0]), method=method)
     check_moments_fit(inventory.layers, moments)
     costs = tuple(shares_of(budgets[0], cost).of)
-    problem = posed(inventory, costs, "loss", moments=moments, key=key, **options)
+    problem = posed(
+        inventory, costs, "loss", moments=moments, dtypes=(FLOAT32,), key=key, **options
+    )
     groups = groups_of(list(problem.free), wanted)
     with steps.step("formats and ranks"):
         levels = levels_of(problem, budgets, cost)

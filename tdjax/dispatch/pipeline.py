@@ -28,6 +28,7 @@ from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
 from tdjax.dispatch.planning import allocate
+from tdjax.dispatch.storing import quantize
 from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments, RowWeights
 from tdjax.moments.losses import OUTPUTS, LossFn
@@ -82,6 +83,7 @@ def compress(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
@@ -105,6 +107,7 @@ def compress(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
@@ -129,6 +132,7 @@ def compress(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
@@ -152,6 +156,7 @@ def compress(
     methods: Sequence[str] = FORMATS,
     rules: Rules = (),
     multiple_of: int = 1,
+    dtypes: Sequence[str] | None = None,
     batch: int | None = None,
     timings: Timings | None = None,
     row_weights: RowWeights | None = None,
@@ -192,7 +197,8 @@ def compress(
             model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights` also a tuple
             (input, rest), whose rest these may use. Under `jax.distributed` each process has its
             own, and all get the same network.
-        budget, target, cost, rules, multiple_of: as for `tdjax.allocate`, a budget or a target;
+        budget, target, cost, rules, multiple_of, dtypes: as for `tdjax.allocate`, a budget or a
+            target; what is stored in fewer bits is rounded last of all, and trained as floats;
             here a budget of one number is a limit too, which small networks need not use up.
         batch, timings: as for `tdjax.allocate`, for a budget of time; where neither is given the
             batch is that of the first of `batches`.
@@ -225,7 +231,7 @@ def compress(
         batch=batch, timings=timings, strategy="energy", progress=progress,
         choices={"methods": methods, "moments": None, "rules": rules, "multiple_of": multiple_of},
     )  # fmt: skip
-    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings)
+    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings, dtypes)
     renews = source.room.keeps_batch_stats(*source.arrays)
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
     steps, total = Steps("compress", progress), number_in(batches)
@@ -239,25 +245,26 @@ def compress(
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
-            multiple_of=multiple_of, timings=timings,
+            multiple_of=multiple_of, dtypes=dtypes, timings=timings,
         )  # fmt: skip
     _check_equal(plan)
     with steps.step(f"factors of {len(plan.factorised)} layers"):
-        small = _factorised(source, plan, moments, starts)
+        # What is trained are floats; they are rounded at the end.
+        small = _factorised(source, plan.with_dtypes(None), moments, starts)
     if renews:
         with steps.step("batch statistics", "batch", total) as tick:
             small = _renewed(small, source, row_weights, tick)
-    if refine is False:
-        return small
-    pairs = together("compress", lambda: list(replace(source, automatic=True)))
-    obstacle = _obstacle(small, source, pairs, asked=refine is not True)
-    if obstacle is not None:
-        steps.tell(f"not refined: {obstacle}")
-        return small
-    options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
-    if row_weights is not None:
-        options["row_weights"] = partial(_weights, row_weights)
-    return _refined(small, source, pairs, options)
+    if refine is not False:
+        pairs = together("compress", lambda: list(replace(source, automatic=True)))
+        obstacle = _obstacle(small, source, pairs, asked=refine is not True)
+        if obstacle is not None:
+            steps.tell(f"not refined: {obstacle}")
+        else:
+            options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
+            if row_weights is not None:
+                options["row_weights"] = partial(_weights, row_weights)
+            small = _refined(small, source, pairs, options)
+    return _stored(small, source, plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,6 +348,16 @@ def _factorised(
     else:
         variables["params"] = factorize_params(variables["params"], plan, **options)
     return Compressed(factorize(source.model, plan), variables, plan)
+
+
+def _stored(small: Compressed, source: _Source, plan: Plan) -> Compressed:
+    """A compressed model with its arrays in the numbers that a plan stores them in."""
+    if all(entry.dtype is None for entry in plan.layers):
+        return small
+    if small.variables is None:
+        return replace(small, model=quantize(small.model, plan), plan=plan)
+    model = factorize(source.model, plan)
+    return replace(small, model=model, variables=quantize(small.variables, plan), plan=plan)
 
 
 def _renewed(

@@ -21,6 +21,7 @@ from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.balancing import check_modules
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
+from tdjax.dispatch.storing import check_in_full
 from tdjax.moments.collect import RowWeights
 from tdjax.moments.feeding import Fed, fed
 from tdjax.params.check import check_params
@@ -342,6 +343,7 @@ def _small(model: Any, variables: Any, factors: Any, plan: Plan) -> _Small:
     """The factorised model. Raises TypeError or ValueError for factors that do not fit it."""
     if not plan.factorised:
         raise ValueError("refine: the plan keeps all layers dense: there are no factors to refine")
+    check_in_full("refine", plan)
     kind = kind_of(model)
     if kind.held is None:
         if not isinstance(factors, nnx.Module):
