@@ -85,7 +85,8 @@ def full_array(leaf: Any) -> Any:
     if is_quantised(leaf):
         return array_of(leaf)
     array = unboxed(leaf)
-    if array.dtype != jnp.bfloat16:
+    # What others have made of it says nothing of that.
+    if getattr(array, "dtype", None) != jnp.bfloat16:
         return leaf
     full = jnp.asarray(array).astype(jnp.float32)
     return leaf.replace_boxed(full) if is_boxed(leaf) else full
