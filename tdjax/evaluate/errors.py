@@ -172,11 +172,9 @@ def feature_errors(
     every = gathered(own) if apart else [own]
     count = sum(number for _, number in every)
     if count == 0:
-        weighed = first is not None and first.weights is not None
-        raise ValueError(
-            "feature_errors: "
-            + ("row_weights leave no row that counts" if weighed else "no batches")
-        )
+        none = first is None or first.weights is None
+        reason = "no batches" if none else "row_weights leave no row that counts"
+        raise ValueError(f"feature_errors: {reason}")
     return {
         path: {name: sum(totals[path][name] for totals, _ in every) / count for name in ERRORS}
         for path in paths
