@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import app, flags
 
 from benchmarks.timing import describe_machine, interleaved, matmul_rate, ratio
 from experiments.models import ResNet18
 from tdjax.linen.table import plain, trace
+from tdjax.moments.losses import Given, Turn
 from tdjax.moments.sums import batch_sums, summed_calls
 from tdjax.trace.call import Reading, split_arrays
 
@@ -44,15 +46,17 @@ def main(_: list[str]) -> None:
     leaves = jax.tree.leaves(plain(variables))
     arrays, frame = split_arrays((x, y))
     reading = Reading(first=True)
-    inputs, both = (batch_sums(traced, asked, frame, fn, reading) for fn in (None, loss_fn))
+    losses = (None, Given(loss_fn))
+    inputs, both = (batch_sums(traced, asked, frame, fn, reading) for fn in losses)
+    turn = Turn(None, np.zeros(2, np.int32))
     forward, gradient = jax.jit(model.apply), jax.jit(jax.grad(loss))
     names = ("forward", "with input moments", "forward and backward", "with both moments")
     times = interleaved(
         [
             lambda: forward(variables, x),
-            lambda: inputs(leaves, arrays, None),
+            lambda: inputs(leaves, arrays, turn),
             lambda: gradient(variables),
-            lambda: both(leaves, arrays, None),
+            lambda: both(leaves, arrays, turn),
         ],
         ROUNDS.value,
     )

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from tdjax.dispatch.balancing import balance_factors
     from tdjax.dispatch.saving import load_factorised, save_factorised
+    from tdjax.dispatch.storing import dequantize, quantize
     from tdjax.dispatch.timing import time_layers
     from tdjax.evaluate.errors import weight_errors
     from tdjax.params.factorize import factorize_params, reconstruct_params
@@ -94,6 +95,7 @@ __all__ = [
     "collect_moments",
     "compress",
     "cp_als",
+    "dequantize",
     "effective_number",
     "enable_compilation_cache",
     "evaluate_candidates",
@@ -117,6 +119,7 @@ __all__ = [
     "pq_prune",
     "pruned_share",
     "pruning_error_bound",
+    "quantize",
     "reconstruct_params",
     "reestimate_batch_stats",
     "refine",
@@ -146,6 +149,7 @@ _LATER = {
     "budget_curve": "tdjax.dispatch",
     "collect_moments": "tdjax.dispatch",
     "compress": "tdjax.dispatch",
+    "dequantize": "tdjax.dispatch.storing",
     "evaluate_candidates": "tdjax.dispatch",
     "factorize": "tdjax.dispatch",
     "factorize_params": "tdjax.params.factorize",
@@ -155,6 +159,7 @@ _LATER = {
     "load_factorised": "tdjax.dispatch.saving",
     "make_plan": "tdjax.dispatch",
     "measure_rises": "tdjax.dispatch",
+    "quantize": "tdjax.dispatch.storing",
     "reconstruct_params": "tdjax.params.factorize",
     "reestimate_batch_stats": "tdjax.dispatch",
     "refine": "tdjax.dispatch",

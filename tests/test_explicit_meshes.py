@@ -68,6 +68,15 @@ found = [
 for moments in found[:2]:
     same(moments["Dense_1"].inputs, found[2]["Dense_1"].inputs)
     same(moments["Dense_0"].outputs, found[2]["Dense_0"].outputs)
+odd = np.arange(80) % 2
+drawn = [
+    tdjax.collect_moments(
+        net, v, [(b, o)], loss_fn="sampled", row_weights=lambda batch: batch[1]
+    )["Dense_0"]
+    for v, b, o in ((laid, split, lay(odd, "a")), (plain, batch, odd))
+]
+same(drawn[0].inputs, drawn[1].inputs)
+same(drawn[0].outputs, drawn[1].outputs)
 params = [
     tdjax.factorize_params(v["params"], plan, moments=moments, correct_bias=True)
     for v, moments in ((laid, found[0]), (plain, found[2]))

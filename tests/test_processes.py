@@ -91,6 +91,30 @@ try:
 except ValueError as error:
     assert "process 1 does not" in str(error)
 
+# Weights of rows, and draws: of each process its own, of arrays that all share the same.
+odd = np.arange(240) % 2
+halves = [union[:160], union[160:]]
+named = {"loss_fn": "outputs", "row_weights": lambda batch: batch[1]}
+for net_variables, given in (
+    (variables, [(halves[number], odd[: len(halves[number])])]),
+    (laid, [(lay(union, "data"), lay(odd, "data"))]),
+):
+    drawn = tdjax.collect_moments(net, net_variables, given, **named)
+    same(np.asarray(drawn["Dense_0"].inputs)[0], union[odd > 0].T @ union[odd > 0] / 120)
+    same(np.asarray(drawn["Dense_1"].outputs)[0], np.eye(6), 0.4)
+    assert drawn["Dense_1"].rows == 120
+few = tdjax.collect_moments(net, variables, [union[:2]], loss_fn="outputs")["Dense_1"]
+# Were the draws of both the same, there would be two directions.
+assert np.linalg.matrix_rank(np.asarray(few.outputs)[0]) > 2
+errors = [
+    tdjax.feature_errors(
+        net, variables, {**variables["params"], "Dense_1": {"kernel": np.ones((8, 6), np.float32)}},
+        given, row_weights=lambda batch: batch[1],
+    )["Dense_1"]["absolute"]
+    for given in ([(halves[number], odd[: len(halves[number])])], [(union, odd)])
+]
+same(*errors)
+
 rules = [tdjax.Rule(path="Dense_.", method="svd", rank=2)]
 plan = tdjax.make_plan(net, variables, rules, union)
 params = tdjax.factorize_params(variables["params"], plan, moments=found)

@@ -74,6 +74,75 @@ def test_linen():
         assert off(other.apply(params, X), found) < 1e-3
 
 
+class Two(nn.Module):
+    """Its call is made of other methods, which may be called alone."""
+
+    def setup(self):
+        self.first, self.second = nn.Dense(24), nn.Dense(20)
+
+    def encode(self, x):
+        return nn.relu(self.first(x))
+
+    def __call__(self, x):
+        return self.second(self.encode(x))
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_linen_methods_and_adapters(empty):
+    net, x = Two(), X.mean(axis=(1, 2))
+    variables = net.init(jax.random.key(0), x)
+    rules = [tdjax.Rule(path=".*", method="svd", rank=3)]
+    plan = tdjax.Plan(()) if empty else tdjax.make_plan(net, variables, rules, x)
+    small = tdjax.factorize(net, plan)
+    params = tdjax.factorize_params(variables["params"], plan)
+    layers = 2 if empty else 4
+    expected = small.apply({"params": params}, x)
+    quantised = qwix.quantize_model(small, qwix.PtqProvider(INT8))
+    template = jax.eval_shape(quantised.init, jax.random.key(0), x)["params"]
+    assert number_of_int8(template) == layers
+    found = quantised.apply({"params": qwix.quantize_params(params, template)}, x)
+    assert 1e-4 < off(found, expected) < 0.05
+    # Low-rank adapters beside every factor, zero at first, and their gradients.
+    adapted = qwix.apply_lora_to_model(
+        small, qwix.LoraProvider(module_path=".*", rank=2, alpha=2.0)
+    )
+    made = adapted.init(jax.random.key(0), x)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(made)
+    adapters = [path for path, _ in leaves if "lora" in str(path[-1])]
+    assert len(adapters) == 2 * layers
+    merged = jax.tree_util.tree_map_with_path(
+        lambda path, own: own if "lora" in str(path[-1]) else _at(params, path), made
+    )
+    assert off(adapted.apply({"params": merged}, x), expected) < 1e-5
+    # Methods that are quantised are, whoever calls them.
+    trained = qwix.quantize_model(small, qwix.QtProvider(INT8), methods=("encode",))
+    plain = small.apply({"params": params}, x, method="encode")
+    for method in ("encode", lambda model, x: model.encode(x)):
+        assert 1e-4 < off(trained.apply({"params": params}, x, method=method), plain) < 0.05
+    gradients = jax.grad(lambda own: trained.apply({"params": own}, x).sum())(params)
+    assert all(float(abs(own).max()) > 0 for own in jax.tree.leaves(gradients))
+
+
+def _at(tree, path):
+    for key in path:
+        tree = tree[key.key]
+    return tree
+
+
+def test_stored_factors_are_handed_over_as_floats():
+    net = Net()
+    variables = net.init(jax.random.key(0), X)
+    plan = tdjax.make_plan(net, variables, RULES, X).with_dtypes("int8")
+    small = tdjax.factorize(net, plan)
+    stored = tdjax.factorize_params(variables["params"], plan)
+    expected = small.apply({"params": stored}, X)
+    model = qwix.quantize_model(small, qwix.PtqProvider(INT8))
+    template = jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+    quantised = qwix.quantize_params(tdjax.dequantize(stored, plan), template)
+    assert number_of_int8(quantised) == 7
+    assert off(model.apply({"params": quantised}, X), expected) < 0.05
+
+
 def test_nnx():
     model = NetNNX(nnx.Rngs(0))
     plan = tdjax.make_plan(model, RULES, X)
@@ -82,7 +151,16 @@ def test_nnx():
     found = qwix.quantize_model(small, qwix.PtqProvider(INT8), X)
     assert number_of_int8(nnx.state(found)) == 5
     assert 1e-4 < off(found(X), expected) < 0.05
+    trained = qwix.quantize_model(small, qwix.QtProvider(INT8), X)
+    assert off(trained(X), found(X)) < 1e-3
+    gradients = nnx.grad(lambda own: own(X).sum())(trained)
+    assert all(float(abs(own).max()) > 0 for own in jax.tree.leaves(gradients))
     adapted = qwix.apply_lora_to_model(
         small, qwix.LoraProvider(module_path=".*", rank=2, alpha=2.0), X
     )
     assert off(adapted(X), expected) < 1e-5
+    stored = tdjax.factorize(model, plan.with_dtypes("int8"))
+    full = tdjax.dequantize(stored, plan.with_dtypes("int8"))
+    again = qwix.quantize_model(full, qwix.PtqProvider(INT8), X)
+    assert number_of_int8(nnx.state(again)) == 5
+    assert off(again(X), stored(X)) < 0.05

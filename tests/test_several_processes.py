@@ -18,6 +18,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", count, number)
 import tdjax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from tdjax.dispatch import candidate_feature_errors
 
 class Net(nn.Module):
     @nn.compact
@@ -108,9 +109,36 @@ if count == 2:
         others = dict(loss=None, features="Dense_.*", batch_stats="renewed")
         return refined(batches, held_out=held_out, **others)
     both(judged)
+    # Rows that count by weights: in one process the first ten of them do not at all.
+    def weighed(function):
+        def over(batches):
+            marks = [np.arange(len(x)) % 3 / 2 for x in every]
+            marks[0][:10] = 0
+            whole, own = np.concatenate(marks), marks[number]
+            given = [whole] if batches is not mine else [own] if number else [own[:10], own[10:]]
+            pairs = list(zip(batches, given, strict=True))
+            return function(pairs, row_weights=lambda batch: batch[1])
+        return over
+    def ordered(batches, **more):
+        return tdjax.factorize_sequentially(net, variables, plan, batches, **more)
+    both(ordered, tolerance=1e-3)
     both(
-        lambda batches: tdjax.factorize_sequentially(net, variables, plan, batches), tolerance=1e-3
+        weighed(lambda pairs, **more: ordered(pairs, blocks="Dense_.", correct_bias=True, **more)),
+        tolerance=1e-3,
     )
+    both(
+        weighed(
+            lambda pairs, **more: candidate_feature_errors(
+                net, variables, "Dense_1", kernels, pairs, **more
+            )
+        )
+    )
+    both(weighed(lambda pairs, **more: refined(pairs, batch_stats="renewed", **more)))
+    fails(
+        lambda: ordered([(x, np.zeros(len(x))) for x in mine], row_weights=lambda batch: batch[1]),
+        "no row that counts",
+    )
+
     class Failing(list):
         def __iter__(self):
             return failing()

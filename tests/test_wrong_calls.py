@@ -554,6 +554,6 @@ def test_overloads_say_what_is_bound(name):
     assert all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in whole.parameters.values())
     for kind, known, (base, (places, names)) in zip(kinds, bases, written.items(), strict=False):
         assert base in known
-        bound = signature_of(whole, kind).parameters.values()
+        bound = signature_of(name, whole, kind).parameters.values()
         assert [p.name for p in bound if p.kind is p.POSITIONAL_OR_KEYWORD] == places
         assert [p.name for p in bound if p.kind is p.KEYWORD_ONLY] == names

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.workdir.journal import append_records, read_journal
-from experiments.workdir.record_fields import Identity, Kind, Record, share
+from experiments.workdir.record_fields import Identity, Kind, Record, Schema, share
 
 # Where a compressed network starts.
 START = {
@@ -37,28 +37,29 @@ class Records:
 
     Arguments:
         path: file that they are written to; None for none.
+        schema: of their kinds.
     """
 
     path: Path | None
     found: dict[Identity, Record] = field(default_factory=dict)
+    schema: Schema = field(default_factory=lambda: SCHEMA)
 
     def get(self, run: Record) -> Record | None:
         """The record of a run, None where it is missing."""
-        return self.found.get(_identity(run))
+        return self.found.get(self._identity(run))
 
     def add(self, run: Record, **results: Any) -> Record:
         """The record of a run, kept and written."""
         record = {**run, **results}
-        self.found[_identity(run)] = record
+        self.found[self._identity(run)] = record
         if self.path is not None:
             append_records(self.path, [record])
         return record
 
+    def _identity(self, run: Record) -> Identity:
+        return (run["kind"], *(run[name] for name in self.schema[run["kind"]].names))
 
-def read_records(path: Path | None) -> Records:
+
+def read_records(path: Path | None, schema: Schema = SCHEMA) -> Records:
     """What a file holds, if there is one."""
-    return Records(path, {} if path is None else dict(read_journal(path, SCHEMA).found))
-
-
-def _identity(run: Record) -> Identity:
-    return (run["kind"], *(run[name] for name in SCHEMA[run["kind"]].names))
+    return Records(path, {} if path is None else dict(read_journal(path, schema).found), schema)

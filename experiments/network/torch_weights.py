@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from experiments.network.weight_files import keys_of, opened_weights, read_array
 NAMES = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
+    ("params", "embedding"): "weight",
     ("params", "bias"): "bias",
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
@@ -25,14 +26,19 @@ NOTE = "; names without '/' are taken for those of a PyTorch network"
 COUNTER = "num_batches_tracked"
 
 
-def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> Any:
+def load_torch_npz(
+    path: str | os.PathLike[str], variables: Mapping[str, Any], ignored: Collection[str] = ()
+) -> Any:
     """Variables of a Linen model with the arrays of a PyTorch network in place of its own.
 
     The modules of both have the same names: an array of "layer1.0/conv1" is called
-    "layer1.0.conv1.weight" in the file, as in a `state_dict`. Meant for Conv, Dense and BatchNorm:
+    "layer1.0.conv1.weight" in the file, as in a `state_dict`. Meant for Conv, Dense, Embed,
+    LayerNorm and BatchNorm:
 
         Conv       weight (T, C, *window) -> kernel (*window, C, T), bias (T,)
         Dense      weight (out, in) -> kernel (in, out), bias (out,)
+        Embed      weight (number, width) -> embedding (number, width)
+        LayerNorm  weight, bias -> scale, bias, each (C,)
         BatchNorm  weight, bias -> scale, bias; running_mean, running_var -> mean, var, each (C,)
 
     Shapes do not show everything: a Dense after a flattened map of more than one pixel counts its
@@ -40,9 +46,11 @@ def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -
     translated.
 
     Arguments:
-        path: npz file of floating-point arrays; a BatchNorm's `num_batches_tracked` is ignored.
+        path: npz or safetensors file of floating-point arrays; a BatchNorm's `num_batches_tracked`
+            is ignored.
         variables: collections "params" and, if there is a BatchNorm, "batch_stats", of arrays or
             shapes, as `model.init` or `jax.eval_shape` of it gives them.
+        ignored: names of further arrays that the file may hold.
 
     Returns:
         A pytree of the structure, shapes and dtypes of `variables`.
@@ -51,7 +59,8 @@ def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -
     an array or has one too many, and for an array of another shape, of no floating-point dtype or
     with NaN or Inf; ValueError for variables of another kind than those above.
 
-    Source: the documentation of `torch.nn.Conv2d`, `torch.nn.Linear` and `torch.nn.BatchNorm2d`.
+    Source: the documentation of `torch.nn.Conv2d`, `torch.nn.Linear`, `torch.nn.Embedding`,
+    `torch.nn.LayerNorm` and `torch.nn.BatchNorm2d`.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
     names = [_torch_name(keys_of(path)) for path, _ in leaves]
@@ -62,7 +71,7 @@ def load_torch_npz(path: str | os.PathLike[str], variables: Mapping[str, Any]) -
         for name, (_, leaf), is_kernel in zip(names, leaves, kernels, strict=True)
     }
     with opened_weights(path) as members:
-        arrays = read_arrays(path, members, shapes, counters, NOTE)
+        arrays = read_arrays(path, members, shapes, {*counters, *ignored}, NOTE)
     loaded = [
         _translated(arrays[name], is_kernel) for name, is_kernel in zip(names, kernels, strict=True)
     ]

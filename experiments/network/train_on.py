@@ -40,7 +40,7 @@ from experiments.network.training import (
 from tdjax.dispatch import collect_moments, reestimate_batch_stats
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
-from tdjax.moments.sums import LossFn
+from tdjax.moments.losses import LossFn
 from tdjax.params.factorize import reconstruct_params
 from tdjax.plan.plan import Plan
 

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from tdjax.allocation.choices import (
     AT_SHARES,
+    BYTES,
     COSTS,
     KNOWN,
     MACS,
@@ -36,6 +37,7 @@ from tdjax.allocation.limits import (
     shares_of,
 )
 from tdjax.allocation.problem import Problem, Rules, pose
+from tdjax.allocation.rounding import ROUNDED
 from tdjax.allocation.search import (
     Table,
     exchanged,
@@ -46,6 +48,7 @@ from tdjax.allocation.search import (
 )
 from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
+from tdjax.plan.dtypes import DTYPES, FLOAT32
 from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
@@ -72,6 +75,7 @@ def allocate(
     objective: str = "bound",
     rules: Rules = (),
     multiple_of: int = 1,
+    dtypes: Sequence[str] | None = None,
     target: LossRise | None = None,
     key: Array | None = None,
     timings: Timings | None = None,
@@ -82,7 +86,8 @@ def allocate(
     shares = NOTHING if budget is None else shares_of(budget, cost)
     problem = posed(
         model, tuple(shares.of) or (cost or PARAMS,), strategy, methods, moments, splits=splits,
-        objective=objective, rules=rules, multiple_of=multiple_of, key=key, timings=timings,
+        objective=objective, rules=rules, multiple_of=multiple_of, dtypes=dtypes, key=key,
+        timings=timings,
     )  # fmt: skip
     if target is None:
         return chosen(problem, shares)[0]
@@ -107,6 +112,7 @@ def check_reach(
     rules: Rules,
     multiple_of: int,
     timings: Timings | None = None,
+    dtypes: Sequence[str] | None = None,
 ) -> None:
     """Refuse what `allocate` would with strategy "loss", as far as shapes tell, before any work."""
     shares = NOTHING if budget is None else shares_of(budget, cost)
@@ -118,7 +124,7 @@ def check_reach(
     # Its choices are those of "loss".
     problem = posed(
         model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of,
-        timings=timings,
+        dtypes=dtypes, timings=timings,
     )  # fmt: skip
     limits_of(problem, shares)
 
@@ -134,6 +140,7 @@ def posed(
     objective: str = "bound",
     rules: Rules = (),
     multiple_of: int = 1,
+    dtypes: Sequence[str] | None = None,
     key: Array | None = None,
     timings: Timings | None = None,
 ) -> Problem:
@@ -154,7 +161,10 @@ def posed(
         objective,
         jax.random.key(0) if key is None else key,
         clock=None if timings is None else clock_of(timings, model.layers),
+        dtypes=_dtypes(dtypes, strategy, costs, timed=timings is not None),
     )
+    if BYTES in costs:
+        _check_float32(model)
     return pose(model, strategy, options, rules, moments)
 
 
@@ -231,7 +241,7 @@ def _within_limit(problem: Problem, limit: Limit) -> tuple[Problem, dict[str, in
     few = sum(len(free.costs) for free in problem.free.values()) <= MOST_ENTRIES
     found = None if few and limit.least <= 0 else _searched(problem, limit)
     found = found or _searched_exactly(problem, limit)
-    methods = {own.form.method for free in problem.free.values() for own in free.choices}
+    methods = {own.method for free in problem.free.values() for own in free.choices}
     at_shares = problem.strategy == "uniform" or not AT_SHARES.isdisjoint(methods)
     if _cost(problem, limit, found) < limit.least and at_shares:
         problem = problem.fine
@@ -351,3 +361,42 @@ def _methods(methods: Sequence[str], strategy: str) -> tuple[str, ...]:
         return tuple(method for method in methods if method in KNOWN[strategy])
     check_known("methods", strategy, methods)
     return tuple(methods)
+
+
+def _dtypes(
+    dtypes: Sequence[str] | None, strategy: str, costs: Sequence[str], *, timed: bool
+) -> tuple[str, ...]:
+    """The numbers that layers may be stored in, checked; None for all that go."""
+    if dtypes is None:
+        known = BYTES in costs and strategy in ROUNDED and not timed
+        return DTYPES if known else (FLOAT32,)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise ValueError(f"allocate: dtypes {dtype!r}: {known_are(dtype, DTYPES)}")
+    if not dtypes:
+        raise ValueError("allocate: dtypes must name at least one")
+    if tuple(dtypes) == (FLOAT32,):
+        return (FLOAT32,)
+    if BYTES not in costs:
+        raise ValueError(
+            f"allocate: dtypes {', '.join(dtypes)}, but no bytes are counted: pass cost='bytes'"
+        )
+    if strategy not in ROUNDED:
+        raise ValueError(
+            f"allocate: strategy {strategy!r} does not know what rounding loses: leave out dtypes, "
+            f"or take {' or '.join(map(repr, ROUNDED))}"
+        )
+    if timed:
+        raise ValueError("allocate: timings are those of float32: leave out dtypes or timings")
+    return tuple(dict.fromkeys(dtypes))
+
+
+def _check_float32(model: Inventory) -> None:
+    """Refuse a network whose bytes are not those of float32."""
+    for layer in model.layers:
+        dtype = getattr(model.array_of(layer), "dtype", None) if layer.obstacle is None else None
+        if dtype is not None and str(dtype) != FLOAT32:
+            raise ValueError(
+                f"allocate: layer {layer.path!r} holds {dtype}: bytes are counted of networks in "
+                "float32"
+            )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 from tdjax.allocation.clock import Clock, faster
 from tdjax.plan.chain import chain_of
 from tdjax.plan.decide import plan_layer
+from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.form import Form, spatial_of
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import folds_of
@@ -21,10 +22,12 @@ from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ranks import feasible_tt_ranks, full_ranks, tt_order
 from tdjax.plan.rules import Rule
 
-PARAMS, MACS, TIME = "params", "macs", "time"
+PARAMS, MACS, BYTES, TIME = "params", "macs", "bytes", "time"
 # What a budget may ask for, in the order of the columns of costs; time has one where it is known.
-COUNTED = (PARAMS, MACS)
+COUNTED = (PARAMS, MACS, BYTES)
 COSTS = (*COUNTED, TIME)
+# Those that do not depend on how numbers are stored, nor on the machine.
+EXACT = (PARAMS, MACS)
 # All formats, the first of them first where a strategy takes the first that will do.
 PREFERRED = ("svd", "tucker", "cp", "tt")
 # The formats that each strategy knows.
@@ -87,6 +90,7 @@ class ChoiceOptions(NamedTuple):
         key: for the random starts of CP.
         fine: whether formats that are tried at some shares of the weights are tried at many.
         clock: of the network's layers; None where no cost is time. Without timings no choice.
+        dtypes: numbers that layers may be stored in, of `tdjax.plan.dtypes.DTYPES`.
     """
 
     costs: tuple[str, ...]
@@ -97,6 +101,7 @@ class ChoiceOptions(NamedTuple):
     key: Array | None = None
     fine: bool = False
     clock: Clock | None = None
+    dtypes: tuple[str, ...] = (FLOAT32,)
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -110,8 +115,8 @@ class ChoiceOptions(NamedTuple):
 
     @property
     def size_column(self) -> int:
-        """Of the first cost that grows with the ranks: time need not."""
-        return self.known.index(next((cost for cost in self.costs if cost != TIME), PARAMS))
+        """Of the first cost that grows with the ranks whatever the numbers: time need not."""
+        return self.known.index(next((cost for cost in self.costs if cost in EXACT), PARAMS))
 
     def costs_of(self, entry: PlannedLayer) -> Int[np.ndarray, " k"]:
         """All that a layer costs."""
@@ -138,22 +143,31 @@ class Choices(NamedTuple):
     """Entries for one layer in one format, as arrays.
 
     Arguments:
-        form: the format, without its ranks.
+        form: the format, without its ranks; None for the dense layer in other numbers.
         ranks: (n, number of ranks).
-        costs: (n, k), parameters, MACs and, where it is known, time of the layer.
+        costs: (n, k), parameters, MACs, bytes and, where it is known, time of the layer.
+        dtype: in which it is stored; None for its own.
     """
 
-    form: Form
+    form: Form | None
     ranks: Int[np.ndarray, "n r"]
     costs: Int[np.ndarray, "n k"]
+    dtype: str | None = None
 
-    def form_of(self, number: int) -> Form:
-        """The format with the ranks of one entry."""
-        return replace(self.form, ranks=tuple(self.ranks[number].tolist()))
+    @property
+    def method(self) -> str | None:
+        """Of the format."""
+        return None if self.form is None else self.form.method
+
+    def entry(self, layer: Layer, number: int) -> PlannedLayer:
+        """What a plan says of the layer for one of the entries."""
+        ranks = tuple(self.ranks[number].tolist())
+        form = None if self.form is None else replace(self.form, ranks=ranks)
+        return PlannedLayer(layer, form, dtype=self.dtype)
 
     def where(self, kept: Any) -> Choices:
         """Some of the entries, by a mask (n,)."""
-        return Choices(self.form, self.ranks[kept], self.costs[kept])
+        return self._replace(ranks=self.ranks[kept], costs=self.costs[kept])
 
 
 def check_known(what: str, strategy: str, methods: Sequence[str]) -> None:
@@ -167,8 +181,8 @@ def check_known(what: str, strategy: str, methods: Sequence[str]) -> None:
 
 
 def costs_of(entry: PlannedLayer) -> Int[np.ndarray, " k"]:
-    """Parameters and multiply-accumulates (rounded up) of a layer's weights."""
-    return np.array([entry.size, math.ceil(entry.macs)], np.int64)
+    """Parameters, multiply-accumulates (rounded up) and bytes of a layer's weights."""
+    return np.array([entry.size, math.ceil(entry.macs), entry.bytes], np.int64)
 
 
 def choices_of(layer: Layer, strategy: str, options: ChoiceOptions) -> list[Choices]:
@@ -210,6 +224,7 @@ def _timed(layer: Layer, own: Choices, options: ChoiceOptions) -> Choices:
     """Choices with the column of their times; none in a form that was not timed."""
     if options.clock is None:
         return own
+    assert own.form is not None
     if not len(own.costs) or not options.clock.knows(layer.path, own.form):
         return own._replace(ranks=own.ranks[:0], costs=np.zeros((0, len(COSTS)), np.int64))
     times = options.clock.parts(layer.path, own.form, own.ranks)

@@ -17,6 +17,7 @@ from tdjax.allocation.problem import Problem, Rules
 from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import block_around
+from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.wishes import LossRise
@@ -107,7 +108,7 @@ def allocate_measured(
     shares = NOTHING if budget is None else shares_of(budget, cost)
     problem = posed(
         model, tuple(shares.of) or (cost or PARAMS,), "loss", methods, moments, rules=rules,
-        multiple_of=multiple_of, key=key, timings=timings,
+        multiple_of=multiple_of, dtypes=(FLOAT32,), key=key, timings=timings,
     )  # fmt: skip
     known = [layer.path for layer in model.layers]
     for path in measured.paths:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.allocation.choices import (
+    AT_SHARES,
     SAMPLED,
     TIME,
     ChoiceOptions,
@@ -20,9 +20,10 @@ from tdjax.allocation.choices import (
     share_choices,
 )
 from tdjax.allocation.curves import Moments, low_rank_losses, singular_values, tucker_losses
+from tdjax.allocation.rounding import Sample, dense_loss, parts_of, rounding_losses
 from tdjax.decompose.inputs import as_numpy
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.arrays import decompose_array, reconstruct_array
+from tdjax.params.arrays import Factors, decompose_array, reconstruct_array
 from tdjax.params.kernels import Weights
 from tdjax.params.options import Options
 from tdjax.plan.chain import chain_of
@@ -53,13 +54,14 @@ def alds(layer: Layer, array: Any, choices: Sequence[Choices], objective: str) -
     Without the root, as in the released code, it is none, and favours many groups.
     """
     parts = parts_of(array, layer)
-    folds = {own.form.fold for own in choices}
+    forms = [own.form for own in choices if own.form is not None]
+    folds = {form.fold for form in forms}
     largest = {fold: _operator_norms(parts, layer, fold) for fold in folds}
     found = []
-    for own in choices:
-        values = singular_values(_folded(parts, layer, own.form)) / largest[own.form.fold]
+    for own, form in zip(choices, forms, strict=True):
+        values = singular_values(_folded(parts, layer, form)) / largest[form.fold]
         errors = np.append(np.max(values, axis=(0, 1)), 0.0)
-        scale = math.sqrt(own.form.splits) if objective == "bound" else 1.0
+        scale = math.sqrt(form.splits) if objective == "bound" else 1.0
         found.append(scale * errors[own.ranks[:, 0]])
     return found
 
@@ -129,16 +131,6 @@ def loss_rise(array: Any, entry: PlannedLayer, key: Array | None, moments: Layer
     return _scale(moments) * _lost(jnp.asarray(array, jnp.float32), entry, key, weights)
 
 
-def parts_of(array: Any, layer: Layer) -> Float[np.ndarray, "*_"]:
-    """The kernels of all layers of a stack and all feature groups, (p, *window, C, T)."""
-    storage, array = layer.storage, as_numpy(array).astype(np.float32)
-    stack = array[None] if storage.stack is None else np.moveaxis(array, storage.stack, 0)
-    # A program of its own would turn an array of NumPy into one of JAX, but for this way.
-    arrays = map(jax.device_put, stack)
-    kernels = (as_numpy(storage.to_kernel(own, layer.kernel_shape)) for own in arrays)
-    return np.stack([part for own in kernels for part in np.split(own, layer.groups, axis=-1)])
-
-
 def _losses(
     layer: Layer,
     array: Any,
@@ -147,38 +139,79 @@ def _losses(
     weights: Weights | None,
 ) -> list[Errors]:
     """tr(G E^T S E) of every choice, all feature groups and layers of a stack together."""
-    parts, found = parts_of(array, layer), []
-    moments = _flat_moments(weights, layer)
+    data = _Data(layer, array, options, weights)
+    samples: dict[Form, list[Sample]] = {}
+    losses = []
     for own in choices:
-        if own.form.method == "svd":
-            found.append(low_rank_losses(parts, *moments).sum(axis=0)[own.ranks[:, 0]])
-        elif own.form.method == "tucker":
-            grid, rows = np.unique(own.ranks[:, 0], return_inverse=True)
-            surface = tucker_losses(parts, tuple(grid.tolist()), *moments).sum(axis=0)
-            found.append(surface[rows, own.ranks[:, 1]])
-        else:
-            found.append(_sampled(layer, array, own, options, weights))
-    return found
+        if own.form is None:
+            assert own.dtype is not None
+            losses.append(np.array([dense_loss(array, layer, own.dtype, data.lost)]))
+            continue
+        if own.form not in samples and (own.dtype or own.method in AT_SHARES):
+            samples[own.form] = data.samples(own.form)
+        lost = _decomposed(data, own, samples.get(own.form, []))
+        if own.dtype is not None:
+            lost = lost + rounding_losses(own, samples[own.form], data.lost)
+        losses.append(lost)
+    return losses
 
 
-def _sampled(
-    layer: Layer, array: Any, many: Choices, options: ChoiceOptions, weights: Weights | None
-) -> Errors:
-    """A format decomposed at some shares, the logarithm of its loss interpolated between them."""
-    few = share_choices(layer, many.form, SAMPLED, RankBounds())
-    array = jnp.asarray(array, jnp.float32)
-    entries = [PlannedLayer(layer, few.form_of(number)) for number in range(len(few.costs))]
-    lost = (_lost(array, entry, options.key, weights) for entry in entries)
+class _Data(NamedTuple):
+    """A layer, and what its errors are measured by."""
+
+    layer: Layer
+    array: Any
+    options: ChoiceOptions
+    weights: Weights | None
+
+    @property
+    def moments(self) -> tuple[Moments, Moments]:
+        """Of inputs and outputs."""
+        return _flat_moments(self.weights, self.layer)
+
+    def samples(self, form: Form) -> list[Sample]:
+        """A format decomposed at some shares."""
+        few = share_choices(self.layer, form, SAMPLED, RankBounds())
+        array, found = jnp.asarray(self.array, jnp.float32), []
+        for number, costs in enumerate(few.costs):
+            entry = few.entry(self.layer, number)
+            factors = _factors(array, entry, self.options.key, self.weights)
+            found.append(Sample(entry, int(costs[0]), factors))
+        return found
+
+    def lost(self, parts: Float[np.ndarray, "*_"]) -> float:
+        """tr(G E^T S E) of a change E of the layer's kernels."""
+        # What rank 0 loses is all there is.
+        return float(low_rank_losses(parts, *self.moments)[:, 0].sum())
+
+
+def _decomposed(data: _Data, own: Choices, samples: Sequence[Sample]) -> Errors:
+    """What ranks leave out, of formats that know it; others are interpolated between samples."""
+    parts = parts_of(data.array, data.layer)
+    if own.method == "svd":
+        return low_rank_losses(parts, *data.moments).sum(axis=0)[own.ranks[:, 0]]
+    if own.method == "tucker":
+        grid, rows = np.unique(own.ranks[:, 0], return_inverse=True)
+        surface = tucker_losses(parts, tuple(grid.tolist()), *data.moments).sum(axis=0)
+        return surface[rows, own.ranks[:, 1]]
+    array, column = as_numpy(data.array), data.options.size_column
+    left = (array - as_numpy(reconstruct_array(factors, entry)) for entry, _, factors in samples)
+    lost = (data.lost(parts_of(own, data.layer)) for own in left)
     logs = [math.log(max(own, 1e-30)) for own in lost]
-    column = options.size_column
-    return np.exp(np.interp(many.costs[:, column], few.costs[:, column], logs))
+    sizes = [float(data.options.costs_of(entry)[column]) for entry, _, _ in samples]
+    return np.exp(np.interp(own.costs[:, column], sizes, logs))
+
+
+def _factors(
+    array: Array, entry: PlannedLayer, key: Array | None, weights: Weights | None
+) -> Factors:
+    return decompose_array(array, entry, Options(key=key, max_iters=SWEEPS), weights=weights)
 
 
 def _lost(array: Array, entry: PlannedLayer, key: Array | None, weights: Weights | None) -> float:
     """tr(G E^T S E) of one entry, decomposed."""
-    factors = decompose_array(array, entry, Options(key=key, max_iters=SWEEPS), weights=weights)
+    factors = _factors(array, entry, key, weights)
     left = as_numpy(array) - as_numpy(reconstruct_array(factors, entry))
-    # What rank 0 loses is all there is.
     moments = _flat_moments(weights, entry.layer)
     return float(low_rank_losses(parts_of(left, entry.layer), *moments)[:, 0].sum())
 

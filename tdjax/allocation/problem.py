@@ -29,10 +29,12 @@ from tdjax.allocation.choices import (
     choices_of,
 )
 from tdjax.allocation.clock import NO_FASTER, NOT_TIMED, PARTS
+from tdjax.allocation.rounding import in_dtypes
 from tdjax.decompose.dealing import dealt, on_one_device, shared_devices
 from tdjax.decompose.inputs import is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
+from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
 from tdjax.plan.listing import ranks_text
 from tdjax.plan.plan import Plan, PlannedLayer
@@ -64,7 +66,7 @@ class FreeLayer(NamedTuple):
         """What a plan says of the layer for one of the choices."""
         for own in self.choices:
             if number < len(own.costs):
-                return PlannedLayer(self.layer, own.form_of(number))
+                return own.entry(self.layer, number)
             number -= len(own.costs)
         assert self.dense is not None
         return self.dense
@@ -111,7 +113,8 @@ class Problem:
     def fixed(self) -> Int[np.ndarray, " k"]:
         """Costs of all that is not free."""
         entries = self._plan({}, self._counted)
-        spent = np.array([entries.size, entries.macs, *self._time_of(entries.layers)])
+        counted = entries.size, entries.macs, entries.bytes
+        spent = np.array([*counted, *self._time_of(entries.layers)])
         costs_of = self.options.costs_of
         return spent - sum((costs_of(entries[path]) for path in self.free), np.zeros_like(spent))
 
@@ -128,7 +131,7 @@ class Problem:
     def _dense(self, time: Sequence[int]) -> Int[np.ndarray, " k"]:
         plan = self._plan({}, self._counted)
         known = [] if self.options.clock is None else time
-        return np.array([plan.size_before, plan.macs_before, *known])
+        return np.array([plan.size_before, plan.macs_before, plan.bytes_before, *known])
 
     def _time_of(self, entries: Sequence[PlannedLayer]) -> list[int]:
         """Of a network of such layers, where it is known."""
@@ -140,7 +143,7 @@ class Problem:
         """By path of a free layer, what each of its choices loses."""
 
         def by_numpy(own: _Known) -> bool:
-            methods = {choices.form.method for choices in own.free.choices}
+            methods = {choices.method for choices in own.free.choices}
             return self.strategy != "uniform" and AT_SHARES.isdisjoint(methods)
 
         known = list(map(self._known, self.free.values()))
@@ -236,7 +239,7 @@ class Problem:
         """A layer with its choices; decided where there is but one."""
         dense = None
         costs = [own.costs for own in choices]
-        if not bounded:
+        if not bounded and FLOAT32 in self.options.dtypes:
             dense = PlannedLayer(layer, reason="the rest is better spared elsewhere")
             costs.append(self.options.costs_of(dense)[None])
         found = FreeLayer(tuple(choices), dense, layer, np.concatenate(costs))
@@ -257,6 +260,8 @@ class Problem:
             # A bound of the weights holds whatever the budget asks for.
             limited = limited if rule.max_share is None else (*limited, PARAMS)
         every = choices_of(layer, self.strategy, options)
+        if options.dtypes != (FLOAT32,):
+            every = in_dtypes(layer, every, options.dtypes)
         smaller = (own.where(options.spared(layer, own, limited)) for own in every)
         return [own for own in smaller if len(own.costs)]
 

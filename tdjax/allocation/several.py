@@ -25,6 +25,7 @@ class BudgetCurve:
     Arguments:
         params: (n,), parameters of the whole factorised network.
         macs: (n,), its multiply-accumulates for one example.
+        bytes: (n,), of its weights as they are stored.
         rises: (n,), float64, the predicted rise of the mean loss of an example.
         plans: in the order of the budgets.
         seconds: (n,), float64, of one call, as timings predict it; None without them.
@@ -32,6 +33,7 @@ class BudgetCurve:
 
     params: Int[np.ndarray, " n"]
     macs: Int[np.ndarray, " n"]
+    bytes: Int[np.ndarray, " n"]
     rises: Float[np.ndarray, " n"]
     plans: tuple[Plan, ...]
     seconds: Float[np.ndarray, " n"] | None = None
@@ -46,6 +48,7 @@ def budget_curve(
     moments: Mapping[str, LayerMoments] | None,
     rules: Rules = (),
     multiple_of: int = 1,
+    dtypes: Sequence[str] | None = None,
     key: Array | None = None,
     timings: Timings | None = None,
 ) -> BudgetCurve:
@@ -58,13 +61,14 @@ def budget_curve(
         raise ValueError("budget_curve: all budgets must count the same, in the same order")
     problem = posed(
         model, tuple(asked[0].of), "loss", methods, moments, rules=rules, multiple_of=multiple_of,
-        key=key, timings=timings,
+        dtypes=dtypes, key=key, timings=timings,
     )  # fmt: skip
     found = [chosen(problem, shares) for shares in asked]
     plans = tuple(plan for plan, _ in found)
     return BudgetCurve(
         np.array([plan.size for plan in plans]),
         np.array([math.ceil(plan.macs) for plan in plans]),
+        np.array([plan.bytes for plan in plans]),
         np.array([problem.decided_rise + lost for _, lost in found]),
         plans,
         None if timings is None else np.array([plan.seconds for plan in plans]),

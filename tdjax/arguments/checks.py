@@ -21,7 +21,9 @@ from flax import nnx
 from tdjax.arguments import numeric, pruned, refined
 from tdjax.arguments.described import described, is_array, is_shape
 from tdjax.arguments.numeric import Problem
+from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
+from tdjax.moments.losses import NAMES
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
@@ -282,6 +284,11 @@ def _methods(value: Any) -> Problem:
 
 
 def _loss_fn(value: Any) -> Problem:
+    if isinstance(value, str):
+        known = (
+            f"is a str: pass a function of (outputs, batch), or a name; {known_are(value, NAMES)}"
+        )
+        return None if value in NAMES else TypeError(known)
     return None if value is None else _function_of("loss_fn", ("outputs", "batch"), value)
 
 
@@ -396,6 +403,8 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "mask": pruned.check_mask,
     "share": pruned.check_share,
     "augment": _augment,
+    "factorize_sequentially.blocks": refined.check_blocks,
+    "collect_moments.temperature": refined.positive,
     **refined.CHECKS,
 }
 

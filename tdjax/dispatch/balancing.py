@@ -9,6 +9,7 @@ from flax import nnx
 
 import tdjax.nnx
 from tdjax.arguments.checks import checked
+from tdjax.dispatch.storing import check_in_full
 from tdjax.nnx.graph import modules_of
 from tdjax.nnx.model import factorised_module
 from tdjax.params.check import check_params
@@ -46,6 +47,7 @@ def balance_factors(factors: Any, plan: Plan) -> Any:
 
     Raises ValueError for factors that do not fit the plan, and for NaN or Inf, naming the layer.
     """
+    check_in_full("balance_factors", plan)
     if isinstance(factors, nnx.Module):
         check_modules(factors, plan)
         _, leaves = tdjax.nnx.network_of(factors)

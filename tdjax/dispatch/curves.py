@@ -38,6 +38,7 @@ def budget_curve(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     seed: int = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
@@ -57,6 +58,7 @@ def budget_curve(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     seed: int = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
@@ -77,6 +79,7 @@ def budget_curve(
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     seed: int = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
@@ -97,6 +100,7 @@ def budget_curve(
     methods: Sequence[str] = PREFERRED,
     rules: Rules = (),
     multiple_of: int = 1,
+    dtypes: Sequence[str] | None = None,
     seed: int = 0,
     batch: int | None = None,
     timings: Timings | None = None,
@@ -124,18 +128,18 @@ def budget_curve(
         model, variables, params, sample, method: as for `tdjax.make_plan`.
         budgets: each as for `tdjax.allocate`, and all of them counting the same.
         moments: from `tdjax.collect_moments` with a `loss_fn`, in whose units the rises are.
-        cost, methods, rules, multiple_of, seed, batch, timings, progress: as for `tdjax.allocate`;
-            time is measured once for all budgets.
+        cost, methods, rules, multiple_of, dtypes, seed, batch, timings, progress: as for
+            `tdjax.allocate`; time is measured once for all budgets.
 
-    Returns: `tdjax.allocation.several.BudgetCurve`: `params`, `macs` and `rises`, arrays in the
-    order of the budgets, `plans`, and with timings their `seconds`.
+    Returns: `tdjax.allocation.several.BudgetCurve`: `params`, `macs`, `bytes` and `rises`, arrays
+    in the order of the budgets, `plans`, and with timings their `seconds`.
 
     Raises as `tdjax.allocate`.
     """
     inventory = room_of(model).inventory(*with_arrays(model, variables), sample, method=method)
     check_moments_fit(inventory.layers, moments)
     choices: dict[str, Any] = {"methods": methods, "moments": moments, "rules": rules}
-    choices["multiple_of"] = multiple_of
+    choices |= {"multiple_of": multiple_of, "dtypes": dtypes}
     asked, cost, timings = clocked(
         "budget_curve", Called(model, variables, sample, method, inventory), budgets, cost,
         batch=batch, timings=timings, strategy="loss", choices=choices, progress=progress,

@@ -7,11 +7,14 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 import flax.linen as nn
+import jax
 from flax import nnx
+from jaxtyping import Array
 
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, checked_weights, example_losses
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.dispatch.feeding import fed_to
 from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.hints import known_are
 from tdjax.moments.collect import (
@@ -23,7 +26,7 @@ from tdjax.moments.collect import (
     collect,
 )
 from tdjax.moments.iterate import nearest_products
-from tdjax.moments.sums import LossFn
+from tdjax.moments.losses import SAMPLED, Drawn, Given, LossFn, TurnLoss
 from tdjax.processes import together
 from tdjax.trace.call import WHOLE
 
@@ -37,12 +40,14 @@ def collect_moments(
     variables: Variables,
     batches: Iterable[Any],
     *,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
     kronecker: str = ...,
     iterations: int = ...,
+    temperature: float = ...,
+    key: Array | None = ...,
     method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
@@ -52,12 +57,14 @@ def collect_moments(
     model: nnx.Module,
     batches: Iterable[Any],
     *,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
     kronecker: str = ...,
     iterations: int = ...,
+    temperature: float = ...,
+    key: Array | None = ...,
     method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
@@ -68,12 +75,14 @@ def collect_moments(
     params: Any,
     batches: Iterable[Any],
     *,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     paths: str | Sequence[str] = ...,
     memory: int = ...,
     row_weights: RowWeights | None = ...,
     kronecker: str = ...,
     iterations: int = ...,
+    temperature: float = ...,
+    key: Array | None = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -84,12 +93,14 @@ def collect_moments(
     variables: Any,
     batches: Iterable[Any],
     *,
-    loss_fn: LossFn | None = None,
+    loss_fn: LossFn | str | None = None,
     paths: str | Sequence[str] = ".*",
     memory: int = 2**32,
     row_weights: RowWeights | None = None,
     kronecker: str = INDEPENDENT,
     iterations: int = 2,
+    temperature: float = 1.0,
+    key: Array | None = None,
     method: Method = None,
 ) -> dict[str, LayerMoments]:
     """Second moments of what goes into each layer that can be factorised, and of what comes back.
@@ -116,15 +127,23 @@ def collect_moments(
         batches: each the model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights`
             also a tuple (input, rest), whose rest these may use.
         loss_fn: (outputs, batch) -> losses of the examples, (batch,), or their mean. With it the
-            moments of its gradient at the layers' outputs are collected too.
+            moments of its gradient at the layers' outputs are collected too. It knows nothing of
+            `row_weights`: the losses of padded tokens are to be left out there as well. Without
+            labels a name, whose losses add up over the rows of an example by their weights:
+            "outputs" for half the squared change of all outputs that are floats, or "sampled" for
+            the cross-entropy of labels drawn from the softmax of the model's own logits, (batch,
+            ..., classes), which is the change in the Kullback-Leibler divergence. Each batch has
+            draws of its own: where examples are few, give them several times.
         paths: the layers, by patterns for `re.fullmatch`.
         memory: bytes that sums may take; layers that do not fit are left to further passes over
             the batches, which must then be a list or the like.
         row_weights: batch -> (batch, ...), not negative, how much rows count, as an attention mask
             (batch, tokens) in which padding is 0. All means are then weighed by it, also those of
             the gradient, and `rows` is the sum of the weights. Layers whose rows have these axes
-            in front, merged or not, are weighed row by row; others example by example, by the
-            largest weight that an example has. What rows of weight 0 hold does not matter.
+            in front, merged or not, are weighed row by row; rows that all examples have in common,
+            as those of a table of positions, by the mean over the examples; others (a pooled text,
+            another number of positions) example by example, by the largest weight that an example
+            has. What rows of weight 0 hold does not matter.
         kronecker: with a `loss_fn`, "independent" for E[x x^T] and E[g g^T] of inputs x and
             gradients g, or "nearest" for matrices A and B in their place whose Kronecker product
             is nearest to E[(x x^T) (x) (g g^T)] (Van Loan and Pitsianis 1993): rows whose gradient
@@ -133,6 +152,9 @@ def collect_moments(
         iterations: for "nearest", further passes over the batches, which must then be a list or
             the like with a loss that is the same each time: the first finds A for B = E[g g^T],
             the second B for that A, and so on.
+        temperature: of "sampled", by which logits are divided; the loss is multiplied by it, as
+            with `tdjax.refine`.
+        key: PRNG key of the draws of a loss by name; jax.random.key(0) where it is not given.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each path a `tdjax.moments.collect.LayerMoments`. Where they are "nearest", the
@@ -154,23 +176,37 @@ def collect_moments(
         read = partial(read_batches, "collect_moments", caller, trace_of, batches)
         reading, batches = together("collect_moments", read)
     ask = Question(
-        trace_of,
-        None if loss_fn is None else example_losses(loss_fn),
-        reading,
-        None if row_weights is None else checked_weights(row_weights),
         "collect_moments",
+        trace_of,
+        reading,
+        _turn_loss(loss_fn, temperature, key),
+        None if row_weights is None else checked_weights(row_weights),
     )
     leaves = room.leaves(*arrays)
-    found = collect(
-        ask.trace_of, leaves, batches, loss_fn=ask.loss_fn, row_weights=ask.row_weights,
-        paths=paths, memory=memory, reading=reading,
-    )  # fmt: skip
+    found = collect(ask, leaves, batches, paths=paths, memory=memory)
     if kronecker == INDEPENDENT:
         return found
     return nearest_products(ask, leaves, batches, found, iterations=iterations, memory=memory)
 
 
-def _check_kronecker(kronecker: str, loss_fn: LossFn | None, batches: Iterable[Any]) -> None:
+def _turn_loss(
+    loss_fn: LossFn | str | None, temperature: float, key: Array | None
+) -> TurnLoss | None:
+    """A loss as it is called for each batch. Raises ValueError for a temperature without use."""
+    if temperature != 1 and loss_fn != SAMPLED:
+        raise ValueError(
+            f"collect_moments: temperature {temperature:g} is that of sampled labels: pass "
+            "loss_fn='sampled' with it"
+        )
+    if loss_fn is None:
+        return None
+    if not isinstance(loss_fn, str):
+        return Given(example_losses(loss_fn))
+    key = jax.random.key(0) if key is None else key
+    return Drawn(loss_fn, key, temperature, "collect_moments")
+
+
+def _check_kronecker(kronecker: str, loss_fn: LossFn | str | None, batches: Iterable[Any]) -> None:
     if kronecker not in KRONECKER:
         raise ValueError(
             f"collect_moments: kronecker {kronecker!r}: {known_are(kronecker, KRONECKER)}"
@@ -190,19 +226,33 @@ def _check_kronecker(kronecker: str, loss_fn: LossFn | None, batches: Iterable[A
 
 @overload
 def reestimate_batch_stats(
-    model: nn.Module, variables: Variables, batches: Iterable[Any], *, method: Method = ...
+    model: nn.Module,
+    variables: Variables,
+    batches: Iterable[Any],
+    *,
+    row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> dict[str, Any]: ...
 
 
 @overload
 def reestimate_batch_stats(
-    model: Model, batches: Iterable[Any], *, method: Method = ...
+    model: Model,
+    batches: Iterable[Any],
+    *,
+    row_weights: RowWeights | None = ...,
+    method: Method = ...,
 ) -> Model: ...
 
 
 @on_models
 def reestimate_batch_stats(
-    model: Any, variables: Any, batches: Iterable[Any], *, method: Method = None
+    model: Any,
+    variables: Any,
+    batches: Iterable[Any],
+    *,
+    row_weights: RowWeights | None = None,
+    method: Method = None,
 ) -> Any:
     """Means and variances of batch normalisation, estimated again on inputs alone.
 
@@ -222,8 +272,11 @@ def reestimate_batch_stats(
 
     Arguments:
         model, variables: factorised or not.
-        batches: each the model's input as in `tdjax.make_plan`; of the sizes that training had, or
-            larger.
+        batches: each the model's input as in `tdjax.make_plan`, with `row_weights` also a tuple
+            (input, rest); of the sizes that training had, or larger.
+        row_weights: see `tdjax.collect_moments`; rows of weight 0 are left out as the `mask` of the
+            layers leaves them out, beside those that the model leaves out itself; all others count
+            alike.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Layers of subclasses are re-estimated, whatever momentum and mode they have: those too whose
@@ -232,6 +285,5 @@ def reestimate_batch_stats(
     Raises ValueError for no batches, NaN or Inf in one, a model without batch normalisation, and a
     layer that keeps batch statistics in a way of its own.
     """
-    return room_of(model).reestimate_batch_stats(
-        *with_arrays(model, variables), batches, method=method
-    )
+    own = fed_to("reestimate_batch_stats", model, variables, batches, row_weights, method)
+    return room_of(model).reestimate_batch_stats(*with_arrays(model, variables), own, method=method)

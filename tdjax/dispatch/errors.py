@@ -14,9 +14,11 @@ from jaxtyping import Array, Float
 import tdjax.evaluate.errors
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method
+from tdjax.dispatch.feeding import fed_to
 from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.evaluate.candidates import MetricFn, Performance, candidate_means
 from tdjax.evaluate.errors import FeatureErrors
+from tdjax.moments.collect import RowWeights
 from tdjax.plan.plan import Plan
 from tdjax.processes import together
 
@@ -31,6 +33,7 @@ def feature_errors(
     plan_or_params: Plan | Mapping[str, Any],
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = ...,
     key: Array | None = ...,
     method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
@@ -42,6 +45,7 @@ def feature_errors(
     plan_or_params: Plan | nnx.Module | Mapping[Any, Any],
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = ...,
     key: Array | None = ...,
     method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
@@ -54,6 +58,7 @@ def feature_errors(
     plan_or_params: Any,
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = ...,
     key: Array | None = ...,
 ) -> dict[str, dict[str, float]]: ...
 
@@ -65,6 +70,7 @@ def feature_errors(
     plan_or_params: Any,
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = None,
     key: Array | None = None,
     method: Method = None,
 ) -> dict[str, dict[str, float]]:
@@ -93,7 +99,11 @@ def feature_errors(
             parameters: as from `tdjax.reconstruct_params` for Linen; for NNX a model as from
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
             are compared.
-        batches: inputs of the model as in `tdjax.make_plan`; the first axis is the batch.
+        batches: inputs of the model as in `tdjax.make_plan`, with `row_weights` also tuples (input,
+            rest); the first axis is the batch.
+        row_weights: see `tdjax.collect_moments`. In the norms rows then count by their weight over
+            the largest of their example, by which the example counts in the mean; n_F counts
+            features likewise. Examples without a weight are left out.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each layer path the three errors.
@@ -104,8 +114,9 @@ def feature_errors(
     is_plan = isinstance(plan_or_params, Plan)
     other = plan_or_params if is_plan else room.approximated_weights(plan_or_params)
     network, state = room.network_of(*arrays, method=method)
+    own = fed_to("feature_errors", model, variables, batches, row_weights, method)
     return tdjax.evaluate.errors.feature_errors(
-        network, state, room.layer_weights(*arrays), other, batches, key=key
+        network, state, room.layer_weights(*arrays), other, own, key=key
     )
 
 
@@ -117,6 +128,7 @@ def candidate_feature_errors(
     kernels: Kernels,
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = ...,
     chunk: int = ...,
     method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
@@ -129,6 +141,7 @@ def candidate_feature_errors(
     kernels: Kernels,
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = ...,
     chunk: int = ...,
     method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
@@ -142,6 +155,7 @@ def candidate_feature_errors(
     kernels: Kernels,
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = ...,
     chunk: int = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
@@ -154,16 +168,19 @@ def candidate_feature_errors(
     kernels: Kernels,
     batches: Iterable[Any],
     *,
+    row_weights: RowWeights | None = None,
     chunk: int = 25,
     method: Method = None,
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """The three feature errors of many kernels of one layer, side by side.
 
-    Arguments and errors as `tdjax.evaluate_candidates`, `batches` holding inputs alone. Returns a
-    float64 array over the candidates for each error of `tdjax.feature_errors`.
+    Arguments and errors as `tdjax.evaluate_candidates`, `batches` holding inputs alone unless there
+    are `row_weights`, see `tdjax.feature_errors`. Returns a float64 array over the candidates for
+    each error of `tdjax.feature_errors`.
     """
     network, arrays = room_of(model).network_of(*with_arrays(model, variables), method=method)
-    return candidate_means(FeatureErrors(network, path), arrays, kernels, batches, chunk)
+    own = fed_to("candidate_feature_errors", model, variables, batches, row_weights, method)
+    return candidate_means(FeatureErrors(network, path), arrays, kernels, own, chunk)
 
 
 @overload

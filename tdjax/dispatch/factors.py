@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import flax.linen as nn
@@ -10,9 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tdjax.arguments.called import Method
+from tdjax.dispatch.feeding import fed_to
 from tdjax.dispatch.models import kind_of, on_models, room_of, with_arrays
 from tdjax.functions import FactorisedFunction
-from tdjax.moments.collect import LayerMoments
+from tdjax.moments.collect import LayerMoments, RowWeights
 from tdjax.params.options import Options
 from tdjax.plan.plan import Plan
 from tdjax.pruning.dead import SmallerModel
@@ -101,6 +102,8 @@ def factorize_sequentially(
     batches: Iterable[Any],
     *,
     moments: Mapping[str, LayerMoments] | None = ...,
+    row_weights: RowWeights | None = ...,
+    blocks: str | Sequence[str] | None = ...,
     correct_bias: bool = ...,
     key: Array | None = ...,
     init: str = ...,
@@ -117,6 +120,8 @@ def factorize_sequentially(
     batches: Iterable[Any],
     *,
     moments: Mapping[str, LayerMoments] | None = ...,
+    row_weights: RowWeights | None = ...,
+    blocks: str | Sequence[str] | None = ...,
     correct_bias: bool = ...,
     key: Array | None = ...,
     init: str = ...,
@@ -134,6 +139,8 @@ def factorize_sequentially(
     batches: Iterable[Any],
     *,
     moments: Mapping[str, LayerMoments] | None = ...,
+    row_weights: RowWeights | None = ...,
+    blocks: str | Sequence[str] | None = ...,
     correct_bias: bool = ...,
     key: Array | None = ...,
     init: str = ...,
@@ -150,6 +157,8 @@ def factorize_sequentially(
     batches: Iterable[Any],
     *,
     moments: Mapping[str, LayerMoments] | None = None,
+    row_weights: RowWeights | None = None,
+    blocks: str | Sequence[str] | None = None,
     correct_bias: bool = False,
     key: Array | None = None,
     init: str = Options.init,
@@ -178,22 +187,31 @@ def factorize_sequentially(
 
     Arguments:
         model, variables, plan: as for `tdjax.factorize`; a Linen model's variables are arrays.
-        batches: a list or the like of the model's inputs as in `tdjax.make_plan`; read once for
-            each layer. Under `jax.distributed` the means are over those of all processes, of which
-            each needs one.
+        batches: a list or the like of the model's inputs as in `tdjax.make_plan`, with
+            `row_weights` also tuples (input, rest); read once for each layer, or each block. Under
+            `jax.distributed` the means are over those of all processes, of which each needs one.
         moments: from `tdjax.collect_moments` with a `loss_fn`, to weigh the outputs by their
             gradient too.
+        row_weights: see `tdjax.collect_moments`; rows that go in count by them.
+        blocks: layers that are decomposed together, each in the norm of the inputs that the
+            compressed blocks before it give: None for each layer alone, "auto" for the largest
+            modules that hold at most a quarter of the layers, or patterns for `re.fullmatch` of
+            paths of modules, as r"layers_\\d+"; layers in none of them stand alone. The cost is two
+            forward passes over the batches for each block, as far as it lies; the sums of all its
+            layers are held together, 8 D^2 bytes for one with inputs of D entries.
         correct_bias: see `tdjax.factorize_params`.
         key, init, max_iters, tol: see `tdjax.factorize_params`.
         method: how the model is called, as for `tdjax.make_plan`.
 
-    Raises ValueError for no batches or an iterator, and as `tdjax.factorize_params`.
+    Raises ValueError for no batches or an iterator, NaN or Inf in a batch, weights that leave a
+    layer no row, and as `tdjax.factorize_params`.
     """
     options = Options(
         key=key, init=init, max_iters=max_iters, tol=tol, moments=moments, correct_bias=correct_bias
     )
+    own = fed_to("factorize_sequentially", model, variables, batches, row_weights, method)
     return room_of(model).factorize_sequentially(
-        *with_arrays(model, variables), plan, batches, options, method=method
+        *with_arrays(model, variables), plan, own, options, method=method, blocks=blocks
     )
 
 

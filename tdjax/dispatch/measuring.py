@@ -19,13 +19,15 @@ from tdjax.allocation.limits import LATENCY, Budget, shares_of
 from tdjax.allocation.measured import GroupRises, MeasuredRises
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
-from tdjax.arguments.called import Method
+from tdjax.arguments.called import Method, checked_weights
 from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh, without_explicit_axes
 from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.dispatch.swapped import Dense, losses_of, rises_of
-from tdjax.moments.collect import LayerMoments
-from tdjax.moments.sums import LossFn
+from tdjax.moments.collect import LayerMoments, RowWeights
+from tdjax.moments.feeding import fed
+from tdjax.moments.losses import LossFn
+from tdjax.plan.dtypes import FLOAT32
 from tdjax.progress import Progress, Steps
 
 Variables = Mapping[str, Any]
@@ -49,6 +51,7 @@ def measure_rises(
     multiple_of: int = ...,
     seed: int = ...,
     batch_stats: str = ...,
+    row_weights: RowWeights | None = ...,
     progress: Progress = ...,
     method: Method = ...,
 ) -> MeasuredRises: ...
@@ -69,6 +72,7 @@ def measure_rises(
     multiple_of: int = ...,
     seed: int = ...,
     batch_stats: str = ...,
+    row_weights: RowWeights | None = ...,
     progress: Progress = ...,
     method: Method = ...,
 ) -> MeasuredRises: ...
@@ -109,6 +113,7 @@ def measure_rises(
     multiple_of: int = 1,
     seed: int = 0,
     batch_stats: str = "frozen",
+    row_weights: RowWeights | None = None,
     progress: Progress = True,
     method: Method = None,
 ) -> MeasuredRises:
@@ -153,6 +158,8 @@ def measure_rises(
         batch_stats: "frozen" as in the dense network, or "renewed" for each measurement as
             `tdjax.reestimate_batch_stats` does it, which takes several times as long. Not for
             functions.
+        row_weights: of renewed batch statistics, see `tdjax.reestimate_batch_stats`; the loss
+            leaves padded tokens out itself.
         progress: see `tdjax.compress`.
 
     Returns: `tdjax.allocation.measured.MeasuredRises`: `groups` and `together`, with rises
@@ -182,6 +189,7 @@ def measure_rises(
         )
     measured: MeasuredRises = _run(
         model, variables, list(batches), loss_fn, moments, budgets, cost, groups, batch_stats,
+        row_weights,
         {"methods": methods, "rules": rules, "multiple_of": multiple_of},
         jax.random.key(seed), Steps("measure_rises", progress), method,
     )  # fmt: skip
@@ -199,6 +207,7 @@ def _run(
     cost: str | None,
     wanted: str | Sequence[str],
     batch_stats: str,
+    row_weights: RowWeights | None,
     options: Mapping[str, Any],
     key: Array,
     steps: Steps,
@@ -211,16 +220,18 @@ def _run(
     trace_of = partial(room.trace, *arrays, method=method)
     caller = caller_of(model, variables, method)
     reading, _ = read_batches("measure_rises", caller, trace_of, batches)
-    inputs = [reading.inputs(batch) for batch in batches]
-    inventory = room.inventory(*arrays, inputs[0], method=method)
+    inventory = room.inventory(*arrays, reading.inputs(batches[0]), method=method)
     check_moments_fit(inventory.layers, moments)
     costs = tuple(shares_of(budgets[0], cost).of)
-    problem = posed(inventory, costs, "loss", moments=moments, key=key, **options)
+    problem = posed(
+        inventory, costs, "loss", moments=moments, dtypes=(FLOAT32,), key=key, **options
+    )
     groups = groups_of(list(problem.free), wanted)
     with steps.step("formats and ranks"):
         levels = levels_of(problem, budgets, cost)
     renews = batch_stats == "renewed" and room.keeps_batch_stats(*arrays)
-    dense = Dense(model, variables, method, moments, key, inputs if renews else None)
+    rows = fed(batches, reading, None if row_weights is None else checked_weights(row_weights))
+    dense = Dense(model, variables, method, moments, key, rows if renews else None)
     every = tuple(path for group in groups for path in group)
     total = len(levels) * (len(groups) + 1)
     with steps.step("rises", "measurement", total) as tick:

@@ -36,7 +36,8 @@ class Kind(NamedTuple):
         name, note: what messages say of them, and to a wrong number of arguments.
         checks: names of other checks of arguments than their own, by name.
         lacks: names of the functions on models that take none of them.
-        without: names of the arguments that mean nothing for them.
+        without: names of the arguments that mean nothing for them, of one function alone behind its
+            name and a dot.
     """
 
     base: Any
@@ -47,6 +48,10 @@ class Kind(NamedTuple):
     checks: Mapping[str, str] = types.MappingProxyType({})
     lacks: Sequence[str] = ()
     without: Sequence[str] = ()
+
+    def lacks_argument(self, function: str, name: str) -> bool:
+        """Whether an argument of a function means nothing for them."""
+        return name in self.without or f"{function}.{name}" in self.without
 
 
 KINDS = (
@@ -72,7 +77,15 @@ KINDS = (
         "a function holds no arrays and comes with its parameters",
         checks={"params": "tree", "plan_or_params": "plan_or_tree"},
         lacks=("remove_dead", "reestimate_batch_stats"),
-        without=("method", "features", "blocks", "block_epochs", "mix", "batch_stats"),
+        without=(
+            "method",
+            "features",
+            "refine.blocks",
+            "block_epochs",
+            "mix",
+            "batch_stats",
+            "measure_rises.row_weights",
+        ),
     ),
 )
 
@@ -116,7 +129,7 @@ def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
     where it takes `variables`, those are None for a model that holds its arrays.
     """
     name, whole = function.__name__, inspect.signature(function)
-    signatures = {kind.name: signature_of(whole, kind) for kind in KINDS}
+    signatures = {kind.name: signature_of(name, whole, kind) for kind in KINDS}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -131,7 +144,7 @@ def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            note = _note(kind, signature, whole, kwargs)
+            note = _note(name, kind, signature, whole, kwargs)
             raise TypeError(f"{name}: {error}: {note}; the call is {text}") from None
         check_arguments(name, text, given, kind.checks)
         if "variables" in whole.parameters:
@@ -141,7 +154,7 @@ def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def signature_of(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
+def signature_of(name: str, whole: inspect.Signature, kind: Kind) -> inspect.Signature:
     """How a function on models is called for one kind of them; its overloads say the same.
 
     The arrays of a model come as the kind has them. A function that takes none makes a model: its
@@ -149,7 +162,7 @@ def signature_of(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
     """
     found = []
     for parameter in whole.parameters.values():
-        if parameter.name in kind.without:
+        if kind.lacks_argument(name, parameter.name):
             continue
         if parameter.name == "variables":
             if kind.held is not None:
@@ -164,11 +177,15 @@ def signature_of(whole: inspect.Signature, kind: Kind) -> inspect.Signature:
 
 
 def _note(
-    kind: Kind, signature: inspect.Signature, whole: inspect.Signature, kwargs: Mapping[str, Any]
+    function: str,
+    kind: Kind,
+    signature: inspect.Signature,
+    whole: inspect.Signature,
+    kwargs: Mapping[str, Any],
 ) -> str:
     """What to do about arguments that do not fit a kind of models."""
     for name in kwargs.keys() - signature.parameters.keys():
-        if name in kind.without:
+        if kind.lacks_argument(function, name):
             return f"{name} means nothing for {kind.name}"
         if name in whole.parameters and name != "variables":
             return f"{name} belongs to tdjax.factorize_params(params, plan, {name}=...)"

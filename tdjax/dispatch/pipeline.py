@@ -28,9 +28,10 @@ from tdjax.dispatch.data import collect_moments, reestimate_batch_stats
 from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
 from tdjax.dispatch.planning import allocate
+from tdjax.dispatch.storing import quantize
 from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments, RowWeights
-from tdjax.moments.sums import LossFn
+from tdjax.moments.losses import OUTPUTS, LossFn
 from tdjax.params.factorize import factorize_params
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
@@ -76,12 +77,13 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = ...,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     target: LossRise | None = ...,
     cost: str | None = ...,
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
@@ -99,12 +101,13 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = ...,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     target: LossRise | None = ...,
     cost: str | None = ...,
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
@@ -123,12 +126,13 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = ...,
-    loss_fn: LossFn | None = ...,
+    loss_fn: LossFn | str | None = ...,
     target: LossRise | None = ...,
     cost: str | None = ...,
     methods: Sequence[str] = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
     row_weights: RowWeights | None = ...,
@@ -146,12 +150,13 @@ def compress(
     batches: Iterable[Any],
     *,
     budget: Budget | None = None,
-    loss_fn: LossFn | None = None,
+    loss_fn: LossFn | str | None = None,
     target: LossRise | None = None,
     cost: str | None = None,
     methods: Sequence[str] = FORMATS,
     rules: Rules = (),
     multiple_of: int = 1,
+    dtypes: Sequence[str] | None = None,
     batch: int | None = None,
     timings: Timings | None = None,
     row_weights: RowWeights | None = None,
@@ -174,8 +179,8 @@ def compress(
     4. `tdjax.reestimate_batch_stats`, where the model has batch normalisation;
     5. `tdjax.refine`, on the same batches, where they hold two hundred examples or more.
 
-    Without a `loss_fn` the loss is half the squared change of the model's outputs, which needs no
-    labels: its second moments come from the gradient of <outputs, r>, r random signs.
+    Without a `loss_fn` the loss is "outputs", half the squared change of the model's outputs, which
+    needs no labels: its second moments come from the gradient of <outputs, r>, r random signs.
 
         >>> import jax, tdjax
         >>> from flax import nnx
@@ -192,7 +197,8 @@ def compress(
             model's input as in `tdjax.make_plan`; with `loss_fn` or `row_weights` also a tuple
             (input, rest), whose rest these may use. Under `jax.distributed` each process has its
             own, and all get the same network.
-        budget, target, cost, rules, multiple_of: as for `tdjax.allocate`, a budget or a target;
+        budget, target, cost, rules, multiple_of, dtypes: as for `tdjax.allocate`, a budget or a
+            target; what is stored in fewer bits is rounded last of all, and trained as floats;
             here a budget of one number is a limit too, which small networks need not use up.
         batch, timings: as for `tdjax.allocate`, for a budget of time; where neither is given the
             batch is that of the first of `batches`.
@@ -201,7 +207,7 @@ def compress(
         loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
         refine: False to leave the last step out; or its options, as {"epochs": 20, "augment":
             function}, with which it is done however few examples there are.
-        key: PRNG key for the random signs, and for the random starts of CP.
+        key: PRNG key for the draws of a loss by name, and for the random starts of CP.
         progress: True for lines on standard error, False for none, or a function that takes each
             line, as `logging.info`.
 
@@ -225,39 +231,40 @@ def compress(
         batch=batch, timings=timings, strategy="energy", progress=progress,
         choices={"methods": methods, "moments": None, "rules": rules, "multiple_of": multiple_of},
     )  # fmt: skip
-    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings)
+    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings, dtypes)
     renews = source.room.keeps_batch_stats(*source.arrays)
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
     steps, total = Steps("compress", progress), number_in(batches)
     with steps.step("moments", "batch", total) as tick:
         moments = source.call(
             collect_moments, Counted(replace(source, automatic=True), tick), memory=memory,
-            loss_fn=partial(_change, signs) if loss_fn is None else partial(_loss, loss_fn),
+            loss_fn=_of_pairs(OUTPUTS if loss_fn is None else loss_fn), key=signs,
             row_weights=None if row_weights is None else partial(_weights, row_weights),
         )  # fmt: skip
     with steps.step("formats and ranks"):
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
-            multiple_of=multiple_of, timings=timings,
+            multiple_of=multiple_of, dtypes=dtypes, timings=timings,
         )  # fmt: skip
     _check_equal(plan)
     with steps.step(f"factors of {len(plan.factorised)} layers"):
-        small = _factorised(source, plan, moments, starts)
+        # What is trained are floats; they are rounded at the end.
+        small = _factorised(source, plan.with_dtypes(None), moments, starts)
     if renews:
         with steps.step("batch statistics", "batch", total) as tick:
-            small = _renewed(small, source, tick)
-    if refine is False:
-        return small
-    pairs = together("compress", lambda: list(replace(source, automatic=True)))
-    obstacle = _obstacle(small, source, pairs, asked=refine is not True)
-    if obstacle is not None:
-        steps.tell(f"not refined: {obstacle}")
-        return small
-    options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
-    if row_weights is not None:
-        options["row_weights"] = partial(_weights, row_weights)
-    return _refined(small, source, pairs, options)
+            small = _renewed(small, source, row_weights, tick)
+    if refine is not False:
+        pairs = together("compress", lambda: list(replace(source, automatic=True)))
+        obstacle = _obstacle(small, source, pairs, asked=refine is not True)
+        if obstacle is not None:
+            steps.tell(f"not refined: {obstacle}")
+        else:
+            options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
+            if row_weights is not None:
+                options["row_weights"] = partial(_weights, row_weights)
+            small = _refined(small, source, pairs, options)
+    return _stored(small, source, plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,11 +350,31 @@ def _factorised(
     return Compressed(factorize(source.model, plan), variables, plan)
 
 
-def _renewed(small: Compressed, source: _Source, tick: Callable[[int], None]) -> Compressed:
+def _stored(small: Compressed, source: _Source, plan: Plan) -> Compressed:
+    """A compressed model with its arrays in the numbers that a plan stores them in."""
+    if all(entry.dtype is None for entry in plan.layers):
+        return small
+    if small.variables is None:
+        return replace(small, model=quantize(small.model, plan), plan=plan)
+    model = factorize(source.model, plan)
+    return replace(small, model=model, variables=quantize(small.variables, plan), plan=plan)
+
+
+def _renewed(
+    small: Compressed,
+    source: _Source,
+    row_weights: RowWeights | None,
+    tick: Callable[[int], None],
+) -> Compressed:
     """A compressed model with its batch statistics estimated again."""
-    inputs = (own for own, _ in Counted(source, tick))
+    pairs: Iterable[Any] = Counted(source, tick)
+    options: dict[str, Any] = {}
     changed = replace(source, model=small.model, variables=small.variables)
-    again = changed.call(reestimate_batch_stats, inputs)
+    if row_weights is None:
+        pairs = (inputs for inputs, _ in pairs)
+    else:
+        options["row_weights"] = partial(_weights, row_weights)
+    again = changed.call(reestimate_batch_stats, pairs, **options)
     if small.variables is None:
         return replace(small, model=again)
     return replace(small, variables=again)
@@ -418,27 +445,13 @@ def _refined(
     return replace(small, variables=found.factors, refined=about)
 
 
+def _of_pairs(loss_fn: LossFn | str) -> LossFn | str:
+    return loss_fn if isinstance(loss_fn, str) else partial(_loss, loss_fn)
+
+
 def _loss(loss_fn: LossFn, outputs: Any, pair: Any) -> Any:
     return loss_fn(outputs, pair[1])
 
 
 def _weights(row_weights: RowWeights, pair: Any) -> Any:
     return row_weights(pair[1])
-
-
-def _change(key: Array, outputs: Any, pair: Any) -> Array:
-    """<y, r> for each example, y what the model puts out and r random signs.
-
-    Its gradient g has E g g^T = J^T J: to second order half the squared change of y, whose own
-    gradient is zero where nothing has changed yet.
-    """
-    number = number_of(pair)
-    total = None
-    for place, y in enumerate(jax.tree.leaves(outputs)):
-        if jnp.issubdtype(y.dtype, jnp.floating) and y.shape[:1] == (number,):
-            signs = jax.random.rademacher(jax.random.fold_in(key, place), y.shape, y.dtype)
-            own = jnp.sum((y * signs).reshape(number, -1), axis=1)
-            total = own if total is None else total + own
-    if total is None:
-        raise ValueError("compress: the model puts out no numbers for each example: pass a loss_fn")
-    return total

@@ -146,6 +146,7 @@ def allocate(
     seed: int = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     target: LossRise | None = ...,
     measured: MeasuredRises | None = ...,
     batch: int | None = ...,
@@ -170,6 +171,7 @@ def allocate(
     seed: int = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     target: LossRise | None = ...,
     measured: MeasuredRises | None = ...,
     batch: int | None = ...,
@@ -195,6 +197,7 @@ def allocate(
     seed: int = ...,
     rules: Rules = ...,
     multiple_of: int = ...,
+    dtypes: Sequence[str] | None = ...,
     target: LossRise | None = ...,
     measured: MeasuredRises | None = ...,
     batch: int | None = ...,
@@ -220,6 +223,7 @@ def allocate(
     seed: int = 0,
     rules: Rules = (),
     multiple_of: int = 1,
+    dtypes: Sequence[str] | None = None,
     target: LossRise | None = None,
     measured: MeasuredRises | None = None,
     batch: int | None = None,
@@ -256,6 +260,9 @@ def allocate(
         >>> plan = tdjax.allocate(model, x, budget=0.5, methods=("svd",))
         >>> plan[""].ranks, round(plan.size / plan.size_before, 2)
         ((99,), 0.5)
+        >>> plan = tdjax.allocate(model, x, budget={"bytes": 0.1}, methods=("svd",))
+        >>> plan[""].dtype, plan[""].ranks, round(plan.bytes / plan.bytes_before, 2)
+        ('int4', (150,), 0.1)
         >>> limit = {"params": 0.5}
         >>> tdjax.allocate(model, x, budget=limit, methods=("svd",), multiple_of=8)[""].ranks
         (96,)
@@ -279,8 +286,9 @@ def allocate(
             of its time, with what passes in no layer. Or one or two limits by name, {"params":
             0.5, "time": 0.6}: the plan is within both, and loses the least that was found within
             them; it need not use up either.
-        cost: what the budget is of: "params", which is the default, "macs", "time" as `timings` say
-            it, or "latency at batch 1", which is the time of a batch of one.
+        cost: what the budget is of: "params", which is the default, "macs", "bytes" of the weights
+            as they are stored (of a network in float32), "time" as `timings` say it, or "latency at
+            batch 1", which is the time of a batch of one.
         strategy: see above; None for "energy", or for "loss" with a `target` or `measured`.
         methods: formats to choose from. "alds" and "alds+" know "svd" alone; of all four together a
             strategy takes those that it knows. "cp" and "tt" are decomposed at some ranks to know
@@ -297,6 +305,12 @@ def allocate(
             that of the whole network all the same.
         multiple_of: what divides all ranks; see `tdjax.BudgetRule`. On a CPU 16 is worth a try
             where time counts: its vectors hold so many floats.
+        dtypes: where bytes are counted, the numbers in which layers may be stored, of "float32",
+            "bfloat16", "int8" and "int4"; see `Plan.with_dtypes`. For "energy" and "loss", which
+            add to what ranks lose what rounding does, in the same norm: ranks and numbers are
+            chosen together, and layers that stay dense may be stored in fewer bits. None for all
+            of them, but for "float32" alone with other strategies, timings or measured rises, and
+            where no bytes are counted.
         target: in place of a budget `tdjax.LossRise`: the smallest plan, by `cost`, whose predicted
             rise of the loss is no greater; for "loss".
         measured: for "loss", from `tdjax.measure_rises` with the same moments: what they correct
@@ -334,7 +348,11 @@ def allocate(
     choices: dict[str, Any] = {"methods": methods, "moments": moments, "rules": rules}
     choices["multiple_of"] = multiple_of
     if measured is None:
-        choices |= {"splits": splits, "objective": objective}
+        choices |= {"splits": splits, "objective": objective, "dtypes": dtypes}
+    elif dtypes is not None:
+        raise ValueError(
+            "allocate: measured rises are those of layers in float32: leave out dtypes or measured"
+        )
     (budget,), cost, timings = clocked(
         "allocate", Called(model, variables, sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy=strategy, choices=choices, progress=progress,

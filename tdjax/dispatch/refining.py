@@ -21,7 +21,9 @@ from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.balancing import check_modules
 from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
+from tdjax.dispatch.storing import check_in_full
 from tdjax.moments.collect import RowWeights
+from tdjax.moments.feeding import Fed, fed
 from tdjax.params.check import check_params
 from tdjax.params.corrections import unpacked
 from tdjax.plan.plan import Plan
@@ -274,13 +276,14 @@ def _run(
     small = _small(model, variables, factors, plan)
     whole = with_arrays(model, variables)
 
+    weights = None if row_weights is None else checked_weights(row_weights)
+
     def read() -> tuple[Reading, list[Pool], list[Pool] | None]:
-        reading, weights = WHOLE, None
+        reading = WHOLE
         if batches and row_weights is not None:
             trace_of = partial(room_of(model).trace, *whole, method=method)
             caller = caller_of(model, variables, method)
             reading, _ = read_batches("refine", caller, trace_of, batches)
-            weights = checked_weights(row_weights)
         pools = read_pools(batches, reading, weights, settings.memory)
         held = None
         if judging is not None:
@@ -298,8 +301,8 @@ def _run(
         pools = of_all_processes(pools, "batches")
         held = None if held is None else of_all_processes(held, "batches that are held out")
     renews = settings.batch_stats == "renewed"
-    inputs = [reading.inputs(batch) for batch in batches]
-    pair = _pair(model, variables, small, plan, method, inputs if renews else None)
+    rows = fed(batches, reading, weights)
+    pair = _pair(model, variables, small, plan, method, rows if renews else None)
     key = jax.random.key(0) if key is None else key
     found = refined(
         _everywhere(pair) if apart else pair, pools, held, settings, key, Steps("refine", progress)
@@ -340,6 +343,7 @@ def _small(model: Any, variables: Any, factors: Any, plan: Plan) -> _Small:
     """The factorised model. Raises TypeError or ValueError for factors that do not fit it."""
     if not plan.factorised:
         raise ValueError("refine: the plan keeps all layers dense: there are no factors to refine")
+    check_in_full("refine", plan)
     kind = kind_of(model)
     if kind.held is None:
         if not isinstance(factors, nnx.Module):
@@ -367,30 +371,30 @@ def _pair(
     small: _Small,
     plan: Plan,
     method: Method,
-    inputs: Sequence[Any] | None,
+    batches: Iterable[Fed] | None,
 ) -> Pair:
     """The two networks, in the terms of their adapter.
 
     Arguments:
-        inputs: by which batch statistics are estimated again; None to leave them.
+        batches: by which batch statistics are estimated again; None to leave them.
     """
     room = room_of(model)
     dense, own = with_arrays(model, variables), with_arrays(small.model, small.variables)
     renewed = None
-    if inputs is not None:
+    if batches is not None:
         if not room.keeps_batch_stats(*own):
             raise ValueError('refine: the model has no batch statistics: pass batch_stats="frozen"')
-        renewed = partial(_renewed, small, list(inputs), method)
+        renewed = partial(_renewed, small, batches, method)
     return Pair(
         plan, room.network_of(*dense, method=method), room.network_of(*own, method=method),
         room.parameter_names(*own), room.module_paths(*dense), renewed,
     )  # fmt: skip
 
 
-def _renewed(small: _Small, inputs: Sequence[Any], method: Method, found: Any) -> Any:
+def _renewed(small: _Small, batches: Iterable[Fed], method: Method, found: Any) -> Any:
     """What a network takes as variables, with batch statistics estimated again."""
     room = room_of(small.model)
     if small.variables is not None:
-        return room.reestimate_batch_stats(small.model, found, inputs, method=method)
-    again = room.reestimate_batch_stats(small.result(found), inputs, method=method)
+        return room.reestimate_batch_stats(small.model, found, batches, method=method)
+    again = room.reestimate_batch_stats(small.result(found), batches, method=method)
     return room.network_of(again)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,8 @@ from tdjax.dispatch.factors import factorize
 from tdjax.dispatch.models import kind_of, room_of, with_arrays
 from tdjax.evaluate.rises import Losses, mean_and_error
 from tdjax.moments.collect import LayerMoments
-from tdjax.moments.sums import LossFn
+from tdjax.moments.feeding import Fed
+from tdjax.moments.losses import LossFn
 from tdjax.params.factorize import factorize_params, reconstruct_params
 from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan
@@ -29,7 +30,7 @@ class Dense(NamedTuple):
 
     Arguments:
         moments: of its layers.
-        inputs: of its batches, by which batch statistics are renewed; None to leave them.
+        batches: by which batch statistics are renewed; None to leave them.
     """
 
     model: Any
@@ -37,7 +38,7 @@ class Dense(NamedTuple):
     method: Method
     moments: Mapping[str, LayerMoments]
     key: Array
-    inputs: Sequence[Any] | None
+    batches: Iterable[Fed] | None
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -64,14 +65,14 @@ class Dense(NamedTuple):
 
     def renewed(self, leaves: Sequence[Any]) -> list[Any]:
         """Arrays with batch statistics as they are then, where these are to be renewed."""
-        if self.inputs is None:
+        if self.batches is None:
             return list(leaves)
-        room = room_of(self.model)
+        room, batches = room_of(self.model), self.batches
         if self.variables is None:
             own = tdjax.nnx.with_leaves(self.model, leaves)
-            return self.leaves((room.reestimate_batch_stats(own, self.inputs, method=self.method),))
+            return self.leaves((room.reestimate_batch_stats(own, batches, method=self.method),))
         variables = jax.tree.unflatten(jax.tree.structure(self.variables), leaves)
-        again = room.reestimate_batch_stats(self.model, variables, self.inputs, method=self.method)
+        again = room.reestimate_batch_stats(self.model, variables, batches, method=self.method)
         return self.leaves((self.model, again))
 
 

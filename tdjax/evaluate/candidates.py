@@ -63,6 +63,9 @@ class KernelFunction(Protocol):
     def __hash__(self) -> int:
         """Equal functions have equal hashes."""
 
+    def count(self, batch: Any) -> float:
+        """How much the examples of a batch count."""
+
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """A pytree of sums over the examples."""
 
@@ -82,6 +85,10 @@ class Performance:
     path: str
     metric_fn: MetricFn
     reading: Reading = WHOLE
+
+    def count(self, batch: Any) -> float:
+        """The number of examples."""
+        return float(examples(batch))
 
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
         """Sums of `metric_fn` over the examples."""
@@ -120,18 +127,24 @@ def candidate_means(
     if not all_finite(kernels):
         raise ValueError(f"candidates: a kernel for layer {path!r} holds NaN or Inf")
     first, batches = together("candidates", lambda: _peeked(batches))
-    if not are_apart("candidates", first):
-        totals, count = _totals(function, variables, own, kernels, batches, chunk)
-        return jax.tree.map(lambda total: total / count, totals)
-    variables, own, kernels = jax.tree.map(in_this_process, (variables, own, kernels))
+    apart = are_apart("candidates", first)
+    if apart:
+        variables, own, kernels = jax.tree.map(in_this_process, (variables, own, kernels))
     totals, count = together(
         "candidates", lambda: _totals(function, variables, own, kernels, batches, chunk)
     )
+    if apart:
+        totals, count = _of_all_processes(totals, count)
+    if count == 0:
+        raise ValueError("candidates: row_weights leave no row that counts")
+    return jax.tree.map(lambda total: total / count, totals)
+
+
+def _of_all_processes(totals: Any, count: float) -> tuple[Any, float]:
     leaves, structure = jax.tree.flatten(totals)
     every = gathered([count, [leaf.tolist() for leaf in leaves]])
-    count = sum(number for number, _ in every)
     sums = [sum(map(np.asarray, parts)) for parts in zip(*(own for _, own in every), strict=True)]
-    return jax.tree.map(lambda total: total / count, jax.tree.unflatten(structure, sums))
+    return jax.tree.unflatten(structure, sums), sum(number for number, _ in every)
 
 
 def _peeked(batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
@@ -148,14 +161,14 @@ def _totals(
     kernels: Array,
     batches: Iterable[Any],
     chunk: int,
-) -> tuple[Any, int]:
-    """The sums over the examples of batches, and their number."""
-    n, totals, count = kernels.shape[0], None, 0
+) -> tuple[Any, float]:
+    """The sums over the examples of batches, and how much these count."""
+    n, totals, count = kernels.shape[0], None, 0.0
     size = min(chunk, n)
     # The last turn is filled up with kernels seen before, so that one program serves all turns.
     turns = [_taken(kernels, np.arange(start, start + size) % n) for start in range(0, n, size)]
     for number, batch in enumerate(batches, 1):
-        count += examples(batch)
+        count += function.count(batch)
         arrays, frame = split_arrays(batch)
         fixed = (variables, arrays)
         shapes, structure = jax.tree.flatten(jax.eval_shape(lambda fixed=fixed: fixed))

@@ -27,6 +27,8 @@ from tdjax.decompose.scale import (
 )
 from tdjax.decompose.second_moment import times
 from tdjax.evaluate.candidates import Network, examples
+from tdjax.moments.feeding import Fed
+from tdjax.moments.weighing import laid_out, weighed, weights_of_examples
 from tdjax.params.factorize import dense_tree, factor_tree, weight_name, weight_names
 from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
@@ -139,7 +141,7 @@ def feature_errors(
     variables: Any,
     weights: Mapping[str, Any],
     plan_or_weights: Plan | Mapping[str, Any],
-    batches: Iterable[Any],
+    batches: Iterable[Fed],
     *,
     key: Array | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -170,7 +172,9 @@ def feature_errors(
     every = gathered(own) if apart else [own]
     count = sum(number for _, number in every)
     if count == 0:
-        raise ValueError("feature_errors: no batches")
+        none = first is None or first.weights is None
+        reason = "no batches" if none else "row_weights leave no row that counts"
+        raise ValueError(f"feature_errors: {reason}")
     return {
         path: {name: sum(totals[path][name] for totals, _ in every) / count for name in ERRORS}
         for path in paths
@@ -178,13 +182,13 @@ def feature_errors(
 
 
 def _totals(
-    network: Network, variables: Any, kernels: dict[str, Array], batches: Iterable[Any]
-) -> tuple[dict[str, dict[str, float]], int]:
-    """The errors summed over the examples of batches, and their number."""
+    network: Network, variables: Any, kernels: dict[str, Array], batches: Iterable[Fed]
+) -> tuple[dict[str, dict[str, float]], float]:
+    """The errors summed over the examples of batches, and how much these count."""
     totals = {path: dict.fromkeys(ERRORS, 0.0) for path in kernels}
-    count = 0
+    count = 0.0
     for turn, batch in enumerate(batches, 1):
-        count += examples(batch)
+        count += counted(batch)
         arrays, frame = split_arrays(batch)
         sums = _errors_of_batch(network, frame, variables, kernels, arrays)
         for path in kernels:
@@ -200,6 +204,10 @@ class FeatureErrors:
 
     network: Network
     path: str
+
+    def count(self, batch: Fed) -> float:
+        """How much the examples of a batch count."""
+        return counted(batch)
 
     def __call__(self, kernel: Array, variables: Any, batch: Any) -> dict[str, Array]:
         """Sums over the examples."""
@@ -234,7 +242,7 @@ def _errors_of_batch(
     frame: StaticPart,
     variables: Any,
     kernels: dict[str, Array],
-    arrays: list[Array],
+    arrays: Sequence[Any],
 ) -> dict[str, dict[str, Array]]:
     """`_layer_errors`; a ValueError for a layer whose outputs stay where it is called."""
 
@@ -250,7 +258,7 @@ def _errors_of_batch(
         sums = _layer_errors(network, frame, variables, kernels, arrays)
     except (TypeError, ValueError) as error:
         # What is wrong with the batch is said by a plain call.
-        jax.eval_shape(lambda: network.outputs(variables, frame.join(arrays)))
+        jax.eval_shape(lambda: network.outputs(variables, frame.join(arrays).inputs))
         lost = [path for path in kernels if not comes_out(path)]
         if not lost:
             raise
@@ -268,13 +276,13 @@ def _layer_errors(
     frame: StaticPart,
     variables: Any,
     kernels: dict[str, Array],
-    arrays: list[Array],
+    arrays: Sequence[Any],
 ) -> dict[str, dict[str, Array]]:
     return _sums(network, variables, kernels, frame.join(arrays))
 
 
 def _error_sums(
-    network: Network, variables: Any, kernels: Mapping[str, Array], batch: Any
+    network: Network, variables: Any, kernels: Mapping[str, Array], batch: Fed
 ) -> dict[str, dict[str, Array]]:
     sums = _sums(network, variables, kernels, batch)
     _check_called(sums)
@@ -292,11 +300,11 @@ def _check_called(sums: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _sums(
-    network: Network, variables: Any, kernels: Mapping[str, Array], batch: Any
+    network: Network, variables: Any, kernels: Mapping[str, Array], batch: Fed
 ) -> dict[str, dict[str, Array]]:
     """The sums of each layer; none of one whose outputs are not known."""
-    outputs = network.layer_outputs(variables, kernels, batch)
-    number = examples(batch)
+    outputs = network.layer_outputs(variables, kernels, batch.inputs)
+    number = examples(batch.inputs)
 
     def sums(path: str) -> dict[str, Array]:
         if not outputs[path]:
@@ -305,16 +313,41 @@ def _sums(
         # The calls of a shared layer together make up its features.
         change = [(a - b).reshape(number, -1) for a, b in pairs]
         features = [a.reshape(number, -1) for a, _ in pairs]
+        size: Any = sum(f.shape[1] for f in features)
+        if batch.weights is not None:
+            shares = [_shares(batch.weights, a.shape) for a, _ in pairs]
+            change, features = (
+                [weighed(f, jnp.sqrt(share)) for f, share in zip(own, shares, strict=True)]
+                for own in (change, features)
+            )
+            size = sum(share.sum(axis=1) for share in shares)
         absolute, exponent = _unit_norms(change)
         norms, own = _unit_norms(features)
-        total = jnp.sum(shifted(absolute, exponent))
-        return {
-            "absolute": total,
-            "relative": jnp.sum(shifted(error_ratio(absolute, norms), exponent - own)),
-            "scaled": total / sum(f.shape[1] for f in features),
+        each = {
+            "absolute": shifted(absolute, exponent),
+            "relative": shifted(error_ratio(absolute, norms), exponent - own),
         }
+        each["scaled"] = each["absolute"] / jnp.where(size > 0, size, 1)
+        if batch.weights is not None:
+            counts = weights_of_examples(batch.weights)
+            each = {name: counts * error for name, error in each.items()}
+        return {name: jnp.sum(error) for name, error in each.items()}
 
     return {path: sums(path) for path in kernels}
+
+
+def counted(batch: Fed) -> float:
+    """How much the examples of a batch count: each as its row that counts most."""
+    number = examples(batch.inputs)
+    return float(number if batch.weights is None else weights_of_examples(batch.weights).sum())
+
+
+def _shares(weights: Float[Array, "*_"], shape: Sequence[int]) -> Float[Array, "b n"]:
+    """For each feature of an example how much it counts, of what counts most."""
+    most = weights_of_examples(weights).reshape(-1, *(1,) * (weights.ndim - 1))
+    own = laid_out(weights / jnp.where(most > 0, most, 1.0), shape[:-1])
+    own = own.reshape(*own.shape, *(1,) * (len(shape) - own.ndim))
+    return jnp.broadcast_to(own, tuple(shape)).reshape(len(weights), -1)
 
 
 def _unit_norms(parts: Sequence[Array]) -> tuple[Float[Array, " n"], Int[Array, " n"]]:

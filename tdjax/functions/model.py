@@ -30,6 +30,7 @@ from tdjax.functions.sides import Side
 from tdjax.params.arrays import reconstruct_array, reconstruct_kernel, stack_axes
 from tdjax.params.check import factor_problems
 from tdjax.params.leaves import LeafTree, of_leaves, tree_of_plan
+from tdjax.params.storing import in_full
 from tdjax.plan.layers import CONVOLUTIONS, LEAF
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.trace.call import split_arrays
@@ -115,6 +116,8 @@ def evaluated(
     tree = tree_of_plan(params, plan)
     entries = {entry.layer.path: entry for entry in plan.factorised}
     _check(tree, entries)
+    if any(entry.dtype for entry in plan.layers):
+        tree = tree_of_plan(tree.filled(in_full(tree.mapping, plan), plan), plan)
     dense = [
         _shape(leaf, entries[path]) if path in entries else leaf
         for path, leaf in zip(tree.paths, tree.leaves, strict=True)

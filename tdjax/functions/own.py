@@ -20,6 +20,7 @@ from tdjax.functions.program import Apply, Program, program_of
 from tdjax.functions.read import Marks, known_layers
 from tdjax.params.arrays import reconstruct_array
 from tdjax.params.factorize import weight_name
+from tdjax.params.storing import full_array
 from tdjax.params.tree import join_path
 from tdjax.plan.layers import LEAF, OWN, Layer, in_stack
 from tdjax.plan.plan import Plan, PlannedLayer
@@ -221,6 +222,8 @@ def output_of_members(
 def multiplied_out(entry: PlannedLayer, factors: Mapping[str, Any]) -> Any:
     """The array that the factors of a member stand for, where they are."""
     kernels = {name: own["kernel"] for name, own in factors.items()}
+    if entry.dtype is not None:
+        kernels = {name: full_array(kernel) for name, kernel in kernels.items()}
     return reconstruct_array(kernels, _alone(entry, {member_name(entry): factors}))
 
 

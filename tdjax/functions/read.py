@@ -60,7 +60,7 @@ def read(apply: Apply, params: Any, sample: Any) -> Read:
     marks = Marks(taken, itertools.count().__next__)
     marked = jax.make_jaxpr(program.with_views(marks, taken))(*program.jaxpr.in_avals)
     return Read(
-        Trace(marked, marks.calls, program.outputs, batch_size(inputs)),
+        Trace(marked, marks.calls, program.outputs, batch_size(inputs), held=len(program.arrays)),
         tuple(layer for layer in known.values() if layer.obstacle is not None),
     )
 

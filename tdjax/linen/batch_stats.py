@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tdjax.arguments.called import Method, call_model, calling_the_model
 from tdjax.linen.intercept import Interceptor, apply_inside
 from tdjax.linen.place import Path, Place
+from tdjax.moments.feeding import Fed
 from tdjax.moments.pooled import Masks, batch_statistics, pooled_statistics, statistics_coming_out
 from tdjax.params.tree import join_path
 from tdjax.trace.call import batch_size, call_arguments, split_arrays
@@ -29,7 +30,7 @@ _passes = itertools.count()
 def reestimate_batch_stats(
     model: nn.Module,
     variables: Mapping[str, Any],
-    batches: Iterable[Any],
+    batches: Iterable[Fed],
     method: Method = None,
 ) -> dict[str, Any]:
     """See `tdjax.reestimate_batch_stats`."""
@@ -38,12 +39,16 @@ def reestimate_batch_stats(
     known: dict[Path, Any] = dict(flatten_dict(variables["batch_stats"]))
     steps: dict[Any, Callable[..., Any]] = {}
 
-    def of_batch(variables: Any, batch: Any) -> tuple[Any, Any, Any, int]:
-        arrays, frame = split_arrays(call_arguments(batch))
+    def of_batch(variables: Any, batch: Fed) -> tuple[Any, Any, Any, int]:
+        inputs, rows = batch
+        arrays, frame = split_arrays(call_arguments(inputs))
         if frame not in steps:
             steps[frame] = _step(model, method, frame)
-        with statistics_coming_out((flax.errors.JaxTransformError,)), calling_the_model(batch):
-            return (*steps[frame](variables, arrays), batch_size(arrays))
+        with (
+            statistics_coming_out((flax.errors.JaxTransformError,)),
+            calling_the_model(inputs),
+        ):
+            return (*steps[frame](variables, arrays, rows), batch_size(arrays))
 
     found = pooled_statistics(batches, variables, of_batch)
     for kind, values in zip(("mean", "var"), found, strict=True):
@@ -60,9 +65,9 @@ def keeps_batch_stats(model: nn.Module, variables: Mapping[str, Any]) -> bool:
 
 
 def _step(model: nn.Module, method: Method, frame: Any) -> Callable[..., Any]:
-    """(variables, arrays) -> means, variances and weights of one batch, by path."""
+    """(variables, arrays, weights of rows) -> means, variances, shares of one batch, by path."""
 
-    def step(variables: Any, arrays: Any) -> Any:
+    def step(variables: Any, arrays: Any, rows: Any) -> Any:
         every = flatten_dict(variables["batch_stats"])
         args, kwargs = frame.join(arrays)
 
@@ -77,10 +82,10 @@ def _step(model: nn.Module, method: Method, frame: Any) -> Callable[..., Any]:
             return {path: made[path] for path in start}
 
         known = {path: x for path, x in every.items() if path[-1] in ("mean", "var")}
-        found, weights = batch_statistics(after, known)
+        found, shares = batch_statistics(after, known, rows)
         return tuple(
             {path[:-1]: x for path, x in own.items() if path[-1] == kind}
-            for own, kind in ((found, "mean"), (found, "var"), (weights, "mean"))
+            for own, kind in ((found, "mean"), (found, "var"), (shares, "mean"))
         )
 
     return kept(step)
@@ -101,10 +106,14 @@ def _training(reached: set[Path], masks: Masks, place: Place) -> Interceptor:
         if getattr(context.orig_method, "func", None) is NORMALISES:
             reached.add(path)
             before = {kind: module.get_variable("batch_stats", kind) for kind in ("mean", "var")}
-            with _settings(module, momentum=0.0, use_running_average=None):
-                output = next_fun(*args[:1], **{**kwargs, "use_running_average": False})
             x = args[0] if args else kwargs["x"]
-            share = masks.share(x, module.axis, kwargs.get("mask"))
+            mask = masks.of_layer(x, kwargs.get("mask"))
+            given = {**kwargs, "use_running_average": False}
+            if mask is not None:
+                given["mask"] = mask
+            with _settings(module, momentum=0.0, use_running_average=None):
+                output = next_fun(*args[:1], **given)
+            share = masks.share(x, module.axis, mask)
             for kind, old in before.items():
                 batch = module.get_variable("batch_stats", kind)
                 module.put_variable("batch_stats", kind, masks.kept(old, batch, share))

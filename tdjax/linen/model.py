@@ -25,7 +25,8 @@ from tdjax.linen.fit import check_call, check_params
 from tdjax.linen.intercept import Interceptor, changed, changes_of, dense_class
 from tdjax.linen.kinds import KINDS
 from tdjax.linen.place import Path, Place
-from tdjax.linen.watch import watch
+from tdjax.linen.watch import Watching, watch
+from tdjax.params.storing import full_array
 from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan, PlannedLayer
 
@@ -95,10 +96,22 @@ class Factors:
         """As of the fields; asked for at every call, and that of a plan takes its time."""
         return self._known
 
+    @cached_property
+    def stored(self) -> dict[str, tuple[str, ...]]:
+        """By path of a module, the arrays that are stored in fewer bits than they have."""
+        found: dict[str, tuple[str, ...]] = {}
+        for entry in self.plan.layers:
+            path = entry.layer.path
+            if entry.dtype is not None:
+                own = {join_path(path, stage.name): ("kernel",) for stage in entry.stages}
+                found.update(own or {path: (entry.layer.storage.name,)})
+        return found
+
     def below(self, path: Path) -> Factors | None:
-        """The part for a module of the model; None where nothing in it is factorised."""
+        """The part for a module of the model; None where nothing in it is other than it was."""
         start = join_path(*path)
-        if any(own == start or own.startswith(f"{start}/") for own in self.entries):
+        changed = [e.layer.path for e in self.plan.layers if e.form is not None or e.dtype]
+        if any(own == start or own.startswith(f"{start}/") for own in changed):
             return _part(self.plan, start)
         return None
 
@@ -109,6 +122,12 @@ class Factors:
             entry = self.entries.get(join_path(*path))
             if entry is not None and name == entry.layer.storage.name:
                 raise ValueError(_asked([entry], "by get_variable or has_variable"))
+
+        def read(path: Path, name: str, value: Any) -> Any:
+            stored = name in self.stored.get(join_path(*path), ())
+            return full_array(value) if stored else value
+
+        watching = Watching(refuse, read)
 
         def answer(next_fun: Any, args: Any, kwargs: Any, context: Any, path: Path) -> Any:
             module, method = context.module, context.method_name
@@ -130,7 +149,7 @@ class Factors:
             path = place.path_of(context.module)
             if path is None:
                 return next_fun(*args, **kwargs)
-            watch(context.module, place, refuse)
+            watch(context.module, place, watching)
             if path or context.method_name == "setup" or place.key in _running.get():
                 return answer(next_fun, args, kwargs, context, path)
             whole = context.method_name == "__call__" and not self.part

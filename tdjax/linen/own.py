@@ -30,6 +30,7 @@ from tdjax.linen.initial import rescaled
 from tdjax.linen.intercept import dense_class
 from tdjax.params.check import factor_shapes
 from tdjax.params.partitioning import box_factor, is_boxed, unboxed
+from tdjax.params.stored import bare, is_around
 from tdjax.plan.layers import is_weight
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import Stage
@@ -85,7 +86,7 @@ def answer(
         return next_fun(*args, **kwargs)
     if module.is_mutable_collection("params"):
         _initialise(module, entry, args, kwargs)
-    params = jax.tree.map(unboxed, dict(module.variables["params"]), is_leaf=is_boxed)
+    params = jax.tree.map(bare, dict(module.variables["params"]), is_leaf=is_around)
     factors = {stage.name: params.pop(stage.name) for stage in entry.stages}
     if not are_of_one(entry, factors):
         return next_fun(*args, **kwargs)
@@ -115,7 +116,7 @@ def answer_by_members(
             return next_fun(*args, **kwargs)
 
     def run(apply: Any, own: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
-        factors = jax.tree.map(unboxed, {**own}, is_leaf=is_boxed)
+        factors = jax.tree.map(bare, {**own}, is_leaf=is_around)
         return output_of_members(entries, apply, factors, args, kwargs)
 
     return lifted(module, names, run, args, kwargs)
@@ -177,7 +178,7 @@ def _multiplied_out(module: Any, entries: Sequence[PlannedLayer]) -> Iterator[No
     arrays = {}
     for entry in entries:
         name = member_name(entry)
-        factors = jax.tree.map(unboxed, dict(params[name]), is_leaf=is_boxed)
+        factors = jax.tree.map(bare, dict(params[name]), is_leaf=is_around)
         arrays[name] = multiplied_out(entry, factors)
     before = scope._variables
     scope._variables = {**before, "params": {**params, **arrays}}

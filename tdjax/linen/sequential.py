@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 
 from tdjax.arguments.called import Method
 from tdjax.linen.table import plain, trace
+from tdjax.moments.feeding import Fed
 from tdjax.params.factorize import DenseLayer, with_dense, with_factors
 from tdjax.params.options import Options
 from tdjax.params.sequential import TracedModel, sequential
@@ -21,9 +22,10 @@ def factorize_sequentially(
     model: nn.Module,
     variables: Mapping[str, Any],
     plan: Plan,
-    batches: Iterable[Any],
+    batches: Iterable[Fed],
     options: Options,
     method: Method = None,
+    blocks: str | Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """See `tdjax.factorize_sequentially`."""
     whole = {**plain(variables)}
@@ -33,5 +35,5 @@ def factorize_sequentially(
         return jax.tree.leaves({**whole, "params": with_dense(params, plan, layers)})
 
     traced = TracedModel(partial(trace, model, variables, method=method), leaves_of, params)
-    layers = sequential(traced, plan, batches, options)
+    layers = sequential(traced, plan, batches, options, blocks)
     return with_factors(variables["params"], plan, layers)

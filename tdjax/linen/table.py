@@ -19,7 +19,7 @@ from tdjax.linen.intercept import Interceptor, apply_inside, dense_class
 from tdjax.linen.kinds import KINDS
 from tdjax.linen.own import found_call, is_lifted, recorded
 from tdjax.linen.place import Path, Place
-from tdjax.linen.watch import watch
+from tdjax.linen.watch import Watching, watch
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
 from tdjax.plan.decide import plan_layers
@@ -145,11 +145,13 @@ def _recording(recorder: Recorder, params: Any, place: Place) -> Interceptor:
         if not running[names]:
             recorder.asked["params", *names, name] = "the model asks for it, or its shape"
 
+    watching = Watching(asked)
+
     def watched(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         names = place.path_of(context.module)
         if names is None:
             return next_fun(*args, **kwargs)
-        watch(context.module, place, asked)
+        watch(context.module, place, watching)
         running[names] += 1
         try:
             return record(next_fun, args, kwargs, context, names)

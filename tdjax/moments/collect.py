@@ -26,9 +26,10 @@ from tdjax.decompose.pytree import register
 from tdjax.decompose.second_moment import trust
 from tdjax.hints import did_you_mean
 from tdjax.moments.finite import Watch
+from tdjax.moments.losses import Turn, TurnLoss
 from tdjax.moments.rows import Rows
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
-from tdjax.moments.sums import BatchSums, LossFn, SummedCall, Sums, batch_sums, summed_calls
+from tdjax.moments.sums import BatchSums, SummedCall, Sums, batch_sums, summed_calls
 from tdjax.plan.patterns import matches
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import WHOLE, Reading, batch_size, peeked, split_arrays
@@ -81,30 +82,23 @@ class LayerMoments:
 
 
 def collect(
-    trace_of: Callable[[Any], Trace],
+    ask: Question,
     leaves: Sequence[Any],
     batches: Iterable[Any],
     *,
-    loss_fn: LossFn | None,
     paths: str | Sequence[str],
     memory: int,
-    reading: Reading = WHOLE,
-    row_weights: RowWeights | None = None,
-    function: str = "collect_moments",
 ) -> dict[str, LayerMoments]:
     """The moments of a model's layers; see `tdjax.collect_moments`.
 
     Arguments:
-        trace_of: traces the model on an input.
         leaves: what the traced program takes in front of the arrays of the input.
-        reading: what of a batch the model gets.
-        function: whose batches they are, for messages.
     """
-    ask = Question(trace_of, loss_fn, reading, row_weights, function)
+    function = ask.function
     first, batches = together(function, lambda: peeked(batches))
     apart = are_apart(function, first)
     if apart:
-        leaves = list(map(in_this_process, leaves))
+        ask, leaves = ask.of_this_process(), list(map(in_this_process, leaves))
     limits = _Limits(paths, memory)
     own = together(function, lambda: _collected(ask, leaves, first, batches, limits, apart))
     if apart:
@@ -193,13 +187,32 @@ def _collected(
 
 
 class Question(NamedTuple):
-    """What is asked of every batch; see `collect`."""
+    """What is asked of every batch.
 
-    trace_of: Callable[[Any], Trace]
-    loss_fn: LossFn | None
-    reading: Reading
-    row_weights: RowWeights | None
+    Arguments:
+        function: whose batches they are, for messages.
+        trace_of: traces the model on an input.
+        reading: what of a batch the model gets.
+        loss_fn: whose gradients are asked for, None for none.
+        row_weights: see `tdjax.collect_moments`.
+        process: whose batches they are, where each has its own.
+    """
+
     function: str
+    trace_of: Callable[[Any], Trace]
+    reading: Reading = WHOLE
+    loss_fn: TurnLoss | None = None
+    row_weights: RowWeights | None = None
+    process: int = 0
+
+    def of_this_process(self) -> Question:
+        """The same where other processes have other batches."""
+        return self._replace(process=jax.process_index())
+
+    def turn(self, batch: Any, number: int) -> Turn:
+        """What a loss may ask of a batch of this number."""
+        weights = None if self.row_weights is None else self.row_weights(batch)
+        return Turn(weights, np.array([self.process, number], np.int32))
 
 
 @dataclass
@@ -215,13 +228,13 @@ class _SumsOfShape:
 
     trace: Trace
     calls: Mapping[int, SummedCall]
-    program: Callable[[Any, Any, Any], BatchSums]
+    program: Callable[[Any, Any, Turn], BatchSums]
     inputs: dict[int, Sums]
     gradients: dict[int, list[Array]]
 
-    def add(self, leaves: Any, arrays: Any, weights: Any, watch: Watch) -> None:
+    def add(self, leaves: Any, arrays: Any, turn: Turn, watch: Watch) -> None:
         """Add a batch."""
-        made = self.program(leaves, arrays, weights)
+        made = self.program(leaves, arrays, turn)
         ends: dict[str, dict[int, Any]] = {
             "": made.inputs,
             "the gradient of the loss at ": made.gradients,
@@ -252,16 +265,16 @@ def _one_pass(
     """The sums of some layers over all batches, by path, and the number of examples."""
     by_shape: dict[Any, _SumsOfShape] = {}
     examples, watch = 0, Watch(ask.function)
-    for batch in map(without_explicit_axes, batches):
+    for number, batch in enumerate(map(without_explicit_axes, batches)):
         arrays, static = split_arrays(batch)
-        weights = None if ask.row_weights is None else ask.row_weights(batch)
-        key = kind_of_batch(batch, weights)
+        turn = ask.turn(batch, number)
+        key = kind_of_batch(batch, turn.weights)
         if key not in by_shape:
             trace = ask.trace_of(ask.reading.inputs(batch))
             calls = summed_calls(trace, paths)
             program = batch_sums(trace, calls, static, ask.loss_fn, ask.reading)
             by_shape[key] = _SumsOfShape(trace, calls, program, {}, {})
-        by_shape[key].add(leaves, arrays, weights, watch)
+        by_shape[key].add(leaves, arrays, turn, watch)
         examples += batch_size(arrays)
     watch.close()
     if not by_shape:
@@ -311,7 +324,7 @@ def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -
     number = rows if rows is not None else query_rows
     if number is None or not number:
         if ask.row_weights is not None:
-            raise ValueError(f"{ask.function}: row_weights leave layer {path!r} no row that counts")
+            raise ValueError(no_rows_left(ask.function, path))
         raise ValueError(
             f"{ask.function}: no row goes into layer {path!r}: the batches are empty, or the "
             "model takes another branch; choose other layers with paths="
@@ -331,6 +344,11 @@ def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -
             # They are moments as they are sums of squares.
             trust(array)
     return found
+
+
+def no_rows_left(function: str, path: str) -> str:
+    """What to say of a layer of which all rows have weight zero."""
+    return f"{function}: row_weights leave layer {path!r} no row that counts"
 
 
 def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:

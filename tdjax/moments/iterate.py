@@ -48,7 +48,7 @@ def nearest_products(
     found = dict(moments)
     apart = are_apart(ask.function, together(ask.function, lambda: peeked(batches)[0]))
     if apart:
-        leaves = list(map(in_this_process, leaves))
+        ask, leaves = ask.of_this_process(), list(map(in_this_process, leaves))
     for turn in range(iterations):
         of_inputs = turn % 2 == 0
         paths = {
@@ -125,19 +125,19 @@ def _one_pass(
     programs: dict[Any, _Program] = {}
     found: dict[str, list[Array]] = {}
     watch = Watch(ask.function)
-    for batch in map(without_explicit_axes, batches):
-        weights = None if ask.row_weights is None else ask.row_weights(batch)
-        key = kind_of_batch(batch, weights)
+    for number, batch in enumerate(map(without_explicit_axes, batches)):
+        turn = ask.turn(batch, number)
+        key = kind_of_batch(batch, turn.weights)
         if key not in programs:
             programs[key] = _program(ask, batch, set(known), of_inputs=of_inputs)
         own = programs[key]
         if not own.halves:
             continue
-        ends = {number: given[own.paths[number]] for number in own.halves}
-        made = own.program(leaves, split_arrays(batch)[0], weights, ends)
+        ends = {call: given[own.paths[call]] for call in own.halves}
+        made = own.program(leaves, split_arrays(batch)[0], turn, ends)
         watch.add(made, own.named)
-        for number, sums in made.items():
-            path = own.paths[number]
+        for call, sums in made.items():
+            path = own.paths[call]
             found[path] = added(found[path], sums) if path in found else sums
     watch.close()
     return found

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tdjax.moments.losses import Turn, TurnLoss
 from tdjax.moments.rows import FullRows
-from tdjax.moments.sums import LossFn, SummedCall, spread, summed_loss, zeros_of
-from tdjax.moments.weighing import weights_of_rows
+from tdjax.moments.sums import SummedCall, spread, summed_loss, zeros_of
+from tdjax.moments.weighing import laid_out, weights_of_rows
 from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
 from tdjax.trace.kept import kept as kept_program
 from tdjax.trace.marks import INPUT, Mark
@@ -81,11 +82,13 @@ class Half:
         inputs, outputs: rows of both ends.
         of_inputs: whether those that go in are summed, weighed by those that come out, or these
             weighed by those.
+        constant: see `tdjax.moments.sums.SummedCall`.
     """
 
     inputs: FullRows
     outputs: FullRows
     of_inputs: bool
+    constant: bool = False
 
     def seen(self, known: Array, x: Array) -> Array:
         """What of the inputs is needed when the gradient is known."""
@@ -104,7 +107,9 @@ class Half:
         # Of a matrix whose least eigenvalues may be rounded below zero.
         own = jnp.maximum(forms, 0.0)
         if weights is not None:
-            counted = weights_of_rows(weights, self.outputs.front(gradient.shape))[:, None]
+            front = self.outputs.front(gradient.shape)
+            laid = laid_out(weights, front, constant=self.constant, summed=True)
+            counted = weights_of_rows(laid, front)[:, None]
             own = jnp.where(counted > 0, counted * own, 0.0)
         if self.of_inputs:
             return [*self.inputs.weighed_sums(seen, own), own.sum(axis=0)]
@@ -113,16 +118,15 @@ class Half:
 
 def halves_of(calls: Mapping[int, SummedCall], *, of_inputs: bool) -> dict[int, Half]:
     """What is summed, by number of the call; nothing of layers with calls without both ends."""
-    ends = {n: (own.path, own.rows, own.outputs) for n, own in calls.items()}
     lacking = {
-        path
-        for path, rows, outputs in ends.values()
-        if not (isinstance(rows, FullRows) and isinstance(outputs, FullRows))
+        own.path
+        for own in calls.values()
+        if not (isinstance(own.rows, FullRows) and isinstance(own.outputs, FullRows))
     }
     return {
-        n: Half(rows, outputs, of_inputs)  # type: ignore[arg-type]
-        for n, (path, rows, outputs) in ends.items()
-        if path not in lacking
+        n: Half(own.rows, own.outputs, of_inputs, own.constant)  # type: ignore[arg-type]
+        for n, own in calls.items()
+        if own.path not in lacking
     }
 
 
@@ -130,23 +134,24 @@ def half_sums(
     trace: Trace,
     halves: Mapping[int, Half],
     static: StaticPart,
-    loss_fn: LossFn,
+    loss_fn: TurnLoss,
     reading: Reading,
-) -> Callable[[Any, Any, Any, Mapping[int, Array]], dict[int, list[Array]]]:
-    """(leaves, arrays of a batch, weights of its rows, other ends) -> sums, by number of the call.
+) -> Callable[[Any, Any, Turn, Mapping[int, Array]], dict[int, list[Array]]]:
+    """(leaves, arrays of a batch, its turn, other ends) -> sums, by number of the call.
 
     Arguments as of `tdjax.moments.sums.batch_sums`.
     """
 
-    def sums(leaves: Any, arrays: Any, weights: Any, known: Any) -> dict[int, list[Array]]:
+    def sums(leaves: Any, arrays: Any, turn: Turn, known: Any) -> dict[int, list[Array]]:
         batch = static.join(arrays)
         inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
+        weights = loss_fn.weights(turn)
 
         def loss(slots: Any) -> Array:
             given = {n: (known[n], slots[n]) for n in slots}
             visit = _visitor(halves, weights)
             results, _ = run(trace.jaxpr, trace.survey, visit, [*leaves, *inputs], given)
-            return summed_loss(trace, loss_fn, results, batch)
+            return summed_loss(trace, loss_fn, results, batch, turn)
 
         return jax.grad(loss)(_slots(trace, halves, known, weights))
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from tdjax.decompose.dealing import in_this_process
+from tdjax.moments.feeding import Fed
 from tdjax.moments.finite import Watch
+from tdjax.moments.weighing import laid_out
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import peeked
 
@@ -31,10 +33,20 @@ class Masks:
     Attributes:
         counting: whether layers keep the share of the rows that count, in place of statistics.
         seen: whether a layer had a mask.
+        weights: of the rows of the batch, see `tdjax.moments.weighing`, or None.
     """
 
     counting: bool = False
     seen: bool = False
+    weights: Array | None = None
+
+    def of_layer(self, x: Array, mask: Array | None) -> Array | None:
+        """The mask of a layer with this input: its own, without rows of weight zero."""
+        if self.weights is None:
+            return mask
+        counted = laid_out(self.weights, x.shape[:-1]) > 0
+        counted = counted.reshape(*counted.shape, *(1,) * (x.ndim - counted.ndim))
+        return counted if mask is None else counted & jnp.asarray(mask, bool)
 
     def share(self, x: Array, axis: int | Sequence[int], mask: Array | None) -> Any:
         """Of the rows of a layer's input, the share that its mask lets count, by feature."""
@@ -59,7 +71,9 @@ class Masks:
 
 
 def batch_statistics(
-    after: Callable[[dict[Any, Any], Masks], Mapping[Any, Any]], known: Mapping[Any, Any]
+    after: Callable[[dict[Any, Any], Masks], Mapping[Any, Any]],
+    known: Mapping[Any, Any],
+    weights: Array | None,
 ) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """Running statistics as one batch would have them alone, and their weights.
 
@@ -73,14 +87,15 @@ def batch_statistics(
     Arguments:
         after: statistics before a batch -> those after it, each call leaving the share `LEFT`.
         known: the statistics that there are, by any keys.
+        weights: of the rows, see `tdjax.moments.weighing`, or None.
     """
-    masks, zeros = Masks(), {key: jnp.zeros_like(x) for key, x in known.items()}
+    masks, zeros = Masks(weights=weights), {key: jnp.zeros_like(x) for key, x in known.items()}
     low = after(zeros, masks)
     # As large as the statistics, for the difference to be exact.
     far = {key: 1 + jnp.abs(x).max() for key, x in low.items()}
     high = after({key: jnp.full_like(x, far[key]) for key, x in known.items()}, masks)
-    shares = after(zeros, Masks(counting=True)) if masks.seen else None
-    found, weights = {}, {}
+    shares = after(zeros, Masks(counting=True, weights=weights)) if masks.seen else None
+    found, shared = {}, {}
     for key, x in known.items():
         left = (high[key] - low[key]) / far[key]
         # Of whole calls, of which the difference tells the number and rounds the share.
@@ -92,15 +107,15 @@ def batch_statistics(
         counted = once if shares is None else shares[key]
         reached &= ~(counted <= 0)
         found[key] = jnp.where(reached, low[key] / jnp.where(reached, counted, 1), x)
-        weights[key] = jnp.where(reached, counted / once, NO_ROWS)
-    return found, weights
+        shared[key] = jnp.where(reached, counted / once, NO_ROWS)
+    return found, shared
 
 
 # (what is known of the model, a batch) -> means, variances and shares by layer, examples.
-OfBatch = Callable[[Any, Any], tuple[Any, Any, Any, int]]
+OfBatch = Callable[[Any, Fed], tuple[Any, Any, Any, int]]
 
 
-def pooled_statistics(batches: Iterable[Any], known: Any, of_batch: OfBatch) -> tuple[Any, Any]:
+def pooled_statistics(batches: Iterable[Fed], known: Any, of_batch: OfBatch) -> tuple[Any, Any]:
     """Means and variances of batch normalisation over all batches, by layer.
 
     Arguments:

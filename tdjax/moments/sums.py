@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tdjax.moments.losses import Turn, TurnLoss
 from tdjax.moments.rows import Flow, Rows, flow_of, number_of_rows
+from tdjax.moments.weighing import laid_out
 from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
 from tdjax.trace.kept import kept as kept_program
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace, TracedCall
 from tdjax.trace.visit import run
-
-LossFn = Callable[[Any, Any], Any]
 
 
 class SummedCall(NamedTuple):
@@ -28,12 +28,14 @@ class SummedCall(NamedTuple):
         rows: of what goes in.
         outputs: of what comes out, or None.
         queries: whether what goes in are queries to an embedding.
+        constant: whether what goes in does not depend on the batch, as positions do not.
     """
 
     path: str
     rows: Rows
     outputs: Rows | None
     queries: bool
+    constant: bool = False
 
 
 class Sums(NamedTuple):
@@ -67,7 +69,10 @@ def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
         flow: Flow = flow_of(made.call, made.layer)
         rows = flow.inputs or flow.queries
         assert rows is not None
-        summed[number] = SummedCall(made.layer.path, rows, flow.outputs, flow.inputs is None)
+        summed[number] = SummedCall(
+            made.layer.path, rows, flow.outputs, flow.inputs is None,
+            number not in trace.survey.called_with_data,
+        )  # fmt: skip
     return summed
 
 
@@ -87,21 +92,22 @@ def batch_sums(
     trace: Trace,
     calls: Mapping[int, SummedCall],
     static: StaticPart,
-    loss_fn: LossFn | None,
+    loss_fn: TurnLoss | None,
     reading: Reading,
-) -> Callable[[Any, Any, Any], BatchSums]:
-    """(leaves, arrays of a batch, weights of its rows or None) -> the sums of the calls' rows.
+) -> Callable[[Any, Any, Turn], BatchSums]:
+    """(leaves, arrays of a batch, its turn) -> the sums of the calls' rows.
 
     Arguments:
         calls: from `summed_calls`.
         static: the static part of the batch.
-        loss_fn: see `tdjax.collect_moments`; without it there are no sums at the other end.
+        loss_fn: see `tdjax.moments.losses`; without it there are no sums at the other end.
         reading: what of the batch the model gets.
     """
 
-    def sums(leaves: Any, arrays: Any, weights: Any) -> BatchSums:
+    def sums(leaves: Any, arrays: Any, turn: Turn) -> BatchSums:
         batch = static.join(arrays)
         inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
+        weights = turn.weights, None if loss_fn is None else loss_fn.weights(turn)
         passed = partial(_passed, trace, calls, [*leaves, *inputs], weights)
         if loss_fn is None:
             _, kept = passed({})
@@ -109,7 +115,7 @@ def batch_sums(
 
         def loss(slots: Any) -> tuple[Any, Any]:
             results, kept = passed(slots)
-            return summed_loss(trace, loss_fn, results, batch), kept
+            return summed_loss(trace, loss_fn, results, batch, turn), kept
 
         gradients, kept = jax.grad(loss, has_aux=True)(_slots(trace, calls))
         return BatchSums(kept, gradients)
@@ -117,24 +123,31 @@ def batch_sums(
     return kept_program(sums)
 
 
-def summed_loss(trace: Trace, loss_fn: LossFn, results: Sequence[Any], batch: Any) -> Array:
+def summed_loss(
+    trace: Trace, loss_fn: TurnLoss, results: Sequence[Any], batch: Any, turn: Turn
+) -> Array:
     """The losses of all examples of a batch together, from the results of the program."""
     # Behind the outputs come values that the model keeps.
     returned = results[: len(results) - len(trace.kept)]
     outputs = jax.tree.unflatten(jax.tree.structure(trace.outputs), returned)
-    each = jnp.asarray(loss_fn(outputs, batch))
+    each = jnp.asarray(loss_fn(outputs, batch, turn))
     # The gradient of one example's own loss: of a mean, too small by their number.
     return jnp.sum(each) if each.ndim else each * trace.batch
 
 
 def _passed(
-    trace: Trace, calls: Mapping[int, SummedCall], arguments: Any, weights: Any, slots: Any
+    trace: Trace,
+    calls: Mapping[int, SummedCall],
+    arguments: Any,
+    weights: tuple[Array | None, Array | None],
+    slots: Any,
 ) -> tuple[list[Any], dict[int, Sums]]:
     """Results of the model, and the sums of what goes into its layers.
 
     Arguments:
         arguments: of the traced program.
-        weights: of the rows, see `tdjax.moments.weighing`; None where all count as one.
+        weights: of the rows that go in and of their gradients, see `tdjax.moments.weighing`; None
+            where all count as one.
         slots: by number; the "gradient" with respect to them are the sums at the other end.
     """
 
@@ -145,10 +158,11 @@ def _passed(
         if mark.end == INPUT:
             # No gradient goes through the sums, and none is to be traced.
             seen = jax.lax.stop_gradient(x)
-            return x, spread(partial(_sums, call.rows, weights), mark.stacked, seen)
+            own = partial(_sums, call.rows, call.constant, weights[0])
+            return x, spread(own, mark.stacked, seen)
         if slot is None:
             return x, None
-        tapped = partial(_tapped, call.outputs, weights)
+        tapped = partial(_tapped, call.outputs, call.constant, weights[1])
         return spread(tapped, mark.stacked, x, slot, through=True), None
 
     return run(trace.jaxpr, trace.survey, visit, arguments, slots)
@@ -175,29 +189,36 @@ def zeros_of(made: TracedCall, shapes: Sequence[Any]) -> list[Array]:
     return [jnp.zeros((*front, *own.shape), own.dtype) for own in shapes]
 
 
-@partial(jax.jit, static_argnums=0)
-def _sums(rows: Rows, weights: Array | None, x: Array) -> Sums:
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(rows: Rows, constant: bool, weights: Array | None, x: Array) -> Sums:
     # Compiled within another program, but traced and lowered once for all layers of a shape.
+    if weights is not None:
+        weights = laid_out(weights, rows.front(x.shape), constant=constant)
     parts, total = rows.sums(x, weights)
     return Sums(parts, total, number_of_rows(rows, x.shape, weights))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tapped(rows: Rows, weights: Array | None, y: Array, slot: list[Array]) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _tapped(
+    rows: Rows, constant: bool, weights: Array | None, y: Array, slot: list[Array]
+) -> Array:
     """y itself; the "gradient" with respect to `slot` are the sums of the gradient's rows."""
     return y
 
 
 def _tapped_forward(
-    rows: Rows, weights: Array | None, y: Array, slot: list[Array]
+    rows: Rows, constant: bool, weights: Array | None, y: Array, slot: list[Array]
 ) -> tuple[Array, Array | None]:
     return y, weights
 
 
 def _tapped_backward(
-    rows: Rows, weights: Array | None, gradient: Array
+    rows: Rows, constant: bool, weights: Array | None, gradient: Array
 ) -> tuple[None, Array, list[Array]]:
-    return None, gradient, rows.sums(gradient, weights)[0]
+    own = weights
+    if own is not None:
+        own = laid_out(own, rows.front(gradient.shape), constant=constant, summed=True)
+    return None, gradient, rows.sums(gradient, own)[0]
 
 
 _tapped.defvjp(_tapped_forward, _tapped_backward)

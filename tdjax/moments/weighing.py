@@ -2,37 +2,67 @@
 
 Given for a batch as an array (batch, ...) whose axes are the first of what passes through the
 model, as an attention mask (batch, tokens). Layers whose rows have these axes in front, merged or
-not, are weighed row by row; others example by example, by the largest weight that an example has.
+not, are weighed row by row; rows that all examples have in common, as those of a table of
+positions, by the mean over the examples; others example by example, by the largest weight that an
+example has.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def weights_of_rows(weights: Float[Array, " b *_"], front: Sequence[int]) -> Float[Array, " rows"]:
-    """One weight for each row.
+def laid_out(
+    weights: Float[Array, "*_"],
+    front: Sequence[int],
+    *,
+    constant: bool = False,
+    summed: bool = False,
+) -> Float[Array, "*_"]:
+    """The weights with axes that are the first of `front`; laid out again, they stay.
 
     Arguments:
-        weights: of a batch.
-        front: sizes of the axes in front of the rows. Rows that are not laid out by examples,
-            as those of a table of positions, count as they are.
+        weights: of a batch, or laid out.
+        front: sizes of the axes in front of the rows.
+        constant: whether the rows do not depend on the batch, so that examples are not told by
+            the number of rows.
+        summed: of a gradient: that of rows which all examples have in common is the sum of
+            theirs already, and counts as it is unless it is that of padding.
     """
-    front, examples = tuple(front), len(weights)
+    front = tuple(front)
     if front[: weights.ndim] == weights.shape:
-        own = weights
-    elif front[:1] == (weights.size,):
-        own = weights.reshape(-1)
-    elif front and front[0] % examples == 0:
-        own = jnp.repeat(weights.reshape(examples, -1).max(axis=1), front[0] // examples)
-    else:
-        return jnp.ones((math.prod(front),), weights.dtype)
+        return weights
+    examples, *rest = weights.shape
+    if front[:1] == (weights.size,):
+        return weights.reshape(-1)
+    if not constant and front[:1] == (examples,):
+        return weights_of_examples(weights)
+    ones = front[:1] if front[:1] == (1,) else ()
+    if (rest or constant or ones) and front[: len(ones) + len(rest)] == (*ones, *rest):
+        own = weights.mean(axis=0)
+        own = jnp.where(own > 0, 1.0, 0.0) if summed else own
+        return own.reshape(*ones, *rest)
+    if front[:1] == (examples,):
+        return weights_of_examples(weights)
+    if not constant and front and front[0] % examples == 0:
+        return jnp.repeat(weights_of_examples(weights), front[0] // examples)
+    # Rows of another kind count as they are.
+    return jnp.ones((), weights.dtype)
+
+
+def weights_of_rows(weights: Float[Array, "*_"], front: Sequence[int]) -> Float[Array, " rows"]:
+    """One weight for each row; see `laid_out`."""
+    own = laid_out(weights, front)
     own = own.reshape(*own.shape, *(1,) * (len(front) - own.ndim))
-    return jnp.broadcast_to(own, front).reshape(-1)
+    return jnp.broadcast_to(own, tuple(front)).reshape(-1)
+
+
+def weights_of_examples(weights: Float[Array, " b *_"]) -> Float[Array, " b"]:
+    """One weight for each example: the largest that it has."""
+    return weights.reshape(len(weights), -1).max(axis=1)
 
 
 def weighed(rows: Float[Array, "n ..."], weights: Float[Array, "n ..."]) -> Float[Array, "n ..."]:

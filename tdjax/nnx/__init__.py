@@ -13,6 +13,7 @@ from tdjax.nnx.network import (
 from tdjax.nnx.optimizer import carry_optimizer
 from tdjax.nnx.removal import remove_dead
 from tdjax.nnx.sequential import factorize_sequentially
+from tdjax.nnx.stored import with_kernels
 from tdjax.nnx.table import inventory, layer_table, leaves, make_plan, trace
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "reestimate_batch_stats",
     "remove_dead",
     "trace",
+    "with_kernels",
     "with_leaves",
 ]

@@ -10,6 +10,7 @@ import flax.errors
 from flax import nnx
 
 from tdjax.arguments.called import Method, call_model, calling_the_model
+from tdjax.moments.feeding import Fed
 from tdjax.moments.pooled import Masks, batch_statistics, pooled_statistics, statistics_coming_out
 from tdjax.nnx.graph import become, modules_of
 from tdjax.trace.call import StaticPart, batch_size, call_arguments, split_arrays
@@ -19,7 +20,7 @@ M = TypeVar("M", bound=nnx.Module)
 KINDS = ("mean", "var")
 
 
-def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = None) -> M:
+def reestimate_batch_stats(model: M, batches: Iterable[Fed], method: Method = None) -> M:
     """See `tdjax.reestimate_batch_stats`."""
     result = nnx.clone(model)
     layers = _layers(result)
@@ -27,7 +28,7 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
         raise ValueError("reestimate_batch_stats: the model has no batch statistics")
     graph, state = nnx.split(result)
 
-    def step(frame: StaticPart, state: Any, arrays: Any) -> Any:
+    def step(frame: StaticPart, state: Any, arrays: Any, rows: Any) -> Any:
         args, kwargs = frame.join(arrays)
         known = {
             (path, kind): getattr(layer, kind)[...]
@@ -35,19 +36,20 @@ def reestimate_batch_stats(model: M, batches: Iterable[Any], method: Method = No
             for kind in KINDS
         }
         after = partial(_after, graph, state, method, args, kwargs)
-        found, weights = batch_statistics(after, known)
+        found, shares = batch_statistics(after, known, rows)
         return tuple(
             {path: x for (path, own), x in of_all.items() if own == kind}
-            for of_all, kind in ((found, "mean"), (found, "var"), (weights, "mean"))
+            for of_all, kind in ((found, "mean"), (found, "var"), (shares, "mean"))
         )
 
     steps: dict[StaticPart, Any] = {}
 
-    def of_batch(state: Any, batch: Any) -> tuple[Any, Any, Any, int]:
-        arrays, frame = split_arrays(call_arguments(batch))
-        with statistics_coming_out((flax.errors.TraceContextError,)), calling_the_model(batch):
+    def of_batch(state: Any, batch: Fed) -> tuple[Any, Any, Any, int]:
+        inputs, rows = batch
+        arrays, frame = split_arrays(call_arguments(inputs))
+        with statistics_coming_out((flax.errors.TraceContextError,)), calling_the_model(inputs):
             own = steps.setdefault(frame, kept(partial(step, frame)))
-            return (*own(state, arrays), batch_size(arrays))
+            return (*own(state, arrays, rows), batch_size(arrays))
 
     means, variances = pooled_statistics(batches, state, of_batch)
     for path, layer in layers.items():
@@ -127,12 +129,15 @@ class _Training(nnx.BatchNorm):
     def __call__(self, x: Any, use_running_average: Any = None, **options: Any) -> Any:
         self.tdjax_calls.normalising += 1
         masks, before = self.tdjax_calls.masks, [self.mean[...], self.var[...]]
+        mask = masks.of_layer(x, options.get("mask"))
+        if mask is not None:
+            options["mask"] = mask
         given, self.momentum = self.momentum, 0.0
         try:
             output = super().__call__(x, use_running_average=False, **options)
         finally:
             self.momentum = given
-        share = masks.share(x, self.axis, options.get("mask"))
+        share = masks.share(x, self.axis, mask)
         for variable, old in zip((self.mean, self.var), before, strict=True):
             variable[...] = masks.kept(old, variable[...], share)
         return output

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax.core.meta import Partitioned
 from jax.sharding import PartitionSpec
 
 from tdjax.nnx.graph import array_of
 from tdjax.params.partitioning import unboxed
+from tdjax.params.stored import Quantised
 from tdjax.plan.layers import Storage
 
 # What the versions of Flax call the names of a parameter's axes.
@@ -39,7 +41,15 @@ def variable_like(variable: Any, value: Any, storage: Storage) -> Any:
             assert storage.stack is not None
             names.pop(storage.stack)
         metadata[key] = PartitionSpec(*names) if isinstance(given, PartitionSpec) else tuple(names)
+    if _is_halved(unboxed(value), variable):
+        # Layers are to read of it what they did before.
+        value = Quantised(unboxed(value), None)
     return type(variable)(unboxed(value), **metadata)
+
+
+def _is_halved(array: Any, before: Any) -> bool:
+    """Whether an array is stored in half of the bits of the one before."""
+    return bool(array.dtype == jnp.bfloat16 and array_of(before).dtype == jnp.float32)
 
 
 def _names(variable: Any) -> list[Any] | None:

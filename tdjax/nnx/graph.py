@@ -49,7 +49,7 @@ def place_of(layer: Layer) -> tuple[str, str]:
 
 def array_of(variable: Any) -> Any:
     """The array of a parameter, or its shape where a model holds shapes alone."""
-    raw = _raw(variable)
+    raw = raw_of(variable)
     return raw if isinstance(raw, jax.ShapeDtypeStruct) else variable[...]
 
 
@@ -57,7 +57,7 @@ def holds_array(variable: Any) -> bool:
     """Whether something is a parameter of one array: not one that was quantised to several."""
     if not isinstance(variable, nnx.Variable):
         return False
-    raw = _raw(variable)
+    raw = raw_of(variable)
     return hasattr(raw, "shape") and jax.tree_util.all_leaves([raw])
 
 
@@ -66,7 +66,8 @@ def shape_of(variable: Any) -> tuple[int, ...]:
     return tuple(getattr(variable, "shape", ()))
 
 
-def _raw(variable: Any) -> Any:
+def raw_of(variable: Any) -> Any:
+    """What a parameter holds, as it is."""
     # Versions of Flax differ in the name, and warn of the other.
     return variable.get_raw_value() if hasattr(variable, "get_raw_value") else variable.raw_value
 

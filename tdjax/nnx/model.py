@@ -81,7 +81,9 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
     """The arrays that hold the kernels of a plan's layers, by path, and their biases if asked."""
     modules = modules_of(model)
     params: dict[str, Any] = {}
-    for entry in plan.factorised:
+    for entry in plan.layers:
+        if entry.form is None and not entry.dtype:
+            continue
         module, storage = dense_module(modules, entry), entry.layer.storage
         weight = getattr(module, place_of(entry.layer)[1])
         if isinstance(array_of(weight), jax.ShapeDtypeStruct):
@@ -90,7 +92,7 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
             )
         own = {storage.name: boxed(weight, storage)}
         present = getattr(module, "bias", None)
-        if bias and present is not None and not entry.layer.is_member:
+        if bias and present is not None and entry.form and not entry.layer.is_member:
             own["bias"] = array_of(present)
         put(params, entry.layer.path, own)
     return params
@@ -105,8 +107,17 @@ def with_chains(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
         _to_chain(dense_module(modules, entry), entry, own)
     for entry in plan.layers:
         if entry.form is None:
+            if entry.dtype is not None:
+                _with_weight(modules, entry, layer_params(factors, entry.layer.path))
             keep(modules.get(entry.layer.path))
     return copy
+
+
+def _with_weight(modules: Mapping[str, Any], entry: PlannedLayer, arrays: Any) -> None:
+    """Put another array in the place of a dense layer's own."""
+    module, storage = dense_module(modules, entry), entry.layer.storage
+    weight = getattr(module, storage.name)
+    setattr(module, storage.name, variable_like(weight, arrays[storage.name], storage))
 
 
 def reconstruct(model: Model, plan: Plan) -> Model:
@@ -137,9 +148,16 @@ def reconstruct(model: Model, plan: Plan) -> Model:
             sparse = getattr(module, CORRECTION)
             own[CORRECTION] = {VALUES: sparse.values[...], INDICES: sparse.indices[...]}
         put(params, entry.layer.path, own)
+    kept = [entry for entry in plan.layers if entry.form is None and entry.dtype]
+    for entry in kept:
+        storage = entry.layer.storage
+        weight = getattr(dense_module(modules, entry), storage.name)
+        put(params, entry.layer.path, {storage.name: boxed(weight, storage)})
     arrays = dense_tree(params, plan)
     copy = nnx.clone(model)
     modules = modules_of(copy)
+    for entry in kept:
+        _with_weight(modules, entry, layer_params(arrays, entry.layer.path))
     for entry in plan.factorised:
         module = modules[place_of(entry.layer)[0]]
         _to_dense(module, entry, layer_params(arrays, entry.layer.path))

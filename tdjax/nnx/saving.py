@@ -15,8 +15,9 @@ from tdjax.nnx.graph import modules_of, place_of
 from tdjax.nnx.model import dense_module, factorised_module, is_factorised, with_chains
 from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.corrections import COLLECTION, unpacked
-from tdjax.params.partitioning import box_factor, is_boxed, unboxed
+from tdjax.params.partitioning import box_factor, unboxed
 from tdjax.params.placing import factor_shardings, placed, sharding_of
+from tdjax.params.stored import Quantised, is_around, is_quantised
 from tdjax.params.tree import find, join_path, put
 from tdjax.plan.plan import Plan
 from tdjax.plan.stage import CORRECTION
@@ -39,7 +40,7 @@ def variables_of(source: Any) -> dict[str, Any]:
     state = nnx.state(source) if isinstance(source, nnx.Module) else source
     params = _parameters(state)
     tree: dict[str, Any] = {"params": {}}
-    for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_boxed):
+    for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_around):
         names = names_of(path)
         group = "params" if names in params else OTHER
         if names[-2:] == (CORRECTION, INDICES):
@@ -48,9 +49,14 @@ def variables_of(source: Any) -> dict[str, Any]:
         put(
             tree.setdefault(group, {}),
             join_path(*names[:-1]),
-            {names[-1]: jax.random.key_data(leaf) if key else leaf},
+            {names[-1]: jax.random.key_data(leaf) if key else _plain(leaf)},
         )
     return tree
+
+
+def _plain(leaf: Any) -> Any:
+    """A leaf as Linen has it."""
+    return leaf.values if is_quantised(leaf) and leaf.scale is None else leaf
 
 
 def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
@@ -66,8 +72,8 @@ def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
     arrays, params = _by_names(tree), unpacked(tree, plan).params
     model, made = _model_like(like, params, plan)
     graph, state = nnx.split(model)
-    leaves, structure = jax.tree.flatten(state)
-    names = [names_of(path) for path, _ in jax.tree.leaves_with_path(state)]
+    leaves, structure = jax.tree.flatten(state, is_leaf=is_around)
+    names = [names_of(path) for path, _ in jax.tree.leaves_with_path(state, is_leaf=is_around)]
     own, whole = _parameters(state), any(group == OTHER for group in tree)
     extra = sorted("/".join(name) for name in arrays.keys() - set(names))
     if extra:
@@ -93,7 +99,7 @@ def _model_like(
             factorised_module(modules, entry)
         return nnx.clone(like), ()
     factors = _factors(params, plan, modules)
-    made = jax.tree.leaves_with_path(factors, is_leaf=is_boxed)
+    made = jax.tree.leaves_with_path(factors, is_leaf=is_around)
     return with_chains(like, plan, factors), {names_of(path) for path, _ in made}
 
 
@@ -101,10 +107,11 @@ def _parameters(state: Any) -> set[Names]:
     """The names of what is a parameter, of a state or of a mapping without kinds of variables."""
     if isinstance(state, nnx.State):
         params = nnx.filter_state(state, nnx.Param)
-        return {names_of(path) for path, _ in jax.tree.leaves_with_path(params)}
+        found = jax.tree.leaves_with_path(params, is_leaf=is_around)
+        return {names_of(path) for path, _ in found}
     return {
         names_of(path)
-        for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_boxed)
+        for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_around)
         if jnp.issubdtype(unboxed(leaf).dtype, jnp.inexact) and not _is_statistic(names_of(path))
     }
 
@@ -119,7 +126,7 @@ def _by_names(tree: Mapping[str, Any]) -> dict[Names, Any]:
     return {
         names_of(path): unboxed(leaf)
         for group in groups
-        for path, leaf in jax.tree.leaves_with_path(group, is_leaf=is_boxed)
+        for path, leaf in jax.tree.leaves_with_path(group, is_leaf=is_around)
     }
 
 
@@ -141,6 +148,10 @@ def _factors(params: Mapping[str, Any], plan: Plan, modules: Mapping[str, Any]) 
                 for name in (VALUES, INDICES)
             }
         put(factors, entry.layer.path, chain)
+    for entry in plan.layers:
+        if entry.form is None and entry.dtype is not None:
+            name, own = entry.layer.storage.name, find(params, entry.layer.path) or {}
+            put(factors, entry.layer.path, {name: placed(unboxed(own[name]), None)})
     return factors
 
 
@@ -160,4 +171,6 @@ def _value(names: Names, leaf: Any, saved: Any, *, needed: bool) -> Any:
             f"load_factorised: {text!r} was saved with shape {saved.shape}, but that of like is "
             f"{leaf.shape}"
         )
-    return placed(saved, sharding_of(leaf))
+    found = placed(saved, sharding_of(leaf))
+    halved = is_quantised(leaf) and leaf.scale is None
+    return Quantised(found, None) if halved else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from tdjax.arguments.called import Method
+from tdjax.moments.feeding import Fed
 from tdjax.nnx.graph import modules_of, place_of
 from tdjax.nnx.model import own_arrays, with_chains
 from tdjax.nnx.table import trace
@@ -23,7 +24,12 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def factorize_sequentially(
-    model: M, plan: Plan, batches: Iterable[Any], options: Options, method: Method = None
+    model: M,
+    plan: Plan,
+    batches: Iterable[Fed],
+    options: Options,
+    method: Method = None,
+    blocks: str | Sequence[str] | None = None,
 ) -> M:
     """See `tdjax.factorize_sequentially`."""
     params = own_arrays(model, plan, bias=options.correct_bias)
@@ -40,5 +46,5 @@ def factorize_sequentially(
         return jax.tree.leaves(nnx.state(copy))
 
     traced = TracedModel(partial(trace, model, method=method), leaves_of, params)
-    layers = sequential(traced, plan, batches, options)
+    layers = sequential(traced, plan, batches, options, blocks)
     return with_chains(model, plan, with_factors(params, plan, layers))

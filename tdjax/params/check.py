@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ from tdjax.params.arrays import INDICES, VALUES, stack_axes
 from tdjax.params.corrections import unpacked
 from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import unboxed
+from tdjax.params.stored import stored_dtype
 from tdjax.params.tree import Tree, find, join_path, listed, mappings
+from tdjax.plan.dtypes import LARGEST
 from tdjax.plan.layers import LEAF, Storage, is_tied, is_weight
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION
@@ -110,8 +112,24 @@ def _problems(own: Tree | None, entry: PlannedLayer) -> Iterator[str]:
             yield f" has no array of shape {entry.layer.kernel_shape}"
     elif entry.form is None:
         yield from _dense_problems(own, entry.layer.storage)
+        yield from _dtype_problems(own, entry, [entry.layer.storage.name])
     else:
         yield from factor_problems(own, entry)
+        for stage in entry.stages:
+            yield from _dtype_problems(own.get(stage.name, {}), entry, ["kernel"])
+
+
+def _dtype_problems(own: Tree, entry: PlannedLayer, names: Sequence[str]) -> Iterator[str]:
+    """What is stored in other numbers than the plan says."""
+    for leaf in (own[name] for name in names if name in own):
+        found, wanted = stored_dtype(leaf), entry.dtype
+        if wanted is None and found in LARGEST:
+            yield f" is stored as {found}, but the plan says nothing of that"
+        elif wanted is not None and found != wanted:
+            yield (
+                f" is stored as {found}, but the plan says {wanted}: "
+                "tdjax.quantize(params, plan) stores it so"
+            )
 
 
 def _dense_problems(own: Tree, storage: Storage) -> Iterator[str]:

@@ -30,6 +30,7 @@ from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.placing import beside_kernel, whole_beside
+from tdjax.params.storing import in_full, stored_tree
 from tdjax.params.tree import copied, join_path, layer_params, put, remove, split_path
 from tdjax.params.weighing import weights_of
 from tdjax.plan.layers import LEAF, is_weight, numbers_obstacle
@@ -68,6 +69,10 @@ def factorize_params(
 
     Decomposition and correction are renewed in turn, up to 20 times; see
     `tdjax.decompose.sparse.alternate`.
+
+    What the plan stores in other numbers, see `Plan.with_dtypes`, is rounded to them: "bfloat16"
+    arrays, or `tdjax.params.stored.Quantised` in place of arrays. `tdjax.dequantize` is the way
+    back.
 
     Of a function's parameters, and of a module that has several kernels, each factorised array
     becomes a mapping {<stage>: {"kernel"}, ...}.
@@ -221,7 +226,7 @@ def with_factors(
             own["bias"] = shifted(bias, whole_beside(unboxed(bias), shift))
         put(result, path, own)
         remove(result, join_path(path, storage.name))
-    return result
+    return stored_tree(result, plan)
 
 
 @checked(params="tree")
@@ -261,6 +266,7 @@ def reconstruct_params(params: Any, plan: Plan) -> Any:
 
 def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
     """`reconstruct_params` of what `factor_tree` gave."""
+    params = in_full(params, plan)
     result = copied(params)
     for entry in plan.factorised:
         path, own = entry.layer.path, layer_params(params, entry.layer.path)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from tdjax.params.stored import is_quantised
 from tdjax.params.tree import Tree, join_path, layer_params, put, split_path
 from tdjax.plan.layers import LEAF, Layer
 from tdjax.plan.plan import Plan
@@ -85,7 +86,8 @@ def leaf_tree(tree: Any, factorised: Collection[str] = ()) -> LeafTree:
     """
 
     def is_factors(key_path: Any, value: Any) -> bool:
-        return isinstance(value, Mapping) and join_path(*names_of(key_path)) in factorised
+        own = isinstance(value, Mapping) and join_path(*names_of(key_path)) in factorised
+        return own or is_quantised(value)
 
     found, structure = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=is_factors, is_leaf_takes_path=True

@@ -18,6 +18,7 @@ from tdjax.params.check import factor_shapes
 from tdjax.params.corrections import COLLECTION, unpacked
 from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import box_factor, is_boxed, unboxed
+from tdjax.params.stored import is_quantised
 from tdjax.params.tree import Tree, find, join_path, map_leaves, split_path
 from tdjax.plan.layers import LEAF
 from tdjax.plan.plan import Plan, PlannedLayer
@@ -28,6 +29,8 @@ def placed(array: Any, sharding: Sharding | None) -> Any:
     """An array, maybe in a box, where a sharding says; on the default device for None."""
     if is_boxed(array):
         return array.replace_boxed(placed(unboxed(array), sharding))
+    if is_quantised(array):
+        return jax.tree.map(lambda own: placed(own, _whole(sharding)), array)
     if sharding is None:
         return jnp.asarray(array)
     if sharding.is_fully_addressable:
@@ -37,9 +40,17 @@ def placed(array: Any, sharding: Sharding | None) -> Any:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
+def _whole(sharding: Sharding | None) -> Sharding | None:
+    """Whole on every device: integers and their scales have other axes than their array."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(), memory_kind=sharding.memory_kind)
+
+
 def sharding_of(leaf: Any) -> Sharding | None:
     """Where an array lies on purpose, or a shape is to; None where nothing says so."""
     leaf = unboxed(leaf)
+    leaf = leaf.values if is_quantised(leaf) else leaf
     if isinstance(leaf, jax.Array):
         free = isinstance(leaf, jax.core.Tracer) or not leaf.committed
         return None if free else leaf.sharding

@@ -22,20 +22,27 @@ import orbax.checkpoint as ocp
 from tdjax.arguments.checks import check_mapping, checked
 from tdjax.files import one_line
 from tdjax.params.check import check_params
+from tdjax.params.corrections import unpacked
 from tdjax.params.digests import check_newest, check_seal
-from tdjax.params.leaves import as_mappings, of_leaves
+from tdjax.params.leaves import array_names, as_mappings, of_leaves
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.placing import placed, shardings_like
 from tdjax.params.steps import arrays_of, json_of, opened, save_step
+from tdjax.params.stored import ARRAYS as QUANTISED
+from tdjax.params.stored import Quantised, is_around, is_quantised
 from tdjax.params.tree import (
     Tree,
+    copied,
+    find,
     join_path,
     layer_params,
     map_leaves,
     mappings,
     put,
+    remove,
     split_path,
 )
+from tdjax.plan.dtypes import LARGEST
 from tdjax.plan.plan import Plan
 from tdjax.processes import together
 
@@ -107,7 +114,7 @@ def on_devices(tree: Tree, plan: Plan, like: Any = None) -> dict[str, Any]:
     """Arrays that `read_factorised` read, as JAX's; see `load_factorised`."""
     if like is None:
         return map_leaves(lambda _, leaf: placed(leaf, None), tree)
-    return jax.tree.map(placed, tree, shardings_like(like, tree, plan), is_leaf=is_boxed)
+    return jax.tree.map(placed, tree, shardings_like(like, tree, plan), is_leaf=is_around)
 
 
 def read_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Plan]:
@@ -142,6 +149,8 @@ def read_factorised(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Pla
 
 def _bare(path: str, leaf: Any) -> Any:
     """The array of a leaf, without what is around it."""
+    if is_quantised(leaf):
+        return {name: getattr(leaf, name) for name in QUANTISED}
     kind, array = type(leaf).__name__, unboxed(leaf)
     if is_boxed(leaf) and BOXES.get(kind) is not type(leaf):
         raise ValueError(f"{path}: {kind} is unknown; known are {', '.join(BOXES)}")
@@ -173,8 +182,9 @@ def _restored(
     found = manager.item_metadata(step)[ARRAYS].tree
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
     # Before the arrays are read; the indices of sparse corrections are looked at after.
-    check_params(shapes, plan)
+    check_params(_joined(shapes, plan), plan)
     params = arrays_of(manager, step, ARRAYS, shapes, about.get("arrays"))
+    params = _joined(params, plan)
     check_params(params, plan)
     for box in about["boxes"]:
         *above, name = box["path"]
@@ -182,6 +192,26 @@ def _restored(
         boxed: Any = BOXES[box["kind"]](own[name], _tuples(box["names"]))
         put(params, join_path(*above), {name: boxed})
     return params, plan
+
+
+def _joined(tree: Tree, plan: Plan) -> dict[str, Any]:
+    """Arrays as they were before what is stored as integers was taken apart."""
+    result = copied(tree)
+    whole = not of_leaves(plan) and unpacked(tree, plan).variables is not None
+    for entry in plan.layers:
+        if entry.dtype not in LARGEST:
+            continue
+        stages: list[tuple[str, ...]] = [(stage.name, "kernel") for stage in entry.stages]
+        for names in stages or [array_names(entry.layer)[len(split_path(entry.layer.path)) :]]:
+            path = join_path(*["params"] * whole, *split_path(entry.layer.path), *names)
+            own = find(tree, path)
+            if own is None or own.keys() != set(QUANTISED):
+                # The check of the parameters tells.
+                continue
+            *above, name = split_path(path)
+            remove(result, path)
+            put(result, join_path(*above), {name: Quantised(**own)})
+    return result
 
 
 def _about(manager: ocp.CheckpointManager, step: int, path: Path) -> dict[str, Any]:

@@ -1,66 +1,50 @@
 """Layers decomposed one after the other, each making up for what the ones before it lost.
 
-Where the compressed network so far hands a layer x^ in place of x, the kernel W~ that changes the
-layer's outputs least minimises E norm(W^T x - W~^T x^)^2: in the norm of S = E[x^ x^^T] it is the
-approximation of the kernel S^-1 E[x^ x^T] W.
+Or block after block: all layers of one see what the compressed blocks before it make of the inputs.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from tdjax.decompose.dealing import in_this_process
-from tdjax.decompose.products import HIGHEST
-from tdjax.moments.collect import collect
+from tdjax.moments.collect import Question, added, collect, kind_of_batch, no_rows_left
+from tdjax.moments.feeding import Fed
 from tdjax.moments.finite import Watch
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors, number_of_rows
 from tdjax.moments.sums import SummedCall, summed_calls
-from tdjax.params.arrays import decompose_array, reconstruct_array
-from tdjax.params.bias import can_correct, covariance, mean_output
+from tdjax.moments.weighing import laid_out
+from tdjax.params.arrays import reconstruct_array
+from tdjax.params.bias import can_correct
+from tdjax.params.blocks import Block, blocks_of
 from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_kernels
-from tdjax.params.kernels import Weights
+from tdjax.params.input_means import InputMeans, factorised
 from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import layer_params
 from tdjax.params.weighing import output_weights
-from tdjax.plan.plan import Plan, PlannedLayer
-from tdjax.processes import are_apart, summed, together
-from tdjax.trace.call import call_arguments, split_arrays
+from tdjax.plan.plan import Plan
+from tdjax.processes import are_apart, gathered, summed, together
+from tdjax.trace.call import Reading, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace
 from tdjax.trace.visit import run
 
-# Added to S, relative to its mean diagonal; directions that no input has keep the kernel's own.
-RIDGE = 1e-6
 FUNCTION = "factorize_sequentially"
-# Layers that share a compiled program, which runs the model as far as the last of them.
+# Layers that share a compiled program, which runs the model as far as the last of them; of one
+# block more.
 TOGETHER = 8
-
-
-class InputMeans(NamedTuple):
-    """Means over the rows that go into a layer: x in the network as it was, x^ as it is by now.
-
-    Arguments:
-        now: (groups, D, D), of x^ x^^T, or its diagonal (groups, D).
-        cross: (groups, D, D), of x^ x^T; None where x^ is x.
-        mean_now, mean: (groups, D), of x^ and of x.
-        outputs: where it has to be known along with them, see `tdjax.params.kernels.Weights`.
-    """
-
-    now: Any
-    cross: Any
-    mean_now: Any
-    mean: Any
-    outputs: Any = None
 
 
 @dataclass(frozen=True)
@@ -80,13 +64,18 @@ class TracedModel:
 
 
 def sequential(
-    model: TracedModel, plan: Plan, batches: Iterable[Any], options: Options
+    model: TracedModel,
+    plan: Plan,
+    batches: Iterable[Fed],
+    options: Options,
+    wanted: str | Sequence[str] | None = None,
 ) -> dict[str, FactorisedLayer]:
     """The factors of all layers of a plan, decomposed in the order in which they are called.
 
     Arguments:
-        batches: read once for each layer.
+        batches: read once for each block.
         options: of the moments those of the gradients at the outputs.
+        wanted: blocks, see `tdjax.params.blocks.blocks_of`.
     """
     check_kernels(model.params, plan, options.key)
     outputs = output_weights(plan, options.moments)
@@ -94,36 +83,44 @@ def sequential(
     apart = are_apart(FUNCTION, first)
     if apart:
         model = _in_this_process(model)
-    entries = sorted(plan.factorised, key=lambda entry: order.index(entry.layer.path))
+    paths = sorted((entry.layer.path for entry in plan.factorised), key=order.index)
+    keys = {path: options.of_part(number) for number, path in enumerate(paths)}
     dense: dict[str, DenseLayer] = {}
     found: dict[str, FactorisedLayer] = {}
-    programs: dict[Any, _Program] = {}
-    for number, entry in enumerate(entries):
-        path = entry.layer.path
-        own = layer_params(model.params, path)
-        if number % TOGETHER == 0:
-            group = [near.layer.path for near in entries[number : number + TOGETHER]]
-            programs = {}
-        present = model.leaves_of(dense)
-        collected = partial(_collected, model, present, batches, path, group, programs)
-        sums = together(FUNCTION, collected)
-        if sums is None:
-            means = _alone(model, present, batches, path)
-        else:
-            means = _means(_of_all_processes(sums) if apart else sums)
-        corrected = options.correct_bias and can_correct(entry, own)
-        if corrected:
-            means = around_means(means)
-        array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
-        found[path] = _factorised(
-            array, entry, means, outputs[path], corrected, options.of_part(number)
-        )
-        now = reconstruct_array(found[path].factors, entry).astype(array.dtype)
-        dense[path] = DenseLayer(now, found[path].shift)
+    for group in _groups(blocks_of(paths, wanted)):
+        programs: dict[Any, _Program] = {}
+        for block in group:
+            present = model.leaves_of(dense)
+            collected = partial(_collected, model, present, batches, block, group, programs)
+            sums = together(FUNCTION, collected)
+            alone = sums.alone_somewhere() if apart else sums.alone
+            for path in block:
+                if path in alone:
+                    means = _alone(model, present, batches, path, weighed=first.weights is not None)
+                else:
+                    # Given up one by one, with the memory that they take.
+                    means = _means(path, *sums.paired.pop(path), apart=apart)
+                entry, own = plan[path], layer_params(model.params, path)
+                corrected = options.correct_bias and can_correct(entry, own)
+                array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
+                found[path] = factorised(array, entry, means, outputs[path], corrected, keys[path])
+                now = reconstruct_array(found[path].factors, entry).astype(array.dtype)
+                dense[path] = DenseLayer(now, found[path].shift)
     return found
 
 
-def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> tuple[list[str], Any]:
+def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Blocks that share a compiled program: together few layers, or one alone."""
+    groups: list[list[Block]] = []
+    for block in blocks:
+        if groups and sum(map(len, [*groups[-1], block])) <= TOGETHER:
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    return groups
+
+
+def _order(model: TracedModel, plan: Plan, batches: Iterable[Fed]) -> tuple[list[str], Fed]:
     """The paths of the layers as the model calls them, and the first batch.
 
     Raises ValueError for a wrong call.
@@ -139,7 +136,7 @@ def _order(model: TracedModel, plan: Plan, batches: Iterable[Any]) -> tuple[list
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("factorize_sequentially: no batches")
-    return list(model.trace_of(first).layers), first
+    return list(model.trace_of(first.inputs).layers), first
 
 
 def _in_this_process(model: TracedModel) -> TracedModel:
@@ -152,74 +149,15 @@ def _in_this_process(model: TracedModel) -> TracedModel:
     return replace(model, leaves_of=leaves_of, params=params)
 
 
-def _of_all_processes(sums: Any) -> Any:
-    leaves, structure = jax.tree.flatten(sums)
-    found = summed({f"{place:03}": leaf for place, leaf in enumerate(leaves)})
-    return jax.tree.unflatten(structure, [found[name] for name in sorted(found)])
-
-
-def _factorised(
-    array: Array,
-    entry: PlannedLayer,
-    means: InputMeans,
-    outputs: Any,
-    corrected: bool,
-    options: Options,
-) -> FactorisedLayer:
-    stored, layer = entry.layer.storage, entry.layer
-
-    def target(array: Array, means: InputMeans) -> Array:
-        kernel = stored.to_kernel(array, layer.kernel_shape).astype(jnp.float32)
-        return stored.from_kernel(_target(kernel, means, layer.groups))
-
-    wanted = array if means.cross is None else target(array, means)
-    weights = Weights(means.now, outputs if means.outputs is None else means.outputs)
-    factors = decompose_array(wanted, entry, options, weights=weights)
-    factors = {name: factor.astype(array.dtype) for name, factor in factors.items()}
-    if not corrected:
-        return FactorisedLayer(factors, None)
-    after = reconstruct_array(factors, entry)
-    shift = mean_output(array, entry, means.mean) - mean_output(after, entry, means.mean_now)
-    return FactorisedLayer(factors, shift)
-
-
-def _target(kernel: Float[Array, "*_"], means: InputMeans, groups: int) -> Float[Array, "*_"]:
-    """The kernel that makes most of x^, group by group."""
-    rows = means.now.shape[-1]
-    columns = kernel.reshape(rows, groups, -1)
-
-    def solve(
-        now: Float[Array, "d d"], cross: Float[Array, "d d"], own: Float[Array, "d t"]
-    ) -> Float[Array, "d t"]:
-        # Below the second, single precision would solve for its own rounding.
-        ridge = jnp.maximum(RIDGE / rows, 8 * jnp.finfo(now.dtype).eps) * jnp.trace(now)
-        eye = ridge * jnp.eye(rows, dtype=now.dtype)
-        right = jnp.matmul(cross + eye, own, precision=HIGHEST)
-        solved = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(now + eye), True), right)
-        # A factorisation that breaks down says nothing, and the kernel stays.
-        return jnp.where(jnp.isfinite(solved).all(), solved, own)
-
-    solved = jax.vmap(solve, in_axes=(0, 0, 1), out_axes=1)(means.now, means.cross, columns)
-    return solved.reshape(kernel.shape)
-
-
-def around_means(means: InputMeans) -> InputMeans:
-    """Covariances in place of second moments."""
-    if means.now is None or means.now.ndim == means.mean_now.ndim:
-        return means
-    return means._replace(
-        now=covariance(means.now, means.mean_now, means.mean_now),
-        cross=None if means.cross is None else covariance(means.cross, means.mean_now, means.mean),
-    )
-
-
 class _Program(NamedTuple):
-    """The sums over what goes into some layers on one batch.
+    """The sums over what goes into the layers of some blocks on one batch.
 
     Arguments:
-        places: of the layers, by path; those of which there are no sums are left out.
-        sums: (leaves as they were, as they are, arrays of a batch, place of a layer) -> by groups
-            and size of a row the sums and the number of rows of that layer, zeros for others.
+        places: of the blocks, by path of their layers; layers of which there are no sums are left
+            out.
+        sums: (leaves as they were, as they are, arrays of a batch, weights of its rows, place of a
+            block) -> by kind the sums and the number of rows of that block's layers, zeros for
+            others.
         kinds: by path, what the layer's sums are found by.
     """
 
@@ -228,40 +166,70 @@ class _Program(NamedTuple):
     kinds: Mapping[str, str]
 
 
+class _Collected(NamedTuple):
+    """What the batches of this process tell of the layers of a block.
+
+    Arguments:
+        paired: by path, the sums over both networks and the number of rows.
+        alone: the layers of which there are no such sums, see `_side_by_side`.
+    """
+
+    paired: dict[str, tuple[InputMeans, Array]]
+    alone: set[str]
+
+    def alone_somewhere(self) -> set[str]:
+        """The layers of which some process has no such sums."""
+        return {path for own in gathered(sorted(self.alone)) for path in own}
+
+
 def _collected(
     model: TracedModel,
     present: Sequence[Any],
-    batches: Iterable[Any],
-    path: str,
-    group: Sequence[str],
+    batches: Iterable[Fed],
+    block: Block,
+    group: Sequence[Block],
     programs: dict[Any, _Program],
-) -> tuple[InputMeans, Array] | None:
-    """The sums for one layer, over all batches and calls, and the number of rows.
-
-    None where they cannot be had of both networks at once.
+) -> _Collected:
+    """The sums for the layers of a block, over all batches and calls.
 
     Arguments:
-        group: paths of the layers that share the programs, by the kind of batch; more are added.
+        group: blocks that share the programs, by the kind of batch; more are added.
     """
     original, watch = model.leaves_of({}), Watch(FUNCTION)
-    total: Any = None
+    totals: dict[str, Any] = {}
+    alone: set[str] = set()
     for batch in batches:
-        arrays, frame = split_arrays(batch)
-        key = (frame, tuple((array.shape, str(array.dtype)) for array in arrays))
+        arrays, frame = split_arrays(batch.inputs)
+        key = kind_of_batch(*batch)
         if key not in programs:
-            programs[key] = _program(model.trace_of(batch), group, frame)
+            programs[key] = _program(model.trace_of(batch.inputs), group, frame)
         program = programs[key]
-        if path not in program.places:
-            return None
-        made = program.sums(original, present, arrays, program.places[path])[program.kinds[path]]
-        watch.add({path: made}, lambda path: f"layer {path!r}")
-        total = made if total is None else jax.tree.map(jnp.add, total, made)
+        alone |= {path for path in block if path not in program.places}
+        paired = [path for path in block if path not in alone]
+        if not paired:
+            break
+        place = program.places[paired[0]]
+        sums = program.sums(original, present, arrays, batch.weights, place)
+        made = {path: sums[program.kinds[path]] for path in paired}
+        watch.add(made, lambda path: f"layer {path!r}")
+        totals = {path: _sum(totals.get(path), own) for path, own in made.items()}
     watch.close()
-    return cast(tuple[InputMeans, Array], total)
+    return _Collected(totals, alone)
 
 
-def _means(total: tuple[InputMeans, Array]) -> InputMeans:
-    sums, rows = total
+def _sum(total: Any, more: Any) -> Any:
+    return more if total is None else added(total, more)
+
+
+def _means(path: str, sums: InputMeans, rows: Array, *, apart: bool) -> InputMeans:
+    """The means for a layer, over the rows of all processes where these are apart."""
+    if apart:
+        leaves, structure = jax.tree.flatten((sums, rows))
+        every = summed({str(place): leaf for place, leaf in enumerate(leaves)})
+        found = [every[str(place)] for place in range(len(leaves))]
+        sums, rows = jax.tree.unflatten(structure, found)
+    if not rows:
+        raise ValueError(no_rows_left(FUNCTION, path))
     return jax.tree.map(lambda part: part / rows, sums)
 
 
@@ -280,21 +248,29 @@ def _side_by_side(trace: Trace, asked: Mapping[int, SummedCall]) -> bool:
 
 
 def _alone(
-    model: TracedModel, present: Sequence[Any], batches: Iterable[Any], path: str
+    model: TracedModel, present: Sequence[Any], batches: Iterable[Fed], path: str, *, weighed: bool
 ) -> InputMeans:
     """The means of the network as it is by now, whose kernel stays the one to approximate."""
-    found = collect(
-        model.trace_of, present, batches, loss_fn=None, paths=re.escape(path), memory=2**40,
-        function=FUNCTION,
-    )[path]  # fmt: skip
+    row_weights = attrgetter("weights") if weighed else None
+    ask = Question(FUNCTION, model.trace_of, Reading(first=True), row_weights=row_weights)
+    found = collect(ask, present, batches, paths=re.escape(path), memory=2**40)[path]
     return InputMeans(found.inputs, None, found.mean, found.mean, found.outputs)
 
 
-def _program(trace: Trace, group: Sequence[str], frame: Any) -> _Program:
-    by_path = {path: summed_calls(trace, {path}) for path in group}
-    paired = {path: calls for path, calls in by_path.items() if _side_by_side(trace, calls)}
+def _program(trace: Trace, group: Sequence[Block], frame: Any) -> _Program:
+    by_path = {path: summed_calls(trace, {path}) for block in group for path in block}
+    # What the program never calls is said where it is asked for alone.
+    paired = {p: calls for p, calls in by_path.items() if calls and _side_by_side(trace, calls)}
     asked = {number: call for calls in paired.values() for number, call in calls.items()}
-    places = {path: place for place, path in enumerate(paired)}
+    places = {path: place for place, block in enumerate(group) for path in block if path in paired}
+    kinds: dict[str, str] = {}
+    for block in group:
+        seen: Counter[str] = Counter()
+        for path in (path for path in block if path in paired):
+            kind = _kind(next(iter(paired[path].values())))
+            # The second layer of a kind in its block shares its sums with the second of others.
+            seen[kind] += 1
+            kinds[path] = f"{seen[kind]}: {kind}"
 
     def passing(leaves: Any, arrays: Any) -> dict[int, Any]:
         def visit(mark: Mark, x: Any, _: Any) -> tuple[Any, Any]:
@@ -305,18 +281,18 @@ def _program(trace: Trace, group: Sequence[str], frame: Any) -> _Program:
 
     @jax.jit
     def sums(
-        original: Any, present: Any, arrays: Any, place: Array
+        original: Any, present: Any, arrays: Any, weights: Any, place: Array
     ) -> dict[str, tuple[InputMeans, Array]]:
         now, was = passing(present, arrays), passing(original, arrays)
         total: dict[str, Any] = {}
         for number, call in asked.items():
-            made = _sums_where(place == places[call.path], call, now[number], was[number])
-            kind = _kind(call)
-            # All but the layer's own are zeros.
+            made = _sums_where(place == places[call.path], call, weights, now[number], was[number])
+            kind = kinds[call.path]
+            # All but those of the block that is asked for are zeros.
             total[kind] = jax.tree.map(jnp.add, total[kind], made) if kind in total else made
         return total
 
-    return _Program(places, sums, {call.path: _kind(call) for call in asked.values()})
+    return _Program(places, sums, kinds)
 
 
 def _kind(call: SummedCall) -> str:
@@ -325,14 +301,16 @@ def _kind(call: SummedCall) -> str:
 
 
 def _sums_where(
-    asked: Bool[Array, ""], call: SummedCall, now: Array, was: Array
+    asked: Bool[Array, ""], call: SummedCall, weights: Array | None, now: Array, was: Array
 ) -> tuple[InputMeans, Array]:
     """The sums of one call and its number of rows; zeros where they are not asked for."""
 
     def made(now: Array, was: Array) -> tuple[InputMeans, Array]:
         assert isinstance(call.rows, Patches | Vectors)
-        own = InputMeans(*call.rows.pair_sums(now, was))
-        return own, number_of_rows(call.rows, now.shape, None)
+        rows, own = call.rows, weights
+        if own is not None:
+            own = laid_out(own, rows.front(now.shape), constant=call.constant)
+        return InputMeans(*rows.pair_sums(now, was, own)), number_of_rows(rows, now.shape, own)
 
     shapes = jax.eval_shape(made, now, was)
 

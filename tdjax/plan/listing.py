@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from tdjax.plan.dtypes import FLOAT_BYTES
 from tdjax.plan.layers import Layer
 from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.predicted import Predicted, with_times
@@ -29,18 +30,22 @@ def table_of(
     predicted: Predicted | None,
     notes: Sequence[str],
     *,
+    stored: tuple[str, str],
     fold: bool | None = None,
 ) -> Table:
-    """Layer, format, ranks, parameters, MACs and predicted time, before and after.
+    """Layer, format, ranks, parameters, MACs, bytes and predicted time, before and after.
+
+    Bytes where the plan says of a layer how it is stored.
 
     Arguments:
         entries: the layers of a plan.
         total: the last row, without the time.
         other_macs: multiply-accumulates that belong to no layer.
         notes: in front of those on single layers.
+        stored: the last row's cells for bytes.
         fold: one row for factorised layers that differ in the numbers in their paths alone, as in
-            repeated blocks, and one for all that are kept dense; None for that in a plan of more
-            than `MANY` layers.
+            repeated blocks, and one for all that are kept dense and stored alike; None for that in
+            a plan of more than `MANY` layers.
     """
     folded = len(entries) > MANY if fold is None else fold
     groups = _groups(entries) if folded else [[entry] for entry in entries]
@@ -49,22 +54,50 @@ def table_of(
         rows.append(("(other products)", *[""] * 5, count_text(other_macs), ""))
     every = [*notes, *_notes(entries, folded)]
     table = Table(HEADER, rows, total, every, numbers=(4, 5, 6, 7), spare=SPARE)
+    if any(entry.dtype for entry in entries):
+        table = _with_bytes(table, groups, stored)
     if predicted is None:
         return table
     return with_times(table, predicted, [[entry.layer.path for entry in own] for own in groups])
 
 
+def _with_bytes(
+    table: Table, groups: Sequence[Sequence[PlannedLayer]], total: tuple[str, str]
+) -> Table:
+    """The table with columns for how layers are stored."""
+    cells = [
+        (
+            own[0].dtype or "",
+            *change(
+                FLOAT_BYTES * sum(entry.layer.size for entry in own),
+                sum(entry.bytes for entry in own),
+            ),
+        )
+        for own in groups
+    ]
+    cells += [("", "", "")] * (len(table.rows) - len(cells))
+    first = len(table.header)
+    return table._replace(
+        header=(*table.header, "stored", "bytes", ""),
+        rows=[(*row, *own) for row, own in zip(table.rows, cells, strict=True)],
+        total=(*table.total, "", *total),
+        numbers=(*table.numbers, first + 1, first + 2),
+        # The last that is done without: the plan was asked for it.
+        spare=(*table.spare, (first, first + 1, first + 2)),
+    )
+
+
 def _groups(entries: Iterable[PlannedLayer]) -> list[list[PlannedLayer]]:
     """Layers that share a row, in the order of the first of each; what is kept dense is last."""
     alike: dict[object, list[PlannedLayer]] = {}
-    dense = []
+    dense: dict[str | None, list[PlannedLayer]] = {}
     for entry in entries:
         if entry.form is None:
-            dense.append(entry)
+            dense.setdefault(entry.dtype, []).append(entry)
         else:
-            key = (NUMBER.sub("*", entry.layer.path), _row([entry])[1:])
+            key = (NUMBER.sub("*", entry.layer.path), entry.dtype, _row([entry])[1:])
             alike.setdefault(key, []).append(entry)
-    return [*alike.values(), dense] if dense else list(alike.values())
+    return [*alike.values(), *dense.values()]
 
 
 def _row(group: Sequence[PlannedLayer]) -> tuple[str, ...]:

@@ -8,12 +8,20 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tdjax.hints import did_you_mean
+from tdjax.plan.dtypes import FLOAT_BYTES
 from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.listing import change, paths_text, table_of
 from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.predicted import Predicted
 from tdjax.plan.printing import Table, as_html, as_text, terminal_width
-from tdjax.plan.reading import PLAN_VERSION, SECOND_VERSION, THIRD_VERSION, read_plan, version_of
+from tdjax.plan.reading import (
+    FOURTH_VERSION,
+    PLAN_VERSION,
+    SECOND_VERSION,
+    THIRD_VERSION,
+    read_plan,
+    version_of,
+)
 from tdjax.plan.timing import Profile, profile_calls
 from tdjax.plan.ways import check_way, ways_from
 from tdjax.plan.work import Count, Use, Work, exact
@@ -65,6 +73,16 @@ class Plan:
     def size(self) -> int:
         """Parameters of the whole factorised model."""
         return self.other + sum(entry.size for entry in self.layers)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the whole model as it was, in float32."""
+        return FLOAT_BYTES * self.size_before
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole factorised model, as the plan stores it; all else in float32."""
+        return FLOAT_BYTES * self.other + sum(entry.bytes for entry in self.layers)
 
     @property
     def index_bits(self) -> int:
@@ -154,6 +172,37 @@ class Plan:
         # What was predicted is for other ways.
         return replace(self, layers=layers, predicted=None)
 
+    def with_dtypes(self, dtypes: str | Mapping[str, str | None] | None) -> Plan:
+        """The plan with other numbers in which its layers are stored.
+
+        "float32" is as trained, "bfloat16" half of it, "int8" and "int4" are integers with one
+        float32 scale for each output of an array. `tdjax.factorize_params` stores them so, and the
+        factorised model computes with what they stand for: memory and checkpoints are smaller, the
+        products are those of float32. `tdjax.dequantize` gives the floats back.
+
+            >>> import tdjax
+            >>> layer = tdjax.Layer("dense", "dense", (64, 64))
+            >>> plan = tdjax.Plan((tdjax.PlannedLayer(layer, tdjax.Form("svd", (8,))),))
+            >>> small = plan.with_dtypes("int8")
+            >>> plan.bytes_before, plan.bytes, small.bytes
+            (16384, 4096, 1312)
+
+        Arguments:
+            dtypes: for all factorised layers, or by the path of a layer, which may be one that is
+                kept dense: "float32", "bfloat16", "int8" or "int4"; None for the numbers as they
+                are.
+
+        Raises KeyError for a path that is no layer's, ValueError for a dtype that there is not, or
+        in which a layer cannot be stored.
+        """
+        if dtypes is None:
+            dtypes = {entry.layer.path: None for entry in self.layers}
+        elif isinstance(dtypes, str):
+            dtypes = {entry.layer.path: dtypes for entry in self.factorised}
+        made = {path: replace(self[path], dtype=own) for path, own in dtypes.items()}
+        layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
+        return replace(self, layers=layers)
+
     def __getitem__(self, path: str) -> PlannedLayer:
         """The entry of one layer. Raises KeyError that lists the paths there are."""
         for entry in self.layers:
@@ -205,7 +254,8 @@ class Plan:
         parameters = change(self.size_before, self.size)
         total = ("total", "", "", "", *parameters, *change(self.macs_before, self.macs))
         given = (total, self.other_macs, self.predicted, self._notes())
-        return table_of(self.layers, *given, fold=fold)
+        stored = change(self.bytes_before, self.bytes)
+        return table_of(self.layers, *given, stored=stored, fold=fold)
 
     def _notes(self) -> list[str]:
         notes = [str(own) for own in (self.predicted, self.measured) if own is not None]
@@ -258,5 +308,7 @@ def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
     layer = asdict(entry.layer)
     if version < THIRD_VERSION:
         del layer["dilated"]
-    ways = {"ways": entry.ways} if version >= PLAN_VERSION else {}
-    return {"layer": layer, **form, "reason": entry.reason, **variant, **ways}
+    later: dict[str, Any] = {"ways": entry.ways} if version >= FOURTH_VERSION else {}
+    if version >= PLAN_VERSION:
+        later["dtype"] = entry.dtype
+    return {"layer": layer, **form, "reason": entry.reason, **variant, **later}

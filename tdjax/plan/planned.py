@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tdjax.plan.chain import chain_of
+from tdjax.plan.dtypes import FLOAT_BYTES, dtype_problem, stored_bytes
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
@@ -32,18 +33,26 @@ class PlannedLayer:
         reason: why the layer is kept dense.
         ways: by which of several exact programs it is computed, see `Plan.with_ways`; () where a
             rule chooses when the model is traced.
+        dtype: how its factors, or its kernel, are stored, of `tdjax.plan.dtypes.DTYPES`; None for
+            the numbers of the kernel as they are. See `Plan.with_dtypes`.
 
-    Raises ValueError for ways that the layer cannot be computed in.
+    Raises ValueError for ways that the layer cannot be computed in, and for a dtype that it cannot
+    be stored in.
     """
 
     layer: Layer
     form: Form | None = None
     reason: str | None = None
     ways: tuple[str, ...] = ()
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse ways that are none."""
+        """Refuse ways and numbers that are none."""
         problem = ways_problem(self.layer, self.stages, self.ways) if self.ways else None
+        if problem is None and self.dtype is not None:
+            problem = dtype_problem(
+                self.layer, self.dtype, dense=self.form is None, nonzeros=self.nonzeros
+            )
         if problem is not None:
             raise ValueError(f"layer {self.layer.path!r}: {problem}")
 
@@ -95,6 +104,17 @@ class PlannedLayer:
         if self.form is None:
             return self.layer.size
         return self.layer.copies * (self.chain.size + self.nonzeros)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its weights afterwards, the scales of integers and indices included.
+
+        Numbers whose dtype the plan does not say count as float32.
+        """
+        if self.dtype is None:
+            return FLOAT_BYTES * self.size + self.index_bits // 8
+        shapes = [stage.kernel_shape for stage in self.stages] or [self.layer.storage.shape]
+        return self.layer.copies * sum(stored_bytes(shape, self.dtype) for shape in shapes)
 
     @property
     def index_bits(self) -> int:

@@ -25,6 +25,7 @@ from tdjax.files import one_line
 from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.consistent import layer_problems
+from tdjax.plan.dtypes import dtype_problem
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer, is_tied
 from tdjax.plan.predicted import Predicted, predicted_problem
@@ -33,8 +34,9 @@ from tdjax.plan.ways import ways_problem
 from tdjax.plan.work import Count, Work
 
 # Plans whose products are all in layers stay as the first version wrote them, those without
-# conditions, fractions and dilated inputs as the second did, those that name no ways as the third.
-FIRST_VERSION, SECOND_VERSION, THIRD_VERSION, PLAN_VERSION = 1, 2, 3, 4
+# conditions, fractions and dilated inputs as the second did, those that name no ways as the third,
+# those whose numbers are stored as they are as the fourth.
+FIRST_VERSION, SECOND_VERSION, THIRD_VERSION, FOURTH_VERSION, PLAN_VERSION = 1, 2, 3, 4, 5
 # Fields of an entry that plans of earlier versions lack, all their entries alike.
 LATER: tuple[dict[str, Any], ...] = (
     {"splits": Form.splits, "fold": Form.fold},
@@ -52,6 +54,7 @@ class ReadEntry(NamedTuple):
     form: Form | None
     reason: str | None
     ways: tuple[str, ...]
+    dtype: str | None
 
 
 class ReadPlan(NamedTuple):
@@ -121,6 +124,7 @@ class _Entry:
     fold: str
     nonzeros: int
     ways: tuple[str, ...]
+    dtype: str | None
 
 
 @dataclass(frozen=True)
@@ -144,14 +148,17 @@ _PLANS: Mapping[int, type[_FirstPlan]] = {
     FIRST_VERSION: _FirstPlan,
     SECOND_VERSION: _SecondPlan,
     THIRD_VERSION: _Plan,
+    FOURTH_VERSION: _Plan,
     PLAN_VERSION: _Plan,
 }
 
 
 def version_of(entries: Sequence[Any], other_macs: Count, work: Work | None) -> int:
     """The first version that can write a plan of such entries."""
-    if any(entry.ways for entry in entries):
+    if any(entry.dtype for entry in entries):
         return PLAN_VERSION
+    if any(entry.ways for entry in entries):
+        return FOURTH_VERSION
     if work is not None or _is_later(other_macs, [entry.layer for entry in entries]):
         return THIRD_VERSION
     return SECOND_VERSION if other_macs else FIRST_VERSION
@@ -172,10 +179,12 @@ def _completed(layers: Any, version: int) -> Any:
     for absent in LATER:
         if all(absent.keys().isdisjoint(entry) for entry in layers):
             layers = [{**absent, **entry} for entry in layers]
-    if version < PLAN_VERSION:
-        if any("ways" in entry for entry in layers):
-            raise ValueError(f"field 'ways' is none of version {version}")
-        layers = [{**entry, "ways": []} for entry in layers]
+    for first, absent in ((FOURTH_VERSION, {"ways": []}), (PLAN_VERSION, {"dtype": None})):
+        if version < first:
+            for name in absent:
+                if any(name in entry for entry in layers):
+                    raise ValueError(f"field {name!r} is none of version {version}")
+            layers = [{**entry, **absent} for entry in layers]
     if version >= THIRD_VERSION or not all(_lacks_dilated(entry.get("layer")) for entry in layers):
         return layers
     return [{**entry, "layer": {**entry["layer"], "dilated": Layer.dilated}} for entry in layers]
@@ -279,7 +288,8 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
             raise ValueError(f"field '{where}.reason' is not the obstacle of its layer")
         if own.ways:
             raise ValueError(f"field '{where}.method' is null, but the layer has ways")
-        return ReadEntry(own.layer, None, own.reason, ())
+        _check_dtype(own, where)
+        return ReadEntry(own.layer, None, own.reason, (), own.dtype)
     if own.reason is not None or own.layer.obstacle is not None:
         raise ValueError(f"field '{where}.method': {own.method!r}, but the layer is kept dense")
     if 0 in own.layer.kernel_shape:
@@ -292,7 +302,16 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
     wrong = ways_problem(own.layer, chain_of(own.layer, read).stages, own.ways)
     if wrong is not None:
         raise ValueError(f"field '{where}.ways': {wrong}")
-    return ReadEntry(own.layer, read, None, own.ways)
+    _check_dtype(own, where)
+    return ReadEntry(own.layer, read, None, own.ways, own.dtype)
+
+
+def _check_dtype(own: _Entry, where: str) -> None:
+    if own.dtype is not None:
+        dense = own.method is None
+        wrong = dtype_problem(own.layer, own.dtype, dense=dense, nonzeros=own.nonzeros)
+        if wrong is not None:
+            raise ValueError(f"field '{where}.dtype': {wrong}")
 
 
 def _check_nonzeros(own: _Entry) -> None:

@@ -136,7 +136,8 @@ def trace_model(
         return outputs, kept
 
     jaxpr, (outputs, _) = jax.make_jaxpr(program, return_shape=True)(state, arrays)
+    own = leaf_names(state)
     return Trace(
-        jaxpr, recorder.calls, outputs, batch_size(arrays), leaf_names(state), tuple(kept_names),
-        dict(recorder.asked),
+        jaxpr, recorder.calls, outputs, batch_size(arrays), own, tuple(kept_names),
+        dict(recorder.asked), len(own),
     )  # fmt: skip

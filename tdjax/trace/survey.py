@@ -12,8 +12,10 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from tdjax.trace.marks import INPUT, mark_p, runs_of
 from tdjax.trace.programs import Calls, How, calls_of, walk
 
-# The scans over whose slices a value runs, by the id of their equation.
+# The scans over whose slices a value runs, by the id of their equation; and DATA of what depends on
+# what the model is called with.
 Scans = frozenset[int]
+DATA = -1
 
 
 @dataclass
@@ -28,18 +30,26 @@ class Survey:
         looped: numbers of the marks inside scans.
         hidden: numbers of the marks out of whose programs nothing can be carried, and the name of
             the equation that calls those.
+        called_with_data: numbers of the calls whose input depends on what the model is called with:
+            not those of a table of positions.
     """
 
     runs: Counter[int] = field(default_factory=Counter)
     stacks: set[tuple[int, int]] = field(default_factory=set)
     looped: set[int] = field(default_factory=set)
     hidden: dict[int, str] = field(default_factory=dict)
+    called_with_data: set[int] = field(default_factory=set)
 
 
-def survey_of(program: ClosedJaxpr) -> Survey:
-    """Walk through a program, and note its marks."""
-    survey = Survey()
-    survey.runs = _runs(survey, program, [frozenset()] * len(program.jaxpr.invars))
+def survey_of(program: ClosedJaxpr, arrays: int = 0) -> Survey:
+    """Walk through a program, and note its marks.
+
+    Arguments:
+        arrays: how many of its arguments, the first ones, are the model's own arrays.
+    """
+    survey, number = Survey(), len(program.jaxpr.invars)
+    scans = [frozenset[int]()] * arrays + [frozenset({DATA})] * (number - arrays)
+    survey.runs = _runs(survey, program, scans)
     return survey
 
 
@@ -57,7 +67,9 @@ def _runs(survey: Survey, program: ClosedJaxpr, scans: Sequence[Scans]) -> Count
             number = eqn.params["number"]
             if eqn.params["end"] == INPUT:
                 runs[number] += runs_of(eqn)
-            survey.stacks.update((scan, number) for scan in reads[1])
+                if DATA in reads[0]:
+                    survey.called_with_data.add(number)
+            survey.stacks.update((scan, number) for scan in reads[1] - {DATA})
         elif calls is not None:
             runs.update(_runs_inside(survey, eqn, calls, reads))
         return [frozenset().union(*reads)] * len(eqn.outvars)
@@ -75,6 +87,9 @@ def _runs_inside(
         if calls.how is How.SCAN:
             for place in called.sliced:
                 scans[place] |= {id(eqn)}
+        for place in called.carried:
+            # From the second turn on.
+            scans[place] |= {DATA} & frozenset().union(*reads)
         each.append(_runs(survey, called.program, scans))
     runs: Counter[int] = Counter()
     for one in each:

@@ -55,6 +55,7 @@ class Trace:
         arrays: names of the model's arrays, which the program takes first.
         kept: names of what the model keeps.
         asked: see `tdjax.trace.recorder.Recorder`.
+        held: how many of the program's arguments, the first ones, the model holds.
     """
 
     jaxpr: Any
@@ -64,11 +65,12 @@ class Trace:
     arrays: Sequence[Names] = ()
     kept: Sequence[Names] = ()
     asked: Mapping[Names, str] = field(default_factory=dict)
+    held: int = 0
 
     @cached_property
     def survey(self) -> Survey:
         """How often the calls run."""
-        return survey_of(self.jaxpr)
+        return survey_of(self.jaxpr, self.held)
 
     @cached_property
     def work(self) -> Work:

@@ -9,6 +9,7 @@ import tdjax
 from tdjax.evaluate.candidates import Performance
 from tdjax.evaluate.errors import FeatureErrors
 from tdjax.linen.network import Network
+from tdjax.moments.feeding import Fed
 from tdjax.params.factorize import replace_kernel
 from tdjax.trace.hoist import split
 
@@ -120,17 +121,17 @@ def test_layers_before_the_candidates_run_once(network, count_macs):
         performance = Performance(whole, path, first_logit)
         # Of the features each kernel asks for its own layer alone.
         features = FeatureErrors(whole, path)
-        for function, once, each in (
-            (performance, before[path], own[path] + behind[path]),
-            (features, before[path] + own[path], own[path]),
+        for function, given, once, each in (
+            (performance, IMAGES[0], before[path], own[path] + behind[path]),
+            (features, Fed(IMAGES[0], None), before[path] + own[path], own[path]),
         ):
             done, left = split(
                 lambda kernel, fixed, function=function: function(kernel, *fixed),
                 jnp.zeros(shape),
-                (variables, IMAGES[0]),
+                (variables, given),
             )
-            found = done((variables, IMAGES[0]))
-            assert count_macs(done, (variables, IMAGES[0])) == batch * once
+            found = done((variables, given))
+            assert count_macs(done, (variables, given)) == batch * once
             assert count_macs(left, jnp.zeros(shape), found) == batch * each
 
 

@@ -11,6 +11,7 @@ import tdjax
 from tdjax import Rule, dispatch
 from tdjax.evaluate.candidates import Performance
 from tdjax.evaluate.errors import FeatureErrors
+from tdjax.moments.feeding import Fed
 from tdjax.nnx.network import network_of
 from tdjax.params.factorize import replace_kernel
 from tdjax.trace.hoist import split
@@ -117,11 +118,13 @@ def test_candidates_equal_a_loop_over_kernels_and_images(network):
 def test_layers_before_the_candidates_run_once(network, count_macs):
     own = {layer.path: layer.macs for layer in tdjax.layer_table(network, IMAGES[0])}
     static, arrays = network_of(network)
-    fixed, batch = (arrays, IMAGES[0]), len(IMAGES[0])
-    for function, once, each in (
-        (Performance(static, "second", first_logit), own["first"], own["second"] + own["head"]),
-        (FeatureErrors(static, "second"), own["first"] + own["second"], own["second"]),
+    first, second, head = (own[path] for path in ("first", "second", "head"))
+    batch = len(IMAGES[0])
+    for function, given, once, each in (
+        (Performance(static, "second", first_logit), IMAGES[0], first, second + head),
+        (FeatureErrors(static, "second"), Fed(IMAGES[0], None), first + second, second),
     ):
+        fixed = (arrays, given)
         done, left = split(
             lambda kernel, fixed, function=function: function(kernel, *fixed),
             jnp.zeros(SHAPES["second"]),

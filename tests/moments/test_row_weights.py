@@ -3,7 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from plain_models import normal, random_variables
+from plain_readers import NnxReader, texts
+from plain_readers import Reader as Writer
 
 import tdjax
 from tdjax.moments.patches import Patches
@@ -94,3 +97,82 @@ def test_weights_of_another_form_are_refused():
     ):
         with pytest.raises(error, match=message):
             tdjax.collect_moments(model, variables, [x], row_weights=given)
+
+
+def of_two_lengths(kind, lengths, **options):
+    """Moments of a small transformer whose texts are padded to the longest, and to twelve."""
+    batches = texts(max(lengths), lengths), texts(12, lengths, filler=7)
+    model = Writer() if kind == "linen" else NnxReader(nnx.Rngs(0))
+    arrays = (random_variables(model, *batches[0]),) if kind == "linen" else ()
+
+    def moments(tokens, mask):
+        given = [{"tokens": tokens, "mask": mask}]
+        return tdjax.collect_moments(
+            model, *arrays, given, row_weights=lambda batch: batch["mask"], **options
+        )
+
+    return [moments(*batch) for batch in batches]
+
+
+def assert_same_moments(found, expected):
+    assert set(found) == set(expected)
+    for path, own in found.items():
+        for name in ("inputs", "mean", "outputs"):
+            one, other = getattr(own, name), getattr(expected[path], name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                scale = np.abs(other).max()
+                np.testing.assert_allclose(one, other, atol=1e-5 * scale, err_msg=f"{path} {name}")
+
+
+def squares(outputs, batch):
+    return ((outputs * batch["mask"][..., None]) ** 2).sum(axis=(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    ("kronecker", "lengths"), [("independent", (3, 5, 1, 6)), ("nearest", (3, 4, 1, 2))]
+)
+def test_padding_to_another_length_changes_no_moment(kind, kronecker, lengths):
+    """Though twelve positions are three for each text, or four as many as there are texts."""
+    short, long = of_two_lengths(kind, lengths, loss_fn=squares, kronecker=kronecker)
+    assert_same_moments(long, short)
+    for path, own in long.items():
+        once = path in ("positions", "places")
+        assert float(own.rows) == pytest.approx(sum(lengths) / (4 if once else 1)), path
+
+
+def test_functions_of_parameters_know_positions_too():
+    def encoded(params, tokens, mask):
+        table = params["positions"][jnp.arange(tokens.shape[1])] @ params["places"]
+        return jnp.tanh(params["words"][tokens] + table) @ params["head"] * mask[..., None]
+
+    params = {"positions": normal(0, 12, 8), "places": normal(1, 8, 8)}
+    params |= {"words": normal(2, 11, 8), "head": normal(3, 8, 5)}
+    found = []
+    for tokens, mask in (texts(4, (3, 4, 1, 2)), texts(12, (3, 4, 1, 2), filler=7)):
+        given = [{"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}]
+        found.append(
+            tdjax.collect_moments(
+                encoded, params, given, loss_fn="outputs", row_weights=lambda batch: batch["mask"],
+                paths="places|words",
+            )
+        )  # fmt: skip
+    for path, own in found[1].items():
+        assert float(own.rows) == pytest.approx(10 / 4 if path == "places" else 10)
+        np.testing.assert_allclose(own.inputs, found[0][path].inputs, atol=1e-5)
+
+
+def test_rows_that_no_row_of_weights_belongs_to_count_alike():
+    model, x = nn.Dense(3), normal(0, 5, 4)
+    variables = random_variables(model, x)
+
+    def beside(module, x):
+        """The layer on five learned rows, whatever the batch."""
+        return module(jnp.arange(20.0).reshape(5, 4)).sum() + x
+
+    found = tdjax.collect_moments(
+        model, variables, [x[:2]], row_weights=lambda batch: jnp.array([[0.0, 1], [1, 1]]),
+        method=beside,
+    )[""]  # fmt: skip
+    assert float(found.rows) == 5

@@ -153,9 +153,101 @@ def test_layers_share_programs(monkeypatch):
     rules = [Rule(path=".*", method="svd", rank=2)]
     plan = tdjax.make_plan(model, variables, rules, x)
     few = tdjax.factorize_sequentially(model, variables, plan, [x[:40], x[40:80]])
-    assert [group for _, group, _ in made] == [["layers_0", "layers_2"], ["layers_3"]]
+    assert [group for _, group, _ in made] == [[("layers_0",), ("layers_2",)], [("layers_3",)]]
     monkeypatch.setattr(sequential, "TOGETHER", 1)
     alone = tdjax.factorize_sequentially(model, variables, plan, [x[:80]])
     small = tdjax.factorize(model, plan)
     outputs = [small.apply({"params": params}, x) for params in (few, alone)]
     np.testing.assert_allclose(*outputs, atol=1e-2 * float(jnp.abs(outputs[0]).max()))
+
+
+class Tower(nn.Module):
+    """Repeated blocks of two layers, the second called twice, between others."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, name="first")(x)
+        for number in range(4):
+            x = x + Pair(name=f"block_{number}")(x)
+        return nn.Dense(5, name="head")(x)
+
+
+class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        down = nn.Dense(8, name="down")
+        return down(jnp.tanh(down(nn.relu(nn.Dense(8, name="up")(x)))))
+
+
+TOWER_X = normal(8, 120, 12)
+
+
+@pytest.fixture(scope="module")
+def tower():
+    variables = random_variables(Tower(), TOWER_X)
+    rules = [Rule(path="block.*|head", method="svd", rank=3)]
+    return Tower(), variables, tdjax.make_plan(Tower(), variables, rules, TOWER_X)
+
+
+def test_blocks_of_one_layer_are_layer_after_layer(tower):
+    batches = [TOWER_X[:70], TOWER_X[70:]]
+    alone = tdjax.factorize_sequentially(*tower, batches, correct_bias=True)
+    found = tdjax.factorize_sequentially(*tower, batches, correct_bias=True, blocks=".*/.*|head")
+    jax.tree.map(np.testing.assert_array_equal, found, alone)
+
+
+def test_layers_of_a_block_see_the_same_compressed_inputs(tower):
+    """Both layers of the second block against NumPy, from the network as it is in front of it."""
+    _, variables, plan = tower
+    found = tdjax.factorize_sequentially(*tower, [TOWER_X], blocks=r"block_\d")
+    dense = tdjax.reconstruct_params(found, plan)
+
+    def inputs_of(params):
+        """What goes into the layers of the second block."""
+        x = TOWER_X @ params["first"]["kernel"] + params["first"]["bias"]
+        for name in ("block_0", "block_1"):
+            own = params[name]
+            up = jax.nn.relu(x @ own["up"]["kernel"] + own["up"]["bias"])
+            once = jnp.tanh(up @ own["down"]["kernel"] + own["down"]["bias"])
+            last = x
+            x = x + once @ own["down"]["kernel"] + own["down"]["bias"]
+        return {"up": np.float64(last), "down": np.float64(jnp.concatenate([up, once]))}
+
+    whole = variables["params"]
+    before = {**dense, "block_1": whole["block_1"]}
+    now, was = inputs_of(before), inputs_of(whole)
+    for name in ("up", "down"):
+        kernel = np.float64(whole["block_1"][name]["kernel"])
+        wanted = np.linalg.lstsq(now[name], was[name] @ kernel, rcond=None)[0]
+        left, values, right = np.linalg.svd(now[name] @ wanted, full_matrices=False)
+        best = (left[:, :3] * values[:3]) @ right[:3]
+        reached = now[name] @ np.float64(dense["block_1"][name]["kernel"])
+        np.testing.assert_allclose(reached, best, atol=2e-3 * np.abs(best).max())
+
+
+def test_blocks_by_themselves(tower):
+    """One block of all layers knows nothing of what others lose; "auto" finds the modules."""
+    model, variables, plan = tower
+    whole = tdjax.factorize_sequentially(*tower, [TOWER_X], blocks="")
+    moments = tdjax.collect_moments(model, variables, [TOWER_X])
+    alone = tdjax.factorize_params(variables["params"], plan, moments=moments)
+    one, other = (tdjax.reconstruct_params(params, plan) for params in (whole, alone))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), one, other)
+    auto = tdjax.factorize_sequentially(*tower, [TOWER_X], blocks="auto")
+    named = tdjax.factorize_sequentially(*tower, [TOWER_X], blocks=r"block_\d")
+    jax.tree.map(np.testing.assert_array_equal, auto, named)
+    with pytest.raises(ValueError, match=r"blocks 'blok_.*matches no module around a layer"):
+        tdjax.factorize_sequentially(*tower, [TOWER_X], blocks="blok_.*")
+
+
+def test_blocks_of_a_function(tower):
+    _, variables, _ = tower
+    rules = [Rule(path="params/(block.*|head).*", method="svd", rank=3)]
+    plan = tdjax.make_plan(Tower().apply, variables, rules, TOWER_X)
+    options = {"blocks": r"params/block_\d"}
+    found = tdjax.factorize_sequentially(Tower().apply, variables, plan, [TOWER_X], **options)
+    assert len(plan.factorised) == len(tower[2].factorised) == 9
+    linen = tdjax.factorize_sequentially(*tower, [TOWER_X], blocks=r"block_\d")
+    small = tdjax.factorize(Tower().apply, plan)(found, TOWER_X)
+    own = tdjax.factorize(Tower(), tower[2]).apply({"params": linen}, TOWER_X)
+    np.testing.assert_allclose(small, own, atol=1e-3 * float(jnp.abs(own).max()))

@@ -47,6 +47,25 @@ def test_all_layers_on_request():
     assert sum("is kept dense" in line for line in lines) == BLOCKS + 5
 
 
+def test_rows_say_how_layers_are_stored():
+    plan = transformer()
+    dtypes = {f"block_{k}/query": "int8" if k else "bfloat16" for k in range(BLOCKS)}
+    text = plan.with_dtypes({**dtypes, "head": "int8"}).to_text().splitlines()
+    assert text[0].split()[-2:] == ["stored", "bytes"]
+    cells = [re.split(r"\s{2,}", line) for line in text[2:7]]
+    rows = {(row[0], row[-3]): row[-2] for row in cells}
+    # Of 64 x 64 floats the factors: in half precision, as integers with a scale for each column.
+    assert rows["block_0/query", "bfloat16"] == f"{4 * 64 * 64:,} -> {2 * 8 * 128:,}"
+    whole, small = 11 * 4 * 64 * 64, 11 * (8 * 128 + 4 * (8 + 64))
+    assert rows["block_{1..11}/query", "int8"] == f"{whole:,} -> {small:,}"
+    # What is kept dense shares a row where it is stored alike.
+    dense = [line for line in text if " dense " in line]
+    assert [re.split(r"\s{2,}", line)[0] for line in dense] == ["(16 layers)", "head"]
+    narrow = plan.to_text(width=90).splitlines()
+    assert max(map(len, narrow)) <= 90
+    assert narrow[0].split() == ["layer", "format", "parameters", "stored", "bytes"]
+
+
 def test_small_plans_are_folded_on_request_alone():
     small = Plan(transformer().layers[:6])
     assert "block_1/up" in str(small)

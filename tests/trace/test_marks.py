@@ -137,3 +137,20 @@ def test_macs_of_nnx_layers_inside_transformations(batch, count_macs):
     small = tdjax.factorize(model, plan)
     assert count_macs(*pure(model), x) == batch * plan.macs_before
     assert count_macs(*pure(small), x) == batch * plan.macs
+
+
+def test_what_depends_on_the_batch():
+    """Not a table of positions; a state that a scan carries from its second turn on."""
+
+    def function(kernel, x):
+        table = mark(jnp.sin(jnp.arange(3.0))[None] @ kernel, kernel, 0, INPUT)
+
+        def turn(state, row):
+            state = mark(state, kernel, 1, INPUT) @ kernel + row
+            return state, mark(table, kernel, 2, INPUT)
+
+        state, tables = jax.lax.scan(turn, jnp.zeros((1, 3)), x)
+        return state + tables.sum() + mark(x[0], kernel, 3, INPUT)
+
+    jaxpr = jax.make_jaxpr(function)(KERNEL, jnp.ones((5, 1, 3)))
+    assert survey_of(jaxpr, 1).called_with_data == {1, 3}

@@ -1,0 +1,1 @@
+"""What `python -m benchmarks.minilm` is made of."""

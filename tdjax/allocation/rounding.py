@@ -1,0 +1,162 @@
+"""Choices that are stored in fewer bits: what they take in bytes, and what rounding loses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from tdjax.allocation.choices import BYTES, COUNTED, PARAMS, Choices
+from tdjax.decompose.inputs import as_numpy
+from tdjax.params.arrays import Factors, reconstruct_array
+from tdjax.params.stored import evened, rounded
+from tdjax.plan.chain import chain_of
+from tdjax.plan.dtypes import FLOAT32, LARGEST, dtype_problem, stored_bytes
+from tdjax.plan.form import Form
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.tt_matrix import TTMatrixChain
+
+# What a change of kernels loses, (p, *window, C, T) as of `parts_of`.
+Lost = Callable[[np.ndarray], float]
+# Strategies that know what rounding loses.
+ROUNDED = ("energy", "loss")
+# What rounding loses is no less than this share of all, so that it has a logarithm.
+LEAST = 1e-30
+
+
+def in_dtypes(layer: Layer, every: Sequence[Choices], dtypes: Sequence[str]) -> list[Choices]:
+    """Choices for a layer in each of the numbers that it may be stored in.
+
+    Those with more parameters than the dense layer are left out, as it is stored in fewer bits
+    too; that in float32 is what stays where nothing is chosen.
+    """
+    found = list(every) if FLOAT32 in dtypes else []
+    dense = _dense(layer)
+    for dtype in (own for own in dtypes if own != FLOAT32):
+        if dtype_problem(layer, dtype, dense=False) is None:
+            smaller = (own.where(own.costs[:, COUNTED.index(PARAMS)] < layer.size) for own in every)
+            found += [_stored(layer, own, dtype) for own in smaller if len(own.costs)]
+        if dtype_problem(layer, dtype, dense=True) is None:
+            found.append(_stored(layer, dense, dtype))
+    return found
+
+
+def _dense(layer: Layer) -> Choices:
+    """The dense layer as the only choice."""
+    costs = np.array([[layer.size, math.ceil(layer.macs), 0]], np.int64)
+    return Choices(None, np.zeros((1, 0), np.int64), costs)
+
+
+def _stored(layer: Layer, own: Choices, dtype: str) -> Choices:
+    costs = own.costs.copy()
+    costs[:, COUNTED.index(BYTES)] = bytes_of(layer, own.form, own.ranks, dtype)
+    return own._replace(costs=costs, dtype=dtype)
+
+
+def bytes_of(
+    layer: Layer, form: Form | None, ranks: Int[np.ndarray, "n r"], dtype: str
+) -> Int[np.ndarray, " n"]:
+    """Bytes of a layer in one form at many ranks.
+
+    The sizes of the axes of all stages are those at ranks of one, and grow with each rank by as
+    much from one to the next.
+    """
+    if form is None:
+        return np.full(len(ranks), layer.copies * stored_bytes(layer.storage.shape, dtype))
+    assert form is not None
+
+    def shapes(ranks: Int[np.ndarray, " r"]) -> list[Int[np.ndarray, " d"]]:
+        stages = chain_of(layer, replace(form, ranks=tuple(ranks.tolist()))).stages
+        return [np.array(stage.kernel_shape, np.int64) for stage in stages]
+
+    ones = np.ones(ranks.shape[1], np.int64)
+    first, steps = shapes(ones), [shapes(ones + unit) for unit in np.eye(len(ones), dtype=np.int64)]
+    total = np.zeros(len(ranks), np.int64)
+    for number, shape in enumerate(first):
+        slopes = np.stack([step[number] - shape for step in steps])
+        sizes = shape + (ranks - 1) @ slopes
+        total += stored_bytes(list(sizes.T), dtype)
+    return layer.copies * total
+
+
+class Sample(NamedTuple):
+    """One choice, decomposed.
+
+    Arguments:
+        entry: stored as floats.
+        size: its parameters.
+        factors: see `tdjax.params.arrays`.
+    """
+
+    entry: PlannedLayer
+    size: int
+    factors: Factors
+
+
+def rounding_losses(
+    many: Choices,
+    samples: Sequence[Sample],
+    lost: Lost,
+) -> Float[np.ndarray, " n"]:
+    """What rounding makes the choices lose beyond what their ranks do.
+
+    Rounding errors of factors do not depend on what the factors leave out: that is found at some
+    ranks, and its logarithm interpolated by that of the number of parameters.
+
+    Arguments:
+        lost: of a change of the kernels, see `parts_of`.
+    """
+    assert many.dtype is not None
+    logs = []
+    for entry, _, factors in samples:
+        change = _change(factors, replace(entry, dtype=many.dtype))
+        logs.append(math.log(max(lost(change), LEAST)))
+    sizes = np.log([sample.size for sample in samples])
+    return np.exp(np.interp(np.log(many.costs[:, COUNTED.index(PARAMS)]), sizes, logs))
+
+
+def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, "*_"]:
+    """What rounding changes in the kernels that factors stand for."""
+    assert entry.dtype is not None
+    stacked = entry.layer.storage.stack is not None
+    kernels = {name: np.asarray(kernel, np.float32) for name, kernel in factors.items()}
+    kernels = evened(kernels, entry) if entry.dtype in LARGEST else kernels
+    after = {name: rounded(own, entry.dtype, stacked=stacked) for name, own in kernels.items()}
+    if stacked or isinstance(entry.chain, TTMatrixChain) or _has_groups(entry):
+        every = [jax.tree.map(jnp.asarray, dict(own)) for own in (kernels, after)]
+        before, now = (as_numpy(reconstruct_array(own, entry)) for own in every)
+        return parts_of(before - now, entry.layer)
+    # Thin layers one after the other, each over its own axes of the window: a program for each
+    # shape would take longer.
+    products = (reduce(np.matmul, [own[s.name] for s in entry.stages]) for own in (kernels, after))
+    before, now = products
+    return (before - now)[None]
+
+
+def _has_groups(entry: PlannedLayer) -> bool:
+    return any(stage.groups > 1 for stage in entry.stages)
+
+
+def dense_loss(array: Any, layer: Layer, dtype: str, lost: Lost) -> float:
+    """What rounding makes the dense layer lose; `lost` as of `rounding_losses`."""
+    before = np.asarray(array, np.float32)
+    after = rounded(before, dtype, stacked=layer.storage.stack is not None)
+    return lost(parts_of(before - after, layer))
+
+
+def parts_of(array: Any, layer: Layer) -> Float[np.ndarray, "*_"]:
+    """The kernels of all layers of a stack and all feature groups, (p, *window, C, T)."""
+    storage, array = layer.storage, as_numpy(array).astype(np.float32)
+    stack = array[None] if storage.stack is None else np.moveaxis(array, storage.stack, 0)
+    # A program of its own would turn an array of NumPy into one of JAX, but for this way.
+    arrays = map(jax.device_put, stack)
+    kernels = (as_numpy(storage.to_kernel(own, layer.kernel_shape)) for own in arrays)
+    return np.stack([part for own in kernels for part in np.split(own, layer.groups, axis=-1)])
