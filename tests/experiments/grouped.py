@@ -148,8 +148,14 @@ def wait(is_there):
         time.sleep(0.01)
 
 
-def pausing(number):
-    time.sleep(0.02)
+def together(folder, count):
+    """What a unit waits for: that so many processes have joined."""
+    logs = [folder / f"log-{number}" for number in range(count)]
+
+    def joined(number):
+        wait(lambda: all(log.exists() and "measurements" in log.read_text() for log in logs))
+
+    return joined
 
 
 def alone(folder):
@@ -158,11 +164,11 @@ def alone(folder):
 
 
 def two(folder):
-    return ends(group(folder, 2, of_all={"at_unit": pausing}), folder)
+    return ends(group(folder, 2, of_all={"at_unit": together(folder, 2)}), folder)
 
 
 def four(folder):
-    return ends(group(folder, 4, of_all={"at_unit": pausing}), folder)
+    return ends(group(folder, 4, of_all={"at_unit": together(folder, 4)}), folder)
 
 
 def endless(flag):
@@ -173,7 +179,9 @@ def endless(flag):
 
 def killed(folder):
     flag = folder / "flag"
-    started = group(folder, 3, of_1={"at_unit": lambda _: endless(flag)})
+    others = {"at_unit": lambda _: wait(flag.exists)}
+    last = {"at_unit": lambda _: endless(flag)}
+    started = group(folder, 3, of_1=last, of_all=others)
     wait(flag.exists)
     os.kill(started.processes[1].pid, signal.SIGKILL)
     return ends(started, folder)
@@ -181,7 +189,9 @@ def killed(folder):
 
 def killed_at_the_report(folder):
     flag = folder / "flag"
-    started = group(folder, 2, of_0={"at_report": lambda: endless(flag)})
+    all_of_them = {"at_unit": together(folder, 2)}
+    first = {**all_of_them, "at_report": lambda: endless(flag)}
+    started = group(folder, 2, of_0=first, of_all=all_of_them)
     wait(flag.exists)
     wait(lambda: "which writes the report" in started.logs[1].read_text())
     os.kill(started.processes[0].pid, signal.SIGKILL)
@@ -189,7 +199,13 @@ def killed_at_the_report(folder):
 
 
 def slow(folder):
-    return ends(group(folder, 2, of_1={"at_unit": lambda _: time.sleep(1)}), folder)
+    joined = together(folder, 2)
+
+    def slowly(number):
+        joined(number)
+        time.sleep(0.5)
+
+    return ends(group(folder, 2, of_0={"at_unit": joined}, of_1={"at_unit": slowly}), folder)
 
 
 def full_disk(folder):
@@ -197,8 +213,8 @@ def full_disk(folder):
         # A claim goes in, and one record or two.
         resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
 
-    slow = {"at_unit": lambda _: time.sleep(0.3)}
-    return ends(group(folder, 2, of_1={"at_unit": fill}, of_0=slow), folder)
+    other = {"at_unit": lambda _: wait(lambda: "too large" in (folder / "log-1").read_text())}
+    return ends(group(folder, 2, of_1={"at_unit": fill}, of_0=other), folder)
 
 
 def no_folder(folder):
@@ -209,10 +225,12 @@ def no_folder(folder):
 
 
 def broken_unit(folder):
+    joined = together(folder, 3)
+
     def broken(number):
+        joined(number)
         if number == 3:
             raise ValueError("the third is broken")
-        time.sleep(0.02)
 
     first = ends(group(folder, 3, of_all={"at_unit": broken}), folder)
     return {"first": first, **ends(group(folder, 2), folder)}
@@ -222,7 +240,9 @@ def linked(folder):
     folder.mkdir()
     (folder / "link").symlink_to(folder / "run")
     workdirs = {1: folder / "link"}
-    return ends(group(folder, 2, workdirs=workdirs, of_all={"at_unit": pausing}), folder)
+    return ends(
+        group(folder, 2, workdirs=workdirs, of_all={"at_unit": together(folder, 2)}), folder
+    )
 
 
 def others(folder):
