@@ -36,7 +36,7 @@ def quantize(params: Tree, plan: Plan) -> Tree:
             model. It is not changed.
         plan: see `Plan.with_dtypes`.
 
-    Returns: the same with `tdjax.params.stored.Quantised` in place of some arrays, or bfloat16.
+    Returns: the same with `tdjax.params.quantised.Quantised` in place of some arrays, or bfloat16.
 
     Raises KeyError or ValueError for what does not fit the plan, ValueError for numbers other than
     float32, and for arrays whose axes have names.

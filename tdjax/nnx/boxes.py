@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from tdjax.nnx.graph import array_of
 from tdjax.params.partitioning import unboxed
-from tdjax.params.stored import Quantised
+from tdjax.params.quantised import Quantised
 from tdjax.plan.layers import Storage
 
 # What the versions of Flax call the names of a parameter's axes.

@@ -17,7 +17,8 @@ from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.corrections import COLLECTION, unpacked
 from tdjax.params.partitioning import box_factor, unboxed
 from tdjax.params.placing import factor_shardings, placed, sharding_of
-from tdjax.params.stored import Quantised, is_around, is_quantised
+from tdjax.params.quantised import Quantised, is_quantised
+from tdjax.params.stored import is_around
 from tdjax.params.tree import find, join_path, put
 from tdjax.plan.plan import Plan
 from tdjax.plan.stage import CORRECTION

@@ -10,7 +10,7 @@ from flax import nnx
 from tdjax.nnx.boxes import boxed, variable_like
 from tdjax.nnx.graph import modules_of, raw_of
 from tdjax.nnx.model import dense_module, factorised_module
-from tdjax.params.stored import is_quantised
+from tdjax.params.quantised import is_quantised
 from tdjax.params.tree import join_path, layer_params, put
 from tdjax.plan.plan import Plan, PlannedLayer
 

@@ -71,7 +71,7 @@ def factorize_params(
     `tdjax.decompose.sparse.alternate`.
 
     What the plan stores in other numbers, see `Plan.with_dtypes`, is rounded to them: "bfloat16"
-    arrays, or `tdjax.params.stored.Quantised` in place of arrays. `tdjax.dequantize` is the way
+    arrays, or `tdjax.params.quantised.Quantised` in place of arrays. `tdjax.dequantize` is the way
     back.
 
     Of a function's parameters, and of a module that has several kernels, each factorised array

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from tdjax.params.stored import is_quantised
+from tdjax.params.quantised import is_quantised
 from tdjax.params.tree import Tree, join_path, layer_params, put, split_path
 from tdjax.plan.layers import LEAF, Layer
 from tdjax.plan.plan import Plan

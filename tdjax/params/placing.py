@@ -18,7 +18,7 @@ from tdjax.params.check import factor_shapes
 from tdjax.params.corrections import COLLECTION, unpacked
 from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import box_factor, is_boxed, unboxed
-from tdjax.params.stored import is_quantised
+from tdjax.params.quantised import is_quantised
 from tdjax.params.tree import Tree, find, join_path, map_leaves, split_path
 from tdjax.plan.layers import LEAF
 from tdjax.plan.plan import Plan, PlannedLayer

@@ -27,9 +27,10 @@ from tdjax.params.digests import check_newest, check_seal
 from tdjax.params.leaves import array_names, as_mappings, of_leaves
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.placing import placed, shardings_like
+from tdjax.params.quantised import ARRAYS as QUANTISED
+from tdjax.params.quantised import Quantised, is_quantised
 from tdjax.params.steps import arrays_of, json_of, opened, save_step
-from tdjax.params.stored import ARRAYS as QUANTISED
-from tdjax.params.stored import Quantised, is_around, is_quantised
+from tdjax.params.stored import is_around
 from tdjax.params.tree import (
     Tree,
     copied,

@@ -11,7 +11,8 @@ from tdjax.arguments.checks import check_mapping
 from tdjax.params.corrections import unpacked, with_params
 from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import is_boxed, unboxed
-from tdjax.params.stored import array_of, is_quantised, stored, stored_kernels
+from tdjax.params.quantised import array_of, is_quantised
+from tdjax.params.stored import stored, stored_kernels
 from tdjax.params.tree import copied, find, join_path, put
 from tdjax.plan.plan import Plan, PlannedLayer
 

@@ -11,7 +11,8 @@ from flax import nnx
 from plain_models import normal
 
 import tdjax
-from tdjax.params.stored import integers, quantised
+from tdjax.params.quantised import integers
+from tdjax.params.stored import quantised
 
 X = normal(0, 4, 6, 6, 3)
 RULES = [
