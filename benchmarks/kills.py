@@ -6,20 +6,26 @@ written, started again, killed again some calls later, until it comes to its end
 an empty folder, until there were enough kills. Whenever it ends its tables must be equal to the
 byte to those of the undisturbed run, its journal must hold the same lines, and nothing unfinished
 may be left. Exits with 1 where that is not so. Needs fork and /proc.
+
+With `--group=N` it is N processes that share the work of a run, of which one or two are killed: at
+such a call, or after some time. What the others leave must be the same. Where all of them were
+killed, or the last one as it left, another number of processes goes on.
 """
 
 import itertools
 import json
 import multiprocessing
+import operator
 import os
 import random
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +34,15 @@ import jax
 from absl import app, flags
 
 from experiments.runner import EXPERIMENTS, carry_out, experiment_named
-from experiments.workdir.journal import AT, ENVIRONMENT
+from experiments.workdir.places import Place
+from experiments.workdir.record_fields import AT, ENVIRONMENT
 from tdjax import enable_compilation_cache
 
 POINTS = flags.DEFINE_integer("points", 100, "Kills, of all experiments together.")
 ONLY = flags.DEFINE_list("experiments", list(EXPERIMENTS), "Which experiments.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the places of the kills.")
+
+GROUP = flags.DEFINE_integer("group", 1, "Processes that share the work of each run.")
 
 CALLS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "fsync", "write")
 # What an experiment does in a work directory.
@@ -186,7 +195,7 @@ def results(workdir: Path) -> dict[str, Any]:
     # Names inside of checkpoints are drawn.
     own = {file for file in files if not file.startswith(("checkpoints/", "compressed/"))}
     unfinished = {file for file in files if "partial" in file or "-tmp" in file or "in_use" in file}
-    return {**found, "lines": sorted(lines_of(workdir)), "files": own | unfinished}
+    return {**found, "lines": lines_of(workdir), "files": own | unfinished}
 
 
 def lines_of(workdir: Path) -> list[bytes]:
@@ -220,6 +229,92 @@ def chain(
     return kills
 
 
+def start_group(
+    run: Callable[..., Any],
+    folder: Path,
+    count: int,
+    last: Mapping[int, int],
+    after: Mapping[int, float],
+) -> list[int]:
+    """Start a group and wait for it: how many calls each came to, 0 where it was killed.
+
+    Arguments:
+        last: the calls at which processes of these numbers kill themselves.
+        after: seconds after which others of these numbers are killed.
+
+    Raises RuntimeError where one ended otherwise.
+    """
+    fork, processes = multiprocessing.get_context("fork"), []
+    logs = [folder / f"log-{number}" for number in range(count)]
+    points = [folder / f"points-{number}" for number in range(count)]
+    for number in range(count):
+        place = Place(number, count) if count > 1 else None
+        own = partial(run, place=place)
+        about = (own, folder / "run", last.get(number), None, logs[number], points[number])
+        processes.append(fork.Process(target=child, args=about))
+        processes[-1].start()
+    begun = time.monotonic()
+    for number, seconds in sorted(after.items(), key=operator.itemgetter(1)):
+        processes[number].join(max(0.0, begun + seconds - time.monotonic()))
+        processes[number].kill()
+    for number, process in enumerate(processes):
+        process.join()
+        is_killed = number in {**last, **after} and process.exitcode == -signal.SIGKILL
+        if process.exitcode and not is_killed:
+            told = logs[number].read_text()[-3000:]
+            raise RuntimeError(f"process {number} ended with {process.exitcode}: {told}")
+    return [
+        0 if process.exitcode else len(points[number].read_text().splitlines())
+        for number, process in enumerate(processes)
+    ]
+
+
+def try_group(name: str, kills: int, count: int, seed: int) -> Counter[str]:
+    """Kill processes of groups so many times; how often in which way.
+
+    Raises as `try_experiment` does.
+    """
+    run: Run = partial(carry_out, {"experiment": name, **CONFIGS[name]})
+    rng = random.Random(f"{name} {count} {seed}")
+    done: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = Path(temporary).resolve()
+        start(run, None, whole)
+        expected = results(whole / "run")
+        undisturbed = whole / "group"
+        undisturbed.mkdir()
+        begun = time.monotonic()
+        calls = start_group(run, undisturbed, count, {}, {})
+        spent = time.monotonic() - begun
+        check_results(f"{name} by {count} processes", undisturbed / "run", expected)
+        while done.total() < kills:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder).resolve()
+                victims = rng.sample(range(count), rng.randint(1, min(2, kills - done.total())))
+                by_time = {v: rng.uniform(0, spent) for v in victims if rng.random() < 0.5}
+                by_call = {v: rng.randint(1, calls[v]) for v in victims if v not in by_time}
+                ended = start_group(run, path, count, by_call, by_time)
+                told = Counter({"some time": 0, "a call": 0})
+                told["some time"] += sum(not ended[v] for v in by_time)
+                told["a call"] += sum(not ended[v] for v in by_call)
+                if not any(ended):
+                    told["nobody was left"] += 1
+                    start_group(run, path, rng.randint(1, count), {}, {})
+                what = f"{name} by {count} processes, killed: {by_call} {by_time}"
+                check_results(what, path / "run", expected)
+                done["at some time"] += told["some time"]
+                done["at a call"] += told["a call"]
+                print(f"{name}: equal after {dict(told)}", flush=True)
+    return done
+
+
+def check_results(what: str, workdir: Path, expected: Mapping[str, Any]) -> None:
+    """Raise RuntimeError where results are others than those of an undisturbed run."""
+    found = results(workdir)
+    if differing := [key for key in {**found, **expected} if found.get(key) != expected.get(key)]:
+        raise RuntimeError(f"{what}: other {', '.join(differing)}")
+
+
 def try_experiment(name: str, points: int, seed: int) -> Counter[str]:
     """Kill an experiment `points` times; how often at which point.
 
@@ -237,15 +332,8 @@ def try_experiment(name: str, points: int, seed: int) -> Counter[str]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder).resolve()
                 found = chain(run, path, rng, kills, count, points - kills.total())
-                differing = [
-                    what
-                    for what, value in results(path / "run").items()
-                    if value != expected.get(what)
-                ]
-                if differing:
-                    raise RuntimeError(
-                        f"{name}, killed at {', '.join(found)}: other {', '.join(differing)}"
-                    )
+                told = f"{name}, killed at {', '.join(found)}"
+                check_results(told, path / "run", expected)
                 kills.update(found)
                 print(f"{name}: equal after {found.total()} kills", flush=True)
     return kills
@@ -261,8 +349,12 @@ def main(argv: list[str]) -> None:
         # Loaded once for all starts.
         experiment_named(name)
     share = -(-POINTS.value // len(ONLY.value))
+    count = GROUP.value
     try:
-        kills = {name: try_experiment(name, share, SEED.value) for name in ONLY.value}
+        if count > 1:
+            kills = {name: try_group(name, share, count, SEED.value) for name in ONLY.value}
+        else:
+            kills = {name: try_experiment(name, share, SEED.value) for name in ONLY.value}
     except RuntimeError as error:
         sys.exit(f"error: {error}")
     points = sorted({point for found in kills.values() for point in found})

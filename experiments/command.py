@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.dry_run import dry_run
-from experiments.runner import carry_out
+from experiments.launch import launch
+from experiments.runner import REPORT, carry_out
 from experiments.workdir.devices import use_devices
+from experiments.workdir.files import page_of
+from experiments.workdir.places import place_of
+from experiments.workdir.progress import Prefixed
 from experiments.workdir.stops import end
 from tdjax.compilation import enable_compilation_cache
 from tdjax.files import FULL, one_line
@@ -33,6 +37,15 @@ DRY_RUN = flags.DEFINE_bool(
 DEVICES = flags.DEFINE_integer(
     "devices", None, "Devices of this process to compute on; all of them by default.", lower_bound=1
 )
+PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "Processes of this machine that share the work; started and waited for."
+)
+PROCESS = flags.DEFINE_string(
+    "process",
+    "",
+    "Which of how many processes that share the work this is, from 0, such as 2/8; 0/1 is alone. "
+    "Else as SLURM, Open MPI or a TPU pod says.",
+)
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
 # Errors whose message is meant for the reader.
@@ -52,10 +65,7 @@ def main(argv: list[str]) -> None:
     try:
         if not WORKDIR.value:
             raise ValueError("--workdir is empty: name a folder")
-        keep_programs(CACHE.value)
-        use_devices(DEVICES.value)
-        run: Callable[..., Path | str] = dry_run if DRY_RUN.value else carry_out
-        found = run(CONFIG.value.to_dict(), Path(WORKDIR.value), tensorboard=TENSORBOARD.value)
+        found = _run(CONFIG.value.to_dict(), Path(WORKDIR.value))
     except Exception as error:
         if TRACEBACK.value:
             raise
@@ -65,6 +75,26 @@ def main(argv: list[str]) -> None:
     told = f"report: {found}" if isinstance(found, Path) else found
     # A folder's name may hold bytes that are no text.
     print(told.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _run(raw: dict[str, Any], workdir: Path) -> Path | str:
+    """What the flags ask for: the page of the report, or what there is to say."""
+    place, count = place_of(PROCESS.value, os.environ), PROCESSES.value
+    if count < 1 or (count > 1 and PROCESS.value):
+        raise ValueError(f"--processes={count}: give a number of at least 1, or --process")
+    use_devices(DEVICES.value)
+    if DRY_RUN.value:
+        keep_programs(CACHE.value)
+        return dry_run(raw, workdir, tensorboard=TENSORBOARD.value)
+    if count > 1:
+        launch(count, sys.argv[1:])
+        return page_of(workdir)
+    keep_programs(CACHE.value)
+    # Of the report alone there is nothing to share.
+    if place is not None and raw.get("experiment") != REPORT:
+        sys.stderr = Prefixed(sys.stderr, f"process {place.number}: ")
+        return carry_out(raw, workdir, tensorboard=TENSORBOARD.value, place=place)
+    return carry_out(raw, workdir, tensorboard=TENSORBOARD.value)
 
 
 def keep_programs(folder: str | None) -> None:

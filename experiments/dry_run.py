@@ -21,7 +21,8 @@ from experiments.runner import REPORT, Experiment, experiment_named, recorded
 from experiments.workdir.config import CONFIG
 from experiments.workdir.environment import in_words, spent
 from experiments.workdir.fields import read_fields
-from experiments.workdir.journal import Identity, Journal
+from experiments.workdir.journal import JOURNAL, Journal
+from experiments.workdir.record_fields import Identity
 
 # Steps that are timed together, how often at most, and seconds after which no more are.
 STEPS, OFTEN, ENOUGH = 2, 10, 3.0
@@ -196,4 +197,4 @@ def _files(network: Network, experiment: Experiment, *, tensorboard: bool) -> li
         folders.insert(0, "checkpoints")
     if tensorboard:
         folders.append("tensorboard")
-    return [CONFIG, "metrics.jsonl", *(f"{folder}/" for folder in folders)]
+    return [CONFIG, JOURNAL, *(f"{folder}/" for folder in folders)]

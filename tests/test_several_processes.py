@@ -99,9 +99,16 @@ fails(scores, told, failing())
 fails(refined, "process 1 of", mine if number != 1 else [every[1].astype(np.float16)])
 fails(refined, "no batches" if number == 1 else "process 1 of", [] if number == 1 else mine)
 
+# Those of an experiment share nothing but files.
+from experiments.workdir.devices import own_devices
+fails(own_devices, f"this is process {number} of {count} of jax.distributed")
+
 if count == 2:
-    both(lambda batches: refined(batches, held_out=[every[number]] if batches is mine else every))
-    both(lambda batches: refined(batches, batch_stats="renewed", loss=None, features="Dense_.*"))
+    def judged(batches):
+        held_out = [every[number]] if batches is mine else every
+        others = dict(loss=None, features="Dense_.*", batch_stats="renewed")
+        return refined(batches, held_out=held_out, **others)
+    both(judged)
     # Rows that count by weights: in one process the first ten of them do not at all.
     def weighed(function):
         def over(batches):

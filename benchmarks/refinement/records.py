@@ -7,15 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.workdir.journal import (
-    Identity,
-    Kind,
-    Record,
-    Schema,
-    append_records,
-    read_journal,
-    share,
-)
+from experiments.workdir.journal import append_records, read_journal
+from experiments.workdir.record_fields import Identity, Kind, Record, Schema, share
 
 # Where a compressed network starts.
 START = {

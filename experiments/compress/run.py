@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from experiments.compress.report import write_report
 from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_trials
 from experiments.data import rows
 from experiments.network.arrays import array_of
+from experiments.network.baseline import baseline_record
 from experiments.network.calibrate import Batch
 from experiments.network.compressed import (
     FROBENIUS,
@@ -29,11 +31,14 @@ from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.refine import check_refine
 from experiments.network.train_on import moments_for
-from experiments.runner import Experiment, baseline, begin, measure
+from experiments.runner import Experiment, baseline, finish, measure
 from experiments.workdir.devices import here
 from experiments.workdir.fields import FieldError
-from experiments.workdir.journal import Identity, Journal
-from experiments.workdir.threads import Records, apart
+from experiments.workdir.journal import Journal
+from experiments.workdir.places import Place
+from experiments.workdir.record_fields import Identity
+from experiments.workdir.threads import Further, Records, Units, last_units
+from experiments.workdir.work import Work, begin
 from tdjax.allocation.limits import TOLERANCE
 from tdjax.allocation.measures import operator_bound
 from tdjax.dispatch import allocate
@@ -43,7 +48,14 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.timing import profile_calls
 
 
-def run(network: Network, settings: Compress, workdir: Path, *, tensorboard: bool = False) -> Path:
+def run(
+    network: Network,
+    settings: Compress,
+    workdir: Path,
+    *,
+    tensorboard: bool = False,
+    place: Place | None = None,
+) -> Path:
     """Compress and measure everything that is asked for and not measured yet, then report.
 
     The work directory also holds `moments/` and `compressed/`, one folder a network, for
@@ -53,19 +65,18 @@ def run(network: Network, settings: Compress, workdir: Path, *, tensorboard: boo
     check_reach(network, settings)
     check_refine(network, settings.refine)
     trials = enumerate_trials(settings)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
-        model = baseline(network, journal, workdir, ("test",))
-        measure(
-            journal,
-            [name for trial in trials for name in _names(journal, settings, trial)],
-            [
-                partial(_measure, network, settings, model, own, journal, workdir)
-                for own in apart(trials)
-            ],
-        )
+    options: dict[str, Any] = {"tensorboard": tensorboard, "place": place}
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, **options) as work:
+        names = [name for trial in trials for name in _names(work.journal, settings, trial)]
+        models: list[Variables] = []
+        measure(work, names, [partial(_measure, network, settings, models, trials, work)])
         if settings.timed_images:
-            _time(network, settings, model, trials, journal.again(), workdir)
-        return write_report(workdir)
+            measure(
+                work,
+                _timed_names(work.journal, trials),
+                [partial(_time, network, settings, models[0], trials, work)],
+            )
+        return finish(work, expected(network, settings, work.journal), write_report)
 
 
 def expected(network: Network, settings: Compress, journal: Journal) -> list[Identity]:
@@ -74,8 +85,8 @@ def expected(network: Network, settings: Compress, journal: Journal) -> list[Ide
     check_refine(network, settings.refine)
     trials = enumerate_trials(settings)
     names = [name for trial in trials for name in _names(journal, settings, trial)]
-    timed = trials if settings.timed_images else []
-    names += [journal.identity("timed", trial.fields) for trial in timed]
+    if settings.timed_images:
+        names += _timed_names(journal, trials)
     return [journal.identity("baseline", {}), *names]
 
 
@@ -149,20 +160,37 @@ def _names(journal: Journal, settings: Compress, trial: Trial) -> list[Identity]
     return [journal.identity(kind, trial.fields) for kind in kinds]
 
 
+def _timed_names(journal: Journal, trials: Sequence[Trial]) -> list[Identity]:
+    return [journal.identity("timed", trial.fields) for trial in trials]
+
+
 def _measure(
     network: Network,
     settings: Compress,
-    model: Variables,
+    models: list[Variables],
     trials: Sequence[Trial],
-    journal: Journal,
-    workdir: Path,
-) -> Iterator[Records]:
-    """Yield the records that are missing, a trial at a time, its checkpoint written before."""
-    model = here(model)
+    work: Work,
+) -> Iterator[Records | Units | Further]:
+    """Yield the records that are missing, a trial at a time, its checkpoint written before.
+
+    Arguments:
+        models: gets the network before compression.
+    """
+    describe = partial(baseline_record, network, subsets=("test",))
+    model = yield from baseline(work, network, "baseline", describe)
+    models.append(model)
+    units = []
     for trial in trials:
-        names = _names(journal, settings, trial)
-        if any(name not in journal.found for name in names):
-            yield _made(network, settings, model, trial, [kind for kind, *_ in names], workdir)
+        names = _names(work.journal, settings, trial)
+        if not work.journal.holds(names):
+            kinds = [kind for kind, *_ in names]
+            made = partial(_made, network, settings, model, trial, kinds, work.workdir)
+            units.append(work.unit(f"trial {trial.name}", names, partial(_tried, made)))
+    yield last_units(units)
+
+
+def _tried(made: Callable[[], Records], _: Journal) -> Iterator[Records]:
+    yield made()
 
 
 def _made(
@@ -174,6 +202,7 @@ def _made(
     workdir: Path,
 ) -> Records:
     """The records of a trial, once its checkpoint is written."""
+    model = here(model)
     batches = batches_for(network, settings, trial.calibration)
     kept = made = press(network, settings, model, trial, batches, workdir / "moments")
     records = []
@@ -192,14 +221,23 @@ def _made(
 
 
 def _time(
+    network: Network, settings: Compress, model: Variables, trials: Sequence[Trial], work: Work
+) -> Iterator[Units]:
+    """Inference of each network against that of the original, in turns, nothing beside it."""
+    names = _timed_names(work.journal, trials)
+    times = partial(_times, network, settings, model, trials, work.workdir)
+    yield Units([work.unit("times of inference", names, times)])
+
+
+def _times(
     network: Network,
     settings: Compress,
     model: Variables,
     trials: Sequence[Trial],
-    journal: Journal,
     workdir: Path,
-) -> None:
-    """Inference of each network against that of the original, in turns, nothing beside it."""
+    journal: Journal,
+) -> Iterator[Records]:
+    """Yield the records of the times that are missing."""
     timed = rows(network.splits.test.images, slice(settings.timed_images))
     images = jax.tree.map(jnp.asarray, timed)
     before = jax.jit(lambda model: network.apply(model.params, model.state, images, None)[0])
@@ -220,7 +258,7 @@ def _time(
         profile = profile_calls(partial(before, model), partial(after, variables))
         times = ("before", "after", "speedup", "least", "most")
         measured = {name: getattr(profile, name) for name in times}
-        journal.append([{"kind": "timed", **trial.fields, **measured}])
+        yield [{"kind": "timed", **trial.fields, **measured}]
 
 
 def press(

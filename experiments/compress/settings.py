@@ -16,8 +16,8 @@ from experiments.network.compressed import (
 )
 from experiments.network.curves import EPOCH
 from experiments.workdir.fields import FieldError
-from experiments.workdir.journal import SCORES, Fields, Kind, Schema, required
 from experiments.workdir.ranges import Choices, Count, OneOf, Range, Share
+from experiments.workdir.record_fields import SCORES, Fields, Kind, Schema, required
 from tdjax.allocation.choices import COUNTED
 from tdjax.plan.form import METHODS
 from tdjax.plan.plan import Plan

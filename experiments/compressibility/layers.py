@@ -66,10 +66,15 @@ def kernels(params: Any, layers: Sequence[Layer] | None = None) -> dict[str, np.
     return {leaf.path: np.asarray(leaves[leaf.place]) for leaf in prunable(params, layers, ".*")}
 
 
+def leaves_of(network: Network, model: Variables) -> Sequence[Leaf]:
+    """The arrays of a network that can be pruned, in forward order."""
+    return prunable(model.params, [entry.layer for entry in network.dense.layers], ".*")
+
+
 def layers_of(network: Network, model: Variables, images: Sequence[Inputs]) -> Layers:
     """A network's layers, with the ranges of their inputs and outputs."""
     table = [entry.layer for entry in network.dense.layers]
-    leaves = prunable(model.params, table, ".*")
+    leaves = leaves_of(network, model)
     paths = tuple(leaf.path for leaf in leaves)
     batches = [_ranges(network.apply, paths, model, one) for one in images]
     bounds, scales = {}, {}

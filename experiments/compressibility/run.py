@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,26 +10,35 @@ from typing import Any
 
 import jax
 
-from experiments.compressibility.layers import layer_records, layers_of
+from experiments.compressibility.layers import layer_records, layers_of, leaves_of
 from experiments.compressibility.measure import Pruner, baseline_record, pruned_record, tuned_record
 from experiments.compressibility.report import write_report
 from experiments.compressibility.settings import SCHEMA, Compressibility, Trial, enumerate_trials
-from experiments.network.baseline import check_weights, trained
 from experiments.network.calibrate import Calibration, images_of, seen
+from experiments.network.forward import Variables
 from experiments.network.network import Network, reseeded
-from experiments.network.train_on import moments_for
-from experiments.runner import Experiment, begin, measure
+from experiments.network.train_on import moments_file, moments_for
+from experiments.runner import Experiment, baseline, finish, measure, once
+from experiments.workdir.devices import own_devices
 from experiments.workdir.fields import FieldError
-from experiments.workdir.journal import Identity, Journal
+from experiments.workdir.journal import Journal
+from experiments.workdir.places import Place
 from experiments.workdir.ranges import SEEDS
-from experiments.workdir.threads import Records, apart
+from experiments.workdir.record_fields import Identity
+from experiments.workdir.threads import Records, Units
+from experiments.workdir.work import Work, begin
 from tdjax.dispatch import remove_dead
 from tdjax.params.digests import tree_digest
 from tdjax.plan.layers import LEAF
 
 
 def run(
-    network: Network, settings: Compressibility, workdir: Path, *, tensorboard: bool = False
+    network: Network,
+    settings: Compressibility,
+    workdir: Path,
+    *,
+    tensorboard: bool = False,
+    place: Place | None = None,
 ) -> Path:
     """Prune and measure everything that is asked for and not measured yet, then report.
 
@@ -40,14 +49,15 @@ def run(
         network: of the first run; those of others differ from it in all that is random.
     """
     _check(network, settings)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
-        names = _asked(settings, journal)
-        tasks = [
-            partial(_runs, network, settings, own, journal, workdir)
-            for own in apart(range(settings.runs))
-        ]
-        measure(journal, names, tasks)
-        return write_report(workdir)
+    options: dict[str, Any] = {"tensorboard": tensorboard, "place": place}
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, **options) as work:
+        names = _asked(settings, work.journal)
+        tasks = [partial(_measure, network, settings, run, work) for run in range(settings.runs)]
+        # Each has its own data: no more of them at once than keep the devices busy.
+        measure(work, names, tasks, most=len(own_devices()))
+        paths = [leaf.path for leaf in leaves_of(network, network.start)]
+        layers = _layer_names(work.journal, paths, range(settings.runs))
+        return finish(work, [*layers, *names], write_report)
 
 
 def expected(network: Network, settings: Compressibility, journal: Journal) -> list[Identity]:
@@ -133,58 +143,62 @@ def _names(journal: Journal, settings: Compressibility, trial: Trial, run: int) 
     return [journal.identity(kind, {"run": run, **trial.fields}) for kind in kinds]
 
 
-def _layers(journal: Journal, run: int) -> list[Any]:
-    return [record for record in journal.of_kind("layer") if record["run"] == run]
-
-
-def _runs(
-    network: Network,
-    settings: Compressibility,
-    runs: Sequence[int],
-    journal: Journal,
-    workdir: Path,
-) -> Iterator[Records]:
-    """Yield the records that are missing, run by run."""
-    for run in runs:
-        lacking = [
-            trial
-            for trial in enumerate_trials(settings)
-            if any(name not in journal.found for name in _names(journal, settings, trial, run))
-        ]
-        if lacking or not journal.get("baseline", run=run) or not _layers(journal, run):
-            own = reseeded(network, settings.seed + run) if run else network
-            yield from _measure(own, settings, lacking, journal, run, workdir)
+def _layer_names(journal: Journal, paths: Sequence[str], runs: Iterable[int]) -> list[Identity]:
+    """What identifies the records of the layers, in forward order."""
+    fields = [{"run": run, "layer": path} for run, path in product(runs, paths)]
+    return [journal.identity("layer", own) for own in fields]
 
 
 def _measure(
-    network: Network,
-    settings: Compressibility,
-    trials: Sequence[Trial],
-    journal: Journal,
-    run: int,
-    workdir: Path,
-) -> Iterator[Records]:
+    network: Network, settings: Compressibility, run: int, work: Work
+) -> Iterator[Records | Units]:
     """Yield the records of one run: of the network and its layers where missing, of the trials."""
-    models, epoch = trained(network, workdir / "checkpoints" / f"run-{run}", journal, run)
-    model = jax.tree.map(lambda leaf: leaf[0], models)
-    whole = journal.get("baseline", run=run)
-    if whole is None:
-        whole = {**baseline_record(network, model, epoch, run), "weights": tree_digest(models)}
-        yield [dict(whole)]
-    check_weights(whole, models)
+    journal, trials = work.journal, enumerate_trials(settings)
+    names = {trial: _names(journal, settings, trial, run) for trial in trials}
+    paths = [leaf.path for leaf in leaves_of(network, network.start)]
+    layer_names = _layer_names(journal, paths, [run])
+    lacking = [trial for trial in trials if not journal.holds(names[trial])]
+    whole = journal.identity("baseline", {"run": run})
+    if not lacking and journal.holds([whole, *layer_names]):
+        return
+    network = reseeded(network, settings.seed + run) if run else network
+
+    def describe(models: Variables, epoch: int) -> dict[str, Any]:
+        own = baseline_record(network, models.of_run(0), epoch, run)
+        return {**own, "weights": tree_digest(models)}
+
+    model = yield from baseline(work, network, f"run-{run}", describe, run=run)
     calibration = seen(settings.calibration, Calibration())
     batches = network.batches(calibration)
     layers = layers_of(network, model, images_of(batches))
-    if len(_layers(journal, run)) < len(layers.leaves):
-        yield layer_records(settings, layers, run, whole["test"])
+
+    def about_layers(journal: Journal) -> Iterator[Records]:
+        test = journal.found[whole]["test"]
+        yield layer_records(settings, layers, run, test)
+
     moments: dict[str, Any] = {}
     if "abp-l" in settings.methods:
-        folder = workdir / "moments" / f"run-{run}"
-        moments = moments_for(network, model, batches, calibration, folder, gradients=False)
+        folder = work.workdir / "moments" / f"run-{run}"
+        own = (network, model, batches, calibration, folder)
+        moments = yield from once(
+            f"moments of run {run}",
+            moments_file(calibration, folder).exists,
+            partial(moments_for, *own, gradients=False),
+        )
     pruner = Pruner(layers, moments)
-    for trial in trials:
-        cut = pruner.cut(trial)
-        records = [pruned_record(pruner, trial, run, cut)]
-        if settings.finetune.epochs:
-            records.append(tuned_record(pruner, trial, run, cut))
-        yield records
+    units = [work.unit(f"layers of run {run}", layer_names, about_layers)]
+    for trial in lacking:
+        tried = partial(_tried, settings, pruner, trial, run)
+        units.append(work.unit(f"run {run}, {trial.name}", names[trial], tried))
+    yield Units(units)
+
+
+def _tried(
+    settings: Compressibility, pruner: Pruner, trial: Trial, run: int, _: Journal
+) -> Iterator[Records]:
+    """Yield the records of a trial."""
+    cut = pruner.cut(trial)
+    records = [pruned_record(pruner, trial, run, cut)]
+    if settings.finetune.epochs:
+        records.append(tuned_record(pruner, trial, run, cut))
+    yield records

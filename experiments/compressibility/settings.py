@@ -10,8 +10,8 @@ from experiments.data import TABLES
 from experiments.network.curves import CURVE, EPOCH
 from experiments.network.settings import NetworkSettings
 from experiments.workdir.fields import FOR_REPORT, FieldError
-from experiments.workdir.journal import Fields, Kind, Schema, natural, numbers, share
 from experiments.workdir.ranges import Choices, OneOf, Range, Repeats, Share
+from experiments.workdir.record_fields import Fields, Kind, Schema, natural, numbers, share
 from tdjax.pruning.prunable import SCOPES
 
 MAGNITUDE = tuple(f"magnitude {scope}" for scope in reversed(SCOPES))

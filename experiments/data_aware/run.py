@@ -15,6 +15,7 @@ from experiments.data import Examples, stratified_subset
 from experiments.data_aware.report import write_report
 from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials
 from experiments.network.arrays import with_layer
+from experiments.network.baseline import baseline_record
 from experiments.network.calibrate import Batch, Calibration
 from experiments.network.compressed import (
     FROBENIUS,
@@ -27,12 +28,15 @@ from experiments.network.compressed import (
 from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.refine import check_refine
-from experiments.network.train_on import moments_for, scored
-from experiments.runner import Experiment, baseline, begin, measure
+from experiments.network.train_on import moments_file, moments_for, scored
+from experiments.runner import Experiment, baseline, finish, measure, once
 from experiments.workdir.devices import here
 from experiments.workdir.fields import FieldError
-from experiments.workdir.journal import Identity, Journal
-from experiments.workdir.threads import Records, apart
+from experiments.workdir.journal import Journal
+from experiments.workdir.places import Place
+from experiments.workdir.record_fields import Identity
+from experiments.workdir.threads import Further, Records, Units, last_units
+from experiments.workdir.work import Work, begin
 from tdjax.dispatch import make_plan
 from tdjax.params.bias import can_correct, mean_output, shifted
 from tdjax.params.factorize import reconstruct_params
@@ -41,31 +45,28 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 
 
-def run(network: Network, settings: DataAware, workdir: Path, *, tensorboard: bool = False) -> Path:
+def run(
+    network: Network,
+    settings: DataAware,
+    workdir: Path,
+    *,
+    tensorboard: bool = False,
+    place: Place | None = None,
+) -> Path:
     """Measure everything that is asked for and not measured yet, then report.
 
     The work directory also holds `moments/`. Returns the path of the report's page; see
     `experiments.runner.carry_out`.
     """
     press = planned(network, settings)
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
-        sizes = [
-            {"method": method, "keep": keep, "params": plan.size, "macs": math.ceil(plan.macs)}
-            for (method, keep), plan in press.plans.items()
-        ]
-        model = baseline(network, journal, workdir, ("test",), sizes=sizes)
-        press = replace(press, model=model)
+    options: dict[str, Any] = {"tensorboard": tensorboard, "place": place}
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, **options) as work:
         trials = enumerate_trials(settings)
-        measure(
-            journal,
-            [name for own in trials.values() for t in own for name in _names(journal, press, t)],
-            [
-                partial(_measure, press, calibration, some, journal, workdir / "moments")
-                for calibration, own in trials.items()
-                for some in apart(own)
-            ],
-        )
-        return write_report(workdir)
+        names = [
+            name for own in trials.values() for t in own for name in _names(work.journal, press, t)
+        ]
+        measure(work, names, [partial(_begun, press, work)])
+        return finish(work, expected(network, settings, work.journal), write_report)
 
 
 def planned(network: Network, settings: DataAware) -> Press:
@@ -107,33 +108,71 @@ def _names(journal: Journal, press: Press, trial: Trial) -> list[Identity]:
     return names
 
 
+def _begun(press: Press, work: Work) -> Iterator[Records | Units | Further]:
+    """Train the network where it is not trained yet; each calibration is a task of its own."""
+    network = press.network
+    sizes = [
+        {"method": method, "keep": keep, "params": plan.size, "macs": math.ceil(plan.macs)}
+        for (method, keep), plan in press.plans.items()
+    ]
+
+    def describe(models: Variables, epoch: int) -> dict[str, Any]:
+        return {**baseline_record(network, models, epoch, ("test",)), "sizes": sizes}
+
+    model = yield from baseline(work, network, "baseline", describe)
+    press = replace(press, model=model)
+    trials = enumerate_trials(press.settings)
+    yield Further(
+        [partial(_measure, press, calibration, own, work) for calibration, own in trials.items()]
+    )
+
+
 def _measure(
-    press: Press, calibration: Calibration, trials: Sequence[Trial], journal: Journal, folder: Path
-) -> Iterator[Records]:
+    press: Press, calibration: Calibration, trials: Sequence[Trial], work: Work
+) -> Iterator[Records | Units | Further]:
     """Yield the records of one calibration that are missing, as soon as each group is there."""
-    press = replace(press, model=here(press.model))
-    network, model = press.network, press.model
-    missing = {
-        trial: [name[0] for name in _names(journal, press, trial) if name not in journal.found]
-        for trial in trials
-    }
-    if not any(missing.values()):
+    network, journal, moments = press.network, work.journal, None
+    names = {trial: _names(journal, press, trial) for trial in trials}
+    missing = [trial for trial in trials if not journal.holds(names[trial])]
+    if not missing:
         return
-    batches, moments = batches_for(network, press.settings, calibration), None
+    batches = batches_for(network, press.settings, calibration)
     if calibration.images:
-        gradients = press.settings.needs_gradients
-        moments = moments_for(network, model, batches, calibration, folder, gradients=gradients)
-    for trial, kinds in missing.items():
-        if not kinds:
-            continue
-        made = press.compressed(trial, moments, batches)
-        for kind in dict.fromkeys(kinds):
-            if kind == "layer":
-                # A write is one piece, but a reader may have cut it: what is there stays as it is.
-                yield press.layer_records(trial, made)
-            else:
-                name = f"{calibration.subset}"
-                yield [made.measured(kind, trial.fields, batches, name)[0]]
+        gradients, folder = press.settings.needs_gradients, work.workdir / "moments"
+        own = (network, press.model, batches, calibration, folder)
+        moments = yield from once(
+            f"moments on {calibration}",
+            moments_file(calibration, folder).exists,
+            partial(moments_for, *own, gradients=gradients),
+        )
+    records = partial(_records, press, moments, batches)
+    yield last_units(
+        [
+            work.unit(f"{trial}", names[trial], partial(records, trial, names[trial]))
+            for trial in missing
+        ]
+    )
+
+
+def _records(
+    press: Press,
+    moments: Moments | None,
+    batches: Sequence[Batch],
+    trial: Trial,
+    names: Sequence[Identity],
+    journal: Journal,
+) -> Iterator[Records]:
+    """Yield the records of a trial that are missing."""
+    kinds = [name[0] for name in names if name not in journal.found]
+    press = replace(press, model=here(press.model))
+    made = press.compressed(trial, moments, batches)
+    for kind in dict.fromkeys(kinds):
+        if kind == "layer":
+            # A write is one piece, but a reader may have cut it: what is there stays as it is.
+            yield press.layer_records(trial, made)
+        else:
+            name = f"{trial.calibration.subset}"
+            yield [made.measured(kind, trial.fields, batches, name)[0]]
 
 
 @dataclass(frozen=True, eq=False)

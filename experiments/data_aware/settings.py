@@ -18,8 +18,8 @@ from experiments.network.compressed import (
 from experiments.network.curves import EPOCH
 from experiments.network.settings import ScoreSettings
 from experiments.workdir.fields import FieldError
-from experiments.workdir.journal import SCORES, Fields, Kind, Schema
 from experiments.workdir.ranges import Choices, Count, OneOf, Repeats, Share
+from experiments.workdir.record_fields import SCORES, Fields, Kind, Schema
 from tdjax.plan.form import METHODS
 
 NORMS = (

@@ -16,7 +16,8 @@ from experiments.report.correlate import log_classification_error
 from experiments.report.curves import training_section
 from experiments.report.page import Atlas, Picture, Section
 from experiments.report.tables import percent
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Journal
+from experiments.workdir.record_fields import Record
 
 
 def lost_section(settings: Protocol, rows: pd.DataFrame, baselines: Sequence[Record]) -> Section:

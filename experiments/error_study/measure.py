@@ -116,15 +116,18 @@ def finetune_records(
     plan: PlannedLayer,
     factors: Mapping[Run, Factors],
     alike: Sequence[Factors],
+    runs: Sequence[int] | None = None,
 ) -> dict[Run, dict[str, Any]]:
-    """Train all runs of one choice on and measure them; shapes are those of all `alike`."""
-    network, runs = study.network, range(study.protocol.runs_of(choice.method))
+    """Train runs of one choice on and measure them; shapes are those of all `alike`.
+
+    Arguments:
+        runs: some of `tuned_together`, or None for all runs.
+    """
+    network = study.network
+    runs = range(study.protocol.runs_of(choice.method)) if runs is None else runs
     compressed = CompressedNetwork.of(network.apply, plan)
     dense = without_kernel(model.params, plan.layer)
-    # Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
-    # no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap). The numbers
-    # are the same either way.
-    groups = [[run] for run in runs] if jax.default_backend() == "cpu" else [list(runs)]
+    groups = tuned_together(runs)
     rest = Variables({"dense": dense}, model.state).copies(len(groups[0]))
     records: dict[Run, dict[str, Any]] = {}
     for group in groups:
@@ -146,6 +149,15 @@ def finetune_records(
                 **_performances(study, scores, k),
             }
     return records
+
+
+def tuned_together(runs: Sequence[int]) -> list[list[int]]:
+    """Which runs of a choice are fine-tuned side by side, in one computation.
+
+    Networks whose parameters all differ become grouped convolutions under vmap, for which XLA has
+    no fast path on CPU (a small CNN's step: 15 ms alone, 190 ms for five under vmap).
+    """
+    return [[run] for run in runs] if jax.default_backend() == "cpu" else [list(runs)]
 
 
 def _candidate_scores(

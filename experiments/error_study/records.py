@@ -10,15 +10,8 @@ from typing import Any
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
 from experiments.error_study.protocol import Choice, Key, Protocol
 from experiments.network.curves import CURVE, EPOCH
-from experiments.workdir.journal import (
-    Fields,
-    Journal,
-    Kind,
-    Schema,
-    checked,
-    read_workdir,
-    required,
-)
+from experiments.workdir.journal import Journal, read_workdir
+from experiments.workdir.record_fields import Fields, Kind, Schema, checked, required
 
 SUBSETS = ("test", "validation")
 

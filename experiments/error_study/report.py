@@ -63,7 +63,8 @@ from experiments.report.tables import (
     to_csv,
 )
 from experiments.workdir.environment import measured_with
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Journal
+from experiments.workdir.record_fields import Record
 
 TITLE = (
     "Does the approximation error predict "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from experiments.data.gather import SETS
 from experiments.error_study.candidates import Factors, decompose_runs, kernel_of
@@ -16,6 +19,7 @@ from experiments.error_study.measure import (
     few_images,
     finetune_records,
     moments_of_layers,
+    tuned_together,
 )
 from experiments.error_study.protocol import Choice, Key, Protocol, Run
 from experiments.error_study.records import (
@@ -25,46 +29,56 @@ from experiments.error_study.records import (
     lacking_data_errors,
 )
 from experiments.error_study.report import write_report
-from experiments.network.baseline import check_baseline
+from experiments.network.baseline import baseline_record, check_baseline
 from experiments.network.forward import Variables
 from experiments.network.network import DECOMPOSE, Network
-from experiments.runner import Experiment, baseline, begin, measure
+from experiments.runner import Experiment, baseline, finish, measure
 from experiments.workdir.devices import here
-from experiments.workdir.journal import Identity, Journal
-from experiments.workdir.threads import Further, Records
+from experiments.workdir.journal import Journal
+from experiments.workdir.places import Place
+from experiments.workdir.record_fields import Identity
+from experiments.workdir.threads import Further, Records, Units
+from experiments.workdir.work import Work, begin
 from tdjax.moments.collect import LayerMoments
+from tdjax.plan.plan import PlannedLayer
 
 
-def run(network: Network, settings: Protocol, workdir: Path, *, tensorboard: bool = False) -> Path:
+def run(
+    network: Network,
+    settings: Protocol,
+    workdir: Path,
+    *,
+    tensorboard: bool = False,
+    place: Place | None = None,
+) -> Path:
     """Measure everything that the protocol asks for and is not measured yet, then report.
 
     Returns the path of the report's page; see `experiments.runner.carry_out`.
     """
     study = plan_study(network, settings)
     settings = study.protocol
-    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, tensorboard=tensorboard) as journal:
-        check_records(settings, journal)
-        errors = _has_data_errors(settings, journal)
-        expected = product(settings.kinds, settings.keys)
+    options: dict[str, Any] = {"tensorboard": tensorboard, "place": place}
+    with begin(EXPERIMENT.name, settings, SCHEMA, workdir, **options) as work:
+        check_records(settings, work.journal)
+        errors = _has_data_errors(settings, work.journal)
+        asked = product(settings.kinds, settings.keys)
         with few_images():
             measure(
-                journal,
-                [journal.identity(kind, choice_fields(key)) for kind, key in expected],
+                work,
+                [work.journal.identity(kind, choice_fields(key)) for kind, key in asked],
                 [
-                    partial(_measure_network, study, number, journal, workdir, data_errors=errors)
+                    partial(_measure_network, study, number, work, data_errors=errors)
                     for number in range(settings.networks)
                 ],
             )
-        return write_report(workdir)
+        return finish(work, _names(settings, work.journal), write_report)
 
 
 def expected(network: Network, settings: Protocol, journal: Journal) -> list[Identity]:
     """What identifies each record that a study asks for."""
     settings = plan_study(network, settings).protocol
     check_records(settings, journal)
-    baselines = [("baseline", {"network": number}) for number in range(settings.networks)]
-    fields = [(kind, choice_fields(key)) for kind, key in product(settings.kinds, settings.keys)]
-    return [journal.identity(*one) for one in (*baselines, *fields)]
+    return _names(settings, journal)
 
 
 EXPERIMENT = Experiment("study", Protocol, run, write_report, SCHEMA, expected)
@@ -86,31 +100,43 @@ def _has_data_errors(settings: Protocol, journal: Journal) -> bool:
     return False
 
 
+def _names(settings: Protocol, journal: Journal) -> list[Identity]:
+    """What identifies all records of a study, in their order."""
+    baselines = [("baseline", {"network": number}) for number in range(settings.networks)]
+    fields = [(kind, choice_fields(key)) for kind, key in product(settings.kinds, settings.keys)]
+    return [journal.identity(*one) for one in (*baselines, *fields)]
+
+
 def _measure_network(
-    study: PlannedStudy, number: int, journal: Journal, workdir: Path, *, data_errors: bool
-) -> Iterator[Records | Further]:
+    study: PlannedStudy, number: int, work: Work, *, data_errors: bool
+) -> Iterator[Records | Further | Units]:
     """Train one of the networks where it is not trained yet; its layers are tasks of their own.
 
     Arguments:
         study: of the first network; others, with their data, are held while they are measured.
     """
-    settings = study.protocol
+    settings, journal = study.protocol, work.journal
     keys = [key for key in settings.keys if key.network == number]
     missing = {kind: _missing(journal, kind, keys) for kind in settings.kinds}
     if number and journal.get("baseline", network=number) and not any(missing.values()):
         return
     study = study.of_network(number)
-    model = baseline(study.network, journal, workdir, SETS, network=number)
-    found = journal.again().found
+
+    def describe(models: Variables, epoch: int) -> dict[str, Any]:
+        return {**baseline_record(study.network, models, epoch, SETS), "network": number}
+
+    folder = f"baseline-{number}" if number else "baseline"
+    model = yield from baseline(work, study.network, folder, describe, network=number)
     if not settings.poor_baseline:
-        check_baseline(found[journal.identity("baseline", {"network": number})], study.network)
+        found = journal.again().found[journal.identity("baseline", {"network": number})]
+        check_baseline(found, study.network)
     moments = moments_of_layers(study, model) if data_errors and missing["compressed"] else {}
-    yield Further(
-        [
-            partial(_measure_layer, study, model, path, journal, moments.get(path))
-            for path in settings.layers
-        ]
-    )
+    tasks = []
+    for path, method in product(settings.layers, settings.methods):
+        choices = tuple(c for c in study.plans if (c.layer, c.method) == (path, method))
+        part = Part(study, model, choices)
+        tasks.append(partial(_measure_part, part, work, moments.get(path)))
+    yield Further(tasks)
 
 
 def _missing(journal: Journal, kind: str, keys: Iterable[Key]) -> list[Key]:
@@ -118,57 +144,97 @@ def _missing(journal: Journal, kind: str, keys: Iterable[Key]) -> list[Key]:
     return [key for key in keys if journal.get(kind, **choice_fields(key)) is None]
 
 
-def _measure_layer(
-    study: PlannedStudy,
-    model: Variables,
-    path: str,
-    journal: Journal,
-    moments: LayerMoments | None,
-) -> Iterator[Records | Further]:
-    """Yield the records of one layer that are missing, as soon as each group is there.
+@dataclass(eq=False)
+class Part:
+    """The choices of one layer and method in one network: what is decomposed and measured as one.
 
-    Those of fine-tuning are tasks of their own.
+    Their numbers depend on nothing but themselves, whoever measures the others.
+
+    Arguments:
+        choices: all that the study has of these.
     """
-    settings, key, model = study.protocol, study.network.key(DECOMPOSE), here(model)
-    plans = {choice: plan for choice, plan in study.plans.items() if choice.layer == path}
-    keys = [own for own in settings.keys if own.network == study.number and own.choice in plans]
-    missing = {kind: _missing(journal, kind, keys) for kind in settings.kinds}
-    if not any(missing.values()):
+
+    study: PlannedStudy
+    model: Variables
+    choices: tuple[Choice, ...]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"network {self.study.number}, {self.choices[0].layer}, {self.choices[0].method}"
+
+    @property
+    def plans(self) -> dict[Choice, PlannedLayer]:
+        """What becomes of the layer in each choice."""
+        return {choice: self.study.plans[choice] for choice in self.choices}
+
+    @property
+    def keys(self) -> list[Key]:
+        """Every run of every choice."""
+        runs = range(self.study.protocol.runs_of(self.choices[0].method))
+        return [Key(self.study.number, *own) for own in product(self.choices, runs)]
+
+    @cached_property
+    def _factors(self) -> dict[Run, Factors]:
+        settings, plans = self.study.protocol, self.plans
+        kernel = kernel_of(self.model, next(iter(plans.values())).layer)
+        key = self.study.network.key(DECOMPOSE)
+        return decompose_runs(kernel, plans, settings.runs_of, settings.decompose, key)
+
+    def factors(self) -> dict[Run, Factors]:
+        """All decompositions, made once."""
+        with self._lock:
+            return self._factors
+
+
+def _measure_part(
+    part: Part, work: Work, moments: LayerMoments | None
+) -> Iterator[Records | Further | Units]:
+    """Yield the records that are missing; fine-tuning is tasks of its own."""
+    journal, study = work.journal, part.study
+    names = {
+        kind: {key: journal.identity(kind, choice_fields(key)) for key in part.keys}
+        for kind in study.protocol.kinds
+    }
+    if journal.holds(name for own in names.values() for name in own.values()):
         return
-    kernel = kernel_of(model, next(iter(plans.values())).layer)
-    factors = decompose_runs(kernel, plans, settings.runs_of, settings.decompose, key)
-    if missing["compressed"]:
-        # All of them, also those that are there: a layer's candidates are one computation, whose
-        # numbers must not depend on where an earlier run was killed.
-        records = compressed_records(study, model, path, plans, factors, moments)
-        yield [records[own.choice, own.run] for own in keys]
-    untuned = dict.fromkeys(own.choice for own in missing.get("finetuned", ()))
-    # Not of the layer as a whole: the last of few large tasks would leave all cores but one idle.
-    yield Further(
-        [
-            partial(_tune, study, model, [own for own in untuned if own.method == method], factors)
-            for method in dict.fromkeys(own.method for own in untuned)
+
+    def compressed(_: Journal) -> Iterator[Records]:
+        # All of them, also those that are there: they are one computation, whose numbers must not
+        # depend on where an earlier run was killed.
+        found = compressed_records(
+            study, here(part.model), part.choices[0].layer, part.plans, part.factors(), moments
+        )
+        yield [found[own.choice, own.run] for own in part.keys]
+
+    yield Units([work.unit(part.name, list(names["compressed"].values()), compressed)])
+    tuned = names.get("finetuned", {})
+    tasks = []
+    for choice in part.choices if tuned else ():
+        own = {key.run: name for key, name in tuned.items() if key.choice == choice}
+        tasks += [
+            partial(_tune, part, choice, runs, [own[run] for run in runs], work)
+            for runs in tuned_together(list(own))
+            if not journal.holds(own[run] for run in runs)
         ]
-    )
+    # Not of the part as a whole: the last of few large tasks would leave all cores but one idle.
+    yield Further(tasks)
 
 
 def _tune(
-    study: PlannedStudy,
-    model: Variables,
-    choices: Sequence[Choice],
-    factors: Mapping[Run, Factors],
-) -> Iterator[Records]:
-    """Yield the records of fine-tuning of some choices of one layer and method.
+    part: Part, choice: Choice, runs: Sequence[int], names: Sequence[Identity], work: Work
+) -> Iterator[Units]:
+    """Fine-tune some runs of a choice."""
 
-    Arguments:
-        factors: of all choices of the layer.
-    """
-    model = here(model)
-    alike = [
-        own
-        for (other, run), own in factors.items()
-        if run == 0 and other.method == choices[0].method
-    ]
-    for choice in choices:
-        tuned = finetune_records(study, model, choice, study.plans[choice], factors, alike)
-        yield list(tuned.values())
+    def tuned(_: Journal) -> Iterator[Records]:
+        factors = part.factors()
+        alike = [own for (_, run), own in factors.items() if run == 0]
+        records = finetune_records(
+            part.study, here(part.model), choice, part.plans[choice], factors, alike, runs
+        )
+        yield list(records.values())
+
+    which = ", ".join(map(str, runs))
+    name = f"fine-tuning of network {part.study.number}, {choice}, run {which}"
+    yield Units([work.unit(name, names, tuned)])

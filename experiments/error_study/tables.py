@@ -27,7 +27,8 @@ from experiments.report.tables import (
     framed,
     percent,
 )
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Journal
+from experiments.workdir.record_fields import Record
 
 CHOICE = ("layer", "method", "compression")
 SCOPE_NAMES = {"layers": "layers only", "methods": "methods only", "all": "all choices"}

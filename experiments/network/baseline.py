@@ -27,8 +27,9 @@ from experiments.network.training import (
 )
 from experiments.network.within import Within
 from experiments.workdir.devices import gathered, on_all_devices, spread
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Journal
 from experiments.workdir.progress import progress_bar
+from experiments.workdir.record_fields import Record
 from tdjax.params.digests import tree_digest
 
 

@@ -31,6 +31,11 @@ def save(folder: Path, step: int, tree: Any) -> None:
     save_step(folder, (ARRAYS, tree), (ABOUT, {}), step)
 
 
+def exist(folder: Path) -> bool:
+    """Whether there is one."""
+    return folder.is_dir() and any(found.name.isdecimal() for found in folder.iterdir())
+
+
 def restore_latest(folder: Path, like: Tree) -> tuple[int, Tree] | None:
     """The newest checkpoint in a folder as (step, tree), or None where there is none.
 

@@ -20,7 +20,7 @@ from experiments.network.train_on import (
     scored,
     trained_on,
 )
-from experiments.workdir.journal import SCORES, Fields, Kind, Schema
+from experiments.workdir.record_fields import SCORES, Fields, Kind, Schema
 from tdjax.dispatch import factorize_sequentially
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.factorize import factorize_params, reconstruct_params

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from experiments.network.schedule import FitSettings
 from experiments.network.training import Scores, Trained
-from experiments.workdir.journal import Fields, Kind, natural, numbers, share
+from experiments.workdir.record_fields import Fields, Kind, natural, numbers, share
 
 # An epoch of the training of a network before compression.
 EPOCH = Kind(

@@ -70,6 +70,11 @@ def scored(network: Network, model: Variables, examples: Examples) -> dict[str, 
     return performance(scores, 0, len(examples.labels))
 
 
+def moments_file(calibration: Calibration, folder: Path) -> Path:
+    """Where the moments on a calibration are kept."""
+    return folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
+
+
 def moments_for(
     network: Network,
     model: Variables,
@@ -84,7 +89,7 @@ def moments_for(
     Arguments:
         gradients: whether those of the gradient are needed too.
     """
-    path = folder / f"{calibration.source}-{calibration.images}-{calibration.subset}.npz"
+    path = moments_file(calibration, folder)
     # Of several tasks that need the same one makes them.
     with _making[str(path)]:
         if not path.exists():

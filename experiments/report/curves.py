@@ -11,7 +11,8 @@ from experiments.report.page import Picture, Section
 from experiments.report.plots import COLORS, draw_legend, figure, in_legend
 from experiments.report.svg import titled
 from experiments.report.tables import number
-from experiments.workdir.journal import Journal, Record
+from experiments.workdir.journal import Journal
+from experiments.workdir.record_fields import Record
 
 Curves = Mapping[str, Sequence[float]]
 """Values by epoch, the first of epoch 1, of each curve by its name."""

@@ -17,8 +17,9 @@ from experiments.report.maps import Map
 from experiments.report.svg import inline
 from experiments.report.tables import Table, Tau, millions, number, percent, to_markdown
 from experiments.workdir.environment import measured_with, versions
-from experiments.workdir.files import remove_leftovers
-from experiments.workdir.journal import Journal, Schema, read_workdir
+from experiments.workdir.files import page_of, remove_leftovers
+from experiments.workdir.journal import Journal, read_workdir
+from experiments.workdir.record_fields import Schema
 from experiments.workdir.stops import undone
 from tdjax.files import write_atomically
 
@@ -131,7 +132,7 @@ def write_report(
 
 def publish(workdir: Path, report: Report) -> Path:
     """Write `workdir/report/`; return its `index.html`."""
-    folder = workdir / "report"
+    folder = page_of(workdir).parent
     folder.mkdir(exist_ok=True)
     remove_leftovers(folder)
     with undone(partial(remove_leftovers, folder)):

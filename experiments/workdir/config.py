@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experiments.workdir.claim import BESIDE, FILE
+from experiments.workdir.claim import BESIDE, FILE, PROCESSES
 from experiments.workdir.files import naming, read_json
 from tdjax.files import write_atomically
 
@@ -105,4 +105,5 @@ def _is_off(value: Any) -> bool:
 
 def _is_begun(name: str) -> bool:
     """Whether a file may be of a process that is about to claim the folder, or was killed then."""
-    return name == FILE or name.startswith((BESIDE, f".{CONFIG}."))
+    # With one point more where the right to take it over was taken over.
+    return name in (FILE, PROCESSES) or name.startswith((BESIDE, f".{BESIDE}", f".{CONFIG}."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections import Counter
 from datetime import datetime, timedelta
 from importlib import metadata
 from itertools import pairwise
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import jax
 
-from experiments.workdir.journal import ENVIRONMENT, Journal, now
+from experiments.workdir.journal import Journal, now
+from experiments.workdir.record_fields import ENVIRONMENT
 
 PACKAGES = ("tdjax", "jax", "jaxlib", "flax", "numpy")
 CLONE = Path(__file__).parents[2]
@@ -54,13 +56,16 @@ def measured_with(measured: Journal) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     times = sorted(measured.times)
-    starts = sorted(one["started"] for one in measured.environments if "started" in one)
+    starts = Counter(one.get("process", "") for one in measured.environments if "started" in one)
     if times:
         days = dict.fromkeys(day[:10] for day in (times[0], times[-1]))
         found["measured"] = " to ".join(days)
     if (known := spent(measured)) is not None:
-        begun = f", begun {len(starts)} times" if len(starts) > 1 else ""
-        found["duration"] = f"{in_words(known)}{begun}"
+        # Processes of a group begin together.
+        often = max(starts.values(), default=0)
+        begun = f", begun {often} times" if often > 1 else ""
+        shared = f", by {len(starts)} processes" if len(starts) > 1 else ""
+        found["duration"] = f"{in_words(known)}{begun}{shared}"
     for field, name in SHOWN.items():
         values = dict.fromkeys(one[field] for one in measured.environments if field in one)
         if values:

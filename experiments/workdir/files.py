@@ -34,6 +34,11 @@ def naming(workdir: Path) -> Iterator[None]:
         raise ValueError(f"workdir {workdir}: {problem}; use another workdir") from error
 
 
+def page_of(workdir: Path) -> Path:
+    """The page of a work directory's report."""
+    return workdir / "report" / "index.html"
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file. Raises OSError for what is no file, such as a pipe."""
     with open_regular(path) as file:

@@ -28,13 +28,20 @@ class Process:
     namespace: str
 
     @property
+    def is_near(self) -> bool:
+        """Whether it is of this machine, and can be seen from here."""
+        here = this_process()
+        near = (self.boot, self.namespace) == (here.boot, here.namespace)
+        return near and (self.boot != "" or self.host == here.host)
+
+    @property
     def has_ended(self) -> bool:
         """Whether it is certain that it runs no more."""
         here = this_process()
         if self.boot != here.boot:
             # The same machine, started again since; or another, of which nothing is known here.
             return self.machine != "" and (self.host, self.machine) == (here.host, here.machine)
-        if self.namespace != here.namespace or (not self.boot and self.host != here.host):
+        if not self.is_near:
             return False
         started = start_of(self.pid)
         return started is None or ("" not in (started, self.started) and started != self.started)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 # Seconds between two lines: so many, or this share of all the time until then where that is more,
 # which keeps the log of a long run short.
@@ -80,6 +81,41 @@ class Lines:
         line = f"{self.what}: {self.done} of {self.total}{share}{rest}\n"
         sys.stderr.write(line)
         sys.stderr.flush()
+
+
+class Prefixed(io.TextIOBase):
+    """A stream of text whose lines begin with who wrote them; never a terminal.
+
+    Arguments:
+        stream: where they go.
+        prefix: of each line.
+    """
+
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        """At the start of a line."""
+        super().__init__()
+        self._stream, self._prefix, self._is_start = stream, prefix, True
+
+    def write(self, text: str) -> int:
+        """Write some lines, or parts of them, at once."""
+        lines = text.splitlines(keepends=True)
+        starts = [self._is_start, *(line.endswith("\n") for line in lines[:-1])]
+        told = "".join(
+            f"{self._prefix if start else ''}{line}"
+            for start, line in zip(starts, lines, strict=False)
+        )
+        self._stream.write(told)
+        if lines:
+            self._is_start = lines[-1].endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept here."""
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        """Of the stream below."""
+        return self._stream.fileno()
 
 
 def clock(seconds: float) -> str:

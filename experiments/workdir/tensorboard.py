@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.workdir.journal import Journal, Record, Schema
+from experiments.workdir.journal import Journal
+from experiments.workdir.record_fields import Record, Schema
 from experiments.workdir.stops import undone
 
 FOLDER = "tensorboard"

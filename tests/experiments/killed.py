@@ -10,12 +10,12 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import experiments.workdir.work as taken
 from benchmarks.kills import results, start
-from experiments import runner
 from experiments.compress.settings import SCHEMA, Compress
 from experiments.report.page import Report, Section, publish
-from experiments.runner import begin
 from experiments.workdir.fields import read_fields
+from experiments.workdir.work import begin
 from tdjax.files import write_atomically
 
 STORED = Path(__file__).parent / "compress" / "journal"
@@ -29,7 +29,8 @@ RECORDS = [
 
 
 def run(workdir):
-    with begin("compress", SETTINGS, SCHEMA, workdir) as journal:
+    with begin("compress", SETTINGS, SCHEMA, workdir) as work:
+        journal = work.journal
         (workdir / "moments").mkdir(exist_ok=True)
         write_atomically(workdir / "moments" / "one.npz", b"moments")
         for record in RECORDS:
@@ -41,7 +42,7 @@ def run(workdir):
 
 def main():
     warnings.filterwarnings("ignore", ".*fork")
-    runner.environment = lambda: {"kind": "environment", "jax": "1"}
+    taken.environment = lambda: {"kind": "environment", "jax": "1"}
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = (Path(folder).resolve() / name for name in ("whole", "killed"))
         for path in (whole, killed):

@@ -26,7 +26,8 @@ def told_at_the_end(monkeypatch, error, workdir="runs/none"):
     def end(status, line):
         raise SystemExit(status, line)
 
-    for name, value in {"CONFIG": Config(), "WORKDIR": workdir, "CACHE": ""}.items():
+    flags = {"CONFIG": Config(), "WORKDIR": workdir, "CACHE": "", "PROCESS": "", "PROCESSES": 1}
+    for name, value in flags.items():
         monkeypatch.setattr(command, name, Flag(value))
     for name in ("TRACEBACK", "TENSORBOARD", "DRY_RUN"):
         monkeypatch.setattr(command, name, Flag(False))

@@ -14,10 +14,11 @@ from experiments.compressibility.run import run as run_compressibility
 from experiments.compressibility.settings import Compressibility
 from experiments.data.splits import DataSplits, Examples
 from experiments.network.network import given
-from experiments.runner import EXPERIMENTS, begin, carry_out, experiment_named, report
+from experiments.runner import EXPERIMENTS, carry_out, experiment_named, report
 from experiments.workdir.claim import InUseError
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import read_journal
+from experiments.workdir.work import begin
 
 pytest.importorskip("matplotlib")
 
@@ -124,14 +125,16 @@ def test_while_one_process_is_at_work_others_may_only_report(tmp_path):
     whole = {"kind": "baseline", "params": 7, "macs": 9}
     whole["test"] = {"accuracy": 0.5, "cross_entropy": 1.0, "count": 10}
     leftover = tmp_path / "run" / "report" / f".tables.md.{os.getpid()}.partial"
-    with begin("compress", settings, SCHEMA, tmp_path / "run") as journal:
+    with begin("compress", settings, SCHEMA, tmp_path / "run") as work:
+        journal = work.journal
         with pytest.raises(InUseError, match=f"by process {os.getpid()} on "):
             begin("compress", settings, SCHEMA, tmp_path / "run").__enter__()
         journal.append([whole])
         page = carry_out({"experiment": "report"}, tmp_path / "run")
         assert "50.00 %" in page.read_text()
         leftover.write_text("killed half way")
-    with begin("compress", settings, SCHEMA, tmp_path / "run") as journal:
+    with begin("compress", settings, SCHEMA, tmp_path / "run") as work:
+        journal = work.journal
         assert not leftover.exists()
         assert journal.get("baseline") == whole
         (about,) = journal.environments

@@ -12,8 +12,9 @@ from experiments.error_study.protocol import Protocol
 from experiments.error_study.records import SCHEMA, read_study
 from experiments.network.build import NETWORKS, build_network
 from experiments.network.settings import ModelSettings
-from experiments.runner import EXPERIMENTS, begin, carry_out, experiment_named
+from experiments.runner import EXPERIMENTS, carry_out, experiment_named
 from experiments.workdir.fields import plain_fields, read_fields, type_hints
+from experiments.workdir.work import begin
 
 pytest.importorskip("sklearn")
 pytest.importorskip("pandas")

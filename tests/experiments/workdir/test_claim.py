@@ -8,10 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.workdir import claim
-from experiments.workdir.claim import FILE, Claim, InUseError, in_use
+from experiments.workdir import claim, pulse
+from experiments.workdir.claim import (
+    FILE,
+    GATE,
+    Claim,
+    InUseError,
+    in_use,
+    new_claim,
+    read_claim,
+)
 from experiments.workdir.files import remove_leftovers
 from experiments.workdir.processes import start_of, this_process
+from experiments.workdir.pulse import following
+from tdjax.files import write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +143,71 @@ def test_leftovers_of_ended_processes_are_removed(tmp_path, gone):
     remove_leftovers(tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
     assert [path.name for path in below.iterdir() if path.is_dir()] == []
+
+
+FOREIGN = {"boot": "another", "machine": "another", "host": "elsewhere"}
+
+
+def test_what_nobody_renews_is_taken_over_from_another_machine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claim, "SILENCE", 0.3)
+    for changes in (FOREIGN, {"namespace": "another"}):
+        left = replace(new_claim(), process=replace(this_process(), **changes))
+        (tmp_path / FILE).write_text(left.text)
+        # Its clock may say anything.
+        os.utime(tmp_path / FILE, (2e9, 2e9))
+        with in_use(tmp_path):
+            assert f'"host": "{this_process().host}"' in (tmp_path / FILE).read_text()
+        assert list(tmp_path.iterdir()) == []
+        assert "watching whether it lives" in capsys.readouterr().err
+
+
+def test_what_another_machine_renews_is_in_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "SILENCE", 5.0)
+    left = replace(new_claim(), process=replace(this_process(), **FOREIGN))
+    path = tmp_path / FILE
+    path.write_text(left.text)
+    renewed = replace(left, pulse=following(left.pulse)).text
+    assert len(renewed) == len(left.text)
+    timer = threading.Timer(0.3, path.write_text, (renewed,))
+    timer.start()
+    with pytest.raises(InUseError, match=r"by process \d+ on elsewhere since .*another workdir$"):
+        in_use(tmp_path).__enter__()
+    timer.join()
+    assert path.read_text() == renewed
+
+
+def test_a_claim_is_renewed_as_long_as_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(pulse, "RENEWED", 0.01)
+    with in_use(tmp_path) as held:
+        first = read_claim(tmp_path / FILE)
+        deadline = time.monotonic() + 30
+        while read_claim(tmp_path / FILE).pulse <= first.pulse and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert int(read_claim(tmp_path / FILE).pulse) > int(first.pulse)
+        held.check()
+        # As one that saw no change for long would.
+        other = new_claim()
+        write_atomically(tmp_path / FILE, other.text)
+        with pytest.raises(InUseError, match="is no longer this process's"):
+            held.check()
+        time.sleep(0.05)
+        assert (tmp_path / FILE).read_text() == other.text
+    # It is not this block's to remove.
+    assert read_claim(tmp_path / FILE) == other
+
+
+def test_who_is_there_for_a_moment_is_waited_for(tmp_path):
+    entered, done = threading.Event(), []
+
+    def moment():
+        with in_use(tmp_path, GATE):
+            entered.set()
+            time.sleep(0.2)
+            done.append(1)
+
+    thread = threading.Thread(target=moment)
+    thread.start()
+    entered.wait()
+    with in_use(tmp_path):
+        assert done == [1]
+    thread.join()

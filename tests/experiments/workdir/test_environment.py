@@ -7,7 +7,8 @@ from datetime import datetime
 
 from experiments.workdir import environment
 from experiments.workdir.environment import measured_with
-from experiments.workdir.journal import Kind, read_journal
+from experiments.workdir.journal import read_journal
+from experiments.workdir.record_fields import Kind
 
 SCHEMA = {"run": Kind({"run": int}, {})}
 
@@ -32,6 +33,10 @@ def test_sessions_add_up_and_what_changed_is_named(tmp_path):
         assert found["duration"] == "10 min 35 s, begun 2 times"
         assert found["commit"] == "a"
         assert set(found["jax"].split(", then ")) == {"1", "2"}
+    lines += session("2026-01-31T08:00:00+00:00", "2026-01-31T08:00:06+00:00", process="1 of 2")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = measured_with(read_journal(path, SCHEMA))
+    assert found["duration"] == "10 min 36 s, begun 2 times, by 2 processes"
     # Journals of earlier versions tell less.
     path.write_text(json.dumps({"kind": "environment", "jax": "1"}) + "\n")
     assert measured_with(read_journal(path, SCHEMA)) == {"jax": "1"}

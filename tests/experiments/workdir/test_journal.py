@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from experiments.workdir.claim import in_use
 from experiments.workdir.config import check_workdir, claim_workdir, read_config
-from experiments.workdir.journal import SCORES, Kind, append_records, read_journal
+from experiments.workdir.journal import append_records, read_journal
+from experiments.workdir.record_fields import SCORES, Kind
 from tdjax.files import write_atomically
 
 # In place of a JSON object.

@@ -1,9 +1,10 @@
+import io
 import sys
 
 import pytest
 
 from experiments.workdir import progress
-from experiments.workdir.progress import clock, progress_bar
+from experiments.workdir.progress import Prefixed, clock, progress_bar
 
 
 @pytest.fixture
@@ -56,3 +57,12 @@ def test_in_a_terminal_there_is_a_bar(monkeypatch):
 )
 def test_times_are_read_as_a_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_lines_of_one_process_among_several_begin_with_its_name():
+    below = io.StringIO()
+    stream = Prefixed(below, "process 1: ")
+    for text in ("a\nb", "c\n", "", "\n", "d"):
+        assert stream.write(text) == len(text)
+    assert below.getvalue() == "process 1: a\nprocess 1: bc\nprocess 1: \nprocess 1: d"
+    assert not stream.isatty()

@@ -6,7 +6,8 @@ import pytest
 
 from experiments.network.curves import CURVE, EPOCH
 from experiments.runner import carry_out
-from experiments.workdir.journal import Kind, read_journal
+from experiments.workdir.journal import read_journal
+from experiments.workdir.record_fields import Kind
 from experiments.workdir.tensorboard import followed
 
 SCHEMA = {
