@@ -14,7 +14,6 @@ from benchmarks.refinement.records import Record, Records
 from benchmarks.sentences import ours, peers, statistics
 from benchmarks.sentences.peers import Factors
 from benchmarks.sentences.task import Kept, Task
-from experiments.workdir.journal import 
 from experiments.workdir.record_fields import Kind, share
 
 PEERS = ("Frobenius", "ASVD", "FWSVD", "SVD-LLM", "SVD-LLM+update")
