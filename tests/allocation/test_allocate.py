@@ -169,7 +169,7 @@ def test_what_is_refused(variables, moments):
 
     refused("budget 1.5 is no share between 0 and 1", budget=1.5)
     refused(r"strategy 'best': known are uniform, energy, alds, alds\+, loss", strategy="best")
-    refused("cost 'bytes': known are params, macs, time", cost="bytes")
+    refused("cost 'flops': known are params, macs, bytes, time", cost="flops")
     refused("methods 'pca': known are", methods=("pca",))
     refused("methods must name at least one", methods=())
     refused("objective 'mean': known are bound, released", strategy="alds", objective="mean")
