@@ -1,7 +1,4 @@
-"""Integers with scales among the parameters, a pytree of two arrays.
-
-It stands for an array of float32 numbers; where a layer multiplies, they are made of it.
-"""
+"""An array of integers and one of scales in the place of one of floats."""
 
 from __future__ import annotations
 

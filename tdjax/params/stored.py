@@ -1,4 +1,8 @@
-"""Arrays as a plan stores them: rounded to half precision, or to integers with scales."""
+"""Arrays as a plan stores them: rounded to half precision, or to integers with scales.
+
+What is stored as integers is a pytree of two arrays among the parameters, which stands for an array
+of float32 numbers; where a layer multiplies, they are made of it.
+"""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ def test_all_layers_on_request():
 
 
 def test_rows_say_how_layers_are_stored():
-    plan = transformer()
     dtypes = {f"block_{k}/query": "int8" if k else "bfloat16" for k in range(BLOCKS)}
-    text = plan.with_dtypes({**dtypes, "head": "int8"}).to_text().splitlines()
+    plan = transformer().with_dtypes({**dtypes, "head": "int8"})
+    text = plan.to_text().splitlines()
     assert text[0].split()[-2:] == ["stored", "bytes"]
     cells = [re.split(r"\s{2,}", line) for line in text[2:7]]
     rows = {(row[0], row[-3]): row[-2] for row in cells}
