@@ -177,7 +177,9 @@ SLIPS = {
 MORE = {
     "allocate": {
         "strategy": [("enery", ValueError, "strategy 'enery': known are .*mean 'energy'")],
-        "cost": [("param", ValueError, "known are params, macs, bytes, time; did you mean 'params'")],
+        "cost": [
+            ("param", ValueError, "known are params, macs, bytes, time; did you mean 'params'")
+        ],
         "budget": [
             (50, ValueError, "budget 50 is no share between 0 and 1: for 50 % pass 0.5"),
             ("0.5", TypeError, "budget is a str: pass a share, as 0.5"),

@@ -30,6 +30,7 @@ from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.placing import beside_kernel, whole_beside
+from tdjax.params.stored import check_storable
 from tdjax.params.storing import in_full, stored_tree
 from tdjax.params.tree import copied, join_path, layer_params, put, remove, split_path
 from tdjax.params.weighing import weights_of
@@ -379,5 +380,6 @@ def _check_kernel(params: Params, entry: PlannedLayer) -> None:
         raise ValueError(
             f"layer {path!r}: {obstacle}; only real numbers of 16 bits or more are decomposed"
         )
+    check_storable(own[storage.name], entry)
     if not isinstance(array, jax.core.Tracer) and not is_finite(array):
         raise ValueError(f"layer {path!r}: the {storage.name} holds NaN or Inf")

@@ -32,6 +32,7 @@ from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_ke
 from tdjax.params.input_means import InputMeans, factorised
 from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
+from tdjax.params.storing import as_stored
 from tdjax.params.tree import layer_params
 from tdjax.params.weighing import output_weights
 from tdjax.plan.plan import Plan
@@ -104,8 +105,12 @@ def sequential(
                 corrected = options.correct_bias and can_correct(entry, own)
                 array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
                 found[path] = factorised(array, entry, means, outputs[path], corrected, keys[path])
-                now = reconstruct_array(found[path].factors, entry).astype(array.dtype)
-                dense[path] = DenseLayer(now, found[path].shift)
+                factors, shift = found[path]
+                if entry.dtype is not None:
+                    # What follows makes up for rounding, too.
+                    factors = as_stored(factors, entry)
+                now = reconstruct_array(factors, entry).astype(array.dtype)
+                dense[path] = DenseLayer(now, shift)
     return found
 
 

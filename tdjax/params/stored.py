@@ -65,20 +65,28 @@ def stored_kernels(
 
 def stored(array: Any, entry: PlannedLayer) -> Any:
     """An array of a layer as its plan stores it; see `stored_kernels`."""
-    path, dtype = entry.layer.path, entry.dtype
+    dtype = entry.dtype
     if dtype in (None, FLOAT32):
         return array
+    check_storable(array, entry)
+    if dtype == BFLOAT16:
+        return jnp.asarray(array).astype(jnp.bfloat16)
+    assert dtype is not None
+    return quantised(array, dtype, stacked=entry.layer.storage.stack is not None)
+
+
+def check_storable(array: Any, entry: PlannedLayer) -> None:
+    """Refuse, with a ValueError, an array that cannot be stored as the plan says of its layer."""
+    path, dtype = entry.layer.path, entry.dtype
+    if dtype in (None, FLOAT32):
+        return
     if is_boxed(array):
         raise ValueError(
             f"layer {path!r}: arrays whose axes have names are not stored as {dtype}: take the "
             "names off, nn.unbox(variables)"
         )
-    if array.dtype != jnp.float32:
+    if array.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"layer {path!r}: only float32 is stored as {dtype}, not {array.dtype}")
-    if dtype == BFLOAT16:
-        return jnp.asarray(array).astype(jnp.bfloat16)
-    assert dtype is not None
-    return quantised(array, dtype, stacked=entry.layer.storage.stack is not None)
 
 
 def quantised(

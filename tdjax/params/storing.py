@@ -75,6 +75,13 @@ def in_full(params: Params, plan: Plan) -> dict[str, Any]:
     return result
 
 
+def as_stored(factors: Mapping[str, Any], entry: PlannedLayer) -> dict[str, Any]:
+    """What the factors of a layer stand for once its plan has stored them."""
+    kernels = {stage.name: full_array(factors[stage.name]) for stage in entry.stages}
+    made = stored_kernels(kernels, entry)
+    return {**factors, **{name: full_array(kernel) for name, kernel in made.items()}}
+
+
 def _check(own: Params, entry: PlannedLayer) -> None:
     missing = [stage.name for stage in entry.stages if stage.name not in own]
     if missing:

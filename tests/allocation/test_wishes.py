@@ -177,7 +177,9 @@ def test_what_cannot_be_wished_for():
     refused("a target takes the place", TypeError, target=LossRise(1.0))
     refused("missing a required argument: 'budget'", TypeError, budget=None)
     refused("leave out cost", budget={"params": 0.5}, cost="params")
-    refused("cost 'mac': known are params, macs, time; did you mean 'macs'", budget={"mac": 0.5})
+    refused(
+        "cost 'mac': known are params, macs, bytes, time; did you mean 'macs'", budget={"mac": 0.5}
+    )
     refused(r"budget of 'macs' 50 is no share.*pass 0\.5", budget={"params": 0.5, "macs": 50})
     refused("budget names no limit", budget={})
     refused(r"0\.001 of the macs is out of reach", budget={"params": 0.9, "macs": 1e-3})

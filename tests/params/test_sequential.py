@@ -56,7 +56,10 @@ def test_less_is_lost_than_layer_by_layer(deep, correct_bias):
     assert change(model, plan, variables, joint) < 0.95 * change(model, plan, variables, alone)
 
 
-def test_second_layer_is_the_reduced_rank_regression():
+@pytest.mark.parametrize("stored", [None, "int4"])
+def test_second_layer_is_the_reduced_rank_regression(stored):
+    """On the inputs that the first layer gives, its factors rounded or not."""
+
     class Two(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -65,7 +68,7 @@ def test_second_layer_is_the_reduced_rank_regression():
     model, x = Two(), normal(1, 200, 12)
     variables = random_variables(model, x)
     rules = [Rule(path="first", method="svd", rank=3), Rule(path="last", method="svd", rank=2)]
-    plan = tdjax.make_plan(model, variables, rules, x)
+    plan = tdjax.make_plan(model, variables, rules, x).with_dtypes({"first": stored})
     params = tdjax.factorize_sequentially(model, variables, plan, [x])
     dense = tdjax.reconstruct_params(params, plan)
 
