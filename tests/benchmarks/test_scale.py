@@ -22,6 +22,7 @@ from benchmarks.scale_needs import (
     summing,
 )
 from tdjax.linen.table import trace
+from tdjax.moments.losses import Given, Turn
 from tdjax.moments.rows import Vectors
 from tdjax.moments.sums import batch_sums, summed_calls
 from tdjax.trace.call import Reading, split_arrays
@@ -128,9 +129,10 @@ def test_moments_cost_the_operations_that_are_predicted():
     traced = trace(own.model, own.variables, batch[0])
     calls = summed_calls(traced, {one.path for one in matrices})
     arrays, static = split_arrays(batch)
-    program = batch_sums(traced, calls, static, loss, Reading(first=True))
+    program = batch_sums(traced, calls, static, Given(loss), Reading(first=True))
+    turn = Turn(None, np.zeros(2, np.int32))
     leaves = jax.tree.leaves(own.variables)
-    counted = operations(jax.jit(program).lower(leaves, arrays, None).compile())
+    counted = operations(jax.jit(program).lower(leaves, arrays, turn).compile())
     model, sums = collecting(Needs("little", own, matrices), gradients=True, rows=4 * 64)
     assert model + sums == pytest.approx(counted, rel=0.02)
 
