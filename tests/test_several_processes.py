@@ -152,6 +152,15 @@ if count == 2:
             loss_fn=squares,
         )
     small = both(lambda batches: compressed(batches).variables, tolerance=1e-3)
+    def stored(batches):
+        small = tdjax.compress(
+            net, variables, batches, budget={"bytes": 0.4}, dtypes=("int8",), refine=False,
+            progress=False, loss_fn=squares,
+        )
+        assert {entry.dtype for entry in small.plan.layers} == {"int8"}
+        return tdjax.dequantize(small.variables, small.plan)
+    # One in its last digit, where the sum is another.
+    both(stored, tolerance=1e-2)
     fails(compressed, told, Failing([every[number]]))
     timed = dict(budget={"time": 0.5}, progress=False)
     fails(tdjax.compress, "pass timings", net, variables, mine, **timed)
