@@ -35,7 +35,7 @@ from tdjax.params.partitioning import unboxed
 from tdjax.params.storing import as_stored
 from tdjax.params.tree import layer_params
 from tdjax.params.weighing import output_weights
-from tdjax.plan.plan import Plan
+from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import Reading, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
@@ -105,13 +105,14 @@ def sequential(
                 corrected = options.correct_bias and can_correct(entry, own)
                 array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
                 found[path] = factorised(array, entry, means, outputs[path], corrected, keys[path])
-                factors, shift = found[path]
-                if entry.dtype is not None:
-                    # What follows makes up for rounding, too.
-                    factors = as_stored(factors, entry)
-                now = reconstruct_array(factors, entry).astype(array.dtype)
-                dense[path] = DenseLayer(now, shift)
+                dense[path] = _multiplied_out(found[path], entry, array.dtype)
     return found
+
+
+def _multiplied_out(made: FactorisedLayer, entry: PlannedLayer, dtype: Any) -> DenseLayer:
+    """A layer as those after it meet it, its factors as they are stored."""
+    factors = made.factors if entry.dtype is None else as_stored(made.factors, entry)
+    return DenseLayer(reconstruct_array(factors, entry).astype(dtype), made.shift)
 
 
 def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
