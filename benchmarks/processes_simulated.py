@@ -28,7 +28,7 @@ from benchmarks.processes_units import studies
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 ASKED = flags.DEFINE_list("numbers", [str(number) for number in NUMBERS], "Of processes.")
 DEATHS = flags.DEFINE_float("deaths", 0.1, "Of a process, an hour, in the last columns.")
-SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.")
+DRAWN = flags.DEFINE_integer("drawn", 0, "Seed of all that is drawn.")
 
 
 def rows(
@@ -73,7 +73,7 @@ def main(_: list[str]) -> None:
     numbers = [int(number) for number in ASKED.value]
     for text, study, how in studies():
         print(f"{text}: {len(study.units)} units, {in_words(study.work)} of work\n")
-        lines = rows(study, numbers, how, DEATHS.value, SEED.value)
+        lines = rows(study, numbers, how, DEATHS.value, DRAWN.value)
         print("\n".join(lines), end="\n\n", flush=True)
 
 

@@ -5,7 +5,7 @@ is work over the rates below, which are published peaks times a share that is as
 
     python -m benchmarks.scale            # plans, moments, operations and time: two minutes
     python -m benchmarks.scale --memory   # and the memory of the largest matrices, as compiled
-    python -m benchmarks.scale --measure  # and what this machine's device reaches of such rates
+    python -m benchmarks.scale --rates    # and what this machine's device reaches of such rates
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.timing import describe_machine, interleaved
 
 MODELS = flags.DEFINE_list("models", list(SHAPES), "Which of them.")
 MEMORY = flags.DEFINE_bool("memory", False, "Compile the largest decompositions, from shapes.")
-MEASURE = flags.DEFINE_bool("measure", False, "Measure the rates of this machine's device.")
+RATES = flags.DEFINE_bool("rates", False, "Measure the rates of this machine's device.")
 SIZE = flags.DEFINE_integer("size", 2048, "Of the matrices for that.")
 
 # Rows of data that moments are summed over: ten for each entry of the widest row, as the library
@@ -244,7 +244,7 @@ def main(_: list[str]) -> None:
         for line in table(MODELS.value):
             print(line, flush=True)
         print()
-    if MEASURE.value:
+    if RATES.value:
         print("\n".join(measured(SIZE.value)))
 
 

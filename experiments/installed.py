@@ -33,7 +33,8 @@ def missing(project: Mapping[str, Any], extras: str, constraints: str = "") -> I
 
     lines = [line.split("#")[0].strip() for line in constraints.splitlines()]
     pinned = {own.name: own.specifier for own in map(Requirement, filter(None, lines))}
-    waiting = [Requirement(f"{project['name']}[{extras}]=={project['version']}")]
+    # Of which version does not matter: a clone is installed as it stands, whatever becomes of it.
+    waiting = [Requirement(f"{project['name']}[{extras}]")]
     seen = set()
     while waiting:
         own = waiting.pop()

@@ -27,6 +27,7 @@ def told_at_the_end(monkeypatch, error, workdir="runs/none"):
         raise SystemExit(status, line)
 
     flags = {"CONFIG": Config(), "WORKDIR": workdir, "CACHE": "", "PROCESS": "", "PROCESSES": 1}
+    flags["DEVICES"] = None
     for name, value in flags.items():
         monkeypatch.setattr(command, name, Flag(value))
     for name in ("TRACEBACK", "TENSORBOARD", "DRY_RUN"):

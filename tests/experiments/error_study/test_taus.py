@@ -14,6 +14,7 @@ from experiments.error_study.tables import measured_taus, measurement_rows, tau_
 from experiments.report.tables import number
 from experiments.workdir.fields import read_fields
 from experiments.workdir.journal import Journal
+from experiments.workdir.reading import Reader
 
 
 def tau_by_pairs(x, y):
@@ -42,7 +43,8 @@ def small_study(wrong, errors, after=None, published=None, runs=1, networks=1):
         "finetune": {"epochs": 1 if after else 0},
         "published": published,
     }
-    settings, journal = read_fields(Protocol, raw), Journal(Path("metrics.jsonl"), SCHEMA, {})
+    path, settings = Path("metrics.jsonl"), read_fields(Protocol, raw)
+    journal = Journal(path, Reader(path, SCHEMA), {})
     choices = list(itertools.product(("a", "b"), ("cp", "tt"), (0.5, 0.9)))
 
     def record(kind, run, i, value, **fields):
