@@ -51,13 +51,13 @@ def run(
     _check(network, settings)
     options: dict[str, Any] = {"tensorboard": tensorboard, "place": place}
     with begin(EXPERIMENT.name, settings, SCHEMA, workdir, **options) as work:
-        names = _asked(settings, work.journal)
-        tasks = [partial(_measure, network, settings, run, work) for run in range(settings.runs)]
+        names, runs = _asked(settings, work.journal), range(settings.runs)
+        tasks = [partial(_measure, network, settings, run, work) for run in runs]
         # Each has its own data: no more of them at once than keep the devices busy.
         measure(work, names, tasks, most=len(own_devices()))
         paths = [leaf.path for leaf in leaves_of(network, network.start)]
-        layers = _layer_names(work.journal, paths, range(settings.runs))
-        return finish(work, [*layers, *names], write_report)
+        order = [name for run in runs for name in _of_run(settings, work.journal, paths, run)]
+        return finish(work, order, write_report)
 
 
 def expected(network: Network, settings: Compressibility, journal: Journal) -> list[Identity]:
@@ -88,6 +88,18 @@ def _asked(settings: Compressibility, journal: Journal) -> list[Identity]:
     for number, trial in product(range(settings.runs), enumerate_trials(settings)):
         names += _names(journal, settings, trial, number)
     return names
+
+
+def _of_run(
+    settings: Compressibility, journal: Journal, paths: Sequence[str], run: int
+) -> list[Identity]:
+    """What identifies all records of one run, in their order."""
+    trials = enumerate_trials(settings)
+    return [
+        journal.identity("baseline", {"run": run}),
+        *_layer_names(journal, paths, [run]),
+        *(name for trial in trials for name in _names(journal, settings, trial, run)),
+    ]
 
 
 def check_layers(network: Network, name: str) -> None:
