@@ -312,7 +312,8 @@ def check_results(what: str, workdir: Path, expected: Mapping[str, Any]) -> None
     """Raise RuntimeError where results are others than those of an undisturbed run."""
     found = results(workdir)
     if differing := [key for key in {**found, **expected} if found.get(key) != expected.get(key)]:
-        raise RuntimeError(f"{what}: other {', '.join(differing)}")
+        files = sorted(found["files"] ^ expected["files"])
+        raise RuntimeError(f"{what}: other {', '.join(differing)}; files of one alone: {files}")
 
 
 def try_experiment(name: str, points: int, seed: int) -> Counter[str]:

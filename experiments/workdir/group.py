@@ -136,20 +136,19 @@ class Group:
 
     def check(self) -> None:
         """Raise InUseError where anything that this process held was taken over."""
+        # Not while another thread lets go of a unit, whose file is then gone rightly.
         with self._lock:
-            held = list(self._held.values())
-        if not held:
-            raise InUseError(f"{self.workdir}: {self.place} has left; start again")
-        for own in held:
-            own.check()
+            if not self._held:
+                raise InUseError(f"{self.workdir}: {self.place} has left; start again")
+            for own in self._held.values():
+                own.check()
 
     def release(self) -> None:
         """Let go of all that is held: of the place, too."""
         with self._lock:
-            held = list(self._held.values())
+            for own in self._held.values():
+                own.release()
             self._held.clear()
-        for own in held:
-            own.release()
 
     def take(self, unit: Unit) -> AbstractContextManager[object] | None:
         """See `experiments.workdir.threads.Share`."""
@@ -235,7 +234,7 @@ class Group:
         finally:
             with self._lock:
                 self._held.pop(unit, None)
-            held.release()
+                held.release()
 
     def _tell_failure(self, unit: Unit, held: Held, error: Exception) -> None:
         text = f"{self.place} failed: {one_line(error)}"
