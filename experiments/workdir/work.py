@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.workdir.claim import InUseError, in_use
+from experiments.workdir.claim import GATE, InUseError, in_use
 from experiments.workdir.config import check_workdir, claim_workdir
 from experiments.workdir.environment import environment
 from experiments.workdir.fields import plain_fields, report_fields, with_earlier
@@ -93,6 +93,9 @@ def begin(
             yield work
         return
     path = workdir / JOURNAL
+    # First as others join: for these, too, what is at work is a group, not who is refused here.
+    with in_use(workdir, GATE):
+        refuse_members(workdir)
     with in_use(workdir):
         refuse_members(workdir)
         claim_workdir(workdir, *asked)
