@@ -18,6 +18,10 @@ if jax.__version_info__ < (0, 11):
     # Later versions know no other, and end at a flag that they do not know.
     QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+# Where in the source each operation of a program comes from is told to the compiler, for profiles.
+# Nobody reads it here; processes that tests start inherit it.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+jax.config.update("jax_traceback_in_locations_limit", 0)
 # Several threads of LAPACK wait for each other where other work keeps the cores busy, a hundred
 # times as long as the small matrices here take. Read when NumPy and SciPy are loaded; the workers
 # inherit it.

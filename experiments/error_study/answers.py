@@ -36,7 +36,7 @@ def _answer(seen: Seen) -> str:
     if taus is None:
         return seen.unmeasured.reason
     if not seen.any_positive(list(taus.values())):
-        return f"{seen.when}, none is known to: no tau lies above 0."
+        return f"{seen.when}, none is known to: of no tau is it decided that it lies above 0."
     best, fine, open_ = _best(seen, taus), _fine(seen, taus), _open(seen, taus)
     if best:
         text = f"use {_named(taus, best)}: it predicts better than the other five."

@@ -89,7 +89,9 @@ class Seen:
 
     def unrelated(self, evidence: Sequence[Row]) -> Part:
         """That there is nothing to compare."""
-        reason = f"{self.when}: no tau lies above 0, so that there is nothing to compare."
+        reason = (
+            f"{self.when}: no tau is known to lie above 0, so that there is nothing to compare."
+        )
         return Part(UNDECIDED, reason, tuple(evidence))
 
     def known(self, kind: str, values: Sequence[str]) -> dict[str, TauEstimate] | None:

@@ -110,8 +110,11 @@ def positive_and_growing(seen: Seen) -> Part:
     """
     known = seen.known("error", (RELATIVE_WEIGHTS,))
     levels = sorted(value for *of, value in seen.taus if of == ["compression", "test", seen.phase])
-    if known is None or len(levels) < LEAST_LEVELS:
+    if known is None:
         return seen.unmeasured
+    if len(levels) < LEAST_LEVELS:
+        few = f"fewer than {LEAST_LEVELS} compressions, by which growth is judged, are measured"
+        return Part(UNDECIDED, f"{seen.when}: {few}.")
     (tau,) = known.values()
     by_level = [seen.evidence(f"compression {100 * c:g} %", "compression", c) for c in levels]
     own = [seen.taus["compression", "test", seen.phase, level] for level in levels]

@@ -27,6 +27,7 @@ class TauEstimate:
             what it would be if all pairs were alike.
         numbers: of the choices among all of the study, ascending.
         choices: how many take part in a pair.
+        most: how far from 0 it can be, 1 for a tau.
     """
 
     per_run: Float[np.ndarray, "networks runs"]
@@ -34,6 +35,7 @@ class TauEstimate:
     pairs: Float[np.ndarray, "networks choices choices"]
     numbers: Int[np.ndarray, " choices"]
     choices: int
+    most: float = 1.0
 
     @property
     def by_network(self) -> Float[np.ndarray, " networks"]:
@@ -125,13 +127,19 @@ class TauEstimate:
 
     @property
     def lower(self) -> float:
-        """Lower end of the 95 % percentile interval of the scaled resamples."""
-        return percentile_interval(self.scaled)[0]
+        """Lower end of the 95 % percentile interval of the scaled resamples, within `most`."""
+        return self._interval[0]
 
     @property
     def upper(self) -> float:
         """Upper end of the same."""
-        return percentile_interval(self.scaled)[1]
+        return self._interval[1]
+
+    @cached_property
+    def _interval(self) -> tuple[float, float]:
+        # Scaled for few networks, resamples may lie where no tau can be.
+        lower, upper = np.clip(percentile_interval(self.scaled), -self.most, self.most)
+        return float(lower), float(upper)
 
 
 def percentile_interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
@@ -159,7 +167,8 @@ def combination(taus: Sequence[TauEstimate], weights: Sequence[float]) -> TauEst
     per_run = sum(w * tau.per_run for w, tau in zip(weights, taus, strict=True))
     resampled = sum(w * tau.resampled for w, tau in zip(weights, taus, strict=True))
     choices = min(tau.choices for tau in taus)
-    return TauEstimate(np.asarray(per_run), np.asarray(resampled), pairs, numbers, choices)
+    most = sum(abs(weight) * tau.most for weight, tau in zip(weights, taus, strict=True))
+    return TauEstimate(np.asarray(per_run), np.asarray(resampled), pairs, numbers, choices, most)
 
 
 def difference(a: TauEstimate, b: TauEstimate) -> TauEstimate:

@@ -37,7 +37,7 @@ EXACT = (0.0, 0)
         (ALIKE, 40, "use Absolute Weights (tau 0."),
         (drawn(0.3) | {"weights/absolute": (9.0, 7)}, 40, "use one of "),
         (drawn(0.5), 12, "which of the six is best is not decidable: "),
-        (drawn(99.0), 12, "none is known to: no tau lies above 0."),
+        (drawn(99.0), 12, "none is known to: of no tau is it decided that it lies above 0."),
         ({}, 12, "Before fine-tuning: too few choices are measured in every run."),
         (
             ALIKE | dict.fromkeys(DATA_ERRORS, EXACT),

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from experiments.report.correlate import (
     resample_weights,
 )
 from experiments.report.estimates import TauEstimate, difference
+from tests.drawn_taus import drawn_tau
 
 
 def tau_by_pairs(x, y):
@@ -180,6 +182,19 @@ def test_mean_and_std_are_over_the_runs():
     assert estimate.mean == pytest.approx(0.5)
     assert estimate.std == pytest.approx(math.sqrt(0.13))
     assert (estimate.lower, estimate.upper) == pytest.approx((0.025, 0.975))
+
+
+def test_an_interval_of_few_networks_holds_nothing_that_no_tau_can_be():
+    drawn = np.random.default_rng(0).uniform(-0.5, 0.9, 400)
+    high, low = (
+        drawn_tau([[mean + apart], [mean - apart]], 0.1, drawn)
+        for mean, apart in ((0.2, 0.4), (-0.1, -0.4))
+    )
+    assert max(high.scaled) > 1
+    assert (high.lower, high.upper) == (-1.0, 1.0)
+    apart = difference(high, replace(low, resampled=-3 * drawn))
+    assert max(apart.scaled) > 2
+    assert apart.upper == 2.0
 
 
 def test_difference_is_taken_on_the_same_resamples():
