@@ -98,7 +98,7 @@ def test_nothing_is_lost_at_full_rank(task, measured):
 
 def test_rows_of_the_table(task, measured, tmp_path):
     path = tmp_path / "records.jsonl"
-    methods = ["SVD-LLM", "covariance", "loss", "loss in NNX", "loss+blocks", *BYTES]
+    methods = ["SVD-LLM", "covariance", "loss", "loss in NNX", *BYTES]
     found = list(measure(measured, methods, [0.5], read_records(path, SCHEMA)))
     by = {own["method"]: own for own in found}
     for name in ("cross_entropy", "share"):
