@@ -8,7 +8,6 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
-from published_encoder import write
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -27,18 +26,7 @@ SHORTER = {
         ("shares=(0.5, 0.7, 0.9)", "shares=(0.5,)"),
         ("layer_steps=9", "layer_steps=2"),
     ],
-    "transformer": [
-        (
-            "SEEN, JUDGES, WIDTH, EPOCHS = 256, 100, 32, 4",
-            "SEEN, JUDGES, WIDTH, EPOCHS = 64, 8, 12, 1",
-        ),
-        ("SHARES = (0.75, 0.5, 0.35, 0.25)", "SHARES = (0.5,)"),
-    ],
 }
-# What would be downloaded is another, small network here, of other plans.
-DOWNLOADED = "FOLDER = None\n"
-# Notebooks of the experiments, which are no part of the installed library.
-OF_A_CLONE = {"own_network", "transformer"}
 
 
 def shorten(notebook, changes):
@@ -58,7 +46,7 @@ def plans_of(notebook):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_and_shows_what_is_stored(path, monkeypatch, tmp_path):
+def test_runs_and_shows_what_is_stored(path, monkeypatch):
     # Bars would be as many outputs as the time that they take.
     monkeypatch.setenv("TQDM_DISABLE", "1")
     stored = nbformat.read(path, as_version=4)
@@ -67,9 +55,6 @@ def test_runs_and_shows_what_is_stored(path, monkeypatch, tmp_path):
     assert counts == list(range(1, len(counts) + 1)), "not executed from top to bottom"
     again = nbformat.read(path, as_version=4)
     shorten(again, SHORTER.get(path.stem, []))
-    downloads = any(DOWNLOADED in cell.source for cell in code_of(again))
-    if downloads:
-        shorten(again, [(DOWNLOADED, f"FOLDER = {str(write(tmp_path))!r}\n")])
     NotebookClient(
         again, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}
     ).execute()
@@ -77,11 +62,11 @@ def test_runs_and_shows_what_is_stored(path, monkeypatch, tmp_path):
         kinds = [[output.output_type for output in cell.outputs] for cell in (before, after)]
         assert kinds[0] == kinds[1]
     assert plans_of(stored)
-    assert downloads or plans_of(again) == plans_of(stored)
+    assert plans_of(again) == plans_of(stored)
 
 
 def test_there_are_notebooks():
-    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "any_model"} | OF_A_CLONE
+    assert {path.stem for path in NOTEBOOKS} >= {"quickstart", "any_model", "own_network"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -104,7 +89,8 @@ def test_installs_from_the_clone_or_from_the_repository(path, here, tmp_path, mo
     exec(TransformerManager().transform_cell(first), names)
     if here == "installed":
         assert asked == []
-    elif path.stem in OF_A_CLONE:
+    elif path.stem == "own_network":
+        # The experiments are no part of the installed library.
         source = names["source"]
         clone = ("!", "git clone --quiet --depth 1 {REPOSITORY} {source}")
         assert asked[-1] == ("pip", "install --quiet {source}[experiments]")

@@ -116,7 +116,7 @@ def test_rows_of_the_table(task, measured, tmp_path):
 
 def test_a_trained_network_is_read_again(tmp_path):
     drawn = np.random.default_rng(0)
-    images, labels = drawn.normal(size=(16, 8, 8, 1)).astype(np.float32), np.arange(16) % 10
+    images, labels = drawn.normal(size=(24, 8, 8, 1)).astype(np.float32), np.arange(24) % 10
 
     def batches(number):
         return ((images, labels) for _ in range(number))
