@@ -18,8 +18,9 @@ class NNXBlock(nnx.Module):
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs) -> None:
         """Of width and number of heads."""
         self.heads = heads
-        for name in MATRICES[:4]:
+        for name in MATRICES[:3]:
             setattr(self, name, nnx.Linear(width, width, rngs=rngs))
+        self.out = nnx.Linear(width, width, rngs=rngs)
         self.widen = nnx.Linear(width, 4 * width, rngs=rngs)
         self.narrow = nnx.Linear(4 * width, width, rngs=rngs)
         self.before_attention = nnx.LayerNorm(width, epsilon=EPSILON, rngs=rngs)

@@ -30,7 +30,7 @@ def collected(task: Task, draws: int, seed: int) -> Moments:
         draws: of the loss, for each example.
     """
     return tdjax.collect_moments(
-        task.model, task.variables, task.batches * draws, loss_fn=task.loss,
+        task.model, task.variables, list(task.batches) * draws, loss_fn=task.loss,
         row_weights=task.row_weights, paths=task.blocks, key=jax.random.key(seed),
     )  # fmt: skip
 

@@ -127,7 +127,9 @@ class Measured:
         """What tdjax keeps, and at what share of the parameters."""
         task, settings = self.task, self.settings
         if method == "loss in NNX":
-            kept, plan = ours.kept_in_nnx(task, asked, settings.draws, settings.seed)
+            # Which small networks alone have.
+            twofold: Any = task
+            kept, plan = ours.kept_in_nnx(twofold, asked, settings.draws, settings.seed)
             return kept, ours.share_of(task, plan)
         if method in BYTES:
             plan = ours.allocated(task, asked, self.moments, BYTES[method])
