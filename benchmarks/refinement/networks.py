@@ -13,11 +13,9 @@ import optax
 
 from benchmarks.refinement.descent import Course, descended
 from benchmarks.refinement.transformer import VisionTransformer
+from benchmarks.transformers.training import save
 from experiments.models import VGG16, ResNet20
 from experiments.network.weights import load_weights
-from tdjax.files import replacing
-from tdjax.params.tree import join_path
-from tdjax.trace.names import names_of
 
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
@@ -58,14 +56,5 @@ def network_of(
     path = Path(weights) if weights is not None else Path(str(folder), f"{name}.npz")
     if weights is None and not path.exists():
         start = jax.jit(model.init)(jax.random.key(0), jnp.zeros(IMAGE.shape))
-        _save(path, descended(f"training {name}", model, COURSES[name], start, images, labels))
+        save(path, descended(f"training {name}", model, COURSES[name], start, images, labels))
     return model, load_weights(path, jax.eval_shape(model.init, jax.random.key(0), IMAGE))
-
-
-def _save(path: Path, variables: Any) -> None:
-    """Write variables as `load_weights` reads them; a kill leaves no file or a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    leaves = jax.tree.leaves_with_path(variables)
-    arrays = {join_path(*names_of(keys)): np.asarray(leaf) for keys, leaf in leaves}
-    with replacing(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +12,12 @@ from jaxtyping import Array, Float
 
 from benchmarks.sentences import forward
 from benchmarks.sentences.forward import MATRICES, Rows
-from benchmarks.sentences.peers import Factors, fitted
 from benchmarks.sentences.task import Task
+from benchmarks.transformers.peers import Factors, fitted
+from benchmarks.transformers.statistics import Inputs
 
 # Sentences whose gradients are held at once.
 SENTENCES = 16
-
-
-class Inputs(NamedTuple):
-    """Means over the tokens that go into a matrix, padding apart.
-
-    Arguments:
-        size: of |x|.
-        moment: of x x^T.
-    """
-
-    size: Float[np.ndarray, " i"]
-    moment: Float[np.ndarray, "i i"]
 
 
 def inputs_of(task: Task) -> dict[str, Inputs]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.sentences.forward import MATRICES
 from benchmarks.sentences.text import draw_texts
+from benchmarks.transformers.task import digest_of, with_kernels
 from experiments.data.wordpieces import Tokens
 from experiments.models.bert import SentenceEncoder
 from experiments.network.sentence_encoders import load_sentence_encoder
@@ -51,6 +53,8 @@ class Task:
     seen: Tokens
     held_out: Tokens
     size: int = 64
+    blocks: str = r"encoder\.layer\..*"
+    loss: str = "outputs"
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -90,12 +94,22 @@ class Task:
 
     def with_kernels(self, kernels: Mapping[str, Any]) -> Any:
         """The variables with other matrices, by path."""
-        params = dict(self.variables["params"])
-        for path, kernel in kernels.items():
-            block, name = path.split("/")
-            own = {**params[block][name], "kernel": kernel.astype("float32")}
-            params[block] = {**params[block], name: own}
-        return {**self.variables, "params": params}
+        return with_kernels(self.variables, kernels)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights and the sentences, which change with the version of Python."""
+        return digest_of((*self.kernels.values(), self.seen.ids, self.held_out.ids))
+
+    @property
+    def row_weights(self) -> Callable[[Batch], Any]:
+        """Padding does not count."""
+        return itemgetter("mask")
+
+    @property
+    def refining(self) -> Mapping[str, Any]:
+        """As `tdjax.refine` has it."""
+        return {}
 
 
 def compared(dense: Float[np.ndarray, "b w"], own: Float[np.ndarray, "b w"]) -> Kept:

@@ -45,22 +45,33 @@ def draw_texts(
     Raises ValueError where there are too few.
     """
     drawn = np.random.default_rng(seed)
-    files = sorted(_modules(Path(library or sysconfig.get_paths()["stdlib"])))
-    apart = drawn.permutation(len(files)) < APART * len(files)
+    modules = split_modules(drawn, library)
     found: list[list[str]] = []
-    for group, number in ((apart, held_out), (~apart, seen)):
-        own = (
-            text
-            for file, is_in in zip(files, group, strict=True)
-            if is_in
-            for text in sentences_of(file)
-        )
+    for files, number in ((modules.held_out, held_out), (modules.seen, seen)):
+        own = (text for file in files for text in sentences_of(file))
         texts = [text for text in dict.fromkeys(own) if not any(text in known for known in found)]
         texts = [texts[place] for place in drawn.permutation(len(texts)) if fits(texts[place])]
         if len(texts) < number:
             raise ValueError(f"{len(texts)} sentences; {number} are asked for")
         found.append(texts[:number])
     return Texts(found[1], found[0])
+
+
+class Modules(NamedTuple):
+    """Files for calibration or training, and others to judge by."""
+
+    seen: list[Path]
+    held_out: list[Path]
+
+
+def split_modules(drawn: np.random.Generator, library: str | Path | None = None) -> Modules:
+    """The modules of a library, None for Python's own, a fifth of them held out."""
+    files = sorted(_modules(Path(library or sysconfig.get_paths()["stdlib"])))
+    apart = drawn.permutation(len(files)) < APART * len(files)
+    split = [
+        [file for file, own in zip(files, group, strict=True) if own] for group in (~apart, apart)
+    ]
+    return Modules(*split)
 
 
 def sentences_of(path: Path) -> list[str]:

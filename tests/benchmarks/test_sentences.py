@@ -5,10 +5,12 @@ from published_encoder import WORDS, write
 
 import tdjax
 from benchmarks.refinement.records import read_records
-from benchmarks.sentences import ours, peers, statistics
-from benchmarks.sentences.runs import SCHEMA, Measured, Settings, measure
+from benchmarks.sentences import statistics
+from benchmarks.sentences.settings import SCHEMA, Settings
 from benchmarks.sentences.task import Task, compared
 from benchmarks.sentences.text import draw_texts, sentences_of
+from benchmarks.transformers import ours, peers
+from benchmarks.transformers.runs import Measured, measure
 from experiments.network.sentence_encoders import load_sentence_encoder
 
 WIDTH = 10
@@ -29,7 +31,7 @@ def task(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(task):
-    return Measured(task, SETTINGS)
+    return Measured(task, SETTINGS, task.digest, statistics)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def test_rows_of_the_table(measured, tmp_path):
     # Chosen together, ranks spend no more than equal ones.
     assert by["loss"]["share"] <= by["covariance"]["share"]
     assert by["SVD-LLM+update"]["cosine"] != by["SVD-LLM"]["cosine"]
-    again = Measured(measured.task, SETTINGS)
+    again = Measured(measured.task, SETTINGS, measured.digest, statistics)
     assert list(measure(again, methods, [0.5], read_records(path, SCHEMA))) == found
     assert "moments" not in vars(again)
 

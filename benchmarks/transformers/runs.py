@@ -2,74 +2,88 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Float
 
 from benchmarks.refinement.records import Record, Records
-from benchmarks.sentences import ours, peers, statistics
-from benchmarks.sentences.peers import Factors
-from benchmarks.sentences.task import Kept, Task
-from experiments.workdir.record_fields import Kind, share
+from benchmarks.transformers import ours, peers
+from benchmarks.transformers.peers import Factors
+from benchmarks.transformers.task import Task
+from experiments.workdir.record_fields import Fields, Kind, Schema, share
 
 PEERS = ("Frobenius", "ASVD", "FWSVD", "SVD-LLM", "SVD-LLM+update")
 # Those with a plus add to what stands before it.
 OURS = ("covariance", "Kronecker", "Kronecker+biases", "sequential", "loss", "loss+refine")
 METHODS = (*PEERS, *OURS)
+# Of bytes, in what numbers: None for all.
+BYTES: Mapping[str, tuple[str, ...]] = {
+    "int8 alone": ("int8",),
+    "loss in bytes": ("float32", "bfloat16", "int8", "int4"),
+}
+FURTHER = ("blocks", "loss+blocks", "loss in NNX", *BYTES)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What figures depend on.
+class Settings(Protocol):
+    """A dataclass of what figures depend on; its numbers identify a record.
 
     Arguments:
-        sentences, held_out: how many, to calibrate and to judge by.
-        width: most word pieces of a sentence.
-        draws: random signs for each sentence, of the loss.
+        draws: of the loss, for each example.
         epochs: of refinement.
-        seed: of sentences, signs and refinement.
+        seed: of all that is random.
     """
 
-    sentences: int
-    held_out: int
-    width: int
-    draws: int
-    epochs: int
-    seed: int
+    @property
+    def draws(self) -> int: ...  # noqa: D102
+    @property
+    def epochs(self) -> int: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
 
 
-SCHEMA = {
-    "kept": Kind(
-        {"digest": str, **dict.fromkeys(Settings.__annotations__, int)}
-        | {"method": str, "asked": float},
-        {"share": share, "cosine": float, "rank": float, "seconds": float},
-    )
-}
+class Statistics(Protocol):
+    """What peers know of a network; a module."""
+
+    def inputs_of(self, task: Any) -> Mapping[str, Any]:
+        """Mean size and moment of what goes into each matrix."""
+
+    def fisher_of(self, task: Any, seed: int) -> Mapping[str, Float[np.ndarray, " i"]]:
+        """Fisher information of each row of each matrix."""
+
+    def updated(self, task: Any, start: Mapping[str, Factors]) -> Mapping[str, Factors]:
+        """Second factors fitted again, block after block."""
+
+
+def schema_of(settings: type, figures: Fields) -> Schema:
+    """Of records with such settings and figures."""
+    names = {"digest": str, **dict.fromkeys(settings.__annotations__, int)}
+    holds = {"share": share, **figures, "seconds": float}
+    return {"kept": Kind({**names, "method": str, "asked": float}, holds)}
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """An encoder and what methods share, each made when it is first asked for."""
+    """A network and what methods share, each made when it is first asked for.
+
+    Arguments:
+        digest: of the weights and the data.
+        statistics: for peers.
+    """
 
     task: Task
-    settings: Settings
+    settings: Any
+    digest: str
+    statistics: Any
 
     @cached_property
-    def digest(self) -> str:
-        """Of the weights and the sentences, which change with the version of Python."""
-        found = hashlib.sha256()
-        for array in (*self.task.kernels.values(), self.task.seen.ids, self.task.held_out.ids):
-            found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()[:16]
-
-    @cached_property
-    def inputs(self) -> dict[str, statistics.Inputs]:
+    def inputs(self) -> Mapping[str, Any]:
         """Of all matrices, for peers."""
-        return statistics.inputs_of(self.task)
+        return self.statistics.inputs_of(self.task)
 
     @cached_property
     def whole(self) -> dict[str, dict[str, Factors]]:
@@ -81,7 +95,7 @@ class Measured:
         """For tdjax."""
         return ours.collected(self.task, self.settings.draws, self.settings.seed)
 
-    def of_peer(self, method: str, asked: float) -> tuple[Kept, float]:
+    def of_peer(self, method: str, asked: float) -> tuple[Any, float]:
         """What a peer keeps, and at what share of the parameters."""
         name = method.removesuffix("+update")
         if name not in self.whole:
@@ -92,7 +106,7 @@ class Measured:
             for path, factors in self.whole[name].items()
         }
         if method != name:
-            small = statistics.updated(self.task, small)
+            small = self.statistics.updated(self.task, small)
         found = self.task.with_kernels({path: own.kernel for path, own in small.items()})
         number = sum(own.first.size + own.second.size for own in small.values())
         whole = sum(kernel.size for kernel in kernels.values())
@@ -105,19 +119,28 @@ class Measured:
         if name == "ASVD":
             return {path: peers.asvd(kernel, self.inputs[path].size) for path, kernel in kernels}
         if name == "FWSVD":
-            fisher = statistics.fisher_of(self.task, self.settings.seed)
+            fisher = self.statistics.fisher_of(self.task, self.settings.seed)
             return {path: peers.fwsvd(kernel, fisher[path]) for path, kernel in kernels}
         return {path: peers.whitened(kernel, self.inputs[path].moment) for path, kernel in kernels}
 
-    def of_ours(self, method: str, asked: float) -> tuple[Kept, float]:
+    def of_ours(self, method: str, asked: float) -> tuple[Any, float]:
         """What tdjax keeps, and at what share of the parameters."""
         task, settings = self.task, self.settings
-        if method.startswith("loss"):
+        if method == "loss in NNX":
+            # Which small networks alone have.
+            twofold: Any = task
+            kept, plan = ours.kept_in_nnx(twofold, asked, settings.draws, settings.seed)
+            return kept, ours.share_of(task, plan)
+        if method in BYTES:
+            plan = ours.allocated(task, asked, self.moments, BYTES[method])
+        elif method.startswith("loss"):
             plan = ours.allocated(task, asked, self.moments)
         else:
             plan = ours.equal(task, asked)
         if method == "sequential":
             small = ours.sequential(task, plan, self.moments)
+        elif method.endswith("blocks"):
+            small = ours.sequential(task, plan, self.moments, "auto")
         else:
             norm = "covariance" if method == "covariance" else "kronecker"
             biases = method not in ("covariance", "Kronecker")

@@ -1,0 +1,1 @@
+"""What benchmarks of transformers share: peers, tdjax, the table; two small networks."""

@@ -1,0 +1,52 @@
+"""The command line that benchmarks of transformers have in common, and their table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks.refinement.records import Record, read_records
+from benchmarks.timing import describe_machine
+from benchmarks.transformers.runs import METHODS, Measured, measure
+from experiments.workdir.record_fields import Schema
+
+RECORDS = flags.DEFINE_string("records", None, "File of JSON lines to go on from and add to.")
+NAMES = flags.DEFINE_list("methods", None, "Rows of the table; all where it is not said.")
+SHARES = flags.DEFINE_list("shares", ["0.75", "0.5", "0.35", "0.25"], "Of the matrices, kept.")
+DRAWS = flags.DEFINE_integer("draws", 1, "Of the loss, for each example.", lower_bound=1)
+EPOCHS = flags.DEFINE_integer("epochs", 12, "Of refinement.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the data, of draws and of refinement.")
+# Of a figure, what a record says of it.
+Columns = Mapping[str, Callable[[Record], str]]
+
+
+def names(methods: Sequence[str] = METHODS) -> Sequence[str]:
+    """The methods asked for. Raises UsageError for one that is unknown."""
+    unknown = set(NAMES.value or ()) - set(methods)
+    if unknown:
+        raise app.UsageError(f"--methods: {unknown} are not among {', '.join(methods)}")
+    return NAMES.value or methods
+
+
+def table(
+    task: Any, settings: Any, statistics: Any, digest: str, schema: Schema, columns: Columns,
+    methods: Sequence[str],
+) -> None:  # fmt: skip
+    """Measure what is missing, and print a row for each method and share."""
+    warnings.filterwarnings("ignore", message="too few rows")
+    records = read_records(None if RECORDS.value is None else Path(RECORDS.value), schema)
+    print(f"{describe_machine()}\n{settings}\n", flush=True)
+    print(f"| method | asked | kept | {' | '.join(columns)} | seconds |")
+    print(f"|---|---:|---:|{'---:|' * len(columns)}---:|", flush=True)
+    shares = [float(value) for value in SHARES.value]
+    for own in measure(Measured(task, settings, digest, statistics), methods, shares, records):
+        figures = " | ".join(text(own) for text in columns.values())
+        print(
+            f"| {own['method']} | {own['asked']:.0%} | {own['share']:.1%} | {figures} "
+            f"| {own['seconds']:.0f} |",
+            flush=True,
+        )

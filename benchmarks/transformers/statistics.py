@@ -1,0 +1,119 @@
+"""What peers know of inputs and gradients of each matrix, apart from tdjax.
+
+Inputs are those that Flax hands to its dense layers; the moments are summed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from benchmarks.transformers.models import MATRICES
+from benchmarks.transformers.peers import Factors, fitted
+from benchmarks.transformers.task import Classified
+from benchmarks.transformers.training import cross_entropy
+
+# Examples whose gradients are held at once.
+EXAMPLES = 16
+
+
+class Inputs(NamedTuple):
+    """Means over the rows that go into a matrix.
+
+    Arguments:
+        size: of |x|.
+        moment: of x x^T.
+    """
+
+    size: Float[np.ndarray, " i"]
+    moment: Float[np.ndarray, "i i"]
+
+
+def inputs_of(task: Classified) -> dict[str, Inputs]:
+    """Of each matrix of the dense network, by path."""
+    return _means(task, task.variables)
+
+
+def fisher_of(task: Classified, seed: int) -> dict[str, Float[np.ndarray, " i"]]:
+    """Squared gradients of each row of a matrix, their sum over the row and mean over examples.
+
+    Of the cross entropy of what is right, as the paper has it; the seed is not needed.
+    """
+    del seed
+
+    def loss(kernels: Any, inputs: Array, label: Array) -> Array:
+        logits = task.model.apply(task.with_kernels(kernels), inputs[None])
+        return cross_entropy(jnp.asarray(logits), label[None])[0]
+
+    @jax.jit
+    def squares(kernels: Any, inputs: Array, labels: Array) -> Any:
+        found = jax.vmap(jax.grad(loss), (None, 0, 0))(kernels, inputs, labels)
+        return jax.tree.map(lambda gradient: jnp.sum(gradient**2, axis=(0, 2)), found)
+
+    kernels = {path: jnp.asarray(kernel) for path, kernel in task.kernels.items()}
+    total = {path: np.zeros(len(kernel)) for path, kernel in kernels.items()}
+    number = len(task.seen[0])
+    for at in range(0, number, EXAMPLES):
+        own = (array[at : at + EXAMPLES] for array in task.seen)
+        for path, found in squares(kernels, *own).items():
+            total[path] += np.asarray(found, np.float64) / number
+    return total
+
+
+def updated(task: Classified, start: Mapping[str, Factors]) -> dict[str, Factors]:
+    """Factors of SVD-LLM, the second ones fitted to what the dense matrices make of the inputs.
+
+    Block after block: the inputs are what the dense block has of what the compressed blocks before
+    it hand on.
+
+    Arguments:
+        start: of all matrices, by path.
+    """
+    found: dict[str, Factors] = {}
+    for block in range(task.depth):
+        before = {path: own.kernel for path, own in found.items()}
+        moments = _means(task, task.with_kernels(before))
+        for name in MATRICES:
+            path = f"block{block}/{name}"
+            found[path] = fitted(task.kernels[path], start[path].first, moments[path].moment)
+    return found
+
+
+def _means(task: Classified, variables: Any) -> dict[str, Inputs]:
+    paths = tuple(task.kernels)
+    total: dict[str, list[np.ndarray]] = {}
+    rows = 0
+    for batch in task.batches:
+        found, number = _sums(task.model, paths, variables, batch)
+        rows += int(number)
+        for path, own in found.items():
+            known = total.setdefault(path, [np.zeros(x.shape) for x in own])
+            for sums, new in zip(known, own, strict=True):
+                sums += np.asarray(new)
+    return {path: Inputs(size / rows, moment / rows) for path, (size, moment) in total.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(model: nn.Module, paths: tuple[str, ...], variables: Any, batch: Array) -> Any:
+    shown: dict[str, Array] = {}
+
+    def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        path = "/".join(context.module.path)
+        if path in paths:
+            shown[path] = args[0].reshape(-1, args[0].shape[-1])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(see):
+        model.apply(variables, batch)
+    sums = {
+        path: (jnp.abs(x).sum(axis=0), jnp.matmul(x.T, x, precision="highest"))
+        for path, x in shown.items()
+    }
+    return sums, len(next(iter(shown.values())))
