@@ -45,7 +45,7 @@ def _kernel(array: Float[Array, "*_"], layer: Layer) -> Float[Array, "*_"]:
 
 
 def joined_weights(weights: Sequence[Weights], layers: Sequence[Layer]) -> Weights:
-    """The weights of matrices side by side: the moment of their input, and of each its outputs' own.
+    """The weights of matrices side by side: of their input, and of the outputs of each.
 
     Raises ValueError where the moments of the inputs differ, and where some know the gradient at
     their outputs and others do not.

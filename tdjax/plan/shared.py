@@ -7,8 +7,8 @@ alone, and read A where it lies.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import NamedTuple
 
 from tdjax.plan.form import Form
@@ -95,7 +95,8 @@ def steps(path: str, other: str) -> Steps:
     if names[0] == UP:
         up = names.count(UP)
         return Steps(up, tuple(names[up:]))
-    common = len(commonprefix([own, names]))
+    pairs = zip(own, names, strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return Steps(len(own) - common, tuple(names[common:]))
 
 
