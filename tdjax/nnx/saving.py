@@ -32,7 +32,7 @@ OTHER = "state"
 STATISTICS, HOLDER = ("mean", "var"), "batch_stats"
 
 
-def variables_of(source: Any, plan: Plan) -> dict[str, Any]:
+def variables_of(source: Any, plan: Plan | None = None) -> dict[str, Any]:
     """The arrays of a factorised model, of its state, or of a mapping of that, as Linen has them.
 
     Keys that are numbers, of lists, become names; keys of random numbers their data. Arrays that
@@ -57,13 +57,13 @@ def variables_of(source: Any, plan: Plan) -> dict[str, Any]:
     return tree
 
 
-def _with_lender(names: Names, plan: Plan) -> Names:
+def _with_lender(names: Names, plan: Plan | None) -> Names:
     """The names of an array, those of a shared input factor where the plan has it.
 
     NNX names what is at several paths by the first of them in its own order.
     """
     path = join_path(*names[:-2]) if names[-2:-1] == (INPUT,) else None
-    for entry in plan.layers if path is not None else ():
+    for entry in () if plan is None or path is None else plan.factorised:
         if entry.layer.path == path and entry.shares is not None:
             return (*split_path(entry.shares), *names[-2:])
     return names

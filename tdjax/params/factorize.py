@@ -147,7 +147,7 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
         return at_hand and is_by_numpy(own.entry)
 
     found = dealt(_factorised, work, devices, by_numpy, lambda own: own.entry.layer.size)
-    layers = {}
+    layers: dict[str, FactorisedLayer] = {}
     for unit, own in zip(units, found, strict=True):
         layers |= dict(zip((entry.layer.path for entry in unit), _apart(own, unit), strict=True))
     return with_factors(params, plan, layers)
