@@ -128,7 +128,7 @@ def test_factors_in_the_norm_of_each_output(net, plan, moments):
 
 
 def test_linen_computes_the_dense_kernels_that_the_factors_stand_for(net, plan, params):
-    model, variables = net
+    model, _ = net
     small = tdjax.factorize(model, plan)
 
     @jax.jit
@@ -257,3 +257,100 @@ def test_what_cannot_share_is_refused(net, plan, moments):
         tdjax.allocate(model, variables, X, budget=0.5, shared="inputs")
     with pytest.raises(ValueError, match="shared 'input': pass groups"):
         tdjax.allocate(model, variables, X, budget=0.5, shared="input")
+
+
+class Gated(nn.Module):
+    """Two matrices of one input, whose axes have names."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), ("embed", "mlp"))
+        own = (nn.Dense(16, kernel_init=init, name=name)(x) for name in ("gate", "up"))
+        return jnp.prod(jnp.stack(list(own)), axis=0), None
+
+
+class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        names = {nn.PARTITION_NAME: "layers"}
+        return nn.scan(Gated, length=2, metadata_params=names, **axes)(name="blocks")(x, None)[0]
+
+
+class Apart(nn.Module):
+    """Two layers of one input, each inside a transformation of its own."""
+
+    def setup(self):
+        self.gate, self.up = nn.remat(nn.Dense)(16), nn.remat(nn.Dense)(16)
+
+    def __call__(self, x):
+        return self.gate(x) + self.up(x)
+
+
+def test_layers_of_a_stack_share_each_for_itself():
+    model = Stack()
+    variables = model.init(jax.random.key(0), X)
+    groups = tdjax.shared_inputs(model, variables, X)
+    assert groups == (("blocks/gate", "blocks/up"),)
+    rules = [Rule(path="blocks/.*", method="svd", rank=4)]
+    plan = tdjax.make_plan(model, variables, rules, X).with_shared(groups)
+    params = tdjax.factorize_params(variables["params"], plan)
+    specs = nn.get_partition_spec(params)["blocks"]
+    assert specs["gate"]["input"]["kernel"] == jax.sharding.PartitionSpec("layers", "embed", None)
+    assert specs["up"]["output"]["kernel"] == jax.sharding.PartitionSpec("layers", None, "mlp")
+    dense = tdjax.reconstruct_params(params, plan)
+    small = tdjax.factorize(model, plan)
+    found, wanted = small.apply({"params": params}, X), model.apply({"params": dense}, X)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    kernels, made = (
+        [np.asarray(own["blocks"][n]["kernel"].value) for n in ("gate", "up")]
+        for own in (variables["params"], dense)
+    )
+    for layer in range(2):
+        whole, low = (np.concatenate([k[layer] for k in own], axis=1) for own in (kernels, made))
+        values = np.linalg.svd(whole, compute_uv=False)
+        assert np.linalg.norm(whole - low) == pytest.approx(np.linalg.norm(values[5:]), rel=1e-4)
+
+
+def test_a_lender_out_of_reach_is_told():
+    model, rules = Apart(), [Rule(path=".*", method="svd", rank=4)]
+    variables = model.init(jax.random.key(0), X)
+    assert tdjax.shared_inputs(model, variables, X) == ()
+    plan = tdjax.make_plan(model, variables, rules, X).with_shared([("gate", "up")])
+    params = tdjax.factorize_params(variables["params"], plan)
+    with pytest.raises(ValueError, match="'up' shares the input factor of 'gate', which is not"):
+        tdjax.factorize(model, plan).apply({"params": params}, X)
+
+
+class Sum(nn.Module):
+    """Two layers of one input, which others may take out."""
+
+    def setup(self):
+        self.gate, self.up = nn.Dense(16), nn.Dense(8)
+
+    def __call__(self, x):
+        return self.gate(x).sum() + self.up(x).sum()
+
+
+def test_layers_that_are_taken_out_find_the_input_factor():
+    model, rules = Sum(), [Rule(path=".*", method="svd", rank=4)]
+    variables = model.init(jax.random.key(0), X)
+    plan = tdjax.make_plan(model, variables, rules, X).with_shared([("gate", "up")])
+    params = tdjax.factorize_params(variables["params"], plan)
+    up = tdjax.factorize(model, plan).bind({"params": params}).up
+    kernel = tdjax.reconstruct_params(params, plan)["up"]["kernel"]
+    np.testing.assert_allclose(up(X), X @ kernel, atol=1e-5)
+
+
+def test_decoding_with_a_cache_is_that_of_the_dense_layers():
+    whole, cached = (
+        nnx.MultiHeadAttention(2, 16, rngs=nnx.Rngs(0), decode=decode) for decode in (False, True)
+    )
+    plan = tdjax.make_plan(whole, [Rule(path="|".join(QKV), method="svd", rank=4)], X[:2])
+    small = tdjax.factorize(cached, plan.with_shared([QKV]))
+    dense = tdjax.nnx.reconstruct(small, plan.with_shared([QKV]))
+    for model in (small, dense):
+        model.init_cache(X[:2].shape)
+    for place in range(2):
+        step = X[:2, place : place + 1]
+        np.testing.assert_allclose(small(step), dense(step), atol=1e-5)
