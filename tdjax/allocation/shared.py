@@ -77,6 +77,16 @@ class Sharing:
             vars(found)[name] = {path: known[path] for path in paths if path in known}
         return found
 
+    def check(self, plan: Plan) -> None:
+        """Refuse, with a ValueError, a plan that stores a group in fewer bits."""
+        paths = {joined(group).path for group in self.groups}
+        for entry in plan.layers:
+            if entry.layer.path in paths and entry.dtype is not None:
+                raise ValueError(
+                    "allocate: shared input factors are stored in the numbers of the kernels: pass "
+                    "dtypes=('float32',), or leave out shared"
+                )
+
     def apart(self, plan: Plan) -> Plan:
         """A plan of the model's own layers, from one in which some are groups."""
         groups = {joined(group).path: group for group in self.groups}
@@ -146,11 +156,13 @@ def best_sharing(sharing: Sharing, solve: Solve) -> Plan:
     def solved(which: frozenset[int]) -> float:
         if which not in known:
             try:
-                known[which] = solve(sharing.of(which))
+                found = solve(sharing.of(which))
+                sharing.check(found[0])
+                known[which] = found
             except ValueError as error:
                 known[which] = error
-        found = known[which]
-        return np.inf if isinstance(found, ValueError) else found[1]
+        best = known[which]
+        return np.inf if isinstance(best, ValueError) else best[1]
 
     numbers = frozenset(range(len(sharing.groups)))
     best = min((frozenset[int](), numbers), key=solved)

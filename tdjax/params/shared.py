@@ -55,7 +55,8 @@ def joined_weights(weights: Sequence[Weights], layers: Sequence[Layer]) -> Weigh
         if not _alike(first.inputs, other.inputs):
             raise ValueError(
                 f"layers {paths[0]!r} and {path!r} share an input factor, but their moments say "
-                "that they do not read the same input: leave one of them out of the group"
+                "that they do not read the same input: leave one of them out of the group "
+                "(moments with kronecker='nearest' weigh the inputs of each layer by its own)"
             )
     outputs = [own.outputs for own in weights]
     if all(own is None for own in outputs):
