@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         reestimate_batch_stats,
         refine,
         remove_dead,
+        shared_inputs,
     )
     from tdjax.dispatch.balancing import balance_factors
     from tdjax.dispatch.saving import load_factorised, save_factorised
@@ -126,6 +127,7 @@ __all__ = [
     "remove_dead",
     "save_factorised",
     "save_moments",
+    "shared_inputs",
     "sparsity_index",
     "tail_prune",
     "tail_size",
@@ -165,6 +167,7 @@ _LATER = {
     "refine": "tdjax.dispatch",
     "remove_dead": "tdjax.dispatch",
     "save_factorised": "tdjax.dispatch.saving",
+    "shared_inputs": "tdjax.dispatch",
     "time_layers": "tdjax.dispatch.timing",
     "weight_errors": "tdjax.evaluate.errors",
 }

@@ -46,6 +46,7 @@ from tdjax.allocation.search import (
     least_sum,
     total,
 )
+from tdjax.allocation.shared import best_sharing, sharing_of
 from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.dtypes import DTYPES, FLOAT32
@@ -79,8 +80,13 @@ def allocate(
     target: LossRise | None = None,
     key: Array | None = None,
     timings: Timings | None = None,
+    shared: Sequence[Sequence[str]] | None = None,
 ) -> Plan:
-    """See `tdjax.allocate`; CP starts from random factors of `key`."""
+    """See `tdjax.allocate`; CP starts from random factors of `key`.
+
+    Arguments:
+        shared: groups of paths of layers that may share an input factor.
+    """
     check_one("allocate", budget, target)
     strategy = strategy_of(strategy, target)
     shares = NOTHING if budget is None else shares_of(budget, cost)
@@ -89,14 +95,44 @@ def allocate(
         objective=objective, rules=rules, multiple_of=multiple_of, dtypes=dtypes, key=key,
         timings=timings,
     )  # fmt: skip
-    if target is None:
-        return chosen(problem, shares)[0]
-    if strategy != "loss":
+    if target is not None and strategy != "loss":
         raise ValueError(
             f"allocate: a target of the loss is for strategy 'loss', not {strategy!r}: leave out "
             "one of them"
         )
-    return _within_rise(problem, target)
+
+    def solve(problem: Problem) -> tuple[Plan, float]:
+        if target is None:
+            return chosen(problem, shares)
+        plan = _within_rise(problem, target)
+        counted = plan.size, float(plan.macs), plan.bytes
+        return plan, counted[problem.options.column]
+
+    if not shared:
+        return solve(problem)[0]
+    _check_shared(problem)
+    return best_sharing(sharing_of(problem, shared), solve)
+
+
+def _check_shared(problem: Problem) -> None:
+    """Refuse shared input factors where what they lose or take is not known."""
+    if problem.strategy != "loss":
+        raise ValueError(
+            "allocate: shared input factors are weighed by the loss that moments predict: pass "
+            f"strategy='loss', not {problem.strategy!r}, or leave out shared"
+        )
+    if "svd" not in problem.options.methods:
+        raise ValueError("allocate: shared input factors are those of 'svd': add it to methods")
+    if problem.options.clock is not None:
+        raise ValueError(
+            "allocate: the time of layers that share an input factor is not known: leave out "
+            "timings and a budget of time, or shared"
+        )
+    if problem.model.work is not None:
+        raise ValueError(
+            "allocate: shared input factors are not known for models whose layers run under "
+            "conditions: leave out shared"
+        )
 
 
 def strategy_of(strategy: str | None, target: LossRise | None) -> str:

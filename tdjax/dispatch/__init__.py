@@ -12,6 +12,7 @@ from tdjax.dispatch.measuring import measure_rises
 from tdjax.dispatch.pipeline import compress
 from tdjax.dispatch.planning import allocate, layer_table, make_plan
 from tdjax.dispatch.refining import refine
+from tdjax.dispatch.sharing import shared_inputs
 
 __all__ = [
     "allocate",
@@ -29,4 +30,5 @@ __all__ = [
     "reestimate_batch_stats",
     "refine",
     "remove_dead",
+    "shared_inputs",
 ]

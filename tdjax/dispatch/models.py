@@ -76,7 +76,7 @@ KINDS = (
         "a function apply(params, *inputs)",
         "a function holds no arrays and comes with its parameters",
         checks={"params": "tree", "plan_or_params": "plan_or_tree"},
-        lacks=("remove_dead", "reestimate_batch_stats"),
+        lacks=("remove_dead", "reestimate_batch_stats", "shared_inputs"),
         without=(
             "method",
             "features",
@@ -85,6 +85,7 @@ KINDS = (
             "mix",
             "batch_stats",
             "measure_rises.row_weights",
+            "allocate.shared",
         ),
     ),
 )

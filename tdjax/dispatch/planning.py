@@ -22,7 +22,7 @@ from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.clocks import Called, clocked
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.moments.collect import LayerMoments
-from tdjax.plan.layers import Layer
+from tdjax.plan.layers import Inventory, Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import LossRise
@@ -30,6 +30,9 @@ from tdjax.progress import Progress
 from tdjax.timings.timings import Timings
 
 Variables = Mapping[str, Any]
+# Groups of paths of layers, or the name of those that the model's program tells.
+SAME_INPUTS = "inputs"
+Shared = Sequence[Sequence[str]] | str
 
 
 @overload
@@ -151,6 +154,7 @@ def allocate(
     measured: MeasuredRises | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
+    shared: Shared | None = ...,
     progress: Progress = ...,
     method: Method = ...,
 ) -> Plan: ...
@@ -176,6 +180,7 @@ def allocate(
     measured: MeasuredRises | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
+    shared: Shared | None = ...,
     progress: Progress = ...,
     method: Method = ...,
 ) -> Plan: ...
@@ -228,6 +233,7 @@ def allocate(
     measured: MeasuredRises | None = None,
     batch: int | None = None,
     timings: Timings | None = None,
+    shared: Shared | None = None,
     progress: Progress = True,
     method: Method = None,
 ) -> Plan:
@@ -324,6 +330,11 @@ def allocate(
             it that were fastest; formats that were not timed are left out. A format is no faster
             than the dense layer unless it spares a twentieth of its time, which is about as near
             as timings are; a layer that nothing makes faster stays dense, and says so.
+        shared: for "loss", groups of paths of layers that may share one input factor, see
+            `Plan.with_shared`, or "inputs" for those that `tdjax.shared_inputs` finds. A group
+            shares where the predicted loss is less for it, or the plan smaller with a `target`.
+            Layers that a rule is for have factors of their own. Not for functions, nor with
+            timings or measured rises; shared factors are stored as the kernels are.
         progress: see `tdjax.compress`; of timings that are taken now.
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
@@ -349,6 +360,11 @@ def allocate(
     choices["multiple_of"] = multiple_of
     if measured is None:
         choices |= {"splits": splits, "objective": objective, "dtypes": dtypes}
+    elif shared is not None:
+        raise ValueError(
+            "allocate: measured rises are those of layers with factors of their own: leave out "
+            "shared or measured"
+        )
     elif dtypes is not None:
         raise ValueError(
             "allocate: measured rises are those of layers in float32: leave out dtypes or measured"
@@ -360,4 +376,17 @@ def allocate(
     choices |= {"budget": budget, "target": target, "cost": cost, "timings": timings}
     if measured is not None:
         return allocate_measured(inventory, measured, key=jax.random.key(seed), **choices)
+    choices["shared"] = _groups(inventory, shared)
     return allocate_budget(inventory, strategy=strategy, key=jax.random.key(seed), **choices)
+
+
+def _groups(inventory: Inventory, shared: Shared | None) -> Sequence[Sequence[str]] | None:
+    """The groups of layers that may share an input factor."""
+    if shared is None or not isinstance(shared, str):
+        return shared
+    if shared != SAME_INPUTS:
+        raise ValueError(
+            f"allocate: shared {shared!r}: pass groups of paths, or {SAME_INPUTS!r} for those of "
+            "the layers that read the same input"
+        )
+    return inventory.same_inputs

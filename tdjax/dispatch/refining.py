@@ -27,6 +27,7 @@ from tdjax.moments.feeding import Fed, fed
 from tdjax.params.check import check_params
 from tdjax.params.corrections import unpacked
 from tdjax.plan.plan import Plan
+from tdjax.plan.sharing import refuse_shared
 from tdjax.processes import are_apart, everywhere, together
 from tdjax.progress import Progress, Steps
 from tdjax.refinement.data import Pool, read_pools
@@ -344,6 +345,7 @@ def _small(model: Any, variables: Any, factors: Any, plan: Plan) -> _Small:
     if not plan.factorised:
         raise ValueError("refine: the plan keeps all layers dense: there are no factors to refine")
     check_in_full("refine", plan)
+    refuse_shared("refine", plan.layers)
     kind = kind_of(model)
     if kind.held is None:
         if not isinstance(factors, nnx.Module):

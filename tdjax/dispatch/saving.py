@@ -52,7 +52,7 @@ def save_factorised(folder: str | os.PathLike[str], params: Any, plan: Any) -> N
     own = isinstance(plan, Plan) and of_leaves(plan)
     of_nnx = not own and (isinstance(params, (nnx.Module, nnx.State)) or _numbered(params))
     if of_nnx and isinstance(plan, Plan):
-        params = variables_of(params)
+        params = variables_of(params, plan)
     tdjax.params.saving.save_factorised(folder, params, plan)
 
 

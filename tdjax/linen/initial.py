@@ -51,7 +51,7 @@ def stage_initializer(
             array = jax.random.normal(key, shape, dtype)
         array = rescaled(
             array, key, _size(init, whole),
-            ranks=entry.ranks, parts=len(entry.stages), last=stage == entry.stages[-1],
+            ranks=entry.ranks, parts=len(entry.chain.stages), last=stage == entry.chain.stages[-1],
         )  # fmt: skip
         if not isinstance(value, AxisMetadata):
             return array

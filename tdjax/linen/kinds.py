@@ -20,11 +20,13 @@ from tdjax.compute.convolve import (
 )
 from tdjax.linen.initial import stage_initializer
 from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
+from tdjax.params.partitioning import unboxed
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.stage import CORRECTION, Stage, whole
+from tdjax.plan.shared import steps
+from tdjax.plan.stage import CORRECTION, INPUT, Stage, whole
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
@@ -60,6 +62,21 @@ class FactorArray(nn.Module):
 
 class GivenConv(nn.Conv):
     """`nn.Conv` with a kernel that is made elsewhere.
+
+    Attributes:
+        kernel: in place of the parameter.
+    """
+
+    kernel: Any = None
+
+    @nn.nowrap
+    def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.param`, but for the kernel."""
+        return self.kernel if name == "kernel" else super().param(name, init_fn, *args, **kwargs)
+
+
+class GivenDense(nn.Dense):
+    """`nn.Dense` with a kernel that is another layer's.
 
     Attributes:
         kernel: in place of the parameter.
@@ -251,11 +268,35 @@ def _chain_product(module: Any, entry: PlannedLayer, x: Array) -> Array:
         ]
         x, *cores = module.promote_dtype(x, *cores, dtype=module.dtype)
         return tt_matrix.multiply(x, cores, module.precision)
+    if entry.shares is not None:
+        first = entry.chain.stages[0]
+        settings = {**_shared(module, entry, first), **_dot_general(module, first)}
+        x = GivenDense(**settings, kernel=_lent_factor(module, entry, entry.shares))(x)
     for stage in entry.stages:
         own = _dot_general(module, stage)
         rows = low_rank.split_inputs(x, stage.groups)
         x = nn.Dense(**_shared(module, entry, stage), **own)(rows)
     return x
+
+
+def _lent_factor(module: Any, entry: PlannedLayer, lender: str) -> Array:
+    """The input factor that lies with another layer.
+
+    Raises ValueError where there is none, or the lender cannot be reached from here.
+    """
+    way, scope = steps(entry.layer.path, lender), module.scope
+    for _ in range(way.up):
+        scope = scope.parent if scope is not None else None
+    found = None if scope is None else scope.get_variable("params", way.down[0])
+    for name in (*way.down[1:], INPUT, "kernel"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    if found is None:
+        raise ValueError(
+            f"layer {entry.layer.path!r} shares the input factor of {lender!r}, which is not to be "
+            "had where it is called: the two must be called in one module, this one last, and no "
+            "transformation as nn.remat may be around one of them alone"
+        )
+    return jnp.asarray(unboxed(found))
 
 
 def _dot_general(module: Any, stage: Stage) -> dict[str, Any]:

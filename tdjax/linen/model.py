@@ -29,6 +29,7 @@ from tdjax.linen.watch import Watching, watch
 from tdjax.params.storing import full_array
 from tdjax.params.tree import join_path
 from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.shared import relative
 
 # Models whose methods are running, by the key of their place, in one thread.
 _running: ContextVar[frozenset[int]] = ContextVar("running", default=frozenset())
@@ -163,11 +164,21 @@ class Factors:
 def _part(plan: Plan, start: str) -> Factors:
     """The part of a plan for the module at a path."""
     inside = [
-        replace(entry, layer=replace(layer, path=layer.path.removeprefix(start).removeprefix("/")))
+        _below(entry, start)
         for entry in plan.layers
         if (layer := entry.layer).path == start or layer.path.startswith(f"{start}/")
     ]
     return Factors(Plan(tuple(inside)), part=True)
+
+
+def _below(entry: PlannedLayer, start: str) -> PlannedLayer:
+    """An entry whose paths start at a module; another layer's may lie outside of it."""
+    layer, lender = entry.layer, entry.shares
+    if lender is not None:
+        around = lender.startswith(f"{start}/")
+        lender = lender.removeprefix(f"{start}/") if around else relative(layer.path, lender)
+    own = replace(layer, path=layer.path.removeprefix(start).removeprefix("/"))
+    return replace(entry, layer=own, shares=lender)
 
 
 @contextmanager

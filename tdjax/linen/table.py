@@ -26,6 +26,7 @@ from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer, is_weight
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.trace.inputs import same_inputs
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
 
@@ -70,7 +71,9 @@ def inventory(
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
     other = total - sum(layer.size for layer in table)
-    return Inventory(table, other, array_of, traced.other_macs, traced.branched)
+    return Inventory(
+        table, other, array_of, traced.other_macs, traced.branched, same_inputs(traced)
+    )
 
 
 def layer_table(

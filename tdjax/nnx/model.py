@@ -104,7 +104,11 @@ def with_chains(model: Model, plan: Plan, factors: Mapping[str, Any]) -> Model:
     modules = modules_of(copy)
     for entry in plan.factorised:
         own = layer_params(factors, entry.layer.path)
-        _to_chain(dense_module(modules, entry), entry, own)
+        module: Any = dense_module(modules, entry)
+        _to_chain(module, entry, own)
+        if entry.shares is not None:
+            # One module at several paths, which NNX stores and trains once.
+            module.input = modules[entry.shares].input
     for entry in plan.layers:
         if entry.form is None:
             if entry.dtype is not None:
@@ -236,7 +240,7 @@ def _to_dense(module: Any, entry: PlannedLayer, arrays: Any) -> None:
         return
     factor = getattr(module, entry.stages[0].name).kernel
     sparse = (CORRECTION,) if entry.nonzeros else ()
-    for name in ("planned", *sparse, *(stage.name for stage in entry.stages)):
+    for name in ("planned", *sparse, *(stage.name for stage in entry.chain.stages)):
         delattr(module, name)
     setattr(module, storage.name, variable_like(factor, arrays[storage.name], storage))
     become(module, dense_class(type(module)))

@@ -19,9 +19,9 @@ from tdjax.params.partitioning import box_factor, unboxed
 from tdjax.params.placing import factor_shardings, placed, sharding_of
 from tdjax.params.quantised import Quantised, is_quantised
 from tdjax.params.stored import is_around
-from tdjax.params.tree import find, join_path, put
+from tdjax.params.tree import find, join_path, put, split_path
 from tdjax.plan.plan import Plan
-from tdjax.plan.stage import CORRECTION
+from tdjax.plan.stage import CORRECTION, INPUT
 from tdjax.pruning.prunable import names_of
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -32,11 +32,12 @@ OTHER = "state"
 STATISTICS, HOLDER = ("mean", "var"), "batch_stats"
 
 
-def variables_of(source: Any) -> dict[str, Any]:
+def variables_of(source: Any, plan: Plan | None = None) -> dict[str, Any]:
     """The arrays of a factorised model, of its state, or of a mapping of that, as Linen has them.
 
     Keys that are numbers, of lists, become names; keys of random numbers their data. Arrays that
-    are no parameters lie under "state", the indices of sparse corrections under "sparsity".
+    are no parameters lie under "state", the indices of sparse corrections under "sparsity". A
+    shared input factor lies with the layer that the plan says.
     """
     state = nnx.state(source) if isinstance(source, nnx.Module) else source
     params = _parameters(state)
@@ -44,6 +45,7 @@ def variables_of(source: Any) -> dict[str, Any]:
     for path, leaf in jax.tree.leaves_with_path(state, is_leaf=is_around):
         names = names_of(path)
         group = "params" if names in params else OTHER
+        names = _with_lender(names, plan)
         if names[-2:] == (CORRECTION, INDICES):
             group = COLLECTION
         key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -53,6 +55,18 @@ def variables_of(source: Any) -> dict[str, Any]:
             {names[-1]: jax.random.key_data(leaf) if key else _plain(leaf)},
         )
     return tree
+
+
+def _with_lender(names: Names, plan: Plan | None) -> Names:
+    """The names of an array, those of a shared input factor where the plan has it.
+
+    NNX names what is at several paths by the first of them in its own order.
+    """
+    path = join_path(*names[:-2]) if names[-2:-1] == (INPUT,) else None
+    for entry in () if plan is None or path is None else plan.factorised:
+        if entry.layer.path == path and entry.shares is not None:
+            return (*split_path(entry.shares), *names[-2:])
+    return names
 
 
 def _plain(leaf: Any) -> Any:
@@ -74,8 +88,12 @@ def restored(like: Model, tree: Mapping[str, Any], plan: Plan) -> Model:
     model, made = _model_like(like, params, plan)
     graph, state = nnx.split(model)
     leaves, structure = jax.tree.flatten(state, is_leaf=is_around)
-    names = [names_of(path) for path, _ in jax.tree.leaves_with_path(state, is_leaf=is_around)]
-    own, whole = _parameters(state), any(group == OTHER for group in tree)
+    names = [
+        _with_lender(names_of(path), plan)
+        for path, _ in jax.tree.leaves_with_path(state, is_leaf=is_around)
+    ]
+    own = {_with_lender(name, plan) for name in _parameters(state)}
+    whole = any(group == OTHER for group in tree)
     extra = sorted("/".join(name) for name in arrays.keys() - set(names))
     if extra:
         raise ValueError(

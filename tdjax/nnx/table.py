@@ -33,6 +33,7 @@ from tdjax.plan.decide import plan_layers
 from tdjax.plan.layers import Inventory, Layer, is_weight, tied_obstacle
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
+from tdjax.trace.inputs import same_inputs
 from tdjax.trace.marks import is_differentiated
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
@@ -68,7 +69,9 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
         return array_of(getattr(modules[path], name))
 
     other = total - sum(layer.size for layer in table)
-    return Inventory(table, other, kernel_of, traced.other_macs, traced.branched)
+    return Inventory(
+        table, other, kernel_of, traced.other_macs, traced.branched, same_inputs(traced)
+    )
 
 
 def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:

@@ -64,7 +64,7 @@ def stack_axes(entry: PlannedLayer) -> dict[str, int]:
     """By name, the axes of a stack's factors along which its layers lie."""
     axis = entry.layer.storage.stack
     assert axis is not None
-    axes = {stage.name: axis for stage in entry.stages}
+    axes = {stage.name: axis for stage in entry.chain.stages}
     # Vectors, like a bias: they have no further axis.
     return {**axes, VALUES: min(axis, 1), INDICES: min(axis, 1)} if entry.nonzeros else axes
 
@@ -90,7 +90,8 @@ def reconstruct_kernel(
     factors: Mapping[str, Shaped[Array, "*_"]], entry: PlannedLayer
 ) -> Float[Array, "*_"]:
     """The dense kernel that a layer's factors stand for, shape `entry.layer.kernel_shape`."""
-    kernel = entry.chain.reconstruct({stage.name: factors[stage.name] for stage in entry.stages})
+    chain = entry.chain
+    kernel = chain.reconstruct({stage.name: factors[stage.name] for stage in chain.stages})
     if not entry.nonzeros:
         return kernel
     return kernel + scattered(factors[VALUES], factors[INDICES], entry.layer.kernel_shape)

@@ -7,7 +7,7 @@ with a sparse correction has {"sparse": {"values"}} too, and the indices in anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,13 +30,15 @@ from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.placing import beside_kernel, whole_beside
+from tdjax.params.shared import joined_array, joined_entry, joined_weights, parted, parted_shift
 from tdjax.params.stored import check_storable
 from tdjax.params.storing import in_full, stored_tree
 from tdjax.params.tree import copied, join_path, layer_params, put, remove, split_path
 from tdjax.params.weighing import weights_of
 from tdjax.plan.layers import LEAF, is_weight, numbers_obstacle
 from tdjax.plan.plan import Plan, PlannedLayer
-from tdjax.plan.stage import CORRECTION
+from tdjax.plan.sharing import units_of
+from tdjax.plan.stage import CORRECTION, INPUT
 
 Params = Mapping[str, Any]
 
@@ -133,9 +135,9 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
     if options.correct_bias and options.moments is None:
         raise ValueError("factorize_params: correct_bias needs moments=")
 
+    units = units_of(plan.factorised)
     work = [
-        _work(layer_params(params, entry.layer.path), entry, weights, options.of_part(number))
-        for number, entry in enumerate(plan.factorised)
+        _work(params, unit, weights, options.of_part(number)) for number, unit in enumerate(units)
     ]
     devices = shared_devices([params, weights])
     on_a_cpu = {device.platform for device in devices} == {"cpu"}
@@ -145,12 +147,14 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
         return at_hand and is_by_numpy(own.entry)
 
     found = dealt(_factorised, work, devices, by_numpy, lambda own: own.entry.layer.size)
-    paths = (entry.layer.path for entry in plan.factorised)
-    return with_factors(params, plan, dict(zip(paths, found, strict=True)))
+    layers: dict[str, FactorisedLayer] = {}
+    for unit, own in zip(units, found, strict=True):
+        layers |= dict(zip((entry.layer.path for entry in unit), _apart(own, unit), strict=True))
+    return with_factors(params, plan, layers)
 
 
 class _Work(NamedTuple):
-    """What the factors of one layer are made from.
+    """What the factors of one layer are made from, or of layers that share an input factor.
 
     Arguments:
         array: that holds its kernel.
@@ -167,13 +171,30 @@ class _Work(NamedTuple):
 
 
 def _work(
-    own: Params, entry: PlannedLayer, weights: Mapping[str, Weights], options: Options
+    params: Params,
+    unit: Sequence[PlannedLayer],
+    weights: Mapping[str, Weights],
+    options: Options,
 ) -> _Work:
-    path, mean = entry.layer.path, None
-    if options.correct_bias and options.moments is not None and can_correct(entry, own):
-        mean = options.moments[path].mean
-    array = unboxed(own[entry.layer.storage.name])
-    return _Work(array, entry, weights.get(path), mean, options.key, options)
+    paths, mean = [entry.layer.path for entry in unit], None
+    own = [layer_params(params, path) for path in paths]
+    # What lies around the mean is what layers with biases have left; all of a group, or none.
+    if (
+        options.correct_bias
+        and options.moments is not None
+        and all(can_correct(entry, held) for entry, held in zip(unit, own, strict=True))
+    ):
+        mean = options.moments[paths[0]].mean
+    arrays = [
+        unboxed(held[entry.layer.storage.name]) for entry, held in zip(unit, own, strict=True)
+    ]
+    array, weight = arrays[0], weights.get(paths[0])
+    if len(unit) > 1:
+        layers = [entry.layer for entry in unit]
+        array = joined_array(arrays, layers)
+        if weight is not None:
+            weight = joined_weights([weights[path] for path in paths], layers)
+    return _Work(array, joined_entry(unit), weight, mean, options.key, options)
 
 
 class FactorisedLayer(NamedTuple):
@@ -187,6 +208,14 @@ class FactorisedLayer(NamedTuple):
 
     factors: Factors
     shift: Array | None
+
+
+def _apart(found: FactorisedLayer, unit: Sequence[PlannedLayer]) -> Sequence[FactorisedLayer]:
+    """What becomes of each of the layers that share an input factor."""
+    if len(unit) == 1:
+        return [found]
+    shifts = parted_shift(found.shift, unit)
+    return list(map(FactorisedLayer, parted(found.factors, unit), shifts))
 
 
 @on_any_mesh
@@ -272,6 +301,11 @@ def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
     for entry in plan.factorised:
         path, own = entry.layer.path, layer_params(params, entry.layer.path)
         names = [stage.name for stage in entry.stages]
+        problem = next(factor_problems(own, entry), None)
+        if entry.shares is not None:
+            lent = layer_params(params, entry.shares)
+            own = {**own, **{name: lent[name] for name in (INPUT,) if name in lent}}
+            names = [stage.name for stage in entry.chain.stages]
         missing = [name for name in names if name not in own]
         if missing:
             raise KeyError(f"layer {path!r} has no factors {', '.join(missing)}")
@@ -280,7 +314,6 @@ def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
         if entry.nonzeros:
             factors |= _correction(own.get(CORRECTION, {}), path)
             names.append(CORRECTION)
-        problem = next(factor_problems(own, entry), None)
         if problem is not None:
             raise ValueError(
                 f"layer {path!r}{problem}: pass the plan that the parameters were factorised by"
@@ -288,7 +321,8 @@ def dense_tree(params: Params, plan: Plan) -> dict[str, Any]:
         array = box_whole(stored, reconstruct_array(factors, entry), entry)
         put(result, path, {entry.layer.storage.name: array})
         for name in names:
-            remove(result, join_path(path, name))
+            if entry.shares is None or name != INPUT:
+                remove(result, join_path(path, name))
     return with_members(result, plan)
 
 

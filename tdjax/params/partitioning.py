@@ -62,8 +62,8 @@ def factor_names(kernel: Names, entry: PlannedLayer, stage: Stage) -> Names:
     window = len(entry.layer.kernel_shape) - 2
     outputs = window + _number_of_inputs(entry.layer)
     # The inputs of a split are fewer than those that are laid out along a name.
-    first = stage == entry.stages[0] and stage.groups == entry.layer.groups
-    last = stage == entry.stages[-1]
+    first = stage == entry.chain.stages[0] and stage.groups == entry.layer.groups
+    last = stage == entry.chain.stages[-1]
     return [
         *(kernel[axis] if axis in stage.axes else None for axis in range(window)),
         _merged(kernel[window:outputs]) if first else None,

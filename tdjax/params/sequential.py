@@ -36,6 +36,7 @@ from tdjax.params.storing import as_stored
 from tdjax.params.tree import layer_params
 from tdjax.params.weighing import output_weights
 from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.sharing import refuse_shared
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import Reading, call_arguments, split_arrays
 from tdjax.trace.marks import INPUT, Mark
@@ -78,6 +79,7 @@ def sequential(
         options: of the moments those of the gradients at the outputs.
         wanted: blocks, see `tdjax.params.blocks.blocks_of`.
     """
+    refuse_shared(FUNCTION, plan.layers)
     check_kernels(model.params, plan, options.key)
     outputs = output_weights(plan, options.moments)
     order, first = together(FUNCTION, lambda: _order(model, plan, batches))

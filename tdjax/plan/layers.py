@@ -181,6 +181,7 @@ class Inventory(NamedTuple):
         array_of: the array that holds a layer's kernel, or its shape alone.
         other_macs: multiply-accumulates for one example that belong to no layer.
         work: see `tdjax.plan.plan.Plan`.
+        same_inputs: paths of layers that read the same values, see `Plan.with_shared`.
     """
 
     layers: tuple[Layer, ...]
@@ -188,6 +189,7 @@ class Inventory(NamedTuple):
     array_of: Callable[[Layer], Any]
     other_macs: Count = 0
     work: Work | None = None
+    same_inputs: tuple[tuple[str, ...], ...] = ()
 
 
 def in_whole_numbers(model: Inventory) -> Inventory:

@@ -146,6 +146,7 @@ def _notes(entries: Sequence[PlannedLayer], folded: bool) -> list[str]:
     """What is said of single layers; folded, those of which the same is said share a line."""
     said = [(entry, f"kept dense: {entry.reason}") for entry in entries if entry.reason]
     said += [(entry, ways_text(entry.stages, entry.ways)) for entry in entries if entry.ways]
+    said += [(e, f"sharing the input factor of {e.shares}") for e in entries if e.shares]
     alike: dict[object, tuple[str, list[str]]] = {}
     for number, (entry, what) in enumerate(said):
         _, paths = alike.setdefault(what if folded else number, (what, []))

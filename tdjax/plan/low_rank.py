@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.formats import Format, GroupedLowRank, LowRank
 from tdjax.plan.form import FOLDS
-from tdjax.plan.stage import Chain, Stage, spanned
+from tdjax.plan.stage import INPUT, Chain, Stage, spanned
 
 
 def obstacle(window: Sequence[int], channels: int, splits: int, fold: str) -> str | None:
@@ -103,7 +103,7 @@ class LowRankChain(Chain):
         second = tuple(axis for axis in range(len(window)) if axis not in first)
         inner = groups * splits
         return (
-            Stage("input", (*spanned(window, first), c // splits, inner * rank), inner, first),
+            Stage(INPUT, (*spanned(window, first), c // splits, inner * rank), inner, first),
             Stage("output", (*spanned(window, second), splits * rank, t), groups, second),
         )
 

@@ -15,6 +15,7 @@ from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.predicted import Predicted
 from tdjax.plan.printing import Table, as_html, as_text, terminal_width
 from tdjax.plan.reading import (
+    FIFTH_VERSION,
     FOURTH_VERSION,
     PLAN_VERSION,
     SECOND_VERSION,
@@ -22,6 +23,7 @@ from tdjax.plan.reading import (
     read_plan,
     version_of,
 )
+from tdjax.plan.sharing import Group, sharing_problems, with_shared
 from tdjax.plan.timing import Profile, profile_calls
 from tdjax.plan.ways import check_way, ways_from
 from tdjax.plan.work import Count, Use, Work, exact
@@ -201,7 +203,42 @@ class Plan:
             dtypes = {entry.layer.path: dtypes for entry in self.factorised}
         made = {path: replace(self[path], dtype=own) for path, own in dtypes.items()}
         layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
+        for path, problem in sharing_problems(layers).items():
+            raise ValueError(f"layer {path!r}: {problem}")
         return replace(self, layers=layers)
+
+    def with_shared(self, groups: Sequence[Group], *, rank: int | None = None) -> Plan:
+        """The plan with one input factor for all layers of a group, which read the same input.
+
+        Such are query, key and value of one attention, gate and up of an MLP;
+        `tdjax.shared_inputs` finds them. Of their kernels side by side, [K_1 | K_2 | ...], one
+        decomposition A [B_1 | B_2 | ...] is made, in the norm of the input's moment and of each
+        output's own: the layers compute (x A) B_i. The first has A, which all of them read: it is
+        stored and trained once, and compiled programs multiply by it once.
+
+            >>> import tdjax
+            >>> layers = [tdjax.Layer(name, "dense", (64, 64)) for name in ("query", "key")]
+            >>> form = tdjax.Form("svd", (12,))
+            >>> plan = tdjax.Plan(tuple(tdjax.PlannedLayer(layer, form) for layer in layers))
+            >>> small = plan.with_shared([("query", "key")])
+            >>> plan.size, small.size, small["key"].ranks, small["key"].shares
+            (3072, 3072, (16,), 'query')
+
+        Arguments:
+            groups: paths of layers, each group's in any order, all planned as "svd" without splits
+                or sparse corrections.
+            rank: of each group; None for the largest at which it holds no more parameters than
+                its layers with factors of their own.
+
+        Raises KeyError for a path that is no layer's, ValueError for layers that do not read the
+        same input, as far as shapes tell, or have no plain factors, and for a rank out of range.
+        """
+        for path in (path for group in groups for path in group):
+            self[path]  # Raises KeyError that lists the paths there are.
+        made = with_shared({entry.layer.path: entry for entry in self.layers}, groups, rank)
+        layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
+        # What was predicted is for other factors.
+        return replace(self, layers=layers, predicted=None)
 
     def __getitem__(self, path: str) -> PlannedLayer:
         """The entry of one layer. Raises KeyError that lists the paths there are."""
@@ -293,6 +330,8 @@ class Plan:
         """
         found = read_plan(text)
         layers = tuple(PlannedLayer(*entry) for entry in found.entries)
+        for path, problem in sharing_problems(layers).items():
+            raise ValueError(f"not a plan: layer {path!r}: field 'shares': {problem}")
         return cls(
             layers, found.other, found.measured, found.other_macs, found.work, found.predicted
         )
@@ -309,6 +348,8 @@ def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
     if version < THIRD_VERSION:
         del layer["dilated"]
     later: dict[str, Any] = {"ways": entry.ways} if version >= FOURTH_VERSION else {}
-    if version >= PLAN_VERSION:
+    if version >= FIFTH_VERSION:
         later["dtype"] = entry.dtype
+    if version >= PLAN_VERSION:
+        later["shares"] = entry.shares
     return {"layer": layer, **form, "reason": entry.reason, **variant, **later}

@@ -9,6 +9,7 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.dtypes import FLOAT_BYTES, dtype_problem, stored_bytes
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
+from tdjax.plan.shared import form_problem, sharing_problem
 from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
 from tdjax.plan.ways import ways_problem
 from tdjax.plan.work import Count, exact
@@ -35,9 +36,11 @@ class PlannedLayer:
             rule chooses when the model is traced.
         dtype: how its factors, or its kernel, are stored, of `tdjax.plan.dtypes.DTYPES`; None for
             the numbers of the kernel as they are. See `Plan.with_dtypes`.
+        shares: the path of the layer whose input factor it reads, having none of its own; see
+            `Plan.with_shared`.
 
-    Raises ValueError for ways that the layer cannot be computed in, and for a dtype that it cannot
-    be stored in.
+    Raises ValueError for ways that the layer cannot be computed in, for a dtype that it cannot be
+    stored in, and for one that shares what it cannot.
     """
 
     layer: Layer
@@ -45,9 +48,14 @@ class PlannedLayer:
     reason: str | None = None
     ways: tuple[str, ...] = ()
     dtype: str | None = None
+    shares: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse ways and numbers that are none."""
+        if self.shares is not None:
+            wrong = sharing_problem(self.layer) or form_problem(self.form, self.dtype)
+            if wrong is not None:
+                raise ValueError(f"layer {self.layer.path!r}: {wrong}")
         problem = ways_problem(self.layer, self.stages, self.ways) if self.ways else None
         if problem is None and self.dtype is not None:
             problem = dtype_problem(
@@ -74,7 +82,8 @@ class PlannedLayer:
     @property
     def format(self) -> str:
         """The form in words: its method, and how it differs from the plain one."""
-        return "dense" if self.form is None else str(self.form)
+        form = "dense" if self.form is None else str(self.form)
+        return form if self.shares is None else f"{form} shared"
 
     @cached_property
     def chain(self) -> Chain:
@@ -85,8 +94,13 @@ class PlannedLayer:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The chain of thin layers that replaces it; empty where it is kept dense."""
-        return () if self.form is None else self.chain.stages
+        """The thin layers that it has in its place; empty where it is kept dense.
+
+        Those of its chain, but for an input factor that is another layer's.
+        """
+        if self.form is None:
+            return ()
+        return self.chain.stages if self.shares is None else self.chain.stages[1:]
 
     @property
     def correction(self) -> Stage | None:
@@ -103,7 +117,7 @@ class PlannedLayer:
         """Weight parameters afterwards, without the bias; of a sparse correction its nonzeros."""
         if self.form is None:
             return self.layer.size
-        return self.layer.copies * (self.chain.size + self.nonzeros)
+        return self.layer.copies * (sum(stage.size for stage in self.stages) + self.nonzeros)
 
     @property
     def bytes(self) -> int:
@@ -125,11 +139,14 @@ class PlannedLayer:
     def macs(self) -> Count:
         """Multiply-accumulates for one example afterwards.
 
-        Of a sparse correction those of its nonzeros, though a dense layer computes it.
+        Of a sparse correction those of its nonzeros, though a dense layer computes it. The product
+        with a shared input factor is counted with the layer that has it.
         """
-        if self.form is None:
-            return self.layer.macs
         layer = self.layer
+        if self.form is None:
+            return layer.macs
+        if self.shares is not None:
+            return exact(layer.positions * self.size)
         sparse = exact(layer.macs * layer.copies * self.nonzeros, max(layer.size, 1))
         return exact(sparse + layer.copies * self.chain.macs)
 

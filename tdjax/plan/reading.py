@@ -29,14 +29,17 @@ from tdjax.plan.dtypes import dtype_problem
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer, is_tied
 from tdjax.plan.predicted import Predicted, predicted_problem
+from tdjax.plan.shared import form_problem, sharing_problem
 from tdjax.plan.timing import Profile
 from tdjax.plan.ways import ways_problem
 from tdjax.plan.work import Count, Work
 
 # Plans whose products are all in layers stay as the first version wrote them, those without
 # conditions, fractions and dilated inputs as the second did, those that name no ways as the third,
-# those whose numbers are stored as they are as the fourth.
-FIRST_VERSION, SECOND_VERSION, THIRD_VERSION, FOURTH_VERSION, PLAN_VERSION = 1, 2, 3, 4, 5
+# those whose numbers are stored as they are as the fourth, those without shared factors as the
+# fifth.
+FIRST_VERSION, SECOND_VERSION, THIRD_VERSION, FOURTH_VERSION, FIFTH_VERSION = 1, 2, 3, 4, 5
+PLAN_VERSION = 6
 # Fields of an entry that plans of earlier versions lack, all their entries alike.
 LATER: tuple[dict[str, Any], ...] = (
     {"splits": Form.splits, "fold": Form.fold},
@@ -55,6 +58,7 @@ class ReadEntry(NamedTuple):
     reason: str | None
     ways: tuple[str, ...]
     dtype: str | None
+    shares: str | None
 
 
 class ReadPlan(NamedTuple):
@@ -125,6 +129,7 @@ class _Entry:
     nonzeros: int
     ways: tuple[str, ...]
     dtype: str | None
+    shares: str | None
 
 
 @dataclass(frozen=True)
@@ -149,14 +154,17 @@ _PLANS: Mapping[int, type[_FirstPlan]] = {
     SECOND_VERSION: _SecondPlan,
     THIRD_VERSION: _Plan,
     FOURTH_VERSION: _Plan,
+    FIFTH_VERSION: _Plan,
     PLAN_VERSION: _Plan,
 }
 
 
 def version_of(entries: Sequence[Any], other_macs: Count, work: Work | None) -> int:
     """The first version that can write a plan of such entries."""
-    if any(entry.dtype for entry in entries):
+    if any(entry.shares is not None for entry in entries):
         return PLAN_VERSION
+    if any(entry.dtype for entry in entries):
+        return FIFTH_VERSION
     if any(entry.ways for entry in entries):
         return FOURTH_VERSION
     if work is not None or _is_later(other_macs, [entry.layer for entry in entries]):
@@ -179,7 +187,11 @@ def _completed(layers: Any, version: int) -> Any:
     for absent in LATER:
         if all(absent.keys().isdisjoint(entry) for entry in layers):
             layers = [{**absent, **entry} for entry in layers]
-    for first, absent in ((FOURTH_VERSION, {"ways": []}), (PLAN_VERSION, {"dtype": None})):
+    for first, absent in (
+        (FOURTH_VERSION, {"ways": []}),
+        (FIFTH_VERSION, {"dtype": None}),
+        (PLAN_VERSION, {"shares": None}),
+    ):
         if version < first:
             for name in absent:
                 if any(name in entry for entry in layers):
@@ -289,7 +301,8 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
         if own.ways:
             raise ValueError(f"field '{where}.method' is null, but the layer has ways")
         _check_dtype(own, where)
-        return ReadEntry(own.layer, None, own.reason, (), own.dtype)
+        _check_shares(own, None, where)
+        return ReadEntry(own.layer, None, own.reason, (), own.dtype, None)
     if own.reason is not None or own.layer.obstacle is not None:
         raise ValueError(f"field '{where}.method': {own.method!r}, but the layer is kept dense")
     if 0 in own.layer.kernel_shape:
@@ -299,11 +312,19 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
         _check_form(own.layer, read)
     except ValueError as error:
         raise ValueError(f"field {where!r}: {error}") from error
+    _check_shares(own, read, where)
     wrong = ways_problem(own.layer, chain_of(own.layer, read).stages, own.ways)
     if wrong is not None:
         raise ValueError(f"field '{where}.ways': {wrong}")
     _check_dtype(own, where)
-    return ReadEntry(own.layer, read, None, own.ways, own.dtype)
+    return ReadEntry(own.layer, read, None, own.ways, own.dtype, own.shares)
+
+
+def _check_shares(own: _Entry, form: Form | None, where: str) -> None:
+    if own.shares is not None:
+        wrong = sharing_problem(own.layer) or form_problem(form, own.dtype)
+        if wrong is not None:
+            raise ValueError(f"field '{where}.shares': {wrong}")
 
 
 def _check_dtype(own: _Entry, where: str) -> None:

@@ -32,6 +32,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 # The name of a layer's sparse correction, beside the stages of its chain.
 CORRECTION = "sparse"
+# The name of the stage that takes a layer's inputs, in chains that have one.
+INPUT = "input"
 
 Kernels = Mapping[str, Float[Array, "*_"]]
 

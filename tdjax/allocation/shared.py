@@ -1,0 +1,178 @@
+"""Layers that share an input factor against layers with factors of their own, in one budget.
+
+A group that shares is to the budget one layer, its members' matrices side by side, whose loss is
+known at every rank as any layer's is. Which groups share is searched for: from none and from all,
+one group after the other is changed as long as that helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tdjax.allocation.problem import Problem
+from tdjax.moments.collect import LayerMoments
+from tdjax.params.kernels import Weights
+from tdjax.params.shared import joined_array, joined_weights
+from tdjax.plan.dtypes import FLOAT32
+from tdjax.plan.layers import Layer
+from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.shared import group_problem, joined
+from tdjax.plan.sharing import shared
+
+# A plan, and how good it is: the less the better.
+Solved = tuple[Plan, float]
+Solve = Callable[[Problem], Solved]
+Group = tuple[Layer, ...]
+# How often all groups are gone through.
+ROUNDS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Sharing:
+    """A problem, and the groups of its layers that may share.
+
+    Arguments:
+        problem: of the layers each by itself.
+        groups: of free layers that no rule is for.
+    """
+
+    problem: Problem
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def joint(self) -> Problem:
+        """The problem of all groups, each as one layer."""
+        layers = tuple(map(joined, self.groups))
+        moments = {
+            layer.path: self._moments(group)
+            for layer, group in zip(layers, self.groups, strict=True)
+        }
+        model = self.problem.model._replace(layers=layers, array_of=self._array_of)
+        # How numbers are stored is the same for all that share.
+        options = self.problem.options._replace(dtypes=(FLOAT32,))
+        return replace(self.problem, model=model, rules={}, moments=moments, options=options)
+
+    def of(self, which: frozenset[int]) -> Problem:
+        """The problem in which the groups of these numbers share."""
+        joint, problem, layers = self.joint, self.problem, list[Layer]()
+        sharing = {own.path: number for number in which for own in self.groups[number]}
+        for layer in problem.model.layers:
+            number = sharing.get(layer.path)
+            if number is None:
+                layers.append(layer)
+            elif layer == self.groups[number][0]:
+                layers.append(joint.model.layers[number])
+        model = problem.model._replace(layers=tuple(layers), array_of=self._array_of)
+        moments = {**(problem.moments or {}), **(joint.moments or {})}
+        found = replace(problem, model=model, moments=moments)
+        paths = [layer.path for layer in layers]
+        # What is known of all layers is not measured again.
+        for name in ("layers", "predicted"):
+            known = {**getattr(problem, name), **getattr(joint, name)}
+            vars(found)[name] = {path: known[path] for path in paths if path in known}
+        return found
+
+    def check(self, plan: Plan) -> None:
+        """Refuse, with a ValueError, a plan that stores a group in fewer bits."""
+        paths = {joined(group).path for group in self.groups}
+        for entry in plan.layers:
+            if entry.layer.path in paths and entry.dtype is not None:
+                raise ValueError(
+                    "allocate: shared input factors are stored in the numbers of the kernels: pass "
+                    "dtypes=('float32',), or leave out shared"
+                )
+
+    def apart(self, plan: Plan) -> Plan:
+        """A plan of the model's own layers, from one in which some are groups."""
+        groups = {joined(group).path: group for group in self.groups}
+        made: dict[str, PlannedLayer] = {}
+        for entry in plan.layers:
+            group = groups.get(entry.layer.path)
+            if group is None:
+                made[entry.layer.path] = entry
+                continue
+            own = [PlannedLayer(layer, reason=entry.reason) for layer in group]
+            if entry.form is not None:
+                own = shared(own, *entry.form.ranks)
+            made |= {one.layer.path: one for one in own}
+        return replace(plan, layers=tuple(made[own.path] for own in self.problem.model.layers))
+
+    def _array_of(self, layer: Layer) -> Any:
+        for group in self.groups:
+            if joined(group).path == layer.path:
+                return joined_array([self.problem.model.array_of(own) for own in group], group)
+        return self.problem.model.array_of(layer)
+
+    def _moments(self, group: Group) -> LayerMoments:
+        own = [(self.problem.moments or {})[layer.path] for layer in group]
+        weights = joined_weights([Weights(one.inputs, one.outputs) for one in own], group)
+        return replace(own[0], outputs=weights.outputs)
+
+
+def sharing_of(problem: Problem, groups: Sequence[Sequence[str]]) -> Sharing:
+    """The groups of a problem's layers that may share, by their paths.
+
+    Layers that rules are for, and those that are left dense in any case, share with none.
+
+    Raises KeyError for a path that is no layer's, ValueError for layers that do not read the same
+    input, as far as shapes tell, and for layers in two groups.
+    """
+    layers = {layer.path: layer for layer in problem.model.layers}
+    seen: set[str] = set()
+    found = []
+    for paths in groups:
+        if isinstance(paths, str):
+            raise TypeError(f"allocate: shared: a group is a sequence of paths, got {paths!r}")
+        for path in paths:
+            if path not in layers:
+                raise KeyError(f"allocate: shared: no layer {path!r}")
+            if path in seen:
+                raise ValueError(f"allocate: shared: layer {path!r} is in two groups")
+            seen.add(path)
+        group = tuple(layer for path, layer in layers.items() if path in set(paths))
+        wrong = group_problem(group)
+        if wrong is not None:
+            raise ValueError(f"allocate: shared: {wrong}")
+        free = tuple(own for own in group if own.path in problem.free)
+        free = tuple(own for own in free if own.path not in problem.rules)
+        if len(free) > 1:
+            found.append(free)
+    return Sharing(problem, tuple(found))
+
+
+def best_sharing(sharing: Sharing, solve: Solve) -> Plan:
+    """The best plan that is found. Raises ValueError where there is none.
+
+    Arguments:
+        solve: the best plan of a problem; raises ValueError where there is none.
+    """
+    known: dict[frozenset[int], Solved | ValueError] = {}
+
+    def solved(which: frozenset[int]) -> float:
+        if which not in known:
+            try:
+                found = solve(sharing.of(which))
+                sharing.check(found[0])
+                known[which] = found
+            except ValueError as error:
+                known[which] = error
+        best = known[which]
+        return np.inf if isinstance(best, ValueError) else best[1]
+
+    numbers = frozenset(range(len(sharing.groups)))
+    best = min((frozenset[int](), numbers), key=solved)
+    for _ in range(ROUNDS):
+        before = best
+        for number in sorted(numbers):
+            best = min(best, best ^ {number}, key=solved)
+        if best == before:
+            break
+    found = known[best]
+    if isinstance(found, ValueError):
+        raise found
+    return sharing.apart(found[0])

@@ -1,0 +1,49 @@
+"""Which layers read the same value, as the program of a traced model says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr
+
+from tdjax.plan.layers import Layer
+from tdjax.plan.shared import group_problem, sharing_problem
+from tdjax.trace.marks import INPUT, mark_p
+from tdjax.trace.programs import calls_of
+from tdjax.trace.trace import Trace
+
+# A value by the ids of its program and of its variable there.
+Value = tuple[int, int]
+
+
+def same_inputs(traced: Trace) -> tuple[tuple[str, ...], ...]:
+    """Paths of the layers that read the same values in all of their calls, two or more together.
+
+    Those alone that can share an input factor. All are called inside the same programs of the
+    trace, so that no transformation is around one of them alone.
+    """
+    values: dict[int, Value] = {}
+    _note(traced.jaxpr, values)
+    reads: dict[str, set[Value]] = defaultdict(set)
+    for number, made in traced.calls.items():
+        if number in values:
+            reads[made.layer.path].add(values[number])
+    alike: dict[Any, list[Layer]] = defaultdict(list)
+    for path, layer in traced.layers.items():
+        if path in reads and sharing_problem(layer) is None:
+            alike[frozenset(reads[path])].append(layer)
+    groups = (own for own in alike.values() if group_problem(own) is None)
+    return tuple(tuple(layer.path for layer in own) for own in groups)
+
+
+def _note(program: ClosedJaxpr, values: dict[int, Value]) -> None:
+    """Note for every call what goes into it."""
+    for eqn in program.jaxpr.eqns:
+        if eqn.primitive is mark_p:
+            if eqn.params["end"] == INPUT:
+                values[eqn.params["number"]] = id(program.jaxpr), id(eqn.invars[0])
+            continue
+        calls = calls_of(eqn)
+        for called in () if calls is None else calls.programs:
+            _note(called.program, values)
