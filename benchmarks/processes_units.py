@@ -35,8 +35,11 @@ RUN = flags.DEFINE_string("run", None, "A work directory of the digits study.")
 PROCESSOR = flags.DEFINE_float("processor", 1.0, "What the run had of a processor, 0 to 1.")
 FILE = Path(__file__).with_name("processes_units.json")
 
-# What a unit is of, the coarsest first.
+# What a unit is of, the coarsest first: all of the decompositions and of their fine-tuning.
 GRAINS = ("layer", "method", "compression", "run")
+# As it is built: decompositions by (network, layer, method), then fine-tuning by what is tuned side
+# by side: on CPU a run, else all runs of a compression.
+BUILT = "built"
 # Examples of CIFAR-10 that are trained on, and that are measured.
 TRAINED, MEASURED = 45_000, 5_000 + 10_000
 # Floating-point operations a second that one accelerator sustains on small images, and seconds to
@@ -138,6 +141,9 @@ def digits(found: Mapping[str, Any], grain: str) -> Study:
                 choices = len(protocol.compressions)
                 seconds = after / records * runs * choices + each / len(protocol.methods)
                 compiling = _more(before, after) + first / len(protocol.methods)
+                if grain == BUILT:
+                    shares = (after / records * runs * choices / seconds, _more(before, after))
+                    ...
                 whole = Unit(number, f"{layer} {method}", seconds, compiling)
                 units += _cut(whole, grain, choices, runs)
     if grain == GRAINS[0]:
