@@ -126,7 +126,7 @@ def digits(found: Mapping[str, Any], grain: str) -> Study:
     from configs.digits import get_config
 
     protocol = read_fields(Protocol, get_config().to_dict())
-    units = []
+    units: list[Unit] = []
     for number in range(protocol.networks):
         for layer in protocol.layers:
             own = found["layers"][layer]
@@ -174,7 +174,7 @@ def resnet18(
     protocol = read_fields(Protocol, get_config().to_dict())
     work = Work(protocol.train.epochs, protocol.finetune.epochs, 0.0, MEASURED / (STEP * TRAINED))
     epoch = TRAINED * STEP * OPERATIONS * multiply_accumulates() / rate
-    choices, units = len(protocol.compressions), []
+    choices, units = len(protocol.compressions), list[Unit]()
     for number in range(protocol.networks):
         for layer in protocol.layers:
             for method in protocol.methods:

@@ -181,7 +181,7 @@ def _ends(processes: list[Any], after: Mapping[int, float]) -> list[float]:
         rest = max(0.0, min(due) - time.monotonic()) if due else None
         ended = wait(list(running), rest)
         for sentinel in ended:
-            ends[running.pop(sentinel)] = time.monotonic()  # type: ignore[call-overload]
+            ends[running.pop(sentinel)] = time.monotonic()
         if due and min(due) <= time.monotonic():
             processes[due.pop(min(due))].kill()
     for process in processes:
