@@ -1,7 +1,9 @@
 """Processes that take units of work by leases, simulated event by event.
 
 A unit is taken by one process at a time, the first that is free. A unit of a network is free once
-that network is trained, which is a unit of its own; who finds nothing looks again after a while.
+that network is trained, which is a unit of its own, or once another unit is done that it needs, as
+a decomposition is by its fine-tuning; who finds nothing looks again after a while. A process goes
+on with what needs the same as what it did last, or that itself; else with the first that is free.
 A lease is renewed while its owner lives, and taken over when nobody has renewed it for so long, as
 whoever waits sees it; what the owner had done of the unit is lost, of a training what came after
 its last checkpoint. A process that dies is started again after a while.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -27,12 +30,15 @@ class Unit(NamedTuple):
         program: what is compiled for it; another unit of this name needs no more compiling.
         seconds: of work, once compiled.
         compiling: seconds, where it is compiled.
+        needs: the place, among the units of the study, of one before it that must be done; None for
+            none but the training.
     """
 
     network: int
     program: str
     seconds: float
     compiling: float = 0.0
+    needs: int | None = None
 
 
 class Study(NamedTuple):
@@ -116,6 +122,7 @@ class _Process:
         free: when it can begin to work, after start and compiling.
         programs: that it has in memory.
         place: of the unit from which on it looks for another.
+        course: the place of the unit whose fine-tuning it goes on with, if there is more; or None.
     """
 
     number: int
@@ -126,6 +133,7 @@ class _Process:
     since: float = 0.0
     free: float = 0.0
     programs: set[str] = field(default_factory=set)
+    course: int | None = None
 
 
 class _Simulation:
@@ -137,9 +145,15 @@ class _Simulation:
         self.left = [unit.seconds for unit in self.all]
         # What can be taken, in its order.
         self.open = list(range(len(study.trainings)))
-        self.waiting: dict[int, list[int]] = {unit.network: [] for unit in study.trainings}
+        # By the place of what they need.
+        self.waiting: dict[int, list[int]] = {}
+        trained = {unit.network: place for place, unit in enumerate(study.trainings)}
         for place in range(len(study.trainings), len(self.all)):
-            self.waiting[self.all[place].network].append(place)
+            self.waiting.setdefault(self._needed(place, trained), []).append(place)
+        # Of fine-tuning; a training is followed by whatever is first.
+        self.behind = {
+            place: tuple(own) for place, own in self.waiting.items() if place >= len(trained)
+        }
         # When each program is in the shared cache.
         self.compiled: dict[str, float] = {}
         self.abandoned: set[int] = set()
@@ -152,6 +166,11 @@ class _Simulation:
             _Process(k, first + k * len(study.units) // processes) for k in range(processes)
         ]
         self.outcome = Outcome(processes)
+
+    def _needed(self, place: int, trained: Mapping[int, int]) -> int:
+        """The place of what a unit needs."""
+        needs = self.all[place].needs
+        return trained[self.all[place].network] if needs is None else needs + len(trained)
 
     def run(self) -> Outcome:
         """To the end of the last unit."""
@@ -182,7 +201,7 @@ class _Simulation:
     def _born(self, process: _Process, now: float) -> None:
         self.outcome.dead += now - process.since
         process.alive, process.since, process.unit = True, now, None
-        process.programs = set()
+        process.programs, process.course = set(), None
         process.free = now + self.random.uniform(*self.how.start)
         if self.how.deaths:
             self._at(now + self.random.expovariate(self.how.deaths / HOUR), "dies", process.number)
@@ -204,12 +223,27 @@ class _Simulation:
     def _taken(self, process: _Process) -> int:
         """The next unit for a process: a training, where there is one."""
         start = 0
-        if self.how.spread and self.open[0] >= len(self.study.trainings):
+        if (own := self._goes_on(process)) is not None:
+            start = own
+        elif self.how.spread and self.open[0] >= len(self.study.trainings):
             start = bisect.bisect_left(self.open, process.place) % len(self.open)
         place = self.open.pop(start)
         if self.how.spread and place >= len(self.study.trainings):
             process.place = place
+        needs = self.all[place].needs
+        process.course = place if needs is None else needs + len(self.study.trainings)
         return place
+
+    def _goes_on(self, process: _Process) -> int | None:
+        """Which of the open units needs what this process goes on with; None for none."""
+        if process.course is None:
+            return None
+        behind = self.behind.get(process.course, ())
+        for place in behind:
+            found = bisect.bisect_left(self.open, place)
+            if found < len(self.open) and self.open[found] == place:
+                return found
+        return None
 
     def _compiling(self, process: _Process, unit: Unit, now: float) -> float:
         """Seconds until a process has the program of a unit."""
@@ -226,7 +260,6 @@ class _Simulation:
         assert process.unit is not None
         self._spent(process, now)
         place, process.unit = process.unit, None
-        unit = self.all[place]
         self.undone -= 1
         if place < len(self.study.trainings):
             # What they waited for until now.
@@ -234,8 +267,8 @@ class _Simulation:
                 if other.alive:
                     self._spent(other, now)
             self.untrained -= 1
-            for behind in self.waiting.pop(unit.network):
-                bisect.insort(self.open, behind)
+        for behind in self.waiting.pop(place, ()):
+            bisect.insort(self.open, behind)
         process.free = now
         if self.undone:
             self._looks(process, now)
@@ -285,8 +318,8 @@ def simulated(
 ) -> Outcome:
     """What N processes make of a study.
 
-    Raises ValueError for no process, no unit, a time that is no number of seconds, or a unit of a
-    network that nobody trains.
+    Raises ValueError for no process, no unit, a time that is no number of seconds, a unit of a
+    network that nobody trains, or that needs one which is not before it.
     """
     how = Circumstances() if how is None else how
     if processes < 1:
@@ -302,6 +335,9 @@ def simulated(
     for unit in study.units:
         if unit.network not in trained:
             raise ValueError(f"simulated: nobody trains network {unit.network} of {study.name}")
+    for place, unit in enumerate(study.units):
+        if unit.needs is not None and not 0 <= unit.needs < place:
+            raise ValueError(f"simulated: unit {place} needs {unit.needs}, which is not before it")
     return _Simulation(study, processes, how, seed).run()
 
 
@@ -314,7 +350,10 @@ def bounds(study: Study, processes: int, how: Circumstances) -> dict[str, float]
     seconds = sorted(unit.seconds for unit in study.units)
     rounds = -(-len(seconds) // processes)
     trained = {unit.network: unit.seconds for unit in study.trainings}
-    chains = [trained[unit.network] + unit.seconds for unit in study.units]
+    chains: list[float] = []
+    for unit in study.units:
+        before = trained[unit.network] if unit.needs is None else chains[unit.needs]
+        chains.append(before + unit.seconds)
     first = min(trained.values(), default=0.0)
     start = how.start[0]
     return {

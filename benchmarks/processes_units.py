@@ -35,12 +35,16 @@ RUN = flags.DEFINE_string("run", None, "A work directory of the digits study.")
 PROCESSOR = flags.DEFINE_float("processor", 1.0, "What the run had of a processor, 0 to 1.")
 FILE = Path(__file__).with_name("processes_units.json")
 
-# What a unit is of, the coarsest first.
+# What a unit is of, the coarsest first: all of the decompositions and of their fine-tuning.
 GRAINS = ("layer", "method", "compression", "run")
+# As it is built: decompositions by (network, layer, method), then fine-tuning by what is tuned side
+# by side: on CPU a run, else all runs of a compression.
+BUILT = "built"
 # Examples of CIFAR-10 that are trained on, and that are measured.
 TRAINED, MEASURED = 45_000, 5_000 + 10_000
-# Floating-point operations a second that one accelerator sustains on small images, and seconds to
-# compile a program of ResNet-18: both assumed.
+# Floating-point operations a second that one accelerator sustains on small images, and seconds
+# to compile the programs of a layer and method of ResNet-18, half of them for decomposing and
+# measuring: all assumed.
 RATE, COMPILING = 2e13, 60.0
 # A step of a training goes forward and back; a multiply-accumulate is two operations.
 STEP, OPERATIONS = 3, 2
@@ -48,29 +52,24 @@ STEP, OPERATIONS = 3, 2
 
 def studies() -> Iterator[tuple[str, Study, Circumstances]]:
     """Each with what its units are, and how they are taken."""
-    times, as_is, spread = (
-        json.loads(FILE.read_text("utf-8")),
-        Circumstances(),
-        Circumstances(spread=True),
-    )
-    layer, method, compression, run = GRAINS
-    small = f"(network, {layer}, {method}, {compression})"
-    yield f"digits, units of (network, {layer}, {method})", digits(times, method), as_is
-    resnet = "ResNet-18 on CIFAR-10, units of"
-    yield f"{resnet} (network, {layer}, {method})", resnet18(method), as_is
-    yield f"{resnet} {small}", resnet18(compression), as_is
-    yield f"{resnet} (network, {layer}, {method}, {compression}, {run})", resnet18(run), as_is
-    yield f"{resnet} {small}, spread", resnet18(compression), spread
-    yield (
-        f"{resnet} {small}, spread, each network trained on 8 accelerators",
-        resnet18(compression, side_by_side=8),
-        spread,
-    )
-    yield (
-        f"{resnet} {small}, spread, the networks trained before",
-        resnet18(compression, trained=True),
-        spread,
-    )
+    times, as_is = json.loads(FILE.read_text("utf-8")), Circumstances()
+    spread = Circumstances(spread=True)
+    yield "digits, units as they are built", digits(times, BUILT), as_is
+    for grain in GRAINS[1:]:
+        yield f"digits, {_told(grain)}", digits(times, grain), as_is
+    name = "ResNet-18 on CIFAR-10"
+    yield f"{name}, units as they are built", resnet18(BUILT), as_is
+    for grain in GRAINS[1:]:
+        yield f"{name}, {_told(grain)}", resnet18(grain), as_is
+    small = f"{name}, {_told(GRAINS[2])}, spread"
+    yield small, resnet18(GRAINS[2]), spread
+    built = f"{name}, units as they are built"
+    yield f"{built}, a network trained by 8", resnet18(BUILT, side_by_side=8), as_is
+    yield f"{built}, networks trained before", resnet18(BUILT, trained=True), as_is
+
+
+def _told(grain: str) -> str:
+    return f"units of (network, {', '.join(GRAINS[: GRAINS.index(grain) + 1])})"
 
 
 def measured(lines: Iterable[str], processor: float = 1.0) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def digits(found: Mapping[str, Any], grain: str) -> Study:
     from configs.digits import get_config
 
     protocol = read_fields(Protocol, get_config().to_dict())
-    units = []
+    units: list[Unit] = []
     for number in range(protocol.networks):
         for layer in protocol.layers:
             own = found["layers"][layer]
@@ -139,7 +138,13 @@ def digits(found: Mapping[str, Any], grain: str) -> Study:
                 seconds = after / records * runs * choices + each / len(protocol.methods)
                 compiling = _more(before, after) + first / len(protocol.methods)
                 whole = Unit(number, f"{layer} {method}", seconds, compiling)
-                units += _cut(whole, grain, choices, runs)
+                if grain == BUILT:
+                    share = each / len(protocol.methods) / seconds
+                    compiled = first / len(protocol.methods) / compiling if compiling else 0.0
+                    # One is fine-tuned at a time.
+                    units += _built(whole, len(units), share, compiled, choices * runs)
+                else:
+                    units += _cut(whole, grain, choices, runs)
     if grain == GRAINS[0]:
         units = _merged(units, len(protocol.methods))
     # The second network compiles nothing.
@@ -169,14 +174,18 @@ def resnet18(
     protocol = read_fields(Protocol, get_config().to_dict())
     work = Work(protocol.train.epochs, protocol.finetune.epochs, 0.0, MEASURED / (STEP * TRAINED))
     epoch = TRAINED * STEP * OPERATIONS * multiply_accumulates() / rate
-    choices, units = len(protocol.compressions), []
+    choices, units = len(protocol.compressions), list[Unit]()
     for number in range(protocol.networks):
         for layer in protocol.layers:
             for method in protocol.methods:
                 runs = protocol.runs_of(method)
                 record = epoch * (work.of("compressed") + work.of("finetuned"))
                 whole = Unit(number, f"{layer} {method}", record * runs * choices, COMPILING)
-                units += _cut(whole, grain, choices, runs)
+                if grain == BUILT:
+                    share = work.of("compressed") / (work.of("compressed") + work.of("finetuned"))
+                    units += _built(whole, len(units), share, 0.5, choices)
+                else:
+                    units += _cut(whole, grain, choices, runs)
     if grain == GRAINS[0]:
         units = _merged(units, len(protocol.methods))
     seconds = epoch * (work.train + work.of("baseline")) / side_by_side
@@ -203,6 +212,26 @@ def _cut(whole: Unit, grain: str, choices: int, runs: int) -> list[Unit]:
     """Those of a (network, layer, method); they share its programs."""
     parts = {GRAINS[2]: choices, GRAINS[3]: choices * runs}.get(grain, 1)
     return [whole._replace(seconds=whole.seconds / parts)] * parts
+
+
+def _built(whole: Unit, place: int, share: float, compiled: float, parts: int) -> list[Unit]:
+    """The decomposition of a (network, layer, method), and its fine-tuning in equal parts.
+
+    Arguments:
+        place: of the first of these units among all.
+        share: of the seconds, what decomposing and measuring take; `compiled` of the compiling.
+    """
+    first = whole._replace(
+        program=f"{whole.program}, decomposed",
+        seconds=whole.seconds * share,
+        compiling=whole.compiling * compiled,
+    )
+    tuned = whole._replace(
+        seconds=whole.seconds * (1 - share) / parts,
+        compiling=whole.compiling * (1 - compiled),
+        needs=place,
+    )
+    return [first, *[tuned] * parts]
 
 
 def _merged(units: list[Unit], number: int) -> list[Unit]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 from experiments.workdir.places import BESIDE
-from experiments.workdir.stops import undone
+from experiments.workdir.stops import WITH_INPUT, undone
 
 # Seconds between two looks at the processes, and that they have to end when they are stopped.
 PAUSE, PATIENCE = 0.1, 5.0
@@ -21,12 +21,12 @@ PAUSE, PATIENCE = 0.1, 5.0
 def launch(count: int, arguments: Sequence[str]) -> None:
     """Start `experiments.main` so many times with these flags, and wait for all.
 
-    One that ends with an error has told it; the others go on with its work.
+    One that ends with an error has told it; the others go on with its work. All end with this one.
 
     Raises RuntimeError where none came to the end of the work.
     """
     command = [sys.executable, "-m", "experiments.main", *arguments, "--processes=1"]
-    environment = {**os.environ, BESIDE: str(count)}
+    environment = {**os.environ, BESIDE: str(count), WITH_INPUT: "1"}
     processes: list[subprocess.Popen[bytes]] = []
     with undone(partial(_stop, processes)):
         for number in range(count):
@@ -34,7 +34,8 @@ def launch(count: int, arguments: Sequence[str]) -> None:
                 subprocess.Popen(
                     [*command, f"--process={number}/{count}"],
                     env=environment,
-                    stdin=subprocess.DEVNULL,
+                    # Closed when this process ends, however that comes about.
+                    stdin=subprocess.PIPE,
                     # What it prints is printed once, for all.
                     stdout=subprocess.DEVNULL,
                 )
@@ -68,3 +69,6 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in running:
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        if process.stdin is not None:
+            process.stdin.close()

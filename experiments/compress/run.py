@@ -18,7 +18,7 @@ from experiments.compress.settings import SCHEMA, Compress, Trial, enumerate_tri
 from experiments.data import rows
 from experiments.network.arrays import array_of
 from experiments.network.baseline import baseline_record
-from experiments.network.calibrate import Batch
+from experiments.network.calibrate import Batch, Calibration
 from experiments.network.compressed import (
     FROBENIUS,
     SEQUENTIAL,
@@ -30,14 +30,14 @@ from experiments.network.compressed import (
 from experiments.network.forward import Variables
 from experiments.network.network import Network
 from experiments.network.refine import check_refine
-from experiments.network.train_on import moments_for
+from experiments.network.train_on import moments_file, moments_for
 from experiments.runner import Experiment, baseline, finish, measure
 from experiments.workdir.devices import here
 from experiments.workdir.fields import FieldError
 from experiments.workdir.journal import Journal
 from experiments.workdir.places import Place
 from experiments.workdir.record_fields import Identity
-from experiments.workdir.threads import Further, Records, Units, last_units
+from experiments.workdir.threads import Further, Records, Unit, Units, last_units
 from experiments.workdir.work import Work, begin
 from tdjax.allocation.limits import TOLERANCE
 from tdjax.allocation.measures import operator_bound
@@ -179,14 +179,38 @@ def _measure(
     describe = partial(baseline_record, network, subsets=("test",))
     model = yield from baseline(work, network, "baseline", describe)
     models.append(model)
-    units = []
+    units, calibrations = [], set()
     for trial in trials:
         names = _names(work.journal, settings, trial)
         if not work.journal.holds(names):
             kinds = [kind for kind, *_ in names]
             made = partial(_made, network, settings, model, trial, kinds, work.workdir)
             units.append(work.unit(f"trial {trial.name}", names, partial(_tried, made)))
+            calibrations.add(trial.calibration)
+    folder = work.workdir / "moments"
+    # What many trials need is made by one process each, before all of them.
+    yield Units(
+        [
+            _moments_unit(network, settings, model, calibration, folder)
+            for calibration in sorted(calibrations)
+            if calibration.images
+        ]
+    )
     yield last_units(units)
+
+
+def _moments_unit(
+    network: Network, settings: Compress, model: Variables, calibration: Calibration, folder: Path
+) -> Unit:
+    """The moments of the uncompressed network on a calibration, in their file."""
+
+    def work() -> Iterator[Records]:
+        batches = batches_for(network, settings, calibration)
+        moments_for(network, here(model), batches, calibration, folder, gradients=True)
+        yield []
+
+    is_done = moments_file(calibration, folder).exists
+    return Unit(f"moments on {calibration}", is_done, work)
 
 
 def _tried(made: Callable[[], Records], _: Journal) -> Iterator[Records]:

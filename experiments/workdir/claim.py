@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 from experiments.workdir.fields import read_fields
-from experiments.workdir.files import naming, read_json
+from experiments.workdir.files import naming, read_json, writable
 from experiments.workdir.processes import Process, this_process
 from experiments.workdir.pulse import FIRST, SILENCE, Watch, beat, following
 from experiments.workdir.stops import undone
@@ -150,11 +150,12 @@ def in_use(workdir: Path, doing: str = "") -> Iterator[Held]:
     only is waited for.
 
     Raises InUseError, which says who uses it and what to do, and ValueError for what cannot be a
-    folder.
+    folder, or is one that nothing can be written to.
     """
     with naming(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    held = wait_for(workdir / FILE, new_claim(doing), Watch())
+    with writable(workdir):
+        held = wait_for(workdir / FILE, new_claim(doing), Watch())
     with undone(held.release):
         # Rights to take over from those before, which nobody can use any more.
         for right in workdir.glob(f"{BESIDE}after-*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 
 from experiments.workdir.processes import start_of
 from tdjax.files import open_regular, writer_of
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -32,6 +35,23 @@ def naming(workdir: Path) -> Iterator[None]:
         elif str(error.filename) != str(workdir):
             problem = f"{error.filename}: {problem}"
         raise ValueError(f"workdir {workdir}: {problem}; use another workdir") from error
+
+
+@contextmanager
+def writable(workdir: Path) -> Iterator[None]:
+    """A block that writes the first file to a work directory.
+
+    Raises ValueError that names it where nothing can be written to it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise ValueError(
+            f"workdir {workdir}: nothing can be written to it ({error.strerror}); make it "
+            "writable, or use another workdir"
+        ) from error
 
 
 def page_of(workdir: Path) -> Path:

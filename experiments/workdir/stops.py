@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 # With the names that people know them by.
 STOPS = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "the end of the terminal"}
 
+# Where it is set, a process ends when its standard input does, which what started it holds open.
+WITH_INPUT = "EXPERIMENTS_END_WITH_INPUT"
+
 # What is to be undone where the process ends before it comes to it, in the order of its beginning.
 _pending: dict[object, Callable[[], None]] = {}
 
@@ -51,6 +54,20 @@ def answer_signals() -> None:
     threading.Thread(target=_wait, args=(reading, known), daemon=True).start()
 
 
+def end_with_input() -> None:
+    """From now on end this process as Ctrl-C does when its standard input ends, if that was asked.
+
+    Whoever started it holds the other end of that pipe: its end, even by `kill -9`, closes it.
+    """
+    # Not what this process starts in turn: for that, there is no input.
+    if os.environ.pop(WITH_INPUT, "") == "":
+        return
+    held, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    threading.Thread(target=_wait_for_end, args=(held,), daemon=True).start()
+
+
 def end(status: int, line: str) -> None:
     """End this process at once, whatever its threads do: with a last line on standard error."""
     for stream, text in ((sys.stdout, ""), (sys.stderr, f"{line}\n")):
@@ -67,10 +84,20 @@ def end(status: int, line: str) -> None:
 def _wait(reading: int, known: dict[int, str]) -> None:
     while (number := os.read(reading, 1)[0]) not in known:
         pass
+    _end_stopped(128 + number, known[number])
+
+
+def _wait_for_end(held: int) -> None:
+    while os.read(held, 1):
+        pass
+    _end_stopped(129, "the end of what started it")
+
+
+def _end_stopped(status: int, by: str) -> None:
     # A progress bar may stand there.
     start = "\n" if "tqdm" in sys.modules else ""
     end(
-        128 + number,
-        f"{start}stopped by {known[number]}: start the same command again to go on; "
+        status,
+        f"{start}stopped by {by}: start the same command again to go on; "
         "nothing that was measured is lost",
     )

@@ -53,6 +53,23 @@ def test_a_program_is_compiled_or_read(shared, each):
     assert found.overhead == pytest.approx(8 + each)
 
 
+def test_a_process_goes_on_with_what_it_has_decomposed():
+    # Two decompositions of 5 s, four trainings of 10 s behind each, of a program each.
+    units = []
+    for name in "ab":
+        first = len(units)
+        units.append(Unit(0, f"{name} decomposed", 5.0))
+        units += [Unit(0, name, 10.0, 3.0, needs=first)] * 4
+    both = Study("test", (Unit(0, "training", 1.0),), tuple(units))
+    how = Circumstances(start=(0.0, 0.0), shared=False, look=1.0)
+    found = simulated(both, 2, how)
+    assert found.overhead == pytest.approx(2 * 3)
+    assert found.makespan == pytest.approx(1 + 5 + 3 + 4 * 10)
+    # With more processes than decompositions the others wait, and then help.
+    assert simulated(both, 8, how).makespan == pytest.approx(1 + 5 + 3 + 10, abs=how.look)
+    assert bounds(both, 8, how)["chain"] == 1 + 5 + 10
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_all_time_is_accounted_for(seed):
     how = Circumstances(deaths=6.0)
@@ -126,6 +143,7 @@ def test_the_table_starts_at_efficiency_one():
         (1, AT_ONCE, study([math.nan]), "finite"),
         (1, Circumstances(look=0.0), study([1.0]), "look above 0"),
         (1, AT_ONCE, Study("test", (), (Unit(3, "", 1.0),)), "nobody trains network 3"),
+        (1, AT_ONCE, study([1.0])._replace(units=(Unit(0, "", 1.0, needs=0),)), "not before it"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(number, how, units, match):

@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 
 import experiments.workdir.work as taken
-from benchmarks.kills import CONFIGS, lines_of
+from benchmarks.kills.configs import CONFIGS
+from benchmarks.kills.left import lines_of
+from benchmarks.kills.starts import start_group
 from experiments.compress.settings import SCHEMA, Compress
 from experiments.error_study import run as study  # noqa: F401  loaded once for all
 from experiments.report.page import Report, Section, publish
@@ -323,9 +325,23 @@ def whole_study(folder):
     return tables
 
 
+def killed_as_they_leave(folder):
+    """Groups of two, of which one or both are killed at one of their last calls."""
+    folder.mkdir()
+    calls, found = start_group(run, folder, 2, {}, {}).calls, []
+    for victims in ((1,), (0, 1), (1,), (0,)):
+        (path := folder / f"{len(found)}").mkdir()
+        last = {victim: calls[victim] - 2 * len(found) - 1 for victim in victims}
+        ended = start_group(run, path, 2, last, {})
+        if ended.is_unattended:
+            start_group(run, path, 1, {}, {})
+        found.append({"calls": ended.calls, "is_unattended": ended.is_unattended, **left(path)})
+    return found
+
+
 SCENES = (
     alone, two, four, killed, killed_at_the_report, slow, full_disk, no_folder, broken_unit,
-    linked, others, foreign, resumed,
+    linked, others, foreign, resumed, killed_as_they_leave,
 )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import warnings
 from pathlib import Path
 
 import experiments.workdir.work as taken
-from benchmarks.kills import results, start
+from benchmarks.kills.left import results
+from benchmarks.kills.starts import points_of, start
 from experiments.compress.settings import SCHEMA, Compress
 from experiments.report.page import Report, Section, publish
 from experiments.workdir.fields import read_fields
@@ -56,7 +57,7 @@ def main():
                 break
             kills += 1
         assert results(killed / "run") == expected
-        count = len((whole / "points").read_text().splitlines())
+        count = len(points_of(whole / "points"))
         for last in range(2, count + 1, 5):
             path = Path(folder).resolve() / f"{last}"
             path.mkdir()

@@ -14,7 +14,7 @@ SCRIPT = """
 import json, shutil, sys, flax.linen as nn, jax, numpy as np
 from pathlib import Path
 from tests import cheap_programs
-from benchmarks.kills import CONFIGS
+from benchmarks.kills.configs import CONFIGS
 from experiments.data.splits import DataSplits, Examples
 from experiments.network import steps, training
 from experiments.network.forward import LinenNetwork, Variables

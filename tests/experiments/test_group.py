@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import CONFIGS, lines_of
+from benchmarks.kills.configs import CONFIGS
+from benchmarks.kills.left import lines_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,6 +100,14 @@ def test_others_do_what_a_killed_process_began(scenes, is_whole):
     assert is_whole(scenes["killed"])
     assert scenes["killed_at_the_report"]["ended"] == [-9, 0]
     assert is_whole(scenes["killed_at_the_report"])
+
+
+def test_who_is_killed_leaving_is_seen_to_by_whoever_is_there_or_comes_next(scenes, is_whole):
+    found = scenes["killed_as_they_leave"]
+    assert all(map(is_whole, found))
+    # Of the second group both were killed.
+    assert found[1]["is_unattended"]
+    assert found[1]["calls"] == [0, 0]
 
 
 def test_a_full_disk_of_one_process_is_told_by_it_alone(scenes, is_whole):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tdjax
-from benchmarks.kills import lines_of
+from benchmarks.kills.left import lines_of
 from experiments.compress.reach import least_share
 from experiments.compress.report import write_report
 from experiments.compress.settings import Compress, enumerate_trials

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 import tdjax
-from benchmarks.kills import lines_of
+from benchmarks.kills.left import lines_of
 from experiments.compressibility.layers import kernels, layer_records, layers_of
 from experiments.compressibility.measure import MaskedFit, Pruner, measured, present, tuned
 from experiments.compressibility.paper import published_pruning

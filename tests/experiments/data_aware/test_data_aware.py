@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.kills import lines_of
+from benchmarks.kills.left import lines_of
 from experiments.data_aware.report import write_report
 from experiments.data_aware.run import Press, plan_networks
 from experiments.data_aware.settings import SCHEMA, DataAware, Trial, enumerate_trials

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.kills import lines_of
+from benchmarks.kills.left import lines_of
 from experiments.dry_run import dry_run
 from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS

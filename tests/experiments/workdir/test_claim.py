@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,8 @@ from experiments.workdir.files import remove_leftovers
 from experiments.workdir.processes import start_of, this_process
 from experiments.workdir.pulse import following
 from tdjax.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +214,43 @@ def test_who_is_there_for_a_moment_is_waited_for(tmp_path):
     with in_use(tmp_path):
         assert done == [1]
     thread.join()
+
+
+# Root may write wherever it likes: not without this right, which is lost with the next program.
+WITHOUT_RIGHTS = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+if os.geteuid() == 0:
+    assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0) == 0
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+TRIES = """
+import sys
+from pathlib import Path
+from experiments.workdir.claim import in_use
+for name in sys.argv[1:]:
+    try:
+        with in_use(Path(name)):
+            print("taken")
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_read_only_folder_is_named_and_left_alone(tmp_path):
+    (folder := tmp_path / "run").mkdir(mode=0o555)
+    tries = ["-c", TRIES, folder, folder / "new"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RIGHTS, *tries],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.splitlines() == [
+        f"workdir {folder}: nothing can be written to it (Permission denied); make it writable, "
+        "or use another workdir",
+        f"workdir {folder / 'new'}: Permission denied; use another workdir",
+    ], done.stderr
+    assert not list(folder.iterdir())
