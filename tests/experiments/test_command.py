@@ -135,6 +135,8 @@ def test_help_names_all_configurations_and_loads_nothing_that_takes_time():
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
+# By which ml_collections loads the file of a configuration.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_help_on_a_configuration_shows_its_fields(capsys):
     try:
         command.explain(["main", "--config=configs/digits.py:smoke", "--config.seed=7"])
