@@ -137,9 +137,12 @@ def test_help_names_all_configurations_and_loads_nothing_that_takes_time():
 
 # By which ml_collections loads the file of a configuration.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_help_on_a_configuration_shows_its_fields(capsys):
+def test_help_on_a_configuration_shows_its_fields(capsys, monkeypatch):
+    # Fields that are set are looked for there.
+    arguments = ["main", f"--config={ROOT}/configs/digits.py:smoke", "--config.seed=7"]
+    monkeypatch.setattr(sys, "argv", arguments)
     try:
-        command.explain(["main", "--config=configs/digits.py:smoke", "--config.seed=7"])
+        command.explain(arguments)
     finally:
         flags.FLAGS.unparse_flags()
     text = capsys.readouterr().out
