@@ -140,7 +140,8 @@ def test_a_link_to_nothing_ends_the_build(tmp_path):
     for name in ("docs", "mkdocs.yml", "pyproject.toml", "CHANGELOG.md"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    shutil.rmtree(tmp_path / "docs" / "api")
+    for name in ("api", "guides"):
+        shutil.rmtree(tmp_path / "docs" / name)
     for own in (tmp_path / "docs").glob("*.md"):
         own.unlink()
     (tmp_path / "docs" / "index.md").write_text("[gone](../notebooks/gone.ipynb)\n")
