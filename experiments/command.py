@@ -7,11 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections.config_flags import get_config_filename
 
 from experiments.dry_run import dry_run
 from experiments.launch import launch
-from experiments.runner import REPORT, carry_out
+from experiments.options import (
+    CACHE,
+    CONFIG,
+    DEVICES,
+    DRY_RUN,
+    PROCESS,
+    PROCESSES,
+    TENSORBOARD,
+    TRACEBACK,
+    WORKDIR,
+)
+from experiments.runner import REPORT, carry_out, experiment_named
+from experiments.usage import fields_text
 from experiments.workdir.devices import use_devices
 from experiments.workdir.files import page_of
 from experiments.workdir.places import place_of
@@ -19,34 +31,6 @@ from experiments.workdir.progress import Prefixed
 from experiments.workdir.stops import end
 from tdjax.compilation import enable_compilation_cache
 from tdjax.files import FULL, one_line
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for measurements, checkpoints and report.")
-CACHE = flags.DEFINE_string(
-    "compilation_cache",
-    os.environ.get("JAX_COMPILATION_CACHE_DIR"),
-    "Folder where compiled programs are kept between runs; empty for none; "
-    "else see tdjax.enable_compilation_cache.",
-)
-TENSORBOARD = flags.DEFINE_bool(
-    "tensorboard", False, "Write curves of training as event files to WORKDIR/tensorboard."
-)
-DRY_RUN = flags.DEFINE_bool(
-    "dry-run", False, "Say what would be measured and how long it takes; write nothing."
-)
-DEVICES = flags.DEFINE_integer(
-    "devices", None, "Devices of this process to compute on; all of them by default.", lower_bound=1
-)
-PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "Processes of this machine that share the work; started and waited for."
-)
-PROCESS = flags.DEFINE_string(
-    "process",
-    "",
-    "Which of how many processes that share the work this is, from 0, such as 2/8; 0/1 is alone. "
-    "Else as SLURM, Open MPI or a TPU pod says.",
-)
-TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error arose.")
 
 # Errors whose message is meant for the reader.
 READABLE = (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
@@ -168,3 +152,14 @@ def run() -> None:
     """Read the flags and do what they say."""
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse)
+
+
+def explain(argv: list[str]) -> None:
+    """Print the fields of the configuration that is named, with what else the flags set of them."""
+    parse(argv)
+    name, values = get_config_filename(flags.FLAGS[CONFIG.name]), CONFIG.value.to_dict()
+    try:
+        settings = experiment_named(values.get("experiment")).settings
+        print(fields_text(name, settings, values))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {in_one_line(error)}")

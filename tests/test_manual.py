@@ -1,8 +1,10 @@
 """The manual: it is built strictly, holds every public name once, and needs no network."""
 
+import csv
 import inspect
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -140,7 +142,8 @@ def test_a_link_to_nothing_ends_the_build(tmp_path):
     for name in ("docs", "mkdocs.yml", "pyproject.toml", "CHANGELOG.md"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    shutil.rmtree(tmp_path / "docs" / "api")
+    for name in ("api", "guides"):
+        shutil.rmtree(tmp_path / "docs" / name)
     for own in (tmp_path / "docs").glob("*.md"):
         own.unlink()
     (tmp_path / "docs" / "index.md").write_text("[gone](../notebooks/gone.ipynb)\n")
@@ -150,6 +153,21 @@ def test_a_link_to_nothing_ends_the_build(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode != 0
     assert "index.md links ../notebooks/gone.ipynb" in done.stdout + done.stderr
+
+
+def test_the_figure_is_drawn_of_what_pages_tell():
+    rows = list(
+        csv.DictReader((ROOT / "docs" / "accuracy_kept.csv").read_text("utf-8").splitlines())
+    )
+    drawn = runpy.run_path(str(ROOT / "docs" / "tools" / "figure.py"))["figure"](rows)
+    assert drawn == (ROOT / "docs" / "accuracy_kept.svg").read_text("utf-8")
+    for row in rows:
+        page = (ROOT / "docs" / row["source"]).read_text("utf-8")
+        for told in (row["accuracy"], row["dense"]):
+            assert re.search(rf"(?<![\d.]){re.escape(told)}(?!\d)", page), row
+        if row["panel"] == "time":
+            # There it is how many times as fast.
+            assert f"| {100 / float(row['share']):.2f} [" in page, row
 
 
 def test_commands_for_contributors_are_there():

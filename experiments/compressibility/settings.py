@@ -36,7 +36,7 @@ class Compressibility(NetworkSettings):
         shares: of all weights, that each method prunes.
         qs: exponents of the indices, and of "abp-m".
         etas: of "abp-m" in its own setting, with `eta_q`; with each of `qs` it also has 0.
-        eta_q: see `etas`.
+        eta_q: exponent of "abp-m" in its own setting, beside `etas`.
         penalties: of "abp-l" in its own setting.
         layer_steps: layers alone are pruned at so many shares, evenly between 0 and 1.
         tolerance: how much a network may lose when a layer is pruned alone: of accuracy, or, where

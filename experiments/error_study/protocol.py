@@ -111,8 +111,10 @@ class Protocol(Settings):
 
     Arguments:
         experiment: "study" measures and reports, "report" only reports.
-        seed: of everything random.
-        loss, metric, weights: see `NetworkSettings`.
+        seed: from which all that is random follows.
+        loss, metric: of each example, ours by name or of your own as "package.module:function";
+            None for cross-entropy and accuracy, see `NetworkSettings`.
+        weights: file or folder of the arrays of a network that is trained; None trains it.
         poor_baseline: go on with a network that is no better than chance on the test set.
         layers: the layers that are compressed, one at a time: their module paths, or patterns for
             `re.fullmatch` on these.

@@ -21,7 +21,7 @@ class FitSettings(Settings):
         optimizer: "sgd" (with momentum) or "adam".
         learning_rate: of the first epoch.
         boundaries: epochs at whose end the learning rate is multiplied by `factor`, ascending.
-        factor: see `boundaries`.
+        factor: of the learning rate at each of `boundaries`.
         warmup: epochs at the start in which the learning rate rises from 0, linearly in steps.
         momentum: of "sgd".
         nesterov: whether the momentum of "sgd" is Nesterov's.

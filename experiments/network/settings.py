@@ -47,6 +47,9 @@ class DataSettings(Settings):
         name: one of ours; or of your own, an npz file of arrays or "package.module:function" for
             a function that returns them or batches, see `experiments.data.prepare_arrays`.
         arguments: of that function.
+        folder: where the published files are; what is embedded needs none.
+        validation_share: of the training set, that is held out to choose epochs.
+        train_size, validation_size, test_size: examples that are used; None for all.
     """
 
     name: str
@@ -67,6 +70,10 @@ class ModelSettings(Settings):
     "resnet18_imagenet", "resnet50", "googlenet". A network of your own is
     "package.module:function", a function with its arguments that returns a Linen or NNX module, or
     a pair of a function (params, inputs) -> outputs and its params.
+
+    Arguments:
+        name: one of ours, or "package.module:function" for one of your own.
+        arguments: of its class or function.
     """
 
     name: str
@@ -125,7 +132,12 @@ class CalibrationSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SolverSettings(Settings):
-    """Sweeps of the iterative decompositions at most, and the change that ends them."""
+    """How long the iterative decompositions go on.
+
+    Arguments:
+        max_iters: sweeps at most.
+        tol: stop once a sweep changes the relative error by less.
+    """
 
     max_iters: Sweeps = 100
     tol: Part = 1e-6
@@ -150,7 +162,7 @@ class FinetuneSettings(Settings):
 
     Arguments:
         epochs: at most; 0 leaves it out.
-        patience: see `FitSettings`.
+        patience: epochs without a better one after which it ends; None for none.
         learning_rate: another learning rate.
         repeat: train by the schedule of the training from its start, warm-up, first learning rate
             and boundaries, in place of a learning rate that stays.
@@ -202,7 +214,7 @@ class NetworkSettings(Settings):
 
     Arguments:
         note: a remark that every report repeats, on what the figures rest.
-        seed: of everything random.
+        seed: from which all that is random follows.
         loss, metric: of each example, ours by name (`experiments.network.judge`) or of your own as
             "package.module:function" of outputs and labels; None for cross-entropy and accuracy,
             and for the metric that goes with a loss.

@@ -170,7 +170,7 @@ def time_layers(
         steps.tell(
             f"the dense network takes {1e3 * network:.3g} ms, its layers and the rest "
             f"{1e3 * parts:.3g} ms, {1e3 * whole.apart:.3g} ms as a plan computes them, dense: "
-            "see docs/speed.md"
+            "see docs/guides/speed.md"
         )
     scaled = {path: _scaled(own, fit.factor) for path, own in found.items()}
     size = batch_size(split_arrays(call_arguments(inputs))[0])

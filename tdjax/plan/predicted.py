@@ -37,7 +37,7 @@ class Predicted:
         network: seconds of the dense network, timed as a whole.
         rest: seconds of what belongs to no timed layer, the same before and after.
         layers: those that were timed, as a plan computes them: the dense network may be slower
-            than these and the rest, see docs/speed.md.
+            than these and the rest, see docs/guides/speed.md.
     """
 
     device: str

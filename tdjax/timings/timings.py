@@ -40,7 +40,7 @@ class Timings:
         rest: seconds of a call that are no layer's: normalisation, activations, attention. Where
             it is not given, what the layers leave of the network. `tdjax.time_layers` fits it to
             networks with plans: with all layers it is the network, but where that as it is, is
-            slower than its parts (docs/speed.md). Budgets in time are shares of the network.
+            slower than its parts (docs/guides/speed.md). Budgets in time are shares of the network.
     """
 
     device: str

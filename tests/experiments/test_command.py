@@ -1,12 +1,19 @@
 import errno
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
+from absl import flags
 
 from experiments import command
 from experiments.command import in_one_line
 from tdjax.files import LONGEST_MESSAGE
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def told_at_the_end(monkeypatch, error, workdir="runs/none"):
@@ -112,3 +119,35 @@ def test_programs_that_cannot_be_kept_stop_who_asked_for_it_alone(tmp_path, monk
     jax.config.update("jax_compilation_cache_dir", None)
     command.keep_programs(None)
     assert capsys.readouterr().err.startswith(f"compiled programs are not kept: {tmp_path}/file/")
+
+
+def test_help_names_all_configurations_and_loads_nothing_that_takes_time():
+    script = "import sys; from experiments.main import run; run(); assert 'jax' not in sys.modules"
+    asked = [sys.executable, "-c", script, "--help"]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    named = set(re.findall(r"^  configs/(\w+)[.]py(?: |$)", done.stdout, re.MULTILINE))
+    # These are what configurations have in common.
+    others = {"__init__", "alds", "common"}
+    assert named == {path.stem for path in (ROOT / "configs").glob("*.py")} - others
+    for name in ("workdir", "dry-run", "processes", "config.seed"):
+        assert f"--{name}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+# By which ml_collections loads the file of a configuration.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_help_on_a_configuration_shows_its_fields(capsys, monkeypatch):
+    # Fields that are set are looked for there.
+    arguments = ["main", f"--config={ROOT}/configs/digits.py:smoke", "--config.seed=7"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    try:
+        command.explain(arguments)
+    finally:
+        flags.FLAGS.unparse_flags()
+    text = capsys.readouterr().out
+    assert text.startswith("The study on scikit-learn's embedded 8x8 digits")
+    assert "  seed=7  " in text
+    assert "\n  train.epochs=2 " in text
+    assert "epochs at whose end the learning rate is multiplied by" in text
+    assert max(map(len, text.splitlines())) <= 100

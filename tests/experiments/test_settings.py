@@ -13,6 +13,7 @@ from experiments.error_study.records import SCHEMA, read_study
 from experiments.network.build import NETWORKS, build_network
 from experiments.network.settings import ModelSettings
 from experiments.runner import EXPERIMENTS, carry_out, experiment_named
+from experiments.usage import meanings
 from experiments.workdir.fields import plain_fields, read_fields, type_hints
 from experiments.workdir.work import begin
 
@@ -79,6 +80,22 @@ def changed(name, path, value):
         place = place.setdefault(folder, {})
     place[path[-1]] = value
     return raw
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_has_a_meaning_for_every_field(name):
+    def owners(cls):
+        yield cls
+        for hint in type_hints(cls).values():
+            if dataclasses.is_dataclass(hint):
+                yield from owners(hint)
+
+    for cls in owners(experiment_named(name).settings):
+        names = {f.name for f in dataclasses.fields(cls)}
+        folded = {own for own in names if dataclasses.is_dataclass(type_hints(cls)[own])}
+        told = meanings(cls)
+        assert names - folded <= told.keys() <= names, cls
+        assert not any(text.startswith("see `") for text in told.values()), cls
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
