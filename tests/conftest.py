@@ -16,7 +16,10 @@ QUICK_TO_COMPILE = (
 )
 if jax.__version_info__ < (0, 11):
     # Later versions know no other, and end at a flag that they do not know.
-    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
+    QUICK_TO_COMPILE += (
+        " --xla_cpu_use_fusion_emitters=false --xla_cpu_prefer_vector_width=128"
+        " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    )
 os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
 # Where in the source each operation of a program comes from is told to the compiler, for profiles.
 # Nobody reads it here; processes that tests start inherit it.
