@@ -1,4 +1,4 @@
-"""How much faster N processes finish a study: `python -m benchmarks.processes [--numbers=1,2,4]`.
+"""How much faster N processes finish a study: `python -m benchmarks.processes [--counts=1,2,4]`.
 
 A study of small networks on the embedded digits, each process on one core with programs of one
 thread, so that cores are all that there is to share. Once, by one process, a network is trained and
@@ -8,7 +8,7 @@ The table has the seconds from the start to the last measurement, and to the end
 and how many times one process takes as long: the mean of the rounds, and the least and most.
 
 Of use on a machine that does nothing else. With the defaults it takes about ten minutes on two
-cores; `--epochs` and `--tuned` make it longer or shorter.
+cores; `--tuning_epochs` and `--tuned` make it longer or shorter.
 """
 
 import json
@@ -27,9 +27,9 @@ from absl import app, flags
 
 from benchmarks.kills.left import lines_of
 
-NUMBERS = flags.DEFINE_list("numbers", ["1", "2", "4"], "Of processes; 1 is always measured.")
-ROUNDS = flags.DEFINE_integer("rounds", 3, "How often each number is measured.", lower_bound=1)
-EPOCHS = flags.DEFINE_integer("epochs", 60, "Of fine-tuning each network.", lower_bound=1)
+NUMBERS = flags.DEFINE_list("counts", ["1", "2", "4"], "Of processes; 1 is always measured.")
+ROUNDS = flags.DEFINE_integer("repeats", 3, "How often each number is measured.", lower_bound=1)
+EPOCHS = flags.DEFINE_integer("tuning_epochs", 60, "Of fine-tuning each network.", lower_bound=1)
 TUNED = flags.DEFINE_integer("tuned", 8, "Runs of each choice, each fine-tuned.", lower_bound=1)
 
 ROOT = Path(__file__).resolve().parents[1]

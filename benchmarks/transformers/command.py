@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from benchmarks.refinement.records import Record, read_records
+from benchmarks.refinement.records import read_records
 from benchmarks.timing import describe_machine
-from benchmarks.transformers.runs import METHODS, Measured, measure
+from benchmarks.transformers.runs import METHODS, Columns, Measured, measure
 from experiments.workdir.record_fields import Schema
 
 RECORDS = flags.DEFINE_string("records", None, "File of JSON lines to go on from and add to.")
@@ -20,8 +20,6 @@ SHARES = flags.DEFINE_list("shares", ["0.75", "0.5", "0.35", "0.25"], "Of the ma
 DRAWS = flags.DEFINE_integer("draws", 1, "Of the loss, for each example.", lower_bound=1)
 EPOCHS = flags.DEFINE_integer("epochs", 12, "Of refinement.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the data, of draws and of refinement.")
-# Of a figure, what a record says of it.
-Columns = Mapping[str, Callable[[Record], str]]
 
 
 def names(methods: Sequence[str] = METHODS) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ BYTES: Mapping[str, tuple[str, ...]] = {
     "int8 alone": ("int8",),
     "loss in bytes": ("float32", "bfloat16", "int8", "int4"),
 }
+# Of a figure, what a record says of it.
+Columns = Mapping[str, Callable[[Record], str]]
 FURTHER = ("blocks", "loss+blocks", "loss in NNX", *BYTES)
 
 

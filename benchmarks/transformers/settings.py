@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from benchmarks.transformers.command import Columns
-from benchmarks.transformers.runs import schema_of
+from benchmarks.transformers.runs import Columns, schema_of
 from experiments.workdir.record_fields import share
 
 

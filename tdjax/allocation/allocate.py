@@ -101,16 +101,18 @@ def allocate(
             "one of them"
         )
 
+    if not shared:
+        return chosen(problem, shares)[0] if target is None else _within_rise(problem, target)
+    _check_shared(problem)
+
     def solve(problem: Problem) -> tuple[Plan, float]:
         if target is None:
             return chosen(problem, shares)
         plan = _within_rise(problem, target)
+        # Of time there is none here, see `_check_shared`.
         counted = plan.size, float(plan.macs), plan.bytes
         return plan, counted[problem.options.column]
 
-    if not shared:
-        return solve(problem)[0]
-    _check_shared(problem)
     return best_sharing(sharing_of(problem, shared), solve)
 
 
