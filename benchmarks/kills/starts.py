@@ -29,14 +29,16 @@ def hook(
 
     Arguments:
         send: takes each point as it is reached: the time, the file or folder, where, the call.
-        kind: of the points that count, as "half write"; None for all.
+        kind: of the points that count, as "half write" or, of one file, "name half write"; None for
+            all.
     """
     count = itertools.count(1)
 
     def reached(call: str, where: str, what: Any) -> bool:
         point = f"{where} {call}"
-        send(f"{time.monotonic()} {os.path.basename(_named(what))} {point}")
-        return kind in (None, point) and next(count) == last
+        of_file = f"{os.path.basename(_named(what))} {point}"
+        send(f"{time.monotonic()} {of_file}")
+        return kind in (None, point, of_file) and next(count) == last
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -135,13 +137,15 @@ class Ended:
 
 
 def start_group(
-    run: Run, folder: Path, count: int, last: Mapping[int, int], after: Mapping[int, float]
-) -> Ended:
+    run: Run, folder: Path, count: int, last: Mapping[int, int], after: Mapping[int, float],
+    kinds: Mapping[int, str] | None = None,
+) -> Ended:  # fmt: skip
     """Start a group and wait for it.
 
     Arguments:
         last: the calls at which processes of these numbers kill themselves.
         after: seconds after which others of these numbers are killed.
+        kinds: of the calls that count, see `hook`; all where it is not said.
 
     Raises RuntimeError where one ended otherwise.
     """
@@ -151,7 +155,8 @@ def start_group(
     for number in range(count):
         place = Place(number, count) if count > 1 else None
         own = partial(run, place=place)
-        about = (own, folder / "run", last.get(number), None, logs[number], points[number])
+        kind = (kinds or {}).get(number)
+        about = (own, folder / "run", last.get(number), kind, logs[number], points[number])
         processes.append(fork.Process(target=child, args=about))
         processes[-1].start()
     ends = _ends(processes, after)

@@ -326,13 +326,13 @@ def whole_study(folder):
 
 
 def killed_as_they_leave(folder):
-    """Groups of two, of which one or both are killed at one of their last calls."""
+    """Groups of two, of which one or both are killed as they let go of their place."""
     folder.mkdir()
-    calls, found = start_group(run, folder, 2, {}, {}).calls, []
-    for victims in ((1,), (0, 1), (1,), (0,)):
+    found = []
+    for victims, when in (((1,), "before"), ((0, 1), "after"), ((1,), "after"), ((0,), "before")):
         (path := folder / f"{len(found)}").mkdir()
-        last = {victim: calls[victim] - 2 * len(found) - 1 for victim in victims}
-        ended = start_group(run, path, 2, last, {})
+        kinds = {victim: f"member-{victim}.json {when} unlink" for victim in victims}
+        ended = start_group(run, path, 2, dict.fromkeys(victims, 1), {}, kinds)
         if ended.is_unattended:
             start_group(run, path, 1, {}, {})
         found.append({"calls": ended.calls, "is_unattended": ended.is_unattended, **left(path)})
