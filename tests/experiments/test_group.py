@@ -54,7 +54,7 @@ def is_whole(scenes):
 @pytest.mark.parametrize("name", ["two", "four", "linked", "slow"])
 def test_several_processes_leave_what_one_leaves(scenes, is_whole, name):
     found = scenes[name]
-    assert set(found["ended"]) == {0}
+    assert set(found["ended"]) == {0}, found["logs"]
     assert is_whole(found)
     # All but the first wait for the report, and the work was shared.
     told = [log for log in found["logs"] if "which writes the report" in log]
