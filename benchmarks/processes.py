@@ -8,7 +8,8 @@ The table has the seconds from the start to the last measurement, and to the end
 and how many times one process takes as long: the mean of the rounds, and the least and most.
 
 Of use on a machine that does nothing else. With the defaults it takes some minutes on two cores,
-without 4 processes and with two rounds under three; `--tuning_epochs` and `--tuned` make it longer or shorter.
+without 4 processes and with two rounds under three; `--tuning_epochs` and `--tuned` make it longer
+or shorter.
 """
 
 import json
