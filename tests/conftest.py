@@ -84,7 +84,7 @@ def few_programs():
     more ends it without a word; a worker comes to so many, with some gigabytes.
     """
     yield
-    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 50_000:
         jax.clear_caches()
         gc.unfreeze()
     gc.collect()

@@ -103,7 +103,7 @@ class Started:
     def told(self):
         """How each ended, and what it said."""
         for process in self.processes:
-            process.join(60)
+            process.join(150)
             process.kill()
         return {
             "ended": [process.exitcode for process in self.processes],
@@ -145,7 +145,7 @@ def left(folder):
 
 
 def wait(is_there):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while not is_there():
         if time.monotonic() > deadline:
             raise TimeoutError
@@ -162,17 +162,27 @@ def together(folder, count):
     return joined
 
 
+def all_there(folder, count):
+    """Units wait until so many processes have joined, the report until all others wait for it."""
+    others = [folder / f"log-{number}" for number in range(1, count)]
+
+    def awaited():
+        wait(lambda: all("which writes the report" in log.read_text() for log in others))
+
+    return {"at_unit": together(folder, count), "at_report": awaited}
+
+
 def alone(folder):
     folder.mkdir()
     return ends(Started(folder, [partial(run, folder / "run")]), folder)
 
 
 def two(folder):
-    return ends(group(folder, 2, of_all={"at_unit": together(folder, 2)}), folder)
+    return ends(group(folder, 2, of_all=all_there(folder, 2)), folder)
 
 
 def four(folder):
-    return ends(group(folder, 4, of_all={"at_unit": together(folder, 4)}), folder)
+    return ends(group(folder, 4, of_all=all_there(folder, 4)), folder)
 
 
 def endless(flag):
@@ -203,13 +213,13 @@ def killed_at_the_report(folder):
 
 
 def slow(folder):
-    joined = together(folder, 2)
+    both = all_there(folder, 2)
 
     def slowly(number):
-        joined(number)
+        both["at_unit"](number)
         time.sleep(0.5)
 
-    return ends(group(folder, 2, of_0={"at_unit": joined}, of_1={"at_unit": slowly}), folder)
+    return ends(group(folder, 2, of_0=both, of_1={**both, "at_unit": slowly}), folder)
 
 
 def full_disk(folder):
@@ -244,9 +254,7 @@ def linked(folder):
     folder.mkdir()
     (folder / "link").symlink_to(folder / "run")
     workdirs = {1: folder / "link"}
-    return ends(
-        group(folder, 2, workdirs=workdirs, of_all={"at_unit": together(folder, 2)}), folder
-    )
+    return ends(group(folder, 2, workdirs=workdirs, of_all=all_there(folder, 2)), folder)
 
 
 def others(folder):
