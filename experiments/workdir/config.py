@@ -37,9 +37,11 @@ def check_workdir(
     experiment's, or cannot be one.
     """
     with naming(workdir):
+        # Before the configuration is looked for: whoever begins here meanwhile writes it first.
+        found = [path.name for path in workdir.iterdir()] if workdir.exists() else []
         if (workdir / CONFIG).exists():
             present = earlier(read_config(workdir))
-        elif workdir.exists() and any(not _is_begun(found.name) for found in workdir.iterdir()):
+        elif not all(map(_is_begun, found)):
             raise ValueError(
                 f"{workdir} is not empty and holds no config.json; use another workdir"
             )

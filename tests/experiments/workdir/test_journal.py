@@ -144,6 +144,22 @@ def begin_there(workdir):
         pass
 
 
+def test_a_folder_in_which_another_process_begins_meanwhile(tmp_path, monkeypatch):
+    exists = Path.exists
+
+    def first_the_other(path):
+        # Between one look at the folder and the next.
+        answer = exists(path)
+        if path.name == "config.json" and not answer:
+            write_atomically(path, json.dumps(CONFIG))
+            (path.parent / "metrics.jsonl").touch()
+        return answer
+
+    monkeypatch.setattr(Path, "exists", first_the_other)
+    check_workdir(tmp_path, CONFIG)
+    assert not check_workdir(tmp_path, CONFIG)
+
+
 def test_what_cannot_be_a_work_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
