@@ -119,7 +119,8 @@ def start(run: Run, last: int | None, folder: Path, kind: str | None = None) -> 
 
 def points_of(told: Path) -> list[str]:
     """The points that a process came to, such as "before link"."""
-    return [line.split(" ", 2)[2] for line in told.read_text().splitlines()]
+    # Names of files that are gone end with " (deleted)".
+    return [" ".join(line.split(" ")[-2:]) for line in told.read_text().splitlines()]
 
 
 @dataclass(frozen=True)
