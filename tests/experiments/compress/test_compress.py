@@ -125,6 +125,11 @@ def test_a_checkpoint_is_the_network_that_was_measured(unbroken):
         assert record["test"]["cross_entropy"] == pytest.approx(scores.cross_entropy[0], rel=1e-4)
 
 
+def written(folder):
+    """The files of a folder, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kept", [1, 8, 32])
 def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
@@ -137,9 +142,13 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     if kept == len(whole) - 1:
         # All is measured but the last times, whose network is made again.
         shutil.rmtree(workdir / "compressed")
+    moments = written(workdir / "moments")
     carry_out(CONFIG, workdir)
     assert tables(workdir) == tables(unbroken)
     assert len(lines(workdir)) == len(whole)
+    # What another process made is read.
+    assert len(moments) == 2
+    assert written(workdir / "moments") == moments
 
 
 def test_rounds_of_compression_and_training(tmp_path):
