@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tdjax.allocation.limits import Shares, limits_of
 from tdjax.allocation.problem import Problem
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.kernels import Weights
@@ -48,10 +49,10 @@ class Sharing:
     def joint(self) -> Problem:
         """The problem of all groups, each as one layer."""
         layers = tuple(map(joined, self.groups))
-        moments = {
-            layer.path: self._moments(group)
-            for layer, group in zip(layers, self.groups, strict=True)
-        }
+        moments = None
+        if self.problem.moments is not None:
+            pairs = zip(layers, self.groups, strict=True)
+            moments = {layer.path: self._moments(group) for layer, group in pairs}
         model = self.problem.model._replace(layers=layers, array_of=self._array_of)
         # How numbers are stored is the same for all that share.
         options = self.problem.options._replace(dtypes=(FLOAT32,))
@@ -59,6 +60,14 @@ class Sharing:
 
     def of(self, which: frozenset[int]) -> Problem:
         """The problem in which the groups of these numbers share."""
+        found = self.of_shapes(which)
+        # What is known of all layers is not measured again.
+        known = {**self.problem.predicted, **self.joint.predicted}
+        vars(found)["predicted"] = {path: known[path] for path in found.free}
+        return found
+
+    def of_shapes(self, which: frozenset[int]) -> Problem:
+        """The same, of which nothing is measured yet."""
         joint, problem, layers = self.joint, self.problem, list[Layer]()
         sharing = {own.path: number for number in which for own in self.groups[number]}
         for layer in problem.model.layers:
@@ -68,13 +77,13 @@ class Sharing:
             elif layer == self.groups[number][0]:
                 layers.append(joint.model.layers[number])
         model = problem.model._replace(layers=tuple(layers), array_of=self._array_of)
-        moments = {**(problem.moments or {}), **(joint.moments or {})}
+        moments = None
+        if problem.moments is not None:
+            moments = {**problem.moments, **(joint.moments or {})}
         found = replace(problem, model=model, moments=moments)
-        paths = [layer.path for layer in layers]
-        # What is known of all layers is not measured again.
-        for name in ("layers", "predicted"):
-            known = {**getattr(problem, name), **getattr(joint, name)}
-            vars(found)[name] = {path: known[path] for path in paths if path in known}
+        known = {**problem.layers, **joint.layers}
+        every = (own.path for own in layers if own.path in known)
+        vars(found)["layers"] = {path: known[path] for path in every}
         return found
 
     def check(self, plan: Plan) -> None:
@@ -114,14 +123,25 @@ class Sharing:
         return replace(own[0], outputs=weights.outputs)
 
 
+def check_weighed(problem: Problem) -> None:
+    """Refuse shared input factors where what they lose is not known."""
+    if problem.strategy != "loss":
+        raise ValueError(
+            "allocate: shared input factors are weighed by the loss that moments predict: pass "
+            f"strategy='loss', not {problem.strategy!r}, or leave out shared"
+        )
+
+
 def sharing_of(problem: Problem, groups: Sequence[Sequence[str]]) -> Sharing:
     """The groups of a problem's layers that may share, by their paths.
 
     Layers that rules are for, and those that are left dense in any case, share with none.
 
     Raises KeyError for a path that is no layer's, ValueError for layers that do not read the same
-    input, as far as shapes tell, and for layers in two groups.
+    input, as far as shapes tell, for layers in two groups, and where it is not known what layers
+    that share take.
     """
+    _check_counted(problem)
     layers = {layer.path: layer for layer in problem.model.layers}
     seen: set[str] = set()
     found = []
@@ -143,6 +163,34 @@ def sharing_of(problem: Problem, groups: Sequence[Sequence[str]]) -> Sharing:
         if len(free) > 1:
             found.append(free)
     return Sharing(problem, tuple(found))
+
+
+def _check_counted(problem: Problem) -> None:
+    if "svd" not in problem.options.methods:
+        raise ValueError("allocate: shared input factors are those of 'svd': add it to methods")
+    if problem.options.clock is not None:
+        raise ValueError(
+            "allocate: the time of layers that share an input factor is not known: leave out "
+            "timings and a budget of time, or shared"
+        )
+    if FLOAT32 not in problem.options.dtypes:
+        raise ValueError(
+            "allocate: shared input factors are stored in the numbers of the kernels: "
+            "add 'float32' to dtypes, or leave out shared"
+        )
+    if problem.model.work is not None:
+        raise ValueError(
+            "allocate: shared input factors are not known for models whose layers run under "
+            "conditions: leave out shared"
+        )
+
+
+def check_some_reach(sharing: Sharing, shares: Shares) -> None:
+    """Refuse, with a ValueError, a budget out of reach whether groups share or not."""
+    try:
+        limits_of(sharing.problem, shares)
+    except ValueError:
+        limits_of(sharing.of_shapes(frozenset(range(len(sharing.groups)))), shares)
 
 
 def best_sharing(sharing: Sharing, solve: Solve) -> Plan:
