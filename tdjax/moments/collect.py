@@ -11,7 +11,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,16 +26,9 @@ from tdjax.decompose.second_moment import trust
 from tdjax.hints import did_you_mean
 from tdjax.moments.finite import Watch
 from tdjax.moments.losses import Turn, TurnLoss
-from tdjax.moments.rows import Rows
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
-from tdjax.moments.sums import (
-    BatchSums,
-    SummedCall,
-    Sums,
-    batch_sums,
-    summed_as,
-    summed_calls,
-)
+from tdjax.moments.sums import batch_sums, summed_as, summed_calls
+from tdjax.moments.totals import SumsOfShape, alike_paths, kind_of_batch, layer_sums
 from tdjax.plan.patterns import matches
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import WHOLE, Reading, batch_size, peeked, split_arrays
@@ -134,7 +126,7 @@ class _Collected(NamedTuple):
 
     Arguments:
         layers: their paths.
-        sums: by path and what they are of, as `_layer_sums` names it.
+        sums: by path and what they are of, as `layer_sums` names it.
         examples: number of examples.
         alike: by path of a layer, a layer in front of it whose sums at the inputs are its own too.
     """
@@ -231,62 +223,11 @@ class Question(NamedTuple):
         return Turn(weights, np.array([self.process, number], np.int32))
 
 
-@dataclass
-class _SumsOfShape:
-    """The sums over all batches of one shape: other shapes have other parts, and another program.
-
-    Arguments:
-        trace: of the model on such a batch.
-        calls: that are summed, by number.
-        once: by number, the call whose sums at the inputs are its own, see
-            `tdjax.moments.sums.summed_as`.
-        program: from `tdjax.moments.sums.batch_sums`.
-        inputs, gradients: those of all batches so far.
-    """
-
-    trace: Trace
-    calls: Mapping[int, SummedCall]
-    once: Mapping[int, int]
-    program: Callable[[Any, Any, Turn], BatchSums]
-    inputs: dict[int, Sums]
-    gradients: dict[int, list[Array]]
-
-    def add(self, leaves: Any, arrays: Any, turn: Turn, watch: Watch) -> None:
-        """Add a batch."""
-        made = self.program(leaves, arrays, turn)
-        ends: dict[str, dict[int, Any]] = {
-            "": made.inputs,
-            "the gradient of the loss at ": made.gradients,
-        }
-        named = {(end, number): own[number] for end, own in ends.items() for number in sorted(own)}
-        watch.add(named, lambda key: f"{key[0]}layer {self.calls[key[1]].path!r}")
-        so_far = BatchSums(self.inputs, self.gradients)
-        self.inputs, self.gradients = added(so_far, made) if self.inputs else made
-
-    def input_moment(self, number: int) -> Array:
-        """The sum of x x^T over what went into a call."""
-        return self._assembled(number, self.calls[number].rows, self.input_sums(number).parts)
-
-    def input_sums(self, number: int) -> Sums:
-        """The sums over what went into a call, in parts."""
-        return self.inputs[self.once[number]]
-
-    def gradient_moment(self, number: int) -> Array:
-        """The sum of g g^T over the gradients of what came out of a call."""
-        outputs = self.calls[number].outputs
-        assert outputs is not None
-        return self._assembled(number, outputs, self.gradients[number])
-
-    def _assembled(self, number: int, rows: Rows, parts: list[Array]) -> Array:
-        stacked = self.trace.calls[number].layer.storage.stack is not None
-        return jax.vmap(rows.assembled)(parts) if stacked else rows.assembled(parts)
-
-
 def _one_pass(
     ask: Question, leaves: Sequence[Any], batches: Iterable[Any], paths: Sequence[str]
 ) -> _Collected:
     """The sums of some layers over all batches."""
-    by_shape: dict[Any, _SumsOfShape] = {}
+    by_shape: dict[Any, SumsOfShape] = {}
     examples, watch = 0, Watch(ask.function)
     for number, batch in enumerate(map(without_explicit_axes, batches)):
         arrays, static = split_arrays(batch)
@@ -296,72 +237,16 @@ def _one_pass(
             trace = ask.trace_of(ask.reading.inputs(batch))
             calls = summed_calls(trace, set(paths))
             program = batch_sums(trace, calls, static, ask.loss_fn, ask.reading)
-            by_shape[key] = _SumsOfShape(trace, calls, summed_as(trace, calls), program, {}, {})
+            by_shape[key] = SumsOfShape(trace, calls, summed_as(trace, calls), program, {}, {})
         by_shape[key].add(leaves, arrays, turn, watch)
         examples += batch_size(arrays)
     watch.close()
     if not by_shape:
         raise ValueError(f"{ask.function}: no batches")
     sums = list(by_shape.values())
-    alike = _alike(paths, sums)
-    found = {path: _layer_sums(path, sums, inputs=path not in alike) for path in paths}
+    alike = alike_paths(paths, sums)
+    found = {path: layer_sums(path, sums, inputs=path not in alike) for path in paths}
     return _Collected(list(paths), found, examples, alike)
-
-
-def _alike(paths: Sequence[str], collected: Sequence[_SumsOfShape]) -> dict[str, str]:
-    """By path of a layer, one in front of it that the same values go into, if there is one."""
-    first: dict[Any, str] = {}
-    found = {}
-    for path in paths:
-        calls = tuple(
-            (shape, sums.once[number])
-            for shape, sums in enumerate(collected)
-            for number, call in sums.calls.items()
-            if call.path == path and not call.queries
-        )
-        if calls and first.setdefault(calls, path) != path:
-            found[path] = first[calls]
-    return found
-
-
-def kind_of_batch(batch: Any, weights: Any) -> Any:
-    """What batches have in common that one program serves."""
-    arrays, static = split_arrays(batch)
-    shaped = [*arrays, *jax.tree.leaves(weights)]
-    return static, tuple((array.shape, str(array.dtype)) for array in shaped)
-
-
-@partial(jax.jit, donate_argnums=0)
-def added(sums: Any, more: Any) -> Any:
-    """Sums with those of a batch; the memory of the former is given back."""
-    return jax.tree.map(jnp.add, sums, more)
-
-
-def _layer_sums(path: str, collected: Sequence[_SumsOfShape], *, inputs: bool) -> dict[str, Array]:
-    """The sums of one layer over all batches and calls, by name; see `_layer`.
-
-    Arguments:
-        inputs: whether those at its inputs are asked for.
-    """
-    calls = [
-        (sums, number)
-        for sums in collected
-        for number, call in sums.calls.items()
-        if call.path == path and sums.once[number] in sums.inputs
-    ]
-    # Queries to an embedding meet the columns of its table: they are moments of the other end.
-    queries = [(sums, n) for sums, n in calls if sums.calls[n].queries]
-    taken = [(sums, n) for sums, n in calls if not sums.calls[n].queries]
-    ends = taken if inputs else []
-    every = {
-        "inputs": [sums.input_moment(n) for sums, n in ends],
-        "mean": [sums.input_sums(n).total for sums, n in ends],
-        "outputs": [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients],
-        "queries": [sums.input_moment(n) for sums, n in queries],
-        "rows": [_number(ends)] if ends else [],
-        "query_rows": [_number(queries)] if queries else [],
-    }
-    return {of: sum(own[1:], own[0]) for of, own in every.items() if own}
 
 
 def _layer(
@@ -406,19 +291,6 @@ def _layer(
 def no_rows_left(function: str, path: str) -> str:
     """What to say of a layer of which all rows have weight zero."""
     return f"{function}: row_weights leave layer {path!r} no row that counts"
-
-
-def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:
-    """Number of rows that went into one layer in some calls.
-
-    Those of a stack that are taken by their numbers are taken to be called equally often.
-    """
-
-    def number(sums: _SumsOfShape, n: int) -> Float[Array, ""]:
-        made = sums.trace.calls[n]
-        return sums.input_sums(n).rows.reshape(-1)[0] / (made.layer.copies if made.indexed else 1)
-
-    return sum((number(sums, n) for sums, n in calls), jnp.zeros(()))
 
 
 def _mean(whole: Array | None, number: Float[Array, ""]) -> Array | None:

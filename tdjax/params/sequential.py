@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from tdjax.decompose.dealing import in_this_process
-from tdjax.moments.collect import Question, added, collect, kind_of_batch, no_rows_left
+from tdjax.moments.collect import Question, collect, no_rows_left
 from tdjax.moments.feeding import Fed
 from tdjax.moments.finite import Watch
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors, number_of_rows
 from tdjax.moments.sums import SummedCall, summed_calls
+from tdjax.moments.totals import added, kind_of_batch
 from tdjax.moments.weighing import laid_out
 from tdjax.params.blocks import Block, blocks_of
 from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_kernels
