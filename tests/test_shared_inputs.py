@@ -340,6 +340,17 @@ def test_a_step_of_refinement_is_one_of_the_dense_kernels_factors(in_turn):
         np.testing.assert_allclose(after - before, moved, atol=2e-6)
 
 
+def test_a_factor_that_blocks_share_waits_for_all(in_turn):
+    model, dense, plan = in_turn
+    params = tdjax.factorize_params(dense, plan)
+    options = {"optimizer": optax.sgd(0.1), "epochs": 0, "block_epochs": 1, "batch_size": len(X)}
+    options |= {"held_out": 0, "balance": False, "progress": False, "blocks": ["gate", "up"]}
+    found = tdjax.refine(model, {"params": dense}, params, plan, [X], **options).factors
+    for name, stage, moved in (("gate", "input", 0), ("gate", "output", 1), ("up", "output", 1)):
+        before, after = (own[name][stage]["kernel"] for own in (params, found))
+        assert bool(jnp.any(before != after)) == moved
+
+
 def test_factors_of_equal_norms_stand_for_the_same_kernels(plan, params):
     made = tdjax.balance_factors(params, plan)
     same = [tdjax.reconstruct_params(own, plan) for own in (made, params)]

@@ -27,10 +27,10 @@ BYTES: Mapping[str, tuple[str, ...]] = {
     "loss in bytes": ("float32", "bfloat16", "int8", "int4"),
 }
 # With one input factor for query, key and value: in place of three, or where a budget says so.
-SHARED = ("covariance+shared", "Kronecker+shared", "loss+shared")
+SHARED = ("covariance+shared", "Kronecker+shared", "loss+shared", "loss+shared+refine")
 # Of a figure, what a record says of it.
 Columns = Mapping[str, Callable[[Record], str]]
-FURTHER = ("blocks", "loss+blocks", "loss in NNX", *BYTES, *SHARED)
+FURTHER = ("blocks", "loss+blocks", "loss in NNX", *BYTES)
 
 
 class Settings(Protocol):
@@ -151,7 +151,7 @@ class Measured:
             norm = "covariance" if method.startswith("covariance") else "kronecker"
             biases = method.removesuffix("+shared") not in ("covariance", "Kronecker")
             small = ours.factors_of(task, plan, self.moments, norm=norm, correct_bias=biases)
-        if method == "loss+refine":
+        if method.endswith("+refine"):
             small = ours.refined(task, small, settings.epochs, settings.seed)
         return ours.kept(task, small), ours.share_of(task, plan)
 

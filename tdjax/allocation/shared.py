@@ -1,18 +1,21 @@
 """Layers that share an input factor against layers with factors of their own, in one budget.
 
-A group that shares is to the budget one layer, its members' matrices side by side, whose loss is
-known at every rank as any layer's is. Which groups share is searched for: from none and from all,
-one group after the other is changed as long as that helps.
+Layers that share are to the budget one layer, their matrices side by side, whose loss is known at
+every rank as any layer's is. Which of a group share, all or some or none, is decided as ranks are:
+at a price for what is limited each group has a best way to spend. The best plan over a range of
+prices is taken.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from tdjax.allocation.limits import Shares, limits_of
 from tdjax.allocation.problem import Problem
@@ -29,8 +32,10 @@ from tdjax.plan.sharing import shared
 Solved = tuple[Plan, float]
 Solve = Callable[[Problem], Solved]
 Group = tuple[Layer, ...]
-# How often all groups are gone through.
-ROUNDS = 3
+# Of a group of more layers, fewer than all share only where one of them is left out.
+MOST_PARTED = 3
+# Prices at which groups are decided.
+PRICES = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +44,21 @@ class Sharing:
 
     Arguments:
         problem: of the layers each by itself.
-        groups: of free layers that no rule is for.
+        families: of free layers that no rule is for, of which all or some may share.
     """
 
     problem: Problem
-    groups: tuple[Group, ...]
+    families: tuple[Group, ...]
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All that may share with each other, of each family in turn."""
+        return tuple(part for family in self.families for part in _parts(family))
+
+    @cached_property
+    def whole(self) -> frozenset[int]:
+        """The numbers of the groups that are families."""
+        return frozenset(map(self.groups.index, self.families))
 
     @cached_property
     def joint(self) -> Problem:
@@ -86,6 +101,33 @@ class Sharing:
         vars(found)["layers"] = {path: known[path] for path in every}
         return found
 
+    @cached_property
+    def candidates(self) -> list[frozenset[int]]:
+        """Numbers of groups that share: none, all families, and what is best at some prices."""
+        prices = self._prices()
+        chosen: list[list[int]] = [[] for _ in prices]
+        for family in self.families:
+            own = {layer.path: _least(self.problem, layer.path, prices) for layer in family}
+            losses, numbers = [sum(own.values())], [-1]
+            for part in _parts(family):
+                rest = [own[layer.path] for layer in family if layer not in part]
+                losses.append(sum(rest, _least(self.joint, joined(part).path, prices)))
+                numbers.append(self.groups.index(part))
+            for which, best in zip(chosen, np.argmin(losses, axis=0), strict=True):
+                which += [numbers[best]] if best else []
+        return list(dict.fromkeys([frozenset(), self.whole, *map(frozenset, chosen)]))
+
+    def _prices(self) -> Float[np.ndarray, " n"]:
+        """Prices of what is limited, at which layers begin and cease to be worth their cost."""
+        problem, found = self.problem, []
+        for layer in (layer for family in self.families for layer in family):
+            cost, lost = _limited(problem, problem.free[layer.path].costs), problem.predicted
+            spared = cost.max() - cost
+            found.append(lost[layer.path][spared > 0] / spared[spared > 0])
+        every = np.concatenate(found) if found else np.zeros(0)
+        every = every[every > 0]
+        return np.quantile(every, np.linspace(0.02, 0.98, PRICES)) if len(every) else every
+
     def check(self, plan: Plan) -> None:
         """Refuse, with a ValueError, a plan that stores a group in fewer bits."""
         paths = {joined(group).path for group in self.groups}
@@ -121,6 +163,31 @@ class Sharing:
         own = [(self.problem.moments or {})[layer.path] for layer in group]
         weights = joined_weights([Weights(one.inputs, one.outputs) for one in own], group)
         return replace(own[0], outputs=weights.outputs)
+
+
+def _parts(family: Group) -> list[Group]:
+    """The layers of a family, two or more of them."""
+    least = 2 if len(family) <= MOST_PARTED else len(family) - 1
+    sizes = range(least, len(family) + 1)
+    return [part for size in sizes for part in itertools.combinations(family, size)]
+
+
+def _limited(problem: Problem, costs: Int[np.ndarray, "*n k"]) -> Float[np.ndarray, "*n"]:
+    """Of costs those that are limited, as shares of the whole network, added up."""
+    columns = [problem.options.known.index(cost) for cost in problem.options.costs]
+    shares: Float[np.ndarray, "*n"] = (costs[..., columns] / problem.whole[columns]).sum(axis=-1)
+    return shares
+
+
+def _least(problem: Problem, path: str, prices: Float[np.ndarray, " n"]) -> Any:
+    """The least that a layer loses and costs together, at each price."""
+    free = problem.free.get(path)
+    if free is None:
+        entry = problem.layers[path]
+        assert isinstance(entry, PlannedLayer)
+        return prices * _limited(problem, problem.options.costs_of(entry))
+    cost = _limited(problem, free.costs)
+    return np.min(problem.predicted[path] + prices[:, None] * cost, axis=1)
 
 
 def check_weighed(problem: Problem) -> None:
@@ -190,7 +257,7 @@ def check_some_reach(sharing: Sharing, shares: Shares) -> None:
     try:
         limits_of(sharing.problem, shares)
     except ValueError:
-        limits_of(sharing.of_shapes(frozenset(range(len(sharing.groups)))), shares)
+        limits_of(sharing.of_shapes(sharing.whole), shares)
 
 
 def best_sharing(sharing: Sharing, solve: Solve) -> Plan:
@@ -212,14 +279,7 @@ def best_sharing(sharing: Sharing, solve: Solve) -> Plan:
         best = known[which]
         return np.inf if isinstance(best, ValueError) else best[1]
 
-    numbers = frozenset(range(len(sharing.groups)))
-    best = min((frozenset[int](), numbers), key=solved)
-    for _ in range(ROUNDS):
-        before = best
-        for number in sorted(numbers):
-            best = min(best, best ^ {number}, key=solved)
-        if best == before:
-            break
+    best = min(sharing.candidates, key=solved)
     found = known[best]
     if isinstance(found, ValueError):
         raise found

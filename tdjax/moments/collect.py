@@ -28,7 +28,7 @@ from tdjax.moments.finite import Watch
 from tdjax.moments.losses import Turn, TurnLoss
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
 from tdjax.moments.sums import batch_sums, summed_as, summed_calls
-from tdjax.moments.totals import SumsOfShape, alike_paths, kind_of_batch, layer_sums
+from tdjax.moments.totals import ENDS, SumsOfShape, alike_paths, kind_of_batch, layer_sums
 from tdjax.plan.patterns import matches
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import WHOLE, Reading, batch_size, peeked, split_arrays
@@ -141,8 +141,15 @@ class _Collected(NamedTuple):
         told = gathered([self.layers, self.examples])
         layers = list(dict.fromkeys(path for some, _ in told for path in some))
         # What is alike in one process need not be in another.
-        whole = {p: {**self.sums.get(self.alike.get(p, p), {}), **x} for p, x in self.sums.items()}
-        named = {json.dumps([path, of]): x for path in whole for of, x in whole[path].items()}
+        own = {
+            path: {of: x for of, x in self.sums[like].items() if of in ENDS}
+            for path, like in self.alike.items()
+        }
+        named = {
+            json.dumps([path, of]): x
+            for path, sums in self.sums.items()
+            for of, x in {**sums, **own.get(path, {})}.items()
+        }
         sums: dict[str, dict[str, Array]] = {path: {} for path in layers}
         for name, array in summed(named).items():
             path, of = json.loads(name)

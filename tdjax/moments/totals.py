@@ -18,6 +18,9 @@ from tdjax.moments.sums import BatchSums, SummedCall, Sums
 from tdjax.trace.call import split_arrays
 from tdjax.trace.trace import Trace
 
+# What sums of a layer are named that are of what goes in.
+ENDS = INPUTS, MEAN, ROWS = "inputs", "mean", "rows"
+
 
 @dataclass
 class SumsOfShape:
@@ -116,11 +119,11 @@ def layer_sums(path: str, collected: Sequence[SumsOfShape], *, inputs: bool) -> 
     taken = [(sums, n) for sums, n in calls if not sums.calls[n].queries]
     ends = taken if inputs else []
     every = {
-        "inputs": [sums.input_moment(n) for sums, n in ends],
-        "mean": [sums.input_sums(n).total for sums, n in ends],
+        INPUTS: [sums.input_moment(n) for sums, n in ends],
+        MEAN: [sums.input_sums(n).total for sums, n in ends],
         "outputs": [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients],
         "queries": [sums.input_moment(n) for sums, n in queries],
-        "rows": [_number(ends)] if ends else [],
+        ROWS: [_number(ends)] if ends else [],
         "query_rows": [_number(queries)] if queries else [],
     }
     return {of: sum(own[1:], own[0]) for of, own in every.items() if own}
