@@ -107,11 +107,16 @@ class Sharing:
         prices = self._prices()
         chosen: list[list[int]] = [[] for _ in prices]
         for family in self.families:
-            own = {layer.path: _least(self.problem, layer.path, prices) for layer in family}
+            own = {
+                layer.path: _least(self.problem, layer.path, prices, self._limited)
+                for layer in family
+            }
             losses, numbers = [sum(own.values())], [-1]
             for part in _parts(family):
                 rest = [own[layer.path] for layer in family if layer not in part]
-                losses.append(sum(rest, _least(self.joint, joined(part).path, prices)))
+                losses.append(
+                    sum(rest, _least(self.joint, joined(part).path, prices, self._limited))
+                )
                 numbers.append(self.groups.index(part))
             for which, best in zip(chosen, np.argmin(losses, axis=0), strict=True):
                 which += [numbers[best]] if best else []
@@ -121,12 +126,19 @@ class Sharing:
         """Prices of what is limited, at which layers begin and cease to be worth their cost."""
         problem, found = self.problem, []
         for layer in (layer for family in self.families for layer in family):
-            cost, lost = _limited(problem, problem.free[layer.path].costs), problem.predicted
+            cost, lost = self._limited(problem.free[layer.path].costs), problem.predicted
             spared = cost.max() - cost
             found.append(lost[layer.path][spared > 0] / spared[spared > 0])
         every = np.concatenate(found) if found else np.zeros(0)
         every = every[every > 0]
         return np.quantile(every, np.linspace(0.02, 0.98, PRICES)) if len(every) else every
+
+    def _limited(self, costs: Int[np.ndarray, "*n k"]) -> Float[np.ndarray, "*n"]:
+        """Of costs those that are limited, as shares of the whole network, added up."""
+        options = self.problem.options
+        columns = [options.known.index(cost) for cost in options.costs]
+        shares: Float[np.ndarray, "*n"] = costs[..., columns] / self.problem.whole[columns]
+        return shares.sum(axis=-1)
 
     def check(self, plan: Plan) -> None:
         """Refuse, with a ValueError, a plan that stores a group in fewer bits."""
@@ -172,22 +184,19 @@ def _parts(family: Group) -> list[Group]:
     return [part for size in sizes for part in itertools.combinations(family, size)]
 
 
-def _limited(problem: Problem, costs: Int[np.ndarray, "*n k"]) -> Float[np.ndarray, "*n"]:
-    """Of costs those that are limited, as shares of the whole network, added up."""
-    columns = [problem.options.known.index(cost) for cost in problem.options.costs]
-    shares: Float[np.ndarray, "*n"] = (costs[..., columns] / problem.whole[columns]).sum(axis=-1)
-    return shares
-
-
-def _least(problem: Problem, path: str, prices: Float[np.ndarray, " n"]) -> Any:
+def _least(
+    problem: Problem,
+    path: str,
+    prices: Float[np.ndarray, " n"],
+    limited: Callable[[Any], Any],
+) -> Any:
     """The least that a layer loses and costs together, at each price."""
     free = problem.free.get(path)
     if free is None:
         entry = problem.layers[path]
         assert isinstance(entry, PlannedLayer)
-        return prices * _limited(problem, problem.options.costs_of(entry))
-    cost = _limited(problem, free.costs)
-    return np.min(problem.predicted[path] + prices[:, None] * cost, axis=1)
+        return prices * limited(problem.options.costs_of(entry))
+    return np.min(problem.predicted[path] + prices[:, None] * limited(free.costs), axis=1)
 
 
 def check_weighed(problem: Problem) -> None:

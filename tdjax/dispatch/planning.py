@@ -329,8 +329,9 @@ def allocate(
             than the dense layer unless it spares a twentieth of its time, which is about as near
             as timings are; a layer that nothing makes faster stays dense, and says so.
         shared: for "loss", groups of paths of layers that may share one input factor, see
-            `Plan.with_shared`, or "inputs" for those that `tdjax.shared_inputs` finds. A group
-            shares where the predicted loss is less for it, or the plan smaller with a `target`.
+            `Plan.with_shared`, or "inputs" for those that `tdjax.shared_inputs` finds. All of a
+            group share, or some (of more than three all but one), where the predicted loss is less
+            for it, or the plan smaller with a `target`.
             Layers that a rule is for have factors of their own. Not for functions, nor with
             timings or measured rises; shared factors are stored as the kernels are.
         progress: see `tdjax.compress`; of timings that are taken now.
