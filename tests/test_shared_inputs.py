@@ -1,17 +1,20 @@
 """Layers that share one input factor: exact, stored and trained once, weighed in one budget."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from plain_models import normal, random_variables
 
 import tdjax
-from tdjax import Rule
+from tdjax import PlannedLayer, Rule
 
 X = normal(0, 48, 5, 16)
 QKV = ("query", "key", "value")
@@ -153,6 +156,16 @@ def test_linen_computes_the_dense_kernels_that_the_factors_stand_for(net, plan, 
     assert program.count(" dot(") == 2 * (1 + 3 + 4 + 2)
 
 
+def test_a_moment_of_one_input_is_kept_once(moments):
+    query, key, value, gate, out = (moments[f"first/{n}"] for n in (*QKV, "gate", "out"))
+    for own in (key, value):
+        assert own.inputs is query.inputs
+        assert own.mean is query.mean
+        assert own.rows == query.rows
+    assert gate.inputs is moments["first/up"].inputs is not out.inputs
+    assert gate.inputs is not query.inputs
+
+
 def test_biases_take_on_what_the_mean_input_loses(net, plan, moments):
     found = tdjax.factorize_params(net[1]["params"], plan, moments=moments, correct_bias=True)
     dense = tdjax.reconstruct_params(found, plan)
@@ -249,14 +262,145 @@ def test_what_cannot_share_is_refused(net, plan, moments):
     crossed = own.with_shared([("first/query", "first/gate")])
     with pytest.raises(ValueError, match="their moments say"):
         tdjax.factorize_params(variables["params"], crossed, moments=moments)
-    with pytest.raises(ValueError, match="refine: layer 'first/key' shares"):
-        tdjax.refine(model, variables, variables, plan, [X])
-    with pytest.raises(ValueError, match="factorize_sequentially: layer 'first/key' shares"):
-        tdjax.factorize_sequentially(model, variables, plan, [X])
+    with pytest.raises(ValueError, match="in two groups"):
+        plan.with_shared([("first/query", "first/gate")])
+    with pytest.raises(ValueError, match="does not call them on the same value"):
+        tdjax.factorize_sequentially(model, variables, crossed, [X])
     with pytest.raises(ValueError, match="pass strategy='loss'"):
         tdjax.allocate(model, variables, X, budget=0.5, shared="inputs")
-    with pytest.raises(ValueError, match="shared 'input': pass groups"):
-        tdjax.allocate(model, variables, X, budget=0.5, shared="input")
+    for asked, said in (
+        ({"shared": "input"}, "shared 'input': pass groups"),
+        ({"shared": "inputs", "cost": "time"}, "the time of layers that share"),
+        ({"shared": "inputs", "methods": ("tucker",)}, "add it to methods"),
+        ({"shared": "inputs", "cost": "bytes", "dtypes": ("int8",)}, "add 'float32' to dtypes"),
+    ):
+        for call in (
+            partial(tdjax.allocate, sample=X, strategy="loss", moments=moments),
+            partial(tdjax.compress, batches=[X]),
+        ):
+            with pytest.raises(ValueError, match=said):
+                call(model, variables, budget=0.3, **asked)
+
+
+def test_a_plan_names_lenders_that_it_has(plan):
+    layers, at = list(plan.layers), [e.layer.path for e in plan.layers].index("first/query")
+    lender, smaller = layers[at], tdjax.Form("svd", (RANK - 1,))
+    for own, said in (
+        ([], "which is no layer in front of it"),
+        ([PlannedLayer(lender.layer)], "which is kept dense"),
+        ([replace(lender, form=smaller)], "it is svd of rank 5, not svd of rank 6"),
+        ([replace(lender, layer=replace(lender.layer, positions=7))], "not read the same input"),
+    ):
+        with pytest.raises(ValueError, match=f"layer 'first/(key|value)': .*{said}"):
+            replace(plan, layers=(*layers[:at], *own, *layers[at + 1 :]))
+    value = replace(plan["first/value"], shares="first/key")
+    with pytest.raises(ValueError, match="'first/key' has no input factor of its own"):
+        tdjax.Plan((*layers[: at + 2], value))
+
+
+class InTurn(nn.Module):
+    """Two matrices of what a third makes."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(16, use_bias=False, name="first")(x)
+        return sum(nn.Dense(16, name=name)(x) for name in ("gate", "up"))
+
+
+@pytest.fixture(scope="module")
+def in_turn():
+    """A network, its parameters, and a plan in which the two matrices share."""
+    model = InTurn()
+    params = random_variables(model, X)["params"]
+    rules = [Rule(path=p, method="svd", rank=r) for p, r in (("first", 7), ("gate|up", 4))]
+    plan = tdjax.make_plan(model, {"params": params}, rules, X)
+    return model, params, plan.with_shared([("gate", "up")])
+
+
+def test_a_step_of_refinement_is_one_of_the_dense_kernels_factors(in_turn):
+    model, dense, plan = in_turn
+    params = tdjax.factorize_params(dense, plan)
+    wanted = model.apply({"params": dense}, X)
+
+    def loss(params):
+        found = model.apply({"params": tdjax.reconstruct_params(params, plan)}, X)
+        return jnp.sum((found - wanted) ** 2) / jnp.sum(wanted**2)
+
+    options = {"optimizer": optax.sgd(0.1), "epochs": 1, "batch_size": len(X), "held_out": 0}
+    options |= {"trained": ("factors",), "balance": False, "progress": False}
+    found = tdjax.refine(model, {"params": dense}, params, plan, [X], **options)
+    assert found.best == 1
+    gradient = jax.jit(jax.grad(loss))(params)
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        before, after = params, found.factors
+        for key in path:
+            before, after = before[key.key], after[key.key]
+        is_factor = {"input", "output"} & {key.key for key in path}
+        moved = -0.1 * leaf if is_factor else jnp.zeros_like(leaf)
+        np.testing.assert_allclose(after - before, moved, atol=2e-6)
+
+
+def test_a_factor_that_blocks_share_waits_for_all(in_turn):
+    model, dense, plan = in_turn
+    params = tdjax.factorize_params(dense, plan)
+    options = {"optimizer": optax.sgd(0.1), "epochs": 0, "block_epochs": 1, "batch_size": len(X)}
+    options |= {"held_out": 0, "balance": False, "progress": False, "blocks": ["gate", "up"]}
+    found = tdjax.refine(model, {"params": dense}, params, plan, [X], **options).factors
+    for name, stage, moved in (("gate", "input", 0), ("gate", "output", 1), ("up", "output", 1)):
+        before, after = (own[name][stage]["kernel"] for own in (params, found))
+        assert bool(jnp.any(before != after)) == moved
+
+
+def test_factors_of_equal_norms_stand_for_the_same_kernels(plan, params):
+    made = tdjax.balance_factors(params, plan)
+    same = [tdjax.reconstruct_params(own, plan) for own in (made, params)]
+    jax.tree.map(lambda *own: np.testing.assert_allclose(*own, atol=2e-6), *same)
+    own = {name: np.asarray(made["first"][name]["output"]["kernel"]) for name in QKV}
+    behind = np.concatenate([x.reshape(RANK, -1) for x in own.values()], axis=1)
+    before = np.asarray(made["first"]["query"]["input"]["kernel"])
+    np.testing.assert_allclose(
+        np.linalg.norm(before, axis=0), np.linalg.norm(behind, axis=1), rtol=1e-5
+    )
+
+
+def test_in_turn_the_input_factor_is_that_of_the_inputs_by_now(in_turn):
+    model, params, plan = in_turn
+    found = tdjax.factorize_sequentially(model, {"params": params}, plan, [X])
+    assert sorted(found["up"]) == ["bias", "output"]
+    dense = tdjax.reconstruct_params(found, plan)
+    rows = np.asarray(X, np.float64).reshape(-1, 16)
+    was, now = (rows @ np.asarray(own["first"]["kernel"], np.float64) for own in (params, dense))
+    before, after = (
+        np.concatenate([np.asarray(own[n]["kernel"], np.float64) for n in ("gate", "up")], axis=1)
+        for own in (params, dense)
+    )
+    # What the rows by now can say of the outputs, of which the best of a rank is kept.
+    wanted = now @ np.linalg.lstsq(now, was @ before, rcond=1e-6)[0]
+    values = np.linalg.svd(wanted, compute_uv=False)
+    lost = np.linalg.norm(wanted - now @ after)
+    assert lost == pytest.approx(np.linalg.norm(values[plan["up"].ranks[0] :]), rel=1e-2)
+
+
+def test_one_call_shares_and_refines():
+    model = nnx.MultiHeadAttention(2, 16, rngs=nnx.Rngs(0), decode=False)
+    base = normal(1, 16, 6)
+    for seed, name in enumerate(("query", "key")):
+        kernel = getattr(model, name).kernel
+        kernel[...] = kernel / 30 + (base @ normal(seed, 6, 16)).reshape(kernel.shape) / 8
+    small = tdjax.compress(
+        model, [X], budget=0.8, methods=("svd",), shared="inputs", refine={"epochs": 2},
+        progress=False,
+    )  # fmt: skip
+    # Of a group those share alone for which that loses less.
+    assert [small.plan[name].shares for name in QKV] == [None, "query", None]
+    assert small.plan.size <= 0.8 * small.plan.size_before
+    assert small.model.key.input is small.model.query.input
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(small.model))) == small.plan.size
+    start, *others = small.refined.curve
+    assert min(own.held_out for own in others) < start.held_out
+    small.model.key.input = nnx.clone(small.model.key.input)
+    with pytest.raises(ValueError, match="'key' has another input factor than 'query'"):
+        tdjax.balance_factors(small.model, small.plan)
 
 
 class Gated(nn.Module):

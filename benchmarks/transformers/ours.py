@@ -44,18 +44,28 @@ def equal(task: Task, share: float) -> tdjax.Plan:
     return tdjax.make_plan(task.model, task.variables, rules, task.batches[0])
 
 
+def sharing(task: Task, plan: tdjax.Plan) -> tdjax.Plan:
+    """Query, key and value with one input factor, in no more parameters."""
+    groups = tdjax.shared_inputs(task.model, task.variables, task.batches[0])
+    return plan.with_shared(groups)
+
+
 def allocated(
-    task: Task, share: float, moments: Moments, dtypes: Sequence[str] | None = None
+    task: Task,
+    share: float,
+    moments: Moments,
+    dtypes: Sequence[str] | None = None,
+    shared: str | None = None,
 ) -> tdjax.Plan:
     """Ranks chosen together, of as many parameters as those of `equal`.
 
     Arguments:
         dtypes: to choose ranks and stored numbers together, of as many bytes as those take in
             float32; None to store all in float32.
+        shared: see `tdjax.allocate`.
     """
-    return tdjax.allocate(
-        task.model, task.variables, task.batches[0], **_limit(task, share, moments, dtypes)
-    )
+    limit = _limit(task, share, moments, dtypes)
+    return tdjax.allocate(task.model, task.variables, task.batches[0], **limit, shared=shared)
 
 
 def _limit(task: Task, share: float, moments: Moments, dtypes: Sequence[str] | None) -> Any:

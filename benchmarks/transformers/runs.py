@@ -26,6 +26,8 @@ BYTES: Mapping[str, tuple[str, ...]] = {
     "int8 alone": ("int8",),
     "loss in bytes": ("float32", "bfloat16", "int8", "int4"),
 }
+# With one input factor for query, key and value: in place of three, or where a budget says so.
+SHARED = ("covariance+shared", "Kronecker+shared", "loss+shared", "loss+shared+refine")
 # Of a figure, what a record says of it.
 Columns = Mapping[str, Callable[[Record], str]]
 FURTHER = ("blocks", "loss+blocks", "loss in NNX", *BYTES)
@@ -136,18 +138,20 @@ class Measured:
         if method in BYTES:
             plan = ours.allocated(task, asked, self.moments, BYTES[method])
         elif method.startswith("loss"):
-            plan = ours.allocated(task, asked, self.moments)
+            shared = "inputs" if method in SHARED else None
+            plan = ours.allocated(task, asked, self.moments, shared=shared)
         else:
             plan = ours.equal(task, asked)
+            plan = ours.sharing(task, plan) if method in SHARED else plan
         if method == "sequential":
             small = ours.sequential(task, plan, self.moments)
         elif method.endswith("blocks"):
             small = ours.sequential(task, plan, self.moments, "auto")
         else:
-            norm = "covariance" if method == "covariance" else "kronecker"
-            biases = method not in ("covariance", "Kronecker")
+            norm = "covariance" if method.startswith("covariance") else "kronecker"
+            biases = method.removesuffix("+shared") not in ("covariance", "Kronecker")
             small = ours.factors_of(task, plan, self.moments, norm=norm, correct_bias=biases)
-        if method == "loss+refine":
+        if method.endswith("+refine"):
             small = ours.refined(task, small, settings.epochs, settings.seed)
         return ours.kept(task, small), ours.share_of(task, plan)
 

@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
-from tdjax.allocation.choices import (
-    AT_SHARES,
-    BYTES,
-    COSTS,
-    KNOWN,
-    MACS,
-    PARAMS,
-    PREFERRED,
-    TIME,
-    ChoiceOptions,
-    RankBounds,
-    check_known,
-)
-from tdjax.allocation.clock import clock_of
+from tdjax.allocation.choices import AT_SHARES, COSTS, MACS, PARAMS, PREFERRED
 from tdjax.allocation.exact import distinct, nearest, smallest
 from tdjax.allocation.joint import MOST_ENTRIES, joint_table, within_both
 from tdjax.allocation.limits import (
@@ -36,8 +22,8 @@ from tdjax.allocation.limits import (
     limits_of,
     shares_of,
 )
-from tdjax.allocation.problem import Problem, Rules, pose
-from tdjax.allocation.rounding import ROUNDED
+from tdjax.allocation.posing import STRATEGIES, posed, strategy_of
+from tdjax.allocation.problem import Problem, Rules
 from tdjax.allocation.search import (
     Table,
     exchanged,
@@ -46,22 +32,15 @@ from tdjax.allocation.search import (
     least_sum,
     total,
 )
-from tdjax.allocation.shared import best_sharing, sharing_of
-from tdjax.hints import known_are
+from tdjax.allocation.shared import best_sharing, check_some_reach, check_weighed, sharing_of
 from tdjax.moments.collect import LayerMoments
-from tdjax.plan.dtypes import DTYPES, FLOAT32
-from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
 from tdjax.timings.timings import Timings
 
 # How the errors of the layers become what a strategy makes least.
-TOGETHER = {name: np.add if name == "loss" else np.maximum for name in KNOWN}
-STRATEGIES = tuple(KNOWN)
-OBJECTIVES = ("bound", "released")
-# As many as are weighed against each other.
-MOST_LIMITS = 2
+TOGETHER = {name: np.add if name == "loss" else np.maximum for name in STRATEGIES}
 
 
 def allocate(
@@ -103,43 +82,17 @@ def allocate(
 
     if not shared:
         return chosen(problem, shares)[0] if target is None else _within_rise(problem, target)
-    _check_shared(problem)
+    check_weighed(problem)
 
     def solve(problem: Problem) -> tuple[Plan, float]:
         if target is None:
             return chosen(problem, shares)
         plan = _within_rise(problem, target)
-        # Of time there is none here, see `_check_shared`.
+        # Of time there is none here, see `sharing_of`.
         counted = plan.size, float(plan.macs), plan.bytes
         return plan, counted[problem.options.column]
 
     return best_sharing(sharing_of(problem, shared), solve)
-
-
-def _check_shared(problem: Problem) -> None:
-    """Refuse shared input factors where what they lose or take is not known."""
-    if problem.strategy != "loss":
-        raise ValueError(
-            "allocate: shared input factors are weighed by the loss that moments predict: pass "
-            f"strategy='loss', not {problem.strategy!r}, or leave out shared"
-        )
-    if "svd" not in problem.options.methods:
-        raise ValueError("allocate: shared input factors are those of 'svd': add it to methods")
-    if problem.options.clock is not None:
-        raise ValueError(
-            "allocate: the time of layers that share an input factor is not known: leave out "
-            "timings and a budget of time, or shared"
-        )
-    if problem.model.work is not None:
-        raise ValueError(
-            "allocate: shared input factors are not known for models whose layers run under "
-            "conditions: leave out shared"
-        )
-
-
-def strategy_of(strategy: str | None, target: LossRise | None) -> str:
-    """The strategy, or the one that is meant where none is named."""
-    return strategy or ("energy" if target is None else "loss")
 
 
 def check_reach(
@@ -151,6 +104,7 @@ def check_reach(
     multiple_of: int,
     timings: Timings | None = None,
     dtypes: Sequence[str] | None = None,
+    shared: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Refuse what `allocate` would with strategy "loss", as far as shapes tell, before any work."""
     shares = NOTHING if budget is None else shares_of(budget, cost)
@@ -164,46 +118,10 @@ def check_reach(
         model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of,
         dtypes=dtypes, timings=timings,
     )  # fmt: skip
-    limits_of(problem, shares)
-
-
-def posed(
-    model: Inventory,
-    costs: tuple[str, ...],
-    strategy: str,
-    methods: Sequence[str],
-    moments: Mapping[str, LayerMoments] | None,
-    *,
-    splits: Sequence[int] | None = None,
-    objective: str = "bound",
-    rules: Rules = (),
-    multiple_of: int = 1,
-    dtypes: Sequence[str] | None = None,
-    key: Array | None = None,
-    timings: Timings | None = None,
-) -> Problem:
-    """The problem of a network, all names checked; see `tdjax.allocate`."""
-    named = [("strategy", strategy, STRATEGIES), ("objective", objective, OBJECTIVES)]
-    for name, value, values in [*named, *(("cost", cost, COSTS) for cost in costs)]:
-        if value not in values:
-            raise ValueError(f"allocate: {name} {value!r}: {known_are(value, values)}")
-    if len(costs) > MOST_LIMITS:
-        raise ValueError(f"allocate: budget of {', '.join(costs)}: two limits at most; leave one")
-    if TIME in costs and timings is None:
-        raise ValueError("allocate: time needs timings of the layers; tdjax.time_layers gives them")
-    options = ChoiceOptions(
-        costs,
-        _methods(methods, strategy),
-        None if splits is None else tuple(splits),
-        RankBounds(multiple_of=int(multiple_of)),
-        objective,
-        jax.random.key(0) if key is None else key,
-        clock=None if timings is None else clock_of(timings, model.layers),
-        dtypes=_dtypes(dtypes, strategy, costs, timed=timings is not None),
-    )
-    if BYTES in costs:
-        _check_float32(model)
-    return pose(model, strategy, options, rules, moments)
+    if not shared:
+        limits_of(problem, shares)
+    else:
+        check_some_reach(sharing_of(problem, shared), shares)
 
 
 def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:
@@ -386,55 +304,3 @@ def _numbers(
 ) -> dict[str, int]:
     numbers = (int(table.which[place]) for table, place in zip(tables, places, strict=True))
     return dict(zip(paths, numbers, strict=True))
-
-
-def _methods(methods: Sequence[str], strategy: str) -> tuple[str, ...]:
-    """The methods that a strategy chooses from: of all there are those that it knows."""
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"allocate: methods {method!r}: {known_are(method, METHODS)}")
-    if not methods:
-        raise ValueError("allocate: methods must name at least one")
-    if set(methods) == set(METHODS):
-        return tuple(method for method in methods if method in KNOWN[strategy])
-    check_known("methods", strategy, methods)
-    return tuple(methods)
-
-
-def _dtypes(
-    dtypes: Sequence[str] | None, strategy: str, costs: Sequence[str], *, timed: bool
-) -> tuple[str, ...]:
-    """The numbers that layers may be stored in, checked; None for all that go."""
-    if dtypes is None:
-        known = BYTES in costs and strategy in ROUNDED and not timed
-        return DTYPES if known else (FLOAT32,)
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise ValueError(f"allocate: dtypes {dtype!r}: {known_are(dtype, DTYPES)}")
-    if not dtypes:
-        raise ValueError("allocate: dtypes must name at least one")
-    if tuple(dtypes) == (FLOAT32,):
-        return (FLOAT32,)
-    if BYTES not in costs:
-        raise ValueError(
-            f"allocate: dtypes {', '.join(dtypes)}, but no bytes are counted: pass cost='bytes'"
-        )
-    if strategy not in ROUNDED:
-        raise ValueError(
-            f"allocate: strategy {strategy!r} does not know what rounding loses: leave out dtypes, "
-            f"or take {' or '.join(map(repr, ROUNDED))}"
-        )
-    if timed:
-        raise ValueError("allocate: timings are those of float32: leave out dtypes or timings")
-    return tuple(dict.fromkeys(dtypes))
-
-
-def _check_float32(model: Inventory) -> None:
-    """Refuse a network whose bytes are not those of float32."""
-    for layer in model.layers:
-        dtype = getattr(model.array_of(layer), "dtype", None) if layer.obstacle is None else None
-        if dtype is not None and str(dtype) != FLOAT32:
-            raise ValueError(
-                f"allocate: layer {layer.path!r} holds {dtype}: bytes are counted of networks in "
-                "float32"
-            )

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
-from tdjax.allocation.allocate import chosen_numbers, numbers_within, posed
+from tdjax.allocation.allocate import chosen_numbers, numbers_within
 from tdjax.allocation.choices import PARAMS
 from tdjax.allocation.limits import NOTHING, Budget, Shares, check_one, shares_of
 from tdjax.allocation.measured import MeasuredRises
+from tdjax.allocation.posing import posed
 from tdjax.allocation.problem import Problem, Rules
 from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tdjax.allocation.allocate import chosen, posed
+from tdjax.allocation.allocate import chosen
 from tdjax.allocation.limits import Budget, shares_of
+from tdjax.allocation.posing import posed
 from tdjax.allocation.problem import Rules
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Inventory

@@ -1,19 +1,23 @@
 """Layers that share an input factor against layers with factors of their own, in one budget.
 
-A group that shares is to the budget one layer, its members' matrices side by side, whose loss is
-known at every rank as any layer's is. Which groups share is searched for: from none and from all,
-one group after the other is changed as long as that helps.
+Layers that share are to the budget one layer, their matrices side by side, whose loss is known at
+every rank as any layer's is. Which of a group share, all or some or none, is decided as ranks are:
+at a price for what is limited each group has a best way to spend. The best plan over a range of
+prices is taken.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
+from tdjax.allocation.limits import Shares, limits_of
 from tdjax.allocation.problem import Problem
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.kernels import Weights
@@ -28,8 +32,10 @@ from tdjax.plan.sharing import shared
 Solved = tuple[Plan, float]
 Solve = Callable[[Problem], Solved]
 Group = tuple[Layer, ...]
-# How often all groups are gone through.
-ROUNDS = 3
+# Of a group of more layers, fewer than all share only where one of them is left out.
+MOST_PARTED = 3
+# Prices at which groups are decided.
+PRICES = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +44,30 @@ class Sharing:
 
     Arguments:
         problem: of the layers each by itself.
-        groups: of free layers that no rule is for.
+        families: of free layers that no rule is for, of which all or some may share.
     """
 
     problem: Problem
-    groups: tuple[Group, ...]
+    families: tuple[Group, ...]
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All that may share with each other, of each family in turn."""
+        return tuple(part for family in self.families for part in _parts(family))
+
+    @cached_property
+    def whole(self) -> frozenset[int]:
+        """The numbers of the groups that are families."""
+        return frozenset(map(self.groups.index, self.families))
 
     @cached_property
     def joint(self) -> Problem:
         """The problem of all groups, each as one layer."""
         layers = tuple(map(joined, self.groups))
-        moments = {
-            layer.path: self._moments(group)
-            for layer, group in zip(layers, self.groups, strict=True)
-        }
+        moments = None
+        if self.problem.moments is not None:
+            pairs = zip(layers, self.groups, strict=True)
+            moments = {layer.path: self._moments(group) for layer, group in pairs}
         model = self.problem.model._replace(layers=layers, array_of=self._array_of)
         # How numbers are stored is the same for all that share.
         options = self.problem.options._replace(dtypes=(FLOAT32,))
@@ -59,6 +75,14 @@ class Sharing:
 
     def of(self, which: frozenset[int]) -> Problem:
         """The problem in which the groups of these numbers share."""
+        found = self.of_shapes(which)
+        # What is known of all layers is not measured again.
+        known = {**self.problem.predicted, **self.joint.predicted}
+        vars(found)["predicted"] = {path: known[path] for path in found.free}
+        return found
+
+    def of_shapes(self, which: frozenset[int]) -> Problem:
+        """The same, of which nothing is measured yet."""
         joint, problem, layers = self.joint, self.problem, list[Layer]()
         sharing = {own.path: number for number in which for own in self.groups[number]}
         for layer in problem.model.layers:
@@ -68,14 +92,53 @@ class Sharing:
             elif layer == self.groups[number][0]:
                 layers.append(joint.model.layers[number])
         model = problem.model._replace(layers=tuple(layers), array_of=self._array_of)
-        moments = {**(problem.moments or {}), **(joint.moments or {})}
+        moments = None
+        if problem.moments is not None:
+            moments = {**problem.moments, **(joint.moments or {})}
         found = replace(problem, model=model, moments=moments)
-        paths = [layer.path for layer in layers]
-        # What is known of all layers is not measured again.
-        for name in ("layers", "predicted"):
-            known = {**getattr(problem, name), **getattr(joint, name)}
-            vars(found)[name] = {path: known[path] for path in paths if path in known}
+        known = {**problem.layers, **joint.layers}
+        every = (own.path for own in layers if own.path in known)
+        vars(found)["layers"] = {path: known[path] for path in every}
         return found
+
+    @cached_property
+    def candidates(self) -> list[frozenset[int]]:
+        """Numbers of groups that share: none, all families, and what is best at some prices."""
+        prices = self._prices()
+        chosen: list[list[int]] = [[] for _ in prices]
+        for family in self.families:
+            own = {
+                layer.path: _least(self.problem, layer.path, prices, self._limited)
+                for layer in family
+            }
+            losses, numbers = [sum(own.values())], [-1]
+            for part in _parts(family):
+                rest = [own[layer.path] for layer in family if layer not in part]
+                losses.append(
+                    sum(rest, _least(self.joint, joined(part).path, prices, self._limited))
+                )
+                numbers.append(self.groups.index(part))
+            for which, best in zip(chosen, np.argmin(losses, axis=0), strict=True):
+                which += [numbers[best]] if best else []
+        return list(dict.fromkeys([frozenset(), self.whole, *map(frozenset, chosen)]))
+
+    def _prices(self) -> Float[np.ndarray, " n"]:
+        """Prices of what is limited, at which layers begin and cease to be worth their cost."""
+        problem, found = self.problem, []
+        for layer in (layer for family in self.families for layer in family):
+            cost, lost = self._limited(problem.free[layer.path].costs), problem.predicted
+            spared = cost.max() - cost
+            found.append(lost[layer.path][spared > 0] / spared[spared > 0])
+        every = np.concatenate(found) if found else np.zeros(0)
+        every = every[every > 0]
+        return np.quantile(every, np.linspace(0.02, 0.98, PRICES)) if len(every) else every
+
+    def _limited(self, costs: Int[np.ndarray, "*n k"]) -> Float[np.ndarray, "*n"]:
+        """Of costs those that are limited, as shares of the whole network, added up."""
+        options = self.problem.options
+        columns = [options.known.index(cost) for cost in options.costs]
+        shares: Float[np.ndarray, "*n"] = costs[..., columns] / self.problem.whole[columns]
+        return shares.sum(axis=-1)
 
     def check(self, plan: Plan) -> None:
         """Refuse, with a ValueError, a plan that stores a group in fewer bits."""
@@ -114,14 +177,47 @@ class Sharing:
         return replace(own[0], outputs=weights.outputs)
 
 
+def _parts(family: Group) -> list[Group]:
+    """The layers of a family, two or more of them."""
+    least = 2 if len(family) <= MOST_PARTED else len(family) - 1
+    sizes = range(least, len(family) + 1)
+    return [part for size in sizes for part in itertools.combinations(family, size)]
+
+
+def _least(
+    problem: Problem,
+    path: str,
+    prices: Float[np.ndarray, " n"],
+    limited: Callable[[Any], Any],
+) -> Any:
+    """The least that a layer loses and costs together, at each price."""
+    free = problem.free.get(path)
+    if free is None:
+        entry = problem.layers[path]
+        assert isinstance(entry, PlannedLayer)
+        return prices * limited(problem.options.costs_of(entry))
+    return np.min(problem.predicted[path] + prices[:, None] * limited(free.costs), axis=1)
+
+
+def check_weighed(problem: Problem) -> None:
+    """Refuse shared input factors where what they lose is not known."""
+    if problem.strategy != "loss":
+        raise ValueError(
+            "allocate: shared input factors are weighed by the loss that moments predict: pass "
+            f"strategy='loss', not {problem.strategy!r}, or leave out shared"
+        )
+
+
 def sharing_of(problem: Problem, groups: Sequence[Sequence[str]]) -> Sharing:
     """The groups of a problem's layers that may share, by their paths.
 
     Layers that rules are for, and those that are left dense in any case, share with none.
 
     Raises KeyError for a path that is no layer's, ValueError for layers that do not read the same
-    input, as far as shapes tell, and for layers in two groups.
+    input, as far as shapes tell, for layers in two groups, and where it is not known what layers
+    that share take.
     """
+    _check_counted(problem)
     layers = {layer.path: layer for layer in problem.model.layers}
     seen: set[str] = set()
     found = []
@@ -145,6 +241,34 @@ def sharing_of(problem: Problem, groups: Sequence[Sequence[str]]) -> Sharing:
     return Sharing(problem, tuple(found))
 
 
+def _check_counted(problem: Problem) -> None:
+    if "svd" not in problem.options.methods:
+        raise ValueError("allocate: shared input factors are those of 'svd': add it to methods")
+    if problem.options.clock is not None:
+        raise ValueError(
+            "allocate: the time of layers that share an input factor is not known: leave out "
+            "timings and a budget of time, or shared"
+        )
+    if FLOAT32 not in problem.options.dtypes:
+        raise ValueError(
+            "allocate: shared input factors are stored in the numbers of the kernels: "
+            "add 'float32' to dtypes, or leave out shared"
+        )
+    if problem.model.work is not None:
+        raise ValueError(
+            "allocate: shared input factors are not known for models whose layers run under "
+            "conditions: leave out shared"
+        )
+
+
+def check_some_reach(sharing: Sharing, shares: Shares) -> None:
+    """Refuse, with a ValueError, a budget out of reach whether groups share or not."""
+    try:
+        limits_of(sharing.problem, shares)
+    except ValueError:
+        limits_of(sharing.of_shapes(sharing.whole), shares)
+
+
 def best_sharing(sharing: Sharing, solve: Solve) -> Plan:
     """The best plan that is found. Raises ValueError where there is none.
 
@@ -164,14 +288,7 @@ def best_sharing(sharing: Sharing, solve: Solve) -> Plan:
         best = known[which]
         return np.inf if isinstance(best, ValueError) else best[1]
 
-    numbers = frozenset(range(len(sharing.groups)))
-    best = min((frozenset[int](), numbers), key=solved)
-    for _ in range(ROUNDS):
-        before = best
-        for number in sorted(numbers):
-            best = min(best, best ^ {number}, key=solved)
-        if best == before:
-            break
+    best = min(sharing.candidates, key=solved)
     found = known[best]
     if isinstance(found, ValueError):
         raise found

@@ -16,7 +16,6 @@ from tdjax.params.check import check_params
 from tdjax.params.corrections import unpacked
 from tdjax.params.leaves import of_leaves
 from tdjax.plan.plan import Plan
-from tdjax.plan.sharing import refuse_shared
 from tdjax.refinement.pair import balanced_leaves
 from tdjax.trace.names import leaf_names
 
@@ -49,7 +48,6 @@ def balance_factors(factors: Any, plan: Plan) -> Any:
     Raises ValueError for factors that do not fit the plan, and for NaN or Inf, naming the layer.
     """
     check_in_full("balance_factors", plan)
-    refuse_shared("balance_factors", plan.layers)
     if isinstance(factors, nnx.Module):
         check_modules(factors, plan)
         _, leaves = tdjax.nnx.network_of(factors)

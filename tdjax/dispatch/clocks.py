@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tdjax.allocation.allocate import posed
 from tdjax.allocation.choices import GROUPED, PARAMS, PREFERRED, TIME
 from tdjax.allocation.clock import check_timed
 from tdjax.allocation.limits import Budget, in_time, names_of
+from tdjax.allocation.posing import posed
 from tdjax.allocation.problem import Problem
 from tdjax.arguments.called import Method
 from tdjax.dispatch.models import kind_of, with_arrays
@@ -63,7 +63,7 @@ def clocked(
 
     Arguments:
         function: for messages.
-        strategy, choices: all that `tdjax.allocation.allocate.posed` is asked for beside costs.
+        strategy, choices: all that `tdjax.allocation.posing.posed` is asked for beside costs.
         budgets, cost, batch, timings, progress: as of `tdjax.allocate`.
 
     Raises ValueError for timings of another device or batch, and for a batch of which nothing is

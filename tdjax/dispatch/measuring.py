@@ -12,11 +12,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from tdjax.allocation.allocate import posed
 from tdjax.allocation.choices import PREFERRED, TIME
 from tdjax.allocation.corrected import AUTO, Level, groups_of, levels_of
 from tdjax.allocation.limits import LATENCY, Budget, shares_of
 from tdjax.allocation.measured import GroupRises, MeasuredRises
+from tdjax.allocation.posing import posed
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, checked_weights

@@ -85,7 +85,7 @@ KINDS = (
             "mix",
             "batch_stats",
             "measure_rises.row_weights",
-            "allocate.shared",
+            "shared",
         ),
     ),
 )

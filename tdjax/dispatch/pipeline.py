@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from tdjax.allocation.allocate import check_reach
-from tdjax.allocation.limits import Budget, check_one, shares_of
+from tdjax.allocation.limits import Budget, check_one, names_of, shares_of
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.called import Method
 from tdjax.dispatch.clocks import Called, clocked
@@ -34,6 +34,7 @@ from tdjax.dispatch.compressing import (
 from tdjax.dispatch.data import collect_moments
 from tdjax.dispatch.models import on_models
 from tdjax.dispatch.planning import allocate
+from tdjax.dispatch.sharing import Shared, groups_of
 from tdjax.moments.collect import RowWeights
 from tdjax.moments.losses import OUTPUTS, LossFn
 from tdjax.plan.wishes import LossRise
@@ -62,6 +63,7 @@ def compress(
     dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
+    shared: Shared | None = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
     refine: Refine = ...,
@@ -86,6 +88,7 @@ def compress(
     dtypes: Sequence[str] | None = ...,
     batch: int | None = ...,
     timings: Timings | None = ...,
+    shared: Shared | None = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
     refine: Refine = ...,
@@ -135,6 +138,7 @@ def compress(
     dtypes: Sequence[str] | None = None,
     batch: int | None = None,
     timings: Timings | None = None,
+    shared: Shared | None = None,
     row_weights: RowWeights | None = None,
     memory: int = 2**32,
     refine: Refine = True,
@@ -178,6 +182,8 @@ def compress(
             here a budget of one number is a limit too, which small networks need not use up.
         batch, timings: as for `tdjax.allocate`, for a budget of time; where neither is given the
             batch is that of the first of `batches`.
+        shared: as for `tdjax.allocate`: "inputs" lets query, key and value share one input factor
+            where that loses less. Not for functions.
         methods: as for `tdjax.allocate`; here "svd" and "tucker" where it is not said, as others
             take far longer.
         loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
@@ -202,12 +208,13 @@ def compress(
     read = partial(source_of, model, variables, batches, labelled=labelled, method=method)
     source = together("compress", read)
     inventory = source.inventory()
+    groups = groups_of("compress", inventory, shared, names_of([budget], cost), timings)
     (budget,), cost, timings = clocked(
         "compress", Called(model, variables, source.sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy="energy", progress=progress,
         choices={"methods": methods, "moments": None, "rules": rules, "multiple_of": multiple_of},
     )  # fmt: skip
-    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings, dtypes)
+    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings, dtypes, groups)
     renews = source.room.keeps_batch_stats(*source.arrays)
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
     steps, total = Steps("compress", progress), number_in(batches)
@@ -218,10 +225,11 @@ def compress(
             row_weights=None if row_weights is None else partial(weights_of_pairs, row_weights),
         )  # fmt: skip
     with steps.step("formats and ranks"):
+        asked = {} if groups is None else {"shared": groups}
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
-            multiple_of=multiple_of, dtypes=dtypes, timings=timings,
+            multiple_of=multiple_of, dtypes=dtypes, timings=timings, **asked,
         )  # fmt: skip
     check_equal(plan)
     with steps.step(f"factors of {len(plan.factorised)} layers"):

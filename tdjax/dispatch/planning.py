@@ -10,19 +10,20 @@ import jax
 from flax import nnx
 
 from tdjax.allocation.allocate import allocate as allocate_budget
-from tdjax.allocation.allocate import strategy_of
 from tdjax.allocation.choices import PREFERRED
 from tdjax.allocation.corrected import allocate_measured
-from tdjax.allocation.limits import Budget, check_one
+from tdjax.allocation.limits import Budget, check_one, names_of
 from tdjax.allocation.measured import MeasuredRises
+from tdjax.allocation.posing import strategy_of
 from tdjax.allocation.problem import Rules
 from tdjax.arguments.called import Method
 from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.clocks import Called, clocked
 from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.sharing import Shared, groups_of
 from tdjax.moments.collect import LayerMoments
-from tdjax.plan.layers import Inventory, Layer
+from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import LossRise
@@ -30,9 +31,6 @@ from tdjax.progress import Progress
 from tdjax.timings.timings import Timings
 
 Variables = Mapping[str, Any]
-# Groups of paths of layers, or the name of those that the model's program tells.
-SAME_INPUTS = "inputs"
-Shared = Sequence[Sequence[str]] | str
 
 
 @overload
@@ -331,8 +329,9 @@ def allocate(
             than the dense layer unless it spares a twentieth of its time, which is about as near
             as timings are; a layer that nothing makes faster stays dense, and says so.
         shared: for "loss", groups of paths of layers that may share one input factor, see
-            `Plan.with_shared`, or "inputs" for those that `tdjax.shared_inputs` finds. A group
-            shares where the predicted loss is less for it, or the plan smaller with a `target`.
+            `Plan.with_shared`, or "inputs" for those that `tdjax.shared_inputs` finds. All of a
+            group share, or some (of more than three all but one), where the predicted loss is less
+            for it, or the plan smaller with a `target`.
             Layers that a rule is for have factors of their own. Not for functions, nor with
             timings or measured rises; shared factors are stored as the kernels are.
         progress: see `tdjax.compress`; of timings that are taken now.
@@ -369,6 +368,7 @@ def allocate(
         raise ValueError(
             "allocate: measured rises are those of layers in float32: leave out dtypes or measured"
         )
+    groups = groups_of("allocate", inventory, shared, names_of([budget], cost), timings)
     (budget,), cost, timings = clocked(
         "allocate", Called(model, variables, sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy=strategy, choices=choices, progress=progress,
@@ -376,17 +376,5 @@ def allocate(
     choices |= {"budget": budget, "target": target, "cost": cost, "timings": timings}
     if measured is not None:
         return allocate_measured(inventory, measured, key=jax.random.key(seed), **choices)
-    choices["shared"] = _groups(inventory, shared)
+    choices["shared"] = groups
     return allocate_budget(inventory, strategy=strategy, key=jax.random.key(seed), **choices)
-
-
-def _groups(inventory: Inventory, shared: Shared | None) -> Sequence[Sequence[str]] | None:
-    """The groups of layers that may share an input factor."""
-    if shared is None or not isinstance(shared, str):
-        return shared
-    if shared != SAME_INPUTS:
-        raise ValueError(
-            f"allocate: shared {shared!r}: pass groups of paths, or {SAME_INPUTS!r} for those of "
-            "the layers that read the same input"
-        )
-    return inventory.same_inputs

@@ -27,7 +27,6 @@ from tdjax.moments.feeding import Fed, fed
 from tdjax.params.check import check_params
 from tdjax.params.corrections import unpacked
 from tdjax.plan.plan import Plan
-from tdjax.plan.sharing import refuse_shared
 from tdjax.processes import are_apart, everywhere, together
 from tdjax.progress import Progress, Steps
 from tdjax.refinement.data import Pool, read_pools
@@ -222,7 +221,8 @@ def refine(
         blocks: refine first block by block, each towards the outputs of the dense one, with inputs
             that the small network makes, in as much memory as the gradient of one block takes;
             `epochs=0` for no more than that. "auto" for the largest modules that have at most a
-            quarter of the factorised layers, or patterns for paths. Not for functions.
+            quarter of the factorised layers, or patterns for paths; an input factor that layers of
+            several blocks share waits for the epochs of all. Not for functions.
         block_epochs: for each block.
         mix: the share of examples, drawn step by step, for which the blocks before the one that is
             refined return what the dense ones do; 0 for inputs of the small network alone.
@@ -345,7 +345,6 @@ def _small(model: Any, variables: Any, factors: Any, plan: Plan) -> _Small:
     if not plan.factorised:
         raise ValueError("refine: the plan keeps all layers dense: there are no factors to refine")
     check_in_full("refine", plan)
-    refuse_shared("refine", plan.layers)
     kind = kind_of(model)
     if kind.held is None:
         if not isinstance(factors, nnx.Module):

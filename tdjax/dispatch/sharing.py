@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import flax.linen as nn
 from flax import nnx
 
+from tdjax.allocation.choices import TIME
+from tdjax.allocation.limits import LATENCY
 from tdjax.arguments.called import Method
 from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.plan.layers import Inventory
+from tdjax.timings.timings import Timings
 
 Variables = Mapping[str, Any]
 Groups = tuple[tuple[str, ...], ...]
+# Groups of paths of layers, or the name of those that the model's program tells.
+SAME_INPUTS = "inputs"
+Shared = Sequence[Sequence[str]] | str
 
 
 @overload
@@ -46,3 +53,35 @@ def shared_inputs(model: Any, variables: Any, sample: Any, *, method: Method = N
         room_of(model).inventory(*with_arrays(model, variables), sample, method=method).same_inputs
     )
     return found
+
+
+def groups_of(
+    function: str,
+    inventory: Inventory,
+    shared: Shared | None,
+    costs: Sequence[str],
+    timings: Timings | None,
+) -> Sequence[Sequence[str]] | None:
+    """The groups of layers that may share an input factor; None where none are asked for.
+
+    Arguments:
+        function: for messages.
+        costs: what a budget is of.
+
+    Raises ValueError for another name, and where time counts, before it is taken.
+    """
+    if shared is None:
+        return None
+    if timings is not None or not {TIME, LATENCY}.isdisjoint(costs):
+        raise ValueError(
+            f"{function}: the time of layers that share an input factor is not known: leave out "
+            "timings and a budget of time, or shared"
+        )
+    if not isinstance(shared, str):
+        return shared
+    if shared != SAME_INPUTS:
+        raise ValueError(
+            f"{function}: shared {shared!r}: pass groups of paths, or {SAME_INPUTS!r} for those of "
+            "the layers that read the same input"
+        )
+    return inventory.same_inputs

@@ -160,6 +160,13 @@ class Factors:
         return intercept
 
 
+class PartOfPlan(Plan):
+    """The layers of a plan inside one of its modules; they may share factors of others outside."""
+
+    def __post_init__(self) -> None:
+        """All was checked of the whole plan."""
+
+
 @lru_cache(maxsize=1024)
 def _part(plan: Plan, start: str) -> Factors:
     """The part of a plan for the module at a path."""
@@ -168,7 +175,7 @@ def _part(plan: Plan, start: str) -> Factors:
         for entry in plan.layers
         if (layer := entry.layer).path == start or layer.path.startswith(f"{start}/")
     ]
-    return Factors(Plan(tuple(inside)), part=True)
+    return Factors(PartOfPlan(tuple(inside)), part=True)
 
 
 def _below(entry: PlannedLayer, start: str) -> PlannedLayer:

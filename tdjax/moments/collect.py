@@ -11,7 +11,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,9 +26,9 @@ from tdjax.decompose.second_moment import trust
 from tdjax.hints import did_you_mean
 from tdjax.moments.finite import Watch
 from tdjax.moments.losses import Turn, TurnLoss
-from tdjax.moments.rows import Rows
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
-from tdjax.moments.sums import BatchSums, SummedCall, Sums, batch_sums, summed_calls
+from tdjax.moments.sums import batch_sums, summed_as, summed_calls
+from tdjax.moments.totals import ENDS, SumsOfShape, alike_paths, kind_of_batch, layer_sums
 from tdjax.plan.patterns import matches
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import WHOLE, Reading, batch_size, peeked, split_arrays
@@ -56,7 +55,8 @@ class LayerMoments:
     >>> found.inputs.shape, found.mean.shape, found.outputs, int(found.rows)
     ((1, 4, 4), (1, 4), None, 64)
 
-    A stack of layers has an axis of them in front of all arrays but the counts.
+    A stack of layers has an axis of them in front of all arrays but the counts. Layers that read
+    the same values, as query, key and value do, have the same arrays of their inputs, not copies.
 
     Arguments:
         inputs: (groups, D, D), mean of x x^T over all rows x that go in, D in the order
@@ -106,7 +106,10 @@ def collect(
     if not own.layers:
         raise ValueError(f"{function}: no batches")
     # Given up one by one: sums and moments together would take twice the memory.
-    found = {path: _layer(path, own.sums.pop(path), own.examples, ask) for path in own.layers}
+    found: dict[str, LayerMoments] = {}
+    for path in own.layers:
+        alike = found[own.alike[path]] if path in own.alike else None
+        found[path] = _layer(path, own.sums.pop(path), own.examples, ask, alike)
     _warn_of_few(found)
     return found
 
@@ -123,26 +126,35 @@ class _Collected(NamedTuple):
 
     Arguments:
         layers: their paths.
-        sums: by path and what they are of, as `_layer_sums` names it.
+        sums: by path and what they are of, as `layer_sums` names it.
         examples: number of examples.
+        alike: by path of a layer, a layer in front of it whose sums at the inputs are its own too.
     """
 
     layers: list[str]
     sums: dict[str, dict[str, Array]]
     examples: int
+    alike: Mapping[str, str]
 
     def of_all_processes(self) -> _Collected:
         """Those over the batches of all processes, of which some may have none."""
         told = gathered([self.layers, self.examples])
         layers = list(dict.fromkeys(path for some, _ in told for path in some))
+        # What is alike in one process need not be in another.
+        own = {
+            path: {of: x for of, x in self.sums[like].items() if of in ENDS}
+            for path, like in self.alike.items()
+        }
         named = {
-            json.dumps([path, of]): x for path in self.sums for of, x in self.sums[path].items()
+            json.dumps([path, of]): x
+            for path, sums in self.sums.items()
+            for of, x in {**sums, **own.get(path, {})}.items()
         }
         sums: dict[str, dict[str, Array]] = {path: {} for path in layers}
         for name, array in summed(named).items():
             path, of = json.loads(name)
             sums[path][of] = array
-        return _Collected(layers, sums, sum(examples for _, examples in told))
+        return _Collected(layers, sums, sum(examples for _, examples in told), {})
 
 
 def _collected(
@@ -155,7 +167,7 @@ def _collected(
 ) -> _Collected:
     """The sums over the batches of this process, or of all where they share them."""
     if first is None and apart:
-        return _Collected([], {}, 0)
+        return _Collected([], {}, 0, {})
     function, (paths, memory) = ask.function, limits
     if first is None:
         raise ValueError(f"{function}: no batches")
@@ -179,11 +191,14 @@ def _collected(
             f"within {memory:,} bytes; give a list of batches, or raise memory="
         )
     sums: dict[str, dict[str, Array]] = {}
+    alike: dict[str, str] = {}
     examples = 0
     for some in passes:
-        own, examples = _one_pass(ask, leaves, batches, some)
-        sums |= own
-    return _Collected(layers, sums, examples)
+        own = _one_pass(ask, leaves, batches, [path for path in layers if path in some])
+        examples = own.examples
+        sums |= own.sums
+        alike |= own.alike
+    return _Collected(layers, sums, examples, alike)
 
 
 class Question(NamedTuple):
@@ -215,55 +230,11 @@ class Question(NamedTuple):
         return Turn(weights, np.array([self.process, number], np.int32))
 
 
-@dataclass
-class _SumsOfShape:
-    """The sums over all batches of one shape: other shapes have other parts, and another program.
-
-    Arguments:
-        trace: of the model on such a batch.
-        calls: that are summed, by number.
-        program: from `tdjax.moments.sums.batch_sums`.
-        inputs, gradients: those of all batches so far.
-    """
-
-    trace: Trace
-    calls: Mapping[int, SummedCall]
-    program: Callable[[Any, Any, Turn], BatchSums]
-    inputs: dict[int, Sums]
-    gradients: dict[int, list[Array]]
-
-    def add(self, leaves: Any, arrays: Any, turn: Turn, watch: Watch) -> None:
-        """Add a batch."""
-        made = self.program(leaves, arrays, turn)
-        ends: dict[str, dict[int, Any]] = {
-            "": made.inputs,
-            "the gradient of the loss at ": made.gradients,
-        }
-        named = {(end, number): own[number] for end, own in ends.items() for number in sorted(own)}
-        watch.add(named, lambda key: f"{key[0]}layer {self.calls[key[1]].path!r}")
-        so_far = BatchSums(self.inputs, self.gradients)
-        self.inputs, self.gradients = added(so_far, made) if self.inputs else made
-
-    def input_moment(self, number: int) -> Array:
-        """The sum of x x^T over what went into a call."""
-        return self._assembled(number, self.calls[number].rows, self.inputs[number].parts)
-
-    def gradient_moment(self, number: int) -> Array:
-        """The sum of g g^T over the gradients of what came out of a call."""
-        outputs = self.calls[number].outputs
-        assert outputs is not None
-        return self._assembled(number, outputs, self.gradients[number])
-
-    def _assembled(self, number: int, rows: Rows, parts: list[Array]) -> Array:
-        stacked = self.trace.calls[number].layer.storage.stack is not None
-        return jax.vmap(rows.assembled)(parts) if stacked else rows.assembled(parts)
-
-
 def _one_pass(
-    ask: Question, leaves: Sequence[Any], batches: Iterable[Any], paths: set[str]
-) -> tuple[dict[str, dict[str, Array]], int]:
-    """The sums of some layers over all batches, by path, and the number of examples."""
-    by_shape: dict[Any, _SumsOfShape] = {}
+    ask: Question, leaves: Sequence[Any], batches: Iterable[Any], paths: Sequence[str]
+) -> _Collected:
+    """The sums of some layers over all batches."""
+    by_shape: dict[Any, SumsOfShape] = {}
     examples, watch = 0, Watch(ask.function)
     for number, batch in enumerate(map(without_explicit_axes, batches)):
         arrays, static = split_arrays(batch)
@@ -271,56 +242,34 @@ def _one_pass(
         key = kind_of_batch(batch, turn.weights)
         if key not in by_shape:
             trace = ask.trace_of(ask.reading.inputs(batch))
-            calls = summed_calls(trace, paths)
+            calls = summed_calls(trace, set(paths))
             program = batch_sums(trace, calls, static, ask.loss_fn, ask.reading)
-            by_shape[key] = _SumsOfShape(trace, calls, program, {}, {})
+            by_shape[key] = SumsOfShape(trace, calls, summed_as(trace, calls), program, {}, {})
         by_shape[key].add(leaves, arrays, turn, watch)
         examples += batch_size(arrays)
     watch.close()
     if not by_shape:
         raise ValueError(f"{ask.function}: no batches")
     sums = list(by_shape.values())
-    return {path: _layer_sums(path, sums) for path in paths}, examples
+    alike = alike_paths(paths, sums)
+    found = {path: layer_sums(path, sums, inputs=path not in alike) for path in paths}
+    return _Collected(list(paths), found, examples, alike)
 
 
-def kind_of_batch(batch: Any, weights: Any) -> Any:
-    """What batches have in common that one program serves."""
-    arrays, static = split_arrays(batch)
-    shaped = [*arrays, *jax.tree.leaves(weights)]
-    return static, tuple((array.shape, str(array.dtype)) for array in shaped)
+def _layer(
+    path: str,
+    sums: Mapping[str, Array],
+    examples: int,
+    ask: Question,
+    alike: LayerMoments | None,
+) -> LayerMoments:
+    """The moments of one layer, from its sums.
 
-
-@partial(jax.jit, donate_argnums=0)
-def added(sums: Any, more: Any) -> Any:
-    """Sums with those of a batch; the memory of the former is given back."""
-    return jax.tree.map(jnp.add, sums, more)
-
-
-def _layer_sums(path: str, collected: Sequence[_SumsOfShape]) -> dict[str, Array]:
-    """The sums of one layer over all batches and calls, by name; see `_layer`."""
-    calls = [
-        (sums, number)
-        for sums in collected
-        for number in sums.inputs
-        if sums.calls[number].path == path
-    ]
-    # Queries to an embedding meet the columns of its table: they are moments of the other end.
-    queries = [(sums, n) for sums, n in calls if sums.calls[n].queries]
-    taken = [(sums, n) for sums, n in calls if not sums.calls[n].queries]
-    every = {
-        "inputs": [sums.input_moment(n) for sums, n in taken],
-        "mean": [sums.inputs[n].total for sums, n in taken],
-        "outputs": [sums.gradient_moment(n) for sums, n in taken if n in sums.gradients],
-        "queries": [sums.input_moment(n) for sums, n in queries],
-        "rows": [_number(taken)] if taken else [],
-        "query_rows": [_number(queries)] if queries else [],
-    }
-    return {of: sum(own[1:], own[0]) for of, own in every.items() if own}
-
-
-def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -> LayerMoments:
-    """The moments of one layer, from its sums."""
-    rows, query_rows = sums.get("rows"), sums.get("query_rows")
+    Arguments:
+        alike: those of another whose inputs are its own, which are kept once; None for none.
+    """
+    rows = sums.get("rows") if alike is None else alike.rows
+    query_rows = sums.get("query_rows")
     number = rows if rows is not None else query_rows
     if number is None or not number:
         if ask.row_weights is not None:
@@ -333,8 +282,8 @@ def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -
     if query_rows is not None:
         outputs = _mean(sums["queries"], query_rows)
     found = LayerMoments(
-        _mean(sums.get("inputs"), number),
-        _mean(sums.get("mean"), number),
+        _mean(sums.get("inputs"), number) if alike is None else alike.inputs,
+        _mean(sums.get("mean"), number) if alike is None else alike.mean,
         outputs,
         number,
         jnp.asarray(float(examples)),
@@ -349,19 +298,6 @@ def _layer(path: str, sums: Mapping[str, Array], examples: int, ask: Question) -
 def no_rows_left(function: str, path: str) -> str:
     """What to say of a layer of which all rows have weight zero."""
     return f"{function}: row_weights leave layer {path!r} no row that counts"
-
-
-def _number(calls: Sequence[tuple[_SumsOfShape, int]]) -> Float[Array, ""]:
-    """Number of rows that went into one layer in some calls.
-
-    Those of a stack that are taken by their numbers are taken to be called equally often.
-    """
-
-    def number(sums: _SumsOfShape, n: int) -> Float[Array, ""]:
-        made = sums.trace.calls[n]
-        return sums.inputs[n].rows.reshape(-1)[0] / (made.layer.copies if made.indexed else 1)
-
-    return sum((number(sums, n) for sums, n in calls), jnp.zeros(()))
 
 
 def _mean(whole: Array | None, number: Float[Array, ""]) -> Array | None:

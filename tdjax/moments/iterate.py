@@ -16,11 +16,12 @@ from jaxtyping import Array
 from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.meshes import without_explicit_axes
 from tdjax.decompose.second_moment import trust
-from tdjax.moments.collect import NEAREST, LayerMoments, Question, added, kind_of_batch
+from tdjax.moments.collect import NEAREST, LayerMoments, Question
 from tdjax.moments.finite import Watch
 from tdjax.moments.nearest import Half, Product, half_sums, halves_of
 from tdjax.moments.sizes import Size, passes_within
 from tdjax.moments.sums import summed_calls
+from tdjax.moments.totals import added, kind_of_batch
 from tdjax.processes import are_apart, summed, together
 from tdjax.trace.call import peeked, split_arrays
 

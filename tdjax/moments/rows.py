@@ -197,6 +197,8 @@ def flow_of(call: Call, layer: Layer) -> Flow:
         return Flow(Lookups(fan_in), None)
     if layer.kind == "dense_general":
         axes = matrices.input_axes(call.module, call.inputs.ndim)
+        if axes == (call.inputs.ndim - 1,):
+            return Flow(Vectors(fan_in), outputs)
         inputs = Vectors(fan_in, 1, call.inputs.ndim, lambda x: matrices.merge_axes(x, axes))
         return Flow(inputs, outputs)
     if layer.kind == "einsum":

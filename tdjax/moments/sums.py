@@ -14,6 +14,7 @@ from tdjax.moments.losses import Turn, TurnLoss
 from tdjax.moments.rows import Flow, Rows, flow_of, number_of_rows
 from tdjax.moments.weighing import laid_out
 from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
+from tdjax.trace.inputs import inputs_of_calls
 from tdjax.trace.kept import kept as kept_program
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace, TracedCall
@@ -76,11 +77,29 @@ def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
     return summed
 
 
+def summed_as(trace: Trace, calls: Mapping[int, SummedCall]) -> dict[int, int]:
+    """By number of a call, the first whose inputs have the same sums; most often it is that.
+
+    Such are query, key and value of an attention: one value goes into all of them.
+    """
+    values, first = inputs_of_calls(trace), dict[Any, int]()
+    found = {}
+    for number, call in calls.items():
+        made = trace.calls[number]
+        stored = made.layer.storage
+        key: Any = number
+        if number in values:
+            stack = stored.stack is None, stored.copies, made.indexed
+            key = values[number], call.rows, call.queries, call.constant, stack
+        found[number] = first.setdefault(key, number)
+    return found
+
+
 class BatchSums(NamedTuple):
     """What one batch adds.
 
     Arguments:
-        inputs: sums at the one end of the calls, by number.
+        inputs: sums at the one end of the calls, by number, see `summed_as`.
         gradients: sums at the other end.
     """
 
@@ -104,11 +123,13 @@ def batch_sums(
         reading: what of the batch the model gets.
     """
 
+    once = summed_as(trace, calls)
+
     def sums(leaves: Any, arrays: Any, turn: Turn) -> BatchSums:
         batch = static.join(arrays)
         inputs, _ = split_arrays(call_arguments(reading.inputs(batch)))
         weights = turn.weights, None if loss_fn is None else loss_fn.weights(turn)
-        passed = partial(_passed, trace, calls, [*leaves, *inputs], weights)
+        passed = partial(_passed, trace, calls, once, [*leaves, *inputs], weights)
         if loss_fn is None:
             _, kept = passed({})
             return BatchSums(kept, {})
@@ -138,6 +159,7 @@ def summed_loss(
 def _passed(
     trace: Trace,
     calls: Mapping[int, SummedCall],
+    once: Mapping[int, int],
     arguments: Any,
     weights: tuple[Array | None, Array | None],
     slots: Any,
@@ -145,6 +167,7 @@ def _passed(
     """Results of the model, and the sums of what goes into its layers.
 
     Arguments:
+        once: from `summed_as`.
         arguments: of the traced program.
         weights: of the rows that go in and of their gradients, see `tdjax.moments.weighing`; None
             where all count as one.
@@ -156,6 +179,8 @@ def _passed(
         if call is None:
             return x, None
         if mark.end == INPUT:
+            if once[mark.number] != mark.number:
+                return x, None
             # No gradient goes through the sums, and none is to be traced.
             seen = jax.lax.stop_gradient(x)
             own = partial(_sums, call.rows, call.constant, weights[0])

@@ -26,7 +26,7 @@ from tdjax.params.factorize import dense_tree, factor_tree
 from tdjax.params.options import Options
 from tdjax.params.tree import layer_params, put
 from tdjax.plan.plan import Plan, PlannedLayer
-from tdjax.plan.stage import CORRECTION
+from tdjax.plan.stage import CORRECTION, INPUT
 
 Model = TypeVar("Model", bound=nnx.Module)
 DENSE = {kind.factorised: cls for cls, kind in KINDS.items()}
@@ -264,6 +264,9 @@ def _module_at(
             raise ValueError(f"layer {layer.path!r} is not factorised, but an nnx.{name}")
         if (module.planned.stages, module.planned.form) != (entry.stages, entry.form):
             raise ValueError(f"layer {layer.path!r} was factorised by another plan")
+        lender = module if entry.shares is None else modules.get(entry.shares)
+        if entry.shares is not None and getattr(lender, INPUT, None) is not module.input:
+            raise ValueError(f"layer {layer.path!r} has another input factor than {entry.shares!r}")
         return module
     if dense_class(type(module)) is not None:
         raise ValueError(

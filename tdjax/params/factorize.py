@@ -149,7 +149,7 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
     found = dealt(_factorised, work, devices, by_numpy, lambda own: own.entry.layer.size)
     layers: dict[str, FactorisedLayer] = {}
     for unit, own in zip(units, found, strict=True):
-        layers |= dict(zip((entry.layer.path for entry in unit), _apart(own, unit), strict=True))
+        layers |= apart_again(own, unit)
     return with_factors(params, plan, layers)
 
 
@@ -210,12 +210,13 @@ class FactorisedLayer(NamedTuple):
     shift: Array | None
 
 
-def _apart(found: FactorisedLayer, unit: Sequence[PlannedLayer]) -> Sequence[FactorisedLayer]:
-    """What becomes of each of the layers that share an input factor."""
+def apart_again(found: FactorisedLayer, unit: Sequence[PlannedLayer]) -> dict[str, FactorisedLayer]:
+    """By path, what becomes of one layer, or of each of those that share an input factor."""
+    paths = [entry.layer.path for entry in unit]
     if len(unit) == 1:
-        return [found]
-    shifts = parted_shift(found.shift, unit)
-    return list(map(FactorisedLayer, parted(found.factors, unit), shifts))
+        return {paths[0]: found}
+    made = map(FactorisedLayer, parted(found.factors, unit), parted_shift(found.shift, unit))
+    return dict(zip(paths, made, strict=True))
 
 
 @on_any_mesh

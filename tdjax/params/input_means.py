@@ -7,6 +7,7 @@ approximation of the kernel S^-1 E[x^ x^T] W.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,14 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.products import HIGHEST
 from tdjax.params.arrays import decompose_array, reconstruct_array
-from tdjax.params.bias import covariance, mean_output
-from tdjax.params.factorize import FactorisedLayer
+from tdjax.params.bias import can_correct, covariance, mean_output
+from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, apart_again
 from tdjax.params.kernels import Weights
 from tdjax.params.options import Options
+from tdjax.params.partitioning import unboxed
+from tdjax.params.shared import joined_array, joined_entry, joined_weights
+from tdjax.params.storing import as_stored
+from tdjax.params.tree import layer_params
 from tdjax.plan.plan import PlannedLayer
 
 # Added to S, relative to its mean diagonal; directions that no input has keep the kernel's own.
@@ -42,7 +47,52 @@ class InputMeans(NamedTuple):
     outputs: Any = None
 
 
-def factorised(
+def decomposed(
+    params: Params,
+    unit: Sequence[PlannedLayer],
+    means: InputMeans,
+    outputs: Mapping[str, Any],
+    options: Options,
+) -> dict[str, FactorisedLayer]:
+    """A layer, or all that share an input factor, by path.
+
+    Arguments:
+        means: of their input.
+        outputs: the weights at their other ends, by path.
+    """
+    held = [layer_params(params, entry.layer.path) for entry in unit]
+    corrected = options.correct_bias and all(map(can_correct, unit, held))
+    arrays, weights = [_array(params, entry) for entry in unit], outputs[unit[0].layer.path]
+    array = arrays[0]
+    if len(unit) > 1:
+        layers = [entry.layer for entry in unit]
+        ends = [Weights(None, outputs[layer.path]) for layer in layers]
+        array, weights = joined_array(arrays, layers), joined_weights(ends, layers).outputs
+    made = _factorised(array, joined_entry(unit), means, weights, corrected, options)
+    return apart_again(made, unit)
+
+
+def _array(params: Params, entry: PlannedLayer) -> Array:
+    """The array that holds a layer's kernel."""
+    return jnp.asarray(unboxed(layer_params(params, entry.layer.path)[entry.layer.storage.name]))
+
+
+def multiplied_out(
+    params: Params, unit: Sequence[PlannedLayer], made: Mapping[str, FactorisedLayer]
+) -> dict[str, DenseLayer]:
+    """Layers as those after them meet them, their factors as they are stored."""
+    lent, found = made[unit[0].layer.path].factors, {}
+    for entry in unit:
+        own, dtype = made[entry.layer.path], _array(params, entry).dtype
+        factors = own.factors if entry.dtype is None else as_stored(own.factors, entry)
+        if entry.shares is not None:
+            factors = {**lent, **factors}
+        array = reconstruct_array(factors, entry).astype(dtype)
+        found[entry.layer.path] = DenseLayer(array, own.shift)
+    return found
+
+
+def _factorised(
     array: Array,
     entry: PlannedLayer,
     means: InputMeans,

@@ -18,27 +18,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from tdjax.decompose.dealing import in_this_process
-from tdjax.moments.collect import Question, added, collect, kind_of_batch, no_rows_left
+from tdjax.moments.collect import Question, collect, no_rows_left
 from tdjax.moments.feeding import Fed
 from tdjax.moments.finite import Watch
 from tdjax.moments.patches import Patches
 from tdjax.moments.rows import Vectors, number_of_rows
 from tdjax.moments.sums import SummedCall, summed_calls
+from tdjax.moments.totals import added, kind_of_batch
 from tdjax.moments.weighing import laid_out
-from tdjax.params.arrays import reconstruct_array
-from tdjax.params.bias import can_correct
 from tdjax.params.blocks import Block, blocks_of
 from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_kernels
-from tdjax.params.input_means import InputMeans, factorised
+from tdjax.params.input_means import InputMeans, decomposed, multiplied_out
 from tdjax.params.options import Options
-from tdjax.params.partitioning import unboxed
-from tdjax.params.storing import as_stored
-from tdjax.params.tree import layer_params
 from tdjax.params.weighing import output_weights
-from tdjax.plan.plan import Plan, PlannedLayer
-from tdjax.plan.sharing import refuse_shared
+from tdjax.plan.plan import Plan
+from tdjax.plan.sharing import units_of
 from tdjax.processes import are_apart, gathered, summed, together
 from tdjax.trace.call import Reading, call_arguments, split_arrays
+from tdjax.trace.inputs import same_inputs
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace
 from tdjax.trace.visit import run
@@ -79,18 +76,20 @@ def sequential(
         options: of the moments those of the gradients at the outputs.
         wanted: blocks, see `tdjax.params.blocks.blocks_of`.
     """
-    refuse_shared(FUNCTION, plan.layers)
     check_kernels(model.params, plan, options.key)
     outputs = output_weights(plan, options.moments)
     order, first = together(FUNCTION, lambda: _order(model, plan, batches))
     apart = are_apart(FUNCTION, first)
     if apart:
         model = _in_this_process(model)
-    paths = sorted((entry.layer.path for entry in plan.factorised), key=order.index)
-    keys = {path: options.of_part(number) for number, path in enumerate(paths)}
+    # Layers that share an input factor are decomposed together, where the first of them is called.
+    units = {unit[0].layer.path: unit for unit in units_of(plan.factorised)}
+    every = sorted((entry.layer.path for entry in plan.factorised), key=order.index)
+    keys = {path: options.of_part(number) for number, path in enumerate(every)}
+    blocks = [tuple(filter(units.__contains__, block)) for block in blocks_of(every, wanted)]
     dense: dict[str, DenseLayer] = {}
     found: dict[str, FactorisedLayer] = {}
-    for group in _groups(blocks_of(paths, wanted)):
+    for group in _groups(list(filter(None, blocks))):
         programs: dict[Any, _Program] = {}
         for block in group:
             present = model.leaves_of(dense)
@@ -103,18 +102,11 @@ def sequential(
                 else:
                     # Given up one by one, with the memory that they take.
                     means = _means(path, *sums.paired.pop(path), apart=apart)
-                entry, own = plan[path], layer_params(model.params, path)
-                corrected = options.correct_bias and can_correct(entry, own)
-                array = jnp.asarray(unboxed(own[entry.layer.storage.name]))
-                found[path] = factorised(array, entry, means, outputs[path], corrected, keys[path])
-                dense[path] = _multiplied_out(found[path], entry, array.dtype)
+                unit = units[path]
+                made = decomposed(model.params, unit, means, outputs, keys[path])
+                found |= made
+                dense |= multiplied_out(model.params, unit, made)
     return found
-
-
-def _multiplied_out(made: FactorisedLayer, entry: PlannedLayer, dtype: Any) -> DenseLayer:
-    """A layer as those after it meet it, its factors as they are stored."""
-    factors = made.factors if entry.dtype is None else as_stored(made.factors, entry)
-    return DenseLayer(reconstruct_array(factors, entry).astype(dtype), made.shift)
 
 
 def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
@@ -144,7 +136,22 @@ def _order(model: TracedModel, plan: Plan, batches: Iterable[Fed]) -> tuple[list
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("factorize_sequentially: no batches")
-    return list(model.trace_of(first.inputs).layers), first
+    trace = model.trace_of(first.inputs)
+    _check_inputs(trace, plan)
+    return list(trace.layers), first
+
+
+def _check_inputs(trace: Trace, plan: Plan) -> None:
+    """Refuse, with a ValueError, layers that share an input factor, but read no common value."""
+    sharing = [entry for entry in plan.factorised if entry.shares is not None]
+    groups = [set(group) for group in same_inputs(trace)] if sharing else []
+    for entry in sharing:
+        if not any({entry.layer.path, entry.shares} <= group for group in groups):
+            raise ValueError(
+                f"factorize_sequentially: layer {entry.layer.path!r} shares the input factor of "
+                f"{entry.shares!r}, but the model does not call them on the same value: leave one "
+                "of them out of the group"
+            )
 
 
 def _in_this_process(model: TracedModel) -> TracedModel:

@@ -103,6 +103,15 @@ def parted(factors: Factors, members: Sequence[PlannedLayer]) -> list[Factors]:
     return found
 
 
+def joined_factors(factors: Sequence[Factors], members: Sequence[PlannedLayer]) -> Factors:
+    """The inverse of `parted`."""
+    own = [dict(found) for found in factors]
+    if members[0].layer.storage.stack is not None:
+        axes = stack_axes(members[0])
+        own = [{n: jnp.moveaxis(x, axes[n], 0) for n, x in found.items()} for found in own]
+    return {**own[0], "output": jnp.concatenate([found["output"] for found in own], axis=-1)}
+
+
 def parted_shift(
     shift: Float[Array, "*_"] | None, members: Sequence[PlannedLayer]
 ) -> Sequence[Float[Array, "*_"] | None]:

@@ -52,6 +52,9 @@ class Plan:
             counts in the totals; None where all layers run.
         predicted: seconds that timings of its layers add up to, see `tdjax.allocate`; None without.
             Not part of what makes plans equal.
+
+    Raises ValueError for a layer that reads the input factor of one that has no such, or that is
+    not in front of it.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -60,6 +63,11 @@ class Plan:
     other_macs: Count = 0
     work: Work | None = None
     predicted: Predicted | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse shared input factors that are not there."""
+        for path, problem in sharing_problems(self.layers).items():
+            raise ValueError(f"layer {path!r}: {problem}")
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
@@ -203,8 +211,6 @@ class Plan:
             dtypes = {entry.layer.path: dtypes for entry in self.factorised}
         made = {path: replace(self[path], dtype=own) for path, own in dtypes.items()}
         layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
-        for path, problem in sharing_problems(layers).items():
-            raise ValueError(f"layer {path!r}: {problem}")
         return replace(self, layers=layers)
 
     def with_shared(self, groups: Sequence[Group], *, rank: int | None = None) -> Plan:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tdjax.decompose.inputs import check_ranks
 from tdjax.plan.form import Form
+from tdjax.plan.listing import ranks_text
 from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.shared import form_problem, group_problem, joined
 
@@ -19,6 +20,7 @@ def with_shared(
 ) -> dict[str, PlannedLayer]:
     """The layers of groups, by path, as they share; see `Plan.with_shared`."""
     made: dict[str, PlannedLayer] = {}
+    lenders = {entry.shares for entry in entries.values()}
     for paths in groups:
         if isinstance(paths, str):
             raise TypeError(f"a group of layers is a sequence of paths, got {paths!r}")
@@ -27,7 +29,8 @@ def with_shared(
         problem = group_problem([entry.layer for entry in members])
         for entry in members:
             wrong = form_problem(entry.form, entry.dtype)
-            if entry.layer.path in made or entry.shares is not None:
+            path = entry.layer.path
+            if path in made or path in lenders or entry.shares is not None:
                 wrong = "it is in two groups"
             if problem is None and wrong is not None:
                 problem = f"layer {entry.layer.path!r}: {wrong}"
@@ -68,29 +71,29 @@ def units_of(entries: Sequence[PlannedLayer]) -> list[tuple[PlannedLayer, ...]]:
 
 def sharing_problems(entries: Sequence[PlannedLayer]) -> dict[str, str]:
     """What is wrong with the layers of a plan that share, by path."""
-    by_path = {entry.layer.path: entry for entry in entries}
+    before: dict[str, PlannedLayer] = {}
     found: dict[str, str] = {}
-    for number, entry in enumerate(entries):
-        lender = by_path.get(entry.shares or "")
-        if entry.shares is None:
-            continue
-        if lender is None or lender not in entries[:number]:
-            found[entry.layer.path] = f"{entry.shares!r} is no layer in front of it"
-        elif lender.shares is not None or lender.form != entry.form:
-            found[entry.layer.path] = f"{entry.shares!r} has no such input factor"
-        else:
-            wrong = group_problem([lender.layer, entry.layer])
-            wrong = wrong or form_problem(lender.form, lender.dtype)
-            if wrong is not None:
-                found[entry.layer.path] = wrong
+    for entry in entries:
+        path = entry.layer.path
+        wrong = None if entry.shares is None else _problem_with(entry, before.get(entry.shares))
+        if wrong is not None:
+            found[path] = wrong
+        before[path] = entry
     return found
 
 
-def refuse_shared(what: str, entries: Sequence[PlannedLayer]) -> None:
-    """Raise ValueError where layers share input factors, for what does not know that."""
-    for entry in entries:
-        if entry.shares is not None:
-            raise ValueError(
-                f"{what}: layer {entry.layer.path!r} shares the input factor of {entry.shares!r}, "
-                f"which {what} does not know: give it a plan without shared factors"
-            )
+def _problem_with(entry: PlannedLayer, lender: PlannedLayer | None) -> str | None:
+    """What is wrong with a layer that shares, and with its lender."""
+    if lender is None:
+        return f"its input factor is that of {entry.shares!r}, which is no layer in front of it"
+    if lender.form is None:
+        return f"its input factor is that of {entry.shares!r}, which is kept dense"
+    if lender.shares is not None:
+        return f"{entry.shares!r} has no input factor of its own, but that of {lender.shares!r}"
+    if lender.form != entry.form:
+        return (
+            f"{entry.shares!r} has no such input factor: it is {lender.form} of rank "
+            f"{ranks_text(lender.ranks)}, not {entry.form} of rank {ranks_text(entry.ranks)}"
+        )
+    problem = group_problem([lender.layer, entry.layer])
+    return problem or form_problem(lender.form, lender.dtype)

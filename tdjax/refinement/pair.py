@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tdjax.params.arrays import VALUES
+from tdjax.params.arrays import VALUES, Factors
+from tdjax.params.shared import joined_entry, joined_factors, parted
 from tdjax.params.tree import join_path
-from tdjax.plan.plan import Plan
-from tdjax.plan.stage import CORRECTION
+from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.sharing import units_of
+from tdjax.plan.stage import CORRECTION, INPUT
 from tdjax.refinement.balance import balanced
 from tdjax.refinement.objective import Network
 from tdjax.trace.names import Names
@@ -69,6 +72,16 @@ class Pair:
             )
         return found
 
+    @cached_property
+    def readers(self) -> dict[int, tuple[str, ...]]:
+        """By place of a shared input factor among the leaves, the paths of the layers it is of."""
+        factors, found = _factors(self.names, self.plan), {}
+        for unit in units_of(self.plan.factorised):
+            if len(unit) > 1:
+                paths = tuple(entry.layer.path for entry in unit)
+                found[factors[_input_of(paths[0])]] = paths
+        return found
+
 
 def balanced_leaves(leaves: Sequence[Any], names: Sequence[Names | None], plan: Plan) -> list[Any]:
     """Leaves of a factorised network, the factors of each layer balanced.
@@ -77,26 +90,42 @@ def balanced_leaves(leaves: Sequence[Any], names: Sequence[Names | None], plan: 
         names: along the paths of the leaves, see `Pair`.
     """
     made, factors = list(leaves), _factors(names, plan)
-    for entry in plan.factorised:
-        places = {
-            stage.name: factors[join_path(entry.layer.path, stage.name, "kernel")]
-            for stage in entry.stages
-        }
-        own = balanced({name: leaves[place] for name, place in places.items()}, entry)
-        for name, place in places.items():
-            made[place] = own[name]
+    for unit in units_of(plan.factorised):
+        places = [
+            {stage.name: factors[join_path(own.layer.path, stage.name, "kernel")]
+             for stage in own.stages}
+            for own in unit
+        ]  # fmt: skip
+        found = _balanced([{n: leaves[k] for n, k in own.items()} for own in places], unit)
+        for own, kernels in zip(places, found, strict=True):
+            for name, place in own.items():
+                made[place] = kernels[name].astype(leaves[place].dtype)
     return made
 
 
+def _balanced(kernels: Sequence[Factors], unit: Sequence[PlannedLayer]) -> Sequence[Factors]:
+    """The kernels of the stages of a layer, or of all that share an input factor."""
+    if len(unit) == 1:
+        return [balanced(kernels[0], unit[0])]
+    return parted(balanced(joined_factors(kernels, unit), joined_entry(unit)), unit)
+
+
 def _factors(names: Sequence[Names | None], plan: Plan) -> dict[str, int]:
-    """By path, the places of all factors among the leaves."""
+    """By path, the places of all factors among the leaves; of shared ones by that of the lender."""
     paths = {
         join_path(entry.layer.path, *rest)
         for entry in plan.factorised
         for rest in (*((stage.name, "kernel") for stage in entry.stages), (CORRECTION, VALUES))
     }
-    found = {join_path(*own): k for k, own in enumerate(names) if own is not None}
+    # NNX names what is at several paths by any of them.
+    lent = {_input_of(e.layer.path): _input_of(e.shares) for e in plan.factorised if e.shares}
+    every = {join_path(*own): k for k, own in enumerate(names) if own is not None}
+    found = {lent.get(path, path): place for path, place in every.items()}
     return {path: found[path] for path in paths & found.keys()}
+
+
+def _input_of(path: str) -> str:
+    return join_path(path, INPUT, "kernel")
 
 
 def _sort(names: Names, leaf: Any) -> str:

@@ -179,11 +179,13 @@ def _of_blocks(work: Work, blocks: Sequence[str], earlier: Sequence[str]) -> Tra
         earlier: blocks that return what the dense ones do, for the share of examples to mix.
     """
     training, pair = work.training, work.pair
-    places = tuple(
-        place
-        for place in training.problem.places
-        if any(inside(join_path(*(pair.names[place] or ())), block) for block in blocks)
-    )
+
+    def is_in_blocks(place: int) -> bool:
+        # A shared factor is, where all that read it are.
+        paths = pair.readers.get(place, (join_path(*(pair.names[place] or ())),))
+        return all(any(inside(path, block) for block in blocks) for path in paths)
+
+    places = tuple(filter(is_in_blocks, training.problem.places))
     problem = replace(
         _with_places(training.problem, pair, places),
         objective=Objective(None, features=tuple((block, 1.0) for block in blocks)),

@@ -23,8 +23,7 @@ def same_inputs(traced: Trace) -> tuple[tuple[str, ...], ...]:
     Those alone that can share an input factor. All are called inside the same programs of the
     trace, so that no transformation is around one of them alone.
     """
-    values: dict[int, Value] = {}
-    _note(traced.jaxpr, values)
+    values = inputs_of_calls(traced)
     reads: dict[str, set[Value]] = defaultdict(set)
     for number, made in traced.calls.items():
         if number in values:
@@ -35,6 +34,13 @@ def same_inputs(traced: Trace) -> tuple[tuple[str, ...], ...]:
             alike[frozenset(reads[path])].append(layer)
     groups = (own for own in alike.values() if group_problem(own) is None)
     return tuple(tuple(layer.path for layer in own) for own in groups)
+
+
+def inputs_of_calls(traced: Trace) -> dict[int, Value]:
+    """By number of a call, the value that goes into it; of calls inside one program alike."""
+    values: dict[int, Value] = {}
+    _note(traced.jaxpr, values)
+    return values
 
 
 def _note(program: ClosedJaxpr, values: dict[int, Value]) -> None:

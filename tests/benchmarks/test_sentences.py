@@ -124,6 +124,7 @@ def test_agreement_of_embeddings():
 def test_rows_of_the_table(measured, tmp_path):
     path = tmp_path / "records.jsonl"
     methods = ["SVD-LLM", "SVD-LLM+update", "covariance", "Kronecker+biases", "loss"]
+    methods += ["covariance+shared", "loss+shared"]
     found = list(measure(measured, methods, [0.5], read_records(path, SCHEMA)))
     by = {own["method"]: own for own in found}
     # The covariance norm is the whitened one.
@@ -132,6 +133,8 @@ def test_rows_of_the_table(measured, tmp_path):
     assert all(0.35 < own["share"] <= 0.5 for own in found)
     # Chosen together, ranks spend no more than equal ones.
     assert by["loss"]["share"] <= by["covariance"]["share"]
+    assert by["covariance+shared"]["share"] <= by["covariance"]["share"]
+    assert by["covariance+shared"]["cosine"] != by["covariance"]["cosine"]
     assert by["SVD-LLM+update"]["cosine"] != by["SVD-LLM"]["cosine"]
     again = Measured(measured.task, SETTINGS, measured.digest, statistics)
     assert list(measure(again, methods, [0.5], read_records(path, SCHEMA))) == found
