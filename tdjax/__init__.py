@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tdjax.arguments.models import find_kinds_by
 from tdjax.compilation import enable_compilation_cache
 from tdjax.compute.convolve import xla_ways
 from tdjax.decompose import (
@@ -171,6 +172,8 @@ _LATER = {
     "time_layers": "tdjax.dispatch.timing",
     "weight_errors": "tdjax.evaluate.errors",
 }
+
+find_kinds_by(lambda: import_module("tdjax.dispatch.models").KINDS)
 
 if not TYPE_CHECKING:
 

@@ -39,7 +39,7 @@ FLOORS = (
 )
 KNOW_NO_FLAX = (
     "files", "hints", "progress", "compilation", "processes", "decompose", "plan", "compute",
-    "timings", "trace", "moments", "pruning", "allocation",
+    "timings", "trace", "moments", "arguments", "pruning", "allocation",
 )  # fmt: skip
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 

@@ -82,8 +82,15 @@ def _share(value: Any) -> Problem:
     share = float(value)
     if 0 < share < 1:
         return None
-    percent = f": for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
-    return ValueError(f"{share:g} is no share between 0 and 1{percent}")
+    remedy = ""
+    if 2 <= share < 100:
+        remedy = f": for {share:g} % pass {share / 100:g}"
+    elif share >= 100:
+        remedy = (
+            f": for a number pass {share:g} over that of the dense network, which a plan holds: "
+            "size_before, macs_before, bytes_before of tdjax.make_plan with no rules"
+        )
+    return ValueError(f"{share:g} is no share between 0 and 1{remedy}")
 
 
 def splits(value: Any) -> Problem:
