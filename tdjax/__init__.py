@@ -19,6 +19,7 @@ from tdjax.decompose import (
 from tdjax.decompose.coordinates import Coordinates, Norm
 from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
 from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
+from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
 from tdjax.plan.form import Form
@@ -181,7 +182,8 @@ if not TYPE_CHECKING:
         if name in ("linen", "nnx"):
             return import_module(f"tdjax.{name}")
         if name not in _LATER:
-            raise AttributeError(f"module 'tdjax' has no attribute {name!r}")
+            near = did_you_mean(name, __all__)
+            raise AttributeError(f"module 'tdjax' has no attribute {name!r}{near}")
         globals()[name] = getattr(import_module(_LATER[name]), name)
         return globals()[name]
 

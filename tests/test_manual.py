@@ -171,7 +171,8 @@ def test_the_figure_is_drawn_of_what_pages_tell():
 
 
 def test_the_page_of_an_experiment_is_explained_in_its_own_words():
-    files = sorted((ROOT / "experiments").rglob("*.py")) + [ROOT / "experiments/report/page.html.j2"]
+    folder = ROOT / "experiments"
+    files = [*folder.rglob("*.py"), folder / "report" / "page.html.j2"]
     sources = " ".join(" ".join(path.read_text("utf-8").split()) for path in files)
     explained = (ROOT / "docs" / "report.md").read_text("utf-8").partition("\n## ")[2]
     for words in re.findall(r"\*\*([^*]+)\*\*", explained):

@@ -419,6 +419,8 @@ def _are_rules(value: Any) -> bool:
 
 def _is_one_batch(value: tuple[Any, ...]) -> bool:
     """Whether the arrays of a tuple differ as those of one batch do, inputs and labels."""
-    if not all(is_array(array) for array in value):
-        return False
+    arrays = [is_array(entry) for entry in value]
+    if not all(arrays):
+        # Inputs in a dict or a tuple, and labels.
+        return any(arrays)
     return len({(len(a.shape), jnp.issubdtype(a.dtype, jnp.floating)) for a in value}) > 1

@@ -61,7 +61,8 @@ def budget(value: Any) -> Problem:
     for name, own in value.items():
         problem = _share(own)
         if problem is not None:
-            return type(problem)(f"of {name!r} {problem}")
+            remedy = 'limits are shares of the dense network, as {"params": 0.5, "time": 0.6}'
+            return type(problem)(f"of {name!r} {problem}; {remedy}")
     return None
 
 

@@ -198,7 +198,9 @@ def _note(
             return f"{name} means nothing for {kind.name}"
         if name in whole.parameters and name != "variables":
             return f"{name} belongs to tdjax.factorize_params(params, plan, {name}=...)"
+        if name in [other.held for other in KINDS]:
+            return kind.note
         near = did_you_mean(name, signature.parameters)
-        if near:
-            return f"there is no {name}{near}"
+        others = "" if near else f"; its arguments are {', '.join(signature.parameters)}"
+        return f"there is no {name}{near}{others}"
     return kind.note
