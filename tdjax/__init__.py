@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tdjax.arguments.models import find_kinds_by
 from tdjax.compilation import enable_compilation_cache
 from tdjax.compute.convolve import xla_ways
 from tdjax.decompose import (
@@ -18,6 +19,7 @@ from tdjax.decompose import (
 from tdjax.decompose.coordinates import Coordinates, Norm
 from tdjax.decompose.formats import CP, TT, Format, GroupedLowRank, LowRank, Tucker
 from tdjax.decompose.norms import Covariance, Frobenius, Kronecker, ModeWeighted
+from tdjax.hints import did_you_mean
 from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
 from tdjax.plan.form import Form
@@ -172,13 +174,16 @@ _LATER = {
     "weight_errors": "tdjax.evaluate.errors",
 }
 
+find_kinds_by(lambda: import_module("tdjax.dispatch.models").KINDS)
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         if name in ("linen", "nnx"):
             return import_module(f"tdjax.{name}")
         if name not in _LATER:
-            raise AttributeError(f"module 'tdjax' has no attribute {name!r}")
+            near = did_you_mean(name, __all__)
+            raise AttributeError(f"module 'tdjax' has no attribute {name!r}{near}")
         globals()[name] = getattr(import_module(_LATER[name]), name)
         return globals()[name]
 

@@ -39,7 +39,7 @@ FLOORS = (
 )
 KNOW_NO_FLAX = (
     "files", "hints", "progress", "compilation", "processes", "decompose", "plan", "compute",
-    "timings", "trace", "moments", "pruning", "allocation",
+    "timings", "trace", "moments", "arguments", "pruning", "allocation",
 )  # fmt: skip
 EXPERIMENTS = ("error_study", "data_aware", "compress", "compressibility")
 
@@ -142,7 +142,7 @@ def test_all_names_of_the_face_are_there():
     assert set(tdjax.__all__) <= set(dir(tdjax))
     assert callable(tdjax.nnx.carry_optimizer)
     assert callable(tdjax.linen.factorize)
-    with pytest.raises(AttributeError, match="no attribute 'factorise'"):
+    with pytest.raises(AttributeError, match="no attribute 'factorise'; did you mean 'factorize'"):
         tdjax.factorise  # noqa: B018
     # What type checkers see is what is loaded later.
     (seen,) = (

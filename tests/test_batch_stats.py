@@ -102,6 +102,8 @@ def test_what_is_refused():
         tdjax.reestimate_batch_stats(nn.Dense(2), {"params": {}}, BATCHES)
     with pytest.raises(ValueError, match="no batch statistics"):
         tdjax.reestimate_batch_stats(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), [jnp.ones((2, 2))])
+    with pytest.raises(ValueError, match=r"no 'batch_stats', .*'batch_stats/first/mean': pass"):
+        tdjax.collect_moments(model, {"params": variables["params"]}, BATCHES)
 
 
 class Shifted(nn.BatchNorm):

@@ -170,6 +170,20 @@ def test_the_figure_is_drawn_of_what_pages_tell():
             assert f"| {100 / float(row['share']):.2f} [" in page, row
 
 
+def test_the_page_of_an_experiment_is_explained_in_its_own_words():
+    folder = ROOT / "experiments"
+    files = [*folder.rglob("*.py"), folder / "report" / "page.html.j2"]
+    sources = " ".join(" ".join(path.read_text("utf-8").split()) for path in files)
+    explained = (ROOT / "docs" / "report.md").read_text("utf-8").partition("\n## ")[2]
+    for words in re.findall(r"\*\*([^*]+)\*\*", explained):
+        assert " ".join(words.split()) in sources, words
+    # The sections of the study's page, each by its title.
+    report = (ROOT / "experiments" / "error_study" / "report.py").read_text("utf-8")
+    titles = re.findall(r'Section\("\w+", "([^"]+)"', report)
+    for title in (*titles, "What each layer loses", "Errors in the norm of the data"):
+        assert f"**{title}**" in explained, title
+
+
 def test_commands_for_contributors_are_there():
     launcher = (ROOT / "launch.sh").read_text("utf-8")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import sys, flax.linen as nn, jax, jax.numpy as jnp, numpy as np
+import re, sys, flax.linen as nn, jax, jax.numpy as jnp, numpy as np
+from pathlib import Path
 from tests import cheap_programs
 
 cheap_programs.install()
@@ -139,7 +140,17 @@ for like in (None, laid["params"], variables["params"]):
     check(again)
     spread = 4 if like is laid["params"] else 1
     assert len(jax.tree.leaves(again)[0].sharding.device_set) == spread
-tdjax.save_factorised(folder, params, plan)
+
+# The block of the page on several hosts.
+page = Path("docs/guides/devices.md").read_text("utf-8")
+(block,) = re.findall("```python\\n(.*?)```", page, re.DOTALL)
+names = {
+    **{"jax": jax, "tdjax": tdjax, "model": net, "variables": variables, "plan": plan},
+    **{"loss": squares, "folder": folder, "loader": lambda shard, shards: own},
+}
+exec(block, names)
+assert names["plan"] == plan and names["mine"] is own
+check(names["params"])
 check(tdjax.load_factorised(folder)[0])
 """
 

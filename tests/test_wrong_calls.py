@@ -142,6 +142,7 @@ SLIPS = {
         (X, TypeError, r"is an array float32\[40, 6\]: pass a list of batches, \[x\]"),
         ({"x": X}, TypeError, r"keys x, which is one batch: pass a list, \[batch\]"),
         ((X, LABELS), TypeError, r"is one batch, .*: pass a list, \[\(x, y\)\]"),
+        (({"x": X}, LABELS), TypeError, r"is one batch, .*: pass a list, \[\(x, y\)\]"),
         (PLAN, TypeError, "is a Plan: pass a list of batches"),
         (3, TypeError, "is an int: pass a list of batches"),
         ([(40, 6)], TypeError, r"holds a shape \(40, 6\): every batch holds an array"),
@@ -151,6 +152,7 @@ SLIPS = {
     "loss_fn": [
         ("mse", TypeError, r"is a str: pass a function of \(outputs, batch\)"),
         (lambda y: y, TypeError, r"takes \(y\): it is called as loss_fn\(outputs, batch\)"),
+        (lambda y, b: b["y"], TypeError, r"called as loss_fn\(outputs, batch\), here with outputs"),
         (lambda y, b: None, TypeError, r"loss_fn returned a NoneType: .*shape \(40,\), or their"),
         (lambda y, b: {"a": y}, TypeError, "loss_fn returned a dict with the keys a"),
         (lambda y, b: y, ValueError, r"loss_fn returned an array float32\[40, 40\]: .*\(40,\)"),
@@ -186,6 +188,7 @@ MORE = {
             ("0.5", TypeError, "budget is a str: pass a share, as 0.5"),
             (True, TypeError, "budget is True: pass a share"),
             ({"macs": 50}, ValueError, "budget of 'macs' 50 is no share .*: for 50 % pass 0.5"),
+            (2e5, ValueError, "pass 200000 over that of the dense network, .*size_before, macs_b"),
             ({}, ValueError, "budget names no limit: pass shares by name"),
         ],
         "target": [(0.1, TypeError, r"target is a float: pass tdjax.LossRise\(0.1\)")],
@@ -333,6 +336,10 @@ HELD = "an NNX model holds its variables and comes alone; the call is "
         (
             lambda: tdjax.factorize(NNX, NNX_PLAN, moment={}),
             "there is no moment; did you mean 'mom",
+        ),
+        (
+            lambda: tdjax.make_plan(MODEL, VARIABLES, [RULE], X, ratio=0.5),
+            "there is no ratio; its arguments are model, variables, rules, sample, method; the",
         ),
         (lambda: tdjax.factorize(PLAN, MODEL), "got a Plan"),
         (

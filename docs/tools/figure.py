@@ -13,22 +13,23 @@ LEGEND = 20
 
 
 def figure(rows: list[dict[str, str]]) -> str:
-    """Two panels side by side, accuracy as a share of the dense network's; a legend below."""
+    """Two panels with their legends below, accuracy as a share of the dense network's."""
     names = list(dict.fromkeys(row["network"] for row in rows))
-    total = TOP + HEIGHT + 60 + LEGEND * ((len(names) + 1) // 2)
+    panels = {panel: [row for row in rows if row["panel"] == panel] for panel in TITLES}
+    drawn = {panel: dict.fromkeys(row["network"] for row in own) for panel, own in panels.items()}
+    total = TOP + HEIGHT + 52 + LEGEND * max(map(len, drawn.values()))
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (WIDTH + LEFT) + 20} {total}" '
         'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
-    for number, panel in enumerate(TITLES):
-        own = [row for row in rows if row["panel"] == panel]
-        lines += _panel(own, panel, LEFT + number * (WIDTH + LEFT), names)
-    for number, name in enumerate(names):
-        x = LEFT + (number % 2) * (WIDTH + LEFT)
-        y = TOP + HEIGHT + 60 + LEGEND * (number // 2)
-        lines.append(f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{COLOURS[number]}"/>')
-        lines.append(f'<text x="{x + 10}" y="{y}">{name}</text>')
+    for number, (panel, own) in enumerate(panels.items()):
+        left = LEFT + number * (WIDTH + LEFT)
+        lines += _panel(own, panel, left, names)
+        for place, name in enumerate(drawn[panel]):
+            y, colour = TOP + HEIGHT + 60 + LEGEND * place, COLOURS[names.index(name)]
+            lines.append(f'<circle cx="{left}" cy="{y - 4}" r="4" fill="{colour}"/>')
+            lines.append(f'<text x="{left + 10}" y="{y}">{name}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 

@@ -21,7 +21,8 @@ def check_reach(network: Network, settings: Compress) -> None:
     images = len(network.splits.test.labels)
     if settings.timed_images > images:
         raise FieldError(
-            "timed_images", f"is {settings.timed_images}, but there are {images} test images"
+            "timed_images",
+            f"is {settings.timed_images}, but there are {images} test images: use fewer",
         )
     others = [strategy for strategy in settings.strategies if strategy != "loss"]
     if network.embeddings and "kronecker" in settings.norms and others:

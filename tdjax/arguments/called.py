@@ -62,6 +62,11 @@ def _remedy(inputs: Any, problem: str) -> str:
             "was (input, labels), [x for x, _ in batches]. (input, rest) is for a loss_fn or "
             "metric_fn, the input being a tuple or dict where there are several: ((a, b), rest)"
         )
+    if "missing" in problem and "required positional argument" in problem:
+        return (
+            "; what the model takes beside one array goes in a dict or a tuple, flags too: "
+            '{"x": x, "train": False} by their names, or (x, False)'
+        )
     names = inputs if isinstance(inputs, Mapping) and "unexpected keyword" in problem else ()
     for name in names:
         if f"argument {name!r}" in problem:
@@ -81,7 +86,15 @@ def example_losses(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
 
     @functools.wraps(loss_fn)
     def losses(outputs: Any, batch: Any) -> Any:
-        found, number = loss_fn(outputs, batch), number_of(batch)
+        number = number_of(batch)
+        try:
+            found = loss_fn(outputs, batch)
+        except Exception as error:
+            error.add_note(
+                f"loss_fn is called as loss_fn(outputs, batch), here with outputs of "
+                f"{shapes_text(outputs)} and a batch of {shapes_text(batch)}"
+            )
+            raise
         wanted = f"return the losses of the examples, floats of shape ({number},), or their mean"
         if not (is_array(found) and jnp.issubdtype(found.dtype, jnp.floating)):
             raise TypeError(f"loss_fn returned {described(found)}: {wanted}")

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import flax.linen as nn
 import jax.numpy as jnp
-from flax import nnx
 
 from tdjax.arguments import numeric, pruned, refined
 from tdjax.arguments.described import described, is_array, is_shape
+from tdjax.arguments.models import is_model, kind_in_words
 from tdjax.arguments.numeric import Problem
 from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
@@ -120,13 +119,9 @@ def _variables(value: Any) -> Problem:
 def _params(value: Any) -> Problem:
     if _is_train_state(value):
         return TypeError("is a TrainState: pass state.params")
-    if isinstance(value, nnx.Module):
-        return TypeError(
-            f"is {described(value)}, which holds its parameters: call "
-            "tdjax.factorize(model, plan, ...), or pass nnx.state(model, nnx.Param) to prune them"
-        )
-    if isinstance(value, nn.Module):
-        return TypeError(f"is {described(value)}, which holds no parameters: pass its variables")
+    model = kind_in_words(value)
+    if model is not None:
+        return TypeError(f"is {described(value)}, {model.no_params}")
     if not isinstance(value, Mapping):
         return TypeError(f"is {described(value)}: pass variables['params'], or the variables")
     return None
@@ -139,7 +134,7 @@ def _tree(value: Any) -> Problem:
 
 def _holds_arrays(value: Any) -> bool:
     """Whether a value is a pytree of arrays, and nothing that has another meaning here."""
-    other = isinstance(value, (Plan, nnx.Module, nn.Module)) or _is_train_state(value)
+    other = isinstance(value, Plan) or is_model(value) or _is_train_state(value)
     return not other and bool(split_arrays(value)[0])
 
 
@@ -149,10 +144,11 @@ def check_mapping(function: str, params: Any) -> None:
         raise TypeError(
             f"{function}: params is {described(params)}: pass variables['params'], or the variables"
         )
-    if isinstance(params, nnx.State) and not _has_names(params):
+    if not _has_names(params):
         raise TypeError(
-            f"{function}: params is the state of an NNX model with lists, whose keys are numbers: "
-            "pass the model to tdjax.factorize or tdjax.nnx.reconstruct"
+            f"{function}: params has keys that are no names, as the state of an NNX model with "
+            "lists, whose keys are numbers: pass the model to tdjax.factorize or "
+            "tdjax.nnx.reconstruct"
         )
 
 
@@ -203,7 +199,8 @@ def _plan(value: Any) -> Problem:
 
 
 def _plan_or_params(value: Any) -> Problem:
-    if isinstance(value, (Plan, nnx.Module)):
+    model = kind_in_words(value)
+    if isinstance(value, Plan) or (model is not None and model.held is None):
         return None
     if _are_rules(value):
         return _plan(value)
@@ -219,7 +216,7 @@ def _plan_or_tree(value: Any) -> Problem:
 
 
 def _sample(value: Any) -> Problem:
-    if _are_rules(value) or isinstance(value, (Plan, nn.Module, nnx.Module)):
+    if _are_rules(value) or isinstance(value, Plan) or is_model(value):
         what = "rules" if _are_rules(value) else described(value)
         return TypeError(f"is {what}: pass one batch as the model takes it")
     if is_shape(value):
@@ -237,9 +234,8 @@ def _batches(value: Any) -> Problem:
         return TypeError(f"is {described(value)}: pass a list of batches, [x]")
     if isinstance(value, Mapping):
         return TypeError(f"is {described(value)}, which is one batch: pass a list, [batch]")
-    if isinstance(value, (str, Rule, Plan, nn.Module, nnx.Module)) or not isinstance(
-        value, Iterable
-    ):
+    other = isinstance(value, (str, Rule, Plan)) or is_model(value)
+    if other or not isinstance(value, Iterable):
         return TypeError(f"is {described(value)}: pass a list of batches")
     if isinstance(value, tuple) and _is_one_batch(value):
         return TypeError("is one batch, a tuple of different arrays: pass a list, [(x, y)]")
@@ -423,6 +419,8 @@ def _are_rules(value: Any) -> bool:
 
 def _is_one_batch(value: tuple[Any, ...]) -> bool:
     """Whether the arrays of a tuple differ as those of one batch do, inputs and labels."""
-    if not all(is_array(array) for array in value):
-        return False
+    arrays = [is_array(entry) for entry in value]
+    if not all(arrays):
+        # Inputs in a dict or a tuple, and labels.
+        return any(arrays)
     return len({(len(a.shape), jnp.issubdtype(a.dtype, jnp.floating)) for a in value}) > 1

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
-from flax import nnx
 
+from tdjax.arguments.models import kind_in_words
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
@@ -26,11 +25,12 @@ def described(value: Any) -> str:
         (BudgetRule, "one BudgetRule"),
         (Plan, "a Plan"),
         (LayerMoments, "the LayerMoments of one layer"),
-        (nnx.Module, f"an NNX model ({type(value).__name__})"),
-        (nn.Module, f"a Linen model ({type(value).__name__})"),
     ):
         if isinstance(value, kind):
             return words
+    model = kind_in_words(value)
+    if model is not None:
+        return f"{model.words} ({type(value).__name__})"
     if is_array(value):
         return f"an array {value.dtype}{list(value.shape)}"
     if isinstance(value, Mapping):

@@ -61,7 +61,8 @@ def budget(value: Any) -> Problem:
     for name, own in value.items():
         problem = _share(own)
         if problem is not None:
-            return type(problem)(f"of {name!r} {problem}")
+            remedy = 'limits are shares of the dense network, as {"params": 0.5, "time": 0.6}'
+            return type(problem)(f"of {name!r} {problem}; {remedy}")
     return None
 
 
@@ -82,8 +83,15 @@ def _share(value: Any) -> Problem:
     share = float(value)
     if 0 < share < 1:
         return None
-    percent = f": for {share:g} % pass {share / 100:g}" if 2 <= share < 100 else ""
-    return ValueError(f"{share:g} is no share between 0 and 1{percent}")
+    remedy = ""
+    if 2 <= share < 100:
+        remedy = f": for {share:g} % pass {share / 100:g}"
+    elif share >= 100:
+        remedy = (
+            f": for a number pass {share:g} over that of the dense network, which a plan holds: "
+            "size_before, macs_before, bytes_before of tdjax.make_plan with no rules"
+        )
+    return ValueError(f"{share:g} is no share between 0 and 1{remedy}")
 
 
 def splits(value: Any) -> Problem:

@@ -10,12 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from tdjax.arguments.described import described, is_array
+from tdjax.arguments.models import is_model
 from tdjax.arguments.numeric import Problem
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
@@ -64,7 +63,7 @@ def check_chain(value: Any) -> Problem:
 
 def check_mask(value: Any) -> Problem:
     """A pytree of arrays, or a function that makes one."""
-    if callable(value) and not isinstance(value, (nn.Module, nnx.Module)):
+    if callable(value) and not is_model(value):
         return None
     leaves = jax.tree.leaves(value) or [value]
     others = [leaf for leaf in leaves if not is_array(leaf)]

@@ -57,6 +57,12 @@ class Compressed:
     plan: Plan
     refined: Refined | None = None
 
+    def __repr__(self) -> str:
+        """What was compressed, how far, and no array."""
+        name, plan = type(self.model).__name__, self.plan
+        sizes = f"{plan.size_before:,} -> {plan.size:,} parameters"
+        return f"Compressed({name}, {sizes}, {self.refined or 'not refined'})"
+
 
 @dataclass(frozen=True, eq=False)
 class Source:

@@ -34,6 +34,7 @@ class Kind(NamedTuple):
         room: the adapter: a package with the functions of this one, under the same names.
         held: name of the argument that its arrays come in; None where a model holds them.
         name, note: what messages say of them, and to a wrong number of arguments.
+        words, no_params: see `tdjax.arguments.models.ModelKind`.
         checks: names of other checks of arguments than their own, by name.
         lacks: names of the functions on models that take none of them.
         without: names of the arguments that mean nothing for them, of one function alone behind its
@@ -45,6 +46,8 @@ class Kind(NamedTuple):
     held: str | None
     name: str
     note: str
+    words: str = ""
+    no_params: str = ""
     checks: Mapping[str, str] = types.MappingProxyType({})
     lacks: Sequence[str] = ()
     without: Sequence[str] = ()
@@ -61,6 +64,8 @@ KINDS = (
         "variables",
         "a flax.linen.Module",
         "a Linen model holds no arrays and comes with its variables",
+        "a Linen model",
+        "which holds no parameters: pass its variables",
     ),
     Kind(
         nnx.Module,
@@ -68,6 +73,9 @@ KINDS = (
         None,
         "a flax.nnx.Module",
         "an NNX model holds its variables and comes alone",
+        "an NNX model",
+        "which holds its parameters: call tdjax.factorize(model, plan, ...), or pass "
+        "nnx.state(model, nnx.Param) to prune them",
     ),
     Kind(
         Callable,
@@ -190,7 +198,9 @@ def _note(
             return f"{name} means nothing for {kind.name}"
         if name in whole.parameters and name != "variables":
             return f"{name} belongs to tdjax.factorize_params(params, plan, {name}=...)"
+        if name in [other.held for other in KINDS]:
+            return kind.note
         near = did_you_mean(name, signature.parameters)
-        if near:
-            return f"there is no {name}{near}"
+        others = "" if near else f"; its arguments are {', '.join(signature.parameters)}"
+        return f"there is no {name}{near}{others}"
     return kind.note

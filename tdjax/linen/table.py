@@ -31,6 +31,8 @@ from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
 
 _passes = itertools.count()
+# The collection that batch normalisation keeps means and variances in.
+STATISTICS = "batch_stats"
 
 
 def make_plan(
@@ -62,7 +64,7 @@ def inventory(
     model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
 ) -> Inventory:
     """The layers of a model with the arrays that they hold. Arguments and errors as `make_plan`."""
-    traced = trace(model, variables, sample, method)
+    traced = _traced(model, variables, sample, method)
     table = _with_the_rest(traced, variables)
     params = variables["params"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -84,7 +86,7 @@ def layer_table(
     No arithmetic is done: the model is traced with shapes. Arguments and errors as `make_plan`.
     Modules that cannot be factorised are listed with the obstacle.
     """
-    return _with_the_rest(trace(model, variables, sample, method), variables)
+    return _with_the_rest(_traced(model, variables, sample, method), variables)
 
 
 def _with_the_rest(traced: Trace, variables: Mapping[str, Any]) -> tuple[Layer, ...]:
@@ -114,8 +116,22 @@ def trace(
     """The calls of all modules that hold a weight array, as they are in the traced program.
 
     The program takes the leaves of `plain(variables)`, then the arrays of the sample. Arguments
-    and errors as `layer_table`.
+    and errors as `layer_table`; ValueError also for variables without the statistics of a batch
+    normalisation, which would otherwise be those of an untrained one.
     """
+    traced = _traced(model, variables, sample, method)
+    made = [names for names in traced.kept if names[0] == STATISTICS]
+    if not set(made) <= set(traced.arrays):
+        raise ValueError(
+            f"variables has no {STATISTICS!r}, or not all that the model reads, such as "
+            f"{'/'.join(made[0])!r}: pass all variables of the trained model, not 'params' alone"
+        )
+    return traced
+
+
+def _traced(
+    model: nn.Module, variables: Mapping[str, Any], sample: Any, method: Method = None
+) -> Trace:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a flax.linen.Module, got {type(model).__name__}")
     shapes = jax.eval_shape(lambda: plain(variables))

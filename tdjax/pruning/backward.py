@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tdjax.arguments.later import checked_later
+from tdjax.arguments.checks import checked
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import LayerMoments
@@ -46,7 +46,7 @@ class Pruned(NamedTuple):
 
 
 @on_any_mesh
-@checked_later
+@checked()
 def lasso_prune(
     params: Any,
     moments: Mapping[str, LayerMoments],

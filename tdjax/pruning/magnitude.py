@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tdjax.arguments.later import checked_later
+from tdjax.arguments.checks import checked
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.plan.layers import Layer
 from tdjax.pruning.bounds import tail_sizes
@@ -27,7 +27,7 @@ SLACK = 32
 
 
 @on_any_mesh
-@checked_later
+@checked()
 def magnitude_prune(
     params: Any,
     share: float,
@@ -80,7 +80,7 @@ def magnitude_prune(
 
 
 @on_any_mesh
-@checked_later
+@checked()
 def adaptive_prune(
     params: Any,
     q: Any = 0.5,
@@ -120,7 +120,7 @@ def adaptive_prune(
 
 
 @on_any_mesh
-@checked_later
+@checked()
 def pq_prune(
     params: Any,
     p: Any = 0.5,
@@ -169,7 +169,7 @@ def pq_prune(
 
 
 @on_any_mesh
-@checked_later
+@checked()
 def tail_prune(
     params: Any,
     tolerance: Any,

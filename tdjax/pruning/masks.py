@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tdjax.arguments.later import checked_later
+from tdjax.arguments.checks import checked
 from tdjax.params.tree import join_path
 from tdjax.pruning.prunable import prunable
 from tdjax.trace.names import names_of
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import optax
 
 
-@checked_later
+@checked()
 def apply_mask(params: Any, mask: Any) -> Any:
     """The parameters with zeros where the mask is False.
 
@@ -34,7 +34,7 @@ def apply_mask(params: Any, mask: Any) -> Any:
     return _masked(params, mask)
 
 
-@checked_later
+@checked()
 def pruned_share(params: Any, mask: Any) -> float:
     """The share that goes of the weights of all kernels and embeddings, in [0, 1].
 
@@ -63,7 +63,7 @@ class KeepZerosState(NamedTuple):
     mask: Any
 
 
-@checked_later
+@checked()
 def keep_zeros(mask: Any) -> optax.GradientTransformation:
     """Updates of zero where the mask is False: what is pruned stays so in training.
 
