@@ -15,10 +15,10 @@ import numpy as np
 from absl import app, flags
 from sklearn.datasets import load_digits
 
-from benchmarks.transformers import command, statistics
+from benchmarks.transformers import command
 from benchmarks.transformers.models import DigitsTransformer
 from benchmarks.transformers.runs import FURTHER, METHODS
-from benchmarks.transformers.settings import ACCURACY, SCHEMA, Settings
+from benchmarks.transformers.settings import ACCURACY
 from benchmarks.transformers.task import Classified
 from benchmarks.transformers.training import trained
 
@@ -51,12 +51,8 @@ def task_of(seed: int) -> Classified:
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    methods = command.names([name for name in (*METHODS, *FURTHER) if name != WITHOUT])
-    settings = Settings(command.DRAWS.value, command.EPOCHS.value, command.SEED.value)
-    task = task_of(settings.seed)
-    dense = task.kept(task.variables)._asdict()
-    print(", ".join(f"{name} {text(dense)}" for name, text in ACCURACY.items()), "before")
-    command.table(task, settings, statistics, task.digest, SCHEMA, ACCURACY, methods)
+    methods = [name for name in (*METHODS, *FURTHER) if name != WITHOUT]
+    command.of_small_network(task_of, ACCURACY, methods)
 
 
 if __name__ == "__main__":

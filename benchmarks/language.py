@@ -21,12 +21,12 @@ from pathlib import Path
 
 from absl import app, flags
 
-from benchmarks.transformers import command, statistics
+from benchmarks.transformers import command
 from benchmarks.transformers.library_bytes import batches, drawn_windows, read_texts
 from benchmarks.transformers.models import LanguageModel
 from benchmarks.transformers.nnx_models import twin_of
 from benchmarks.transformers.runs import FURTHER, METHODS
-from benchmarks.transformers.settings import PERPLEXITY, SCHEMA, Settings
+from benchmarks.transformers.settings import PERPLEXITY
 from benchmarks.transformers.task import Classified
 from benchmarks.transformers.training import trained
 
@@ -56,12 +56,7 @@ def task_of(seed: int) -> Classified:
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    methods = command.names((*METHODS, *FURTHER))
-    settings = Settings(command.DRAWS.value, command.EPOCHS.value, command.SEED.value)
-    task = task_of(settings.seed)
-    dense = task.kept(task.variables)._asdict()
-    print(", ".join(f"{name} {text(dense)}" for name, text in PERPLEXITY.items()), "before")
-    command.table(task, settings, statistics, task.digest, SCHEMA, PERPLEXITY, methods)
+    command.of_small_network(task_of, PERPLEXITY, (*METHODS, *FURTHER))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from benchmarks.sentences import statistics
 from benchmarks.sentences.settings import SCHEMA, Settings
 from benchmarks.sentences.task import read_task
 from benchmarks.transformers import command
-from benchmarks.transformers.runs import METHODS, SHARED
+from benchmarks.transformers.runs import METHODS, SHARED, Measured
 
 FOLDER = flags.DEFINE_string("folder", None, "Of the network: config, weights, vocabulary.")
 SENTENCES = flags.DEFINE_integer("sentences", 2208, "For calibration.", lower_bound=1)
@@ -47,7 +47,8 @@ def main(_: list[str]) -> None:
     task = read_task(
         str(FOLDER.value), settings.sentences, settings.held_out, settings.width, settings.seed
     )
-    command.table(task, settings, statistics, task.digest, SCHEMA, COLUMNS, methods)
+    measured = Measured(task, settings, task.digest, statistics)
+    command.table(measured, SCHEMA, COLUMNS, methods)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 A matrix has D rows, T columns and is to have rank r; n is the smaller of D and T. A multiply and an
 add are two operations. These are the formulas for arrays on an accelerator, where a program is
-compiled for each shape; NumPy on a CPU does a little less. `tests/benchmarks/test_scale.py` holds
-them to what the compiled programs of the library count.
+compiled for each shape; NumPy on a CPU does a little less. They are held to what
+the compiled programs of the library count by `tests/benchmarks/test_scale_needs.py`.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
 
 from benchmarks.refinement.records import read_records
 from benchmarks.timing import describe_machine
+from benchmarks.transformers import statistics
 from benchmarks.transformers.runs import METHODS, Columns, Measured, measure
+from benchmarks.transformers.settings import SCHEMA, Settings
+from benchmarks.transformers.task import Classified
 from experiments.workdir.record_fields import Schema
 
 RECORDS = flags.DEFINE_string("records", None, "File of JSON lines to go on from and add to.")
@@ -30,18 +32,32 @@ def names(methods: Sequence[str] = METHODS) -> Sequence[str]:
     return NAMES.value or methods
 
 
-def table(
-    task: Any, settings: Any, statistics: Any, digest: str, schema: Schema, columns: Columns,
-    methods: Sequence[str],
-) -> None:  # fmt: skip
+def of_small_network(
+    task_of: Callable[[int], Classified], columns: Columns, methods: Sequence[str]
+) -> None:
+    """What the dense network has of the columns, then the table of a small network of ours.
+
+    Arguments:
+        task_of: a seed.
+        methods: those that it can be compressed by.
+    """
+    asked = names(methods)
+    settings = Settings(DRAWS.value, EPOCHS.value, SEED.value)
+    task = task_of(settings.seed)
+    dense = task.kept(task.variables)._asdict()
+    print(", ".join(f"{name} {text(dense)}" for name, text in columns.items()), "before")
+    table(Measured(task, settings, task.digest, statistics), SCHEMA, columns, asked)
+
+
+def table(measured: Measured, schema: Schema, columns: Columns, methods: Sequence[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
     warnings.filterwarnings("ignore", message="too few rows")
     records = read_records(None if RECORDS.value is None else Path(RECORDS.value), schema)
-    print(f"{describe_machine()}\n{settings}\n", flush=True)
+    print(f"{describe_machine()}\n{measured.settings}\n", flush=True)
     print(f"| method | asked | kept | {' | '.join(columns)} | seconds |")
     print(f"|---|---:|---:|{'---:|' * len(columns)}---:|", flush=True)
     shares = [float(value) for value in SHARES.value]
-    for own in measure(Measured(task, settings, digest, statistics), methods, shares, records):
+    for own in measure(measured, methods, shares, records):
         figures = " | ".join(text(own) for text in columns.values())
         print(
             f"| {own['method']} | {own['asked']:.0%} | {own['share']:.1%} | {figures} "

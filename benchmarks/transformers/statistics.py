@@ -91,17 +91,20 @@ def _means(task: Classified, variables: Any) -> dict[str, Inputs]:
     total: dict[str, list[np.ndarray]] = {}
     rows = 0
     for batch in task.batches:
-        found, number = _sums(task.model, paths, variables, batch)
-        rows += int(number)
-        for path, own in found.items():
-            known = total.setdefault(path, [np.zeros(x.shape) for x in own])
-            for sums, new in zip(known, own, strict=True):
-                sums += np.asarray(new)
+        for path, x in _inputs(task.model, paths, variables, batch).items():
+            # Rounded to float32, a moment of many small eigenvalues has some below zero.
+            own = np.asarray(x, np.float64)
+            known = total.setdefault(path, [np.zeros(own.shape[1]), np.zeros(2 * own.shape[1:])])
+            known[0] += np.abs(own).sum(axis=0)
+            known[1] += own.T @ own
+        rows += len(own)
     return {path: Inputs(size / rows, moment / rows) for path, (size, moment) in total.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _sums(model: nn.Module, paths: tuple[str, ...], variables: Any, batch: Array) -> Any:
+def _inputs(
+    model: nn.Module, paths: tuple[str, ...], variables: Any, batch: Array
+) -> dict[str, Float[Array, "n i"]]:
     shown: dict[str, Array] = {}
 
     def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -112,8 +115,4 @@ def _sums(model: nn.Module, paths: tuple[str, ...], variables: Any, batch: Array
 
     with nn.intercept_methods(see):
         model.apply(variables, batch)
-    sums = {
-        path: (jnp.abs(x).sum(axis=0), jnp.matmul(x.T, x, precision="highest"))
-        for path, x in shown.items()
-    }
-    return sums, len(next(iter(shown.values())))
+    return shown

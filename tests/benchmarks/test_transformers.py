@@ -70,6 +70,8 @@ def test_both_sides_see_the_same_inputs(task, measured):
         assert own.rows == task.seen[0].size
         np.testing.assert_allclose(own.inputs[0], moment, atol=1e-5 * np.abs(moment).max())
         assert np.all(np.abs(own.mean[0]) <= size + 1e-5)
+        # That of normalised rows is singular; one of float32 had eigenvalues below zero.
+        assert np.linalg.eigvalsh(moment)[0] > -1e-12 * np.abs(moment).max()
 
 
 def test_fisher_information_is_of_each_example_by_itself(task):
