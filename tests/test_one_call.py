@@ -104,6 +104,9 @@ def test_what_is_not_refined():
     small = tdjax.compress(Plain(), [normal(1, 1000, 16)], rules=kept, refine={}, **given)
     assert lines[-1] == "compress: not refined: all layers are kept dense"
     assert small.refined is None
+    # No arrays.
+    size = f"{small.plan.size:,}"
+    assert repr(small) == f"Compressed(Plain, {size} -> {size} parameters, not refined)"
 
 
 def test_what_is_refused_before_any_work():

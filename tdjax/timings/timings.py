@@ -61,6 +61,11 @@ class Timings:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
 
+    def __repr__(self) -> str:
+        """Device, batch, and the time of the network; of the layers their number."""
+        of = f"{self.device}, batch {self.batch}, {len(self.layers)} layers"
+        return f"Timings({of}, network {1e3 * self.network:.3g} ms)"
+
     def save(self, path: str | Path) -> None:
         """Write them as JSON, at once: a kill leaves the old file or the new one."""
         layers = {name: asdict(layer) for name, layer in self.layers.items()}

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,7 @@ def test_files_of_timings_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "timings.json"
     TIMINGS.save(path)
     assert Timings.load(path) == TIMINGS
+    assert re.fullmatch(r"Timings\(.*, batch \d+, \d+ layers, network .+ ms\)", repr(TIMINGS))
     raw = json.loads(path.read_text())
     with pytest.raises(FileNotFoundError):
         Timings.load(tmp_path / "none.json")
