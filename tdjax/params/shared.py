@@ -105,11 +105,13 @@ def parted(factors: Factors, members: Sequence[PlannedLayer]) -> list[Factors]:
 
 def joined_factors(factors: Sequence[Factors], members: Sequence[PlannedLayer]) -> Factors:
     """The inverse of `parted`."""
-    own = [dict(found) for found in factors]
-    if members[0].layer.storage.stack is not None:
-        axes = stack_axes(members[0])
-        own = [{n: jnp.moveaxis(x, axes[n], 0) for n, x in found.items()} for found in own]
-    return {**own[0], "output": jnp.concatenate([found["output"] for found in own], axis=-1)}
+    found = []
+    for entry, own in zip(members, factors, strict=True):
+        if entry.layer.storage.stack is not None:
+            axes = stack_axes(entry)
+            own = {name: jnp.moveaxis(array, axes[name], 0) for name, array in own.items()}
+        found.append(own)
+    return {**found[0], "output": jnp.concatenate([own["output"] for own in found], axis=-1)}
 
 
 def parted_shift(
