@@ -255,6 +255,14 @@ class Plan:
         near = did_you_mean(path, (layer.path for layer in layers))
         raise KeyError(f"no layer {path!r}; layers are: {paths_text(layers)}{near}")
 
+    def __repr__(self) -> str:
+        """What it is, in a line; `print` shows the layers."""
+        parameters = ", ".join(change(self.size_before, self.size))
+        return (
+            f"<Plan of {len(self.layers)} layers, {len(self.factorised)} factorised, "
+            f"parameters {parameters}>"
+        )
+
     def __str__(self) -> str:
         """A table: layer, format, ranks, parameters, MACs and predicted time before and after.
 
