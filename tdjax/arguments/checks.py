@@ -144,7 +144,8 @@ def check_mapping(function: str, params: Any) -> None:
         raise TypeError(
             f"{function}: params is {described(params)}: pass variables['params'], or the variables"
         )
-    if not _has_names(params):
+    # A dict may hold more than the plan's layers, which is each function's to judge.
+    if not isinstance(params, dict) and not _has_names(params):
         raise TypeError(
             f"{function}: params has keys that are no names, as the state of an NNX model with "
             "lists, whose keys are numbers: pass the model to tdjax.factorize or "
