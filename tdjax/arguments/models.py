@@ -7,12 +7,13 @@ their kinds are found.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 # What is no model, as most arguments: the adapters need not be loaded to tell.
 PLAIN = (dict, list, tuple, str, int, float, bool, type(None))
 
 
+@runtime_checkable
 class ModelKind(Protocol):
     """What messages need to know of a kind of models."""
 
