@@ -326,7 +326,7 @@ def test_a_step_of_refinement_is_one_of_the_dense_kernels_factors(in_turn):
         found = model.apply({"params": tdjax.reconstruct_params(params, plan)}, X)
         return jnp.sum((found - wanted) ** 2) / jnp.sum(wanted**2)
 
-    options = {"optimizer": optax.sgd(0.1), "epochs": 1, "batch_size": len(X), "held_out": 0}
+    options = {"optimizer": optax.sgd(0.1), "epochs": 1, "batch_size": len(X), "held_out": 0.0}
     options |= {"trained": ("factors",), "balance": False, "progress": False}
     found = tdjax.refine(model, {"params": dense}, params, plan, [X], **options)
     assert found.best == 1
@@ -344,7 +344,7 @@ def test_a_factor_that_blocks_share_waits_for_all(in_turn):
     model, dense, plan = in_turn
     params = tdjax.factorize_params(dense, plan)
     options = {"optimizer": optax.sgd(0.1), "epochs": 0, "block_epochs": 1, "batch_size": len(X)}
-    options |= {"held_out": 0, "balance": False, "progress": False, "blocks": ["gate", "up"]}
+    options |= {"held_out": 0.0, "balance": False, "progress": False, "blocks": ["gate", "up"]}
     found = tdjax.refine(model, {"params": dense}, params, plan, [X], **options).factors
     for name, stage, moved in (("gate", "input", 0), ("gate", "output", 1), ("up", "output", 1)):
         before, after = (own[name][stage]["kernel"] for own in (params, found))
