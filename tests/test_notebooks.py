@@ -34,6 +34,8 @@ SHORTER = {
         ("SHARES = (0.75, 0.5, 0.35, 0.25)", "SHARES = (0.5,)"),
     ],
 }
+# Compiled as in the tests themselves.
+CHEAP = "from tests import cheap_programs; cheap_programs.install(); del cheap_programs"
 # What is downloaded is another, small network here, of other plans.
 DOWNLOADED = "FOLDER = None\n"
 # Notebooks of the experiments, which are no part of the installed library.
@@ -70,7 +72,11 @@ def test_runs_and_shows_what_is_stored(path, monkeypatch, tmp_path):
     if downloads:
         shorten(again, [(DOWNLOADED, f"FOLDER = {str(write(tmp_path))!r}\n")])
     NotebookClient(
-        again, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+        again,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": ROOT}},
+        extra_arguments=[f"--IPKernelApp.exec_lines={CHEAP}"],
     ).execute()
     for before, after in zip(code_of(stored), code_of(again), strict=True):
         kinds = [[output.output_type for output in cell.outputs] for cell in (before, after)]

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import experiments.workdir.work as taken
 from benchmarks.kills.configs import CONFIGS
-from benchmarks.kills.left import lines_of
 from benchmarks.kills.starts import start_group
 from experiments.compress.settings import SCHEMA, Compress
 from experiments.error_study import run as study  # noqa: F401  loaded once for all
@@ -32,6 +31,7 @@ from experiments.workdir.places import Place
 from experiments.workdir.processes import this_process
 from experiments.workdir.threads import Units
 from experiments.workdir.work import begin
+from tests.experiments.left import left, tables_of
 from tdjax import enable_compilation_cache
 
 STORED = Path(__file__).parent / "compress" / "journal"
@@ -132,16 +132,6 @@ def group(folder, count, *, workdirs=None, **options):
 def ends(started, folder):
     """What became of a group, and what it left."""
     return {**started.told(), **left(folder)}
-
-
-def left(folder):
-    workdir = (folder / "run").resolve()
-    # Where there is none, the logs say why.
-    lines = lines_of(workdir) if (workdir / "metrics.jsonl").exists() else []
-    return {
-        "lines": [line.decode() for line in lines],
-        "files": sorted(str(path.relative_to(workdir)) for path in workdir.rglob("*")),
-    }
 
 
 def wait(is_there):
@@ -318,21 +308,12 @@ def resumed(folder):
     return {"journals": journals, **ends(started, folder)}
 
 
-def measured_study(workdir, place):
-    carry_out({"experiment": "study", **CONFIGS["study"]}, workdir, place=place)
-
-
 def whole_study(folder):
-    """A study of two networks by one process, and by two."""
-    tables = {}
-    for name, places in {"one": [None], "two": [Place(0, 2), Place(1, 2)]}.items():
-        (folder / name).mkdir(parents=True)
-        calls = [partial(measured_study, folder / name / "run", place) for place in places]
-        found = ends(Started(folder / name, calls), folder / name)
-        report = folder / name / "run" / "report"
-        found["tables"] = {path.name: path.read_text() for path in report.glob("*.csv")}
-        tables[name] = found
-    return tables
+    """A study of two networks by one process."""
+    folder.mkdir()
+    config = {"experiment": "study", **CONFIGS["study"]}
+    found = ends(Started(folder, [partial(carry_out, config, folder / "run")]), folder)
+    return {**found, "tables": tables_of(folder / "run")}
 
 
 def killed_as_they_leave(folder):

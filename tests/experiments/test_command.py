@@ -16,8 +16,11 @@ from tdjax.files import LONGEST_MESSAGE
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def told_at_the_end(monkeypatch, error, workdir="runs/none"):
-    """What the command prints, and the status that it ends with, where an experiment raises."""
+def told_at_the_end(monkeypatch, error, **given):
+    """What the command prints, and the status that it ends with, where an experiment raises.
+
+    `given` are values of flags.
+    """
 
     class Config:
         def to_dict(self):
@@ -33,9 +36,9 @@ def told_at_the_end(monkeypatch, error, workdir="runs/none"):
     def end(status, line):
         raise SystemExit(status, line)
 
-    flags = {"CONFIG": Config(), "WORKDIR": workdir, "CACHE": "", "PROCESS": "", "PROCESSES": 1}
-    flags["DEVICES"] = None
-    for name, value in flags.items():
+    flags = {"CONFIG": Config(), "WORKDIR": "runs/none", "CACHE": "", "DEVICES": None}
+    flags |= {"PROCESS": "", "PROCESSES": 1}
+    for name, value in {**flags, **given}.items():
         monkeypatch.setattr(command, name, Flag(value))
     for name in ("TRACEBACK", "TENSORBOARD", "DRY_RUN"):
         monkeypatch.setattr(command, name, Flag(False))
@@ -97,8 +100,15 @@ def test_a_long_message_is_cut():
 
 
 def test_an_empty_work_directory_is_refused(monkeypatch):
-    status = told_at_the_end(monkeypatch, AssertionError(), workdir="")
+    status = told_at_the_end(monkeypatch, AssertionError(), WORKDIR="")
     assert status == (1, "error: --workdir is empty: name a folder")
+
+
+@pytest.mark.parametrize(("count", "place"), [(2, "0/2"), (0, "")])
+def test_several_processes_are_started_or_this_is_one_of_them(monkeypatch, count, place):
+    status, line = told_at_the_end(monkeypatch, AssertionError(), PROCESSES=count, PROCESS=place)
+    told = f"error: --processes={count}: give a number of at least 1, or --process"
+    assert (status, line) == (1, told)
 
 
 def test_flags_that_cannot_be_read_end_with_one_line(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills.configs import CONFIGS
-from benchmarks.kills.left import lines_of
+from tests.experiments.left import left, tables_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,18 +61,8 @@ def test_several_processes_leave_what_one_leaves(scenes, is_whole, name):
     assert len(told) == len(found["logs"]) - 1
 
 
-def test_a_study_by_two_processes_is_that_of_one_byte_for_byte(scenes):
-    one, two = scenes["whole_study"]["one"], scenes["whole_study"]["two"]
-    assert (one["ended"], two["ended"]) == ([0], [0, 0])
-    assert len(one["lines"]) == 2 * 2 + 2 + 2 * 2 * (2 * 2 * 2)
-    assert two["lines"] == one["lines"]
-    assert two["tables"] == one["tables"]
-    # Names inside of checkpoints are drawn.
-    outside = [{f for f in found["files"] if f.count("/") < 3} for found in (one, two)]
-    assert outside[0] == outside[1]
-
-
-def test_one_command_starts_several_processes_and_waits_for_them(scenes, cache, tmp_path):
+def test_a_study_by_two_processes_is_that_of_one_byte_for_byte(scenes, cache, tmp_path):
+    """By one command, which starts them and waits for them."""
     config, workdir = tmp_path / "tiny.py", tmp_path / "run"
     config.write_text(
         "from ml_collections import ConfigDict\n\n\n"
@@ -86,13 +76,14 @@ def test_one_command_starts_several_processes_and_waits_for_them(scenes, cache, 
     assert (done.returncode, done.stdout) == (0, f"report: {workdir}/report/index.html\n")
     told = {line.partition(":")[0] for line in done.stderr.splitlines()}
     assert told >= {"process 0", "process 1"}
-    whole = scenes["whole_study"]["one"]["lines"]
-    assert [line.decode() for line in lines_of(workdir)] == whole
-    refused = subprocess.run(
-        [*command, "--process=0/2"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 1
-    assert "error: --processes=2: give a number of at least 1, or --process" in refused.stderr
+    one, two = scenes["whole_study"], {**left(tmp_path), "tables": tables_of(workdir)}
+    assert one["ended"] == [0]
+    assert len(one["lines"]) == 2 * 2 + 2 + 2 * 2 * (2 * 2 * 2)
+    assert two["lines"] == one["lines"]
+    assert two["tables"] == one["tables"]
+    # Names inside of checkpoints are drawn.
+    outside = [{f for f in found["files"] if f.count("/") < 3} for found in (one, two)]
+    assert outside[0] == outside[1]
 
 
 def test_others_do_what_a_killed_process_began(scenes, is_whole):
