@@ -3,8 +3,12 @@
 An empty context of MLIR takes a quarter of the time in which JAX compiles a small program: all
 operations of its dialects are registered anew for every one. A context can hold many programs.
 What they define stays in it, so there is a new one from time to time.
+
+Traced and compiled programs stay alive: to go through all of them again and again for cycles takes
+a fifth of the time.
 """
 
+import gc
 import os
 
 import jax
@@ -28,7 +32,9 @@ def _shared(make):
 
 
 def install():
-    """Share contexts, and digest no program for a cache on disk that nobody asked for."""
+    """Share contexts, seldom look for cycles, and digest no program for a cache on disk that nobody
+    asked for."""
+    gc.set_threshold(100_000, 50, 1_000_000)
     if hasattr(mlir, "make_ir_context"):  # No part of JAX's public face.
         mlir.make_ir_context = _shared(mlir.make_ir_context)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -31,11 +31,8 @@ jax.config.update("jax_traceback_in_locations_limit", 0)
 # inherit it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Traced and compiled programs stay alive: to go through all of them again and again for cycles
-# takes a fifth of the suite's time and finds little. `few_programs` goes through the new ones.
-gc.set_threshold(100_000, 50, 1_000_000)
-
 checked_types.install()
+# Cycles are seldom looked for; `few_programs` goes through the new ones.
 cheap_programs.install()
 
 

@@ -15,10 +15,11 @@ import tdjax
 
 SCRIPT = """
 import pickle, sys, tempfile
-import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, tdjax
+import cheap_programs, flax.linen as nn, jax, jax.numpy as jnp, numpy as np, tdjax
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+cheap_programs.install()
 for model, variables, x, expected in pickle.load(open(sys.argv[1], "rb")):
     found = model(x) if variables is None else model.apply(variables, x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -16,14 +16,21 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What is trained for less, or measured at less: neither that the cells run nor the plans that are
 # shown hang on it.
 SHORTER = {
-    "any_model": [("BLOCKS, STEPS = 48, 64, 4, 2, 120\n", "BLOCKS, STEPS = 48, 64, 4, 2, 20\n")],
+    "any_model": [
+        ("BLOCKS, STEPS = 48, 64, 4, 2, 120\n", "BLOCKS, STEPS = 48, 64, 4, 2, 4\n"),
+        ("count=128)", "count=16)"),
+        ("length=120)", "length=4)"),
+    ],
     "quickstart": [
         ("epochs=15)", "epochs=2)"),
         ("epochs=5)", "epochs=1)"),
-        ("kept = (0.5, 0.25, 0.1, 0.05)", "kept = (0.5, 0.1)"),
+        ("kept = (0.5, 0.25, 0.1, 0.05)", "kept = (0.1,)"),
     ],
     "own_network": [
-        ("compressions=(0.3, 0.5, 0.75, 0.9)", "compressions=(0.5, 0.9)"),
+        ("epochs=25)", "epochs=8)"),
+        ("compressions=(0.3, 0.5, 0.75, 0.9)", "compressions=(0.9,)"),
+        ("keeps=(0.5, 0.25)", "keeps=(0.5,)"),
+        ("budgets=(0.5, 0.25)", "budgets=(0.5,)"),
         ("shares=(0.5, 0.7, 0.9)", "shares=(0.5,)"),
         ("layer_steps=9", "layer_steps=2"),
     ],

@@ -33,7 +33,7 @@ CONFIG = {
         "validation_size": 50,
         "test_size": 50,
     },
-    "model": {"name": "garipovnet", "arguments": {"widths": [8] * 6, "pools": [2, 0]}},
+    "model": {"name": "garipovnet", "arguments": {"widths": [8] * 4, "pools": [2, 0]}},
     "train": {"epochs": 2, "batch_size": 40, "learning_rate": 0.05, "boundaries": [1]},
     "budgets": [0.6],
     "strategies": ["uniform", "alds released", "loss"],
@@ -131,7 +131,7 @@ def written(folder):
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("kept", [1, 8, 32])
+@pytest.mark.parametrize("kept", [8, 32])
 def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     workdir = tmp_path / "cut"
     shutil.copytree(unbroken, workdir)

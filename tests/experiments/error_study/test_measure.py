@@ -20,7 +20,7 @@ IMAGES = 30
 CONFIG = {
     "seed": 3,
     "data": {"name": "digits", "train_size": 100, "validation_size": 20, "test_size": 20},
-    "model": {"name": "garipovnet", "arguments": {"widths": [4, 4, 6, 4, 4, 4], "pools": [2, 0]}},
+    "model": {"name": "garipovnet", "arguments": {"widths": [4, 4, 6], "pools": [2, 0]}},
     "train": {"epochs": 1, "batch_size": 40},
     "layers": ["conv2", "conv3"],
     "methods": ["cp", "svd"],

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
 from benchmarks.kills.left import lines_of
+from experiments import command
 from experiments.dry_run import dry_run
 from experiments.error_study.choices import plan_study
 from experiments.error_study.error_names import DATA_ERRORS, ERRORS
@@ -39,7 +41,7 @@ CONFIG = {
         "validation_size": 50,
         "test_size": 50,
     },
-    "model": {"name": "garipovnet", "arguments": {"widths": [4] * 6, "pools": [2, 0]}},
+    "model": {"name": "garipovnet", "arguments": {"widths": [4] * 3, "pools": [2, 0]}},
     "train": {"epochs": 2, "batch_size": 40, "learning_rate": 0.05, "boundaries": [1]},
     "layers": ["conv2", "conv3"],
     "methods": ["cp", "svd"],
@@ -286,6 +288,7 @@ def config_file(tmp_path_factory):
     return file
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_killed_and_continued(unbroken, cache, config_file, tmp_path):
     workdir = tmp_path / "killed"
     process = launch(cache, config_file, workdir)
@@ -302,25 +305,35 @@ def test_killed_and_continued(unbroken, cache, config_file, tmp_path):
     process.communicate()
     lines = journal(workdir).count(b"\n")
     assert lines >= 1, "killed before any measurement"
-    process = launch(cache, config_file, workdir)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert "report:" in output
+    carry_out(CONFIG, workdir)
     told = f"killed with {lines} lines, at least {least}, after {wait}"
     assert tables(workdir) == tables(unbroken), told
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [("--config.train.epoch=3", "epoch"), ("--config.runs=many", "runs")],
-)
-def test_a_wrong_override_ends_with_one_message(cache, config_file, tmp_path, flag, message):
-    process = launch(cache, config_file, tmp_path / "none", flag)
+def test_a_wrong_override_ends_with_one_message(cache, config_file, tmp_path):
+    process = launch(cache, config_file, tmp_path / "none", "--config.train.epoch=3")
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert message in output
+    assert "epoch" in output
     assert "Traceback" not in output
     assert not (tmp_path / "none").exists()
+
+
+# By which ml_collections loads the file of a configuration.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_value_of_another_type_ends_with_one_message(config_file, capsys, monkeypatch):
+    arguments = ["main", f"--config={config_file}", "--workdir=none", "--config.runs=many"]
+    # Fields that are set are looked for there.
+    monkeypatch.setattr(sys, "argv", arguments)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command.parse(arguments)
+    finally:
+        flags.FLAGS.unparse_flags()
+    assert ended.value.code
+    told = f"{ended.value.code}{''.join(capsys.readouterr())}"
+    assert "runs" in told
+    assert "Traceback" not in told
 
 
 def test_another_configuration_is_refused_and_nothing_changed(unbroken):
