@@ -41,7 +41,7 @@ CONFIG = {
         "validation_size": 50,
         "test_size": 50,
     },
-    "model": {"name": "garipovnet", "arguments": {"widths": [4] * 3, "pools": [2, 0]}},
+    "model": {"name": "garipovnet", "arguments": {"widths": [4] * 4, "pools": [2, 0]}},
     "train": {"epochs": 2, "batch_size": 40, "learning_rate": 0.05, "boundaries": [1]},
     "layers": ["conv2", "conv3"],
     "methods": ["cp", "svd"],
