@@ -50,7 +50,7 @@ def calling_the_model(*inputs: Any) -> Iterator[None]:
         remedy = _remedy(inputs[0], str(error)) if len(inputs) == 1 else ""
         raise ValueError(
             f"the model cannot be called with {shapes_text(inputs)}, of which the first axis is "
-            f"the batch: {type(error).__name__}: {error}{remedy}"
+            f"the batch{remedy}: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -59,8 +59,8 @@ def _remedy(inputs: Any, problem: str) -> str:
     if isinstance(inputs, tuple) and len(inputs) > 1:
         return (
             "; a tuple holds the model's positional arguments: pass the input alone where it "
-            "was (input, labels), [x for x, _ in batches]. (input, rest) is for a loss_fn or "
-            "metric_fn, the input being a tuple or dict where there are several: ((a, b), rest)"
+            "was (input, labels), [x for x, _ in batches]; (input, rest) is for a loss_fn or "
+            "metric_fn, the input being a tuple or dict where there are several, ((a, b), rest)"
         )
     if "missing" in problem and "required positional argument" in problem:
         return (
