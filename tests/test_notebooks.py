@@ -47,6 +47,8 @@ CHEAP = "from tests import cheap_programs; cheap_programs.install(); del cheap_p
 DOWNLOADED = "FOLDER = None\n"
 # Notebooks of the experiments, which are no part of the installed library.
 OF_A_CLONE = {"own_network", "transformer"}
+# What others need beside it.
+BESIDE = {"quickstart": [("pip", "install --quiet matplotlib scikit-learn")]}
 
 
 def shorten(notebook, changes):
@@ -125,7 +127,8 @@ def test_installs_from_the_clone_or_from_the_repository(path, here, tmp_path, mo
         assert Path(sys.path[0]) == (tmp_path / "notebooks" / source).resolve()
         assert (source == "..") == (here == "clone")
     else:
-        ((magic, line),) = asked
-        assert (magic, line.split()[:3]) == ("pip", ["install", "--quiet", "{source}"])
+        library, *others = asked
+        assert library == ("pip", "install --quiet {source}")
+        assert others == BESIDE.get(path.stem, [])
         address = f"git+{project['urls']['Repository']}"
         assert names["source"] == (".." if here == "clone" else address)

@@ -46,6 +46,7 @@ class Normalised(nn.Module):
 
 
 NNX = Network(nnx.Rngs(0))
+NNX.eval()
 NNX_PLAN = tdjax.make_plan(NNX, [RULE], X)
 NNX_FACTORS = tdjax.factorize(NNX, NNX_PLAN)
 
@@ -125,7 +126,12 @@ SLIPS = {
         (NNX, TypeError, r"is an NNX model \(Network\): pass one batch"),
         (X[0, :5], ValueError, r"the model cannot be called with float32\[5\], of which the first"),
         (X[:, :5], ValueError, r"cannot be called with float32\[40, 5\].*shape|contract"),
-        ((X, X), ValueError, r"called with float32\[40, 6\], float32\[40, 6\].*takes? .*argument"),
+        # The remedy before the words of the model's own call.
+        (
+            (X, X),
+            ValueError,
+            r"called with float32\[40, 6\], float32\[40, 6\].*input alone.*takes? .*argument",
+        ),
     ],
     "plan": [
         ([RULE], TypeError, "holds rules: pass the plan that tdjax.make_plan makes of them"),
@@ -188,6 +194,7 @@ MORE = {
             ("0.5", TypeError, "budget is a str: pass a share, as 0.5"),
             (True, TypeError, "budget is True: pass a share"),
             ({"macs": 50}, ValueError, "budget of 'macs' 50 is no share .*: for 50 % pass 0.5"),
+            ({"ms": 5}, ValueError, "budget names 'ms': known are params, .*; limits are shares"),
             (2e5, ValueError, "pass 200000 over that of the dense network, .*size_before, macs_b"),
             ({}, ValueError, "budget names no limit: pass shares by name"),
         ],
@@ -289,6 +296,21 @@ def test_slip(name, kind, argument, value, error, message):
     with pytest.raises(error, match=message) as caught:
         call(name, kind, {**CALLS[name], argument: value})
     assert caught.type is error
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "batches" in CALLS[name]])
+def test_models_in_training_mode_are_told_of_at_once(name):
+    model = nnx.clone(NNX)
+    model.drops, model.drops_nothing = (nnx.Dropout(rate, rngs=nnx.Rngs(0)) for rate in (0.5, 0.0))
+    model.norm.use_running_average = False
+    # Whose statistics are estimated may be in any mode.
+    norm = (
+        "" if name == "reestimate_batch_stats" else r", 'norm' \(BatchNorm, use_running_.*=False\)"
+    )
+    message = rf"mode: 'drops' \(Dropout, deterministic=False\){norm}: call model.eval\(\) first"
+    given = {own: value for own, value in CALLS[name].items() if own != "variables"}
+    with pytest.raises(UserWarning, match=message):
+        getattr(dispatch, name)(model=model, **given)
 
 
 def test_names_and_places_mean_the_same():

@@ -22,7 +22,7 @@ def check_reach(network: Network, settings: Compress) -> None:
     if settings.timed_images > images:
         raise FieldError(
             "timed_images",
-            f"is {settings.timed_images}, but there are {images} test images: use fewer",
+            f"is {settings.timed_images}, but there are {images} test examples: use fewer",
         )
     others = [strategy for strategy in settings.strategies if strategy != "loss"]
     if network.embeddings and "kronecker" in settings.norms and others:

@@ -238,7 +238,7 @@ def _pictures(
     settings: Compress, networks: pd.DataFrame, timed: pd.DataFrame, baseline: Row
 ) -> Iterator[Picture]:
     labels = {cost: f"{words} kept, %" for cost, words in COSTS.items()}
-    labels["time"] = f"milliseconds for {settings.timed_images} images"
+    labels["time"] = f"milliseconds for {settings.timed_images} examples"
     figure, name = ("accuracy", on_test(settings.metric_name)), settings.metric_name.capitalize()
     times = timed.set_index(["curve", "budget"])["milliseconds"]
     shares = {cost: 100 * networks[cost] / baseline[cost] for cost in COSTS}
@@ -273,7 +273,7 @@ def _provenance(settings: Compress, count: int) -> dict[str, str]:
         "formats": ", ".join(settings.methods),
         "layer after layer": "yes" if settings.sequential else "no",
         "rounds": str(settings.rounds),
-        "calibration images": ", ".join(map(str, calibration.images)),
+        "calibration examples": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
         "labels of the gradient": settings.gradient_name,
         **({"refined": refine.in_words} if refine.epochs else {}),

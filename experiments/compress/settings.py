@@ -44,7 +44,7 @@ class Compress(CompressionSettings):
             the ones before it lost.
         rounds: compress and train on this many times, each time by an equal factor. More than one
             needs fine-tuning.
-        timed_images: images of a batch on which inference is timed; 0 times nothing.
+        timed_images: examples of a batch on which inference is timed; 0 times nothing.
     """
 
     experiment: Annotated[str, OneOf(("compress", "report"))] = "compress"

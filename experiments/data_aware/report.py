@@ -210,11 +210,11 @@ def _provenance(settings: DataAware, measured: Journal) -> dict[str, str]:
     return {
         "measurements": f"{len(measured.of_kind(*PHASES)):,}",
         "calibration": ", ".join(calibration.sources),
-        "calibration images": ", ".join(map(str, calibration.images)),
+        "calibration examples": ", ".join(map(str, calibration.images)),
         "subsets": str(calibration.subsets),
         "labels of the gradient": settings.gradient_name,
         **({"refined": refine.in_words} if refine.epochs else {}),
-        "test images are": settings.test.change,
+        "test examples are": settings.test.change,
         "seed": str(settings.seed),
     }
 

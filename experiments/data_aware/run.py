@@ -283,7 +283,8 @@ def layer_examples(settings: DataAware, test: Examples) -> Examples | None:
     if count > len(test.labels):
         raise FieldError(
             "test.layer_images",
-            f"is {count}, but there are {len(test.labels)} test images: use fewer, or None for all",
+            f"is {count}, but there are {len(test.labels)} test examples: use fewer, or None for "
+            "all",
         )
     if count == 0:
         return None

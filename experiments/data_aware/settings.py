@@ -36,7 +36,7 @@ class AwareScoreSettings(ScoreSettings):
     """What networks are measured on.
 
     Arguments:
-        layer_images: test images for the networks with one layer compressed; None for all, 0
+        layer_images: test examples for the networks with one layer compressed; None for all, 0
             leaves these networks out.
     """
 

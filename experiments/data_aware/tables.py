@@ -243,7 +243,7 @@ def _transfer_table(settings: DataAware, rows: pd.DataFrame) -> Table:
     bias = own["correct_bias"].map({True: ", bias corrected", False: ""})
     own["seen"] = own["norm"] + ", " + own["images"].astype(str) + bias
     own["text"] = interval_texts(own, "accuracy", 100)
-    lines = {"method": "method", "keep": "kept", "seen": "norm, images"}
+    lines = {"method": "method", "keep": "kept", "seen": "norm, examples"}
     heads = {name: f"moments from {name}" for name in settings.calibration.sources}
     title = f"Transfer: moments of one data set, {settings.metric_name} on the network's own, %"
     return Table(title, _percent(crossed(own, lines, "source", heads)), labels=3)

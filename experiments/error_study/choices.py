@@ -51,7 +51,7 @@ def plan_study(network: Network, protocol: Protocol) -> PlannedStudy:
     if not 1 <= protocol.measure.feature_images <= images:
         raise ValueError(
             f"config field 'measure.feature_images' is {protocol.measure.feature_images}, but "
-            f"there are {images} training images: use {images} or fewer"
+            f"there are {images} training examples: use {images} or fewer"
         )
     if protocol.networks > 1 and (network.is_trained or not protocol.train.epochs):
         problem = f"is {protocol.networks}: a network that comes with its weights is one; use 1"

@@ -20,7 +20,7 @@ from experiments.report.tables import DASH, Table, Tau, number
 from experiments.workdir.journal import Journal
 
 MEANING = (
-    "The same approximations in the norms that the data gives, over the training images of the "
+    "The same approximations in the norms that the data gives, over the training examples of the "
     "feature errors. With E the change of a kernel, Covariance is the root of tr(E\u1d40 S E), S "
     "the second moment of what goes into the layer; Kronecker is the root of tr(G E\u1d40 S E), G "
     "the second moment of the training loss's gradient at what comes out. Relative: divided by the "

@@ -35,13 +35,13 @@ def _of_data(settings: Protocol) -> Iterator[str]:
     elif abs(data.validation_share - HELD_OUT[data.name][1]) > 1e-6:
         images, share = HELD_OUT[data.name]
         yield (
-            f"A share of {data.validation_share:.4g} of the training images is held out for "
+            f"A share of {data.validation_share:.4g} of the training examples is held out for "
             f"validation; the paper holds out {images:,}, a share of {share:.4g}."
         )
     sizes = ("train", data.train_size), ("validation", data.validation_size)
     parts = [f"{n:,} {name}" for name, n in (*sizes, ("test", data.test_size)) if n is not None]
     if parts:
-        yield f"Of the images only a part is used: {', '.join(parts)}."
+        yield f"Of the examples only a part is used: {', '.join(parts)}."
 
 
 def _of_network(settings: Protocol) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _of_measuring(settings: Protocol) -> Iterator[str]:
     images = settings.measure.feature_images
     which = "drawn by the seed" if settings.measure.drawn else "the first ones"
     yield (
-        f"Feature errors are means over {images:,} training images, {which}; in the paper over "
+        f"Feature errors are means over {images:,} training examples, {which}; in the paper over "
         "all of them."
     )
     yield (

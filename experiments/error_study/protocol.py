@@ -92,10 +92,10 @@ class MeasureSettings(Settings):
     """How much is looked at for each measurement.
 
     Arguments:
-        feature_images: training images over which the feature errors are averaged, and whose
+        feature_images: training examples over which the feature errors are averaged, and whose
             second moments make the norms of the data.
         drawn: whether these are drawn by the seed, in place of the first ones.
-        batch_size: images at once when candidates are evaluated.
+        batch_size: examples at once when candidates are evaluated.
         chunk: candidates at once.
     """
 

@@ -41,7 +41,7 @@ class RefineSettings(Settings):
 
     Arguments:
         epochs: over the images; 0 leaves it out.
-        batch_size: images a step.
+        batch_size: examples a step.
         learning_rate: of Adam, at its height; None for one that is found.
         loss: "mse", the mean square of the change of the outputs relative to their own, or "kl", of
             the probabilities of classes.

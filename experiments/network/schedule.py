@@ -17,7 +17,7 @@ class FitSettings(Settings):
 
     Arguments:
         epochs: at most; 0 trains nothing.
-        batch_size: images a step; an incomplete last batch of an epoch is left out.
+        batch_size: examples a step; an incomplete last batch of an epoch is left out.
         optimizer: "sgd" (with momentum) or "adam".
         learning_rate: of the first epoch.
         boundaries: epochs at whose end the learning rate is multiplied by `factor`, ascending.

@@ -106,12 +106,12 @@ class CalibrationSettings(Settings):
     """Images from which the moments are collected.
 
     Arguments:
-        sources: "same" for the network's own training images; "flipped" or "brighter" for changed
+        sources: "same" for the network's own training examples; "flipped" or "brighter" for changed
             copies of them; or another data set, resized to the network's input.
         folder: where the files of another data set are.
-        images: numbers of images, each tried.
+        images: numbers of examples, each tried.
         subsets: subsets drawn of each size, over which figures are averaged.
-        batch_size: images at once.
+        batch_size: examples at once.
         labels: "sampled" from the network's own predictions, for which the gradient's moment is
             the Fisher information, or "true".
         temperature: divides the logits, for the labels drawn and for the loss. Above 1 the
@@ -148,8 +148,8 @@ class ScoreSettings(Settings):
     """What networks are measured on.
 
     Arguments:
-        batch_size: images at once.
-        change: "same" for the test images as they are, "flipped" or "brighter" for copies.
+        batch_size: examples at once.
+        change: "same" for the test examples as they are, "flipped" or "brighter" for copies.
     """
 
     batch_size: Natural = 500
@@ -221,7 +221,7 @@ class NetworkSettings(Settings):
         weights: file or folder of the arrays of a network that is trained, see
             `experiments.network.weights.load_weights`; None trains the network.
         reestimate: measure each compressed network with the statistics of its batch normalisation
-            estimated again, too: on its calibration images, or the first of them if it saw none.
+            estimated again, too: on its calibration examples, or the first of them if it saw none.
         finetune: of compressed networks; no epochs leave it out.
         checkpoint_every: epochs between checkpoints of the training.
         checkpoint_steps: steps between further ones within an epoch, for epochs of hours; None for

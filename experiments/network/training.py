@@ -162,7 +162,7 @@ def steps_per_epoch(train: Examples, settings: FitSettings) -> int:
     steps = len(train.labels) // settings.batch_size
     if steps == 0:
         size = settings.batch_size
-        problem = f"{len(train.labels)} training images are less than one batch of {size}"
+        problem = f"{len(train.labels)} training examples are less than one batch of {size}"
         raise FieldError("batch_size", f"is {size}: {problem}")
     return steps
 

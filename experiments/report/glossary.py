@@ -30,13 +30,13 @@ TERMS = {
         "entries. The six errors are these three, of the weights and of the features."
     ),
     "weights": "Errors of the kernel itself; they need no data.",
-    "features": "Errors of what comes out of the layer, over some training images.",
+    "features": "Errors of what comes out of the layer, over some training examples.",
     "covariance, kronecker": (
         "Norms that the data gives: by what goes into a layer, and also by the gradients of what "
         "comes out. Frobenius is the plain norm of the weights."
     ),
     "sequential": "Layer after layer, each making up for what those before it lost.",
-    "calibration": "The images that the norms of the data are taken from; subsets are other draws.",
+    "calibration": "The examples that the norms of the data see; subsets are other draws.",
     "budget": "The share of the whole network that is kept.",
     "strategy": "How the ranks of all layers are chosen under a budget.",
     "re-estimated": "The means and variances of batch normalisation are taken anew.",

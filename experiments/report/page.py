@@ -221,7 +221,7 @@ def baseline_facts(
     return {
         f"test {metric}": percent(test["accuracy"], 2),
         f"test {loss}": number(test["cross_entropy"], 3),
-        "test images": f"{test['count']:,}",
+        "test examples": f"{test['count']:,}",
         "parameters": f"{baseline['params']:,}",
         "multiply-adds": f"{millions(baseline['macs'], 1)} M",
     }

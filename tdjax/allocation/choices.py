@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from tdjax.allocation.clock import Clock, faster
 from tdjax.plan.chain import chain_of
+from tdjax.plan.costs import COSTS, COUNTED, MACS, PARAMS, TIME
 from tdjax.plan.decide import plan_layer
 from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.form import Form, spatial_of
@@ -22,10 +23,6 @@ from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ranks import feasible_tt_ranks, full_ranks, tt_order
 from tdjax.plan.rules import Rule
 
-PARAMS, MACS, BYTES, TIME = "params", "macs", "bytes", "time"
-# What a budget may ask for, in the order of the columns of costs; time has one where it is known.
-COUNTED = (PARAMS, MACS, BYTES)
-COSTS = (*COUNTED, TIME)
 # Those that do not depend on how numbers are stored, nor on the machine.
 EXACT = (PARAMS, MACS)
 # All formats, the first of them first where a strategy takes the first that will do.

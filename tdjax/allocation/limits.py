@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tdjax.allocation.choices import PARAMS, TIME
 from tdjax.allocation.problem import Problem
+from tdjax.plan.costs import LATENCY, PARAMS, TIME
 from tdjax.plan.wishes import LossRise
 
 # A share of the whole network that is kept, or limits of shares by the names of costs.
 Budget = float | Mapping[str, float]
-# Another name of time, for a batch of one.
-LATENCY = "latency at batch 1"
 # How far from the budget a plan may be, as a share of the whole network.
 TOLERANCE = 0.005
 # Of a product with a budget, as a share of the whole network.

@@ -8,7 +8,6 @@ import jax
 from jaxtyping import Array
 
 from tdjax.allocation.choices import (
-    BYTES,
     COSTS,
     KNOWN,
     TIME,
@@ -21,6 +20,7 @@ from tdjax.allocation.problem import Problem, Rules, pose
 from tdjax.allocation.rounding import ROUNDED
 from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
+from tdjax.plan.costs import BYTES
 from tdjax.plan.dtypes import DTYPES, FLOAT32
 from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from tdjax.allocation.choices import BYTES, COUNTED, PARAMS, Choices
+from tdjax.allocation.choices import COUNTED, PARAMS, Choices
 from tdjax.decompose.inputs import as_numpy
 from tdjax.params.arrays import Factors, reconstruct_array
 from tdjax.params.stored import evened, rounded
 from tdjax.plan.chain import chain_of
+from tdjax.plan.costs import BYTES
 from tdjax.plan.dtypes import FLOAT32, LARGEST, dtype_problem, stored_bytes
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer

@@ -89,13 +89,13 @@ def _accepts(model: Any, inputs: Any) -> bool:
     except TypeError:
         return False
     return not any(
-        _is_flag(signature.parameters[name]) and is_array(value) and value.shape
+        _is_flag(signature.parameters[name]) and any(one.shape for one in split_arrays(value)[0])
         for name, value in given.items()
     )
 
 
 def _is_flag(parameter: inspect.Parameter) -> bool:
-    """Whether an argument is a switch, as `train`, which no array of examples is meant for."""
+    """Whether an argument is a switch, as `train`, which no arrays of examples are meant for."""
     known = isinstance(parameter.default, (bool, str))
     return known or "bool" in str(parameter.annotation)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,8 +38,29 @@ def called(model: Any, method: Method) -> Callable[..., Any]:
 
 
 def call_model(model: Any, method: Method, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a model that holds its arrays, or is bound to them, returns. Raises as `called`."""
-    return called(model, method)(*args, **kwargs)
+    """What a model that holds its arrays, or is bound to them, returns.
+
+    Raises as `called`, and TypeError for a tuple of labels where the model has a switch.
+    """
+    function = called(model, method)
+    _check_switches(function, args, kwargs)
+    return function(*args, **kwargs)
+
+
+def _check_switches(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse arrays in a tuple or the like as a switch such as `train`: they would turn it on."""
+    try:
+        signature = inspect.signature(function)
+        given = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        # The call says itself what does not fit.
+        return
+    for name, value in given.items():
+        switch = isinstance(signature.parameters[name].default, bool)
+        if switch and not is_array(value) and split_arrays(value)[0]:
+            raise TypeError(f"{name} is a switch, and is given {described(value)}")
 
 
 @contextmanager
@@ -50,7 +72,7 @@ def calling_the_model(*inputs: Any) -> Iterator[None]:
         remedy = _remedy(inputs[0], str(error)) if len(inputs) == 1 else ""
         raise ValueError(
             f"the model cannot be called with {shapes_text(inputs)}, of which the first axis is "
-            f"the batch: {type(error).__name__}: {error}{remedy}"
+            f"the batch{remedy}: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -59,8 +81,8 @@ def _remedy(inputs: Any, problem: str) -> str:
     if isinstance(inputs, tuple) and len(inputs) > 1:
         return (
             "; a tuple holds the model's positional arguments: pass the input alone where it "
-            "was (input, labels), [x for x, _ in batches]. (input, rest) is for a loss_fn or "
-            "metric_fn, the input being a tuple or dict where there are several: ((a, b), rest)"
+            "was (input, labels), [x for x, _ in batches]; (input, rest) is for a loss_fn or "
+            "metric_fn, the input being a tuple or dict where there are several, ((a, b), rest)"
         )
     if "missing" in problem and "required positional argument" in problem:
         return (

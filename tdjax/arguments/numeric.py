@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tdjax.arguments.described import described, is_array
+from tdjax.plan.costs import COSTS, LATENCY, TIME
 
 Problem = TypeError | ValueError | None
 
@@ -60,9 +61,14 @@ def budget(value: Any) -> Problem:
         return ValueError('names no limit: pass shares by name, as {"params": 0.5, "macs": 0.6}')
     for name, own in value.items():
         problem = _share(own)
-        if problem is not None:
-            remedy = 'limits are shares of the dense network, as {"params": 0.5, "time": 0.6}'
-            return type(problem)(f"of {name!r} {problem}; {remedy}")
+        if problem is None:
+            continue
+        remedy = 'limits are shares of the dense network, as {"params": 0.5, "time": 0.6}'
+        if name not in (*COSTS, LATENCY):
+            return ValueError(f"names {name!r}: known are {', '.join((*COSTS, LATENCY))}; {remedy}")
+        if name in (TIME, LATENCY):
+            remedy += "; for seconds pass theirs over timings.network, of tdjax.time_layers"
+        return type(problem)(f"of {name!r} {problem}; {remedy}")
     return None
 
 

@@ -160,7 +160,8 @@ def collect_moments(
     Returns: for each path a `tdjax.moments.collect.LayerMoments`. Where they are "nearest", the
     mean of the inputs is weighed as their moment A is, with weights of mean 1.
 
-    Warns (UserWarning) of layers with less than ten rows for each entry of a row.
+    Warns (UserWarning) of layers with less than ten rows for each entry of a row, and of an NNX
+    model in training mode, as all functions that go over batches do.
 
     Raises ValueError for no batches, no layer that matches, a layer inside a while loop, a tuple
     that could be an input as well as (input, rest), NaN or Inf in a batch, moments that are larger

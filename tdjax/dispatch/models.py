@@ -11,7 +11,10 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,6 +42,8 @@ class Kind(NamedTuple):
         lacks: names of the functions on models that take none of them.
         without: names of the arguments that mean nothing for them, of one function alone behind its
             name and a dot.
+        in_training: a model's modules that are in training mode, see
+            `tdjax.nnx.modes.training_modules`; None where the inputs set the mode.
     """
 
     base: Any
@@ -51,6 +56,7 @@ class Kind(NamedTuple):
     checks: Mapping[str, str] = types.MappingProxyType({})
     lacks: Sequence[str] = ()
     without: Sequence[str] = ()
+    in_training: Callable[[Any], Mapping[str, str]] | None = None
 
     def lacks_argument(self, function: str, name: str) -> bool:
         """Whether an argument of a function means nothing for them."""
@@ -76,6 +82,7 @@ KINDS = (
         "an NNX model",
         "which holds its parameters: call tdjax.factorize(model, plan, ...), or pass "
         "nnx.state(model, nnx.Param) to prune them",
+        in_training=tdjax.nnx.training_modules,
     ),
     Kind(
         Callable,
@@ -97,6 +104,12 @@ KINDS = (
         ),
     ),
 )
+
+
+# What runs a model to measure it, beside the functions that go over batches.
+RUNNING = ("time_layers",)
+# Whether such a function runs, which has told of the model's mode.
+_running: ContextVar[bool] = ContextVar("_running", default=False)
 
 
 def kind_of(model: Any) -> Kind:
@@ -138,6 +151,7 @@ def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
     where it takes `variables`, those are None for a model that holds its arrays.
     """
     name, whole = function.__name__, inspect.signature(function)
+    runs = name in RUNNING or "batches" in whole.parameters
     signatures = {kind.name: signature_of(name, whole, kind) for kind in KINDS}
 
     @functools.wraps(function)
@@ -158,9 +172,39 @@ def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
         check_arguments(name, text, given, kind.checks)
         if "variables" in whole.parameters:
             given["variables"] = None if kind.held is None else given.pop(kind.held)
-        return function(**given)
+        if not runs or _running.get():
+            return function(**given)
+        _warn_in_training(name, kind, args[0] if args else kwargs["model"])
+        with _told():
+            return function(**given)
 
     return call
+
+
+def _warn_in_training(function: str, kind: Kind, model: Any) -> None:
+    """Tell of a model that would be measured as it is trained, not as it is used."""
+    found = {} if kind.in_training is None else kind.in_training(model)
+    if function == "reestimate_batch_stats":
+        # Whose statistics are estimated runs in training mode whatever it says.
+        found = {path: text for path, text in found.items() if "use_running_average" not in text}
+    if found:
+        named = ", ".join(f"{path!r} ({text})" for path, text in list(found.items())[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        warnings.warn(
+            f"{function}: the model is in training mode: {named}{more}: call model.eval() first, "
+            "for what the model does in use",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """While it lasts, the functions that are called by another one tell nothing."""
+    token = _running.set(True)
+    try:
+        yield
+    finally:
+        _running.reset(token)
 
 
 def signature_of(name: str, whole: inspect.Signature, kind: Kind) -> inspect.Signature:

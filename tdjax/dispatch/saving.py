@@ -65,7 +65,7 @@ def load_factorised(folder: str | os.PathLike[str], *, like: Tree) -> tuple[Tree
 
 
 def load_factorised(folder: str | os.PathLike[str], *, like: Any = None) -> tuple[Any, Plan]:
-    """Read what `save_factorised` wrote as (params, plan), or as (model, plan) for an NNX model.
+    """Read what `save_factorised` wrote as (params, plan), or as (model, plan) like an NNX model.
 
     Every array comes back bit for bit, where that of `like` lies; mappings come back as dicts. What
     was saved has a digest of each array and of the plan, so that no flipped bit and no edit passes.
@@ -90,7 +90,9 @@ def load_factorised(folder: str | os.PathLike[str], *, like: Any = None) -> tupl
             arrays is changed, and nothing is decomposed.
             An NNX model with the layers of the one that was factorised, arrays or the shapes that
             `nnx.eval_shape` gives; or the factorised one. The model that is returned is one with
-            its settings and modes and the arrays that were saved.
+            its settings and modes and the arrays that were saved. No model is made without one:
+            where `like` is None, the arrays of an NNX model come back in mappings, under "params"
+            and "state".
             Of Linen the variables or parameters of the model or of the factorised one, arrays or
             `jax.ShapeDtypeStruct` with a sharding; what is returned is what was saved.
             Of a function's parameters a pytree of the same structure, of dense arrays, of factors

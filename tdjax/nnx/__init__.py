@@ -2,6 +2,7 @@
 
 from tdjax.nnx.batch_stats import keeps_batch_stats, reestimate_batch_stats
 from tdjax.nnx.model import factorize, reconstruct
+from tdjax.nnx.modes import training_modules
 from tdjax.nnx.network import (
     approximated_weights,
     layer_weights,
@@ -34,6 +35,7 @@ __all__ = [
     "reestimate_batch_stats",
     "remove_dead",
     "trace",
+    "training_modules",
     "with_kernels",
     "with_leaves",
 ]

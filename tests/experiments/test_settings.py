@@ -134,7 +134,12 @@ def test_every_field_refuses_what_it_cannot_be(name):
         ("study", "data.train_size", 10**9, "'data' is 'digits': train_size is 1000000000"),
         ("study", "data.test_size", 3, "'data' is 'digits': no example of class"),
         ("study", "model.name", "mpl", "'model.name' is 'mpl': known are .*did you mean 'mlp'"),
-        ("study", "train.batch_size", 201, "'train.batch_size' is 201: 200 training images are le"),
+        (
+            "study",
+            "train.batch_size",
+            201,
+            "'train.batch_size' is 201: 200 training examples are le",
+        ),
         ("study", "layers", ["hidden"], "'layers': .* 'hidden'; .*did you mean 'hidden1'"),
         ("study", "decompose.ranks", "resnet18", "'decompose.ranks': the published tables have no"),
         ("study", "measure.feature_images", 201, "'measure.feature_images' is 201"),

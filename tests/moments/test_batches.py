@@ -84,6 +84,7 @@ NAMED = {"x": X, "mask": MASK}
         (Alone(), (X, LABELS), loss, ALL),
         (Alone(), (X, LABELS, MASK), loss, ALL),
         (Alone(), (X, True), loss, ALL),
+        (Alone(), (X, (LABELS, MASK)), loss, ALL),
     ],
     # The cases hold functions, whose texts differ between processes.
     ids=itertools.count(),
@@ -125,6 +126,13 @@ def test_the_plan_and_every_function_on_data_call_the_model_alike():
 def test_what_cannot_be_told_apart_is_refused(batch):
     with pytest.raises(ValueError, match=r"first entry or the first 2: write \(\(a, b\), rest\)"):
         seen(Masked(), batch, loss_fn=loss)
+
+
+def test_labels_as_a_switch_are_refused():
+    with pytest.raises(
+        ValueError, match=r"input alone .*: train is a switch, and is given a tuple"
+    ):
+        seen(Alone(), (X, (LABELS, MASK)))
 
 
 def test_labels_without_a_loss_are_refused():

@@ -176,7 +176,7 @@ def test_an_unfinished_experiment_is_reported(unbroken, tmp_path):
     [
         ("budgets", [1.0], r"'budgets' has 1\.0: at least 1e-06 and at most 0\.999999"),
         ("budgets", [0.001], r"budget 0\.0316228 of the params is out of reach"),
-        ("timed_images", 51, "'timed_images' is 51, but there are 50 test images"),
+        ("timed_images", 51, "'timed_images' is 51, but there are 50 test examples"),
         ("cost", "time", "'cost' is 'time': known are params, macs"),
         ("strategies", ["best"], "'strategies' has 'best': known are uniform"),
         ("norms", ["frobenius"], "'norms' is .*: strategy 'loss' needs one that sees data"),

@@ -298,7 +298,7 @@ def test_transfer_without_tuning_and_layers(unbroken, transfer):
     assert baseline["test"] != json.loads(lines(unbroken)[0])["test"]
     assert 'id="layers"' not in (transfer / "report" / "index.html").read_text()
     text = (transfer / "report" / "tables.md").read_text()
-    header = "| method | kept | norm, images | moments from same | moments from brighter |"
+    header = "| method | kept | norm, examples | moments from same | moments from brighter |"
     assert header in text
     losses = {r["test"]["cross_entropy"] for r in records}
     assert len(losses) == 3
@@ -326,7 +326,7 @@ def test_transfer_without_tuning_and_layers(unbroken, transfer):
         ("calibration.brightness", 1.5, r"'calibration.brightness' is 1\.5: at least"),
         ("calibration.image", [10], "unknown config field 'calibration.image'"),
         ("test.change", "upside", "'test.change' is 'upside': known are same, flipped"),
-        ("test.layer_images", 51, "'test.layer_images' is 51, but there are 50 test images"),
+        ("test.layer_images", 51, "'test.layer_images' is 51, but there are 50 test examples"),
         ("inputs", {"mean": [0.5]}, "'inputs.deviation' is None: give mean and deviation"),
         ("inputs", {"mean": [0.5] * 3, "deviation": [0.2] * 3}, "1 channels is needed"),
         (

@@ -39,9 +39,9 @@ def test_what_a_configuration_changes_is_named():
     assert "lowest validation loss" in told(train=replace(settings.train, best_by_metric=False))
     assert "for 95 epochs in batches" in told(train=replace(settings.train, epochs=95))
     assert "cp 5, tucker 2, tt 2" in told(deterministic_runs=2)
-    assert "0.1 of the training images" in told(data=replace(settings.data, validation_share=0.1))
+    assert "0.1 of the training examples" in told(data=replace(settings.data, validation_share=0.1))
     assert "700 train" in told(data=replace(settings.data, train_size=700))
-    assert "30 training images, the first ones" in told(
+    assert "30 training examples, the first ones" in told(
         measure=replace(settings.measure, feature_images=30, drawn=False)
     )
     assert "methods are others" in told(methods=("cp", "svd", "tt"))

@@ -475,7 +475,7 @@ def planned(raw):
             {"model": {"name": "resnet20", "arguments": {"depth": 56}}},
             r"'model\.arguments'.*depth",
         ),
-        ({"measure": {"feature_images": 201}}, "is 201, but there are 200 training images"),
+        ({"measure": {"feature_images": 201}}, "is 201, but there are 200 training examples"),
         ({"train": {"epochs": 1, "batch_size": 201}}, "less than one batch of 201"),
         ({"data": {"name": "digits", "train_size": 5000}}, "train_size is 5000"),
     ],

@@ -470,7 +470,7 @@ def test_no_epochs_train_nothing():
 
 def test_less_than_a_batch_is_refused():
     fit_settings = FitSettings(epochs=1, batch_size=23)
-    with pytest.raises(ValueError, match="22 training images are less than one batch of 23"):
+    with pytest.raises(ValueError, match="22 training examples are less than one batch of 23"):
         trained(stacked([start(0)]), jax.random.split(jax.random.key(0), 1), fit_settings)
     assert steps_per_epoch(examples(22), FitSettings(epochs=1, batch_size=22)) == 1
 

@@ -63,6 +63,16 @@ def chromium(tmp_path_factory):
     opened.close()
 
 
+# The size on the screen of the smallest text that is shown.
+SMALLEST = """Math.min(...[...document.querySelectorAll("body *")].filter((one) => {
+  const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+  return own && one.checkVisibility();
+}).map((one) => {
+  const at = one.ownerSVGElement ? one.getScreenCTM() : {a: 1, b: 0};
+  return parseFloat(getComputedStyle(one).fontSize) * Math.hypot(at.a, at.b);
+}))"""
+
+
 def middle(chromium, mark):
     """Where a mark is, once it stands still in the middle of the window."""
     return chromium.value(f"""(async () => {{
@@ -83,6 +93,7 @@ def fits(chromium, width):
 def test_a_page_fits_and_says_what_its_marks_are(chromium, pages, name):
     chromium.open(pages[name], PHONE)
     assert fits(chromium, PHONE)
+    assert chromium.value(SMALLEST) >= 12
     figures = chromium.value("document.querySelectorAll('.plot svg').length")
     assert figures > 0
     for place in range(figures):
