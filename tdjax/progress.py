@@ -31,27 +31,33 @@ class Steps:
         self.live = progress is True and sys.stderr.isatty()
 
     @contextmanager
-    def step(self, name: str, what: str = "", total: int | None = None) -> Iterator[Tick]:
+    def step(
+        self, name: str, what: str = "", total: int | None = None, *, after: float = 0.0
+    ) -> Iterator[Tick]:
         """A step; the function that it gives is told how many of `total` are done.
 
         What else it is told stands at the end of the line, and of the last one.
 
         Arguments:
             what: is counted.
+            after: seconds; of work that is over before then nothing is told.
         """
-        start, last, known = time.monotonic(), time.monotonic(), ""
+        start, known, told = time.monotonic(), "", not after
+        last = start if told else start + after - INTERVAL
         of = "" if total is None else f" of {total}"
-        self._write(f"{name} ...", last=False)
+        if told:
+            self._write(f"{name} ...", last=False)
 
         def tick(done: int, note: str = "") -> None:
-            nonlocal last, known
+            nonlocal last, known, told
             now, known = time.monotonic(), note and f", {note}"
-            if self.live or now - last >= INTERVAL:
-                last = now
+            if (self.live and told) or now - last >= INTERVAL:
+                last, told = now, True
                 self._write(f"{name}: {what} {done}{of}, {now - start:.0f} s{known}", last=False)
 
         yield tick
-        self._write(f"{name}: {time.monotonic() - start:.1f} s{known}", last=True)
+        if told:
+            self._write(f"{name}: {time.monotonic() - start:.1f} s{known}", last=True)
 
     def tell(self, text: str) -> None:
         """A line for itself."""

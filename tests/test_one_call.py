@@ -140,4 +140,8 @@ def test_lines_where_there_is_no_terminal(capsys):
     assert "\r\x1b[Kwork: counting: thing 2 of 2, 0 s\r" in text
     assert text.endswith(" s\n")
     Steps("work", False).tell("nothing")
+    for live in (False, True):
+        steps.live = live
+        with steps.step("counting", after=60.0) as tick:
+            tick(1)
     assert not capsys.readouterr().err

@@ -37,6 +37,7 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
+from tdjax.progress import Progress
 from tdjax.timings.timings import Timings
 
 # How the errors of the layers become what a strategy makes least.
@@ -60,6 +61,7 @@ def allocate(
     key: Array | None = None,
     timings: Timings | None = None,
     shared: Sequence[Sequence[str]] | None = None,
+    progress: Progress = False,
 ) -> Plan:
     """See `tdjax.allocate`; CP starts from random factors of `key`.
 
@@ -72,7 +74,7 @@ def allocate(
     problem = posed(
         model, tuple(shares.of) or (cost or PARAMS,), strategy, methods, moments, splits=splits,
         objective=objective, rules=rules, multiple_of=multiple_of, dtypes=dtypes, key=key,
-        timings=timings,
+        timings=timings, progress=progress,
     )  # fmt: skip
     if target is not None and strategy != "loss":
         raise ValueError(

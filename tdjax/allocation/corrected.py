@@ -22,6 +22,7 @@ from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.wishes import LossRise
+from tdjax.progress import Progress
 from tdjax.timings.timings import Timings
 
 AUTO = "auto"
@@ -103,13 +104,14 @@ def allocate_measured(
     multiple_of: int,
     key: Array,
     timings: Timings | None = None,
+    progress: Progress = False,
 ) -> Plan:
     """The plan for a budget or a target, by what was measured; see `tdjax.allocate`."""
     check_one("allocate", budget, target)
     shares = NOTHING if budget is None else shares_of(budget, cost)
     problem = posed(
         model, tuple(shares.of) or (cost or PARAMS,), "loss", methods, moments, rules=rules,
-        multiple_of=multiple_of, dtypes=(FLOAT32,), key=key, timings=timings,
+        multiple_of=multiple_of, dtypes=(FLOAT32,), key=key, timings=timings, progress=progress,
     )  # fmt: skip
     known = [layer.path for layer in model.layers]
     for path in measured.paths:

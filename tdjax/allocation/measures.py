@@ -20,10 +20,16 @@ from tdjax.allocation.choices import (
     share_choices,
 )
 from tdjax.allocation.curves import Moments, low_rank_losses, singular_values, tucker_losses
-from tdjax.allocation.rounding import Sample, dense_loss, parts_of, rounding_losses
-from tdjax.decompose.inputs import as_numpy
+from tdjax.allocation.rounding import (
+    Sample,
+    dense_loss,
+    dense_parts,
+    parts_of,
+    rounding_losses,
+)
+from tdjax.decompose.inputs import as_numpy, at_hand
 from tdjax.moments.collect import LayerMoments
-from tdjax.params.arrays import Factors, decompose_array, reconstruct_array
+from tdjax.params.arrays import Factors, decompose_array
 from tdjax.params.kernels import Weights
 from tdjax.params.options import Options
 from tdjax.plan.chain import chain_of
@@ -173,6 +179,9 @@ class _Data(NamedTuple):
         """A format decomposed at some shares."""
         few = share_choices(self.layer, form, SAMPLED, RankBounds())
         array, found = jnp.asarray(self.array, jnp.float32), []
+        if self.weights is None:
+            # A program for each shape and rank would take longer on any device.
+            array = at_hand(array)
         for number, costs in enumerate(few.costs):
             entry = few.entry(self.layer, number)
             factors = _factors(array, entry, self.options.key, self.weights)
@@ -194,9 +203,8 @@ def _decomposed(data: _Data, own: Choices, samples: Sequence[Sample]) -> Errors:
         grid, rows = np.unique(own.ranks[:, 0], return_inverse=True)
         surface = tucker_losses(parts, tuple(grid.tolist()), *data.moments).sum(axis=0)
         return surface[rows, own.ranks[:, 1]]
-    array, column = as_numpy(data.array), data.options.size_column
-    left = (array - as_numpy(reconstruct_array(factors, entry)) for entry, _, factors in samples)
-    lost = (data.lost(parts_of(own, data.layer)) for own in left)
+    column = data.options.size_column
+    lost = (data.lost(parts - dense_parts(factors, entry)) for entry, _, factors in samples)
     logs = [math.log(max(own, 1e-30)) for own in lost]
     sizes = [float(data.options.costs_of(entry)[column]) for entry, _, _ in samples]
     return np.exp(np.interp(own.costs[:, column], sizes, logs))
@@ -211,9 +219,8 @@ def _factors(
 def _lost(array: Array, entry: PlannedLayer, key: Array | None, weights: Weights | None) -> float:
     """tr(G E^T S E) of one entry, decomposed."""
     factors = _factors(array, entry, key, weights)
-    left = as_numpy(array) - as_numpy(reconstruct_array(factors, entry))
-    moments = _flat_moments(weights, entry.layer)
-    return float(low_rank_losses(parts_of(left, entry.layer), *moments)[:, 0].sum())
+    left = parts_of(array, entry.layer) - dense_parts(factors, entry)
+    return float(low_rank_losses(left, *_flat_moments(weights, entry.layer))[:, 0].sum())
 
 
 def _scale(moments: LayerMoments) -> float:

@@ -25,6 +25,7 @@ from tdjax.plan.dtypes import DTYPES, FLOAT32
 from tdjax.plan.form import METHODS
 from tdjax.plan.layers import Inventory
 from tdjax.plan.wishes import LossRise
+from tdjax.progress import Progress
 from tdjax.timings.timings import Timings
 
 STRATEGIES = tuple(KNOWN)
@@ -47,6 +48,7 @@ def posed(
     dtypes: Sequence[str] | None = None,
     key: Array | None = None,
     timings: Timings | None = None,
+    progress: Progress = False,
 ) -> Problem:
     """The problem of a network, all names checked; see `tdjax.allocate`."""
     named = [("strategy", strategy, STRATEGIES), ("objective", objective, OBJECTIVES)]
@@ -69,7 +71,7 @@ def posed(
     )
     if BYTES in costs:
         _check_float32(model)
-    return pose(model, strategy, options, rules, moments)
+    return pose(model, strategy, options, rules, moments, progress)
 
 
 def strategy_of(strategy: str | None, target: LossRise | None) -> str:

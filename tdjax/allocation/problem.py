@@ -6,6 +6,7 @@ that loses is measured when it is first asked for, once for all budgets.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,12 +41,15 @@ from tdjax.plan.listing import ranks_text
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule
+from tdjax.progress import Progress, Steps
 
 Rules = Sequence[Rule | BudgetRule]
 # What does not depend on factors.
 KEPT = ("layers", "_counted", "free", "fixed", "whole", "kept", "predicted")
 # What is told of layers that rules decide; of more than this many, their number.
 NAMED = 8
+# Seconds of measuring of which nothing is told.
+QUIET = 3.0
 
 
 class FreeLayer(NamedTuple):
@@ -84,6 +88,7 @@ class Problem:
         moments: for strategy "loss".
         factors: by path of a free layer, how much of what its choices lose counts; 1 where there
             is none.
+        progress: what is told of the layers where measuring takes long.
     """
 
     model: Inventory
@@ -92,6 +97,7 @@ class Problem:
     rules: Mapping[str, Rule | BudgetRule]
     moments: Mapping[str, LayerMoments] | None
     factors: Mapping[str, float] = field(default_factory=dict)
+    progress: Progress = False
 
     @cached_property
     def layers(self) -> Mapping[str, FreeLayer | PlannedLayer]:
@@ -144,11 +150,21 @@ class Problem:
 
         def by_numpy(own: _Known) -> bool:
             methods = {choices.method for choices in own.free.choices}
-            return self.strategy != "uniform" and AT_SHARES.isdisjoint(methods)
+            programs = self.strategy != "energy" and not AT_SHARES.isdisjoint(methods)
+            return self.strategy != "uniform" and not programs
 
         known = list(map(self._known, self.free.values()))
-        devices = shared_devices(known)
-        found = dealt(self._errors, known, devices, by_numpy, lambda own: own.free.layer.size)
+        devices, done = shared_devices(known), itertools.count(1)
+        with Steps("allocate", self.progress).step(
+            "what formats lose", "layer", len(known), after=QUIET
+        ) as tick:
+
+            def errors(own: _Known) -> Float[np.ndarray, " _"]:
+                found = self._errors(own)
+                tick(next(done))
+                return found
+
+            found = dealt(errors, known, devices, by_numpy, lambda own: own.free.layer.size)
         return dict(zip(self.free, found, strict=True))
 
     @cached_property
@@ -354,6 +370,7 @@ def pose(
     options: ChoiceOptions,
     rules: Rules,
     moments: Mapping[str, LayerMoments] | None,
+    progress: Progress = False,
 ) -> Problem:
     """A problem, everything about it checked that shapes tell.
 
@@ -362,7 +379,8 @@ def pose(
     for rule in rules:
         if isinstance(rule, BudgetRule) and rule.methods is not None:
             check_known(f"{rule}: methods", strategy, rule.methods)
-    problem = Problem(model, strategy, options, first_matches(model.layers, rules), moments)
+    found = first_matches(model.layers, rules)
+    problem = Problem(model, strategy, options, found, moments, progress=progress)
     assert problem.layers is not None
     return problem
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from tdjax.plan.dtypes import FLOAT32, LARGEST, dtype_problem, stored_bytes
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.stage import Stage, is_depthwise
 from tdjax.plan.tt_matrix import TTMatrixChain
 
 # What a change of kernels loses, (p, *window, C, T) as of `parts_of`.
@@ -131,19 +132,30 @@ def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, "*_"]:
     kernels = {name: np.asarray(kernel, np.float32) for name, kernel in factors.items()}
     kernels = evened(kernels, entry) if entry.dtype in LARGEST else kernels
     after = {name: rounded(own, entry.dtype, stacked=stacked) for name, own in kernels.items()}
-    if stacked or isinstance(entry.chain, TTMatrixChain) or _has_groups(entry):
-        every = [jax.tree.map(jnp.asarray, dict(own)) for own in (kernels, after)]
-        before, now = (as_numpy(reconstruct_array(own, entry)) for own in every)
-        return parts_of(before - now, entry.layer)
+    return dense_parts(kernels, entry) - dense_parts(after, entry)
+
+
+def dense_parts(factors: Mapping[str, Any], entry: PlannedLayer) -> Float[np.ndarray, "*_"]:
+    """The kernels that factors stand for, (p, *window, C, T), one for each feature group."""
+    groups, stages = entry.layer.groups, entry.stages
+    stacked, trained = entry.layer.storage.stack is not None, isinstance(entry.chain, TTMatrixChain)
+    known = all(stage.groups == groups or _is_depthwise(stage) for stage in stages)
+    if stacked or trained or not known:
+        own = jax.tree.map(jnp.asarray, dict(factors))
+        return parts_of(reconstruct_array(own, entry), entry.layer)
     # Thin layers one after the other, each over its own axes of the window: a program for each
     # shape would take longer.
-    products = (reduce(np.matmul, [own[s.name] for s in entry.stages]) for own in (kernels, after))
-    before, now = products
-    return (before - now)[None]
+    split = [np.split(as_numpy(factors[stage.name]), groups, axis=-1) for stage in stages]
+    times = [np.multiply if stage.groups > groups else np.matmul for stage in stages]
+    parts = []
+    for first, *others in zip(*split, strict=True):
+        pairs = zip(times[1:], others, strict=True)
+        parts.append(reduce(lambda before, own: own[0](before, own[1]), pairs, first))
+    return np.stack(parts)
 
 
-def _has_groups(entry: PlannedLayer) -> bool:
-    return any(stage.groups > 1 for stage in entry.stages)
+def _is_depthwise(stage: Stage) -> bool:
+    return is_depthwise(stage.kernel_shape, stage.groups)
 
 
 def dense_loss(array: Any, layer: Layer, dtype: str, lost: Lost) -> float:

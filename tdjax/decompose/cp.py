@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial, reduce
 from operator import mul
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from tdjax.decompose.als import (
     CANCELS_BELOW,
     Info,
     Swept,
+    info_on_host,
     iterate,
     relative_error,
     resolution,
     safe_ratio,
 )
 from tdjax.decompose.coordinates import Norm, coordinates_of, measured, posed
+from tdjax.decompose.cp_on_host import sweep_to_rest
 from tdjax.decompose.formats import CP
-from tdjax.decompose.inputs import as_float, check_ranks, whole_ranks
+from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.normal_equations import (
-    EXACT_UP_TO,
-    EXACT_UP_TO_BELOW_MODE,
-    Factor,
-    Gram,
-    gain,
-    solve_normal,
-)
+from tdjax.decompose.normal_equations import Factor, Gram, exact_up_to, gain, solve_normal
 from tdjax.decompose.padding import cut, in_steps, widened
-from tdjax.decompose.products import HIGHEST, khatri_rao
+from tdjax.decompose.products import HIGHEST, khatri_rao, split_point
 from tdjax.decompose.svd import leading_subspace
+from tdjax.decompose.threads import one_thread
 from tdjax.decompose.weighted_cp import weighted_cp
 from tdjax.hints import known_are
 
@@ -45,6 +41,10 @@ Factors = list[Float[Array, "_ r"]]
 
 # Where the Frobenius solution that a weighted decomposition starts from may stop.
 START_TOLERANCE = 1e-5
+# Random numbers are drawn so many at once at least.
+LEAST_DRAWN = 4096
+# Multiply-accumulates of a product with the array from which on a program is worth compiling.
+LARGE = 5 * 10**8
 
 
 @on_any_mesh
@@ -87,7 +87,8 @@ def cp_als(
         norm: None for Frobenius, or a `tdjax.Norm`. In the norm of a second
             moment the Frobenius solution from `init` comes first, then sweeps as in
             `weighted_cp`; a CP is started from as it is.
-        pad: compile one program for many ranks, see `tdjax.decompose.padding`.
+        pad: compile one program for many ranks, see `tdjax.decompose.padding`, or none where NumPy
+            can do it.
 
     Returns: CP with column norms spread evenly over the factors, and `Info`.
 
@@ -103,25 +104,71 @@ def cp_als(
     y, weight = problem.array, problem.weight
     start = problem.start(init) if isinstance(init, CP) else None
     drawn = start is None
+    traced = any(isinstance(given, jax.core.Tracer) for given in (tol, key))
+    on_host = pad and is_at_hand(y) and x.size * rank < LARGE and not traced
     if start is None:
         assert isinstance(init, str)
         key = jax.random.key(0) if key is None else key
-        start = _drawn(y, key, rank=rank, init=init)
-    if pad:
-        # Terms of zeros stay zeros.
-        most = _padded_rank(rank, x.shape)
-        start = CP(tuple(widened(factor, (len(factor), most)) for factor in start.factors))
-    frobenius = partial(_cp_als, y, start, drawn=drawn, max_iters=max_iters)
+        start = _start(y, key, rank, init, on_host=on_host)
+    on_host = on_host and all(map(is_at_hand, start.factors))
+    found = _widened(start, rank) if pad and not on_host else start
+    frobenius = partial(_on_host if on_host else _cp_als, drawn=drawn, max_iters=max_iters)
     if weight is None:
-        found, info = frobenius(tol)
+        found, info = frobenius(y, found, tol)
     else:
         if drawn:
             # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
-            start, _ = frobenius(jnp.maximum(tol, START_TOLERANCE))
-        found, info = weighted_cp(y, weight, start, tol, max_iters=max_iters)
+            found, _ = frobenius(y, found, jnp.maximum(tol, START_TOLERANCE))
+        found = _widened(found, rank) if on_host else found
+        found, info = weighted_cp(y, weight, found, tol, max_iters=max_iters)
     found = problem.back(found)
     info = measured(norm, x, found, info)
     return (CP(cut(found.factors, ((None, rank),) * x.ndim)) if pad else found), info
+
+
+def _widened(start: CP, rank: int) -> CP:
+    """A start whose program serves other ranks too: terms of zeros stay zeros."""
+    most = _padded_rank(rank, start.shape)
+    return CP(tuple(widened(factor, (len(factor), most)) for factor in start.factors))
+
+
+def _start(x: Float[Array, "*_"], key: Array, rank: int, init: str, *, on_host: bool) -> CP:
+    """The start that a key gives, by few programs for all ranks where NumPy does the rest."""
+    partitionable = getattr(jax.config, "jax_threefry_partitionable", False)
+    counted = partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
+    if not on_host or init == "hosvd" or not counted:
+        return _drawn(x, key, rank=rank, init=init)
+    factors = []
+    for own, size in zip(_split(key, number=x.ndim), x.shape, strict=True):
+        # Each number depends on its place alone: of longer vectors those in front are the same.
+        length = max(LEAST_DRAWN, 4 ** -(-(size * rank - 1).bit_length() // 2))
+        numbers = np.asarray(_numbers(own, length=length, init=init, dtype=x.dtype))
+        factors.append(placed_like(x, numbers[: size * rank].reshape(size, rank)))
+    return CP(tuple(factors))
+
+
+@partial(jax.jit, static_argnames=("number",))
+def _split(key: Array, *, number: int) -> list[Array]:
+    return list(jax.random.split(key, number))
+
+
+@partial(jax.jit, static_argnames=("length", "init", "dtype"))
+def _numbers(key: Array, *, length: int, init: str, dtype: Any) -> Float[Array, " n"]:
+    draw = jax.random.uniform if init == "random" else jax.random.normal
+    return draw(key, (length,), dtype)
+
+
+def _on_host(
+    x: Float[Array, "*_"], start: CP, tol: float | Array, *, drawn: bool, max_iters: int
+) -> tuple[CP, Info]:
+    """The same as `_cp_als`, by NumPy."""
+    factors = list(map(np.asarray, start.factors))
+    with one_thread():
+        factors, error, errors, converged = sweep_to_rest(
+            np.asarray(x), factors, float(tol), max_iters, drawn=drawn
+        )
+    info = info_on_host(x, error, errors, converged, max_iters)
+    return CP(tuple(placed_like(x, factor) for factor in factors)), info
 
 
 def _padded_rank(rank: int, shape: tuple[int, ...]) -> int:
@@ -288,11 +335,10 @@ def _visited(
 def _renewed(turn: _Renewing, mode: int, product: Factor) -> _Renewing:
     """One factor renewed, given x contracted with all others."""
     factors, grams = list(turn.factors), list(turn.grams)
-    by_size = max(len(factor) for factor in factors)
-    exact_up_to = EXACT_UP_TO if len(turn.scale) > by_size else EXACT_UP_TO_BELOW_MODE
     normal = reduce(mul, [gram for m, gram in enumerate(grams) if m != mode])
     present = factors[mode] * turn.scale
-    solved, left = solve_normal(normal, product, present, exact_up_to=exact_up_to)
+    most = exact_up_to(len(turn.scale), [len(factor) for factor in factors])
+    solved, left = solve_normal(normal, product, present, exact_up_to=most)
     factors[mode], scale = _normalise(solved)
     grams[mode] = _gram(factors[mode])
     products = normal * grams[mode] * jnp.outer(scale, scale)
@@ -320,15 +366,6 @@ def initial_factors(x: Float[Array, "*_"], rank: int, key: Array, init: str) -> 
         basis = leading_subspace(jnp.moveaxis(x, mode, 0).reshape(size, -1), known)
         factors[mode] = factors[mode].at[:, :known].set(basis)
     return factors
-
-
-def split_point(shape: Sequence[int]) -> int:
-    """Where to cut the modes in two so that the two products of sizes have the least sum.
-
-    The Khatri-Rao product of one side and the array contracted with it hold that many rows.
-    """
-    cuts = range(1, len(shape))
-    return min(cuts, key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
 
 
 def pairwise_sum(x: Float[Array, "*_"], axis: int) -> Float[Array, "*_"]:

@@ -69,6 +69,13 @@ def is_at_hand(array: Any) -> bool:
     )
 
 
+def at_hand(array: Array) -> Array:
+    """The same in the memory of a CPU; where it is if arrays belong to a mesh that is set."""
+    if is_at_hand(array) or not jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.device_put(as_numpy(array), jax.devices("cpu")[0])
+
+
 def placed_like(array: Array, values: np.ndarray) -> Array:
     """Values of NumPy as an array of JAX, where another lies; no program is compiled for it."""
     own = np.asarray(values, order="C")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,11 @@ Gram = Float[Array, "r r"]
 EXACT_UP_TO = 64
 EXACT_UP_TO_BELOW_MODE = 24
 CG_STEPS = 5
+
+
+def exact_up_to(rank: int, shape: Sequence[int]) -> int:
+    """Up to which rank equations are solved by factorisation, for a rank and an array's shape."""
+    return EXACT_UP_TO if rank > max(shape) else EXACT_UP_TO_BELOW_MODE
 
 
 class Solved(NamedTuple):

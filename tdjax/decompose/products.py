@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+Matrix = TypeVar("Matrix", Array, np.ndarray)
 Matrices = Sequence[Float[Array, "_ _"] | None]
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def khatri_rao(factors: Sequence[Float[Array, "_ r"]]) -> Float[Array, "_ r"]:
+def khatri_rao(factors: Sequence[Matrix]) -> Matrix:
     """Column-wise Kronecker product; rows run over the first factor slowest.
 
     Arguments:
-        factors: matrices (n_k, R), at least one.
+        factors: matrices (n_k, R), at least one; of JAX or of NumPy.
 
     Returns: (n_1 * ... * n_N, R).
     """
@@ -25,6 +29,15 @@ def khatri_rao(factors: Sequence[Float[Array, "_ r"]]) -> Float[Array, "_ r"]:
     for factor in factors[1:]:
         product = (product[:, None, :] * factor[None, :, :]).reshape(-1, factor.shape[1])
     return product
+
+
+def split_point(shape: Sequence[int]) -> int:
+    """Where to cut the modes in two so that the two products of sizes have the least sum.
+
+    The Khatri-Rao product of one side and the array contracted with it hold that many rows.
+    """
+    cuts = range(1, len(shape))
+    return min(cuts, key=lambda k: math.prod(shape[:k]) + math.prod(shape[k:]))
 
 
 def even_scales(factors: Sequence[Float[Array, "_ r"]]) -> list[Float[Array, " r"]]:

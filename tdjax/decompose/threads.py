@@ -30,6 +30,13 @@ NAMES = tuple(
 )
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """In which NumPy's linear algebra has one thread, as is best for small matrices."""
+    with _held():
+        yield
+
+
 def side_by_side(
     function: Callable[[Item], Found],
     items: Sequence[Item],

@@ -26,7 +26,7 @@ from tdjax.compute.convolve import (
     widened,
     with_zeros,
 )
-from tdjax.functions.chains import AnyChain, Whole, convolved, multiplied
+from tdjax.functions.chains import AnyChain, Whole, convolved, multiplied, rows_taken
 from tdjax.plan.layers import CONVOLUTIONS, MATRICES, Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.ways import RECONSTRUCT, XLA
@@ -168,7 +168,7 @@ def _answer(
     layer = entry.layer
     settings = {"precision": call.precision, "preferred_element_type": None}
     if call.window is None and len(call.shape) == 1:
-        return chain.take_rows(kernels, x)
+        return rows_taken(chain, kernels, x)
     if call.window is None:
         return multiplied(chain, kernels, x, settings, transposed=call.attends)
     if entry.ways == (RECONSTRUCT,):

@@ -334,7 +334,8 @@ def allocate(
             for it, or the plan smaller with a `target`.
             Layers that a rule is for have factors of their own. Not for functions, nor with
             timings or measured rises; shared factors are stored as the kernels are.
-        progress: see `tdjax.compress`; of timings that are taken now.
+        progress: see `tdjax.compress`; of timings that are taken now, and of what the formats of
+            each layer lose where it takes more than a few seconds to find out.
 
     Returns: a plan whose count is within half a percent of the network of a budget of one number,
     and above none; multiply-accumulates of a model whose layers run under conditions are as near
@@ -374,6 +375,7 @@ def allocate(
         batch=batch, timings=timings, strategy=strategy, choices=choices, progress=progress,
     )  # fmt: skip
     choices |= {"budget": budget, "target": target, "cost": cost, "timings": timings}
+    choices["progress"] = progress
     if measured is not None:
         return allocate_measured(inventory, measured, key=jax.random.key(seed), **choices)
     choices["shared"] = groups

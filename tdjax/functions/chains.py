@@ -14,7 +14,7 @@ from tdjax.compute.programs import channels_last
 from tdjax.plan import tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct, split_inputs
-from tdjax.plan.stage import Chain, Stage, whole
+from tdjax.plan.stage import Chain, Stage, table_chain, whole
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace.convolutions import Window, conv_settings, transposed_settings
 
@@ -38,6 +38,12 @@ class Whole:
 
 
 AnyChain = Chain | Whole
+
+
+def rows_taken(chain: AnyChain, kernels: Kernels, index: Int[Array, "*b"]) -> Float[Array, "*b n"]:
+    """Rows of the matrix that a chain stands for."""
+    table = chain if isinstance(chain, Whole) else table_chain(chain)
+    return table.take_rows(kernels, index)
 
 
 def multiplied(

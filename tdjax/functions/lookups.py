@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from tdjax.functions.chains import AnyChain
+from tdjax.functions.chains import AnyChain, rows_taken
 from tdjax.functions.place import Kernels, Place, Shape, Unreadable, storage_of
 from tdjax.functions.sides import Side
 from tdjax.plan.layers import Layer
@@ -63,7 +63,7 @@ class Lookup:
     ) -> Array:
         """See `Product.multiply`."""
         last = self.layer.kernel_shape[0] - 1
-        taken = chain.take_rows(kernels, jnp.clip(rows, 0, last))
+        taken = rows_taken(chain, kernels, jnp.clip(rows, 0, last))
         if self.mode != jax.lax.GatherScatterMode.FILL_OR_DROP:
             return taken
         inside = (rows >= 0) & (rows <= last)

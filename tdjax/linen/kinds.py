@@ -26,7 +26,7 @@ from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.shared import steps
-from tdjax.plan.stage import CORRECTION, INPUT, Stage, whole
+from tdjax.plan.stage import CORRECTION, INPUT, Stage, table_chain, whole
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
@@ -233,7 +233,7 @@ def run_embed(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
     factors = _tables(module, entry)
     factors = module.promote_dtype(*factors, dtype=module.dtype, inexact=False)
     taken = jnp.take(factors.pop(), inputs, axis=0) if entry.nonzeros else 0
-    return entry.chain.take_rows(factors, jnp.asarray(inputs)) + taken
+    return table_chain(entry.chain).take_rows(factors, jnp.asarray(inputs)) + taken
 
 
 def run_attend(module: Any, entry: PlannedLayer, query: Array) -> Array:
@@ -241,7 +241,7 @@ def run_attend(module: Any, entry: PlannedLayer, query: Array) -> Array:
     factors = _tables(module, entry)
     query, *factors = module.promote_dtype(query, *factors, dtype=module.dtype)
     products = jnp.dot(query, factors.pop().T) if entry.nonzeros else 0
-    return entry.chain.attend(factors, query) + products
+    return table_chain(entry.chain).attend(factors, query) + products
 
 
 def _tables(module: Any, entry: PlannedLayer) -> list[Array]:

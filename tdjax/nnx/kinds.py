@@ -28,7 +28,7 @@ from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
+from tdjax.plan.stage import CORRECTION, Chain, Stage, table_chain, whole
 from tdjax.plan.tt_matrix import TTMatrixChain
 from tdjax.trace import convolutions, matrices
 from tdjax.trace.call import Call
@@ -147,7 +147,7 @@ class FactorisedEmbed(nnx.Embed):
             for factor in _kernels(self)
         ]
         taken = jnp.take(factors.pop(), inputs, axis=0) if _nonzeros(self) else 0
-        rows = _chain(self).take_rows(factors, jnp.asarray(inputs))
+        rows = table_chain(_chain(self)).take_rows(factors, jnp.asarray(inputs))
         return _placed(rows + taken, out_sharding)
 
     def attend(self, query: Float[Array, "*_"], out_sharding: Any = None) -> Float[Array, "*_"]:
@@ -157,7 +157,7 @@ class FactorisedEmbed(nnx.Embed):
             query, factor = self.promote_dtype((query, factor), dtype=self.dtype)
             factors.append(factor)
         products = jnp.dot(query, factors.pop().T) if _nonzeros(self) else 0
-        return _placed(_chain(self).attend(factors, query) + products, out_sharding)
+        return _placed(table_chain(_chain(self)).attend(factors, query) + products, out_sharding)
 
 
 def describe_linear_general(call: Call) -> Layer:

@@ -144,7 +144,7 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
 
     def by_numpy(own: _Work) -> bool:
         at_hand = on_a_cpu or isinstance(own.array, np.ndarray) or is_at_hand(own.array)
-        return at_hand and is_by_numpy(own.entry)
+        return at_hand and is_by_numpy(own.entry, weighted=own.weights is not None)
 
     found = dealt(_factorised, work, devices, by_numpy, lambda own: own.entry.layer.size)
     layers: dict[str, FactorisedLayer] = {}

@@ -27,7 +27,7 @@ from tdjax.decompose.norms import Covariance, Kronecker, Norm
 from tdjax.decompose.second_moment import check_moment, is_trusted, trust
 from tdjax.decompose.sparse import Corrected, Operator, alternate
 from tdjax.params.options import DEFAULTS, Options
-from tdjax.plan.form import Form
+from tdjax.plan.form import METHODS, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.stage import Chain
@@ -180,10 +180,10 @@ DECOMPOSE: dict[str, Callable[..., Format]] = {
 }
 
 
-def is_by_numpy(entry: PlannedLayer) -> bool:
+def is_by_numpy(entry: PlannedLayer, *, weighted: bool) -> bool:
     """Whether NumPy decomposes a layer whose arrays lie in a CPU's memory, or nearly does."""
     alone = entry.layer.storage.stack is None and not entry.nonzeros
-    return alone and entry.method in ("svd", "tucker")
+    return alone and entry.method in (("svd", "tucker") if weighted else METHODS)
 
 
 def _padded(tensor: Array) -> bool:

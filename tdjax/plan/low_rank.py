@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.formats import Format, GroupedLowRank, LowRank
 from tdjax.plan.form import FOLDS
-from tdjax.plan.stage import INPUT, Chain, Stage, spanned
+from tdjax.plan.stage import INPUT, Stage, TableChain, spanned
 
 
 def obstacle(window: Sequence[int], channels: int, splits: int, fold: str) -> str | None:
@@ -49,7 +49,7 @@ def folds_of(window: Sequence[int]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-class LowRankChain(Chain):
+class LowRankChain(TableChain):
     """Two thin layers with the rank, or the ranks of all splits, between them."""
 
     @property

@@ -213,18 +213,6 @@ class Chain(ABC):
         """The dense kernel that the kernels of the stages stand for."""
         return self.dense(self.from_kernels(kernels))
 
-    def take_rows(
-        self, kernels: Sequence[Float[Array, "*_"]], index: Int[Array, "*b"]
-    ) -> Float[Array, "*b n"]:
-        """Rows of the matrix that a chain between matrices stands for, which is never made."""
-        raise NotImplementedError
-
-    def attend(
-        self, kernels: Sequence[Float[Array, "*_"]], query: Float[Array, "*b n"]
-    ) -> Float[Array, "*b m"]:
-        """Inner products of queries with all rows of that matrix."""
-        raise NotImplementedError
-
     @abstractmethod
     def _stages(self) -> tuple[Stage, ...]: ...
 
@@ -238,6 +226,28 @@ class Chain(ABC):
     @abstractmethod
     def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> Format:
         """The inverse of `_to_kernels`, of kernels as the stages have them."""
+
+
+class TableChain(Chain):
+    """A chain that a matrix may become, and so an embedding: the matrix itself is never made."""
+
+    @abstractmethod
+    def take_rows(
+        self, kernels: Sequence[Float[Array, "*_"]], index: Int[Array, "*b"]
+    ) -> Float[Array, "*b n"]:
+        """Rows of the matrix."""
+
+    @abstractmethod
+    def attend(
+        self, kernels: Sequence[Float[Array, "*_"]], query: Float[Array, "*b n"]
+    ) -> Float[Array, "*b m"]:
+        """Inner products of queries with all rows of the matrix."""
+
+
+def table_chain(chain: Chain) -> TableChain:
+    """The chain of an embedding, which is always one of those of matrices."""
+    assert isinstance(chain, TableChain)
+    return chain
 
 
 def spanned(window: Sequence[int], axes: Collection[int]) -> tuple[int, ...]:

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from tdjax.decompose.formats import TT, Format
 from tdjax.plan.ranks import matrix_modes
-from tdjax.plan.stage import Chain, Stage
+from tdjax.plan.stage import Stage, TableChain
 from tdjax.plan.work import Count, exact
 
 
-class TTMatrixChain(Chain):
+class TTMatrixChain(TableChain):
     """The cores (r, i, o, s) of a matrix, first one first."""
 
     @property
