@@ -27,6 +27,7 @@ from tdjax.plan.layers import Inventory, Layer, is_weight
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.inputs import same_inputs
+from tdjax.trace.pairs import pairs_of
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
 
@@ -74,8 +75,9 @@ def inventory(
 
     other = total - sum(layer.size for layer in table)
     return Inventory(
-        table, other, array_of, traced.other_macs, traced.branched, same_inputs(traced)
-    )
+        table, other, array_of, traced.other_macs, traced.branched, same_inputs(traced),
+        partial(pairs_of, traced),
+    )  # fmt: skip
 
 
 def layer_table(

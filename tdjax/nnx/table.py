@@ -7,6 +7,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ from tdjax.plan.layers import Inventory, Layer, is_weight, tied_obstacle
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.inputs import same_inputs
+from tdjax.trace.pairs import pairs_of
 from tdjax.trace.marks import is_differentiated
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
@@ -70,8 +72,9 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
 
     other = total - sum(layer.size for layer in table)
     return Inventory(
-        table, other, kernel_of, traced.other_macs, traced.branched, same_inputs(traced)
-    )
+        table, other, kernel_of, traced.other_macs, traced.branched, same_inputs(traced),
+        partial(pairs_of, traced),
+    )  # fmt: skip
 
 
 def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:

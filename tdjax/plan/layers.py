@@ -182,6 +182,7 @@ class Inventory(NamedTuple):
         other_macs: multiply-accumulates for one example that belong to no layer.
         work: see `tdjax.plan.plan.Plan`.
         same_inputs: paths of layers that read the same values, see `Plan.with_shared`.
+        pairs: finds the pairs of layers, of `tdjax.plan.pair.Pair`.
     """
 
     layers: tuple[Layer, ...]
@@ -190,6 +191,7 @@ class Inventory(NamedTuple):
     other_macs: Count = 0
     work: Work | None = None
     same_inputs: tuple[tuple[str, ...], ...] = ()
+    pairs: Callable[[], tuple[Any, ...]] = tuple
 
 
 def in_whole_numbers(model: Inventory) -> Inventory:

@@ -147,6 +147,7 @@ def _notes(entries: Sequence[PlannedLayer], folded: bool) -> list[str]:
     said = [(entry, f"kept dense: {entry.reason}") for entry in entries if entry.reason]
     said += [(entry, ways_text(entry.stages, entry.ways)) for entry in entries if entry.ways]
     said += [(e, f"sharing the input factor of {e.shares}") for e in entries if e.shares]
+    said += [(e, f"read by {e.feeds} alone, as far as it puts out") for e in entries if e.feeds]
     alike: dict[object, tuple[str, list[str]]] = {}
     for number, (entry, what) in enumerate(said):
         _, paths = alike.setdefault(what if folded else number, (what, []))

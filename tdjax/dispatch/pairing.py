@@ -1,0 +1,95 @@
+"""Layers of a model between which fewer numbers may pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import flax.linen as nn
+from flax import nnx
+
+from tdjax.allocation.choices import TIME
+from tdjax.allocation.limits import LATENCY
+from tdjax.arguments.called import Method
+from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.plan.layers import Inventory
+from tdjax.plan.pair import Pair
+from tdjax.timings.timings import Timings
+
+Variables = Mapping[str, Any]
+# Pairs, or the name of those that the model's program tells.
+FOUND = "found"
+Pairs = Sequence[Pair] | str
+
+
+@overload
+def paired_layers(
+    model: nn.Module, variables: Variables, sample: Any, *, method: Method = ...
+) -> tuple[Pair, ...]: ...
+
+
+@overload
+def paired_layers(
+    model: nnx.Module, sample: Any, *, method: Method = ...
+) -> tuple[Pair, ...]: ...
+
+
+@on_models
+def paired_layers(
+    model: Any, variables: Any, sample: Any, *, method: Method = None
+) -> tuple[Pair, ...]:
+    """The layers of a model between which fewer numbers may pass.
+
+    Such are up (and gate) and down of an MLP, of whose hidden units some are kept, and value and
+    output of an attention, of whose heads each may hand on fewer numbers: see `Plan.with_pairs` and
+    `tdjax.allocate`. Told by the traced program, by what happens to a layer's outputs until another
+    reads them, and that no third one does. `paired_layers(model, variables, sample)` for Linen,
+    `paired_layers(model, sample)` for NNX.
+
+        >>> import jax.numpy as jnp, tdjax
+        >>> from flax import nnx
+        >>> model = nnx.MultiHeadAttention(2, 16, rngs=nnx.Rngs(0), decode=False)
+        >>> tdjax.paired_layers(model, jnp.ones((1, 4, 16)))
+        (Pair(producers=('value',), consumer='out', heads=2),)
+
+    Not found are layers between which a parameter of each unit lies, as of a normalisation, heads
+    of values that several heads of queries read, a cache of decoding, and dropout at work.
+
+    Arguments and errors as `tdjax.make_plan`.
+    """
+    found: tuple[Pair, ...] = (
+        room_of(model).inventory(*with_arrays(model, variables), sample, method=method).pairs()
+    )
+    return found
+
+
+def pairs_asked(
+    function: str,
+    inventory: Inventory,
+    pairs: Pairs | None,
+    costs: Sequence[str],
+    timings: Timings | None,
+) -> Sequence[Pair] | None:
+    """The pairs that a budget may choose; None where none are asked for.
+
+    Arguments:
+        function: for messages.
+        costs: what a budget is of.
+
+    Raises ValueError for another name, and where time counts, before it is taken.
+    """
+    if pairs is None:
+        return None
+    if timings is not None or not {TIME, LATENCY}.isdisjoint(costs):
+        raise ValueError(
+            f"{function}: the time of pairs of layers is not known: leave out timings and a budget "
+            "of time, or pairs"
+        )
+    if not isinstance(pairs, str):
+        return pairs
+    if pairs != FOUND:
+        raise ValueError(
+            f"{function}: pairs {pairs!r}: pass tdjax.Pair objects, or {FOUND!r} for those that "
+            "tdjax.paired_layers finds"
+        )
+    return inventory.pairs()
