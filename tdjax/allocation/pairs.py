@@ -14,7 +14,7 @@ from tdjax.params.kernels import Weights
 from tdjax.params.pairs import losses, seen
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
-from tdjax.plan.pair import IN, Pair, method_of, pair_layer, pair_problem
+from tdjax.plan.pair import IN, Pair, check_pairs, method_of, pair_layer, pair_problem
 from tdjax.plan.pairing import paired
 from tdjax.plan.plan import PlannedLayer
 
@@ -32,17 +32,16 @@ def pair_wholes(problem: Problem, pairs: Sequence[Pair]) -> list[Whole]:
     layers that are none, as far as shapes tell, and where it is not known what pairs take.
     """
     check_counted(problem, WHAT, ARGUMENT)
+    check_pairs(pairs)
     layers = {layer.path: layer for layer in problem.model.layers}
     found = []
     for pair in pairs:
-        if not isinstance(pair, Pair):
-            raise TypeError(f"allocate: pairs: a pair is a tdjax.Pair, got {pair!r}")
-        paths = (*pair.producers, pair.consumer)
+        paths = pair.paths
         for path in paths:
             if path not in layers:
                 raise KeyError(f"allocate: pairs: no layer {path!r}")
         if len(set(paths)) < len(paths):
-            raise ValueError(f"allocate: pairs: a layer of {pair} is named twice")
+            raise ValueError(f"allocate: pairs: a layer of pair {pair} is named twice")
         producers, consumer = [layers[path] for path in pair.producers], layers[pair.consumer]
         wrong = pair_problem(producers, consumer, pair.heads)
         if wrong is not None:

@@ -39,6 +39,22 @@ class Pair(NamedTuple):
     consumer: str
     heads: int | None = None
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all of its layers, the consumer last."""
+        return (*self.producers, self.consumer)
+
+    def __str__(self) -> str:
+        """As in "gate + up -> down"."""
+        return f"{' + '.join(self.producers)} -> {self.consumer}"
+
+
+def check_pairs(pairs: Sequence[Pair]) -> None:
+    """Raise TypeError for what is no pair."""
+    for pair in pairs:
+        if not isinstance(pair, Pair):
+            raise TypeError(f"a pair is a tdjax.Pair, got {pair!r}")
+
 
 def pair_problem(producers: Sequence[Layer], consumer: Layer, heads: int | None) -> str | None:
     """Why layers are no pair, as far as shapes tell; None where they are."""

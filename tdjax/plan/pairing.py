@@ -35,10 +35,7 @@ def with_pairs(
     made: dict[str, PlannedLayer] = {}
     lenders = {entry.shares for entry in entries.values()}
     for pair in pairs:
-        if not isinstance(pair, Pair):
-            raise TypeError(f"a pair is a tdjax.Pair, got {pair!r}")
-        paths = (*pair.producers, pair.consumer)
-        what = f"pair {' + '.join(pair.producers)} -> {pair.consumer}"
+        paths, what = pair.paths, f"pair {pair}"
         producers, consumer = [entries[path] for path in pair.producers], entries[pair.consumer]
         layers = [entry.layer for entry in producers]
         problem = pair_problem(layers, consumer.layer, pair.heads)

@@ -11,7 +11,7 @@ from tdjax.hints import did_you_mean
 from tdjax.plan.dtypes import FLOAT_BYTES
 from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.listing import change, paths_text, table_of
-from tdjax.plan.pair import Pair
+from tdjax.plan.pair import Pair, check_pairs
 from tdjax.plan.pairing import pairing_problems, with_pairs
 from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.predicted import Predicted
@@ -277,7 +277,8 @@ class Plan:
         far as shapes tell, or in two, and for a rank out of range; TypeError for other things
         than pairs.
         """
-        for path in (path for pair in pairs for path in (*pair[0], pair[1])):
+        check_pairs(pairs)
+        for path in (path for pair in pairs for path in pair.paths):
             self[path]  # Raises KeyError that lists the paths there are.
         made = with_pairs({entry.layer.path: entry for entry in self.layers}, pairs, rank)
         layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
