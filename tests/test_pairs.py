@@ -125,7 +125,7 @@ def test_a_consumer_makes_most_of_the_units_that_are_kept(net, plan, params, mom
 
 
 def test_what_passes_of_each_head_changes_the_outputs_as_predicted(net, dense, moments):
-    model, variables = net
+    _, variables = net
     plan = dense.with_pairs([HEADS], rank=2)
     params = tdjax.factorize_params(variables["params"], plan, moments=moments, norm="covariance")
     after = tdjax.reconstruct_params(params, plan)["attention"]
@@ -152,7 +152,9 @@ def test_one_head_that_nothing_bends_is_the_best_low_rank():
     model = Else("linear")
     variables = random_variables(model, X[:2])
     seen = tdjax.collect_moments(model, variables, [X])
-    plan = tdjax.make_plan(model, variables, [], X).with_pairs([Pair(("first",), "second", 1)], rank=2)
+    plan = tdjax.make_plan(model, variables, [], X).with_pairs(
+        [Pair(("first",), "second", 1)], rank=2
+    )
     params = tdjax.factorize_params(variables["params"], plan, moments=seen, correct_bias=True)
     change = model.apply({"params": tdjax.reconstruct_params(params, plan)}, X) - model.apply(
         variables, X
@@ -208,24 +210,31 @@ class Gated(nnx.Module):
         return self.down(nnx.softplus(self.gate(x)) * self.up(x))
 
 
-def test_nnx_from_a_budget_to_a_refined_model_and_back(tmp_path):
+def test_nnx_reads_and_puts_out_what_passes_alone(plan, moments, tmp_path):
     model = Gated(nnx.Rngs(0))
     assert tdjax.paired_layers(model, X[:2]) == (HEADS, UNITS)
-    options = {"budget": {"params": 0.6}, "methods": ("svd",), "progress": False}
-    refine = {"epochs": 1, "batch_size": 64}
-    small = tdjax.compress(model, [X], pairs="found", refine=refine, **options)
-    plan = small.plan
-    assert {own.layer.path for own in plan.layers if own.feeds} >= {"gate", "up"}
-    assert plan.size <= 0.6 * plan.size_before
-    held = jax.tree.leaves(nnx.state(small.model, nnx.Param))
+    # Of another network of the same shapes, which is as good here.
+    small = tdjax.factorize(model, plan, moments=moments, correct_bias=True)
+    held = jax.tree.leaves(nnx.state(small, nnx.Param))
     assert sum(leaf.size for leaf in held) == plan.size
-    back = tdjax.nnx.reconstruct(small.model, plan)
-    np.testing.assert_allclose(back(X), small.model(X), atol=1e-5)
-    balanced = tdjax.balance_factors(small.model, plan)
-    np.testing.assert_allclose(balanced(X), small.model(X), atol=1e-5)
-    tdjax.save_factorised(tmp_path, small.model, plan)
+    np.testing.assert_allclose(tdjax.nnx.reconstruct(small, plan)(X), small(X), atol=1e-5)
+    np.testing.assert_allclose(tdjax.balance_factors(small, plan)(X), small(X), atol=1e-5)
+    tdjax.save_factorised(tmp_path, small, plan)
     again, _ = tdjax.load_factorised(tmp_path, like=model)
-    np.testing.assert_array_equal(again(X[:2]), small.model(X[:2]))
+    np.testing.assert_array_equal(again(X[:2]), small(X[:2]))
+
+
+def test_compressed_and_refined_in_one_call():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(12, 20, rngs=rngs), nnx.relu, nnx.Linear(20, 12, rngs=rngs))
+    small = tdjax.compress(
+        model, [X.reshape(-1, 12)], budget={"params": 0.5}, methods=("svd",), pairs="found",
+        refine={"epochs": 1, "batch_size": 64}, progress=False,
+    )  # fmt: skip
+    assert [own.format for own in small.plan.layers] == ["units out", "units in"]
+    assert small.plan.size <= 0.5 * small.plan.size_before
+    losses = [epoch.held_out for epoch in small.refined.curve]
+    assert losses[1] < losses[0]
 
 
 def test_a_budget_takes_pairs_where_that_loses_less(net, moments):
@@ -256,7 +265,7 @@ def test_a_budget_takes_pairs_where_that_loses_less(net, moments):
     assert sizes[1] < sizes[0]
     # A rule, or what divides ranks, holds for pairs too.
     ruled = asked(0.9, pairs="found", rules=[tdjax.BudgetRule(path="up", dense=True)])
-    assert not ruled["down"].method == "units_in"
+    assert ruled["down"].method != "units_in"
     assert asked(0.6, pairs=[UNITS], multiple_of=4)["up"].ranks[0] % 4 == 0
 
 

@@ -70,13 +70,14 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
         return paired(producers, consumer, pair, *entry.form.ranks)
 
     @cache
-    def lost() -> Float[np.ndarray, " _"]:
+    def measured() -> Float[np.ndarray, " _"]:
         moments = (problem.moments or {})[consumer.path]
         scale = 0.5 * float(moments.rows) / float(moments.examples)
         weights = Weights(moments.inputs, moments.outputs)
         every = seen(problem.model.array_of(consumer), consumer, weights)
-        return scale * sum(losses(own, pair.heads) for own in every)[ranks]
+        lost = np.sum([losses(own, pair.heads) for own in every], axis=0)
+        return np.asarray(scale * lost[ranks])
 
     form = Form(method_of(pair, IN), splits=splits)
-    given = Given(form, ranks[:, None], lost)
+    given = Given(form, ranks[:, None], measured)
     return Whole(layers, whole, apart, WHAT, ARGUMENT, given=given)

@@ -138,9 +138,7 @@ class Together:
         found: list[tuple[frozenset[int], frozenset[str]]] = [(frozenset(), frozenset())]
         for number in numbers:
             paths = _paths(self._of(number))
-            found += [
-                (own | {number}, known | paths) for own, known in found if not known & paths
-            ]
+            found += [(own | {number}, known | paths) for own, known in found if not known & paths]
             found = found[:MOST_COVERS]
         return [own for own, _ in found]
 
@@ -238,7 +236,9 @@ class Together:
                 own = whole.apart(entry)
             made |= {one.layer.path: one for one in own}
         layers = tuple(made[own.path] for own in self.problem.model.layers)
-        return Plan(**{own.name: getattr(plan, own.name) for own in fields(plan)} | {"layers": layers})
+        return Plan(
+            **{own.name: getattr(plan, own.name) for own in fields(plan)} | {"layers": layers}
+        )
 
     def _array_of(self, layer: Layer) -> Any:
         for own in self.wholes:

@@ -29,9 +29,7 @@ def paired_layers(
 
 
 @overload
-def paired_layers(
-    model: nnx.Module, sample: Any, *, method: Method = ...
-) -> tuple[Pair, ...]: ...
+def paired_layers(model: nnx.Module, sample: Any, *, method: Method = ...) -> tuple[Pair, ...]: ...
 
 
 @on_models

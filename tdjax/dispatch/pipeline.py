@@ -216,13 +216,15 @@ def compress(
     inventory = source.inventory()
     counted = names_of([budget], cost)
     groups = groups_of("compress", inventory, shared, counted, timings)
-    pairs = pairs_asked("compress", inventory, pairs, counted, timings)
+    asked_pairs = pairs_asked("compress", inventory, pairs, counted, timings)
     (budget,), cost, timings = clocked(
         "compress", Called(model, variables, source.sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy="energy", progress=progress,
         choices={"methods": methods, "moments": None, "rules": rules, "multiple_of": multiple_of},
     )  # fmt: skip
-    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings, dtypes, groups, pairs)
+    check_reach(
+        inventory, budget, cost, methods, rules, multiple_of, timings, dtypes, groups, asked_pairs
+    )
     renews = source.room.keeps_batch_stats(*source.arrays)
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
     steps, total = Steps("compress", progress), number_in(batches)
@@ -234,7 +236,7 @@ def compress(
         )  # fmt: skip
     with steps.step("formats and ranks"):
         asked: dict[str, Any] = {} if groups is None else {"shared": groups}
-        asked |= {} if pairs is None else {"pairs": pairs}
+        asked |= {} if asked_pairs is None else {"pairs": asked_pairs}
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,

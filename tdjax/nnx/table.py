@@ -35,8 +35,8 @@ from tdjax.plan.layers import Inventory, Layer, is_weight, tied_obstacle
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.inputs import same_inputs
-from tdjax.trace.pairs import pairs_of
 from tdjax.trace.marks import is_differentiated
+from tdjax.trace.pairs import pairs_of
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
 

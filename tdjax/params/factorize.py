@@ -183,8 +183,7 @@ def _factorised_pair(
     mean = options.moments[path].mean if corrected else None
     found = decompose_pair(pair, arrays, biases, weights[path], mean)
     return {
-        path: FactorisedLayer({PairChain.STAGE: own.kept}, own.shift)
-        for path, own in found.items()
+        path: FactorisedLayer({PairChain.STAGE: own.kept}, own.shift) for path, own in found.items()
     }
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Int
 
 from tdjax.decompose.inputs import as_numpy
@@ -127,7 +126,7 @@ def passage(own: Seen, heads: int | None) -> Passage:
         part = slice(head * size, (head + 1) * size)
         left = np.linalg.cholesky(own.moment[part, part])
         directions = np.linalg.svd(left.T @ own.target[part], full_matrices=True)[0]
-        read = scipy.linalg.solve_triangular(left.T, directions)
+        read = np.linalg.solve(left.T, directions)
         bases.append(np.linalg.qr(read)[0])
     return Passage(None, np.stack(bases))
 
@@ -139,7 +138,7 @@ def losses(own: Seen, heads: int | None) -> Float[np.ndarray, " _"]:
     whole = np.sum(read * own.target)
     # One factorisation serves all numbers of what passes: each is the front of the next.
     left = np.linalg.cholesky(found.by_worth(found.by_worth(own.moment).T))
-    gains = scipy.linalg.solve_triangular(left, found.by_worth(read.T).T, lower=True)
+    gains = np.linalg.solve(left, found.by_worth(read.T).T)
     kept = np.cumsum(np.sum(gains**2, axis=1))[step - 1 :: step]
     return np.maximum(whole - np.concatenate([[0.0], kept]), 0.0)
 
@@ -187,7 +186,7 @@ def decompose_pair(
     for number, (own, found) in enumerate(zip(every, passages, strict=True)):
         passing = found.produced(own.moment, rank)
         square = found.produced(passing.T, rank)
-        read = scipy.linalg.solve(square, passing.T @ own.kernel, assume_a="pos")
+        read = np.linalg.solve(square, passing.T @ own.kernel)
         reads.append(read)
         if mean is not None:
             lost = mean[number] @ own.kernel

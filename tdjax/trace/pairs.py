@@ -169,9 +169,7 @@ class _Walk:
         self.reads.setdefault(layer.path, set()).add(value)
         return _any(eqn.outvars[0])
 
-    def after(
-        self, eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]
-    ) -> Outputs | None:
+    def after(self, eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) -> Outputs | None:
         """Outputs behind an equation; None where they cannot be followed through it."""
         name = eqn.primitive.name
         if name == "dot_general":
@@ -249,9 +247,7 @@ def _input_axes(made: Any, ndim: int) -> tuple[int, ...]:
     return ()
 
 
-def _after_elementwise(
-    eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]
-) -> Outputs | None:
+def _after_elementwise(eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) -> Outputs | None:
     first = own[0]
     if any(value.axes != first.axes for value in own):
         return None
@@ -338,9 +334,7 @@ def _reshaped(
     return tuple(itertools.chain.from_iterable(new for _, new in sorted(found)))
 
 
-def _alike(
-    before: Sequence[int], after: Sequence[int]
-) -> list[tuple[list[int], list[int]]]:
+def _alike(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """The least runs of axes that have as many entries before as after."""
     groups: list[tuple[list[int], list[int]]] = []
     old = new = 0
