@@ -327,7 +327,7 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (lambda: Rule(path="up", method="units_out", rank=2), "units_out"),
         (lambda: tdjax.factorize_params(variables["params"], plan), "give moments="),
         (lambda: tdjax.factorize_sequentially(model, variables, plan, [X]), "leave out its pair"),
-        (lambda: tdjax.feature_errors(model, variables, plan, [X]), "pair"),
+        (lambda: tdjax.feature_errors(model, variables, plan, [X]), "compare what the models put"),
     ):
         with pytest.raises((ValueError, TypeError), match=said):
             change()

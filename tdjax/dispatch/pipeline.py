@@ -216,14 +216,14 @@ def compress(
     inventory = source.inventory()
     counted = names_of([budget], cost)
     groups = groups_of("compress", inventory, shared, counted, timings)
-    asked_pairs = pairs_asked("compress", inventory, pairs, counted, timings)
+    paired = pairs_asked("compress", inventory, pairs, counted, timings)
     (budget,), cost, timings = clocked(
         "compress", Called(model, variables, source.sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy="energy", progress=progress,
         choices={"methods": methods, "moments": None, "rules": rules, "multiple_of": multiple_of},
     )  # fmt: skip
     check_reach(
-        inventory, budget, cost, methods, rules, multiple_of, timings, dtypes, groups, asked_pairs
+        inventory, budget, cost, methods, rules, multiple_of, timings, dtypes, groups, paired
     )
     renews = source.room.keeps_batch_stats(*source.arrays)
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
@@ -236,7 +236,7 @@ def compress(
         )  # fmt: skip
     with steps.step("formats and ranks"):
         asked: dict[str, Any] = {} if groups is None else {"shared": groups}
-        asked |= {} if asked_pairs is None else {"pairs": asked_pairs}
+        asked |= {} if paired is None else {"pairs": paired}
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
@@ -250,13 +250,13 @@ def compress(
         with steps.step("batch statistics", "batch", total) as tick:
             small = renewed(small, source, row_weights, tick)
     if refine is not False:
-        pairs = together("compress", lambda: list(replace(source, automatic=True)))
-        obstacle = obstacle_to_refining(small, source, pairs, asked=refine is not True)
+        examples = together("compress", lambda: list(replace(source, automatic=True)))
+        obstacle = obstacle_to_refining(small, source, examples, asked=refine is not True)
         if obstacle is not None:
             steps.tell(f"not refined: {obstacle}")
         else:
             options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
             if row_weights is not None:
                 options["row_weights"] = partial(weights_of_pairs, row_weights)
-            small = refined(small, source, pairs, options)
+            small = refined(small, source, examples, options)
     return stored(small, source, plan)

@@ -17,11 +17,7 @@ from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.predicted import Predicted
 from tdjax.plan.printing import Table, as_html, as_text, terminal_width
 from tdjax.plan.reading import (
-    FIFTH_VERSION,
-    FOURTH_VERSION,
-    PLAN_VERSION,
     SECOND_VERSION,
-    SIXTH_VERSION,
     THIRD_VERSION,
     read_plan,
     version_of,
@@ -30,6 +26,7 @@ from tdjax.plan.sharing import Group, sharing_problems, with_shared
 from tdjax.plan.timing import Profile, profile_calls
 from tdjax.plan.ways import check_way, ways_from
 from tdjax.plan.work import Count, Use, Work, exact
+from tdjax.plan.writing import planned_to_dict
 
 
 @dataclass(frozen=True)
@@ -361,7 +358,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         version = version_of(self.layers, self.other_macs, self.work)
-        layers = [_planned_to_dict(entry, version) for entry in self.layers]
+        layers = [planned_to_dict(entry, version) for entry in self.layers]
         raw: dict[str, Any] = {"version": version, "other": self.other, "layers": layers}
         if version >= SECOND_VERSION:
             raw["other_macs"] = self.other_macs
@@ -390,23 +387,3 @@ class Plan:
         return cls(
             layers, found.other, found.measured, found.other_macs, found.work, found.predicted
         )
-
-
-def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
-    """One entry as a version writes it, its form spread among its other fields."""
-    form = {"method": None, "ranks": (), "spatial": "separate"}
-    variant = {"splits": 1, "fold": "channel", "nonzeros": 0}
-    if entry.form is not None:
-        own = asdict(entry.form)
-        form, variant = ({name: own[name] for name in part} for part in (form, variant))
-    layer = asdict(entry.layer)
-    if version < THIRD_VERSION:
-        del layer["dilated"]
-    later: dict[str, Any] = {"ways": entry.ways} if version >= FOURTH_VERSION else {}
-    if version >= FIFTH_VERSION:
-        later["dtype"] = entry.dtype
-    if version >= SIXTH_VERSION:
-        later["shares"] = entry.shares
-    if version >= PLAN_VERSION:
-        later["feeds"] = entry.feeds
-    return {"layer": layer, **form, "reason": entry.reason, **variant, **later}

@@ -9,9 +9,8 @@ and the layer in no pair.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn
 from tdjax.plan.layers import Layer
 from tdjax.plan.pair import Pair, layer_problem, pair_problem
 from tdjax.trace import matrices
+from tdjax.trace.axes import longer, reshaped
 from tdjax.trace.elementwise import ELEMENTWISE
 from tdjax.trace.marks import INPUT, mark_p
 from tdjax.trace.programs import How, calls_of, walk
@@ -164,7 +164,7 @@ class _Walk:
         if isinstance(value, Outputs):
             for path in value.layers:
                 self.fed.setdefault(path, set()).add(layer.path)
-            if stacked or value.axes != _longer(_input_axes(made, len(shape)), shape):
+            if stacked or value.axes != longer(_input_axes(made, len(shape)), shape):
                 self.lose(value)
         self.reads.setdefault(layer.path, set()).add(value)
         return _any(eqn.outvars[0])
@@ -207,13 +207,8 @@ def _last_axes(shape: Sequence[int], size: int) -> tuple[int, ...] | None:
     """The last axes that together have so many entries, but for those of one entry."""
     for number in range(1, len(shape) + 1):
         if math.prod(shape[-number:]) == size:
-            return _longer(range(len(shape) - number, len(shape)), shape)
+            return longer(range(len(shape) - number, len(shape)), shape)
     return None
-
-
-def _longer(axes: Iterable[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """Axes of more than one entry."""
-    return tuple(axis for axis in axes if shape[axis] > 1)
 
 
 def _labels(made: Any) -> Any:
@@ -310,44 +305,8 @@ def _moved(eqn: Any, value: Outputs) -> Outputs | None:
         same = all(after[k] == before[axis] for k, axis in zip(axes, value.axes, strict=True))
         return replace(value, axes=axes) if same else None
     if name in ("reshape", "squeeze", "expand_dims"):
-        found = _reshaped(before, after, value.axes)
+        found = reshaped(before, after, value.axes)
         return None if found is None else replace(value, axes=found)
     if name in ("slice", "dynamic_slice"):
         return value if all(before[axis] == after[axis] for axis in value.axes) else None
     return None
-
-
-def _reshaped(
-    before: Sequence[int], after: Sequence[int], axes: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Where outputs lie behind a reshape; None where they get mixed up with other axes."""
-    found = []
-    for old, new in _alike(before, after):
-        own = [axis for axis in old if axis in axes]
-        if not own:
-            continue
-        # All of these axes, one after the other, in the order in which the outputs lie.
-        first = axes.index(own[0])
-        if list(axes[first : first + len(own)]) != [axis for axis in old if before[axis] > 1]:
-            return None
-        found.append((first, _longer(new, after)))
-    return tuple(itertools.chain.from_iterable(new for _, new in sorted(found)))
-
-
-def _alike(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The least runs of axes that have as many entries before as after."""
-    groups: list[tuple[list[int], list[int]]] = []
-    old = new = 0
-    while old < len(before) and new < len(after):
-        own, other, left, right = [old], [new], before[old], after[new]
-        while left != right:
-            if left < right:
-                own.append(own[-1] + 1)
-                left *= before[own[-1]]
-            else:
-                other.append(other[-1] + 1)
-                right *= after[other[-1]]
-        groups.append((own, other))
-        old, new = own[-1] + 1, other[-1] + 1
-    # Behind them are axes of one entry.
-    return groups
