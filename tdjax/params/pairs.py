@@ -125,7 +125,9 @@ def passage(own: Seen, heads: int | None) -> Passage:
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
         left = np.linalg.cholesky(own.moment[part, part])
-        directions = np.linalg.svd(left.T @ own.target[part], full_matrices=True)[0]
+        weighed = left.T @ own.target[part]
+        # Left singular vectors, the greatest value first.
+        directions = np.linalg.eigh(weighed @ weighed.T)[1][:, ::-1]
         read = np.linalg.solve(left.T, directions)
         bases.append(np.linalg.qr(read)[0])
     return Passage(None, np.stack(bases))
