@@ -18,6 +18,7 @@ from tdjax import Pair, Rule
 X = normal(0, 64, 5, 12)
 HEADS = Pair(("attention/value",), "attention/out", 3)
 UNITS = Pair(("gate", "up"), "down")
+SCORES = Pair(("attention/query",), "attention/key", 3, scores=True)
 KEPT = 9
 
 
@@ -58,7 +59,7 @@ def params(net, plan, moments):
 
 
 def test_pairs_are_layers_whose_outputs_one_other_reads(net):
-    assert tdjax.paired_layers(*net, X) == (HEADS, UNITS)
+    assert tdjax.paired_layers(*net, X) == (SCORES, HEADS, UNITS)
 
 
 class Else(nn.Module):
@@ -148,6 +149,43 @@ def test_what_passes_of_each_head_changes_the_outputs_as_predicted(net, dense, m
     assert float(jnp.mean(jnp.sum(change**2, axis=-1))) == pytest.approx(wanted, rel=1e-3)
 
 
+def test_scores_lose_what_the_query_alone_would_lose(net, dense, moments):
+    _, variables = net
+    plan = dense.with_pairs([SCORES], rank=2)
+    params = tdjax.factorize_params(variables["params"], plan, moments=moments)
+    before, after = (
+        own["attention"] for own in (variables["params"], tdjax.reconstruct_params(params, plan))
+    )
+    x = np.asarray(X, np.float64).reshape(-1, 12)
+
+    def put_out(params, name):
+        own = of(params, name).reshape(12, 12)
+        return (x @ own + of(params, name, "bias").reshape(-1)).reshape(-1, 3, 4)
+
+    predicted = {"query": 0.0, "key": 0.0}
+    for head in range(3):
+        q, k = (put_out(before, name)[:, head] for name in ("query", "key"))
+        small, narrow = (put_out(after, name)[:, head] for name in ("query", "key"))
+        np.testing.assert_array_equal(small[:, 2:], 0)
+        # Scores are q times a matrix of rank 2 times k.
+        between = (
+            np.linalg.lstsq(q, small, rcond=None)[0] @ np.linalg.lstsq(k, narrow, rcond=None)[0].T
+        )
+        np.testing.assert_allclose(small @ narrow.T, q @ between @ k.T, atol=1e-3)
+        assert np.linalg.matrix_rank(between, 1e-4) == 2
+        part = slice(4 * head, 4 * head + 4)
+        for name, own, change in (("query", q, between), ("key", k, between.T)):
+            gradient = np.asarray(moments[f"attention/{name}"].outputs[0], np.float64)[part, part]
+            left = np.linalg.cholesky(own.T @ own / len(own)).T
+            right = np.linalg.cholesky(gradient)
+            lost = np.sum((left @ (np.eye(4) - change) @ right) ** 2)
+            least = np.sum(np.linalg.svd(left @ right, compute_uv=False)[2:] ** 2)
+            predicted[name] += lost / least
+            assert lost >= 0.999 * least
+    # One of the two is the best low rank in its norm.
+    assert min(predicted.values()) == pytest.approx(3, rel=1e-2)
+
+
 def test_one_head_that_nothing_bends_is_the_best_low_rank():
     model = Else("linear")
     variables = random_variables(model, X[:2])
@@ -178,7 +216,7 @@ def test_linen_computes_the_dense_kernels_that_are_left(net, plan, params):
 
 
 def test_all_that_passes_is_the_network_as_it_was(net, dense, moments):
-    plan = dense.with_pairs([HEADS], rank=4).with_pairs([UNITS], rank=20)
+    plan = dense.with_pairs([SCORES, HEADS], rank=4).with_pairs([UNITS], rank=20)
     params = tdjax.factorize_params(net[1]["params"], plan, moments=moments, correct_bias=True)
     found = net[0].apply({"params": tdjax.reconstruct_params(params, plan)}, X)
     np.testing.assert_allclose(found, net[0].apply(net[1], X), atol=2e-4)
@@ -212,7 +250,7 @@ class Gated(nnx.Module):
 
 def test_nnx_reads_and_puts_out_what_passes_alone(plan, moments, tmp_path):
     model = Gated(nnx.Rngs(0))
-    assert tdjax.paired_layers(model, X[:2]) == (HEADS, UNITS)
+    assert tdjax.paired_layers(model, X[:2]) == (SCORES, HEADS, UNITS)
     # Of another network of the same shapes, which is as good here.
     small = tdjax.factorize(model, plan, moments=moments, correct_bias=True)
     held = jax.tree.leaves(nnx.state(small, nnx.Param))
@@ -310,6 +348,7 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (Pair(("up",), "nothing"), "no layer 'nothing'"),
         (Pair(("up",), "attention/out"), "puts out 20 features, but 'attention/out' reads 12"),
         (Pair(("attention/value",), "attention/out", 5), "5 heads do not divide 12"),
+        (Pair(("attention/query",), "attention/key", scores=True), "one query and one key"),
         (Pair((), "down"), "a layer that puts something out"),
         (Pair(("up", "up"), "down"), "in two pairs"),
     ):
@@ -336,6 +375,7 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
     for asked, said in (
         ({"pairs": "all"}, "pairs 'all': pass tdjax.Pair"),
         ({"pairs": "found", "cost": "time"}, "the time of pairs"),
+        ({"pairs": [Pair(("up",), "down")]}, "does not say that up -> down is a pair"),
         ({"pairs": "found", "cost": "bytes", "dtypes": ("int8",)}, "add 'float32' to dtypes"),
     ):
         for call in (

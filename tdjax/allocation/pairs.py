@@ -12,6 +12,7 @@ from tdjax.allocation.problem import Given, Problem
 from tdjax.allocation.together import Group, Whole, check_counted
 from tdjax.params.kernels import Weights
 from tdjax.params.pairs import losses, seen
+from tdjax.params.scores import End, ends_of, sides
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.pair import IN, Pair, check_pairs, method_of, pair_layer, pair_problem
@@ -43,23 +44,29 @@ def pair_wholes(problem: Problem, pairs: Sequence[Pair]) -> list[Whole]:
         if len(set(paths)) < len(paths):
             raise ValueError(f"allocate: pairs: a layer of pair {pair} is named twice")
         producers, consumer = [layers[path] for path in pair.producers], layers[pair.consumer]
-        wrong = pair_problem(producers, consumer, pair.heads)
+        wrong = pair_problem(producers, consumer, pair.heads, pair.scores)
         if wrong is not None:
             raise ValueError(f"allocate: pairs: {wrong}")
-        if not any(path in problem.rules for path in paths) and _is_seen(problem, consumer):
+        ruled = any(path in problem.rules for path in paths)
+        if not ruled and all(_is_seen(problem, layers[path]) for path in _weighing(pair)):
             found.append(_whole(problem, pair, tuple(producers), consumer))
     return found
 
 
-def _is_seen(problem: Problem, consumer: Layer) -> bool:
-    moments = (problem.moments or {}).get(consumer.path)
+def _weighing(pair: Pair) -> tuple[str, ...]:
+    """The layers whose moments tell what a pair loses."""
+    return pair.paths if pair.scores else (pair.consumer,)
+
+
+def _is_seen(problem: Problem, layer: Layer) -> bool:
+    moments = (problem.moments or {}).get(layer.path)
     return moments is None or moments.outputs is not None
 
 
 def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> Whole:
     members = {layer.path: layer for layer in (*producers, consumer)}
     layers = tuple(own for own in problem.model.layers if own.path in members)
-    whole = pair_layer(producers, consumer)
+    whole = pair_layer(producers, consumer, pair.scores)
     splits = pair.heads or 1
     full = whole.kernel_shape[0] // splits
     ranks = np.arange(1, full)
@@ -73,11 +80,23 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
     def measured() -> Float[np.ndarray, " _"]:
         moments = (problem.moments or {})[consumer.path]
         scale = 0.5 * float(moments.rows) / float(moments.examples)
-        weights = Weights(moments.inputs, moments.outputs)
-        every = seen(problem.model.array_of(consumer), consumer, weights)
-        lost = np.sum([losses(own, pair.heads) for own in every], axis=0)
-        return np.asarray(scale * lost[ranks])
+        if pair.scores:
+            ends = zip(_ends(problem, producers[0]), _ends(problem, consumer), strict=True)
+            every = [np.minimum(*(s.losses for s in sides(*own, splits))) for own in ends]
+        else:
+            weights = Weights(moments.inputs, moments.outputs)
+            read = seen(problem.model.array_of(consumer), consumer, weights)
+            every = [losses(own, pair.heads) for own in read]
+        return np.asarray(scale * np.sum(every, axis=0)[ranks])
 
-    form = Form(method_of(pair, IN), splits=splits)
+    # Of a query and a key too: the whole reads what passes.
+    form = Form(method_of(pair._replace(scores=False), IN), splits=splits)
     given = Given(form, ranks[:, None], measured)
     return Whole(layers, whole, apart, WHAT, ARGUMENT, given=given)
+
+
+def _ends(problem: Problem, layer: Layer) -> list[End]:
+    """What a query or a key puts out."""
+    moments, model = (problem.moments or {})[layer.path], problem.model
+    weights = Weights(moments.inputs, moments.outputs)
+    return ends_of(layer, model.array_of(layer), model.bias_of(layer), weights, moments.mean)

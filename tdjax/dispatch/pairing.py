@@ -13,7 +13,7 @@ from tdjax.allocation.limits import LATENCY
 from tdjax.arguments.called import Method
 from tdjax.dispatch.models import on_models, room_of, with_arrays
 from tdjax.plan.layers import Inventory
-from tdjax.plan.pair import Pair
+from tdjax.plan.pair import Pair, check_pairs
 from tdjax.timings.timings import Timings
 
 Variables = Mapping[str, Any]
@@ -39,19 +39,21 @@ def paired_layers(
     """The layers of a model between which fewer numbers may pass.
 
     Such are up (and gate) and down of an MLP, of whose hidden units some are kept, and value and
-    output of an attention, of whose heads each may hand on fewer numbers: see `Plan.with_pairs` and
-    `tdjax.allocate`. Told by the traced program, by what happens to a layer's outputs until another
-    reads them, and that no third one does. `paired_layers(model, variables, sample)` for Linen,
-    `paired_layers(model, sample)` for NNX.
+    output of an attention, of whose heads each may hand on fewer numbers, and its query and key,
+    whose scores may be made of fewer: see `Plan.with_pairs` and `tdjax.allocate`. Told by the
+    traced program, by what happens to a layer's outputs until another reads them, and that no third
+    one does. `paired_layers(model, variables, sample)` for Linen, `paired_layers(model, sample)`
+    for NNX.
 
         >>> import jax.numpy as jnp, tdjax
         >>> from flax import nnx
         >>> model = nnx.MultiHeadAttention(2, 16, rngs=nnx.Rngs(0), decode=False)
-        >>> tdjax.paired_layers(model, jnp.ones((1, 4, 16)))
-        (Pair(producers=('value',), consumer='out', heads=2),)
+        >>> print(*tdjax.paired_layers(model, jnp.ones((1, 4, 16))), sep=", ")
+        query * key, value -> out
 
-    Not found are layers between which a parameter of each unit lies, as of a normalisation, heads
-    of values that several heads of queries read, a cache of decoding, and dropout at work.
+    Not found are layers between which a parameter of each unit lies, as of a normalisation, or
+    positions are turned into queries and keys, heads of keys and values that several heads of
+    queries read, a cache of decoding, and dropout at work.
 
     Arguments and errors as `tdjax.make_plan`.
     """
@@ -84,6 +86,14 @@ def pairs_asked(
             "of time, or pairs"
         )
     if not isinstance(pairs, str):
+        check_pairs(pairs)
+        every = inventory.pairs()
+        for pair in pairs:
+            if pair not in every:
+                raise ValueError(
+                    f"{function}: pairs: the model's program does not say that {pair} is a pair; "
+                    f"it says so of {', '.join(map(str, every)) or 'none'}"
+                )
         return pairs
     if pairs != FOUND:
         raise ValueError(

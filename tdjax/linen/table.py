@@ -73,10 +73,13 @@ def inventory(
     def array_of(layer: Layer) -> Any:
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
+    def bias_of(layer: Layer) -> Any:
+        return unboxed(layer_params(params, layer.path).get("bias"))
+
     other = total - sum(layer.size for layer in table)
     return Inventory(
         table, other, array_of, traced.other_macs, traced.branched, same_inputs(traced),
-        partial(pairs_of, traced),
+        partial(pairs_of, traced), bias_of,
     )  # fmt: skip
 
 

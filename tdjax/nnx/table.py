@@ -70,10 +70,14 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
         path, name = place_of(layer)
         return array_of(getattr(modules[path], name))
 
+    def bias_of(layer: Layer) -> Any:
+        bias = getattr(modules[place_of(layer)[0]], "bias", None)
+        return None if bias is None else array_of(bias)
+
     other = total - sum(layer.size for layer in table)
     return Inventory(
         table, other, kernel_of, traced.other_macs, traced.branched, same_inputs(traced),
-        partial(pairs_of, traced),
+        partial(pairs_of, traced), bias_of,
     )  # fmt: skip
 
 

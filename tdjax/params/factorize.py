@@ -28,7 +28,7 @@ from tdjax.params.corrections import unpacked, with_params, without_indices
 from tdjax.params.kernels import Weights, is_by_numpy
 from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
-from tdjax.params.pairs import decompose_pair
+from tdjax.params.pairs import Member, decompose_pair, decompose_scores
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.placing import beside_kernel, whole_beside
 from tdjax.params.shared import joined_array, joined_entry, joined_weights, parted, parted_shift
@@ -169,21 +169,27 @@ def _factorised_pair(
             f"layer {path!r} is in a pair, of which moments of what it reads tell what is kept: "
             "give moments=, from tdjax.collect_moments"
         )
-    members = (*pair.producers, pair.consumer)
-    held = {entry.layer.path: layer_params(params, entry.layer.path) for entry in members}
-    arrays = {
-        own.layer.path: unboxed(held[own.layer.path][own.layer.storage.name]) for own in members
-    }
-    biases = {
-        own.layer.path: unboxed(held[own.layer.path]["bias"])
-        for own in pair.producers
-        if "bias" in held[own.layer.path]
-    }
-    corrected = options.correct_bias and can_correct(pair.consumer, held[path])
-    mean = options.moments[path].mean if corrected else None
-    found = decompose_pair(pair, arrays, biases, weights[path], mean)
+    found = options.moments
+
+    def member(entry: PlannedLayer) -> Member:
+        path = entry.layer.path
+        held = layer_params(params, path)
+        array, bias = unboxed(held[entry.layer.storage.name]), unboxed(held.get("bias"))
+        return Member(entry, array, bias, weights[path], found[path].mean)
+
+    producers, consumer = [member(own) for own in pair.producers], member(pair.consumer)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in (consumer.array, *consumer.weights)):
+        raise ValueError(
+            f"layer {path!r}: pairs are decomposed on the host, not inside of jax.jit or jax.vmap"
+        )
+    if pair.scores:
+        assert pair.heads is not None
+        made = decompose_scores(producers[0], consumer, pair.heads)
+    else:
+        corrected = options.correct_bias and can_correct(pair.consumer, layer_params(params, path))
+        made = decompose_pair(producers, consumer, pair.heads, corrected=corrected)
     return {
-        path: FactorisedLayer({PairChain.STAGE: own.kept}, own.shift) for path, own in found.items()
+        path: FactorisedLayer({PairChain.STAGE: own.kept}, own.shift) for path, own in made.items()
     }
 
 

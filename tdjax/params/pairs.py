@@ -10,24 +10,20 @@ units and of heads are our own. Everything in float64, on the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from tdjax.decompose.inputs import as_numpy
 from tdjax.params.bias import around_mean
 from tdjax.params.kernels import Weights
+from tdjax.params.matrices import Matrix, kernels_of, moments_of, ridged, root_of, rows_of
+from tdjax.params.scores import End, ends_of, sides
 from tdjax.params.units import units_in_order
 from tdjax.plan.layers import Layer
-from tdjax.plan.pairing import Paired
-
-# Added to M, relative to its mean diagonal: of what never passes nothing is known.
-RIDGE = 1e-6
-Matrix = Float[np.ndarray, "m n"]
+from tdjax.plan.plan import PlannedLayer
 
 
 class Seen(NamedTuple):
@@ -46,39 +42,13 @@ class Seen(NamedTuple):
 
 def seen(array: Any, layer: Layer, weights: Weights) -> list[Seen]:
     """A consumer's layers, one but of a stack."""
-    stacked = layer.storage.stack is not None
-    parts = _kernels(array, layer)
-    inputs, outputs = (
-        [None] * len(parts) if own is None else list(as_numpy(own) if stacked else [as_numpy(own)])
-        for own in weights
-    )
     made = []
-    for kernel, moment, gradient in zip(parts, inputs, outputs, strict=True):
-        size = len(kernel)
-        whole = np.eye(size) if moment is None else _full(moment[0])
-        scale = np.trace(whole) / size or 1.0
-        whole = whole + RIDGE * scale * np.eye(size)
-        target = kernel if gradient is None else kernel @ _root(_full(gradient[0]))
+    ends = (moments_of(own, layer) for own in weights)
+    for kernel, moment, gradient in zip(kernels_of(array, layer), *ends, strict=True):
+        whole = ridged(np.eye(len(kernel)) if moment is None else moment)
+        target = kernel if gradient is None else kernel @ root_of(gradient)
         made.append(Seen(whole, kernel, target))
     return made
-
-
-def _full(moment: Any) -> Matrix:
-    own = np.asarray(moment, np.float64)
-    return np.diag(own) if own.ndim == 1 else own
-
-
-def _root(moment: Matrix) -> Matrix:
-    """R with R R^T the moment."""
-    values, vectors = np.linalg.eigh(moment)
-    return vectors * np.sqrt(np.maximum(values, 0))
-
-
-def _kernels(array: Any, layer: Layer) -> list[Matrix]:
-    """The kernels of a layer, one but of a stack."""
-    own, storage = as_numpy(array).astype(np.float64), layer.storage
-    every = [own] if storage.stack is None else list(np.moveaxis(own, storage.stack, 0))
-    return [np.transpose(one, storage.order).reshape(layer.kernel_shape) for one in every]
 
 
 class Passage(NamedTuple):
@@ -145,6 +115,32 @@ def losses(own: Seen, heads: int | None) -> Float[np.ndarray, " _"]:
     return np.maximum(whole - np.concatenate([[0.0], kept]), 0.0)
 
 
+class Member(NamedTuple):
+    """A layer of a pair with what is known of it.
+
+    Arguments:
+        array: that holds its kernel.
+        bias: None where it has none.
+        weights: see `Weights`.
+        mean: of what it reads.
+    """
+
+    entry: PlannedLayer
+    array: Any
+    bias: Any
+    weights: Weights
+    mean: Any
+
+    @property
+    def layer(self) -> Layer:
+        """See `PlannedLayer`."""
+        return self.entry.layer
+
+    def ends(self) -> list[End]:
+        """What the layers put out, one but of a stack."""
+        return ends_of(self.layer, self.array, self.bias, self.weights, self.mean)
+
+
 class PairFactors(NamedTuple):
     """What becomes of a layer of a pair.
 
@@ -158,54 +154,57 @@ class PairFactors(NamedTuple):
 
 
 def decompose_pair(
-    pair: Paired,
-    arrays: Mapping[str, Any],
-    biases: Mapping[str, Any],
-    weights: Weights,
-    mean: Any,
+    producers: Sequence[Member], consumer: Member, heads: int | None, *, corrected: bool
 ) -> dict[str, PairFactors]:
     """What becomes of the layers of a pair, by path.
 
     Arguments:
-        arrays: that hold the kernels, by path.
-        biases: of the producers that have one.
-        weights: of the consumer.
-        mean: of what it reads, where its bias is to be corrected; else None.
+        corrected: whether the consumer's bias takes on what the mean of what it reads loses.
     """
-    consumer = pair.consumer.layer
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arrays, weights))):
-        raise ValueError(
-            f"layer {consumer.path!r}: pairs are decomposed on the host, not inside of jax.jit or "
-            "jax.vmap"
-        )
-    (rank,) = pair.consumer.ranks
-    if mean is not None:
-        weights = around_mean(weights, mean)
-        mean = np.asarray(as_numpy(mean), np.float64).reshape(consumer.copies, -1)
-    every = seen(arrays[consumer.path], consumer, weights)
-    passages = [passage(own, pair.heads) for own in every]
+    layer, (rank,) = consumer.layer, consumer.entry.ranks
+    mean, weights = None, consumer.weights
+    if corrected:
+        weights, mean = around_mean(weights, consumer.mean), rows_of(consumer.mean, layer)
+    every = seen(consumer.array, layer, weights)
+    passages = [passage(own, heads) for own in every]
     reads, shifts = [], []
     for number, (own, found) in enumerate(zip(every, passages, strict=True)):
         passing = found.produced(own.moment, rank)
-        square = found.produced(passing.T, rank)
-        read = np.linalg.solve(square, passing.T @ own.kernel)
+        read = np.linalg.solve(found.produced(passing.T, rank), passing.T @ own.kernel)
         reads.append(read)
         if mean is not None:
             lost = mean[number] @ own.kernel
             shifts.append(lost - (found.produced(mean[number][None], rank) @ read)[0])
-    made = {consumer.path: PairFactors(_together(reads, consumer), _rows(shifts, consumer))}
-    for entry in pair.producers:
-        layer = entry.layer
-        kernels = _kernels(arrays[layer.path], layer)
-        kept = [found.produced(k, rank) for k, found in zip(kernels, passages, strict=True)]
-        moved = []
-        if layer.path in biases:
-            old = np.asarray(as_numpy(biases[layer.path]), np.float64)
-            for row, found in zip(old.reshape(layer.copies, -1), passages, strict=True):
-                new = entry.chain.rows_out(found.produced(row[None], rank))
-                moved.append(np.asarray(new, np.float64)[0] - row)
-        made[layer.path] = PairFactors(_together(kept, layer), _rows(moved, layer))
-    return made
+    made = {layer.path: PairFactors(_together(reads, layer), _rows(shifts, layer))}
+    return made | {own.layer.path: _putting_out(own, passages) for own in producers}
+
+
+def decompose_scores(query: Member, key: Member, heads: int) -> dict[str, PairFactors]:
+    """What becomes of a query and its key, by path: by whichever's change is to lose less."""
+    (rank,) = query.entry.ranks
+    best = [
+        min(sides(*ends, heads), key=lambda side: side.losses[rank])
+        for ends in zip(query.ends(), key.ends(), strict=True)
+    ]
+    first, second = ([Passage(None, own) for own in part] for part in
+                     ([side.query for side in best], [side.key for side in best]))  # fmt: skip
+    return {
+        query.layer.path: _putting_out(query, first),
+        key.layer.path: _putting_out(key, second),
+    }
+
+
+def _putting_out(member: Member, passages: Sequence[Passage]) -> PairFactors:
+    """A layer that computes what passes alone."""
+    layer, (rank,) = member.layer, member.entry.ranks
+    kernels = kernels_of(member.array, layer)
+    kept = [found.produced(own, rank) for own, found in zip(kernels, passages, strict=True)]
+    moved = []
+    if member.bias is not None:
+        for row, found in zip(rows_of(member.bias, layer), passages, strict=True):
+            new = member.entry.chain.rows_out(found.produced(row[None], rank))
+            moved.append(np.asarray(new, np.float64)[0] - row)
+    return PairFactors(_together(kept, layer), _rows(moved, layer))
 
 
 def _together(parts: Sequence[Matrix], layer: Layer) -> Any:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 METHODS = ("cp", "tucker", "tt", "svd")
 # Of layers between which fewer numbers pass, see `tdjax.plan.pair`: what some put out, another
-# reads. Units are kept as they are, the outputs of each head are mixed.
+# reads. Units are kept as they are, the outputs of each head are mixed; those of scores, of which
+# the second layer puts something out too, meet in a product for each head.
 UNITS, HEADS = ("units_out", "units_in"), ("heads_out", "heads_in")
-PAIRED = (*UNITS, *HEADS)
+SCORES = ("scores_out", "scores_in")
+PAIRED = (*UNITS, *HEADS, *SCORES)
 SPATIAL = ("separate", "merged")
 # Of a window (kh, kw): (kh kw C | T), (kh C | kw T), (kw C | kh T), (C | kh kw T).
 FOLDS = ("channel", "rows", "columns", "window")
@@ -77,7 +79,7 @@ def check_variant(method: str, spatial: str, splits: int, fold: str) -> None:
         raise ValueError(f"splits must be at least 1, got {splits}")
     if fold not in FOLDS:
         raise ValueError(f"fold must be one of {', '.join(FOLDS)}")
-    if splits > 1 and fold == "channel" and method in HEADS:
+    if splits > 1 and fold == "channel" and method in (*HEADS, *SCORES):
         return
     if (splits, fold) != (1, "channel") and method != "svd":
         raise ValueError("only method 'svd' knows splits and fold")

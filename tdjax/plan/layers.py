@@ -183,6 +183,7 @@ class Inventory(NamedTuple):
         work: see `tdjax.plan.plan.Plan`.
         same_inputs: paths of layers that read the same values, see `Plan.with_shared`.
         pairs: finds the pairs of layers, of `tdjax.plan.pair.Pair`.
+        bias_of: a layer's bias, or its shape alone; None where it has none.
     """
 
     layers: tuple[Layer, ...]
@@ -192,6 +193,7 @@ class Inventory(NamedTuple):
     work: Work | None = None
     same_inputs: tuple[tuple[str, ...], ...] = ()
     pairs: Callable[[], tuple[Any, ...]] = tuple
+    bias_of: Callable[[Layer], Any] = lambda layer: None
 
 
 def in_whole_numbers(model: Inventory) -> Inventory:

@@ -2,7 +2,8 @@
 
 What producers put out, (..., T), goes through functions of the model's own into one consumer. The
 producers compute some of it alone, at the front of each of `splits` equal parts of T, and fill up
-with zeros; the consumer reads those places alone. So nothing between the two has to change.
+with zeros; the consumer reads those places alone. So nothing between the two has to change. Of
+query and key, whose outputs are multiplied with each other, both are filled up with zeros.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tdjax.decompose.formats import Format
-from tdjax.plan.form import PAIRED, Form
+from tdjax.plan.form import PAIRED, SCORES, Form
 from tdjax.plan.layers import LEAF, Layer, Storage
 from tdjax.plan.stage import Chain, Kernels, Stage
 
@@ -22,6 +23,8 @@ from tdjax.plan.stage import Chain, Kernels, Stage
 KINDS = ("dense", "dense_general", "einsum")
 # The end of the methods of producers, and of consumers.
 OUT, IN = "_out", "_in"
+# The methods of layers that fill up with zeros what they put out.
+PUTTING_OUT = frozenset([*SCORES, *(method for method in PAIRED if method.endswith(OUT))])
 
 
 class Pair(NamedTuple):
@@ -29,15 +32,18 @@ class Pair(NamedTuple):
 
     Arguments:
         producers: paths, as of up and gate of an MLP, or of the value of an attention.
-        consumer: path, as of down, or of the output projection.
+        consumer: path, as of down, or of the output projection; of the key, with `scores`.
         heads: the number of heads, each of whose outputs may be mixed among themselves, as nothing
             but sums over tokens lies between; None where a function of each single output does, so
             that they are kept or left out.
+        scores: whether the outputs of the only producer, a query, and of the other layer, a key,
+            are multiplied with each other, head by head.
     """
 
     producers: tuple[str, ...]
     consumer: str
     heads: int | None = None
+    scores: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -46,7 +52,8 @@ class Pair(NamedTuple):
 
     def __str__(self) -> str:
         """As in "gate + up -> down"."""
-        return f"{' + '.join(self.producers)} -> {self.consumer}"
+        between = "*" if self.scores else "->"
+        return f"{' + '.join(self.producers)} {between} {self.consumer}"
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
@@ -56,11 +63,15 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
             raise TypeError(f"a pair is a tdjax.Pair, got {pair!r}")
 
 
-def pair_problem(producers: Sequence[Layer], consumer: Layer, heads: int | None) -> str | None:
+def pair_problem(
+    producers: Sequence[Layer], consumer: Layer, heads: int | None, scores: bool
+) -> str | None:
     """Why layers are no pair, as far as shapes tell; None where they are."""
     if not producers:
         return "a pair has a layer that puts something out"
-    width = consumer.kernel_shape[0]
+    if scores and (heads is None or len(producers) > 1):
+        return "scores are those of one query and one key, in so many heads"
+    width = consumer.kernel_shape[-1 if scores else 0]
     for layer in (*producers, consumer):
         problem = layer_problem(layer)
         if problem is None and layer.positions != consumer.positions:
@@ -73,7 +84,7 @@ def pair_problem(producers: Sequence[Layer], consumer: Layer, heads: int | None)
         if layer.kernel_shape[-1] != width:
             return (
                 f"layer {layer.path!r} puts out {layer.kernel_shape[-1]} features, but "
-                f"{consumer.path!r} reads {width}"
+                f"{consumer.path!r} {'puts out' if scores else 'reads'} {width}"
             )
     if heads is not None and (heads < 1 or width % heads):
         return f"{heads} heads do not divide {width} features"
@@ -97,7 +108,7 @@ def paired_obstacle(layer: Layer, form: Form) -> str | None:
     """Why a layer cannot have a form of a pair; None where it can."""
     problem = layer_problem(layer)
     if problem is None:
-        width = layer.kernel_shape[-1 if form.method.endswith(OUT) else 0]
+        width = layer.kernel_shape[-1 if form.method in PUTTING_OUT else 0]
         if width % form.splits:
             problem = f"{form.splits} heads do not divide {width} features"
     return problem
@@ -117,10 +128,10 @@ def _stack_of(layer: Layer) -> tuple[object, ...]:
     return layer.copies, layer.storage.stack is None
 
 
-def pair_layer(producers: Sequence[Layer], consumer: Layer) -> Layer:
+def pair_layer(producers: Sequence[Layer], consumer: Layer, scores: bool) -> Layer:
     """A pair to a budget: one consumer of the same width that has all of their weights."""
-    width = consumer.kernel_shape[0]
-    columns = sum(layer.kernel_shape[0] for layer in producers) + consumer.kernel_shape[-1]
+    width, rest = consumer.kernel_shape[:: -1 if scores else 1]
+    columns = sum(layer.kernel_shape[0] for layer in producers) + rest
     paths = (layer.path for layer in (*producers, consumer))
     shape = (width, columns)
     return Layer(
@@ -140,6 +151,8 @@ def pair_layer(producers: Sequence[Layer], consumer: Layer) -> Layer:
 
 def method_of(pair: Pair, end: str) -> str:
     """The method of a pair's layers at one end, `OUT` or `IN`."""
+    if pair.scores:
+        return f"scores{end}"
     return ("units" if pair.heads is None else "heads") + end
 
 
@@ -155,8 +168,8 @@ class PairChain(Chain):
 
     @property
     def puts_out(self) -> bool:
-        """Whether it is a producer."""
-        return self.form.method.endswith(OUT)
+        """Whether it fills up with zeros what it puts out."""
+        return self.form.method in PUTTING_OUT
 
     @property
     def rank_shape(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tdjax.decompose.inputs import check_ranks
-from tdjax.plan.form import HEADS, PAIRED, Form
+from tdjax.plan.form import PAIRED, SCORES, UNITS, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.listing import ranks_text
 from tdjax.plan.pair import IN, OUT, Pair, method_of, other_end, pair_layer, pair_problem
@@ -25,7 +25,12 @@ class Paired(NamedTuple):
         """See `Pair`."""
         form = self.consumer.form
         assert form is not None
-        return form.splits if form.method in HEADS else None
+        return None if form.method in UNITS else form.splits
+
+    @property
+    def scores(self) -> bool:
+        """See `Pair`."""
+        return self.consumer.method in SCORES
 
 
 def with_pairs(
@@ -38,7 +43,7 @@ def with_pairs(
         paths, what = pair.paths, f"pair {pair}"
         producers, consumer = [entries[path] for path in pair.producers], entries[pair.consumer]
         layers = [entry.layer for entry in producers]
-        problem = pair_problem(layers, consumer.layer, pair.heads)
+        problem = pair_problem(layers, consumer.layer, pair.heads, pair.scores)
         for path in paths:
             entry = entries[path]
             wrong = None
@@ -52,7 +57,7 @@ def with_pairs(
         if problem is not None:
             raise ValueError(f"{what}: {problem}")
         splits = pair.heads or 1
-        whole = pair_layer(layers, consumer.layer)
+        whole = pair_layer(layers, consumer.layer, pair.scores)
         if rank is None:
             held = sum(entry.size for entry in (*producers, consumer)) // whole.copies
             found = max(held // (splits * whole.kernel_shape[1]), 1)
@@ -117,5 +122,5 @@ def _problem_with(entry: PlannedLayer, consumer: PlannedLayer | None) -> str | N
             f"it feeds {entry.feeds!r}, which is {own} of rank {ranks_text(consumer.ranks)}, not "
             f"{replace(form, method=other_end(form.method))} of rank {ranks_text(entry.ranks)}"
         )
-    heads = form.splits if form.method in HEADS else None
-    return pair_problem([entry.layer], consumer.layer, heads)
+    pair = Paired((entry,), consumer)
+    return pair_problem([entry.layer], consumer.layer, pair.heads, pair.scores)

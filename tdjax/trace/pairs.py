@@ -85,12 +85,14 @@ class _Walk:
         lost: paths of the layers whose outputs go elsewhere.
         reads: by path of a layer, what its calls read.
         fed: by path of a layer, the layers that read its outputs.
+        met: paths of layers whose outputs are multiplied with each other, and in how many heads.
     """
 
     trace: Trace
     lost: set[str] = field(default_factory=set)
     reads: dict[str, set[Value]] = field(default_factory=dict)
     fed: dict[str, set[str]] = field(default_factory=dict)
+    met: dict[tuple[str, str], set[int]] = field(default_factory=dict)
 
     def pairs(self) -> tuple[Pair, ...]:
         """What was found."""
@@ -110,9 +112,47 @@ class _Walk:
             width = layers[path].kernel_shape[0]
             if heads is not None and heads >= width:
                 continue
-            if pair_problem([layers[own] for own in producers], layers[path], heads) is None:
+            own = [layers[path] for path in producers]
+            if pair_problem(own, layers[path], heads, scores=False) is None:
                 found.append(Pair(producers, path, heads))
-        return tuple(found)
+        order = list(layers)
+        return tuple(sorted([*found, *self.scores()], key=lambda pair: order.index(pair.consumer)))
+
+    def scores(self) -> list[Pair]:
+        """Queries and keys."""
+        layers, found = self.trace.layers, []
+        for (first, second), numbers in self.met.items():
+            if len(numbers) > 1 or {first, second} & self.lost or first == second:
+                continue
+            if self.fed[first] != {second} or self.fed[second] != {first}:
+                continue
+            (heads,) = numbers
+            pair = Pair((first,), second, heads, scores=True)
+            if pair_problem([layers[first]], layers[second], pair.heads, scores=True) is None:
+                found.append(pair)
+        return found
+
+    def meet(self, eqn: Any, first: Outputs, second: Outputs) -> bool:
+        """Whether outputs of two layers are multiplied with each other, head by head."""
+        if eqn.primitive.name != "dot_general" or first.bent or second.bent:
+            return False
+        if len(first.layers) > 1 or len(second.layers) > 1:
+            return False
+        contract, batch = eqn.params["dimension_numbers"]
+        number = len(first.axes) - len(contract[0])
+        shape = eqn.invars[0].aval.shape
+        pairs = dict(zip((*batch[0], *contract[0]), (*batch[1], *contract[1]), strict=True))
+        same = tuple(pairs.get(axis) for axis in first.axes) == second.axes
+        if not same or tuple(sorted(contract[0])) != tuple(sorted(first.axes[number:])):
+            return False
+        heads = math.prod(shape[axis] for axis in first.axes[:number])
+        if heads % first.heads or heads % second.heads:
+            return False
+        (one,), (other,) = first.layers, second.layers
+        self.fed.setdefault(one, set()).add(other)
+        self.fed.setdefault(other, set()).add(one)
+        self.met.setdefault((one, other), set()).add(heads)
+        return True
 
     def lose(self, value: Value) -> Other | None:
         """Outputs go where they cannot be followed."""
@@ -138,6 +178,8 @@ class _Walk:
                 arguments = list(map(_any, called.program.jaxpr.invars))
                 for result in self.program(called.program, arguments):
                     self.lose(result)
+        elif len(own) == 2 and self.meet(eqn, *own):
+            return list(map(_any, eqn.outvars))
         elif own:
             found = self.after(eqn, reads, own)
             if found is not None:
@@ -172,8 +214,8 @@ class _Walk:
     def after(self, eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) -> Outputs | None:
         """Outputs behind an equation; None where they cannot be followed through it."""
         name = eqn.primitive.name
-        if name == "dot_general":
-            return _after_product(eqn, reads) if len(own) == 1 else None
+        if name == "dot_general" and len(own) == 1:
+            return _after_product(eqn, reads)
         if name in ELEMENTWISE:
             return _after_elementwise(eqn, reads, own)
         if len(own) > 1 or reads[0] is not own[0]:
