@@ -250,12 +250,12 @@ class Plan:
     def with_pairs(self, pairs: Sequence[Pair], *, rank: int | None = None) -> Plan:
         """The plan with pairs of layers between which fewer numbers pass.
 
-        Such are up (and gate) and down of an MLP, value and output of an attention;
-        `tdjax.paired_layers` finds them. Of an MLP some hidden units are kept, and down is what
-        makes most of these; of each head fewer numbers pass, mixed from those that did
+        Such are up (and gate) and down of an MLP, value and output of an attention, its query and
+        key; `tdjax.paired_layers` finds them. Of an MLP some hidden units are kept, and down is
+        what makes most of these; of each head fewer numbers pass, mixed from those that did
         (Lin et al. 2024, arXiv 2408.09632). The layers that put something out compute what is kept
         alone and fill up with zeros, the one that reads it reads that alone: all between them
-        stays as it is. `tdjax.factorize_params` needs moments of what the consumer reads.
+        stays as it is. `tdjax.factorize_params` needs moments for it.
 
             >>> import tdjax
             >>> up, down = (tdjax.Layer(n, "dense", s) for n, s in (("up", (8, 32)),
