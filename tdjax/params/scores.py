@@ -4,7 +4,8 @@ With q and k what a head's query and key put out, scores q C_q (k C_k)^T are tho
 is and the query q C_q C_k^T. So what they lose is what a change of the query alone does, E = I -
 C_q C_k^T behind it, measured by the moments of what the query puts out and of the gradient there,
 as any layer's change is; or what one of the key alone does, which is the same for the network, and
-another estimate of it. The best C_q C_k^T of a head is a low rank of the identity in that norm.
+another estimate of it: their mean is taken. The best C_q C_k^T of a head is a low rank of the
+identity in either norm.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Sides(NamedTuple):
 
     Arguments:
         query, key: (h, d, d).
-        losses: where so many columns are kept, beginning with none.
+        losses: where so many columns are kept, beginning with none; the mean of both estimates.
     """
 
     query: Heads
@@ -73,7 +74,7 @@ class Sides(NamedTuple):
 
 
 def sides(query: End, key: End, heads: int) -> tuple[Sides, Sides]:
-    """By a change of the query, and by one of the key."""
+    """The best by a change of the query, and by one of the key."""
     first, second = _side(query, key, heads), _side(key, query, heads)
     return first, Sides(second.key, second.query, second.losses)
 
@@ -93,8 +94,10 @@ def _side(own: End, other: End, heads: int) -> Sides:
         scale = np.where(scale > 0, scale, 1.0)
         columns.append(first * scale)
         others.append(second / scale)
-    made = np.stack(columns), np.stack(others)
-    return Sides(*made, _losses(own.moment, weigh, *made))
+    first, second = np.stack(columns), np.stack(others)
+    lost = _losses(own.moment, weigh, first, second)
+    weigh = own.moment if other.gradient is None else other.gradient
+    return Sides(first, second, (lost + _losses(other.moment, weigh, second, first)) / 2)
 
 
 def _losses(moment: Matrix, weigh: Matrix, columns: Heads, others: Heads) -> Any:
