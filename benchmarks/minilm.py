@@ -11,7 +11,8 @@ installed:
 
 With `--records=FILE` each run is written as it ends, and what the file holds is not measured again.
 "Kronecker" and what is below it weigh outputs by half the squared change of the embedding; with
-"+shared" query, key and value have one input factor, or, of "loss", where that loses less. Seconds
+"+shared" query, key and value have one input factor, or, of "loss", where that loses less; with
+"+pairs" fewer numbers pass between up and down, and value and output, where that does. Seconds
 are those of the row alone; what rows share (moments, inputs, a peer's decompositions) counts for
 the first that needs it.
 """
@@ -24,7 +25,7 @@ from benchmarks.sentences import statistics
 from benchmarks.sentences.settings import SCHEMA, Settings
 from benchmarks.sentences.task import read_task
 from benchmarks.transformers import command
-from benchmarks.transformers.runs import METHODS, SHARED, Measured
+from benchmarks.transformers.runs import METHODS, PAIRED, SHARED, Measured
 
 FOLDER = flags.DEFINE_string("folder", None, "Of the network: config, weights, vocabulary.")
 SENTENCES = flags.DEFINE_integer("sentences", 2208, "For calibration.", lower_bound=1)
@@ -39,7 +40,7 @@ COLUMNS: command.Columns = {
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    methods = command.names((*METHODS, *SHARED))
+    methods = command.names((*METHODS, *SHARED, *PAIRED))
     settings = Settings(
         SENTENCES.value, HELD_OUT.value, WIDTH.value, command.DRAWS.value, command.EPOCHS.value,
         command.SEED.value,

@@ -24,6 +24,7 @@ from tdjax.moments.collect import LayerMoments
 from tdjax.moments.file import load_moments, save_moments
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
+from tdjax.plan.pair import Pair
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule, LossRise
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         layer_table,
         make_plan,
         measure_rises,
+        paired_layers,
         reestimate_batch_stats,
         refine,
         remove_dead,
@@ -84,6 +86,7 @@ __all__ = [
     "LowRank",
     "ModeWeighted",
     "Norm",
+    "Pair",
     "Plan",
     "PlannedLayer",
     "Rule",
@@ -118,6 +121,7 @@ __all__ = [
     "magnitude_prune",
     "make_plan",
     "measure_rises",
+    "paired_layers",
     "pq_index",
     "pq_prune",
     "pruned_share",
@@ -163,6 +167,7 @@ _LATER = {
     "load_factorised": "tdjax.dispatch.saving",
     "make_plan": "tdjax.dispatch",
     "measure_rises": "tdjax.dispatch",
+    "paired_layers": "tdjax.dispatch",
     "quantize": "tdjax.dispatch.storing",
     "reconstruct_params": "tdjax.params.factorize",
     "reestimate_batch_stats": "tdjax.dispatch",

@@ -68,6 +68,7 @@ CALLS = {
     "make_plan": {"variables": VARIABLES, "rules": [RULE], "sample": X},
     "layer_table": {"variables": VARIABLES, "sample": X},
     "shared_inputs": {"variables": VARIABLES, "sample": X},
+    "paired_layers": {"variables": VARIABLES, "sample": X},
     "allocate": {
         "variables": VARIABLES, "sample": X, "budget": 0.7, "methods": ("svd",), "rules": [],
     },

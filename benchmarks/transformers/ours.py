@@ -56,16 +56,19 @@ def allocated(
     moments: Moments,
     dtypes: Sequence[str] | None = None,
     shared: str | None = None,
+    pairs: str | None = None,
 ) -> tdjax.Plan:
     """Ranks chosen together, of as many parameters as those of `equal`.
 
     Arguments:
         dtypes: to choose ranks and stored numbers together, of as many bytes as those take in
             float32; None to store all in float32.
-        shared: see `tdjax.allocate`.
+        shared, pairs: see `tdjax.allocate`.
     """
     limit = _limit(task, share, moments, dtypes)
-    return tdjax.allocate(task.model, task.variables, task.batches[0], **limit, shared=shared)
+    return tdjax.allocate(
+        task.model, task.variables, task.batches[0], **limit, shared=shared, pairs=pairs
+    )
 
 
 def _limit(task: Task, share: float, moments: Moments, dtypes: Sequence[str] | None) -> Any:

@@ -28,6 +28,8 @@ BYTES: Mapping[str, tuple[str, ...]] = {
 }
 # With one input factor for query, key and value: in place of three, or where a budget says so.
 SHARED = ("covariance+shared", "Kronecker+shared", "loss+shared", "loss+shared+refine")
+# Where a budget says so, between up and down of an MLP, and value and output, fewer numbers pass.
+PAIRED = ("loss+pairs", "loss+shared+pairs", "loss+pairs+refine")
 # Of a figure, what a record says of it.
 Columns = Mapping[str, Callable[[Record], str]]
 FURTHER = ("blocks", "loss+blocks", "loss in NNX", *BYTES)
@@ -138,8 +140,9 @@ class Measured:
         if method in BYTES:
             plan = ours.allocated(task, asked, self.moments, BYTES[method])
         elif method.startswith("loss"):
-            shared = "inputs" if method in SHARED else None
-            plan = ours.allocated(task, asked, self.moments, shared=shared)
+            shared = "inputs" if "+shared" in method else None
+            pairs = "found" if method in PAIRED else None
+            plan = ours.allocated(task, asked, self.moments, shared=shared, pairs=pairs)
         else:
             plan = ours.equal(task, asked)
             plan = ours.sharing(task, plan) if method in SHARED else plan

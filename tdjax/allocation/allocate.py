@@ -22,6 +22,8 @@ from tdjax.allocation.limits import (
     limits_of,
     shares_of,
 )
+from tdjax.allocation.pairs import WHAT as PAIRS
+from tdjax.allocation.pairs import pair_wholes
 from tdjax.allocation.posing import STRATEGIES, posed, strategy_of
 from tdjax.allocation.problem import Problem, Rules
 from tdjax.allocation.search import (
@@ -32,9 +34,12 @@ from tdjax.allocation.search import (
     least_sum,
     total,
 )
-from tdjax.allocation.shared import best_sharing, check_some_reach, check_weighed, sharing_of
+from tdjax.allocation.shared import WHAT as SHARED
+from tdjax.allocation.shared import sharing_wholes
+from tdjax.allocation.together import Together, best_together, check_some_reach, check_weighed
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Inventory
+from tdjax.plan.pair import Pair
 from tdjax.plan.plan import Plan
 from tdjax.plan.wishes import LossRise
 from tdjax.progress import Progress
@@ -61,12 +66,14 @@ def allocate(
     key: Array | None = None,
     timings: Timings | None = None,
     shared: Sequence[Sequence[str]] | None = None,
+    pairs: Sequence[Pair] | None = None,
     progress: Progress = False,
 ) -> Plan:
     """See `tdjax.allocate`; CP starts from random factors of `key`.
 
     Arguments:
         shared: groups of paths of layers that may share an input factor.
+        pairs: of layers between which fewer numbers may pass.
     """
     check_one("allocate", budget, target)
     strategy = strategy_of(strategy, target)
@@ -82,19 +89,29 @@ def allocate(
             "one of them"
         )
 
-    if not shared:
+    for what, argument, asked in ((SHARED, "shared", shared), (PAIRS, "pairs", pairs)):
+        if asked:
+            check_weighed(problem, what, argument)
+    if not shared and not pairs:
         return chosen(problem, shares)[0] if target is None else _within_rise(problem, target)
-    check_weighed(problem)
 
     def solve(problem: Problem) -> tuple[Plan, float]:
         if target is None:
             return chosen(problem, shares)
         plan = _within_rise(problem, target)
-        # Of time there is none here, see `sharing_of`.
+        # Of time there is none here, see `tdjax.allocation.together.check_counted`.
         counted = plan.size, float(plan.macs), plan.bytes
         return plan, counted[problem.options.column]
 
-    return best_sharing(sharing_of(problem, shared), solve)
+    return best_together(_together(problem, shared, pairs), solve)
+
+
+def _together(
+    problem: Problem, shared: Sequence[Sequence[str]] | None, pairs: Sequence[Pair] | None
+) -> Together:
+    """The layers that may be chosen for together."""
+    wholes = sharing_wholes(problem, shared) if shared else []
+    return Together(problem, (*wholes, *(pair_wholes(problem, pairs) if pairs else [])))
 
 
 def check_reach(
@@ -107,6 +124,7 @@ def check_reach(
     timings: Timings | None = None,
     dtypes: Sequence[str] | None = None,
     shared: Sequence[Sequence[str]] | None = None,
+    pairs: Sequence[Pair] | None = None,
 ) -> None:
     """Refuse what `allocate` would with strategy "loss", as far as shapes tell, before any work."""
     shares = NOTHING if budget is None else shares_of(budget, cost)
@@ -120,10 +138,10 @@ def check_reach(
         model, costs, "energy", methods, None, rules=rules, multiple_of=multiple_of,
         dtypes=dtypes, timings=timings,
     )  # fmt: skip
-    if not shared:
+    if not shared and not pairs:
         limits_of(problem, shares)
     else:
-        check_some_reach(sharing_of(problem, shared), shares)
+        check_some_reach(_together(problem, shared, pairs), shares)
 
 
 def chosen(problem: Problem, shares: Shares) -> tuple[Plan, float]:

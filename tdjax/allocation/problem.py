@@ -7,7 +7,7 @@ that loses is measured when it is first asked for, once for all budgets.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from tdjax.decompose.inputs import is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
 from tdjax.plan.dtypes import FLOAT32
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Inventory, Layer, in_whole_numbers
 from tdjax.plan.listing import ranks_text
 from tdjax.plan.plan import Plan, PlannedLayer
@@ -76,6 +77,32 @@ class FreeLayer(NamedTuple):
         return self.dense
 
 
+class Given(NamedTuple):
+    """What is to be chosen for a layer, where that is known beforehand.
+
+    Arguments:
+        form: without its ranks, of which one more costs as much as the one before.
+        ranks: (n, 1).
+        lost: what each of them loses; made when it is first asked for.
+    """
+
+    form: Form
+    ranks: Int[np.ndarray, "n 1"]
+    lost: Callable[[], Float[np.ndarray, " n"]]
+
+    def choices(self, layer: Layer, options: ChoiceOptions) -> Choices:
+        """The ranks with what they cost."""
+        one = options.costs_of(PlannedLayer(layer, replace(self.form, ranks=(1,))))
+        return Choices(self.form, self.ranks, self.ranks * one)
+
+
+class PlanOfWholes(Plan):
+    """A plan in which one layer may stand for several, whose parts are not seen."""
+
+    def __post_init__(self) -> None:
+        """The layers that it stands for are checked when they are apart."""
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What is to be chosen, and all that is known of it.
@@ -88,6 +115,7 @@ class Problem:
         moments: for strategy "loss".
         factors: by path of a free layer, how much of what its choices lose counts; 1 where there
             is none.
+        given: by path, layers of which it is known beforehand what is to be chosen.
         progress: what is told of the layers where measuring takes long.
     """
 
@@ -97,6 +125,7 @@ class Problem:
     rules: Mapping[str, Rule | BudgetRule]
     moments: Mapping[str, LayerMoments] | None
     factors: Mapping[str, float] = field(default_factory=dict)
+    given: Mapping[str, Given] = field(default_factory=dict)
     progress: Progress = False
 
     @cached_property
@@ -153,19 +182,24 @@ class Problem:
             programs = self.strategy != "energy" and not AT_SHARES.isdisjoint(methods)
             return self.strategy != "uniform" and not programs
 
-        known = list(map(self._known, self.free.values()))
+        asked = [path for path in self.free if path not in self.given]
+        known = [self._known(self.free[path]) for path in asked]
         devices, done = shared_devices(known), itertools.count(1)
         with Steps("allocate", self.progress).step(
             "what formats lose", "layer", len(known), after=QUIET
         ) as tick:
 
-            def errors(own: _Known) -> Float[np.ndarray, " _"]:
+            def lost(own: _Known) -> Float[np.ndarray, " _"]:
                 found = self._errors(own)
                 tick(next(done))
                 return found
 
-            found = dealt(errors, known, devices, by_numpy, lambda own: own.free.layer.size)
-        return dict(zip(self.free, found, strict=True))
+            found = dealt(lost, known, devices, by_numpy, lambda own: own.free.layer.size)
+        errors = dict(zip(asked, found, strict=True))
+        for path in self.free.keys() & self.given.keys():
+            dense = np.zeros(int(self.free[path].dense is not None))
+            errors[path] = np.concatenate([self.given[path].lost(), dense])
+        return errors
 
     @cached_property
     def errors(self) -> Mapping[str, Float[np.ndarray, " _"]]:
@@ -203,7 +237,8 @@ class Problem:
             else PlannedLayer(layer, reason=layer.obstacle)
             for layer in model.layers
         )
-        plan = Plan(entries, model.other, other_macs=model.other_macs, work=model.work)
+        kind = PlanOfWholes if self.given else Plan
+        plan = kind(entries, model.other, other_macs=model.other_macs, work=model.work)
         clock = self.options.clock
         if clock is None:
             return plan
@@ -222,6 +257,9 @@ class Problem:
         return told + (f"; rules: {', '.join(texts)}" if texts else "")
 
     def _layer(self, layer: Layer) -> FreeLayer | PlannedLayer:
+        given = self.given.get(layer.path)
+        if given is not None:
+            return self._free(layer, [given.choices(layer, self.options)], bounded=False)
         rule = self.rules.get(layer.path)
         if isinstance(rule, Rule):
             decided = decide(layer, rule, best_format(self.model.array_of))

@@ -9,6 +9,7 @@ from tdjax.dispatch.errors import (
 )
 from tdjax.dispatch.factors import factorize, factorize_sequentially, remove_dead
 from tdjax.dispatch.measuring import measure_rises
+from tdjax.dispatch.pairing import paired_layers
 from tdjax.dispatch.pipeline import compress
 from tdjax.dispatch.planning import allocate, layer_table, make_plan
 from tdjax.dispatch.refining import refine
@@ -27,6 +28,7 @@ __all__ = [
     "layer_table",
     "make_plan",
     "measure_rises",
+    "paired_layers",
     "reestimate_batch_stats",
     "refine",
     "remove_dead",

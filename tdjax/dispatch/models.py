@@ -91,7 +91,7 @@ KINDS = (
         "a function apply(params, *inputs)",
         "a function holds no arrays and comes with its parameters",
         checks={"params": "tree", "plan_or_params": "plan_or_tree"},
-        lacks=("remove_dead", "reestimate_batch_stats", "shared_inputs"),
+        lacks=("remove_dead", "reestimate_batch_stats", "shared_inputs", "paired_layers"),
         without=(
             "method",
             "features",
@@ -101,6 +101,7 @@ KINDS = (
             "batch_stats",
             "measure_rises.row_weights",
             "shared",
+            "pairs",
         ),
     ),
 )

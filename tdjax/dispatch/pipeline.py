@@ -33,6 +33,7 @@ from tdjax.dispatch.compressing import (
 )
 from tdjax.dispatch.data import collect_moments
 from tdjax.dispatch.models import on_models
+from tdjax.dispatch.pairing import Pairs, pairs_asked
 from tdjax.dispatch.planning import allocate
 from tdjax.dispatch.sharing import Shared, groups_of
 from tdjax.moments.collect import RowWeights
@@ -64,6 +65,7 @@ def compress(
     batch: int | None = ...,
     timings: Timings | None = ...,
     shared: Shared | None = ...,
+    pairs: Pairs | None = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
     refine: Refine = ...,
@@ -89,6 +91,7 @@ def compress(
     batch: int | None = ...,
     timings: Timings | None = ...,
     shared: Shared | None = ...,
+    pairs: Pairs | None = ...,
     row_weights: RowWeights | None = ...,
     memory: int = ...,
     refine: Refine = ...,
@@ -139,6 +142,7 @@ def compress(
     batch: int | None = None,
     timings: Timings | None = None,
     shared: Shared | None = None,
+    pairs: Pairs | None = None,
     row_weights: RowWeights | None = None,
     memory: int = 2**32,
     refine: Refine = True,
@@ -184,6 +188,8 @@ def compress(
             batch is that of the first of `batches`.
         shared: as for `tdjax.allocate`: "inputs" lets query, key and value share one input factor
             where that loses less. Not for functions.
+        pairs: as for `tdjax.allocate`: "found" lets fewer hidden units of an MLP pass, and less of
+            each head of an attention, where that loses less. Not for functions.
         methods: as for `tdjax.allocate`; here "svd" and "tucker" where it is not said, as others
             take far longer.
         loss_fn, row_weights, memory: as for `tdjax.collect_moments`.
@@ -208,13 +214,17 @@ def compress(
     read = partial(source_of, model, variables, batches, labelled=labelled, method=method)
     source = together("compress", read)
     inventory = source.inventory()
-    groups = groups_of("compress", inventory, shared, names_of([budget], cost), timings)
+    counted = names_of([budget], cost)
+    groups = groups_of("compress", inventory, shared, counted, timings)
+    paired = pairs_asked("compress", inventory, pairs, counted, timings)
     (budget,), cost, timings = clocked(
         "compress", Called(model, variables, source.sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy="energy", progress=progress,
         choices={"methods": methods, "moments": None, "rules": rules, "multiple_of": multiple_of},
     )  # fmt: skip
-    check_reach(inventory, budget, cost, methods, rules, multiple_of, timings, dtypes, groups)
+    check_reach(
+        inventory, budget, cost, methods, rules, multiple_of, timings, dtypes, groups, paired
+    )
     renews = source.room.keeps_batch_stats(*source.arrays)
     signs, starts = jax.random.split(jax.random.key(0) if key is None else key)
     steps, total = Steps("compress", progress), number_in(batches)
@@ -225,7 +235,8 @@ def compress(
             row_weights=None if row_weights is None else partial(weights_of_pairs, row_weights),
         )  # fmt: skip
     with steps.step("formats and ranks"):
-        asked = {} if groups is None else {"shared": groups}
+        asked: dict[str, Any] = {} if groups is None else {"shared": groups}
+        asked |= {} if paired is None else {"pairs": paired}
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
@@ -239,13 +250,13 @@ def compress(
         with steps.step("batch statistics", "batch", total) as tick:
             small = renewed(small, source, row_weights, tick)
     if refine is not False:
-        pairs = together("compress", lambda: list(replace(source, automatic=True)))
-        obstacle = obstacle_to_refining(small, source, pairs, asked=refine is not True)
+        examples = together("compress", lambda: list(replace(source, automatic=True)))
+        obstacle = obstacle_to_refining(small, source, examples, asked=refine is not True)
         if obstacle is not None:
             steps.tell(f"not refined: {obstacle}")
         else:
             options = {"key": starts, "progress": progress, **({} if refine is True else refine)}
             if row_weights is not None:
                 options["row_weights"] = partial(weights_of_pairs, row_weights)
-            small = refined(small, source, pairs, options)
+            small = refined(small, source, examples, options)
     return stored(small, source, plan)

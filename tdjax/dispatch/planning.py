@@ -21,6 +21,7 @@ from tdjax.arguments.checks import check_moments_fit
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.dispatch.clocks import Called, clocked
 from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.pairing import Pairs, pairs_asked
 from tdjax.dispatch.sharing import Shared, groups_of
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
@@ -153,6 +154,7 @@ def allocate(
     batch: int | None = ...,
     timings: Timings | None = ...,
     shared: Shared | None = ...,
+    pairs: Pairs | None = ...,
     progress: Progress = ...,
     method: Method = ...,
 ) -> Plan: ...
@@ -179,6 +181,7 @@ def allocate(
     batch: int | None = ...,
     timings: Timings | None = ...,
     shared: Shared | None = ...,
+    pairs: Pairs | None = ...,
     progress: Progress = ...,
     method: Method = ...,
 ) -> Plan: ...
@@ -232,6 +235,7 @@ def allocate(
     batch: int | None = None,
     timings: Timings | None = None,
     shared: Shared | None = None,
+    pairs: Pairs | None = None,
     progress: Progress = True,
     method: Method = None,
 ) -> Plan:
@@ -334,6 +338,11 @@ def allocate(
             for it, or the plan smaller with a `target`.
             Layers that a rule is for have factors of their own. Not for functions, nor with
             timings or measured rises; shared factors are stored as the kernels are.
+        pairs: for "loss", pairs of layers between which fewer numbers may pass, see
+            `Plan.with_pairs`, or "found" for those that `tdjax.paired_layers` finds. A layer is in
+            one pair, shares an input factor, or is by itself: whatever loses least, or is smallest
+            with a `target`. Pairs with a layer that a rule is for stay apart. Not for functions,
+            nor with timings or measured rises; pairs are stored as the kernels are.
         progress: see `tdjax.compress`; of timings that are taken now, and of what the formats of
             each layer lose where it takes more than a few seconds to find out.
 
@@ -360,16 +369,18 @@ def allocate(
     choices["multiple_of"] = multiple_of
     if measured is None:
         choices |= {"splits": splits, "objective": objective, "dtypes": dtypes}
-    elif shared is not None:
+    elif shared is not None or pairs is not None:
         raise ValueError(
             "allocate: measured rises are those of layers with factors of their own: leave out "
-            "shared or measured"
+            f"{'pairs' if shared is None else 'shared'} or measured"
         )
     elif dtypes is not None:
         raise ValueError(
             "allocate: measured rises are those of layers in float32: leave out dtypes or measured"
         )
-    groups = groups_of("allocate", inventory, shared, names_of([budget], cost), timings)
+    counted = names_of([budget], cost)
+    groups = groups_of("allocate", inventory, shared, counted, timings)
+    pairs = pairs_asked("allocate", inventory, pairs, counted, timings)
     (budget,), cost, timings = clocked(
         "allocate", Called(model, variables, sample, method, inventory), [budget], cost,
         batch=batch, timings=timings, strategy=strategy, choices=choices, progress=progress,
@@ -378,5 +389,5 @@ def allocate(
     choices["progress"] = progress
     if measured is not None:
         return allocate_measured(inventory, measured, key=jax.random.key(seed), **choices)
-    choices["shared"] = groups
+    choices |= {"shared": groups, "pairs": pairs}
     return allocate_budget(inventory, strategy=strategy, key=jax.random.key(seed), **choices)

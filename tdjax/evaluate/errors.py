@@ -33,6 +33,7 @@ from tdjax.params.factorize import dense_tree, factor_tree, weight_name, weight_
 from tdjax.params.options import Options
 from tdjax.params.partitioning import unboxed
 from tdjax.params.tree import find, join_path, layer_params, mappings
+from tdjax.plan.form import PAIRED
 from tdjax.plan.layers import LEAF
 from tdjax.plan.plan import Plan
 from tdjax.processes import are_apart, gathered, together
@@ -157,6 +158,7 @@ def feature_errors(
     _check_finite(weights)
     if isinstance(plan_or_weights, Plan):
         plan = plan_or_weights
+        _check_apart(plan)
         options = Options(key=jax.random.key(0) if key is None else key)
         paths = [entry.layer.path for entry in plan.factorised]
         other: Mapping[str, Any] = dense_tree(factor_tree(weights, plan, options), plan)
@@ -179,6 +181,16 @@ def feature_errors(
         path: {name: sum(totals[path][name] for totals, _ in every) / count for name in ERRORS}
         for path in paths
     }
+
+
+def _check_apart(plan: Plan) -> None:
+    """Refuse a plan with layers between which other numbers pass than between the dense ones."""
+    for entry in plan.factorised:
+        if entry.method in PAIRED:
+            raise ValueError(
+                f"feature_errors: layer {entry.layer.path!r} is in a pair: what passes between its "
+                "layers is no output of the dense one; compare what the models put out"
+            )
 
 
 def _totals(

@@ -272,11 +272,12 @@ def _chain_product(module: Any, entry: PlannedLayer, x: Array) -> Array:
         first = entry.chain.stages[0]
         settings = {**_shared(module, entry, first), **_dot_general(module, first)}
         x = GivenDense(**settings, kernel=_lent_factor(module, entry, entry.shares))(x)
+    x = entry.chain.rows_in(x)
     for stage in entry.stages:
         own = _dot_general(module, stage)
         rows = low_rank.split_inputs(x, stage.groups)
         x = nn.Dense(**_shared(module, entry, stage), **own)(rows)
-    return x
+    return entry.chain.rows_out(x)
 
 
 def _lent_factor(module: Any, entry: PlannedLayer, lender: str) -> Array:

@@ -27,6 +27,7 @@ from tdjax.plan.layers import Inventory, Layer, is_weight
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.inputs import same_inputs
+from tdjax.trace.pairs import pairs_of
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
 
@@ -72,10 +73,14 @@ def inventory(
     def array_of(layer: Layer) -> Any:
         return unboxed(layer_params(params, layer.path)[layer.storage.name])
 
+    def bias_of(layer: Layer) -> Any:
+        return unboxed(layer_params(params, layer.path).get("bias"))
+
     other = total - sum(layer.size for layer in table)
     return Inventory(
-        table, other, array_of, traced.other_macs, traced.branched, same_inputs(traced)
-    )
+        table, other, array_of, traced.other_macs, traced.branched, same_inputs(traced),
+        partial(pairs_of, traced), bias_of,
+    )  # fmt: skip
 
 
 def layer_table(

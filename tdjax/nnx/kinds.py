@@ -204,10 +204,12 @@ def _product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
 
 
 def _chain_product(module: Any, x: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    if not isinstance(_chain(module), TTMatrixChain):
+    chain = _chain(module)
+    if not isinstance(chain, TTMatrixChain):
+        x = chain.rows_in(x)
         for stage in _stages(module):
             x = getattr(module, stage.name)(low_rank.split_inputs(x, stage.groups))
-        return x
+        return chain.rows_out(x)
     cores = []
     for stage in _stages(module):
         core = getattr(module, stage.name).kernel[...]

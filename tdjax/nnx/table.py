@@ -7,6 +7,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
 from tdjax.trace.inputs import same_inputs
 from tdjax.trace.marks import is_differentiated
+from tdjax.trace.pairs import pairs_of
 from tdjax.trace.recorder import CalledLayer, Recorder, trace_model
 from tdjax.trace.trace import Trace, TracedCall
 
@@ -68,10 +70,15 @@ def inventory(model: nnx.Module, sample: Any, method: Method = None) -> Inventor
         path, name = place_of(layer)
         return array_of(getattr(modules[path], name))
 
+    def bias_of(layer: Layer) -> Any:
+        bias = getattr(modules[place_of(layer)[0]], "bias", None)
+        return None if bias is None else array_of(bias)
+
     other = total - sum(layer.size for layer in table)
     return Inventory(
-        table, other, kernel_of, traced.other_macs, traced.branched, same_inputs(traced)
-    )
+        table, other, kernel_of, traced.other_macs, traced.branched, same_inputs(traced),
+        partial(pairs_of, traced), bias_of,
+    )  # fmt: skip
 
 
 def layer_table(model: nnx.Module, sample: Any, method: Method = None) -> tuple[Layer, ...]:

@@ -31,6 +31,7 @@ from tdjax.params.factorize import DenseLayer, FactorisedLayer, Params, check_ke
 from tdjax.params.input_means import InputMeans, decomposed, multiplied_out
 from tdjax.params.options import Options
 from tdjax.params.weighing import output_weights
+from tdjax.plan.form import PAIRED
 from tdjax.plan.plan import Plan
 from tdjax.plan.sharing import units_of
 from tdjax.processes import are_apart, gathered, summed, together
@@ -126,6 +127,11 @@ def _order(model: TracedModel, plan: Plan, batches: Iterable[Fed]) -> tuple[list
     Raises ValueError for a wrong call.
     """
     for entry in plan.factorised:
+        if entry.method in PAIRED:
+            raise ValueError(
+                f"factorize_sequentially: layer {entry.layer.path!r} is in a pair, which only "
+                "factorize_params decomposes; leave out its pair"
+            )
         if entry.nonzeros:
             raise ValueError(
                 f"factorize_sequentially: layer {entry.layer.path!r} has a sparse correction, "

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 
 from tdjax.decompose.formats import CP, TT, Format, Tucker
 from tdjax.plan import low_rank
-from tdjax.plan.form import Form
+from tdjax.plan.form import PAIRED, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import LowRankChain
+from tdjax.plan.pair import PairChain, paired_obstacle
 from tdjax.plan.stage import Chain, Stage, spanned
 from tdjax.plan.tt_matrix import TTMatrixChain
 
@@ -31,6 +32,8 @@ def chain_of(layer: Layer, form: Form) -> Chain:
     problem = _obstacle(layer, form)
     if problem is not None:
         raise ValueError(f"layer {layer.path!r}: {problem}")
+    if form.method in PAIRED:
+        return PairChain(layer, form)
     if form.method == "svd":
         return LowRankChain(layer, form)
     return TTMatrixChain(layer, form) if layer.is_matrix else CHAINS[form.method](layer, form)
@@ -42,6 +45,8 @@ def _obstacle(layer: Layer, form: Form) -> str | None:
             return "an embedding has no input channels to split; give it a rule without splits"
         *window, channels, _ = layer.group_shape
         return low_rank.obstacle(window, channels, form.splits, form.fold)
+    if form.method in PAIRED:
+        return paired_obstacle(layer, form)
     if form.method != "tt" and layer.is_matrix:
         return f"{form.method!r} of a matrix is a product of two: use 'svd'"
     return None

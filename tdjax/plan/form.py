@@ -6,6 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 METHODS = ("cp", "tucker", "tt", "svd")
+# Of layers between which fewer numbers pass, see `tdjax.plan.pair`: what some put out, another
+# reads. Units are kept as they are, the outputs of each head are mixed; those of scores, of which
+# the second layer puts something out too, meet in a product for each head.
+UNITS, HEADS = ("units_out", "units_in"), ("heads_out", "heads_in")
+SCORES = ("scores_out", "scores_in")
+PAIRED = (*UNITS, *HEADS, *SCORES)
 SPATIAL = ("separate", "merged")
 # Of a window (kh, kw): (kh kw C | T), (kh C | kw T), (kw C | kh T), (C | kh kw T).
 FOLDS = ("channel", "rows", "columns", "window")
@@ -22,7 +28,7 @@ class Form:
     'svd /4'
 
     Arguments:
-        method: one of `METHODS`.
+        method: one of `METHODS`; one of `PAIRED` in plans of `Plan.with_pairs` alone.
         ranks: as `tdjax.plan.ranks.ranks_for` orders them; () until they are chosen.
         spatial, splits, fold: see `tdjax.Rule`.
         nonzeros: of the sparse correction that is added to the decomposition, for each layer of a
@@ -40,14 +46,16 @@ class Form:
 
     def __post_init__(self) -> None:
         """Refuse a form that cannot mean anything, before it meets a layer."""
-        if self.method not in METHODS:
+        if self.method not in (*METHODS, *PAIRED):
             raise ValueError(f"method {self.method!r}: known are {', '.join(METHODS)}")
         check_variant(self.method, self.spatial, self.splits, self.fold)
+        if self.nonzeros and self.method in PAIRED:
+            raise ValueError("layers of a pair take no sparse correction")
 
     def __str__(self) -> str:
         """The form in words, without its ranks: its method, and how it differs from the plain."""
         return (
-            self.method
+            self.method.replace("_", " ")
             + (" merged" if self.spatial == "merged" else "")
             + (f" {self.fold}" if self.fold != "channel" else "")
             + (f" /{self.splits}" if self.splits > 1 else "")
@@ -71,5 +79,7 @@ def check_variant(method: str, spatial: str, splits: int, fold: str) -> None:
         raise ValueError(f"splits must be at least 1, got {splits}")
     if fold not in FOLDS:
         raise ValueError(f"fold must be one of {', '.join(FOLDS)}")
+    if splits > 1 and fold == "channel" and method in (*HEADS, *SCORES):
+        return
     if (splits, fold) != (1, "channel") and method != "svd":
         raise ValueError("only method 'svd' knows splits and fold")

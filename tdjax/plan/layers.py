@@ -182,6 +182,8 @@ class Inventory(NamedTuple):
         other_macs: multiply-accumulates for one example that belong to no layer.
         work: see `tdjax.plan.plan.Plan`.
         same_inputs: paths of layers that read the same values, see `Plan.with_shared`.
+        pairs: finds the pairs of layers, of `tdjax.plan.pair.Pair`.
+        bias_of: a layer's bias, or its shape alone; None where it has none.
     """
 
     layers: tuple[Layer, ...]
@@ -190,6 +192,8 @@ class Inventory(NamedTuple):
     other_macs: Count = 0
     work: Work | None = None
     same_inputs: tuple[tuple[str, ...], ...] = ()
+    pairs: Callable[[], tuple[Any, ...]] = tuple
+    bias_of: Callable[[Layer], Any] = lambda layer: None
 
 
 def in_whole_numbers(model: Inventory) -> Inventory:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tdjax.plan.dtypes import FLOAT_BYTES
+from tdjax.plan.form import SCORES
 from tdjax.plan.layers import Layer
 from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.predicted import Predicted, with_times
@@ -147,11 +148,16 @@ def _notes(entries: Sequence[PlannedLayer], folded: bool) -> list[str]:
     said = [(entry, f"kept dense: {entry.reason}") for entry in entries if entry.reason]
     said += [(entry, ways_text(entry.stages, entry.ways)) for entry in entries if entry.ways]
     said += [(e, f"sharing the input factor of {e.shares}") for e in entries if e.shares]
+    said += [(e, f"{_feeding(e)} {e.feeds} alone") for e in entries if e.feeds]
     alike: dict[object, tuple[str, list[str]]] = {}
     for number, (entry, what) in enumerate(said):
         _, paths = alike.setdefault(what if folded else number, (what, []))
         paths.append(entry.layer.path or "(model)")
     return [f"{_several(paths)} {what}" for what, paths in alike.values()]
+
+
+def _feeding(entry: PlannedLayer) -> str:
+    return "multiplied with" if entry.method in SCORES else "read, as far as it puts out, by"
 
 
 def _several(paths: Sequence[str]) -> str:

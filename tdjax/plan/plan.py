@@ -11,13 +11,12 @@ from tdjax.hints import did_you_mean
 from tdjax.plan.dtypes import FLOAT_BYTES
 from tdjax.plan.layers import CONVOLUTIONS
 from tdjax.plan.listing import change, paths_text, table_of
+from tdjax.plan.pair import Pair, check_pairs
+from tdjax.plan.pairing import pairing_problems, with_pairs
 from tdjax.plan.planned import PlannedLayer
 from tdjax.plan.predicted import Predicted
 from tdjax.plan.printing import Table, as_html, as_text, terminal_width
 from tdjax.plan.reading import (
-    FIFTH_VERSION,
-    FOURTH_VERSION,
-    PLAN_VERSION,
     SECOND_VERSION,
     THIRD_VERSION,
     read_plan,
@@ -27,6 +26,7 @@ from tdjax.plan.sharing import Group, sharing_problems, with_shared
 from tdjax.plan.timing import Profile, profile_calls
 from tdjax.plan.ways import check_way, ways_from
 from tdjax.plan.work import Count, Use, Work, exact
+from tdjax.plan.writing import planned_to_dict
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Plan:
             Not part of what makes plans equal.
 
     Raises ValueError for a layer that reads the input factor of one that has no such, or that is
-    not in front of it.
+    not in front of it, and for half a pair.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -65,8 +65,9 @@ class Plan:
     predicted: Predicted | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse shared input factors that are not there."""
-        for path, problem in sharing_problems(self.layers).items():
+        """Refuse shared input factors that are not there, and pairs of which a layer is not."""
+        problems = {**sharing_problems(self.layers), **pairing_problems(self.layers)}
+        for path, problem in problems.items():
             raise ValueError(f"layer {path!r}: {problem}")
 
     @property
@@ -246,6 +247,41 @@ class Plan:
         # What was predicted is for other factors.
         return replace(self, layers=layers, predicted=None)
 
+    def with_pairs(self, pairs: Sequence[Pair], *, rank: int | None = None) -> Plan:
+        """The plan with pairs of layers between which fewer numbers pass.
+
+        Such are up (and gate) and down of an MLP, value and output of an attention, its query and
+        key; `tdjax.paired_layers` finds them. Of an MLP some hidden units are kept, and down is
+        what makes most of these; of each head fewer numbers pass, mixed from those that did
+        (Lin et al. 2024, arXiv 2408.09632). The layers that put something out compute what is kept
+        alone and fill up with zeros, the one that reads it reads that alone: all between them
+        stays as it is. `tdjax.factorize_params` needs moments for it.
+
+            >>> import tdjax
+            >>> up, down = (tdjax.Layer(n, "dense", s) for n, s in (("up", (8, 32)),
+            ...                                                     ("down", (32, 8))))
+            >>> plan = tdjax.Plan((tdjax.PlannedLayer(up), tdjax.PlannedLayer(down)))
+            >>> small = plan.with_pairs([tdjax.Pair(("up",), "down")], rank=12)
+            >>> plan.size, small.size, small["up"].format, small["up"].feeds
+            (512, 192, 'units out', 'down')
+
+        Arguments:
+            pairs: of layers that share no input factor.
+            rank: units of each pair that are kept, or numbers of each head; None for the largest at
+                which it holds no more parameters than its layers as they are planned.
+
+        Raises KeyError for a path that is no layer's, ValueError for layers that are no pair, as
+        far as shapes tell, or in two, and for a rank out of range; TypeError for other things
+        than pairs.
+        """
+        check_pairs(pairs)
+        for path in (path for pair in pairs for path in pair.paths):
+            self[path]  # Raises KeyError that lists the paths there are.
+        made = with_pairs({entry.layer.path: entry for entry in self.layers}, pairs, rank)
+        layers = tuple(made.get(entry.layer.path, entry) for entry in self.layers)
+        # What was predicted is for other factors.
+        return replace(self, layers=layers, predicted=None)
+
     def __getitem__(self, path: str) -> PlannedLayer:
         """The entry of one layer. Raises KeyError that lists the paths there are."""
         for entry in self.layers:
@@ -322,7 +358,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives an equal plan back."""
         version = version_of(self.layers, self.other_macs, self.work)
-        layers = [_planned_to_dict(entry, version) for entry in self.layers]
+        layers = [planned_to_dict(entry, version) for entry in self.layers]
         raw: dict[str, Any] = {"version": version, "other": self.other, "layers": layers}
         if version >= SECOND_VERSION:
             raw["other_macs"] = self.other_macs
@@ -346,24 +382,8 @@ class Plan:
         layers = tuple(PlannedLayer(*entry) for entry in found.entries)
         for path, problem in sharing_problems(layers).items():
             raise ValueError(f"not a plan: layer {path!r}: field 'shares': {problem}")
+        for path, problem in pairing_problems(layers).items():
+            raise ValueError(f"not a plan: layer {path!r}: {problem}")
         return cls(
             layers, found.other, found.measured, found.other_macs, found.work, found.predicted
         )
-
-
-def _planned_to_dict(entry: PlannedLayer, version: int) -> dict[str, Any]:
-    """One entry as a version writes it, its form spread among its other fields."""
-    form = {"method": None, "ranks": (), "spatial": "separate"}
-    variant = {"splits": 1, "fold": "channel", "nonzeros": 0}
-    if entry.form is not None:
-        own = asdict(entry.form)
-        form, variant = ({name: own[name] for name in part} for part in (form, variant))
-    layer = asdict(entry.layer)
-    if version < THIRD_VERSION:
-        del layer["dilated"]
-    later: dict[str, Any] = {"ways": entry.ways} if version >= FOURTH_VERSION else {}
-    if version >= FIFTH_VERSION:
-        later["dtype"] = entry.dtype
-    if version >= PLAN_VERSION:
-        later["shares"] = entry.shares
-    return {"layer": layer, **form, "reason": entry.reason, **variant, **later}

@@ -9,6 +9,7 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.dtypes import FLOAT_BYTES, dtype_problem, stored_bytes
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
+from tdjax.plan.pair import feeding_problem
 from tdjax.plan.shared import form_problem, sharing_problem
 from tdjax.plan.stage import CORRECTION, Chain, Stage, whole
 from tdjax.plan.ways import ways_problem
@@ -38,9 +39,11 @@ class PlannedLayer:
             the numbers of the kernel as they are. See `Plan.with_dtypes`.
         shares: the path of the layer whose input factor it reads, having none of its own; see
             `Plan.with_shared`.
+        feeds: of a pair's layer that puts something out the path of the one that reads it; see
+            `Plan.with_pairs`.
 
     Raises ValueError for ways that the layer cannot be computed in, for a dtype that it cannot be
-    stored in, and for one that shares what it cannot.
+    stored in, for one that shares what it cannot, and for one that is half a producer of a pair.
     """
 
     layer: Layer
@@ -49,6 +52,7 @@ class PlannedLayer:
     ways: tuple[str, ...] = ()
     dtype: str | None = None
     shares: str | None = None
+    feeds: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse ways and numbers that are none."""
@@ -56,7 +60,9 @@ class PlannedLayer:
             wrong = sharing_problem(self.layer) or form_problem(self.form, self.dtype)
             if wrong is not None:
                 raise ValueError(f"layer {self.layer.path!r}: {wrong}")
-        problem = ways_problem(self.layer, self.stages, self.ways) if self.ways else None
+        problem = feeding_problem(self.form, self.dtype, self.feeds)
+        if problem is None and self.ways:
+            problem = ways_problem(self.layer, self.stages, self.ways)
         if problem is None and self.dtype is not None:
             problem = dtype_problem(
                 self.layer, self.dtype, dense=self.form is None, nonzeros=self.nonzeros

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from tdjax.plan.form import PAIRED
+
 Shape = Sequence[int]
 
 
@@ -133,6 +135,8 @@ def full_ranks(method: str, shape: Shape) -> tuple[int, ...]:
 
     For CP it is an upper bound of the rank of any array of that shape.
     """
+    if method in PAIRED:
+        return (shape[0],)
     dims = tt_order(shape)
     if method == "cp":
         return (math.prod(shape) // max(shape),)

@@ -26,8 +26,9 @@ from tdjax.plan import ranks
 from tdjax.plan.chain import chain_of
 from tdjax.plan.consistent import layer_problems
 from tdjax.plan.dtypes import dtype_problem
-from tdjax.plan.form import Form
+from tdjax.plan.form import PAIRED, Form
 from tdjax.plan.layers import Layer, is_tied
+from tdjax.plan.pair import feeding_problem
 from tdjax.plan.predicted import Predicted, predicted_problem
 from tdjax.plan.shared import form_problem, sharing_problem
 from tdjax.plan.timing import Profile
@@ -37,9 +38,9 @@ from tdjax.plan.work import Count, Work
 # Plans whose products are all in layers stay as the first version wrote them, those without
 # conditions, fractions and dilated inputs as the second did, those that name no ways as the third,
 # those whose numbers are stored as they are as the fourth, those without shared factors as the
-# fifth.
+# fifth, those without pairs as the sixth.
 FIRST_VERSION, SECOND_VERSION, THIRD_VERSION, FOURTH_VERSION, FIFTH_VERSION = 1, 2, 3, 4, 5
-PLAN_VERSION = 6
+SIXTH_VERSION, PLAN_VERSION = 6, 7
 # Fields of an entry that plans of earlier versions lack, all their entries alike.
 LATER: tuple[dict[str, Any], ...] = (
     {"splits": Form.splits, "fold": Form.fold},
@@ -59,6 +60,7 @@ class ReadEntry(NamedTuple):
     ways: tuple[str, ...]
     dtype: str | None
     shares: str | None
+    feeds: str | None
 
 
 class ReadPlan(NamedTuple):
@@ -130,6 +132,7 @@ class _Entry:
     ways: tuple[str, ...]
     dtype: str | None
     shares: str | None
+    feeds: str | None
 
 
 @dataclass(frozen=True)
@@ -155,14 +158,17 @@ _PLANS: Mapping[int, type[_FirstPlan]] = {
     THIRD_VERSION: _Plan,
     FOURTH_VERSION: _Plan,
     FIFTH_VERSION: _Plan,
+    SIXTH_VERSION: _Plan,
     PLAN_VERSION: _Plan,
 }
 
 
 def version_of(entries: Sequence[Any], other_macs: Count, work: Work | None) -> int:
     """The first version that can write a plan of such entries."""
-    if any(entry.shares is not None for entry in entries):
+    if any(entry.form is not None and entry.form.method in PAIRED for entry in entries):
         return PLAN_VERSION
+    if any(entry.shares is not None for entry in entries):
+        return SIXTH_VERSION
     if any(entry.dtype for entry in entries):
         return FIFTH_VERSION
     if any(entry.ways for entry in entries):
@@ -190,7 +196,8 @@ def _completed(layers: Any, version: int) -> Any:
     for first, absent in (
         (FOURTH_VERSION, {"ways": []}),
         (FIFTH_VERSION, {"dtype": None}),
-        (PLAN_VERSION, {"shares": None}),
+        (SIXTH_VERSION, {"shares": None}),
+        (PLAN_VERSION, {"feeds": None}),
     ):
         if version < first:
             for name in absent:
@@ -302,7 +309,8 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
             raise ValueError(f"field '{where}.method' is null, but the layer has ways")
         _check_dtype(own, where)
         _check_shares(own, None, where)
-        return ReadEntry(own.layer, None, own.reason, (), own.dtype, None)
+        _check_feeds(own, None, where)
+        return ReadEntry(own.layer, None, own.reason, (), own.dtype, None, None)
     if own.reason is not None or own.layer.obstacle is not None:
         raise ValueError(f"field '{where}.method': {own.method!r}, but the layer is kept dense")
     if 0 in own.layer.kernel_shape:
@@ -313,11 +321,12 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
     except ValueError as error:
         raise ValueError(f"field {where!r}: {error}") from error
     _check_shares(own, read, where)
+    _check_feeds(own, read, where)
     wrong = ways_problem(own.layer, chain_of(own.layer, read).stages, own.ways)
     if wrong is not None:
         raise ValueError(f"field '{where}.ways': {wrong}")
     _check_dtype(own, where)
-    return ReadEntry(own.layer, read, None, own.ways, own.dtype, own.shares)
+    return ReadEntry(own.layer, read, None, own.ways, own.dtype, own.shares, own.feeds)
 
 
 def _check_shares(own: _Entry, form: Form | None, where: str) -> None:
@@ -325,6 +334,12 @@ def _check_shares(own: _Entry, form: Form | None, where: str) -> None:
         wrong = sharing_problem(own.layer) or form_problem(form, own.dtype)
         if wrong is not None:
             raise ValueError(f"field '{where}.shares': {wrong}")
+
+
+def _check_feeds(own: _Entry, form: Form | None, where: str) -> None:
+    wrong = feeding_problem(form, own.dtype, own.feeds)
+    if wrong is not None:
+        raise ValueError(f"field '{where}.feeds': {wrong}")
 
 
 def _check_dtype(own: _Entry, where: str) -> None:

@@ -142,6 +142,14 @@ class Chain(ABC):
         """Whether a mode of `tensor_view` mixes inputs and outputs of the kernel."""
         return False
 
+    def rows_in(self, rows: Any) -> Any:
+        """What of the rows (..., D) that a matrix is given goes into its first stage."""
+        return rows
+
+    def rows_out(self, rows: Any) -> Any:
+        """The rows (..., T) that a matrix gives, from what comes out of its last stage."""
+        return rows
+
     def split_groups(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
         """The kernels (*window, C / groups, T / groups) of each feature group, in order."""
         return jnp.split(kernel, self.layer.groups, axis=-1)

@@ -20,7 +20,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from tdjax.plan.layers import Layer
-from tdjax.pruning.axes import ELEMENTWISE, axis_after
+from tdjax.pruning.axes import axis_after
+from tdjax.trace.elementwise import ELEMENTWISE
 from tdjax.trace.marks import INPUT, mark_p
 from tdjax.trace.programs import How, calls_of, walk
 from tdjax.trace.trace import Trace

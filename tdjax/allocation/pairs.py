@@ -1,0 +1,102 @@
+"""Pairs of layers in a budget: one layer that has the weights of all, and fewer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float
+
+from tdjax.allocation.problem import Given, Problem
+from tdjax.allocation.together import Group, Whole, check_counted
+from tdjax.params.kernels import Weights
+from tdjax.params.pairs import losses, seen
+from tdjax.params.scores import End, ends_of, sides
+from tdjax.plan.form import Form
+from tdjax.plan.layers import Layer
+from tdjax.plan.pair import IN, Pair, check_pairs, method_of, pair_layer, pair_problem
+from tdjax.plan.pairing import paired
+from tdjax.plan.plan import PlannedLayer
+
+# For messages.
+WHAT, ARGUMENT = "pairs of layers", "pairs"
+
+
+def pair_wholes(problem: Problem, pairs: Sequence[Pair]) -> list[Whole]:
+    """The pairs of a problem's layers.
+
+    Those with a layer that a rule is for, or of which no example's loss depends on what it puts
+    out, are left alone.
+
+    Raises KeyError for a path that is no layer's, TypeError for what is no pair, ValueError for
+    layers that are none, as far as shapes tell, and where it is not known what pairs take.
+    """
+    check_counted(problem, WHAT, ARGUMENT)
+    check_pairs(pairs)
+    layers = {layer.path: layer for layer in problem.model.layers}
+    found = []
+    for pair in pairs:
+        paths = pair.paths
+        for path in paths:
+            if path not in layers:
+                raise KeyError(f"allocate: pairs: no layer {path!r}")
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"allocate: pairs: a layer of pair {pair} is named twice")
+        producers, consumer = [layers[path] for path in pair.producers], layers[pair.consumer]
+        wrong = pair_problem(producers, consumer, pair.heads, pair.scores)
+        if wrong is not None:
+            raise ValueError(f"allocate: pairs: {wrong}")
+        ruled = any(path in problem.rules for path in paths)
+        if not ruled and all(_is_seen(problem, layers[path]) for path in _weighing(pair)):
+            found.append(_whole(problem, pair, tuple(producers), consumer))
+    return found
+
+
+def _weighing(pair: Pair) -> tuple[str, ...]:
+    """The layers whose moments tell what a pair loses."""
+    return pair.paths if pair.scores else (pair.consumer,)
+
+
+def _is_seen(problem: Problem, layer: Layer) -> bool:
+    moments = (problem.moments or {}).get(layer.path)
+    return moments is None or moments.outputs is not None
+
+
+def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> Whole:
+    members = {layer.path: layer for layer in (*producers, consumer)}
+    layers = tuple(own for own in problem.model.layers if own.path in members)
+    whole = pair_layer(producers, consumer, pair.scores)
+    splits = pair.heads or 1
+    full = whole.kernel_shape[0] // splits
+    ranks = np.arange(1, full)
+    ranks = ranks[problem.options.bounds.admit(ranks, full)]
+
+    def apart(entry: PlannedLayer) -> list[PlannedLayer]:
+        assert entry.form is not None
+        return paired(producers, consumer, pair, *entry.form.ranks)
+
+    @cache
+    def measured() -> Float[np.ndarray, " _"]:
+        moments = (problem.moments or {})[consumer.path]
+        scale = 0.5 * float(moments.rows) / float(moments.examples)
+        if pair.scores:
+            ends = zip(_ends(problem, producers[0]), _ends(problem, consumer), strict=True)
+            every = [np.minimum(*(s.losses for s in sides(*own, splits))) for own in ends]
+        else:
+            weights = Weights(moments.inputs, moments.outputs)
+            read = seen(problem.model.array_of(consumer), consumer, weights)
+            every = [losses(own, pair.heads) for own in read]
+        return np.asarray(scale * np.sum(every, axis=0)[ranks])
+
+    # Of a query and a key too: the whole reads what passes.
+    form = Form(method_of(pair._replace(scores=False), IN), splits=splits)
+    given = Given(form, ranks[:, None], measured)
+    return Whole(layers, whole, apart, WHAT, ARGUMENT, given=given)
+
+
+def _ends(problem: Problem, layer: Layer) -> list[End]:
+    """What a query or a key puts out."""
+    moments, model = (problem.moments or {})[layer.path], problem.model
+    weights = Weights(moments.inputs, moments.outputs)
+    return ends_of(layer, model.array_of(layer), model.bias_of(layer), weights, moments.mean)

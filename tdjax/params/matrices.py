@@ -1,0 +1,54 @@
+"""Kernels, moments and biases as float64 of NumPy: one for a layer, or for each of a stack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from tdjax.decompose.inputs import as_numpy
+from tdjax.plan.layers import Layer
+
+Matrix = Float[np.ndarray, "m n"]
+# Added to a second moment, relative to its mean diagonal: of what never passes nothing is known.
+RIDGE = 1e-6
+
+
+def kernels_of(array: Any, layer: Layer) -> list[Matrix]:
+    """The kernels (in, out) of a layer, from the array that holds them."""
+    own, storage = as_numpy(array).astype(np.float64), layer.storage
+    every = [own] if storage.stack is None else list(np.moveaxis(own, storage.stack, 0))
+    return [np.transpose(one, storage.order).reshape(layer.kernel_shape) for one in every]
+
+
+def moments_of(moment: Any, layer: Layer) -> list[Matrix | None]:
+    """The moments (n, n) at one end of a layer without groups; None where there is none."""
+    if moment is None:
+        return [None] * layer.copies
+    own = as_numpy(moment)
+    every = own if layer.storage.stack is not None else own[None]
+    return [_full(one[0]) for one in every]
+
+
+def _full(moment: Any) -> Matrix:
+    own = np.asarray(moment, np.float64)
+    return np.diag(own) if own.ndim == 1 else own
+
+
+def rows_of(vectors: Any, layer: Layer) -> list[Float[np.ndarray, " n"]]:
+    """Biases or means of a layer."""
+    own = np.asarray(as_numpy(vectors), np.float64)
+    return list(own.reshape(layer.copies, -1))
+
+
+def ridged(moment: Matrix) -> Matrix:
+    """A second moment that is positive definite."""
+    size = len(moment)
+    return moment + RIDGE * (np.trace(moment) / size or 1.0) * np.eye(size)
+
+
+def root_of(moment: Matrix) -> Matrix:
+    """R with R R^T the moment."""
+    values, vectors = np.linalg.eigh(moment)
+    return vectors * np.sqrt(np.maximum(values, 0))

@@ -1,0 +1,354 @@
+"""Layers whose outputs one other layer alone reads, through functions that let fewer pass.
+
+What a layer puts out is followed through the traced program. While nothing happens to it but sums
+over other axes with weights that know nothing of single outputs (as those of an attention, which
+may be others for each head), the outputs of each head may be mixed. Where a function of each output
+by itself is in the way, as in an MLP, they may be chosen from. Whatever else it meets, it is lost,
+and the layer in no pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+
+from tdjax.plan.layers import Layer
+from tdjax.plan.pair import Pair, layer_problem, pair_problem
+from tdjax.trace import matrices
+from tdjax.trace.axes import longer, reshaped
+from tdjax.trace.elementwise import ELEMENTWISE
+from tdjax.trace.marks import INPUT, mark_p
+from tdjax.trace.programs import How, calls_of, walk
+from tdjax.trace.trace import Trace
+
+# What multiplies all outputs of a head by one number, or moves them.
+LINEAR = frozenset({"convert_element_type", "copy", "neg", "optimization_barrier",
+                    "reduce_precision", "sharding_constraint"})  # fmt: skip
+REDUCTIONS = frozenset(["reduce_sum", "reduce_max", "reduce_min", "reduce_prod"])
+
+
+@dataclass(frozen=True)
+class Other:
+    """A value that is no layer's output.
+
+    Arguments:
+        varies: the axes along which its entries may differ.
+    """
+
+    varies: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A value of which each entry comes of one output of layers.
+
+    Arguments:
+        layers: paths.
+        axes: along which the outputs lie, the slowest first.
+        heads: in how many equal parts, one after the other, other values met them; 1 for none.
+        bent: whether anything but sums over other axes was done to it.
+    """
+
+    layers: frozenset[str]
+    axes: tuple[int, ...]
+    heads: int = 1
+    bent: bool = False
+
+
+Value = Other | Outputs
+
+
+def pairs_of(traced: Trace) -> tuple[Pair, ...]:
+    """The pairs of a traced model, in the order in which consumers are called."""
+    walking = _Walk(traced)
+    program = traced.jaxpr
+    for result in walking.program(program, list(map(_any, program.jaxpr.invars))):
+        walking.lose(result)
+    return walking.pairs()
+
+
+def _any(variable: Any) -> Other:
+    """What is known of a value from its shape."""
+    shape = variable.aval.shape
+    return Other(frozenset(axis for axis, size in enumerate(shape) if size > 1))
+
+
+@dataclass
+class _Walk:
+    """One walk through a program.
+
+    Arguments:
+        lost: paths of the layers whose outputs go elsewhere.
+        reads: by path of a layer, what its calls read.
+        fed: by path of a layer, the layers that read its outputs.
+        met: paths of layers whose outputs are multiplied with each other, and in how many heads.
+    """
+
+    trace: Trace
+    lost: set[str] = field(default_factory=set)
+    reads: dict[str, set[Value]] = field(default_factory=dict)
+    fed: dict[str, set[str]] = field(default_factory=dict)
+    met: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+
+    def pairs(self) -> tuple[Pair, ...]:
+        """What was found."""
+        layers, found = self.trace.layers, []
+        for path, values in self.reads.items():
+            if len(values) != 1:
+                continue
+            (value,) = values
+            if not isinstance(value, Outputs) or value.layers & self.lost:
+                continue
+            if any(self.fed[own] != {path} for own in value.layers):
+                continue
+            heads = None if value.bent else value.heads
+            if value.bent and value.heads > 1:
+                continue
+            producers = tuple(own for own in layers if own in value.layers)
+            width = layers[path].kernel_shape[0]
+            if heads is not None and heads >= width:
+                continue
+            own = [layers[path] for path in producers]
+            if pair_problem(own, layers[path], heads, scores=False) is None:
+                found.append(Pair(producers, path, heads))
+        order = list(layers)
+        return tuple(sorted([*found, *self.scores()], key=lambda pair: order.index(pair.consumer)))
+
+    def scores(self) -> list[Pair]:
+        """Queries and keys."""
+        layers, found = self.trace.layers, []
+        for (first, second), numbers in self.met.items():
+            if len(numbers) > 1 or {first, second} & self.lost or first == second:
+                continue
+            if self.fed[first] != {second} or self.fed[second] != {first}:
+                continue
+            (heads,) = numbers
+            pair = Pair((first,), second, heads, scores=True)
+            if pair_problem([layers[first]], layers[second], pair.heads, scores=True) is None:
+                found.append(pair)
+        return found
+
+    def meet(self, eqn: Any, first: Outputs, second: Outputs) -> bool:
+        """Whether outputs of two layers are multiplied with each other, head by head."""
+        if eqn.primitive.name != "dot_general" or first.bent or second.bent:
+            return False
+        if len(first.layers) > 1 or len(second.layers) > 1:
+            return False
+        contract, batch = eqn.params["dimension_numbers"]
+        number = len(first.axes) - len(contract[0])
+        shape = eqn.invars[0].aval.shape
+        pairs = dict(zip((*batch[0], *contract[0]), (*batch[1], *contract[1]), strict=True))
+        same = tuple(pairs.get(axis) for axis in first.axes) == second.axes
+        if not same or tuple(sorted(contract[0])) != tuple(sorted(first.axes[number:])):
+            return False
+        heads = math.prod(shape[axis] for axis in first.axes[:number])
+        if heads % first.heads or heads % second.heads:
+            return False
+        (one,), (other,) = first.layers, second.layers
+        self.fed.setdefault(one, set()).add(other)
+        self.fed.setdefault(other, set()).add(one)
+        self.met.setdefault((one, other), set()).add(heads)
+        return True
+
+    def lose(self, value: Value) -> Other | None:
+        """Outputs go where they cannot be followed."""
+        if isinstance(value, Outputs):
+            self.lost |= value.layers
+        return None
+
+    def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
+        """Walk through a program; what is known of its results."""
+        return walk(program, arguments, self.equation, _constant)
+
+    def equation(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
+        """What is known of the results of an equation."""
+        if eqn.primitive is mark_p:
+            return [self.mark(eqn, reads[0])]
+        calls = calls_of(eqn)
+        if calls is not None and calls.how is How.IN_PLACE:
+            (called,) = calls.programs
+            return self.program(called.program, called.arguments(reads))
+        own = [value for value in reads if isinstance(value, Outputs)]
+        if calls is not None:
+            for called in calls.programs:
+                arguments = list(map(_any, called.program.jaxpr.invars))
+                for result in self.program(called.program, arguments):
+                    self.lose(result)
+        elif len(own) == 2 and self.meet(eqn, *own):
+            return list(map(_any, eqn.outvars))
+        elif own:
+            found = self.after(eqn, reads, own)
+            if found is not None:
+                return [found] * len(eqn.outvars)
+        else:
+            varies = _varies(eqn, reads)
+            if varies is not None:
+                return [Other(varies)] * len(eqn.outvars)
+        for value in own:
+            self.lose(value)
+        return list(map(_any, eqn.outvars))
+
+    def mark(self, eqn: Any, value: Value) -> Value:
+        """The end of a layer: outputs go in, or others come out."""
+        number, shape = eqn.params["number"], eqn.invars[0].aval.shape
+        made = self.trace.calls[number]
+        layer, stacked = made.layer, any(eqn.params["stacked"])
+        if eqn.params["end"] != INPUT:
+            axes = _last_axes(shape, layer.kernel_shape[-1])
+            whole = self.trace.layers[layer.path]
+            if stacked or axes is None or layer_problem(whole) is not None or not _in_order(made):
+                return _any(eqn.outvars[0])
+            return Outputs(frozenset([layer.path]), axes)
+        if isinstance(value, Outputs):
+            for path in value.layers:
+                self.fed.setdefault(path, set()).add(layer.path)
+            if stacked or value.axes != longer(_input_axes(made, len(shape)), shape):
+                self.lose(value)
+        self.reads.setdefault(layer.path, set()).add(value)
+        return _any(eqn.outvars[0])
+
+    def after(self, eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) -> Outputs | None:
+        """Outputs behind an equation; None where they cannot be followed through it."""
+        name = eqn.primitive.name
+        if name == "dot_general" and len(own) == 1:
+            return _after_product(eqn, reads)
+        if name in ELEMENTWISE:
+            return _after_elementwise(eqn, reads, own)
+        if len(own) > 1 or reads[0] is not own[0]:
+            return None
+        if any(isinstance(value, Other) and value.varies for value in reads[1:]):
+            return None
+        return _moved(eqn, own[0])
+
+
+def _constant(value: Any) -> Value:
+    shape = getattr(value, "shape", ())
+    return Other(frozenset(axis for axis, size in enumerate(shape) if size > 1))
+
+
+def _varies(eqn: Any, reads: Sequence[Value]) -> frozenset[int] | None:
+    """Along which axes a result may vary of which no operand is a layer's output."""
+    every = [value.varies for value in reads if isinstance(value, Other)]
+    name = eqn.primitive.name
+    if name in ELEMENTWISE:
+        return frozenset().union(*every)
+    if name == "broadcast_in_dim":
+        dims, after = eqn.params["broadcast_dimensions"], eqn.outvars[0].aval.shape
+        before = eqn.invars[0].aval.shape
+        return frozenset(dims[k] for k in every[0] if after[dims[k]] == before[k])
+    if name == "transpose":
+        return frozenset(list(eqn.params["permutation"]).index(k) for k in every[0])
+    return None
+
+
+def _last_axes(shape: Sequence[int], size: int) -> tuple[int, ...] | None:
+    """The last axes that together have so many entries, but for those of one entry."""
+    for number in range(1, len(shape) + 1):
+        if math.prod(shape[-number:]) == size:
+            return longer(range(len(shape) - number, len(shape)), shape)
+    return None
+
+
+def _labels(made: Any) -> Any:
+    call = made.call
+    return matrices.einsum_labels(
+        call.module, call.equation, call.inputs.ndim, len(made.layer.storage.shape)
+    )
+
+
+def _in_order(made: Any) -> bool:
+    """Whether a call's outputs lie in the order of the kernel's, behind all other axes."""
+    if made.layer.kind != "einsum":
+        return True
+    labels = _labels(made)
+    return not isinstance(labels, str) and labels.output.endswith(labels.made)
+
+
+def _input_axes(made: Any, ndim: int) -> tuple[int, ...]:
+    """The axes of a call's input that a layer reads, in the order of the kernel's."""
+    layer: Layer = made.layer
+    if layer.kind == "dense":
+        return (ndim - 1,)
+    if layer.kind == "dense_general":
+        own = made.call.inputs.ndim
+        return tuple(axis + ndim - own for axis in matrices.input_axes(made.call.module, own))
+    if layer.kind == "einsum":
+        labels = _labels(made)
+        if not isinstance(labels, str):
+            front = ndim - len(labels.inputs)
+            return tuple(front + labels.inputs.index(label) for label in labels.contracted)
+    return ()
+
+
+def _after_elementwise(eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) -> Outputs | None:
+    first = own[0]
+    if any(value.axes != first.axes for value in own):
+        return None
+    layers = frozenset().union(*(value.layers for value in own))
+    heads, bent = max(value.heads for value in own), any(value.bent for value in own)
+    name = eqn.primitive.name
+    varies = frozenset().union(*(v.varies for v in reads if isinstance(v, Other)))
+    met = varies & set(first.axes)
+    scales = name == "mul" or (name == "div" and reads[0] is first)
+    if len(own) > 1 or not (name in LINEAR or scales):
+        return None if met else Outputs(layers, first.axes, heads, True)
+    found = Outputs(layers, first.axes, heads, bent)
+    return _met(found, eqn.outvars[0].aval.shape, met)
+
+
+def _met(value: Outputs, shape: Sequence[int], met: Any) -> Outputs | None:
+    """Outputs that others met which vary along some of their axes."""
+    last = max((value.axes.index(axis) for axis in met), default=-1)
+    parts = math.prod(shape[axis] for axis in value.axes[: last + 1])
+    heads = max(parts, value.heads)
+    # Parts of parts are whole parts.
+    return None if heads % parts or heads % value.heads else replace(value, heads=heads)
+
+
+def _after_product(eqn: Any, reads: Sequence[Value]) -> Outputs | None:
+    """Outputs that were summed up over other axes, with weights."""
+    place = 0 if isinstance(reads[0], Outputs) else 1
+    value = reads[place]
+    assert isinstance(value, Outputs)
+    contract, batch = eqn.params["dimension_numbers"]
+    if set(contract[place]) & set(value.axes):
+        return None
+    shapes = [operand.aval.shape for operand in eqn.invars]
+    free = [
+        [k for k in range(len(shape)) if k not in (*contract[side], *batch[side])]
+        for side, shape in enumerate(shapes)
+    ]
+    places = {k: number for number, k in enumerate(batch[place])}
+    start = len(batch[place]) + (len(free[0]) if place else 0)
+    places |= {k: start + number for number, k in enumerate(free[place])}
+    found = _met(value, shapes[place], set(batch[place]) & set(value.axes))
+    return found and replace(found, axes=tuple(places[axis] for axis in value.axes))
+
+
+def _moved(eqn: Any, value: Outputs) -> Outputs | None:
+    """Outputs behind an equation that moves them, or sums over other axes."""
+    name, params = eqn.primitive.name, eqn.params
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if name in REDUCTIONS:
+        gone = sorted(params["axes"])
+        if set(gone) & set(value.axes):
+            return None
+        axes = tuple(axis - sum(k < axis for k in gone) for axis in value.axes)
+        return replace(value, axes=axes, bent=value.bent or name != "reduce_sum")
+    if name == "transpose":
+        order = list(params["permutation"])
+        return replace(value, axes=tuple(map(order.index, value.axes)))
+    if name == "broadcast_in_dim":
+        axes = tuple(params["broadcast_dimensions"][axis] for axis in value.axes)
+        same = all(after[k] == before[axis] for k, axis in zip(axes, value.axes, strict=True))
+        return replace(value, axes=axes) if same else None
+    if name in ("reshape", "squeeze", "expand_dims"):
+        found = reshaped(before, after, value.axes)
+        return None if found is None else replace(value, axes=found)
+    if name in ("slice", "dynamic_slice"):
+        return value if all(before[axis] == after[axis] for axis in value.axes) else None
+    return None
