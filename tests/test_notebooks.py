@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # shown hang on it.
 SHORTER = {
     "any_model": [
-        ("BLOCKS, STEPS = 48, 64, 4, 2, 120\n", "BLOCKS, STEPS = 48, 64, 4, 2, 4\n"),
+        ("BLOCKS, STEPS = 48, 64, 4, 2, 120\n", "BLOCKS, STEPS = 48, 64, 4, 2, 16\n"),
         ("count=128)", "count=16)"),
         ("length=120)", "length=4)"),
     ],

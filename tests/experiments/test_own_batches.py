@@ -112,6 +112,7 @@ def test_sets_of_other_names_are_told_and_more_than_memory_holds(monkeypatch):
         prepare_arrays({"train": endless, "test": (X, Y)})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_network_takes_several_inputs(tmp_path):
     raw = {
         "data": {"name": f"{HERE}:data"},

@@ -125,6 +125,7 @@ def records(folder, kind):
     return [{name: value for name, value in one.items() if name != "at"} for one in found]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["nnx", "function"])
 def test_all_kinds_of_a_network_are_compressed_alike(kind, tmp_path):
     asked = {"strategies": ["loss"], "budgets": [0.6], "methods": ["svd"], "timed_images": 5}
@@ -150,6 +151,7 @@ def test_all_kinds_of_a_network_are_compressed_alike(kind, tmp_path):
     assert len(records(tmp_path / "run", "timed")) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["nnx", "function"])
 def test_a_network_is_refined_without_its_labels(kind, tmp_path):
     asked = {"strategies": ["uniform"], "budgets": [0.6], "methods": ["svd"]}
@@ -243,6 +245,7 @@ def test_what_goes_through_the_layers_is_seen(kind):
         assert scale == pytest.approx(np.sqrt(np.mean(out**2)), rel=1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_function_is_pruned_as_a_module_is(tmp_path):
     asked = {"runs": 1, "methods": ["magnitude layer"], "shares": [0.5], "qs": [0.5]}
     asked |= {**OWN, **CALIBRATION, "layer_steps": 3}

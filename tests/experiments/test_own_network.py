@@ -262,6 +262,7 @@ def test_data_that_is_none_is_told(name, change, problem):
         prepare_arrays({key: value for key, value in own.items() if value is not None})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_network_at_chance_stops_the_study_until_it_is_told_to_go_on(tmp_path):
     splits = prepare_arrays(arrays(np.int32))
     variables = Tokens().init(jax.random.key(0), splits.test.images)

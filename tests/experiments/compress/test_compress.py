@@ -151,6 +151,7 @@ def test_continued_after_lines_were_lost(unbroken, tmp_path, kept):
     assert written(workdir / "moments") == moments
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rounds_of_compression_and_training(tmp_path):
     raw = {**CONFIG, "rounds": 2, "strategies": ["loss"], "norms": ["kronecker"], "timed_images": 0}
     raw |= {"reestimate": False, "sequential": True}

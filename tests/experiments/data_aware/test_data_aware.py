@@ -366,6 +366,7 @@ def measured_again(raw, workdir):
     return [json.loads(line) for line in whole[1:]]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_layer_after_layer(tmp_path):
     norms = ["covariance", "sequential covariance", "sequential kronecker"]
     raw = {**CONFIG, "methods": ["svd"], "norms": norms, "correct_bias": [False]}
@@ -381,6 +382,7 @@ def test_layer_after_layer(tmp_path):
     assert "sequential covariance over covariance" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_batch_statistics_estimated_anew(tmp_path):
     raw = {
         **TRANSFER,

@@ -322,6 +322,7 @@ def test_the_section_says_whether_errors_of_the_data_predict_better(with_data):
     assert lines[1][1].startswith(f"\N{MINUS SIGN}{perfect + six:.2f} ± ")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_worse_and_an_equal_error_are_told_too(tmp_path):
     config = study_config(finetune_epochs=0)
     for spread, verdict in ((3.0, "It predicts worse"), (0.1, "The two are not distinguishable")):

@@ -344,6 +344,7 @@ def test_another_configuration_is_refused_and_nothing_changed(unbroken):
     assert everything(unbroken) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_finetuning(tmp_path):
     config = {**SMALLER, "finetune": {"epochs": 0}}
     carry_out(config, tmp_path / "study")
@@ -354,6 +355,7 @@ def test_without_finetuning(tmp_path):
     assert len(rows) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_finetuning_that_diverges_leaves_the_compressed_network(tmp_path):
     # No network bears such a learning rate.
     config = {**SMALLER, "finetune": {"epochs": 1, "learning_rate": 1e3}}

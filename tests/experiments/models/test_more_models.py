@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,12 +73,19 @@ PUBLISHED = {
 }
 
 
+@functools.cache
+def published(name):
+    """The shapes of the variables of one of them, and its layers: seconds for the deep ones."""
+    model, sample, *_ = PUBLISHED[name]
+    variables = shapes_of(model, sample)
+    return variables, tdjax.layer_table(model, variables, sample)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name):
     model, sample, parameters, layers, macs = PUBLISHED[name]
-    variables = shapes_of(model, sample)
+    variables, table = published(name)
     assert size(variables["params"]) == parameters
-    table = tdjax.layer_table(model, variables, sample)
     assert len(table) == layers
     assert [layer.path for layer in table if layer.obstacle] == []
     kernels = jax.tree.leaves_with_path(variables["params"])
@@ -207,9 +216,8 @@ TORCH = {
 
 @pytest.mark.parametrize("name", TORCH)
 def test_names_and_shapes_are_those_of_pytorch(name):
-    model, sample, *_ = PUBLISHED[name]
     found = {}
-    for path, leaf in jax.tree.leaves_with_path(shapes_of(model, sample)["params"]):
+    for path, leaf in jax.tree.leaves_with_path(published(name)[0]["params"]):
         if path[-1].key != "bias":
             module = ".".join(entry.key for entry in path[:-1])
             found[module] = leaf.shape[:-3:-1]
@@ -218,9 +226,7 @@ def test_names_and_shapes_are_those_of_pytorch(name):
 
 def test_maps_of_the_networks_for_imagenet():
     def sides(name):
-        model, sample, *_ = PUBLISHED[name]
-        table = tdjax.layer_table(model, shapes_of(model, sample), sample)
-        return {layer.path: layer.out_spatial[:1] for layer in table}
+        return {layer.path: layer.out_spatial[:1] for layer in published(name)[1]}
 
     resnet = sides("resnet50")
     assert resnet["conv1"] == (112,)
@@ -293,7 +299,7 @@ def test_training_changes_every_statistic(model):
 def test_networks_factorise(name):
     model, sample, parameters, *_ = PUBLISHED[name]
     rules = [tdjax.Rule(path=".*", method="svd", compression=0.8)]
-    plan = tdjax.make_plan(model, shapes_of(model, sample), rules, sample)
+    plan = tdjax.make_plan(model, published(name)[0], rules, sample)
     assert size(shapes_of(tdjax.factorize(model, plan), sample)["params"]) == plan.size
     assert plan.size < 0.25 * parameters
 
