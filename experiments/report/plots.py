@@ -99,7 +99,11 @@ def draw_legend(drawn: Any, axes: Any) -> None:
 def limit_shares(axes: Any, axis: str) -> None:
     """Leave out what no share can be, below 0 % and above 100 %; a horizontal axis begins at 0."""
     lower, upper = getattr(axes, f"get_{axis}lim")()
-    lower = 0.0 if axis == "x" else max(lower, -2.0)
+    if axis == "x":
+        # The margin is one of what is measured, which may be a single share.
+        lower, upper = 0.0, 1.03 * upper
+    else:
+        lower = max(lower, -2.0)
     getattr(axes, f"set_{axis}lim")(lower, min(upper, 102.0))
 
 

@@ -108,15 +108,20 @@ class MeasuredRises:
             for path in group.paths
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """A line for each group: measured over predicted rises, by budget."""
-        lines = []
-        for name, group in [*((own.paths[0], own) for own in self.groups), ("all", self.together)]:
+        lines = ["rises measured of those predicted, by budget"]
+        for name, group in [*((_name(own), own) for own in self.groups), ("all", self.together)]:
             pairs = zip(group.measured, group.predicted, strict=True)
-            more = f" and {len(group.paths) - 1} more" if len(group.paths) > 1 else ""
             texts = ", ".join(f"{one:.3g} of {other:.3g}" for one, other in pairs)
-            lines.append(f"{name or '(model)'}{more}: {texts}")
+            lines.append(f"{name}: {texts}")
         return "\n".join(lines)
+
+
+def _name(group: GroupRises) -> str:
+    """Its first layer, and how many more."""
+    more = f" and {len(group.paths) - 1} more" if len(group.paths) > 1 else ""
+    return f"{group.paths[0] or '(model)'}{more}"
 
 
 def _sum_of(group: GroupRises, rises: Mapping[str, float]) -> float:

@@ -43,11 +43,11 @@ def call_model(model: Any, method: Method, args: Sequence[Any], kwargs: Mapping[
     Raises as `called`, and TypeError for a tuple of labels where the model has a switch.
     """
     function = called(model, method)
-    _check_switches(function, args, kwargs)
+    check_switches(function, args, kwargs)
     return function(*args, **kwargs)
 
 
-def _check_switches(
+def check_switches(
     function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
     """Refuse arrays in a tuple or the like as a switch such as `train`: they would turn it on."""

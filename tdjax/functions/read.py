@@ -6,6 +6,7 @@ goes into, and with marks at those that are layers.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
-from tdjax.arguments.called import calling_the_model
+from tdjax.arguments.called import calling_the_model, check_switches
 from tdjax.functions.chains import Whole
 from tdjax.functions.held import Held
 from tdjax.functions.place import Product
@@ -54,6 +55,7 @@ def read(apply: Apply, params: Any, sample: Any) -> Read:
     inputs, _ = split_arrays((args, kwargs))
     _check_keys(inputs)
     with calling_the_model(sample):
+        check_switches(functools.partial(apply, params), args, kwargs)
         program = program_of(apply, params, args, kwargs)
     known = known_layers(program)
     taken = {path: own for path, own in known.items() if own.obstacle is None}

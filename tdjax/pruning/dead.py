@@ -14,6 +14,9 @@ from tdjax.pruning.consumers import Reach, followed, reach_of
 from tdjax.pruning.literals import numbers_in
 from tdjax.trace.trace import Trace
 
+# Layers that a text names, at most.
+NAMED = 8
+
 
 class SmallerModel(NamedTuple):
     """A model without its dead neurons.
@@ -29,6 +32,18 @@ class SmallerModel(NamedTuple):
     variables: Any
     kept: dict[str, np.ndarray]
     obstacles: dict[str, str]
+
+    def __repr__(self) -> str:
+        """How many neurons are left of which layers, and no array."""
+        own = [f"{path or '(model)'} {len(places)}" for path, places in self.kept.items()]
+        kept = f"neurons kept: {_named(own)}" if own else "no dead neurons"
+        left = f"; left alone: {_named(list(self.obstacles))}" if self.obstacles else ""
+        return f"SmallerModel({type(self.model).__name__}; {kept}{left})"
+
+
+def _named(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(text or "(model)" for text in texts[:NAMED]) + more
 
 
 class SmallerLeaves(NamedTuple):

@@ -79,6 +79,8 @@ def measured(moments):
 
 def test_what_is_measured_is_the_loss_with_the_kernels_of_a_group(moments, measured):
     assert [group.paths for group in measured.groups] == [("first", "last"), ("middle",)]
+    names = [line.partition(":")[0] for line in repr(measured).splitlines()[1:]]
+    assert names == ["first and 1 more", "middle", "all"]
     for number, budget in enumerate(OPTIONS["budgets"]):
         plan = tdjax.allocate(
             Linen(), {"params": PARAMS}, X, budget={"params": budget}, strategy="loss",

@@ -129,10 +129,14 @@ def test_what_cannot_be_told_apart_is_refused(batch):
 
 
 def test_labels_as_a_switch_are_refused():
-    with pytest.raises(
-        ValueError, match=r"input alone .*: train is a switch, and is given a tuple"
-    ):
-        seen(Alone(), (X, (LABELS, MASK)))
+    def alone(params, x, train=False):
+        return x @ params["w"]
+
+    batch, message = (X, (LABELS, MASK)), r"input alone .*: train is a switch, and is given a tuple"
+    with pytest.raises(ValueError, match=message):
+        seen(Alone(), batch)
+    with pytest.raises(ValueError, match=message):
+        tdjax.make_plan(alone, {"w": jnp.ones((5, 3))}, [], batch)
 
 
 def test_labels_without_a_loss_are_refused():

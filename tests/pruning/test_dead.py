@@ -176,6 +176,7 @@ def test_a_chain_of_nnx_layers():
         "conv": [0, 2, 3, 4, 5],
         "hidden": [0, 1, 3, 4],
     }
+    assert repr(found) == "SmallerModel(NnxChain; neurons kept: conv 5, hidden 4; left alone: head)"
     assert small.conv.kernel.shape == (3, 3, 2, 5)
     assert (small.conv.out_features, small.norm.num_features) == (5, 5)
     assert (small.hidden.in_features, small.hidden.out_features) == (80, 4)
