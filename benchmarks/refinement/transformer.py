@@ -5,6 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from benchmarks.patches import patch_tokens
+
 
 class Block(nn.Module):
     """Attention and two dense layers, each behind a normalisation and beside a skip connection."""
@@ -42,11 +44,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b k"]:
         """Logits (b, classes) of images (b, h, w, c) whose sides the patch divides."""
-        sides = (self.patch, self.patch)
-        x = nn.Conv(self.width, sides, strides=sides, padding="VALID", name="patches")(x)
-        x = x.reshape(len(x), -1, self.width)
-        places = nn.initializers.normal(0.02)
-        x = x + self.param("places", places, (1, *x.shape[1:]))
+        x = patch_tokens(self, x, self.width, self.patch)
         for number in range(1, self.depth + 1):
             x = Block(self.width, self.heads, name=f"block{number}")(x)
         x = nn.LayerNorm(name="last")(x).mean(axis=1)

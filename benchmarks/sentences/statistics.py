@@ -10,29 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from benchmarks.matrix_statistics import Inputs, Sums, squared_gradients
 from benchmarks.sentences import forward
 from benchmarks.sentences.forward import MATRICES, Rows
 from benchmarks.sentences.task import Task
 from benchmarks.transformers.peers import Factors, fitted
-from benchmarks.transformers.statistics import Inputs
-
-# Sentences whose gradients are held at once.
-SENTENCES = 16
 
 
 def inputs_of(task: Task) -> dict[str, Inputs]:
     """Of each matrix of the dense network, by path."""
-    found: dict[str, Inputs] = {}
-    rows = embedded(task)
+    sums, rows = Sums(), embedded(task)
     for block in blocks_of(task):
         for place, own in enumerate(rows):
             rows[place], shown = passed(task, block, own, place)
             for name, x in shown.items():
-                new = Inputs(np.abs(x).sum(axis=0, dtype=np.float64), x.T @ x)
-                known = found.get(f"{block}/{name}")
-                found[f"{block}/{name}"] = new if known is None else _sum(known, new)
-    tokens = task.seen.mask.sum()
-    return {path: Inputs(own.size / tokens, own.moment / tokens) for path, own in found.items()}
+                sums.add(f"{block}/{name}", x)
+    return sums.means(task.seen.mask.sum())
 
 
 def fisher_of(task: Task, seed: int) -> dict[str, Float[np.ndarray, " i"]]:
@@ -45,21 +38,9 @@ def fisher_of(task: Task, seed: int) -> dict[str, Float[np.ndarray, " i"]]:
         y = task.model.apply(task.with_kernels(kernels), ids[None], mask[None])
         return jnp.vdot(jnp.asarray(y), signs)
 
-    @jax.jit
-    def squares(kernels: Any, *examples: Array) -> Any:
-        found = jax.vmap(jax.grad(loss), (None, 0, 0, 0))(kernels, *examples)
-        return jax.tree.map(lambda gradient: jnp.sum(gradient**2, axis=(0, 2)), found)
-
     ids, mask = task.seen
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (len(ids), task.model.width))
-    signs = signs.astype(np.float32)
-    kernels = {path: jnp.asarray(kernel) for path, kernel in task.kernels.items()}
-    total = {path: np.zeros(len(kernel)) for path, kernel in kernels.items()}
-    for start in range(0, len(ids), SENTENCES):
-        part = slice(start, start + SENTENCES)
-        for path, own in squares(kernels, ids[part], mask[part], signs[part]).items():
-            total[path] += np.asarray(own) / len(ids)
-    return total
+    return squared_gradients(loss, task.kernels, (ids, mask, signs.astype(np.float32)))
 
 
 def updated(task: Task, start: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -74,14 +55,15 @@ def updated(task: Task, start: Mapping[str, Factors]) -> dict[str, Factors]:
     found: dict[str, Factors] = {}
     rows = embedded(task)
     for block in blocks_of(task):
-        moments: dict[str, np.ndarray] = {}
+        sums = Sums()
         for place, own in enumerate(rows):
             for name, x in passed(task, block, own, place)[1].items():
-                moments[name] = moments.get(name, 0.0) + x.T @ x
+                sums.add(name, x)
+        moments = sums.means(task.seen.mask.sum())
         small = {}
         for name in MATRICES:
             path = f"{block}/{name}"
-            small[name] = fitted(task.kernels[path], start[path].first, moments[name])
+            small[name] = fitted(task.kernels[path], start[path].first, moments[name].moment)
             found[path] = small[name]
         rows = [passed(task, block, own, place, small)[0] for place, own in enumerate(rows)]
     return found
@@ -118,7 +100,3 @@ def passed(
     model = task.model
     out = forward.block(params, rows, mask, model.heads, model.epsilon, shown.__setitem__)
     return out, shown
-
-
-def _sum(a: Inputs, b: Inputs) -> Inputs:
-    return Inputs(a.size + b.size, a.moment + b.moment)

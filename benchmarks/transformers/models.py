@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from benchmarks.patches import patch_tokens
+
 # Of each block, in the order in which they are called; the first three have one input.
 MATRICES = ("query", "key", "value", "out", "widen", "narrow")
 EPSILON = 1e-6
@@ -83,9 +85,7 @@ class DigitsTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b 8 8 1"]) -> Float[Array, "b 10"]:
         """Logits (b, 10) of images (b, 8, 8, 1)."""
-        x = nn.Conv(self.width, (2, 2), (2, 2), padding="VALID", name="patches")(x)
-        x = x.reshape(len(x), -1, self.width)
-        x = x + self.param("places", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        x = patch_tokens(self, x, self.width, side=2)
         for number in range(self.depth):
             x = Block(self.heads, causal=False, name=f"block{number}")(x)
         return nn.Dense(10, name="classifier")(nn.LayerNorm(EPSILON, name="last")(x).mean(axis=1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,25 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from benchmarks.matrix_statistics import Inputs, Sums, squared_gradients
 from benchmarks.transformers.models import MATRICES
 from benchmarks.transformers.peers import Factors, fitted
 from benchmarks.transformers.task import Classified
 from benchmarks.transformers.training import cross_entropy
-
-# Examples whose gradients are held at once.
-EXAMPLES = 16
-
-
-class Inputs(NamedTuple):
-    """Means over the rows that go into a matrix.
-
-    Arguments:
-        size: of |x|.
-        moment: of x x^T.
-    """
-
-    size: Float[np.ndarray, " i"]
-    moment: Float[np.ndarray, "i i"]
 
 
 def inputs_of(task: Classified) -> dict[str, Inputs]:
@@ -52,19 +38,7 @@ def fisher_of(task: Classified, seed: int) -> dict[str, Float[np.ndarray, " i"]]
         logits = task.model.apply(task.with_kernels(kernels), inputs[None])
         return cross_entropy(jnp.asarray(logits), label[None])[0]
 
-    @jax.jit
-    def squares(kernels: Any, inputs: Array, labels: Array) -> Any:
-        found = jax.vmap(jax.grad(loss), (None, 0, 0))(kernels, inputs, labels)
-        return jax.tree.map(lambda gradient: jnp.sum(gradient**2, axis=(0, 2)), found)
-
-    kernels = {path: jnp.asarray(kernel) for path, kernel in task.kernels.items()}
-    total = {path: np.zeros(len(kernel)) for path, kernel in kernels.items()}
-    number = len(task.seen[0])
-    for at in range(0, number, EXAMPLES):
-        own = (array[at : at + EXAMPLES] for array in task.seen)
-        for path, found in squares(kernels, *own).items():
-            total[path] += np.asarray(found, np.float64) / number
-    return total
+    return squared_gradients(loss, task.kernels, task.seen)
 
 
 def updated(task: Classified, start: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -88,17 +62,12 @@ def updated(task: Classified, start: Mapping[str, Factors]) -> dict[str, Factors
 
 def _means(task: Classified, variables: Any) -> dict[str, Inputs]:
     paths = tuple(task.kernels)
-    total: dict[str, list[np.ndarray]] = {}
-    rows = 0
+    sums, rows = Sums(), 0
     for batch in task.batches:
         for path, x in _inputs(task.model, paths, variables, batch).items():
-            # Rounded to float32, a moment of many small eigenvalues has some below zero.
-            own = np.asarray(x, np.float64)
-            known = total.setdefault(path, [np.zeros(own.shape[1]), np.zeros(2 * own.shape[1:])])
-            known[0] += np.abs(own).sum(axis=0)
-            known[1] += own.T @ own
-        rows += len(own)
-    return {path: Inputs(size / rows, moment / rows) for path, (size, moment) in total.items()}
+            sums.add(path, x)
+        rows += len(x)
+    return sums.means(rows)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -18,6 +18,7 @@ from tdjax.compute.convolve import (
     widened,
     with_zeros,
 )
+from tdjax.linen.given import FactorArray, GivenConv, GivenDense
 from tdjax.linen.initial import stage_initializer
 from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
 from tdjax.params.partitioning import unboxed
@@ -45,49 +46,6 @@ class Kind(NamedTuple):
     weight: str
     describe: Callable[[Call], Layer]
     methods: Mapping[str, Callable[..., Any]]
-
-
-class FactorArray(nn.Module):
-    """One array of a chain that is no thin layer."""
-
-    shape: tuple[int, ...]
-    kernel_init: Callable[..., Any]
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self) -> Array:
-        """The array."""
-        return jnp.asarray(self.param("kernel", self.kernel_init, self.shape, self.param_dtype))
-
-
-class GivenConv(nn.Conv):
-    """`nn.Conv` with a kernel that is made elsewhere.
-
-    Attributes:
-        kernel: in place of the parameter.
-    """
-
-    kernel: Any = None
-
-    @nn.nowrap
-    def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """As `nn.Module.param`, but for the kernel."""
-        return self.kernel if name == "kernel" else super().param(name, init_fn, *args, **kwargs)
-
-
-class GivenDense(nn.Dense):
-    """`nn.Dense` with a kernel that is another layer's.
-
-    Attributes:
-        kernel: in place of the parameter.
-    """
-
-    kernel: Any = None
-
-    @nn.nowrap
-    def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """As `nn.Module.param`, but for the kernel."""
-        return self.kernel if name == "kernel" else super().param(name, init_fn, *args, **kwargs)
 
 
 def describe_conv(call: Call) -> Layer:
