@@ -14,6 +14,8 @@ from plain_models import normal, random_variables
 
 import tdjax
 from tdjax import Pair, Rule
+from tdjax.params.matrices import ridged
+from tdjax.params.pairs import Seen, losses
 
 X = normal(0, 64, 5, 12)
 HEADS = Pair(("attention/value",), "attention/out", 3)
@@ -307,6 +309,21 @@ def test_a_budget_takes_pairs_where_that_loses_less(net, moments):
     assert asked(0.6, pairs=[UNITS], multiple_of=4)["up"].ranks[0] % 4 == 0
 
 
+def test_moments_that_one_direction_outweighs_are_still_moments():
+    x = np.random.default_rng(0).standard_normal((4000, 40))
+    x[:, 3] *= 1e-3
+    x += 1e4 * np.random.default_rng(1).standard_normal((4000, 1)) * np.ones(40)
+    moment = np.asarray((x.T @ x / 4000).astype(np.float32), np.float64)
+    assert np.linalg.eigvalsh(moment)[0] < 0
+    found = ridged(moment)
+    ridge = found[0, 0] - moment[0, 0]
+    assert np.linalg.eigvalsh(found)[0] > 0.2 * ridge
+    assert ridge < 1e-4 * moment[0, 0]
+    kernel = np.random.default_rng(2).standard_normal((40, 5))
+    lost = losses(Seen(found, kernel, kernel), None)
+    assert np.all(np.diff(lost) <= 1e-6 * lost[0])
+
+
 class Scanned(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -370,6 +387,9 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
     ):
         with pytest.raises((ValueError, TypeError), match=said):
             change()
+    bad = {**moments, "down": replace(moments["down"], inputs=np.nan * moments["down"].inputs)}
+    with pytest.raises(ValueError, match="layer 'down': its moments hold NaN or Inf"):
+        tdjax.factorize_params(variables["params"], plan, moments=bad)
     with pytest.raises(ValueError, match="pass strategy='loss'"):
         tdjax.allocate(model, variables, X, budget=0.5, pairs="found")
     for asked, said in (
