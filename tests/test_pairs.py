@@ -250,8 +250,13 @@ class Gated(nnx.Module):
         return self.down(nnx.softplus(self.gate(x)) * self.up(x))
 
 
-def test_nnx_reads_and_puts_out_what_passes_alone(plan, moments, tmp_path):
+def test_nnx_reads_and_puts_out_what_passes_alone(dense, plan, moments, tmp_path):
     model = Gated(nnx.Rngs(0))
+    for seed, layer in enumerate((model.attention.query, model.attention.value, model.up)):
+        layer.bias[...] = normal(seed, *layer.bias.shape)
+    every = dense.with_pairs([SCORES, HEADS], rank=4)
+    found = tdjax.factorize(model, every, moments=moments, norm="covariance")(X)
+    np.testing.assert_allclose(found, model(X), atol=2e-4)
     assert tdjax.paired_layers(model, X[:2]) == (SCORES, HEADS, UNITS)
     # Of another network of the same shapes, which is as good here.
     small = tdjax.factorize(model, plan, moments=moments, correct_bias=True)
