@@ -364,6 +364,12 @@ def test_each_layer_of_a_stack_keeps_units_of_its_own():
         assert all(column in columns for column in kernel.T.tolist())
 
 
+def doubled(dense):
+    """A key with two queries."""
+    query, key, *_ = dense.with_pairs([SCORES], rank=2).layers
+    return tdjax.Plan((query, replace(query, layer=replace(query.layer, path="another")), key))
+
+
 def test_what_is_no_pair_is_refused(net, dense, plan, moments):
     model, variables = net
     for pair, said in (
@@ -385,6 +391,7 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (lambda: replace(plan["up"], feeds=None), "is read by one that it names"),
         (lambda: tdjax.Plan((plan["down"],)), "which none feeds"),
         (lambda: tdjax.Plan((plan["up"],)), "which is no layer"),
+        (lambda: doubled(dense), "with what two layers put out"),
         (lambda: Rule(path="up", method="units_out", rank=2), "units_out"),
         (lambda: tdjax.factorize_params(variables["params"], plan), "give moments="),
         (lambda: tdjax.factorize_sequentially(model, variables, plan, [X]), "leave out its pair"),
