@@ -14,6 +14,8 @@ from plain_models import normal, random_variables
 
 import tdjax
 from tdjax import Pair, Rule
+from tdjax.params.matrices import ridged
+from tdjax.params.pairs import Seen, losses
 
 X = normal(0, 64, 5, 12)
 HEADS = Pair(("attention/value",), "attention/out", 3)
@@ -248,8 +250,13 @@ class Gated(nnx.Module):
         return self.down(nnx.softplus(self.gate(x)) * self.up(x))
 
 
-def test_nnx_reads_and_puts_out_what_passes_alone(plan, moments, tmp_path):
+def test_nnx_reads_and_puts_out_what_passes_alone(dense, plan, moments, tmp_path):
     model = Gated(nnx.Rngs(0))
+    for seed, layer in enumerate((model.attention.query, model.attention.value, model.up)):
+        layer.bias[...] = normal(seed, *layer.bias.shape)
+    every = dense.with_pairs([SCORES, HEADS], rank=4)
+    found = tdjax.factorize(model, every, moments=moments, norm="covariance")(X)
+    np.testing.assert_allclose(found, model(X), atol=2e-4)
     assert tdjax.paired_layers(model, X[:2]) == (SCORES, HEADS, UNITS)
     # Of another network of the same shapes, which is as good here.
     small = tdjax.factorize(model, plan, moments=moments, correct_bias=True)
@@ -307,6 +314,21 @@ def test_a_budget_takes_pairs_where_that_loses_less(net, moments):
     assert asked(0.6, pairs=[UNITS], multiple_of=4)["up"].ranks[0] % 4 == 0
 
 
+def test_moments_that_one_direction_outweighs_are_still_moments():
+    x = np.random.default_rng(0).standard_normal((4000, 40))
+    x[:, 3] *= 1e-3
+    x += 1e4 * np.random.default_rng(1).standard_normal((4000, 1)) * np.ones(40)
+    moment = np.asarray((x.T @ x / 4000).astype(np.float32), np.float64)
+    assert np.linalg.eigvalsh(moment)[0] < 0
+    found = ridged(moment)
+    ridge = found[0, 0] - moment[0, 0]
+    assert np.linalg.eigvalsh(found)[0] > 0.2 * ridge
+    assert ridge < 1e-4 * moment[0, 0]
+    kernel = np.random.default_rng(2).standard_normal((40, 5))
+    lost = losses(Seen(found, kernel, kernel), None)
+    assert np.all(np.diff(lost) <= 1e-6 * lost[0])
+
+
 class Scanned(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -342,6 +364,12 @@ def test_each_layer_of_a_stack_keeps_units_of_its_own():
         assert all(column in columns for column in kernel.T.tolist())
 
 
+def doubled(dense):
+    """A key with two queries."""
+    query, key, *_ = dense.with_pairs([SCORES], rank=2).layers
+    return tdjax.Plan((query, replace(query, layer=replace(query.layer, path="another")), key))
+
+
 def test_what_is_no_pair_is_refused(net, dense, plan, moments):
     model, variables = net
     for pair, said in (
@@ -363,6 +391,7 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (lambda: replace(plan["up"], feeds=None), "is read by one that it names"),
         (lambda: tdjax.Plan((plan["down"],)), "which none feeds"),
         (lambda: tdjax.Plan((plan["up"],)), "which is no layer"),
+        (lambda: doubled(dense), "with what two layers put out"),
         (lambda: Rule(path="up", method="units_out", rank=2), "units_out"),
         (lambda: tdjax.factorize_params(variables["params"], plan), "give moments="),
         (lambda: tdjax.factorize_sequentially(model, variables, plan, [X]), "leave out its pair"),
@@ -370,6 +399,9 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
     ):
         with pytest.raises((ValueError, TypeError), match=said):
             change()
+    bad = {**moments, "down": replace(moments["down"], inputs=np.nan * moments["down"].inputs)}
+    with pytest.raises(ValueError, match="layer 'down': its moments hold NaN or Inf"):
+        tdjax.factorize_params(variables["params"], plan, moments=bad)
     with pytest.raises(ValueError, match="pass strategy='loss'"):
         tdjax.allocate(model, variables, X, budget=0.5, pairs="found")
     for asked, said in (

@@ -85,7 +85,7 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
             every = [np.minimum(*(s.losses for s in sides(*own, splits))) for own in ends]
         else:
             weights = Weights(moments.inputs, moments.outputs)
-            read = seen(problem.model.array_of(consumer), consumer, weights)
+            read = seen(problem.weights_of(consumer), consumer, weights)
             every = [losses(own, pair.heads) for own in read]
         return np.asarray(scale * np.sum(every, axis=0)[ranks])
 
@@ -97,6 +97,7 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
 
 def _ends(problem: Problem, layer: Layer) -> list[End]:
     """What a query or a key puts out."""
-    moments, model = (problem.moments or {})[layer.path], problem.model
+    moments = (problem.moments or {})[layer.path]
     weights = Weights(moments.inputs, moments.outputs)
-    return ends_of(layer, model.array_of(layer), model.bias_of(layer), weights, moments.mean)
+    bias = problem.model.bias_of(layer)
+    return ends_of(layer, problem.weights_of(layer), bias, weights, moments.mean)

@@ -357,7 +357,7 @@ class Problem:
     def _known(self, free: FreeLayer) -> _Known:
         if self.strategy == "uniform":
             return _Known(free, None, None, None)
-        array, key = self._weights_of(free.layer), self.options.key
+        array, key = self.weights_of(free.layer), self.options.key
         of_data = self.strategy not in GROUPED and self.strategy != "energy"
         return _Known(free, array, self._finite_moments(free.layer) if of_data else None, key)
 
@@ -378,11 +378,12 @@ class Problem:
     def _rise(self, entry: PlannedLayer) -> float:
         if self._without_gradient(entry.layer):
             return 0.0
-        known = self._weights_of(entry.layer), self._finite_moments(entry.layer), self.options.key
+        known = self.weights_of(entry.layer), self._finite_moments(entry.layer), self.options.key
         array, moments, key = on_one_device(known)
         return measures.loss_rise(array, entry, key, moments)
 
-    def _weights_of(self, layer: Layer) -> Any:
+    def weights_of(self, layer: Layer) -> Any:
+        """The array that holds a layer's kernel. Raises ValueError for a shape, and NaN or Inf."""
         array = self.model.array_of(layer)
         if isinstance(array, jax.ShapeDtypeStruct):
             raise ValueError(

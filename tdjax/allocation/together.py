@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -147,8 +147,8 @@ class Together:
         """The wholes with which least is spent where all is made as small as it can be."""
         chosen = frozenset[int]()
         for layers, covers in self.clusters:
-            spent = self._over(layers, covers, np.full(1, np.inf))
-            chosen |= covers[int(np.argmin(spent[:, 0]))]
+            spent = self._over(layers, covers, self._cheapest)
+            chosen |= covers[int(np.argmin(spent))]
         return chosen
 
     @cached_property
@@ -157,38 +157,48 @@ class Together:
         prices = self._prices()
         chosen = [frozenset[int]() for _ in prices]
         for layers, covers in self.clusters:
-            best = np.argmin(self._over(layers, covers, prices), axis=0)
+            best = np.argmin(self._over(layers, covers, partial(self._least, prices)), axis=0)
             chosen = [own | covers[k] for own, k in zip(chosen, best, strict=True)]
         return list(dict.fromkeys([frozenset(), self.smallest, *chosen]))
 
     def _over(
-        self, layers: Group, covers: Sequence[frozenset[int]], prices: Float[np.ndarray, " n"]
-    ) -> Float[np.ndarray, "c n"]:
-        """The least that layers lose and cost together, for each way to take them together."""
-        own = {layer.path: self._least(self.problem, layer.path, prices) for layer in layers}
+        self, layers: Group, covers: Sequence[frozenset[int]], least: Callable[[Problem, str], Any]
+    ) -> Float[np.ndarray, c * n]:
+        """What layers come to, for each way to take them together.
+
+        Arguments:
+            least: what the layer at a path comes to in a problem.
+        """
+        own = {layer.path: least(self.problem, layer.path) for layer in layers}
         wholes = {
-            number: self._least(self.joint, self.wholes[number].layer.path, prices)
+            number: least(self.joint, self.wholes[number].layer.path)
             for number in frozenset().union(*covers)
         }
         found = []
         for cover in covers:
             taken = {layer.path for number in cover for layer in self._of(number)}
             left = sum(lost for path, lost in own.items() if path not in taken)
-            found.append(left + sum(wholes[number] for number in cover) + np.zeros(len(prices)))
+            found.append(left + sum(wholes[number] for number in cover))
         return np.stack(found)
 
-    def _least(self, problem: Problem, path: str, prices: Float[np.ndarray, " n"]) -> Any:
-        """The least that a layer loses and costs together, at each price; costs alone at inf."""
+    def _cheapest(self, problem: Problem, path: str) -> Any:
+        """The least that a layer costs."""
+        return self._costs(problem, path).min()
+
+    def _least(self, prices: Float[np.ndarray, " n"], problem: Problem, path: str) -> Any:
+        """The least that a layer loses and costs together, at each price."""
+        costs = self._costs(problem, path)
+        lost = problem.predicted[path] if path in problem.free else np.zeros(1)
+        return np.min(lost + prices[:, None] * costs, axis=1)
+
+    def _costs(self, problem: Problem, path: str) -> Float[np.ndarray, " m"]:
+        """What is limited of each choice for a layer, or of what is decided for it."""
         free = problem.free.get(path)
-        if free is None:
-            entry = problem.layers[path]
-            assert isinstance(entry, PlannedLayer)
-            costs = self._limited(problem.options.costs_of(entry))
-            return np.where(np.isinf(prices), costs, prices * costs)
-        costs = self._limited(free.costs)
-        if np.isinf(prices).all():
-            return np.full(len(prices), costs.min())
-        return np.min(problem.predicted[path] + prices[:, None] * costs, axis=1)
+        if free is not None:
+            return self._limited(free.costs)
+        entry = problem.layers[path]
+        assert isinstance(entry, PlannedLayer)
+        return self._limited(problem.options.costs_of(entry)[None])
 
     def _prices(self) -> Float[np.ndarray, " n"]:
         """Prices of what is limited, at which layers begin and cease to be worth their cost."""

@@ -25,6 +25,7 @@ from tdjax.params.arrays import INDICES, VALUES
 from tdjax.params.factorize import dense_tree, factor_tree
 from tdjax.params.options import Options
 from tdjax.params.tree import layer_params, put
+from tdjax.plan.form import PAIRED
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION, INPUT
 
@@ -92,7 +93,9 @@ def own_arrays(model: nnx.Module, plan: Plan, *, bias: bool) -> dict[str, Any]:
             )
         own = {storage.name: boxed(weight, storage)}
         present = getattr(module, "bias", None)
-        if bias and present is not None and entry.form and not entry.layer.is_member:
+        # What a pair's layer puts out is mixed, or chosen from, with its bias.
+        asked = bias or entry.method in PAIRED
+        if asked and present is not None and entry.form and not entry.layer.is_member:
             own["bias"] = array_of(present)
         put(params, entry.layer.path, own)
     return params

@@ -23,10 +23,15 @@ def kernels_of(array: Any, layer: Layer) -> list[Matrix]:
 
 
 def moments_of(moment: Any, layer: Layer) -> list[Matrix | None]:
-    """The moments (n, n) at one end of a layer without groups; None where there is none."""
+    """The moments (n, n) at one end of a layer without groups; None where there is none.
+
+    Raises ValueError for NaN or Inf, naming the layer.
+    """
     if moment is None:
         return [None] * layer.copies
     own = as_numpy(moment)
+    if not np.isfinite(own).all():
+        raise ValueError(f"layer {layer.path!r}: its moments hold NaN or Inf")
     every = own if layer.storage.stack is not None else own[None]
     return [_full(one[0]) for one in every]
 
@@ -43,9 +48,22 @@ def rows_of(vectors: Any, layer: Layer) -> list[Float[np.ndarray, " n"]]:
 
 
 def ridged(moment: Matrix) -> Matrix:
-    """A second moment that is positive definite."""
-    size = len(moment)
-    return moment + RIDGE * (np.trace(moment) / size or 1.0) * np.eye(size)
+    """A second moment that is positive definite, more so than rounding could take from it."""
+    eye = np.eye(len(moment))
+    ridge = RIDGE * (np.trace(moment) / len(moment) or 1.0)
+    while True:
+        found = moment + ridge * eye
+        # Of what had no negative eigenvalues, no pivot is less than the ridge.
+        if _least_pivot(found) >= ridge / 2:
+            return found
+        ridge *= 4
+
+
+def _least_pivot(moment: Matrix) -> float:
+    try:
+        return float(np.min(np.diag(np.linalg.cholesky(moment)) ** 2))
+    except np.linalg.LinAlgError:
+        return 0.0
 
 
 def root_of(moment: Matrix) -> Matrix:

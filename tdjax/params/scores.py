@@ -105,10 +105,11 @@ def _losses(moment: Matrix, weigh: Matrix, columns: Heads, others: Heads) -> Any
     heads, size, _ = columns.shape
     asked = np.unique(np.linspace(0, size, min(size, MOST_RANKS) + 1).round().astype(int))
     rows = moment.reshape(heads, size, -1)
+    # The columns of each head in front.
+    weigh = weigh.reshape(-1, heads, size).swapaxes(0, 1)
     found = []
     for rank in asked:
         change = np.eye(size) - columns[:, :, :rank] @ others[:, :, :rank].swapaxes(1, 2)
-        left = (change.swapaxes(1, 2) @ rows).reshape(heads * size, heads, size)
-        both = np.einsum("ahd,hde->ahe", left, change, optimize=True)
-        found.append(np.sum(both.reshape(heads * size, -1) * weigh))
+        left = (change.swapaxes(1, 2) @ rows).reshape(-1, heads, size)
+        found.append(np.vdot(left.swapaxes(0, 1) @ change, weigh))
     return np.maximum(np.interp(np.arange(size + 1), asked, found), 0.0)

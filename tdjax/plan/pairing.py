@@ -107,6 +107,9 @@ def pairing_problems(entries: Sequence[PlannedLayer]) -> dict[str, str]:
             wrong = f"it reads {entry.format} of rank {ranks_text(entry.ranks)}, which none feeds"
         if wrong is not None:
             found[path] = wrong
+    for pair in pairs_in(entries):
+        if pair.consumer.method in SCORES and len(pair.producers) > 1:
+            found[pair.consumer.layer.path] = "it is multiplied with what two layers put out"
     return found
 
 
