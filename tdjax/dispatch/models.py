@@ -25,6 +25,7 @@ from tdjax.arguments.checks import call_text, check_arguments
 from tdjax.arguments.described import described
 from tdjax.dispatch.modes import is_told, told, training_flag, warn_of_flag, warn_of_modules
 from tdjax.hints import did_you_mean
+from tdjax.processes import together
 from tdjax.trace.call import peeked
 
 
@@ -193,7 +194,7 @@ def _warn_in_training(function: str, kind: Kind, model: Any, given: dict[str, An
     if flag is not None:
         first = given.get("sample")
         if "batches" in given:
-            first, given["batches"] = peeked(given["batches"])
+            first, given["batches"] = together(function, lambda: peeked(given["batches"]))
         warn_of_flag(function, flag, first, stacklevel=3)
 
 
