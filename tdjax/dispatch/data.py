@@ -160,7 +160,7 @@ def collect_moments(
     Returns: for each path a `tdjax.moments.collect.LayerMoments`. Where they are "nearest", the
     mean of the inputs is weighed as their moment A is, with weights of mean 1.
 
-    Warns (UserWarning) of layers with less than ten rows for each entry of a row, and of an NNX
+    Warns (UserWarning) of layers with less than ten rows for each entry of a row, and of a
     model in training mode, as all functions that go over batches do.
 
     Raises ValueError for no batches, no layer that matches, a layer inside a while loop, a tuple

@@ -11,10 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,7 +23,10 @@ import tdjax.nnx
 from tdjax.arguments.called import Method, called
 from tdjax.arguments.checks import call_text, check_arguments
 from tdjax.arguments.described import described
+from tdjax.dispatch.modes import is_told, told, training_flag, warn_of_flag, warn_of_modules
 from tdjax.hints import did_you_mean
+from tdjax.processes import together
+from tdjax.trace.call import peeked
 
 
 class Kind(NamedTuple):
@@ -109,8 +109,6 @@ KINDS = (
 
 # What runs a model to measure it, beside the functions that go over batches.
 RUNNING = ("time_layers",)
-# Whether such a function runs, which has told of the model's mode.
-_running: ContextVar[bool] = ContextVar("_running", default=False)
 
 
 def kind_of(model: Any) -> Kind:
@@ -173,39 +171,32 @@ def on_models(function: Callable[..., Any]) -> Callable[..., Any]:
         check_arguments(name, text, given, kind.checks)
         if "variables" in whole.parameters:
             given["variables"] = None if kind.held is None else given.pop(kind.held)
-        if not runs or _running.get():
+        if not runs or is_told():
             return function(**given)
-        _warn_in_training(name, kind, args[0] if args else kwargs["model"])
-        with _told():
+        _warn_in_training(name, kind, args[0] if args else kwargs["model"], given)
+        with told():
             return function(**given)
 
     return call
 
 
-def _warn_in_training(function: str, kind: Kind, model: Any) -> None:
+def _warn_in_training(function: str, kind: Kind, model: Any, given: dict[str, Any]) -> None:
     """Tell of a model that would be measured as it is trained, not as it is used."""
     found = {} if kind.in_training is None else kind.in_training(model)
     if function == "reestimate_batch_stats":
         # Whose statistics are estimated runs in training mode whatever it says.
         found = {path: text for path, text in found.items() if "use_running_average" not in text}
-    if found:
-        named = ", ".join(f"{path!r} ({text})" for path, text in list(found.items())[:3])
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        warnings.warn(
-            f"{function}: the model is in training mode: {named}{more}: call model.eval() first, "
-            "for what the model does in use",
-            stacklevel=3,
-        )
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """While it lasts, the functions that are called by another one tell nothing."""
-    token = _running.set(True)
+    warn_of_modules(function, found, stacklevel=3)
     try:
-        yield
-    finally:
-        _running.reset(token)
+        flag = training_flag(caller_of(model, given.get("variables"), given.get("method")))
+    except ValueError:
+        # There is no such method, as the function says itself.
+        return
+    if flag is not None:
+        first = given.get("sample")
+        if "batches" in given:
+            first, given["batches"] = together(function, lambda: peeked(given["batches"]))
+        warn_of_flag(function, flag, first, stacklevel=3)
 
 
 def signature_of(name: str, whole: inspect.Signature, kind: Kind) -> inspect.Signature:

@@ -128,6 +128,23 @@ def test_what_cannot_be_told_apart_is_refused(batch):
         seen(Masked(), batch, loss_fn=loss)
 
 
+class Trains(nn.Module):
+    """A switch that is on where nothing is said of it."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(3, name="dense")(x)
+
+
+@pytest.mark.parametrize("batch", [X, (X,), {"x": X}])
+def test_models_that_train_unless_they_are_told_are_told_of(batch):
+    message = r'^collect_moments: .* train=True where .*: pass \{"x": \.\.\., "train": False\}'
+    with pytest.raises(UserWarning, match=message):
+        seen(Trains(), batch)
+    assert seen(Trains(), {"x": X, "train": False}) == pytest.approx(ALL, rel=1e-5)
+
+
 def test_labels_as_a_switch_are_refused():
     def alone(params, x, train=False):
         return x @ params["w"]
