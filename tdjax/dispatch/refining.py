@@ -299,13 +299,7 @@ def _run(
     rows = fed(batches, reading, weights)
     pair = pair_of(model, variables, small, plan, method, rows if renews else None)
     key = jax.random.key(0) if key is None else key
-    found = refined(
-        on_all_devices(pair) if apart else pair,
-        pools,
-        held,
-        settings,
-        key,
-        Steps("refine", progress),
-    )
+    pair = on_all_devices(pair) if apart else pair
+    found = refined(pair, pools, held, settings, key, Steps("refine", progress))
     factors = jax.tree.map(in_this_process, found.factors) if apart else found.factors
     return small.result(factors), replace(found, factors=None)
