@@ -138,9 +138,10 @@ def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, "*_"]:
 def dense_parts(factors: Mapping[str, Any], entry: PlannedLayer) -> Float[np.ndarray, "*_"]:
     """The kernels that factors stand for, (p, *window, C, T), one for each feature group."""
     groups, stages = entry.layer.groups, entry.stages
-    stacked, trained = entry.layer.storage.stack is not None, isinstance(entry.chain, TTMatrixChain)
-    known = all(stage.groups == groups or _is_depthwise(stage) for stage in stages)
-    if stacked or trained or not known:
+    alone = entry.layer.storage.stack is None and not entry.nonzeros
+    known = stages[0].groups == groups and not isinstance(entry.chain, TTMatrixChain)
+    known = known and all(own.groups == groups or _is_depthwise(own) for own in stages)
+    if not (alone and known):
         own = jax.tree.map(jnp.asarray, dict(factors))
         return parts_of(reconstruct_array(own, entry), entry.layer)
     # Thin layers one after the other, each over its own axes of the window: a program for each

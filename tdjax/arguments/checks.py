@@ -16,13 +16,11 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
-from tdjax.arguments import numeric, pruned, refined
+from tdjax.arguments import functions, numeric, pruned, refined, trees
 from tdjax.arguments.described import described, is_array, is_shape
 from tdjax.arguments.models import is_model, kind_in_words
 from tdjax.arguments.numeric import Problem
-from tdjax.hints import known_are
 from tdjax.moments.collect import LayerMoments
-from tdjax.moments.losses import NAMES
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan
 from tdjax.plan.rules import Rule
@@ -101,43 +99,6 @@ def call_text(function: str, signature: inspect.Signature) -> str:
     return f"{function}({', '.join(given)})"
 
 
-def _variables(value: Any) -> Problem:
-    if _is_train_state(value):
-        return TypeError(
-            "is a TrainState: pass {'params': state.params}, with 'batch_stats' where it has them"
-        )
-    if not isinstance(value, Mapping):
-        return TypeError(f"is {described(value)}: pass what model.init returned")
-    if "params" not in value:
-        return ValueError(
-            f"has no 'params', but {', '.join(map(str, value)) or 'nothing'}: "
-            "pass {'params': params}"
-        )
-    return None
-
-
-def _params(value: Any) -> Problem:
-    if _is_train_state(value):
-        return TypeError("is a TrainState: pass state.params")
-    model = kind_in_words(value)
-    if model is not None:
-        return TypeError(f"is {described(value)}, {model.no_params}")
-    if not isinstance(value, Mapping):
-        return TypeError(f"is {described(value)}: pass variables['params'], or the variables")
-    return None
-
-
-def _tree(value: Any) -> Problem:
-    """Parameters of a function, or of a Linen model."""
-    return None if _holds_arrays(value) else _params(value)
-
-
-def _holds_arrays(value: Any) -> bool:
-    """Whether a value is a pytree of arrays, and nothing that has another meaning here."""
-    other = isinstance(value, Plan) or is_model(value) or _is_train_state(value)
-    return not other and bool(split_arrays(value)[0])
-
-
 def check_mapping(function: str, params: Any) -> None:
     """Refuse, with a TypeError, parameters of a model that are no mapping of its layers."""
     if not isinstance(params, Mapping):
@@ -205,15 +166,15 @@ def _plan_or_params(value: Any) -> Problem:
         return None
     if _are_rules(value):
         return _plan(value)
-    if _is_train_state(value):
-        return _params(value)
+    if trees.is_train_state(value):
+        return trees.check_params(value)
     if not isinstance(value, Mapping):
         return TypeError(f"is {described(value)}: pass a plan, or approximated dense parameters")
     return None
 
 
 def _plan_or_tree(value: Any) -> Problem:
-    return None if _holds_arrays(value) else _plan_or_params(value)
+    return None if trees.holds_arrays(value) else _plan_or_params(value)
 
 
 def _sample(value: Any) -> Problem:
@@ -280,47 +241,6 @@ def _methods(value: Any) -> Problem:
     return None
 
 
-def _loss_fn(value: Any) -> Problem:
-    if isinstance(value, str):
-        known = (
-            f"is a str: pass a function of (outputs, batch), or a name; {known_are(value, NAMES)}"
-        )
-        return None if value in NAMES else TypeError(known)
-    return None if value is None else _function_of("loss_fn", ("outputs", "batch"), value)
-
-
-def _loss_to_measure(value: Any) -> Problem:
-    return _function_of("loss_fn", ("outputs", "batch"), value)
-
-
-def _metric_fn(value: Any) -> Problem:
-    return _function_of("metric_fn", ("outputs", "batch"), value)
-
-
-def _row_weights(value: Any) -> Problem:
-    return None if value is None else _function_of("row_weights", ("batch",), value)
-
-
-def _augment(value: Any) -> Problem:
-    return None if value is None else _function_of("augment", ("key", "batch"), value)
-
-
-def _function_of(name: str, arguments: Sequence[str], value: Any) -> Problem:
-    given = ", ".join(arguments)
-    if not callable(value):
-        return TypeError(f"is {described(value)}: pass a function of ({given})")
-    try:
-        signature = inspect.signature(value)
-    except ValueError:
-        # Of a builtin, nothing is known.
-        return None
-    try:
-        signature.bind(*arguments)
-    except TypeError:
-        return TypeError(f"takes {signature}: it is called as {name}({given})")
-    return None
-
-
 def _key(value: Any) -> Problem:
     if value is None or is_array(value):
         return None
@@ -357,27 +277,27 @@ def _path(value: Any) -> Problem:
 
 
 CHECKS: Mapping[str, Callable[[Any], Problem]] = {
-    "variables": _variables,
-    "params": _params,
+    "variables": trees.check_variables,
+    "params": trees.check_params,
     "rules": _rules,
     "make_plan.rules": _rules_of_plan,
     "plan": _plan,
     "plan_or_params": _plan_or_params,
     # Of functions, whose parameters are any pytree.
-    "tree": _tree,
+    "tree": trees.check_tree,
     "plan_or_tree": _plan_or_tree,
     "sample": _sample,
     "batches": _batches,
     "moments": _moments,
     "measured": _measured,
-    "measure_rises.loss_fn": _loss_to_measure,
+    "measure_rises.loss_fn": functions.check_loss_to_measure,
     "measure_rises.groups": pruned.check_paths,
     "timings": _timings,
     "batch": numeric.whole_or_none(1),
     "methods": _methods,
-    "loss_fn": _loss_fn,
-    "metric_fn": _metric_fn,
-    "row_weights": _row_weights,
+    "loss_fn": functions.check_loss,
+    "metric_fn": functions.check_metric,
+    "row_weights": functions.check_row_weights,
     "key": _key,
     "budget": numeric.budget,
     "budgets": numeric.budgets,
@@ -399,15 +319,11 @@ CHECKS: Mapping[str, Callable[[Any], Problem]] = {
     "chain": pruned.check_chain,
     "mask": pruned.check_mask,
     "share": pruned.check_share,
-    "augment": _augment,
+    "augment": functions.check_augment,
     "factorize_sequentially.blocks": refined.check_blocks,
     "collect_moments.temperature": refined.positive,
     **refined.CHECKS,
 }
-
-
-def _is_train_state(value: Any) -> bool:
-    return hasattr(value, "params") and hasattr(value, "opt_state")
 
 
 def _are_rules(value: Any) -> bool:

@@ -24,25 +24,20 @@ from tdjax.decompose.als import (
 )
 from tdjax.decompose.coordinates import Norm, coordinates_of, measured, posed
 from tdjax.decompose.cp_on_host import sweep_to_rest
+from tdjax.decompose.cp_starts import check_init, drawn_start
 from tdjax.decompose.formats import CP
 from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.normal_equations import Factor, Gram, exact_up_to, gain, solve_normal
 from tdjax.decompose.padding import cut, in_steps, widened
 from tdjax.decompose.products import HIGHEST, khatri_rao, split_point
-from tdjax.decompose.svd import leading_subspace
 from tdjax.decompose.threads import one_thread
 from tdjax.decompose.weighted_cp import weighted_cp
-from tdjax.hints import known_are
-
-INITS = ("random", "normal", "hosvd")
 
 Factors = list[Float[Array, "_ r"]]
 
 # Where the Frobenius solution that a weighted decomposition starts from may stop.
 START_TOLERANCE = 1e-5
-# Random numbers are drawn so many at once at least.
-LEAST_DRAWN = 4096
 # Multiply-accumulates of a product with the array from which on a program is worth compiling.
 LARGE = 5 * 10**8
 
@@ -99,7 +94,7 @@ def cp_als(
     (rank,) = check_ranks((rank,), (x.size // max(x.shape),), "cp_als")
     if max_iters < 1:
         raise ValueError(f"cp_als: max_iters must be at least 1, got {max_iters}")
-    _check_init(init, key, x.shape, rank)
+    check_init(init, key, x.shape, rank)
     problem = posed(x, coordinates_of(norm, x))
     y, weight = problem.array, problem.weight
     start = problem.start(init) if isinstance(init, CP) else None
@@ -109,7 +104,7 @@ def cp_als(
     if start is None:
         assert isinstance(init, str)
         key = jax.random.key(0) if key is None else key
-        start = _start(y, key, rank, init, on_host=on_host)
+        start = drawn_start(y, key, rank, init, on_host=on_host)
     on_host = on_host and all(map(is_at_hand, start.factors))
     found = _widened(start, rank) if pad and not on_host else start
     frobenius = partial(_on_host if on_host else _cp_als, drawn=drawn, max_iters=max_iters)
@@ -132,32 +127,6 @@ def _widened(start: CP, rank: int) -> CP:
     return CP(tuple(widened(factor, (len(factor), most)) for factor in start.factors))
 
 
-def _start(x: Float[Array, "*_"], key: Array, rank: int, init: str, *, on_host: bool) -> CP:
-    """The start that a key gives, by few programs for all ranks where NumPy does the rest."""
-    partitionable = getattr(jax.config, "jax_threefry_partitionable", False)
-    counted = partitionable and str(jax.random.key_impl(key)) == "threefry2x32"
-    if not on_host or init == "hosvd" or not counted:
-        return _drawn(x, key, rank=rank, init=init)
-    factors = []
-    for own, size in zip(_split(key, number=x.ndim), x.shape, strict=True):
-        # Each number depends on its place alone: of longer vectors those in front are the same.
-        length = max(LEAST_DRAWN, 4 ** -(-(size * rank - 1).bit_length() // 2))
-        numbers = np.asarray(_numbers(own, length=length, init=init, dtype=x.dtype))
-        factors.append(placed_like(x, numbers[: size * rank].reshape(size, rank)))
-    return CP(tuple(factors))
-
-
-@partial(jax.jit, static_argnames=("number",))
-def _split(key: Array, *, number: int) -> list[Array]:
-    return list(jax.random.split(key, number))
-
-
-@partial(jax.jit, static_argnames=("length", "init", "dtype"))
-def _numbers(key: Array, *, length: int, init: str, dtype: Any) -> Float[Array, " n"]:
-    draw = jax.random.uniform if init == "random" else jax.random.normal
-    return draw(key, (length,), dtype)
-
-
 def _on_host(
     x: Float[Array, "*_"], start: CP, tol: float | Array, *, drawn: bool, max_iters: int
 ) -> tuple[CP, Info]:
@@ -175,24 +144,6 @@ def _padded_rank(rank: int, shape: tuple[int, ...]) -> int:
     """A rank whose equations are solved as those of the rank itself are."""
     padded, largest = in_steps(rank), max(shape)
     return largest if rank <= largest < padded else padded
-
-
-def _check_init(init: str | CP, key: Array | None, shape: tuple[int, ...], rank: int) -> None:
-    if isinstance(init, CP):
-        if init.shape != shape or init.ranks != (rank,):
-            raise ValueError(
-                f"cp_als: init has shape {init.shape} and rank {init.ranks[0]}, "
-                f"expected {shape} and {rank}"
-            )
-    elif init not in INITS:
-        raise ValueError(f"cp_als: init {init!r}: {known_are(init, INITS)}, or give a CP")
-    elif key is None and (init != "hosvd" or rank > min(shape)):
-        raise ValueError(f"cp_als: init {init!r} draws random numbers, pass key=")
-
-
-@partial(jax.jit, static_argnames=("rank", "init"))
-def _drawn(x: Float[Array, "*_"], key: Array, *, rank: int, init: str) -> CP:
-    return CP(tuple(initial_factors(x, rank, key, init)))
 
 
 @partial(jax.jit, static_argnames=("drawn", "max_iters"))
@@ -352,20 +303,6 @@ def _renewed(turn: _Renewing, mode: int, product: Factor) -> _Renewing:
         own=jnp.sum(products),
         magnitude=jnp.sum(jnp.abs(products)),
     )
-
-
-def initial_factors(x: Float[Array, "*_"], rank: int, key: Array, init: str) -> Factors:
-    """Starting factors (n_k, rank) of one of the kinds that `cp_als` describes."""
-    keys = jax.random.split(key, x.ndim)
-    draw = jax.random.uniform if init == "random" else jax.random.normal
-    factors = [draw(k, (n, rank), x.dtype) for k, n in zip(keys, x.shape, strict=True)]
-    if init != "hosvd":
-        return factors
-    for mode, size in enumerate(x.shape):
-        known = min(rank, size, x.size // size)
-        basis = leading_subspace(jnp.moveaxis(x, mode, 0).reshape(size, -1), known)
-        factors[mode] = factors[mode].at[:, :known].set(basis)
-    return factors
 
 
 def pairwise_sum(x: Float[Array, "*_"], axis: int) -> Float[Array, "*_"]:

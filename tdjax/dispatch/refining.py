@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import flax.linen as nn
 import jax
@@ -13,29 +13,23 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-import tdjax.nnx
 from tdjax.arguments.batches import read_batches
 from tdjax.arguments.called import Method, checked_weights
-from tdjax.arguments.described import described
 from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.dispatch.balancing import check_modules
-from tdjax.dispatch.models import caller_of, kind_of, on_models, room_of, with_arrays
-from tdjax.dispatch.storing import check_in_full
+from tdjax.dispatch.beside import on_all_devices, pair_of, small_network
+from tdjax.dispatch.models import caller_of, on_models, room_of, with_arrays
 from tdjax.moments.collect import RowWeights
-from tdjax.moments.feeding import Fed, fed
-from tdjax.params.check import check_params
-from tdjax.params.corrections import unpacked
+from tdjax.moments.feeding import fed
 from tdjax.plan.plan import Plan
-from tdjax.processes import are_apart, everywhere, together
+from tdjax.processes import are_apart, together
 from tdjax.progress import Progress, Steps
 from tdjax.refinement.data import Pool, read_pools
 from tdjax.refinement.everywhere import of_all_processes
-from tdjax.refinement.pair import Pair
 from tdjax.refinement.refine import refine as refined
 from tdjax.refinement.result import Refined
 from tdjax.refinement.settings import Augment, Features, Loss, Settings
-from tdjax.trace.call import WHOLE, Reading, split_arrays
+from tdjax.trace.call import WHOLE, Reading
 
 Variables = Mapping[str, Any]
 
@@ -274,7 +268,7 @@ def _run(
     Arguments:
         judging: batches that are held out; None for a share of the others.
     """
-    small = _small(model, variables, factors, plan)
+    small = small_network(model, variables, factors, plan)
     whole = with_arrays(model, variables)
 
     weights = None if row_weights is None else checked_weights(row_weights)
@@ -303,99 +297,9 @@ def _run(
         held = None if held is None else of_all_processes(held, "batches that are held out")
     renews = settings.batch_stats == "renewed"
     rows = fed(batches, reading, weights)
-    pair = _pair(model, variables, small, plan, method, rows if renews else None)
+    pair = pair_of(model, variables, small, plan, method, rows if renews else None)
     key = jax.random.key(0) if key is None else key
-    found = refined(
-        _everywhere(pair) if apart else pair, pools, held, settings, key, Steps("refine", progress)
-    )
+    pair = on_all_devices(pair) if apart else pair
+    found = refined(pair, pools, held, settings, key, Steps("refine", progress))
     factors = jax.tree.map(in_this_process, found.factors) if apart else found.factors
     return small.result(factors), replace(found, factors=None)
-
-
-def _everywhere(pair: Pair) -> Pair:
-    """Two networks whose arrays lie on the devices of all processes."""
-    (dense, own), (small, factors), renewed = pair.dense, pair.small, pair.renewed
-
-    def again(found: Any) -> Any:
-        assert renewed is not None
-        return everywhere(renewed(jax.tree.map(in_this_process, found)))
-
-    return replace(
-        pair,
-        dense=(dense, everywhere(own)),
-        small=(small, everywhere(factors)),
-        renewed=None if renewed is None else again,
-    )
-
-
-class _Small(NamedTuple):
-    """A factorised model, and its arrays beside it or None.
-
-    Arguments:
-        result: from what its network takes as variables to what was given, with other arrays.
-    """
-
-    model: Any
-    variables: Any
-    result: Callable[[Any], Any]
-
-
-def _small(model: Any, variables: Any, factors: Any, plan: Plan) -> _Small:
-    """The factorised model. Raises TypeError or ValueError for factors that do not fit it."""
-    if not plan.factorised:
-        raise ValueError("refine: the plan keeps all layers dense: there are no factors to refine")
-    check_in_full("refine", plan)
-    kind = kind_of(model)
-    if kind.held is None:
-        if not isinstance(factors, nnx.Module):
-            raise TypeError(
-                f"refine: factors is {described(factors)}: pass the model that "
-                "tdjax.factorize(model, plan) returned"
-            )
-        check_modules(factors, plan)
-        return _Small(factors, None, partial(tdjax.nnx.with_leaves, factors))
-    check_params(factors, plan)
-    small = kind.room.factorize(model, plan)
-    if kind.held == "params":
-        _, static = split_arrays(factors)
-        return _Small(small, factors, static.join)
-    if unpacked(factors, plan).variables is None:
-        return _Small(small, {**variables, "params": factors}, lambda found: found["params"])
-    return _Small(
-        small, {**variables, **factors}, lambda found: {name: found[name] for name in factors}
-    )
-
-
-def _pair(
-    model: Any,
-    variables: Any,
-    small: _Small,
-    plan: Plan,
-    method: Method,
-    batches: Iterable[Fed] | None,
-) -> Pair:
-    """The two networks, in the terms of their adapter.
-
-    Arguments:
-        batches: by which batch statistics are estimated again; None to leave them.
-    """
-    room = room_of(model)
-    dense, own = with_arrays(model, variables), with_arrays(small.model, small.variables)
-    renewed = None
-    if batches is not None:
-        if not room.keeps_batch_stats(*own):
-            raise ValueError('refine: the model has no batch statistics: pass batch_stats="frozen"')
-        renewed = partial(_renewed, small, batches, method)
-    return Pair(
-        plan, room.network_of(*dense, method=method), room.network_of(*own, method=method),
-        room.parameter_names(*own), room.module_paths(*dense), renewed,
-    )  # fmt: skip
-
-
-def _renewed(small: _Small, batches: Iterable[Fed], method: Method, found: Any) -> Any:
-    """What a network takes as variables, with batch statistics estimated again."""
-    room = room_of(small.model)
-    if small.variables is not None:
-        return room.reestimate_batch_stats(small.model, found, batches, method=method)
-    again = room.reestimate_batch_stats(small.result(found), batches, method=method)
-    return room.network_of(again)[1]

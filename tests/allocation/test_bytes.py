@@ -8,7 +8,9 @@ import pytest
 from plain_models import normal
 
 import tdjax
-from tdjax.allocation.rounding import bytes_of
+from tdjax.allocation.rounding import bytes_of, dense_parts, parts_of
+from tdjax.params.arrays import decompose_array, reconstruct_array
+from tdjax.params.options import Options
 from tdjax.plan.dtypes import DTYPES
 
 X = normal(0, 512, 4, 4, 8)
@@ -150,3 +152,21 @@ def test_what_is_refused(measured):
     with pytest.raises(ValueError, match="holds bfloat16: bytes are counted of networks in"):
         tdjax.allocate(Net(), halves, X, budget={"bytes": 0.2})
     assert {entry.dtype for entry in allocate(strategy="uniform").layers} == {None}
+
+
+@pytest.mark.parametrize(
+    ("form", "groups"),
+    [
+        (tdjax.Form("cp", (3,)), 2),
+        (tdjax.Form("cp", (3,), spatial="merged"), 1),
+        (tdjax.Form("svd", (1,), splits=4, fold="rows"), 1),
+        (tdjax.Form("svd", (3,), fold="rows"), 1),
+        (tdjax.Form("tucker", (2, 3), nonzeros=5), 1),
+    ],
+)
+def test_factors_are_multiplied_out_as_programs_do(form, groups):
+    layer = tdjax.Layer("conv", "conv", (3, 3, 4, 6), groups, (8, 8), (8, 8))
+    entry, array = tdjax.PlannedLayer(layer, form), normal(0, 3, 3, 4, 6)
+    factors = decompose_array(array, entry, Options(key=jax.random.key(0), max_iters=2))
+    expected = parts_of(reconstruct_array(factors, entry), layer)
+    np.testing.assert_allclose(dense_parts(factors, entry), expected, atol=1e-5)
