@@ -31,8 +31,8 @@ from experiments.workdir.places import Place
 from experiments.workdir.processes import this_process
 from experiments.workdir.threads import Units
 from experiments.workdir.work import begin
-from tests.experiments.left import left, tables_of
 from tdjax import enable_compilation_cache
+from tests.experiments.left import left, tables_of
 
 STORED = Path(__file__).parent / "compress" / "journal"
 RAW = json.loads((STORED / "config.json").read_text())
