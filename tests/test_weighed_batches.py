@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from plain_models import normal, random_variables
-from plain_readers import LENGTHS, NnxReader, Reader, texts
+from plain_readers import NnxReader, Reader, texts
 
 import tdjax
 from tdjax.dispatch.errors import candidate_feature_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:too few rows")
 RULES = [tdjax.Rule(path=".*(query|up|head)", method="svd", rank=2)]
-PADDED = [texts(7), texts(12, filler=5)]
+# Alone, texts of each length have programs of their own.
+LENGTHS = (6, 1, 6, 1)
+PADDED = [texts(7, LENGTHS), texts(12, LENGTHS, filler=5)]
 ALONE = [(tokens[None, :n], np.ones((1, n), np.float32))
-         for tokens, n in zip(texts(7)[0], LENGTHS, strict=True)]  # fmt: skip
+         for tokens, n in zip(PADDED[0][0], LENGTHS, strict=True)]  # fmt: skip
 
 
 def mask_of(batch):
