@@ -385,7 +385,6 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
     for change, said in (
         (lambda: plan.with_pairs([UNITS]), "in two pairs"),
         (lambda: dense.with_pairs([UNITS], rank=21), "21"),
-        (lambda: dense.with_pairs([("up", "down")]), "a pair is a tdjax.Pair"),
         (lambda: plan.with_dtypes("int8"), "stored in the numbers of the kernels"),
         (lambda: plan.with_shared([("gate", "up")]), "only the factors of a plain svd are shared"),
         (lambda: replace(plan["up"], feeds=None), "is read by one that it names"),

@@ -163,7 +163,7 @@ class Together:
 
     def _over(
         self, layers: Group, covers: Sequence[frozenset[int]], least: Callable[[Problem, str], Any]
-    ) -> Float[np.ndarray, c * n]:
+    ) -> Float[np.ndarray, "*_"]:
         """What layers come to, for each way to take them together.
 
         Arguments:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tdjax.decompose.inputs import as_numpy
 from tdjax.plan.layers import Layer
 
-Matrix = Float[np.ndarray, "m n"]
+Matrix = Float[np.ndarray, "_ _"]
 # Added to a second moment, relative to its mean diagonal: of what never passes nothing is known.
 RIDGE = 1e-6
 

@@ -239,7 +239,7 @@ def _varies(eqn: Any, reads: Sequence[Value]) -> frozenset[int] | None:
     if name == "broadcast_in_dim":
         dims, after = eqn.params["broadcast_dimensions"], eqn.outvars[0].aval.shape
         before = eqn.invars[0].aval.shape
-        return frozenset(dims[k] for k in every[0] if after[dims[k]] == before[k])
+        return frozenset(int(dims[k]) for k in every[0] if after[dims[k]] == before[k])
     if name == "transpose":
         return frozenset(list(eqn.params["permutation"]).index(k) for k in every[0])
     return None
@@ -343,7 +343,7 @@ def _moved(eqn: Any, value: Outputs) -> Outputs | None:
         order = list(params["permutation"])
         return replace(value, axes=tuple(map(order.index, value.axes)))
     if name == "broadcast_in_dim":
-        axes = tuple(params["broadcast_dimensions"][axis] for axis in value.axes)
+        axes = tuple(int(params["broadcast_dimensions"][axis]) for axis in value.axes)
         same = all(after[k] == before[axis] for k, axis in zip(axes, value.axes, strict=True))
         return replace(value, axes=axes) if same else None
     if name in ("reshape", "squeeze", "expand_dims"):
