@@ -300,8 +300,9 @@ def allocate(
         strategy: see above; None for "energy", or for "loss" with a `target` or `measured`.
         methods: formats to choose from. "alds" and "alds+" know "svd" alone; of all four together a
             strategy takes those that it knows. "cp" and "tt" are decomposed at some ranks to know
-            what they lose, which takes far longer than "svd" and "tucker", whose loss is known for
-            all ranks at once. "cp" is tried with the axes of a window apart and as one mode.
+            what they lose, which takes longer than "svd" and "tucker", whose loss is known for all
+            ranks at once, and by "loss" far longer, as programs are compiled for it. "cp" is tried
+            with the axes of a window apart and as one mode.
         moments: for "loss", from `tdjax.collect_moments` with a `loss_fn`.
         splits: for "alds" and "alds+", the numbers of groups to choose from; None for all divisors.
         objective: for these, "bound" for the paper's, sqrt(k) included, or "released" for that
