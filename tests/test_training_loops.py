@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import cheap_programs
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -379,6 +380,7 @@ def test_refinement_on_split_batches(on_eight_devices):
 
 
 if __name__ == "__main__":
+    cheap_programs.install()
     warnings.simplefilter("error")
     assert jax.device_count() == DEVICES
     parts = (data_parallel, model_parallel, moments, refinement)

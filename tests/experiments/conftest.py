@@ -1,4 +1,5 @@
 import os
+from contextlib import contextmanager
 
 import jax
 import pytest
@@ -28,12 +29,26 @@ def cache(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+@contextmanager
+def drawing_nothing():
+    figure = pytest.importorskip("matplotlib.figure")
+    empty = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure.Figure, "savefig", lambda self, file, **_: file.write(empty))
+        yield
+
+
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Figures are made but not drawn: for reports on records that another test draws.
+def undrawn():
+    """Figures are made but not drawn: for reports of a kind that another test draws.
 
     To draw them takes most of the time of a report, and more than an experiment that goes on.
     """
-    figure = pytest.importorskip("matplotlib.figure")
-    empty = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, file, **_: file.write(empty))
+    with drawing_nothing():
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_drawing():
+    """The same as a context, for what fixtures of a module report."""
+    return drawing_nothing
