@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
+
 from tdjax.trace.axes import reshaped
 from tdjax.trace.elementwise import ELEMENTWISE
 
@@ -77,7 +79,9 @@ def after_elementwise(eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) 
     varies = frozenset().union(*(v.varies for v in reads if isinstance(v, Other)))
     met = varies & set(first.axes)
     scales = name == "mul" or (name == "div" and reads[0] is first)
-    if len(own) > 1 or not (name in LINEAR or scales):
+    # Whole numbers are rounded.
+    whole = not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
+    if len(own) > 1 or whole or not (name in LINEAR or scales):
         return None if met else Outputs(layers, first.axes, heads, True)
     found = Outputs(layers, first.axes, heads, bent)
     return _met(found, eqn.outvars[0].aval.shape, met)

@@ -127,11 +127,10 @@ class _Walk:
         self.met.setdefault((one, other), set()).add(heads)
         return True
 
-    def lose(self, value: Value) -> Other | None:
+    def lose(self, value: Value) -> None:
         """Outputs go where they cannot be followed."""
         if isinstance(value, Outputs):
             self.lost |= value.layers
-        return None
 
     def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Walk through a program; what is known of its results."""
