@@ -22,6 +22,7 @@ HEADS = Pair(("attention/value",), "attention/out", 3)
 UNITS = Pair(("gate", "up"), "down")
 SCORES = Pair(("attention/query",), "attention/key", 3, scores=True)
 KEPT = 9
+NAMES = ("query", "key", "value")
 
 
 class Net(nn.Module):
@@ -88,6 +89,31 @@ def test_layers_with_something_else_between_are_none(kind):
     variables = jax.eval_shape(model.init, jax.random.key(0), X)
     wanted = {"plain": (Pair(("first",), "second"),), "linear": (Pair(("first",), "second", 1),)}
     assert tdjax.paired_layers(model, variables, X) == wanted.get(kind, ())
+
+
+class Attention(nn.Module):
+    """With positions turned into queries and keys, or keys and values of fewer heads."""
+
+    shared: bool
+
+    @nn.compact
+    def __call__(self, x):
+        heads = {"query": 4, "key": 2, "value": 2} if self.shared else dict.fromkeys(NAMES, 4)
+        q, k, v = (nn.DenseGeneral((heads[name], 3), name=name)(x) for name in NAMES)
+        if self.shared:
+            k, v = jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)
+        else:
+            turned = jnp.cos(jnp.outer(jnp.arange(5), jnp.arange(1, 4)))[:, None]
+            q, k = q * turned, k * turned
+        return nn.DenseGeneral(12, axis=(-2, -1), name="out")(nn.dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_scores_of_turned_keys_and_shared_heads_are_left_alone(shared):
+    model = Attention(shared)
+    variables = jax.eval_shape(model.init, jax.random.key(0), X)
+    found = tdjax.paired_layers(model, variables, X)
+    assert found == (() if shared else (Pair(("value",), "out", 4),))
 
 
 def of(params, path, name="kernel"):
