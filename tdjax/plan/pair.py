@@ -30,6 +30,10 @@ PUTTING_OUT = frozenset([*SCORES, *(method for method in PAIRED if method.endswi
 class Pair(NamedTuple):
     """Layers that put something out, and the one that alone reads it.
 
+    >>> import tdjax
+    >>> print(tdjax.Pair(("gate", "up"), "down"))
+    gate + up -> down
+
     Arguments:
         producers: paths, as of up and gate of an MLP, or of the value of an attention.
         consumer: path, as of down, or of the output projection; of the key, with `scores`.
