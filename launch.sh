@@ -78,9 +78,7 @@ case "${1:-}" in
         ;;
     test-oldest)
         set_up .venv-oldest test .ci/oldest.txt
-        # Types are checked as the library runs here, where there are fewer tests: it takes a tenth
-        # more time.
-        run_tests .venv-oldest -m oldest --jaxtyping-packages=tdjax,beartype.beartype
+        run_tests .venv-oldest -m oldest
         ;;
     cluster)
         set_up .venv "$experiments"

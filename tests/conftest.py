@@ -57,6 +57,7 @@ OLDEST = (
     "test_optimizers",
     "test_own",
     "test_own_nnx",
+    "test_pairs",
     "test_products",
     "test_programs",
     "test_reads",
@@ -109,20 +110,14 @@ def known(value):
     return type(value), value
 
 
-# Of these also each value of each parameter: kinds of layers and optimisers are those of Flax and
-# Optax, which versions change.
-EVERY_VALUE = ("test_linen_kinds", "test_nnx", "test_optimizers", "test_reads", "test_ways")
-
-
 def pytest_collection_modifyitems(items):
-    """Mark what the oldest versions run: each test once, of some files again for values of its
-    parameters that no test of the file has met. The rest is for the current versions to say."""
+    """Mark what the oldest versions run: each test once, and again for values of its parameters
+    that no test of the file has met. All pairs are for the current versions to say."""
     met = set()
     for item in items:
         if item.path.stem not in OLDEST:
             continue
-        is_more = item.path.stem in EVERY_VALUE and hasattr(item, "callspec")
-        given = item.callspec.params.items() if is_more else ()
+        given = item.callspec.params.items() if hasattr(item, "callspec") else ()
         things = {(item.path, name, known(value)) for name, value in given}
         things.add((item.path, item.originalname))
         if not things <= met:
