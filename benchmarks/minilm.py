@@ -12,9 +12,10 @@ installed:
 With `--records=FILE` each run is written as it ends, and what the file holds is not measured again.
 "Kronecker" and what is below it weigh outputs by half the squared change of the embedding; with
 "+shared" query, key and value have one input factor, or, of "loss", where that loses less; with
-"+pairs" fewer numbers pass between up and down, and value and output, where that does. Seconds
-are those of the row alone; what rows share (moments, inputs, a peer's decompositions) counts for
-the first that needs it.
+"+pairs" fewer numbers pass between up and down, and value and output, where that does; what is "in
+bytes" or "int8 alone" takes as many bytes as the others do in float32. Seconds are those of the row
+alone; what rows share (moments, inputs, a peer's decompositions) counts for the first that needs
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.sentences import statistics
 from benchmarks.sentences.settings import SCHEMA, Settings
 from benchmarks.sentences.task import read_task
 from benchmarks.transformers import command
-from benchmarks.transformers.runs import METHODS, PAIRED, SHARED, Measured
+from benchmarks.transformers.runs import BLOCKWISE, BYTES, METHODS, PAIRED, SHARED, Measured
 
 FOLDER = flags.DEFINE_string("folder", None, "Of the network: config, weights, vocabulary.")
 SENTENCES = flags.DEFINE_integer("sentences", 2208, "For calibration.", lower_bound=1)
@@ -40,7 +41,7 @@ COLUMNS: command.Columns = {
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    methods = command.names((*METHODS, *SHARED, *PAIRED))
+    methods = command.names((*METHODS, *SHARED, *PAIRED, *BLOCKWISE, *BYTES))
     settings = Settings(
         SENTENCES.value, HELD_OUT.value, WIDTH.value, command.DRAWS.value, command.EPOCHS.value,
         command.SEED.value,

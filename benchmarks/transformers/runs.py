@@ -30,9 +30,11 @@ BYTES: Mapping[str, tuple[str, ...]] = {
 SHARED = ("covariance+shared", "Kronecker+shared", "loss+shared", "loss+shared+refine")
 # Where a budget says so, between up and down of an MLP, and value and output, fewer numbers pass.
 PAIRED = ("loss+pairs", "loss+shared+pairs", "loss+pairs+refine")
+# Each block makes up for what those before it lost.
+BLOCKWISE = ("blocks", "loss+blocks")
 # Of a figure, what a record says of it.
 Columns = Mapping[str, Callable[[Record], str]]
-FURTHER = ("blocks", "loss+blocks", "loss in NNX", *BYTES)
+FURTHER = (*BLOCKWISE, "loss in NNX", *BYTES)
 
 
 class Settings(Protocol):

@@ -204,7 +204,8 @@ def refine(
             rates on one and the same minibatch, and divided by 4, up to three times, where the
             first epoch is no better than the start.
         epochs: over all examples.
-        batch_size: examples of each step; a multiple of the devices that batches are split over.
+        batch_size: examples of each step, rounded up to a multiple of the devices that batches are
+            split over.
         augment: (key, input) -> another input of the same shapes; runs inside the step, before
             both networks.
         held_out: the share of examples (of batches, where these stay apart) that are held out, or

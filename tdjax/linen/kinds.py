@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from tdjax.compute.convolve import (
@@ -184,7 +185,7 @@ def set_up_embed(module: Any, entry: PlannedLayer) -> None:
         setattr(module, CORRECTION, table)
 
 
-def run_embed(module: Any, entry: PlannedLayer, inputs: Array) -> Array:
+def run_embed(module: Any, entry: PlannedLayer, inputs: Array | np.ndarray) -> Array:
     """Rows of the table."""
     if not jnp.issubdtype(inputs.dtype, jnp.integer):
         raise ValueError("Input type must be an integer or unsigned integer.")

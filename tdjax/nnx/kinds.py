@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -138,7 +139,7 @@ class FactorisedEinsum(nnx.Einsum):
 class FactorisedEmbed(nnx.Embed):
     """An `nnx.Embed` whose table is a chain."""
 
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Float[Array, "*_"]:
+    def __call__(self, inputs: Array | np.ndarray, out_sharding: Any = None) -> Float[Array, "*_"]:
         """Rows of the table, see `nnx.Embed`."""
         if not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise ValueError("Input type must be an integer or unsigned integer.")
