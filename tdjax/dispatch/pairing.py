@@ -8,10 +8,9 @@ from typing import Any, overload
 import flax.linen as nn
 from flax import nnx
 
-from tdjax.allocation.choices import TIME
-from tdjax.allocation.limits import LATENCY
 from tdjax.arguments.called import Method
 from tdjax.dispatch.models import on_models, room_of, with_arrays
+from tdjax.dispatch.sharing import refuse_time
 from tdjax.plan.layers import Inventory
 from tdjax.plan.pair import Pair, check_pairs
 from tdjax.timings.timings import Timings
@@ -80,11 +79,7 @@ def pairs_asked(
     """
     if pairs is None:
         return None
-    if timings is not None or not {TIME, LATENCY}.isdisjoint(costs):
-        raise ValueError(
-            f"{function}: the time of pairs of layers is not known: leave out timings and a budget "
-            "of time, or pairs"
-        )
+    refuse_time(function, "pairs of layers", "pairs", costs, timings)
     if not isinstance(pairs, str):
         check_pairs(pairs)
         every = inventory.pairs()

@@ -72,11 +72,7 @@ def groups_of(
     """
     if shared is None:
         return None
-    if timings is not None or not {TIME, LATENCY}.isdisjoint(costs):
-        raise ValueError(
-            f"{function}: the time of layers that share an input factor is not known: leave out "
-            "timings and a budget of time, or shared"
-        )
+    refuse_time(function, "layers that share an input factor", "shared", costs, timings)
     if not isinstance(shared, str):
         return shared
     if shared != SAME_INPUTS:
@@ -85,3 +81,19 @@ def groups_of(
             "the layers that read the same input"
         )
     return inventory.same_inputs
+
+
+def refuse_time(
+    function: str, what: str, argument: str, costs: Sequence[str], timings: Timings | None
+) -> None:
+    """Raise ValueError where time counts, before it is taken: that of these layers is not known.
+
+    Arguments:
+        what, argument: for messages, the layers, and the argument that asks for them.
+        costs: what a budget is of.
+    """
+    if timings is not None or not {TIME, LATENCY}.isdisjoint(costs):
+        raise ValueError(
+            f"{function}: the time of {what} is not known: leave out timings and a budget of time, "
+            f"or {argument}"
+        )
