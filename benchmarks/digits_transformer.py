@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.transformers import command
 from benchmarks.transformers.models import DigitsTransformer
-from benchmarks.transformers.runs import FURTHER, METHODS
+from benchmarks.transformers.runs import EVERY
 from benchmarks.transformers.settings import ACCURACY
 from benchmarks.transformers.task import Classified
 from benchmarks.transformers.training import trained
@@ -26,7 +26,6 @@ WEIGHTS = flags.DEFINE_string("vit_weights", None, "File of the trained network,
 STEPS = flags.DEFINE_integer("vit_steps", 1000, "Of training, 64 digits each.", lower_bound=1)
 
 TRAINED, BATCH, RATE = 1257, 64, 2e-3
-WITHOUT = "loss in NNX"
 
 
 def task_of(seed: int) -> Classified:
@@ -51,8 +50,7 @@ def task_of(seed: int) -> Classified:
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    methods = [name for name in (*METHODS, *FURTHER) if name != WITHOUT]
-    command.of_small_network(task_of, ACCURACY, methods)
+    command.of_small_network(task_of, ACCURACY, EVERY)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.transformers import command
 from benchmarks.transformers.library_bytes import batches, drawn_windows, read_texts
 from benchmarks.transformers.models import LanguageModel
 from benchmarks.transformers.nnx_models import twin_of
-from benchmarks.transformers.runs import FURTHER, METHODS
+from benchmarks.transformers.runs import EVERY, IN_NNX
 from benchmarks.transformers.settings import PERPLEXITY
 from benchmarks.transformers.task import Classified
 from benchmarks.transformers.training import trained
@@ -56,7 +56,7 @@ def task_of(seed: int) -> Classified:
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    command.of_small_network(task_of, PERPLEXITY, (*METHODS, *FURTHER))
+    command.of_small_network(task_of, PERPLEXITY, (*EVERY, IN_NNX))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks.sentences import statistics
 from benchmarks.sentences.settings import SCHEMA, Settings
 from benchmarks.sentences.task import read_task
 from benchmarks.transformers import command
-from benchmarks.transformers.runs import BLOCKWISE, BYTES, METHODS, PAIRED, SHARED, Measured
+from benchmarks.transformers.runs import EVERY, Measured
 
 FOLDER = flags.DEFINE_string("folder", None, "Of the network: config, weights, vocabulary.")
 SENTENCES = flags.DEFINE_integer("sentences", 2208, "For calibration.", lower_bound=1)
@@ -41,7 +41,7 @@ COLUMNS: command.Columns = {
 
 def main(_: list[str]) -> None:
     """Measure what is missing, and print a row for each method and share."""
-    methods = command.names((*METHODS, *SHARED, *PAIRED, *BLOCKWISE, *BYTES))
+    methods = command.names(EVERY)
     settings = Settings(
         SENTENCES.value, HELD_OUT.value, WIDTH.value, command.DRAWS.value, command.EPOCHS.value,
         command.SEED.value,

@@ -29,12 +29,13 @@ BYTES: Mapping[str, tuple[str, ...]] = {
 # With one input factor for query, key and value: in place of three, or where a budget says so.
 SHARED = ("covariance+shared", "Kronecker+shared", "loss+shared", "loss+shared+refine")
 # Where a budget says so, between up and down of an MLP, and value and output, fewer numbers pass.
-PAIRED = ("loss+pairs", "loss+shared+pairs", "loss+pairs+refine")
+PAIRED = ("loss+pairs", "loss+shared+pairs", "loss+pairs+refine", "loss+shared+pairs+refine")
 # Each block makes up for what those before it lost.
 BLOCKWISE = ("blocks", "loss+blocks")
+EVERY = (*METHODS, *SHARED, *PAIRED, *BLOCKWISE, *BYTES)
+IN_NNX = "loss in NNX"
 # Of a figure, what a record says of it.
 Columns = Mapping[str, Callable[[Record], str]]
-FURTHER = (*BLOCKWISE, "loss in NNX", *BYTES)
 
 
 class Settings(Protocol):
@@ -134,7 +135,7 @@ class Measured:
     def of_ours(self, method: str, asked: float) -> tuple[Any, float]:
         """What tdjax keeps, and at what share of the parameters."""
         task, settings = self.task, self.settings
-        if method == "loss in NNX":
+        if method == IN_NNX:
             # Which small networks alone have.
             twofold: Any = task
             kept, plan = ours.kept_in_nnx(twofold, asked, settings.draws, settings.seed)
