@@ -34,6 +34,7 @@ from tdjax.allocation.rounding import in_dtypes
 from tdjax.decompose.dealing import dealt, on_one_device, shared_devices
 from tdjax.decompose.inputs import is_finite
 from tdjax.moments.collect import LayerMoments
+from tdjax.params.kernels import are_few
 from tdjax.plan.decide import decide, first_matches
 from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.form import Form
@@ -178,9 +179,12 @@ class Problem:
         """By path of a free layer, what each of its choices loses."""
 
         def by_numpy(own: _Known) -> bool:
-            methods = {choices.method for choices in own.free.choices}
-            programs = self.strategy != "energy" and not AT_SHARES.isdisjoint(methods)
-            return self.strategy != "uniform" and not programs
+            large = (
+                choices.method in AT_SHARES
+                and not are_few(own.free.layer, choices.ranks.max(axis=0).tolist())
+                for choices in own.free.choices
+            )
+            return self.strategy == "energy" or (self.strategy != "uniform" and not any(large))
 
         asked = [path for path in self.free if path not in self.given]
         known = [self._known(self.free[path]) for path in asked]

@@ -29,17 +29,19 @@ from tdjax.decompose.formats import CP
 from tdjax.decompose.inputs import as_float, check_ranks, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.meshes import on_any_mesh
 from tdjax.decompose.normal_equations import Factor, Gram, exact_up_to, gain, solve_normal
-from tdjax.decompose.padding import cut, in_steps, widened
+from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, posed_on_host
+from tdjax.decompose.padding import LARGE, cut, in_steps, is_small, widened
 from tdjax.decompose.products import HIGHEST, khatri_rao, split_point
+from tdjax.decompose.scale import at_unit_scale
 from tdjax.decompose.threads import one_thread
 from tdjax.decompose.weighted_cp import weighted_cp
+from tdjax.decompose.weighted_cp_on_host import even_scales
+from tdjax.decompose.weighted_cp_on_host import sweep_to_rest as weighted_sweeps
 
 Factors = list[Float[Array, "_ r"]]
 
 # Where the Frobenius solution that a weighted decomposition starts from may stop.
 START_TOLERANCE = 1e-5
-# Multiply-accumulates of a product with the array from which on a program is worth compiling.
-LARGE = 5 * 10**8
 
 
 @on_any_mesh
@@ -95,11 +97,13 @@ def cp_als(
     if max_iters < 1:
         raise ValueError(f"cp_als: max_iters must be at least 1, got {max_iters}")
     check_init(init, key, x.shape, rank)
+    traced = any(isinstance(given, jax.core.Tracer) for given in (tol, key))
+    if pad and not traced and _is_for_host(x, rank, norm, init):
+        return _weighted_on_host(x, rank, key, init, norm, float(tol), max_iters)
     problem = posed(x, coordinates_of(norm, x))
     y, weight = problem.array, problem.weight
     start = problem.start(init) if isinstance(init, CP) else None
     drawn = start is None
-    traced = any(isinstance(given, jax.core.Tracer) for given in (tol, key))
     on_host = pad and is_at_hand(y) and x.size * rank < LARGE and not traced
     if start is None:
         assert isinstance(init, str)
@@ -119,6 +123,56 @@ def cp_als(
     found = problem.back(found)
     info = measured(norm, x, found, info)
     return (CP(cut(found.factors, ((None, rank),) * x.ndim)) if pad else found), info
+
+
+def _is_for_host(x: Array, rank: int, norm: Norm | None, init: str | CP) -> bool:
+    """Whether NumPy decomposes an array in the norm of second moments."""
+    known = isinstance(norm, Covariance | Kronecker) and is_on_host(norm)
+    if not known or not is_at_hand(x) or x.ndim < 2:
+        return False
+    *positions, _, outputs = x.shape
+    given = jax.tree.leaves(init) if isinstance(init, CP) else []
+    small = is_small(x.size // outputs, rank, max(positions, default=1))
+    return small and all(map(is_at_hand, given))
+
+
+def _weighted_on_host(
+    x: Float[Array, "*_"],
+    rank: int,
+    key: Array | None,
+    init: str | CP,
+    norm: Norm | None,
+    tol: float,
+    max_iters: int,
+) -> tuple[CP, Info]:
+    """`cp_als` in the norm of second moments, by NumPy."""
+    problem = posed_on_host(x, norm)
+    assert problem.inputs is not None
+    weight = problem.inputs.in_full()[0]
+    with one_thread():
+        if isinstance(init, CP):
+            factors = list(map(np.asarray, at_unit_scale(init).factors))
+        else:
+            key = jax.random.key(0) if key is None else key
+            y = placed_like(x, problem.array)
+            start = drawn_start(y, key, rank, init, on_host=True).factors
+            # Sweeps in the Frobenius norm are many times cheaper, and end near enough to stop.
+            factors = sweep_to_rest(
+                problem.array, list(map(np.asarray, start)), max(tol, START_TOLERANCE), max_iters,
+                drawn=True,
+            )[0]  # fmt: skip
+        factors, errors, converged = weighted_sweeps(
+            problem.array, weight if weight.ndim == 2 else np.diag(weight), factors, tol, max_iters
+        )
+    factors[-1] = problem.back(factors[-1]) * problem.scale
+    arrays = [
+        (factor * scale).astype(x.dtype)
+        for factor, scale in zip(factors, even_scales(factors), strict=True)
+    ]
+    error = problem.error_of((khatri_rao(arrays[:-1]) @ arrays[-1].T).reshape(x.shape))
+    found = CP(tuple(placed_like(x, array) for array in arrays))
+    info = info_on_host(x, error, errors, converged, max_iters)
+    return found, measured(norm, x, found, info)
 
 
 def _widened(start: CP, rank: int) -> CP:

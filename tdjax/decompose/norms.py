@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from tdjax.decompose.coordinates import Coordinates, Norm, Shaped
 from tdjax.decompose.inputs import is_at_hand
 from tdjax.decompose.meshes import on_any_mesh
-from tdjax.decompose.on_host import Weight, root_of, unit, weight_of
+from tdjax.decompose.on_host import Weight, root_of, sum_of_products, unit, weight_of
 from tdjax.decompose.pytree import register
 from tdjax.decompose.scale import Exponent, at_least_single, shifted
 from tdjax.decompose.second_moment import (
@@ -268,6 +268,19 @@ class PosedOnHost(NamedTuple):
     scale: float
     inputs: Weight | None
     root: Float[np.ndarray, "*_"] | None
+
+    def error_of(self, approximation: Float[np.ndarray, "*n"]) -> float:
+        """The relative error of an approximation of x, from the difference itself."""
+        found = approximation.astype(float) / self.scale
+        if self.root is not None:
+            found = found * self.root if self.root.ndim == 1 else found @ self.root
+        whole, rest = self.array.astype(float), self.array - found
+        squares = []
+        for own in (rest, whole):
+            matrix = own.reshape(1, -1, own.shape[-1])
+            weighed = matrix if self.inputs is None else self.inputs.times(matrix)
+            squares.append(max(0.0, sum_of_products(matrix, weighed)))
+        return math.sqrt(squares[0] / (squares[1] or 1.0))
 
     def back(self, columns: Float[np.ndarray, "t m"]) -> Float[np.ndarray, "t m"]:
         """What multiplies the columns of x's approximation, for those of x R: R^-T A."""

@@ -10,7 +10,7 @@ one alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -157,7 +157,7 @@ class Triangle(NamedTuple):
     factor: Float[Array, "n n"]
     corners: list[Float[Array, "_ _"]]
 
-    def solve(self, right: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    def solve(self, right: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         """Z with L Z = right."""
         found = right.copy()
         for own, corner in zip(_blocks(self.factor), self.corners, strict=True):
@@ -167,7 +167,7 @@ class Triangle(NamedTuple):
             found[own] = corner @ rest
         return found
 
-    def solve_transposed(self, right: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    def solve_transposed(self, right: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         """Z with L^T Z = right."""
         found = right.copy()
         pairs = zip(_blocks(self.factor), self.corners, strict=True)
@@ -177,6 +177,10 @@ class Triangle(NamedTuple):
                 rest = rest - self.factor[own.stop :, own].T @ found[own.stop :]
             found[own] = corner.T @ rest
         return found
+
+    def solve_whole(self, right: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """Z with L L^T Z = right."""
+        return self.solve_transposed(self.solve(right))
 
 
 def factor_in_blocks(matrix: Float[Array, "n n"]) -> Triangle:
@@ -236,6 +240,30 @@ def _mean(matrices: Float[Array, "*p n n"]) -> Float[Array, "*p 1 1"]:
 def eye(matrices: Float[Array, "*p n n"]) -> Float[Array, "n n"]:
     """The identity of some matrices."""
     return np.eye(matrices.shape[-1], dtype=matrices.dtype)
+
+
+def conjugate_gradients(
+    normal: Callable[[Arrays], Arrays],
+    residual: Arrays,
+    precondition: Callable[[Arrays], Arrays],
+    steps: int,
+) -> Arrays:
+    """See `tdjax.decompose.weighted.conjugate_gradients`."""
+    found, left = np.zeros_like(residual), residual
+    direction = fresh = precondition(left)
+    energy = np.vdot(left, fresh)
+    for _ in range(steps):
+        image = normal(direction)
+        curvature = np.vdot(direction, image)
+        # Rounding can turn the curvature of a negligible direction negative.
+        if not (curvature > 0 and energy > 0):
+            break
+        found = found + energy / curvature * direction
+        left = left - energy / curvature * image
+        fresh = precondition(left)
+        following = np.vdot(left, fresh)
+        direction, energy = fresh + following / energy * direction, following
+    return found
 
 
 def sum_of_products(y: Float[Array, "*n"], z: Float[Array, "*n"]) -> float:

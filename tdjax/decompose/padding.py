@@ -22,6 +22,17 @@ Kept = int | Int[Array, ""] | None
 # the further columns cost is less than compiling.
 STEP = 64
 STEPS = 8
+# Multiply-accumulates of a sweep from which on a program is worth compiling.
+LARGE = 5 * 10**8
+
+
+def is_small(rows: int, rank: int, window: int = 0) -> bool:
+    """Whether sweeps in the norm of a moment of so many rows take NumPy no time worth a program.
+
+    The moment is multiplied by a factor of that rank; a factor of a window of so many positions is
+    solved for.
+    """
+    return rows * rank * (rows + rank * window) < LARGE
 
 
 def rounded_up(rank: int, size: int) -> int:

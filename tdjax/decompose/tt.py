@@ -12,17 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tdjax.decompose.als import Info
+from tdjax.decompose.als import Info, info_on_host
 from tdjax.decompose.coordinates import Norm, Posed, coordinates_of, measured, posed
 from tdjax.decompose.formats import TT
 from tdjax.decompose.inputs import as_float, is_at_hand, placed_like, whole_ranks
 from tdjax.decompose.low_rank_on_host import leading_rows
 from tdjax.decompose.meshes import on_any_mesh
+from tdjax.decompose.norms import Covariance, Kronecker, is_on_host, posed_on_host
 from tdjax.decompose.on_host import unit
-from tdjax.decompose.padding import cut, in_steps
+from tdjax.decompose.padding import cut, in_steps, is_small
 from tdjax.decompose.products import HIGHEST
 from tdjax.decompose.svd import leading_subspace
+from tdjax.decompose.threads import one_thread
 from tdjax.decompose.weighted_tt import weighted_tt
+from tdjax.decompose.weighted_tt_on_host import multiplied, sweep_to_rest
 
 
 @on_any_mesh
@@ -117,7 +120,8 @@ def tt_als(
         init: a TT of x's shape and the clipped ranks to start from, in place of `tt_svd`.
         max_iters: sweeps at most, static.
         tol: stop once a sweep changes the relative error by less.
-        pad: compile one program for many ranks, see `tdjax.decompose.padding`; without `init`.
+        pad: without `init` compile one program for many ranks, see `tdjax.decompose.padding`, or
+            none where NumPy can do it.
 
     Returns: TT with cores (r_{k-1}, n_k, r_k) and `Info`, whose errors are in the norm.
 
@@ -130,6 +134,8 @@ def tt_als(
             f"tt_als: init has shape {init.shape} and ranks {init.ranks}, "
             f"expected {x.shape} and {clipped}"
         )
+    if pad and init is None and _is_for_host(x, clipped, norm, tol):
+        return _weighted_on_host(x, clipped, norm, float(tol), max_iters)
     problem = posed(x, coordinates_of(norm, x))
     start = None if init is None else problem.start(init)
     padded = pad and init is None
@@ -144,6 +150,35 @@ def tt_als(
         return found, info
     sizes = zip((1, *clipped), x.shape, (*clipped, 1), strict=True)
     return TT(cut(found.cores, tuple(sizes))), info
+
+
+def _is_for_host(x: Array, ranks: tuple[int, ...], norm: Norm | None, tol: float | Array) -> bool:
+    """Whether NumPy decomposes an array in the norm of second moments."""
+    if not isinstance(norm, Covariance | Kronecker) or not is_on_host(norm):
+        return False
+    known = is_at_hand(x) and not isinstance(tol, jax.core.Tracer)
+    return known and is_small(x.size // x.shape[-1], max(ranks))
+
+
+def _weighted_on_host(
+    x: Float[Array, "*_"], ranks: tuple[int, ...], norm: Norm | None, tol: float, max_iters: int
+) -> tuple[TT, Info]:
+    """`tt_als` in the norm of second moments, by NumPy."""
+    problem = posed_on_host(x, norm)
+    assert problem.inputs is not None
+    weight = problem.inputs.in_full()[0]
+    with one_thread():
+        state, errors, converged = sweep_to_rest(
+            problem.array, weight if weight.ndim == 2 else np.diag(weight), ranks, tol, max_iters
+        )
+        output, triangle = np.linalg.qr(problem.back(state.output))
+    *cores, last = state.cores
+    every = (*cores, problem.scale * (last @ triangle.T), output.T[:, :, None])
+    arrays = [core.astype(x.dtype) for core in every]
+    error = problem.error_of(multiplied(arrays).reshape(x.shape))
+    found = TT(tuple(placed_like(x, array) for array in arrays))
+    info = info_on_host(x, error, errors, converged, max_iters)
+    return found, measured(norm, x, found, info)
 
 
 def _back(problem: Posed, found: TT, core: int) -> TT:

@@ -24,6 +24,7 @@ from tdjax.decompose.moment import PRECONDITIONER_RIDGE
 from tdjax.decompose.on_host import (
     Weight,
     cholesky,
+    conjugate_gradients,
     definite,
     eye,
     factor_in_blocks,
@@ -193,18 +194,11 @@ def _improved(problem: Problem, state: State) -> Float[Array, "c r"]:
     ridge = PRECONDITIONER_RIDGE * np.mean(np.diagonal(small))
     inner = np.linalg.inv(definite(small + ridge * eye(small)))
     left = np.matmul(state.residual, back).sum(axis=0)
-    found = np.zeros_like(state.factor)
-    direction = fresh = problem.channels @ left @ inner
-    energy = np.vdot(left, fresh)
-    for _ in range(STEPS):
-        image = _weighed(problem.weight, np.matmul(direction, core))
-        image = np.matmul(image, back).sum(axis=0)
-        curvature = np.vdot(direction, image)
-        if not (curvature > 0 and energy > 0):
-            break
-        found = found + energy / curvature * direction
-        left = left - energy / curvature * image
-        fresh = problem.channels @ left @ inner
-        following = np.vdot(left, fresh)
-        direction, energy = fresh + following / energy * direction, following
-    return state.factor + found
+
+    def normal(factor: Float[Array, "c r"]) -> Float[Array, "c r"]:
+        image = _weighed(problem.weight, np.matmul(factor, core))
+        return np.matmul(image, back).sum(axis=0)
+
+    return state.factor + conjugate_gradients(
+        normal, left, lambda right: problem.channels @ right @ inner, STEPS
+    )

@@ -24,6 +24,7 @@ from tdjax.decompose import (
 from tdjax.decompose.formats import CP, Format
 from tdjax.decompose.inputs import as_float
 from tdjax.decompose.norms import Covariance, Kronecker, Norm
+from tdjax.decompose.padding import is_small
 from tdjax.decompose.second_moment import check_moment, is_trusted, trust
 from tdjax.decompose.sparse import Corrected, Operator, alternate
 from tdjax.params.options import DEFAULTS, Options
@@ -183,7 +184,15 @@ DECOMPOSE: dict[str, Callable[..., Format]] = {
 def is_by_numpy(entry: PlannedLayer, *, weighted: bool) -> bool:
     """Whether NumPy decomposes a layer whose arrays lie in a CPU's memory, or nearly does."""
     alone = entry.layer.storage.stack is None and not entry.nonzeros
-    return alone and entry.method in (("svd", "tucker") if weighted else METHODS)
+    if not alone or entry.method not in METHODS:
+        return False
+    return not weighted or entry.method in ("svd", "tucker") or are_few(entry.layer, entry.ranks)
+
+
+def are_few(layer: Layer, ranks: Sequence[int]) -> bool:
+    """Whether CP and TT at such ranks are small enough for NumPy in the norm of moments."""
+    *window, channels, _ = layer.kernel_shape
+    return is_small(math.prod(window) * channels, max(ranks), max(window, default=1))
 
 
 def _padded(tensor: Array) -> bool:

@@ -12,6 +12,8 @@ MOMENT = patch_moment(6).reshape(3, 3, 6, 3, 3, 6).transpose(2, 0, 1, 5, 3, 4).r
 S = with_ridge(MOMENT)
 NORM = Covariance(jnp.asarray(MOMENT, jnp.float32))
 X = kernel(*SHAPE)
+# With padding NumPy does the same without a program.
+BY = pytest.mark.parametrize("pad", [False, True], ids=["program", "numpy"])
 
 
 def exact_solves(x, start, s, g=None, sweeps=100):
@@ -22,9 +24,10 @@ def exact_solves(x, start, s, g=None, sweeps=100):
     return alternate(equation, factors, range(x.ndim), x, s, g, sweeps)[1]
 
 
+@BY
 @pytest.mark.parametrize("ranks", [(1, 1, 1), RANKS, (6, 12, 6), (2, 6, 8)])
-def test_error_is_at_most_that_of_exact_solves(ranks):
-    tt, info = tt_als(jnp.asarray(X), ranks, norm=NORM)
+def test_error_is_at_most_that_of_exact_solves(ranks, pad):
+    tt, info = tt_als(jnp.asarray(X), ranks, norm=NORM, pad=pad)
     assert tt.ranks == ranks
     error = weighted_error(X, tt.to_tensor(), S)
     np.testing.assert_allclose(info.error, error, rtol=1e-4)
@@ -53,11 +56,12 @@ def test_frobenius_improves_where_tt_svd_is_not_optimal():
     assert np.linalg.norm(X - found) < 0.999 * np.linalg.norm(X - start)
 
 
-def test_kronecker_error_is_at_most_that_of_exact_solves():
+@BY
+def test_kronecker_error_is_at_most_that_of_exact_solves(pad):
     root = np.random.default_rng(5).standard_normal((8, 8)) * np.geomspace(1, 0.1, 8)
     g = with_ridge(root @ root.T)
     norm = Kronecker(NORM.second_moment, jnp.asarray(root @ root.T, jnp.float32))
-    tt, info = tt_als(jnp.asarray(X), RANKS, norm=norm)
+    tt, info = tt_als(jnp.asarray(X), RANKS, norm=norm, pad=pad)
     error = weighted_error(X, tt.to_tensor(), S, g)
     np.testing.assert_allclose(info.error, error, rtol=1e-3)
     assert error <= 1.005 * exact_solves(X, tt_svd(jnp.asarray(X), RANKS), S, g)[-1]
@@ -76,26 +80,29 @@ def test_weighted_tt_svd():
         np.testing.assert_allclose(flat.T @ flat, np.eye(flat.shape[1]), atol=1e-5)
 
 
+@BY
 @pytest.mark.parametrize("norm", [None, NORM])
-def test_full_ranks_reproduce(norm):
-    tt, info = tt_als(jnp.asarray(X), (100, 100, 100), norm=norm)
+def test_full_ranks_reproduce(norm, pad):
+    tt, info = tt_als(jnp.asarray(X), (100, 100, 100), norm=norm, pad=pad)
     assert tt.ranks == (6, 18, 8)
     np.testing.assert_allclose(tt.to_tensor(), X, rtol=0, atol=1e-2)
     assert float(info.error) < 1e-4
 
 
+@BY
 @pytest.mark.parametrize("rank", [2, 5])
-def test_two_modes_are_low_rank(rank):
+def test_two_modes_are_low_rank(rank, pad):
     x = jnp.asarray(X.reshape(54, 8))
     best = weighted_error(x, truncated_svd(x, rank, norm=NORM).to_tensor(), S)
-    tt, _ = tt_als(x, (rank,), norm=NORM)
+    tt, _ = tt_als(x, (rank,), norm=NORM, pad=pad)
     np.testing.assert_allclose(weighted_error(x, tt.to_tensor(), S), best, rtol=1e-4)
 
 
-def test_last_rank_bounds_the_error_from_below():
+@BY
+def test_last_rank_bounds_the_error_from_below(pad):
     values = np.linalg.eigvalsh(matrix(X).T @ S @ matrix(X))
     bound = np.sqrt(values[:-4].sum() / values.sum())
-    tt, _ = tt_als(jnp.asarray(X), RANKS, norm=NORM)
+    tt, _ = tt_als(jnp.asarray(X), RANKS, norm=NORM, pad=pad)
     assert weighted_error(X, tt.to_tensor(), S) >= bound * (1 - 1e-5)
 
 
@@ -112,6 +119,23 @@ def test_a_result_is_a_start(norm):
     _, after = tt_als(jnp.asarray(X), RANKS, norm=norm, init=tt, max_iters=0)
     np.testing.assert_allclose(after.error, before.error, rtol=1e-3)
     assert float(after.error) <= float(before.error) + 1e-5
+
+
+@pytest.mark.parametrize("weights", ["diagonal", "in full"])
+def test_numpy_makes_the_same_sweeps(weights):
+    moment = jnp.diagonal(NORM.second_moment) if weights == "diagonal" else NORM.second_moment
+    root = np.random.default_rng(5).standard_normal((8, 8)).astype(np.float32)
+    norm = Kronecker(moment, jnp.asarray(root @ root.T))
+    for scale in (1.0, 2.0**40):
+        (tt, info), (same, known) = (
+            tt_als(scale * jnp.asarray(X), RANKS, norm=norm, max_iters=5, tol=0.0, pad=pad)
+            for pad in (True, False)
+        )
+        np.testing.assert_allclose(info.errors, known.errors, rtol=1e-4)
+        np.testing.assert_allclose(info.error, known.error, rtol=1e-4)
+        np.testing.assert_allclose(tt.to_tensor(), same.to_tensor(), rtol=0, atol=1e-2 * scale)
+        *_, last = tt.cores
+        np.testing.assert_allclose(last[..., 0] @ last[..., 0].T, np.eye(4), atol=1e-5)
 
 
 def test_errors():
