@@ -257,8 +257,8 @@ def test_what_cannot_share_is_refused(net, plan, moments):
             own.with_shared([group])
     with pytest.raises(ValueError, match="in two groups"):
         own.with_shared([names("first"), ("first/value", "first/gate")])
-    with pytest.raises(ValueError, match="stored in the numbers of the kernels"):
-        plan.with_dtypes("int8")
+    with pytest.raises(ValueError, match="'first/key' as int8: layers that share .* same numbers"):
+        plan.with_dtypes({"first/key": "int8"})
     crossed = own.with_shared([("first/query", "first/gate")])
     with pytest.raises(ValueError, match="their moments say"):
         tdjax.factorize_params(variables["params"], crossed, moments=moments)
@@ -272,7 +272,6 @@ def test_what_cannot_share_is_refused(net, plan, moments):
         ({"shared": "input"}, "shared 'input': pass groups"),
         ({"shared": "inputs", "cost": "time"}, "the time of layers that share"),
         ({"shared": "inputs", "methods": ("tucker",)}, "add it to methods"),
-        ({"shared": "inputs", "cost": "bytes", "dtypes": ("int8",)}, "add 'float32' to dtypes"),
     ):
         for call in (
             partial(tdjax.allocate, sample=X, strategy="loss", moments=moments),

@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float
 
-from tdjax.allocation.problem import Given, Problem
+from tdjax.allocation.choices import Choices
+from tdjax.allocation.problem import Problem
 from tdjax.allocation.together import Group, Whole, check_counted
 from tdjax.params.kernels import Weights
 from tdjax.params.pairs import losses, seen
@@ -74,7 +75,7 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
 
     def apart(entry: PlannedLayer) -> list[PlannedLayer]:
         assert entry.form is not None
-        return paired(producers, consumer, pair, *entry.form.ranks)
+        return paired(producers, consumer, pair, *entry.form.ranks, dtype=entry.dtype)
 
     @cache
     def measured() -> Float[np.ndarray, " _"]:
@@ -85,14 +86,16 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
             every = [np.minimum(*(s.losses for s in sides(*own, splits))) for own in ends]
         else:
             weights = Weights(moments.inputs, moments.outputs)
-            read = seen(problem.weights_of(consumer), consumer, weights)
+            read = seen(problem.evidence.weights_of(consumer), consumer, weights)
             every = [losses(own, pair.heads) for own in read]
-        return np.asarray(scale * np.sum(every, axis=0)[ranks])
+        return np.asarray(scale * np.sum(every, axis=0))
+
+    def lost(own: Choices) -> Float[np.ndarray, " n"]:
+        return measured()[own.ranks[:, 0]]
 
     # Of a query and a key too: the whole reads what passes.
     form = Form(method_of(pair._replace(scores=False), IN), splits=splits)
-    given = Given(form, ranks[:, None], measured)
-    return Whole(layers, whole, apart, WHAT, ARGUMENT, given=given)
+    return Whole(layers, whole, form, ranks, apart, lost=lost)
 
 
 def _ends(problem: Problem, layer: Layer) -> list[End]:
@@ -100,4 +103,4 @@ def _ends(problem: Problem, layer: Layer) -> list[End]:
     moments = (problem.moments or {})[layer.path]
     weights = Weights(moments.inputs, moments.outputs)
     bias = problem.model.bias_of(layer)
-    return ends_of(layer, problem.weights_of(layer), bias, weights, moments.mean)
+    return ends_of(layer, problem.evidence.weights_of(layer), bias, weights, moments.mean)
