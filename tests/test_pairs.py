@@ -15,7 +15,7 @@ from plain_models import normal, random_variables
 import tdjax
 from tdjax import Pair, Rule
 from tdjax.params.matrices import ridged
-from tdjax.params.pairs import Seen, losses
+from tdjax.params.pairs import Seen, losses, passage
 
 X = normal(0, 64, 5, 12)
 HEADS = Pair(("attention/value",), "attention/out", 3)
@@ -351,7 +351,8 @@ def test_moments_that_one_direction_outweighs_are_still_moments():
     assert np.linalg.eigvalsh(found)[0] > 0.2 * ridge
     assert ridge < 1e-4 * moment[0, 0]
     kernel = np.random.default_rng(2).standard_normal((40, 5))
-    lost = losses(Seen(found, kernel, kernel), None)
+    own = Seen(found, kernel, kernel)
+    lost = losses(own, passage(own, None), None)
     assert np.all(np.diff(lost) <= 1e-6 * lost[0])
 
 

@@ -58,9 +58,7 @@ def in_dtypes(layer: Layer, every: Sequence[Choices], dtypes: Sequence[str]) -> 
     return found
 
 
-def smaller_in(
-    layer: Layer, every: Sequence[Choices], dtype: str, stored: Stored
-) -> list[Choices]:
+def smaller_in(layer: Layer, every: Sequence[Choices], dtype: str, stored: Stored) -> list[Choices]:
     """The choices with fewer parameters than the dense layer, stored in other numbers."""
     smaller = (own.where(own.costs[:, COUNTED.index(PARAMS)] < layer.size) for own in every)
     return [_in(own, dtype, stored) for own in smaller if len(own.costs)]
@@ -140,12 +138,21 @@ def rounding_losses(
         lost: of a change of the kernels, see `parts_of`.
     """
     assert many.dtype is not None
-    logs = []
+    found = []
     for entry, _, factors in samples:
-        change = _change(factors, replace(entry, dtype=many.dtype))
-        logs.append(math.log(max(lost(change), LEAST)))
-    sizes = np.log([sample.size for sample in samples])
-    return np.exp(np.interp(np.log(many.costs[:, COUNTED.index(PARAMS)]), sizes, logs))
+        found.append(lost(_change(factors, replace(entry, dtype=many.dtype))))
+    sizes = [sample.size for sample in samples]
+    return between(sizes, found, many.costs[:, COUNTED.index(PARAMS)])
+
+
+def between(
+    sizes: Sequence[int] | Int[np.ndarray, " k"],
+    lost: Sequence[float],
+    asked: Int[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """What is lost at sizes between some: its logarithm interpolated by that of the size."""
+    logs = np.log(np.maximum(lost, LEAST))
+    return np.exp(np.interp(np.log(asked), np.log(sizes), logs))
 
 
 def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, "*_"]:

@@ -63,7 +63,9 @@ def stored_kernels(
     if anew and plain and unit[0].dtype in LARGEST:
         whole = made[0] if len(unit) == 1 else joined_factors(made, unit)
         whole = evened(whole, joined_entry(unit))
-        made = [whole] if len(unit) == 1 else parted(whole, unit)
+        made = [whole]
+        if len(unit) > 1:
+            made = parted({name: jnp.asarray(own) for name, own in whole.items()}, unit)
     return [
         {name: stored(kernel, entry) for name, kernel in own.items()}
         for own, entry in zip(made, unit, strict=True)
