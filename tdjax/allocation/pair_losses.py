@@ -137,8 +137,8 @@ class PairLosses:
     @cached_property
     def _sides(self) -> list[tuple[Sides, Sides]]:
         assert self.heads is not None
-        ends = zip(*map(self._ends, (*self.producers, self.consumer)), strict=True)
-        return [sides(*both, self.heads) for both in ends]
+        queries, keys = map(self._ends, (*self.producers, self.consumer))
+        return [sides(*both, heads=self.heads) for both in zip(queries, keys, strict=True)]
 
     def _ends(self, layer: Layer) -> list[End]:
         """What a query or a key puts out."""

@@ -28,7 +28,7 @@ from tdjax.plan.tt_matrix import TTMatrixChain
 
 # What a change of kernels loses, (p, *window, C, T) as of `parts_of`.
 Lost = Callable[[np.ndarray], float]
-# Of ranks the shapes of all arrays, whose sizes grow with each rank by as much from one to the next.
+# Of ranks the shapes of all arrays, whose sizes grow by as much from each rank to the next.
 Shapes = Callable[[tuple[int, ...]], Sequence[tuple[int, ...]]]
 # Bytes of choices that are stored in other numbers.
 Stored = Callable[[Choices, str], Int[np.ndarray, " n"]]

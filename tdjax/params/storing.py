@@ -43,21 +43,17 @@ def _of_any(name: str, params: Any, plan: Plan, change: Callable[..., Any]) -> A
 def stored_tree(params: Params, plan: Plan) -> dict[str, Any]:
     """`stored_params` of nested mappings; what is not among them is left out."""
     result = copied(params)
-    asked = [own for own in plan.layers if own.dtype and find(params, own.layer.path) is not None]
-    for entry in (own for own in asked if own.form is None):
-        name, own = entry.layer.storage.name, layer_params(params, entry.layer.path)
-        put(result, entry.layer.path, {name: stored(full_array(own[name]), entry)})
-    for entry in asked:
-        if entry.shares is not None:
-            layer_params(params, entry.shares)  # Raises KeyError where it is not there.
-    for unit in units_of([own for own in asked if own.form is not None]):
-        held = [layer_params(params, entry.layer.path) for entry in unit]
-        for entry, own in zip(unit, held, strict=True):
-            _check(own, entry)
-        leaves = [
-            {stage.name: own[stage.name]["kernel"] for stage in entry.stages}
-            for entry, own in zip(unit, held, strict=True)
-        ]
+    entries = [entry for entry in plan.layers if entry.dtype is not None]
+    for entry in (own for own in entries if own.form is None):
+        path, own = entry.layer.path, find(params, entry.layer.path)
+        if own is not None:
+            name = entry.layer.storage.name
+            put(result, path, {name: stored(full_array(own[name]), entry)})
+    for unit in units_of([own for own in entries if own.form is not None]):
+        if all(find(params, entry.layer.path) is None for entry in unit):
+            continue
+        # Of layers that share an input factor none can be scaled without the others.
+        leaves = [_kernels(layer_params(params, entry.layer.path), entry) for entry in unit]
         kernels = [{name: full_array(leaf) for name, leaf in own.items()} for own in leaves]
         # Those that are stored so already stay bit for bit.
         anew = not any(is_quantised(leaf) for own in leaves for leaf in own.values())
@@ -102,10 +98,12 @@ def as_stored(
     ]
 
 
-def _check(own: Params, entry: PlannedLayer) -> None:
+def _kernels(own: Params, entry: PlannedLayer) -> dict[str, Any]:
+    """The kernels of a layer's stages."""
     missing = [stage.name for stage in entry.stages if stage.name not in own]
     if missing:
         raise KeyError(f"layer {entry.layer.path!r} has no factors {', '.join(missing)}")
+    return {stage.name: own[stage.name]["kernel"] for stage in entry.stages}
 
 
 def full_array(leaf: Any) -> Any:
