@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tdjax.allocation.choices import SAMPLED, Choices
+from tdjax.allocation.choices import Choices
 from tdjax.allocation.evidence import Evidence
 from tdjax.allocation.rounding import between
 from tdjax.params.kernels import Weights
@@ -27,11 +27,16 @@ from tdjax.plan.dtypes import BFLOAT16, INT4, INT8
 from tdjax.plan.layers import Inventory, Layer
 
 Errors = Float[np.ndarray, " _"]
+Single = Float[np.ndarray, "_ _"]
 FEWER_BITS = (BFLOAT16, INT8, INT4)
+# Shares of what may pass at which rounding is looked at; between them its loss is interpolated.
+SAMPLED = (0.05, 0.35, 0.9)
 
 
 class Part(NamedTuple):
     """The kernel of a layer, one but of a stack, and what a change of it is weighed by.
+
+    In float32, as differences of losses are nothing here.
 
     Arguments:
         kernel: (in, out).
@@ -39,9 +44,14 @@ class Part(NamedTuple):
         outputs: of the gradient at what it puts out.
     """
 
-    kernel: Matrix
-    inputs: Matrix
-    outputs: Matrix
+    kernel: Single
+    inputs: Single
+    outputs: Single
+
+    @classmethod
+    def of(cls, *own: Matrix) -> Part:
+        """From matrices in other numbers."""
+        return cls(*(matrix.astype(np.float32) for matrix in own))
 
     def kept(self, found: Passage, rank: int, back: Matrix) -> Part:
         """What is kept of a producer.
@@ -49,13 +59,12 @@ class Part(NamedTuple):
         Arguments:
             back: P, (kept, out).
         """
-        kernel = found.produced(self.kernel, rank)
-        return Part(kernel, self.inputs, back @ self.outputs @ back.T)
+        kernel, back = found.produced(self.kernel, rank), back.astype(np.float32)
+        return Part.of(kernel, self.inputs, back @ self.outputs @ back.T)
 
     def rounded(self, dtype: str) -> float:
         """tr(G E^T S E) of what storing it in other numbers changes."""
-        after = rounded(self.kernel.astype(np.float32), dtype, stacked=False)
-        change = self.kernel - after
+        change = self.kernel - rounded(self.kernel, dtype, stacked=False)
         return float(np.vdot(self.inputs @ change, change @ self.outputs))
 
 
@@ -112,7 +121,7 @@ class PairLosses:
             gram = found.produced(passing.T, rank)
             back = np.linalg.solve(gram, passing.T)
             consumer = self._parts[-1][number]
-            made.append(Part(back @ own.kernel, gram, consumer.outputs))
+            made.append(Part.of(back @ own.kernel, gram, consumer.outputs))
             made += [layer[number].kept(found, rank, back) for layer in self._parts[:-1]]
         return made
 
@@ -159,7 +168,7 @@ class PairLosses:
             assert inputs is not None
             # Where no example's loss depends on what it puts out, nothing is lost.
             known: Any = np.zeros((kernel.shape[-1],) * 2) if outputs is None else outputs
-            found.append(Part(kernel, inputs, scale * known))
+            found.append(Part.of(kernel, inputs, scale * known))
         return found
 
     def _weights(self, layer: Layer) -> Weights:
