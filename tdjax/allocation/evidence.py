@@ -40,7 +40,7 @@ class Evidence:
     """What is known of the layers of a network.
 
     Arguments:
-        strategy: see `tdjax.allocate`.
+        strategy, options, moments: see `tdjax.allocation.problem.Problem`.
         array_of: see `tdjax.plan.layers.Inventory`.
     """
 

@@ -7,7 +7,7 @@ that loses its moments tell. Of query and key P is the other's part of the score
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -23,12 +23,11 @@ from tdjax.params.matrices import Matrix, kernels_of, moments_of
 from tdjax.params.pairs import Passage, Seen, losses, passage, seen
 from tdjax.params.scores import End, Heads, Sides, ends_of, sides
 from tdjax.params.stored import rounded
-from tdjax.plan.dtypes import BFLOAT16, INT4, INT8
+from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.layers import Inventory, Layer
 
 Errors = Float[np.ndarray, " _"]
 Single = Float[np.ndarray, "_ _"]
-FEWER_BITS = (BFLOAT16, INT8, INT4)
 # Shares of what may pass at which rounding is looked at; between them its loss is interpolated.
 SAMPLED = (0.05, 0.35, 0.9)
 
@@ -73,6 +72,37 @@ class PairLosses:
     """What a pair loses, found when it is first asked for.
 
     Arguments:
+        dtypes: numbers that it may be stored in.
+        make: what is known of it, which takes much memory.
+    """
+
+    dtypes: Sequence[str]
+    make: Callable[[], KnownPair]
+
+    def of(self, own: Choices) -> Errors:
+        """What choices lose, all of them in the same numbers."""
+        (left_out, rounded), ranks = self._found, own.ranks[:, 0]
+        if own.dtype is None:
+            return np.asarray(left_out[ranks])
+        lost = [losses[own.dtype] for losses in rounded.values()]
+        return np.asarray(left_out[ranks] + between(list(rounded), lost, ranks))
+
+    @cached_property
+    def _found(self) -> tuple[Errors, dict[int, dict[str, float]]]:
+        """What all that passes no more loses, at every rank, and rounding, at some."""
+        known = self.make()
+        left_out = known.left_out()
+        sampled = np.rint(np.array(SAMPLED) * (len(left_out) - 1)).astype(int)
+        fewer = [own for own in self.dtypes if own != FLOAT32]
+        ranks = np.unique(np.maximum(sampled, 1)).tolist() if fewer else []
+        return left_out, {rank: known.rounded(rank, fewer) for rank in ranks}
+
+
+@dataclass(frozen=True, eq=False)
+class KnownPair:
+    """A pair, and all that is known of it.
+
+    Arguments:
         model: the network.
         producers, consumer: see `tdjax.Pair`; a query and a key, with `scores`.
         heads: None where units are kept.
@@ -85,16 +115,7 @@ class PairLosses:
     heads: int | None
     scores: bool
 
-    def of(self, own: Choices) -> Errors:
-        """What choices lose, all of them in the same numbers."""
-        ranks = own.ranks[:, 0]
-        if own.dtype is None:
-            return np.asarray(self._left_out[ranks])
-        lost = [rounded[own.dtype] for rounded in self._rounded.values()]
-        return np.asarray(self._left_out[ranks] + between(list(self._rounded), lost, ranks))
-
-    @cached_property
-    def _left_out(self) -> Errors:
+    def left_out(self) -> Errors:
         """What all that passes no more loses, at every rank, beginning with nothing."""
         if self.scores:
             every = [np.minimum(*(side.losses for side in both)) for both in self._sides]
@@ -103,16 +124,10 @@ class PairLosses:
             every = [losses(own, found, self.heads) for own, found in pairs]
         return np.asarray(self._scale(self.consumer) * np.sum(every, axis=0))
 
-    @cached_property
-    def _rounded(self) -> dict[int, dict[str, float]]:
-        """What rounding makes all its layers lose, by rank, at some, and the numbers."""
-        full = len(self._left_out) - 1
-        sampled = np.unique(np.maximum(np.rint(np.array(SAMPLED) * full), 1)).astype(int)
-        found = {}
-        for rank in sampled.tolist():
-            parts = self._kept_scores(rank) if self.scores else self._kept(rank)
-            found[rank] = {own: sum(part.rounded(own) for part in parts) for own in FEWER_BITS}
-        return found
+    def rounded(self, rank: int, dtypes: Sequence[str]) -> dict[str, float]:
+        """What rounding makes all its layers lose at one rank."""
+        parts = self._kept_scores(rank) if self.scores else self._kept(rank)
+        return {own: sum(part.rounded(own) for part in parts) for own in dtypes}
 
     def _kept(self, rank: int) -> list[Part]:
         made = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tdjax.allocation.pair_losses import PairLosses
+from tdjax.allocation.pair_losses import KnownPair, PairLosses
 from tdjax.allocation.problem import Problem
 from tdjax.allocation.together import Group, Whole, check_counted
 from tdjax.plan.form import Form
@@ -72,9 +72,11 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
         assert entry.form is not None
         return paired(producers, consumer, pair, *entry.form.ranks, dtype=entry.dtype)
 
-    losses = PairLosses(
-        problem.evidence, problem.model, producers, consumer, pair.heads, pair.scores
-    )
+    def known() -> KnownPair:
+        heads, scores = pair.heads, pair.scores
+        return KnownPair(problem.evidence, problem.model, producers, consumer, heads, scores)
+
+    losses = PairLosses(problem.options.dtypes, known)
     # Of a query and a key too: the whole reads what passes.
     form = Form(method_of(pair._replace(scores=False), IN), splits=splits)
     return Whole(layers, whole, form, ranks, apart, lost=losses.of)
