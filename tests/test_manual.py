@@ -211,7 +211,7 @@ def test_commands_for_contributors_are_there():
         ("tdjax/plan/chain.py", ("ConvolutionChain", "CHAINS", "_stages", "_to_kernels")),
         ("tdjax/params/kernels.py", ("DECOMPOSE",)),
         ("tdjax/allocation/choices.py", ("KNOWN", "PREFERRED", "AT_SHARES", "_counted")),
-        ("tdjax/allocation/problem.py", ("_errors", "_known")),
+        ("tdjax/allocation/evidence.py", ("_errors", "_known")),
         ("tdjax/allocation/allocate.py", ("TOGETHER",)),
         ("experiments/compress/settings.py", ("STRATEGIES", "SCHEMA")),
         ("experiments/runner.py", ("EXPERIMENTS", "baseline", "measure", "finish", "Experiment")),

@@ -21,13 +21,16 @@ PEERS = ("Frobenius", "ASVD", "FWSVD", "SVD-LLM", "SVD-LLM+update")
 # Those with a plus add to what stands before it.
 OURS = ("covariance", "Kronecker", "Kronecker+biases", "sequential", "loss", "loss+refine")
 METHODS = (*PEERS, *OURS)
-# Of bytes, in what numbers: None for all.
+# Of bytes, in what numbers.
 BYTES: Mapping[str, tuple[str, ...]] = {
     "int8 alone": ("int8",),
     "loss in bytes": ("float32", "bfloat16", "int8", "int4"),
+    "loss+pairs in bytes": ("float32", "bfloat16", "int8", "int4"),
 }
 # With one input factor for query, key and value: in place of three, or where a budget says so.
 SHARED = ("covariance+shared", "Kronecker+shared", "loss+shared", "loss+shared+refine")
+# Where a budget in bytes says so, layers share an input factor, or pass fewer numbers on.
+TOGETHER: Mapping[str, str] = {"shared": "inputs", "pairs": "found"}
 # Where a budget says so, between up and down of an MLP, and value and output, fewer numbers pass.
 PAIRED = ("loss+pairs", "loss+shared+pairs", "loss+pairs+refine", "loss+shared+pairs+refine")
 # Each block makes up for what those before it lost.
@@ -141,7 +144,8 @@ class Measured:
             kept, plan = ours.kept_in_nnx(twofold, asked, settings.draws, settings.seed)
             return kept, ours.share_of(task, plan)
         if method in BYTES:
-            plan = ours.allocated(task, asked, self.moments, BYTES[method])
+            together = TOGETHER if "+pairs" in method else {}
+            plan = ours.allocated(task, asked, self.moments, BYTES[method], **together)
         elif method.startswith("loss"):
             shared = "inputs" if "+shared" in method else None
             pairs = "found" if method in PAIRED else None

@@ -89,21 +89,19 @@ def allocate(
             "one of them"
         )
 
+    def solved(problem: Problem) -> tuple[Plan, float]:
+        if target is None:
+            return chosen(problem, shares)
+        numbers, column = _within_rise(problem, target), problem.options.column
+        return problem.plan(numbers), float(problem.fixed[column]) + _cost(problem, column, numbers)
+
     for what, argument, asked in ((SHARED, "shared", shared), (PAIRS, "pairs", pairs)):
         if asked:
             check_weighed(problem, what, argument)
     if not shared and not pairs:
-        return chosen(problem, shares)[0] if target is None else _within_rise(problem, target)
+        return solved(problem)[0]
 
-    def solve(problem: Problem) -> tuple[Plan, float]:
-        if target is None:
-            return chosen(problem, shares)
-        plan = _within_rise(problem, target)
-        # Of time there is none here, see `tdjax.allocation.together.check_counted`.
-        counted = plan.size, float(plan.macs), plan.bytes
-        return plan, counted[problem.options.column]
-
-    return best_together(_together(problem, shared, pairs), solve)
+    return best_together(_together(problem, shared, pairs), solved)
 
 
 def _together(
@@ -219,11 +217,11 @@ def _within_limit(problem: Problem, limit: Limit) -> tuple[Problem, dict[str, in
     found = found or _searched_exactly(problem, limit)
     methods = {own.method for free in problem.free.values() for own in free.choices}
     at_shares = problem.strategy == "uniform" or not AT_SHARES.isdisjoint(methods)
-    if _cost(problem, limit, found) < limit.least and at_shares:
+    if _cost(problem, limit.column, found) < limit.least and at_shares:
         problem = problem.fine
         (limit,) = limits_of(problem, Shares({limit.cost: limit.share}, met=True))
         found = _searched_exactly(problem, limit)
-    reached = limit.fixed + _cost(problem, limit, found)
+    reached = limit.fixed + _cost(problem, limit.column, found)
     if reached < limit.fixed + limit.least:
         raise ValueError(
             f"allocate: budget {limit.share:g} of the {limit.cost} cannot be met within "
@@ -278,15 +276,15 @@ def _within_limits(problem: Problem, limits: Sequence[Limit]) -> dict[str, int]:
     }
 
 
-def _within_rise(problem: Problem, target: LossRise) -> Plan:
-    """The smallest plan within a predicted rise of the loss. Raises ValueError where none is."""
+def _within_rise(problem: Problem, target: LossRise) -> dict[str, int]:
+    """The cheapest choices within a predicted rise of the loss. Raises ValueError for none."""
     numbers = numbers_within(problem, target.rise - problem.decided_rise)
     if numbers is None:
         raise ValueError(
             f"allocate: a rise of the loss by {target.rise:g} is out of reach: strategy 'loss' "
             f"predicts {problem.decided_rise + least_rise(problem):.4g} at least{problem.told()}"
         )
-    return problem.plan(numbers)
+    return numbers
 
 
 def numbers_within(problem: Problem, most: float) -> dict[str, int] | None:
@@ -314,9 +312,9 @@ def _search(together: np.ufunc) -> Callable[[Sequence[Table], int], list[int]]:
     return least_sum if together is np.add else least_maximum
 
 
-def _cost(problem: Problem, limit: Limit, numbers: Mapping[str, int]) -> int:
+def _cost(problem: Problem, column: int, numbers: Mapping[str, int]) -> int:
     costs = (problem.free[path].costs[number] for path, number in numbers.items())
-    return sum(int(own[limit.column]) for own in costs)
+    return sum(int(own[column]) for own in costs)
 
 
 def _numbers(

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
-from jaxtyping import Float
 
-from tdjax.allocation.problem import Given, Problem
+from tdjax.allocation.pair_losses import KnownPair, PairLosses
+from tdjax.allocation.problem import Problem
 from tdjax.allocation.together import Group, Whole, check_counted
-from tdjax.params.kernels import Weights
-from tdjax.params.pairs import losses, seen
-from tdjax.params.scores import End, ends_of, sides
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.pair import IN, Pair, check_pairs, method_of, pair_layer, pair_problem
@@ -74,30 +70,13 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
 
     def apart(entry: PlannedLayer) -> list[PlannedLayer]:
         assert entry.form is not None
-        return paired(producers, consumer, pair, *entry.form.ranks)
+        return paired(producers, consumer, pair, *entry.form.ranks, dtype=entry.dtype)
 
-    @cache
-    def measured() -> Float[np.ndarray, " _"]:
-        moments = (problem.moments or {})[consumer.path]
-        scale = 0.5 * float(moments.rows) / float(moments.examples)
-        if pair.scores:
-            ends = zip(_ends(problem, producers[0]), _ends(problem, consumer), strict=True)
-            every = [np.minimum(*(s.losses for s in sides(*own, splits))) for own in ends]
-        else:
-            weights = Weights(moments.inputs, moments.outputs)
-            read = seen(problem.weights_of(consumer), consumer, weights)
-            every = [losses(own, pair.heads) for own in read]
-        return np.asarray(scale * np.sum(every, axis=0)[ranks])
+    def known() -> KnownPair:
+        heads, scores = pair.heads, pair.scores
+        return KnownPair(problem.evidence, problem.model, producers, consumer, heads, scores)
 
+    losses = PairLosses(problem.options.dtypes, known)
     # Of a query and a key too: the whole reads what passes.
     form = Form(method_of(pair._replace(scores=False), IN), splits=splits)
-    given = Given(form, ranks[:, None], measured)
-    return Whole(layers, whole, apart, WHAT, ARGUMENT, given=given)
-
-
-def _ends(problem: Problem, layer: Layer) -> list[End]:
-    """What a query or a key puts out."""
-    moments = (problem.moments or {})[layer.path]
-    weights = Weights(moments.inputs, moments.outputs)
-    bias = problem.model.bias_of(layer)
-    return ends_of(layer, problem.weights_of(layer), bias, weights, moments.mean)
+    return Whole(layers, whole, form, ranks, apart, lost=losses.of)

@@ -28,6 +28,10 @@ from tdjax.plan.tt_matrix import TTMatrixChain
 
 # What a change of kernels loses, (p, *window, C, T) as of `parts_of`.
 Lost = Callable[[np.ndarray], float]
+# Of ranks the shapes of all arrays, whose sizes grow by as much from each rank to the next.
+Shapes = Callable[[tuple[int, ...]], Sequence[tuple[int, ...]]]
+# Bytes of choices that are stored in other numbers.
+Stored = Callable[[Choices, str], Int[np.ndarray, " n"]]
 # Strategies that know what rounding loses.
 ROUNDED = ("energy", "loss")
 # What rounding loses is no less than this share of all, so that it has a logarithm.
@@ -42,13 +46,22 @@ def in_dtypes(layer: Layer, every: Sequence[Choices], dtypes: Sequence[str]) -> 
     """
     found = list(every) if FLOAT32 in dtypes else []
     dense = _dense(layer)
+
+    def stored(own: Choices, dtype: str) -> Int[np.ndarray, " n"]:
+        return bytes_of(layer, own.form, own.ranks, dtype)
+
     for dtype in (own for own in dtypes if own != FLOAT32):
         if dtype_problem(layer, dtype, dense=False) is None:
-            smaller = (own.where(own.costs[:, COUNTED.index(PARAMS)] < layer.size) for own in every)
-            found += [_stored(layer, own, dtype) for own in smaller if len(own.costs)]
+            found += smaller_in(layer, every, dtype, stored)
         if dtype_problem(layer, dtype, dense=True) is None:
-            found.append(_stored(layer, dense, dtype))
+            found.append(_in(dense, dtype, stored))
     return found
+
+
+def smaller_in(layer: Layer, every: Sequence[Choices], dtype: str, stored: Stored) -> list[Choices]:
+    """The choices with fewer parameters than the dense layer, stored in other numbers."""
+    smaller = (own.where(own.costs[:, COUNTED.index(PARAMS)] < layer.size) for own in every)
+    return [_in(own, dtype, stored) for own in smaller if len(own.costs)]
 
 
 def _dense(layer: Layer) -> Choices:
@@ -57,36 +70,44 @@ def _dense(layer: Layer) -> Choices:
     return Choices(None, np.zeros((1, 0), np.int64), costs)
 
 
-def _stored(layer: Layer, own: Choices, dtype: str) -> Choices:
+def _in(own: Choices, dtype: str, stored: Stored) -> Choices:
     costs = own.costs.copy()
-    costs[:, COUNTED.index(BYTES)] = bytes_of(layer, own.form, own.ranks, dtype)
+    costs[:, COUNTED.index(BYTES)] = stored(own, dtype)
     return own._replace(costs=costs, dtype=dtype)
 
 
 def bytes_of(
     layer: Layer, form: Form | None, ranks: Int[np.ndarray, "n r"], dtype: str
 ) -> Int[np.ndarray, " n"]:
-    """Bytes of a layer in one form at many ranks.
-
-    The sizes of the axes of all stages are those at ranks of one, and grow with each rank by as
-    much from one to the next.
-    """
+    """Bytes of a layer in one form at many ranks."""
     if form is None:
         return np.full(len(ranks), layer.copies * stored_bytes(layer.storage.shape, dtype))
-    assert form is not None
 
-    def shapes(ranks: Int[np.ndarray, " r"]) -> list[Int[np.ndarray, " d"]]:
-        stages = chain_of(layer, replace(form, ranks=tuple(ranks.tolist()))).stages
-        return [np.array(stage.kernel_shape, np.int64) for stage in stages]
+    def shapes(ranks: tuple[int, ...]) -> list[tuple[int, ...]]:
+        assert form is not None
+        return [stage.kernel_shape for stage in chain_of(layer, replace(form, ranks=ranks)).stages]
+
+    return layer.copies * _bytes_of_arrays(shapes, ranks, dtype)
+
+
+def stored_as_one(shapes: Shapes, copies: int) -> Stored:
+    """Bytes of choices for layers that are one to a budget, from the arrays of all of them."""
+    return lambda own, dtype: copies * _bytes_of_arrays(shapes, own.ranks, dtype)
+
+
+def _bytes_of_arrays(
+    shapes: Shapes, ranks: Int[np.ndarray, "n r"], dtype: str
+) -> Int[np.ndarray, " n"]:
+    def sizes(ranks: Int[np.ndarray, " r"]) -> list[Int[np.ndarray, " d"]]:
+        return [np.array(shape, np.int64) for shape in shapes(tuple(ranks.tolist()))]
 
     ones = np.ones(ranks.shape[1], np.int64)
-    first, steps = shapes(ones), [shapes(ones + unit) for unit in np.eye(len(ones), dtype=np.int64)]
+    first, steps = sizes(ones), [sizes(ones + unit) for unit in np.eye(len(ones), dtype=np.int64)]
     total = np.zeros(len(ranks), np.int64)
     for number, shape in enumerate(first):
         slopes = np.stack([step[number] - shape for step in steps])
-        sizes = shape + (ranks - 1) @ slopes
-        total += stored_bytes(list(sizes.T), dtype)
-    return layer.copies * total
+        total += stored_bytes(list((shape + (ranks - 1) @ slopes).T), dtype)
+    return total
 
 
 class Sample(NamedTuple):
@@ -117,12 +138,21 @@ def rounding_losses(
         lost: of a change of the kernels, see `parts_of`.
     """
     assert many.dtype is not None
-    logs = []
+    found = []
     for entry, _, factors in samples:
-        change = _change(factors, replace(entry, dtype=many.dtype))
-        logs.append(math.log(max(lost(change), LEAST)))
-    sizes = np.log([sample.size for sample in samples])
-    return np.exp(np.interp(np.log(many.costs[:, COUNTED.index(PARAMS)]), sizes, logs))
+        found.append(lost(_change(factors, replace(entry, dtype=many.dtype))))
+    sizes = [sample.size for sample in samples]
+    return between(sizes, found, many.costs[:, COUNTED.index(PARAMS)])
+
+
+def between(
+    sizes: Sequence[int] | Int[np.ndarray, " k"],
+    lost: Sequence[float],
+    asked: Int[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """What is lost at sizes between some: its logarithm interpolated by that of the size."""
+    logs = np.log(np.maximum(lost, LEAST))
+    return np.exp(np.interp(np.log(asked), np.log(sizes), logs))
 
 
 def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, "*_"]:

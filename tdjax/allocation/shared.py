@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from tdjax.allocation.choices import low_rank_choices
 from tdjax.allocation.problem import Problem
 from tdjax.allocation.together import Group, Whole, check_counted
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.kernels import Weights
 from tdjax.params.shared import joined_array, joined_weights
+from tdjax.plan.form import Form
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.shared import group_problem, joined
 from tdjax.plan.sharing import shared
@@ -64,9 +66,11 @@ def _parts(family: Group) -> list[Group]:
 
 
 def _whole(problem: Problem, group: Group) -> Whole:
+    layer = joined(group)
+
     def apart(entry: PlannedLayer) -> list[PlannedLayer]:
         assert entry.form is not None
-        return shared([PlannedLayer(layer) for layer in group], *entry.form.ranks)
+        return shared([PlannedLayer(own, dtype=entry.dtype) for own in group], *entry.form.ranks)
 
     def array() -> Any:
         return joined_array([problem.model.array_of(own) for own in group], group)
@@ -76,4 +80,5 @@ def _whole(problem: Problem, group: Group) -> Whole:
         weights = joined_weights([Weights(one.inputs, one.outputs) for one in own], group)
         return replace(own[0], outputs=weights.outputs)
 
-    return Whole(group, joined(group), apart, WHAT, ARGUMENT, array=array, moments=moments)
+    (ranks,) = low_rank_choices(layer, problem.options.bounds).ranks.T
+    return Whole(group, layer, Form("svd"), ranks, apart, array, moments)

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from tdjax.allocation.choices import Choices
+from tdjax.allocation.free import Given
 from tdjax.allocation.limits import Shares, limits_of
-from tdjax.allocation.problem import Given, Problem
+from tdjax.allocation.problem import Problem
 from tdjax.moments.collect import LayerMoments
-from tdjax.plan.dtypes import FLOAT32
+from tdjax.plan.dtypes import dtype_problem
+from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import Plan, PlannedLayer
 
@@ -39,20 +42,31 @@ class Whole:
     Arguments:
         layers: in the order of the model.
         layer: what they are to the budget.
+        form: of that, without its rank.
+        ranks: (n,), those that there are to choose from.
         apart: the layers of a plan, from the whole's entry where that has a form.
         array, moments: of the whole, where its loss is measured as a layer's.
-        given: where it is known otherwise.
-        what, argument: for messages, what they are, and the argument that asks for it.
+        lost: what choices lose, where that is known otherwise.
     """
 
     layers: Group
     layer: Layer
+    form: Form
+    ranks: Int[np.ndarray, " n"]
     apart: Callable[[PlannedLayer], Sequence[PlannedLayer]]
-    what: str
-    argument: str
     array: Callable[[], Any] | None = None
     moments: Callable[[], LayerMoments] | None = None
-    given: Given | None = None
+    lost: Callable[[Choices], Float[np.ndarray, " n"]] | None = None
+
+    def given(self, dtypes: Sequence[str]) -> Given:
+        """What is to be chosen for it, of some numbers to store it in."""
+        known = [own for own in dtypes if all(_takes(layer, own) for layer in self.layers)]
+        return Given(self.form, self.ranks[:, None], known, self._shapes, self.lost)
+
+    def _shapes(self, ranks: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Of all arrays of its layers."""
+        entry = PlannedLayer(self.layer, replace(self.form, ranks=ranks))
+        return [stage.kernel_shape for own in self.apart(entry) for stage in own.stages]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,23 +83,23 @@ class Together:
 
     @cached_property
     def joint(self) -> Problem:
-        """The problem of all wholes, each as one layer."""
-        layers = tuple(own.layer for own in self.wholes)
+        """The problem of all wholes, each as one layer, for as many examples as the problem's."""
+        counted = {layer.path: layer for layer in self.problem.counted.layers}
+        layers = tuple(
+            replace(own.layer, positions=counted[own.layers[0].path].positions)
+            for own in self.wholes
+        )
         moments = None
         if self.problem.moments is not None:
             measured = (own for own in self.wholes if own.moments is not None)
             moments = {own.layer.path: own.moments() for own in measured if own.moments}
-        model = self.problem.model._replace(layers=layers, array_of=self._array_of)
-        # How numbers are stored is the same for all that are chosen for together.
-        options = self.problem.options._replace(dtypes=(FLOAT32,))
-        return replace(
-            self.problem, model=model, rules={}, moments=moments, options=options,
-            given=self._given,
-        )  # fmt: skip
+        model = self.problem.counted._replace(layers=layers, array_of=self._array_of)
+        return replace(self.problem, model=model, rules={}, moments=moments, given=self._given)
 
     @cached_property
     def _given(self) -> dict[str, Given]:
-        return {own.layer.path: own.given for own in self.wholes if own.given is not None}
+        dtypes = self.problem.options.dtypes
+        return {own.layer.path: own.given(dtypes) for own in self.wholes}
 
     def of(self, which: frozenset[int]) -> Problem:
         """The problem in which the wholes of these numbers are one layer each."""
@@ -220,17 +234,6 @@ class Together:
         shares: Float[np.ndarray, "*n"] = costs[..., columns] / self.problem.whole[columns]
         return shares.sum(axis=-1)
 
-    def check(self, plan: Plan) -> None:
-        """Refuse, with a ValueError, a plan that stores a whole in fewer bits."""
-        wholes = {own.layer.path: own for own in self.wholes}
-        for entry in plan.layers:
-            whole = wholes.get(entry.layer.path)
-            if whole is not None and entry.dtype is not None:
-                raise ValueError(
-                    f"allocate: {whole.what} are stored in the numbers of the kernels: pass "
-                    f"dtypes=('float32',), or leave out {whole.argument}"
-                )
-
     def apart(self, plan: Plan) -> Plan:
         """A plan of the model's own layers, from one in which some are wholes."""
         wholes = {own.layer.path: own for own in self.wholes}
@@ -257,6 +260,11 @@ class Together:
         return self.problem.model.array_of(layer)
 
 
+def _takes(layer: Layer, dtype: str) -> bool:
+    """Whether the factors of a layer can be stored so."""
+    return dtype_problem(layer, dtype, dense=False) is None
+
+
 def _paths(layers: Group) -> frozenset[str]:
     return frozenset(layer.path for layer in layers)
 
@@ -271,16 +279,11 @@ def check_weighed(problem: Problem, what: str, argument: str) -> None:
 
 
 def check_counted(problem: Problem, what: str, argument: str) -> None:
-    """Refuse wholes where what they cost is not known, or that are to be stored in fewer bits."""
+    """Refuse wholes where what they cost is not known."""
     if problem.options.clock is not None:
         raise ValueError(
             f"allocate: the time of {what} is not known: leave out timings and a budget of time, "
             f"or {argument}"
-        )
-    if FLOAT32 not in problem.options.dtypes:
-        raise ValueError(
-            f"allocate: {what} are stored in the numbers of the kernels: "
-            f"add 'float32' to dtypes, or leave out {argument}"
         )
     if problem.model.work is not None:
         raise ValueError(
@@ -308,9 +311,7 @@ def best_together(together: Together, solve: Solve) -> Plan:
     def solved(which: frozenset[int]) -> float:
         if which not in known:
             try:
-                found = solve(together.of(which))
-                together.check(found[0])
-                known[which] = found
+                known[which] = solve(together.of(which))
             except ValueError as error:
                 known[which] = error
         best = known[which]

@@ -337,13 +337,15 @@ def allocate(
             `Plan.with_shared`, or "inputs" for those that `tdjax.shared_inputs` finds. All of a
             group share, or some (of more than three all but one), where the predicted loss is less
             for it, or the plan smaller with a `target`.
-            Layers that a rule is for have factors of their own. Not for functions, nor with
-            timings or measured rises; shared factors are stored as the kernels are.
+            Layers that a rule is for have factors of their own. Where bytes are counted, all of
+            a group are stored in the same numbers. Not for functions, nor with timings or measured
+            rises.
         pairs: for "loss", pairs of layers between which fewer numbers may pass, see
             `Plan.with_pairs`, or "found" for those that `tdjax.paired_layers` finds. A layer is in
             one pair, shares an input factor, or is by itself: whatever loses least, or is smallest
-            with a `target`. Pairs with a layer that a rule is for stay apart. Not for functions,
-            nor with timings or measured rises; pairs are stored as the kernels are.
+            with a `target`. Pairs with a layer that a rule is for stay apart. Where bytes are
+            counted, all of a pair are stored in the same numbers. Not for functions, nor with
+            timings or measured rises.
         progress: see `tdjax.compress`; of timings that are taken now, and of what the formats of
             each layer lose where it takes more than a few seconds to find out.
 

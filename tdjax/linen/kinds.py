@@ -23,6 +23,7 @@ from tdjax.linen.given import FactorArray, GivenConv, GivenDense
 from tdjax.linen.initial import stage_initializer
 from tdjax.linen.sparse import SparseConv, SparseDense, SparseTable
 from tdjax.params.partitioning import unboxed
+from tdjax.params.storing import full_array
 from tdjax.plan import low_rank, tt_matrix
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import BlockProduct
@@ -256,7 +257,7 @@ def _lent_factor(module: Any, entry: PlannedLayer, lender: str) -> Array:
             "had where it is called: the two must be called in one module, this one last, and no "
             "transformation as nn.remat may be around one of them alone"
         )
-    return jnp.asarray(unboxed(found))
+    return jnp.asarray(unboxed(full_array(found) if entry.dtype else found))
 
 
 def _dot_general(module: Any, stage: Stage) -> dict[str, Any]:

@@ -81,13 +81,14 @@ def multiplied_out(
     params: Params, unit: Sequence[PlannedLayer], made: Mapping[str, FactorisedLayer]
 ) -> dict[str, DenseLayer]:
     """Layers as those after them meet them, their factors as they are stored."""
-    lent, found = made[unit[0].layer.path].factors, {}
-    for entry in unit:
-        own, dtype = made[entry.layer.path], _array(params, entry).dtype
-        factors = own.factors if entry.dtype is None else as_stored(own.factors, entry)
-        if entry.shares is not None:
-            factors = {**lent, **factors}
-        array = reconstruct_array(factors, entry).astype(dtype)
+    every = [made[entry.layer.path] for entry in unit]
+    factors = [own.factors for own in every]
+    if unit[0].dtype is not None:
+        factors = as_stored(factors, unit)
+    found = {}
+    for entry, own, new in zip(unit, every, factors, strict=True):
+        whole = new if entry.shares is None else {**factors[0], **new}
+        array = reconstruct_array(whole, entry).astype(_array(params, entry).dtype)
         found[entry.layer.path] = DenseLayer(array, own.shift)
     return found
 

@@ -103,9 +103,9 @@ def passage(own: Seen, heads: int | None) -> Passage:
     return Passage(None, np.stack(bases))
 
 
-def losses(own: Seen, heads: int | None) -> Float[np.ndarray, " _"]:
+def losses(own: Seen, found: Passage, heads: int | None) -> Float[np.ndarray, " _"]:
     """tr(G E^T M E) where so much passes, of each head or of all units, beginning with nothing."""
-    found, step = passage(own, heads), heads or 1
+    step = heads or 1
     read = own.moment @ own.target
     whole = np.sum(read * own.target)
     # One factorisation serves all numbers of what passes: each is the front of the next.

@@ -6,7 +6,7 @@ of float32 numbers; where a layer multiplies, they are made of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from tdjax.decompose.inputs import is_at_hand
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.quantised import Quantised, array_of
+from tdjax.params.shared import joined_entry, joined_factors, parted
 from tdjax.plan.dtypes import BFLOAT16, FLOAT32, INT4, INT8, LARGEST
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.tt_matrix import TTMatrixChain
@@ -46,21 +47,29 @@ def is_around(leaf: Any) -> bool:
 
 
 def stored_kernels(
-    kernels: Mapping[str, Any], entry: PlannedLayer, *, anew: bool = True
-) -> dict[str, Any]:
-    """The kernels of a layer's stages as its plan stores them.
+    kernels: Sequence[Mapping[str, Any]], unit: Sequence[PlannedLayer], *, anew: bool = True
+) -> list[dict[str, Any]]:
+    """The kernels of the stages of a layer, or of layers that share, as their plan stores them.
 
     Arguments:
-        kernels: by name, float32; of a stack with its axis.
+        kernels: of each layer by name, float32; of a stack with its axis.
+        unit: the lender in front, and all stored in the same numbers.
         anew: whether factors may be scaled against each other first.
 
     Raises ValueError for numbers that are no float32, or have names of axes around them.
     """
-    if entry.dtype in (None, FLOAT32):
-        return dict(kernels)
-    if anew and entry.dtype in LARGEST and not any(map(is_boxed, kernels.values())):
-        kernels = evened(kernels, entry)
-    return {name: stored(kernel, entry) for name, kernel in kernels.items()}
+    plain = not any(is_boxed(kernel) for own in kernels for kernel in own.values())
+    made = list(map(dict, kernels))
+    if anew and plain and unit[0].dtype in LARGEST:
+        whole = made[0] if len(unit) == 1 else joined_factors(made, unit)
+        whole = evened(whole, joined_entry(unit))
+        made = [whole]
+        if len(unit) > 1:
+            made = parted({name: jnp.asarray(own) for name, own in whole.items()}, unit)
+    return [
+        {name: stored(kernel, entry) for name, kernel in own.items()}
+        for own, entry in zip(made, unit, strict=True)
+    ]
 
 
 def stored(array: Any, entry: PlannedLayer) -> Any:

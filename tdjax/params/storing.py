@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from tdjax.params.leaves import of_leaves, tree_of_plan
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.quantised import array_of, is_quantised
 from tdjax.params.stored import stored, stored_kernels
-from tdjax.params.tree import copied, find, join_path, put
+from tdjax.params.tree import copied, find, join_path, layer_params, put
 from tdjax.plan.plan import Plan, PlannedLayer
+from tdjax.plan.sharing import units_of
 
 Params = Mapping[str, Any]
 
@@ -42,20 +43,23 @@ def _of_any(name: str, params: Any, plan: Plan, change: Callable[..., Any]) -> A
 def stored_tree(params: Params, plan: Plan) -> dict[str, Any]:
     """`stored_params` of nested mappings; what is not among them is left out."""
     result = copied(params)
-    for entry in plan.layers:
+    entries = [entry for entry in plan.layers if entry.dtype is not None]
+    for entry in (own for own in entries if own.form is None):
         path, own = entry.layer.path, find(params, entry.layer.path)
-        if entry.dtype is None or own is None:
-            continue
-        if entry.form is None:
+        if own is not None:
             name = entry.layer.storage.name
             put(result, path, {name: stored(full_array(own[name]), entry)})
+    for unit in units_of([own for own in entries if own.form is not None]):
+        if all(find(params, entry.layer.path) is None for entry in unit):
             continue
-        _check(own, entry)
-        kernels = {stage.name: full_array(own[stage.name]["kernel"]) for stage in entry.stages}
+        # Of layers that share an input factor none can be scaled without the others.
+        leaves = [_kernels(layer_params(params, entry.layer.path), entry) for entry in unit]
+        kernels = [{name: full_array(leaf) for name, leaf in own.items()} for own in leaves]
         # Those that are stored so already stay bit for bit.
-        anew = not any(is_quantised(own[name]["kernel"]) for name in kernels)
-        for name, kernel in stored_kernels(kernels, entry, anew=anew).items():
-            put(result, join_path(path, name), {"kernel": kernel})
+        anew = not any(is_quantised(leaf) for own in leaves for leaf in own.values())
+        for entry, own in zip(unit, stored_kernels(kernels, unit, anew=anew), strict=True):
+            for name, kernel in own.items():
+                put(result, join_path(entry.layer.path, name), {"kernel": kernel})
     return result
 
 
@@ -75,17 +79,31 @@ def in_full(params: Params, plan: Plan) -> dict[str, Any]:
     return result
 
 
-def as_stored(factors: Mapping[str, Any], entry: PlannedLayer) -> dict[str, Any]:
-    """What the factors of a layer stand for once its plan has stored them."""
-    kernels = {stage.name: full_array(factors[stage.name]) for stage in entry.stages}
-    made = stored_kernels(kernels, entry)
-    return {**factors, **{name: full_array(kernel) for name, kernel in made.items()}}
+def as_stored(
+    factors: Sequence[Mapping[str, Any]], unit: Sequence[PlannedLayer]
+) -> list[dict[str, Any]]:
+    """What the factors of a layer, or of layers that share, stand for once a plan has stored them.
+
+    Arguments:
+        factors: of each layer.
+    """
+    kernels = [
+        {stage.name: full_array(own[stage.name]) for stage in entry.stages}
+        for own, entry in zip(factors, unit, strict=True)
+    ]
+    made = stored_kernels(kernels, unit)
+    return [
+        {**own, **{name: full_array(kernel) for name, kernel in new.items()}}
+        for own, new in zip(factors, made, strict=True)
+    ]
 
 
-def _check(own: Params, entry: PlannedLayer) -> None:
+def _kernels(own: Params, entry: PlannedLayer) -> dict[str, Any]:
+    """The kernels of a layer's stages."""
     missing = [stage.name for stage in entry.stages if stage.name not in own]
     if missing:
         raise KeyError(f"layer {entry.layer.path!r} has no factors {', '.join(missing)}")
+    return {stage.name: own[stage.name]["kernel"] for stage in entry.stages}
 
 
 def full_array(leaf: Any) -> Any:

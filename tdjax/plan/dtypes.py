@@ -7,7 +7,7 @@ those of four bits lie two to a byte along that axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tdjax.hints import known_are
@@ -40,6 +40,23 @@ def check_dtype(dtype: str) -> None:
     """Raise ValueError for a name that is none of `DTYPES`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: {known_are(dtype, DTYPES)}")
+
+
+def mixed_problem(dtypes: Mapping[str, str | None]) -> str | None:
+    """Why layers that go together cannot be stored as they are planned; None where they can.
+
+    Arguments:
+        dtypes: by path.
+    """
+    (path, first), *others = dtypes.items()
+    for other, dtype in others:
+        if dtype != first:
+            one, two = (f"as {own or 'it is'}" for own in (first, dtype))
+            return (
+                f"{path!r} is stored {one} and {other!r} {two}: layers that share an input factor, "
+                "or are a pair, are stored in the same numbers"
+            )
+    return None
 
 
 def dtype_problem(layer: Layer, dtype: str, *, dense: bool, nonzeros: int = 0) -> str | None:

@@ -118,13 +118,11 @@ def paired_obstacle(layer: Layer, form: Form) -> str | None:
     return problem
 
 
-def feeding_problem(form: Form | None, dtype: str | None, feeds: str | None) -> str | None:
+def feeding_problem(form: Form | None, feeds: str | None) -> str | None:
     """Why a layer of such a form cannot feed another, or has to; None where all fits."""
     producer = form is not None and form.method in PAIRED and form.method.endswith(OUT)
     if producer != (feeds is not None):
         return "what a pair's layer puts out is read by one that it names, and that of no other"
-    if form is not None and form.method in PAIRED and dtype is not None:
-        return "layers of a pair are stored in the numbers of the kernels"
     return None
 
 

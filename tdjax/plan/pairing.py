@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tdjax.decompose.inputs import check_ranks
+from tdjax.plan.dtypes import mixed_problem
 from tdjax.plan.form import PAIRED, SCORES, UNITS, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.listing import ranks_text
 from tdjax.plan.pair import IN, OUT, Pair, method_of, other_end, pair_layer, pair_problem
 from tdjax.plan.planned import PlannedLayer
+from tdjax.plan.sharing import dtypes_of
 
 
 class Paired(NamedTuple):
@@ -51,9 +53,8 @@ def with_pairs(
                 wrong = "it is in two pairs"
             elif path in lenders or entry.shares is not None:
                 wrong = "it shares an input factor"
-            elif entry.dtype is not None:
-                wrong = "layers of a pair are stored in the numbers of the kernels"
             problem = problem or (wrong and f"layer {path!r}: {wrong}")
+        problem = problem or mixed_problem(dtypes_of([*producers, consumer]))
         if problem is not None:
             raise ValueError(f"{what}: {problem}")
         splits = pair.heads or 1
@@ -65,19 +66,19 @@ def with_pairs(
         else:
             found = rank
         ranks = check_ranks((found,), (whole.kernel_shape[0] // splits,), what)
-        members = paired(layers, consumer.layer, pair, ranks[0])
+        members = paired(layers, consumer.layer, pair, ranks[0], dtype=consumer.dtype)
         made |= {entry.layer.path: entry for entry in members}
     return made
 
 
 def paired(
-    producers: Sequence[Layer], consumer: Layer, pair: Pair, rank: int
+    producers: Sequence[Layer], consumer: Layer, pair: Pair, rank: int, *, dtype: str | None = None
 ) -> list[PlannedLayer]:
     """The layers of a pair that keep so many units, or so many numbers of each head."""
     out, read = (Form(method_of(pair, end), (rank,), splits=pair.heads or 1) for end in (OUT, IN))
     return [
-        *(PlannedLayer(layer, out, feeds=consumer.path) for layer in producers),
-        PlannedLayer(consumer, read),
+        *(PlannedLayer(own, out, dtype=dtype, feeds=consumer.path) for own in producers),
+        PlannedLayer(consumer, read, dtype=dtype),
     ]
 
 
@@ -126,4 +127,5 @@ def _problem_with(entry: PlannedLayer, consumer: PlannedLayer | None) -> str | N
             f"{replace(form, method=other_end(form.method))} of rank {ranks_text(entry.ranks)}"
         )
     pair = Paired((entry,), consumer)
-    return pair_problem([entry.layer], consumer.layer, pair.heads, pair.scores)
+    problem = pair_problem([entry.layer], consumer.layer, pair.heads, pair.scores)
+    return problem or mixed_problem(dtypes_of([entry, consumer]))

@@ -201,10 +201,10 @@ class Plan:
         Arguments:
             dtypes: for all factorised layers, or by the path of a layer, which may be one that is
                 kept dense: "float32", "bfloat16", "int8" or "int4"; None for the numbers as they
-                are.
+                are. The same for all layers that share an input factor, and all of a pair.
 
         Raises KeyError for a path that is no layer's, ValueError for a dtype that there is not, or
-        in which a layer cannot be stored.
+        in which a layer cannot be stored, and for such layers in several.
         """
         if dtypes is None:
             dtypes = {entry.layer.path: None for entry in self.layers}
@@ -233,7 +233,7 @@ class Plan:
 
         Arguments:
             groups: paths of layers, each group's in any order, all planned as "svd" without splits
-                or sparse corrections.
+                or sparse corrections, and stored in the same numbers.
             rank: of each group; None for the largest at which it holds no more parameters than
                 its layers with factors of their own.
 
@@ -266,7 +266,7 @@ class Plan:
             (512, 192, 'units out', 'down')
 
         Arguments:
-            pairs: of layers that share no input factor.
+            pairs: of layers that share no input factor, each pair's stored in the same numbers.
             rank: units of each pair that are kept, or numbers of each head; None for the largest at
                 which it holds no more parameters than its layers as they are planned.
 

@@ -57,10 +57,10 @@ class PlannedLayer:
     def __post_init__(self) -> None:
         """Refuse ways and numbers that are none."""
         if self.shares is not None:
-            wrong = sharing_problem(self.layer) or form_problem(self.form, self.dtype)
+            wrong = sharing_problem(self.layer) or form_problem(self.form)
             if wrong is not None:
                 raise ValueError(f"layer {self.layer.path!r}: {wrong}")
-        problem = feeding_problem(self.form, self.dtype, self.feeds)
+        problem = feeding_problem(self.form, self.feeds)
         if problem is None and self.ways:
             problem = ways_problem(self.layer, self.stages, self.ways)
         if problem is None and self.dtype is not None:

@@ -331,13 +331,13 @@ def _entry(own: _Entry, where: str) -> ReadEntry:
 
 def _check_shares(own: _Entry, form: Form | None, where: str) -> None:
     if own.shares is not None:
-        wrong = sharing_problem(own.layer) or form_problem(form, own.dtype)
+        wrong = sharing_problem(own.layer) or form_problem(form)
         if wrong is not None:
             raise ValueError(f"field '{where}.shares': {wrong}")
 
 
 def _check_feeds(own: _Entry, form: Form | None, where: str) -> None:
-    wrong = feeding_problem(form, own.dtype, own.feeds)
+    wrong = feeding_problem(form, own.feeds)
     if wrong is not None:
         raise ValueError(f"field '{where}.feeds': {wrong}")
 

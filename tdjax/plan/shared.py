@@ -31,13 +31,13 @@ def sharing_problem(layer: Layer) -> str | None:
     return None
 
 
-def form_problem(form: Form | None, dtype: str | None) -> str | None:
+def form_problem(form: Form | None) -> str | None:
     """Why factors of such a form cannot be shared; None where they can."""
     if form is None or (form.method, form.splits) != ("svd", 1):
         return "only the factors of a plain svd are shared"
     if form.nonzeros:
         return "shared factors take no sparse correction"
-    return None if dtype is None else "shared factors are stored in the numbers of the kernels"
+    return None
 
 
 def group_problem(layers: Sequence[Layer]) -> str | None:

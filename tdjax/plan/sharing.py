@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tdjax.decompose.inputs import check_ranks
+from tdjax.plan.dtypes import mixed_problem
 from tdjax.plan.form import Form
 from tdjax.plan.listing import ranks_text
 from tdjax.plan.planned import PlannedLayer
@@ -28,12 +29,13 @@ def with_shared(
         members = [entries[path] for path in entries if path in set(paths)]
         problem = group_problem([entry.layer for entry in members])
         for entry in members:
-            wrong = form_problem(entry.form, entry.dtype)
+            wrong = form_problem(entry.form)
             path = entry.layer.path
             if path in made or path in lenders or entry.shares is not None:
                 wrong = "it is in two groups"
             if problem is None and wrong is not None:
                 problem = f"layer {entry.layer.path!r}: {wrong}"
+        problem = problem or mixed_problem(dtypes_of(members))
         if problem is not None:
             raise ValueError(f"shared input factor of {', '.join(map(str, paths))}: {problem}")
         found = _same_size(members) if rank is None else rank
@@ -95,5 +97,10 @@ def _problem_with(entry: PlannedLayer, lender: PlannedLayer | None) -> str | Non
             f"{entry.shares!r} has no such input factor: it is {lender.form} of rank "
             f"{ranks_text(lender.ranks)}, not {entry.form} of rank {ranks_text(entry.ranks)}"
         )
-    problem = group_problem([lender.layer, entry.layer])
-    return problem or form_problem(lender.form, lender.dtype)
+    problem = group_problem([lender.layer, entry.layer]) or form_problem(lender.form)
+    return problem or mixed_problem(dtypes_of([lender, entry]))
+
+
+def dtypes_of(entries: Sequence[PlannedLayer]) -> dict[str, str | None]:
+    """How layers are stored, by path."""
+    return {entry.layer.path: entry.dtype for entry in entries}

@@ -65,7 +65,7 @@ def test_uniform_keeps_equal_shares_and_needs_no_weights(variables):
 def test_what_lasts_tells_how_far_it_is(variables, monkeypatch):
     given = {"budget": 0.5, "strategy": "energy", "methods": ("svd",)}
     for quiet, told in ((60.0, 0), (1e-9, 2)):
-        monkeypatch.setattr("tdjax.allocation.problem.QUIET", quiet)
+        monkeypatch.setattr("tdjax.allocation.evidence.QUIET", quiet)
         lines = []
         tdjax.allocate(MODEL, variables, X, **given, progress=lines.append)
         assert len(lines) == told
