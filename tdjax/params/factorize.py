@@ -182,12 +182,12 @@ def _factorised_pair(
         raise ValueError(
             f"layer {path!r}: pairs are decomposed on the host, not inside of jax.jit or jax.vmap"
         )
-    if pair.scores:
-        assert pair.heads is not None
-        made = decompose_scores(producers[0], consumer, pair.heads)
+    if pair.pair.scores:
+        assert pair.pair.heads is not None
+        made = decompose_scores(producers[0], consumer, pair.pair.heads)
     else:
         corrected = options.correct_bias and can_correct(pair.consumer, layer_params(params, path))
-        made = decompose_pair(producers, consumer, pair.heads, corrected=corrected)
+        made = decompose_pair(producers, consumer, pair.pair, corrected=corrected)
     return {
         path: FactorisedLayer({PairChain.STAGE: own.kept}, own.shift) for path, own in made.items()
     }

@@ -23,6 +23,7 @@ from tdjax.params.matrices import Matrix, kernels_of, moments_of, ridged, root_o
 from tdjax.params.scores import End, ends_of, sides
 from tdjax.params.units import units_in_order
 from tdjax.plan.layers import Layer
+from tdjax.plan.pair import Pair
 from tdjax.plan.plan import PlannedLayer
 
 
@@ -57,10 +58,19 @@ class Passage(NamedTuple):
     Arguments:
         order: of units, all of them; None of heads.
         bases: of heads, (h, d, d), orthonormal columns; None of units.
+        repeats: how often the consumer reads each head.
     """
 
     order: Int[np.ndarray, " t"] | None
     bases: Float[np.ndarray, "h d d"] | None
+    repeats: int = 1
+
+    @property
+    def read(self) -> Passage:
+        """The same of what the consumer reads."""
+        if self.bases is None:
+            return self
+        return Passage(None, np.repeat(self.bases, self.repeats, axis=0))
 
     def produced(self, kernel: Matrix, rank: int) -> Matrix:
         """K B, of a kernel (C, T), or of a bias as one of a single row; head after head."""
@@ -82,30 +92,32 @@ class Passage(NamedTuple):
         return (parts @ self.bases[:, :, :rank]).swapaxes(0, 1)
 
 
-def passage(own: Seen, heads: int | None) -> Passage:
+def passage(own: Seen, pair: Pair) -> Passage:
     """Which units pass, or what of each head.
 
     Of a head it is what the best low rank of its part of the consumer's kernel reads, in the norm
-    of its own moment and of the outputs.
+    of its own moment and of the outputs. Where the consumer reads it several times, its parts lie
+    side by side, in the norm of the mean of their moments: of norms that differ there is no best
+    in a closed form, and what steps towards it gain was less than a fiftieth of what is lost.
     """
-    if heads is None:
+    if pair.heads is None:
         return Passage(units_in_order(own.moment, own.target), None)
-    size = len(own.moment) // heads
-    bases = []
-    for head in range(heads):
-        part = slice(head * size, (head + 1) * size)
-        left = np.linalg.cholesky(own.moment[part, part])
-        weighed = left.T @ own.target[part]
-        # Left singular vectors, the greatest value first.
-        directions = np.linalg.eigh(weighed @ weighed.T)[1][:, ::-1]
-        read = np.linalg.solve(left.T, directions)
-        bases.append(np.linalg.qr(read)[0])
-    return Passage(None, np.stack(bases))
+    shape = pair.heads, pair.repeats, len(own.moment) // (pair.heads * pair.repeats)
+    squares = own.moment.reshape(*shape, *shape)
+    # (h, d, d), and the columns of all parts side by side.
+    moments = np.einsum("hkdhke->hde", squares) / pair.repeats
+    targets = own.target.reshape(*shape, -1).swapaxes(1, 2).reshape(pair.heads, shape[-1], -1)
+    left = np.linalg.cholesky(moments).swapaxes(1, 2)
+    weighed = left @ targets
+    # Left singular vectors, the greatest value first.
+    directions = np.linalg.eigh(weighed @ weighed.swapaxes(1, 2))[1][:, :, ::-1]
+    bases = np.linalg.qr(np.linalg.solve(left, directions))[0]
+    return Passage(None, bases, pair.repeats)
 
 
-def losses(own: Seen, heads: int | None) -> Float[np.ndarray, " _"]:
+def losses(own: Seen, pair: Pair) -> Float[np.ndarray, " _"]:
     """tr(G E^T M E) where so much passes, of each head or of all units, beginning with nothing."""
-    found, step = passage(own, heads), heads or 1
+    found, step = passage(own, pair).read, (pair.heads or 1) * pair.repeats
     read = own.moment @ own.target
     whole = np.sum(read * own.target)
     # One factorisation serves all numbers of what passes: each is the front of the next.
@@ -154,7 +166,7 @@ class PairFactors(NamedTuple):
 
 
 def decompose_pair(
-    producers: Sequence[Member], consumer: Member, heads: int | None, *, corrected: bool
+    producers: Sequence[Member], consumer: Member, pair: Pair, *, corrected: bool
 ) -> dict[str, PairFactors]:
     """What becomes of the layers of a pair, by path.
 
@@ -166,9 +178,9 @@ def decompose_pair(
     if corrected:
         weights, mean = around_mean(weights, consumer.mean), rows_of(consumer.mean, layer)
     every = seen(consumer.array, layer, weights)
-    passages = [passage(own, heads) for own in every]
+    passages = [passage(own, pair) for own in every]
     reads, shifts = [], []
-    for number, (own, found) in enumerate(zip(every, passages, strict=True)):
+    for number, (own, found) in enumerate(zip(every, [p.read for p in passages], strict=True)):
         passing = found.produced(own.moment, rank)
         read = np.linalg.solve(found.produced(passing.T, rank), passing.T @ own.kernel)
         reads.append(read)

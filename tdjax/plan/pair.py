@@ -33,6 +33,8 @@ class Pair(NamedTuple):
     >>> import tdjax
     >>> print(tdjax.Pair(("gate", "up"), "down"))
     gate + up -> down
+    >>> print(tdjax.Pair(("value",), "out", heads=8, repeats=4))
+    value -> out, each head 4 times
 
     Arguments:
         producers: paths, as of up and gate of an MLP, or of the value of an attention.
@@ -42,12 +44,15 @@ class Pair(NamedTuple):
             that they are kept or left out.
         scores: whether the outputs of the only producer, a query, and of the other layer, a key,
             are multiplied with each other, head by head.
+        repeats: how often the consumer reads each head, one after the other, in sums of its own: as
+            often as heads of queries share one of values.
     """
 
     producers: tuple[str, ...]
     consumer: str
     heads: int | None = None
     scores: bool = False
+    repeats: int = 1
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -57,7 +62,8 @@ class Pair(NamedTuple):
     def __str__(self) -> str:
         """As in "gate + up -> down"."""
         between = "*" if self.scores else "->"
-        return f"{' + '.join(self.producers)} {between} {self.consumer}"
+        often = f", each head {self.repeats} times" if self.repeats != 1 else ""
+        return f"{' + '.join(self.producers)} {between} {self.consumer}{often}"
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
@@ -67,14 +73,17 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
             raise TypeError(f"a pair is a tdjax.Pair, got {pair!r}")
 
 
-def pair_problem(
-    producers: Sequence[Layer], consumer: Layer, heads: int | None, scores: bool
-) -> str | None:
-    """Why layers are no pair, as far as shapes tell; None where they are."""
+def pair_problem(producers: Sequence[Layer], consumer: Layer, pair: Pair) -> str | None:
+    """Why layers are no such pair, as far as shapes tell; None where they are."""
+    heads, scores, repeats = pair.heads, pair.scores, pair.repeats
     if not producers:
         return "a pair has a layer that puts something out"
     if scores and (heads is None or len(producers) > 1):
         return "scores are those of one query and one key, in so many heads"
+    if repeats < 1:
+        return f"heads that are read {repeats} times pass nothing"
+    if repeats > 1 and (heads is None or scores):
+        return "what is read several times is of heads and one consumer, not of units or scores"
     width = consumer.kernel_shape[-1 if scores else 0]
     for layer in (*producers, consumer):
         problem = layer_problem(layer)
@@ -85,13 +94,15 @@ def pair_problem(
         if problem is not None:
             return f"layer {layer.path!r}: {problem}"
     for layer in producers:
-        if layer.kernel_shape[-1] != width:
+        made = layer.kernel_shape[-1]
+        if made * repeats != width:
+            often = f" {repeats} times" if repeats > 1 else ""
             return (
-                f"layer {layer.path!r} puts out {layer.kernel_shape[-1]} features, but "
+                f"layer {layer.path!r} puts out {made} features{often}, but "
                 f"{consumer.path!r} {'puts out' if scores else 'reads'} {width}"
             )
-    if heads is not None and (heads < 1 or width % heads):
-        return f"{heads} heads do not divide {width} features"
+        if heads is not None and (heads < 1 or made % heads):
+            return f"{heads} heads do not divide {made} features"
     return None
 
 
@@ -132,10 +143,12 @@ def _stack_of(layer: Layer) -> tuple[object, ...]:
     return layer.copies, layer.storage.stack is None
 
 
-def pair_layer(producers: Sequence[Layer], consumer: Layer, scores: bool) -> Layer:
-    """A pair to a budget: one consumer of the same width that has all of their weights."""
-    width, rest = consumer.kernel_shape[:: -1 if scores else 1]
-    columns = sum(layer.kernel_shape[0] for layer in producers) + rest
+def pair_layer(producers: Sequence[Layer], consumer: Layer, pair: Pair) -> Layer:
+    """A pair to a budget: one layer that reads what passes, and has all of their weights."""
+    width, rest = consumer.kernel_shape[:: -1 if pair.scores else 1]
+    # What reads a head several times has as many rows for each of its features.
+    width //= pair.repeats
+    columns = sum(layer.kernel_shape[0] for layer in producers) + pair.repeats * rest
     paths = (layer.path for layer in (*producers, consumer))
     shape = (width, columns)
     return Layer(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tdjax.decompose.inputs import check_ranks
-from tdjax.plan.form import PAIRED, SCORES, UNITS, Form
+from tdjax.plan.form import HEADS, PAIRED, SCORES, UNITS, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.listing import ranks_text
 from tdjax.plan.pair import IN, OUT, Pair, method_of, other_end, pair_layer, pair_problem
@@ -21,16 +21,18 @@ class Paired(NamedTuple):
     consumer: PlannedLayer
 
     @property
-    def heads(self) -> int | None:
-        """See `Pair`."""
-        form = self.consumer.form
-        assert form is not None
-        return None if form.method in UNITS else form.splits
-
-    @property
-    def scores(self) -> bool:
-        """See `Pair`."""
-        return self.consumer.method in SCORES
+    def pair(self) -> Pair:
+        """The pair that they are."""
+        put_out, read = self.producers[0].form, self.consumer.form
+        assert put_out is not None
+        assert read is not None
+        return Pair(
+            tuple(own.layer.path for own in self.producers),
+            self.consumer.layer.path,
+            None if read.method in UNITS else put_out.splits,
+            scores=read.method in SCORES,
+            repeats=read.splits // put_out.splits,
+        )
 
 
 def with_pairs(
@@ -43,7 +45,7 @@ def with_pairs(
         paths, what = pair.paths, f"pair {pair}"
         producers, consumer = [entries[path] for path in pair.producers], entries[pair.consumer]
         layers = [entry.layer for entry in producers]
-        problem = pair_problem(layers, consumer.layer, pair.heads, pair.scores)
+        problem = pair_problem(layers, consumer.layer, pair)
         for path in paths:
             entry = entries[path]
             wrong = None
@@ -57,7 +59,7 @@ def with_pairs(
         if problem is not None:
             raise ValueError(f"{what}: {problem}")
         splits = pair.heads or 1
-        whole = pair_layer(layers, consumer.layer, pair.scores)
+        whole = pair_layer(layers, consumer.layer, pair)
         if rank is None:
             held = sum(entry.size for entry in (*producers, consumer)) // whole.copies
             found = max(held // (splits * whole.kernel_shape[1]), 1)
@@ -74,7 +76,9 @@ def paired(
     producers: Sequence[Layer], consumer: Layer, pair: Pair, rank: int
 ) -> list[PlannedLayer]:
     """The layers of a pair that keep so many units, or so many numbers of each head."""
-    out, read = (Form(method_of(pair, end), (rank,), splits=pair.heads or 1) for end in (OUT, IN))
+    splits = pair.heads or 1
+    out = Form(method_of(pair, OUT), (rank,), splits=splits)
+    read = Form(method_of(pair, IN), (rank,), splits=splits * pair.repeats)
     return [
         *(PlannedLayer(layer, out, feeds=consumer.path) for layer in producers),
         PlannedLayer(consumer, read),
@@ -108,8 +112,11 @@ def pairing_problems(entries: Sequence[PlannedLayer]) -> dict[str, str]:
         if wrong is not None:
             found[path] = wrong
     for pair in pairs_in(entries):
+        path, forms = pair.consumer.layer.path, {own.form for own in pair.producers}
         if pair.consumer.method in SCORES and len(pair.producers) > 1:
-            found[pair.consumer.layer.path] = "it is multiplied with what two layers put out"
+            found[path] = "it is multiplied with what two layers put out"
+        elif len(forms) > 1:
+            found.setdefault(path, "what layers put out for it has other heads")
     return found
 
 
@@ -119,11 +126,15 @@ def _problem_with(entry: PlannedLayer, consumer: PlannedLayer | None) -> str | N
     assert form is not None
     if consumer is None:
         return f"it feeds {entry.feeds!r}, which is no layer"
-    if consumer.form != replace(form, method=other_end(form.method)):
+    wanted = replace(form, method=other_end(form.method))
+    if wanted.method in HEADS and consumer.form is not None:
+        # Each head may be read several times.
+        often = max(consumer.form.splits // form.splits, 1)
+        wanted = replace(wanted, splits=often * form.splits)
+    if consumer.form != wanted:
         own = "dense" if consumer.form is None else consumer.format
         return (
             f"it feeds {entry.feeds!r}, which is {own} of rank {ranks_text(consumer.ranks)}, not "
-            f"{replace(form, method=other_end(form.method))} of rank {ranks_text(entry.ranks)}"
+            f"{wanted} of rank {ranks_text(entry.ranks)}"
         )
-    pair = Paired((entry,), consumer)
-    return pair_problem([entry.layer], consumer.layer, pair.heads, pair.scores)
+    return pair_problem([entry.layer], consumer.layer, Paired((entry,), consumer).pair)

@@ -28,6 +28,7 @@ from tdjax.trace.outputs import (
     Value,
     after_elementwise,
     after_product,
+    along,
     moved,
     varies_after,
 )
@@ -79,15 +80,15 @@ class _Walk:
             if any(self.fed[own] != {path} for own in value.layers):
                 continue
             heads = None if value.bent else value.heads
-            if value.bent and value.heads > 1:
+            if value.bent and value.heads * value.repeats > 1:
                 continue
             producers = tuple(own for own in layers if own in value.layers)
             width = layers[path].kernel_shape[0]
-            if heads is not None and heads >= width:
+            if heads is not None and heads * value.repeats >= width:
                 continue
-            own = [layers[path] for path in producers]
-            if pair_problem(own, layers[path], heads, scores=False) is None:
-                found.append(Pair(producers, path, heads))
+            pair = Pair(producers, path, heads, repeats=value.repeats)
+            if pair_problem([layers[own] for own in producers], layers[path], pair) is None:
+                found.append(pair)
         order = list(layers)
         return tuple(sorted([*found, *self.scores()], key=lambda pair: order.index(pair.consumer)))
 
@@ -101,13 +102,15 @@ class _Walk:
                 continue
             (heads,) = numbers
             pair = Pair((first,), second, heads, scores=True)
-            if pair_problem([layers[first]], layers[second], pair.heads, scores=True) is None:
+            if pair_problem([layers[first]], layers[second], pair) is None:
                 found.append(pair)
         return found
 
     def meet(self, eqn: Any, first: Outputs, second: Outputs) -> bool:
         """Whether outputs of two layers are multiplied with each other, head by head."""
         if eqn.primitive.name != "dot_general" or first.bent or second.bent:
+            return False
+        if first.repeats > 1 or second.repeats > 1:
             return False
         if len(first.layers) > 1 or len(second.layers) > 1:
             return False
@@ -178,8 +181,11 @@ class _Walk:
         if isinstance(value, Outputs):
             for path in value.layers:
                 self.fed.setdefault(path, set()).add(layer.path)
-            if stacked or value.axes != longer(_input_axes(made, len(shape)), shape):
+            found = along(value, longer(_input_axes(made, len(shape)), shape), shape)
+            if stacked or found is None:
                 self.lose(value)
+            else:
+                value = found
         self.reads.setdefault(layer.path, set()).add(value)
         return _any(eqn.outvars[0])
 
