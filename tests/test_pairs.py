@@ -16,6 +16,7 @@ import tdjax
 from tdjax import Pair, Rule
 from tdjax.params.matrices import ridged
 from tdjax.params.pairs import Seen, losses
+from tdjax.params.units import units_in_order
 
 X = normal(0, 64, 5, 12)
 HEADS = Pair(("attention/value",), "attention/out", 3)
@@ -392,6 +393,29 @@ def test_moments_that_one_direction_outweighs_are_still_moments():
     kernel = np.random.default_rng(2).standard_normal((40, 5))
     lost = losses(Seen(found, kernel, kernel), UNITS)
     assert np.all(np.diff(lost) <= 1e-6 * lost[0])
+
+
+def test_units_in_blocks_come_as_one_by_one():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((300, 300)) / np.arange(1, 301)
+    moment, target = ridged(rows @ rows.T), rng.standard_normal((300, 4))
+    rest, read, wanted, gains = moment.copy(), moment @ target, [], []
+    for _ in range(300):
+        worth = np.sum(read**2, axis=1) / np.maximum(np.diag(rest), 1e-300)
+        worth[wanted] = -1
+        best = int(np.argmax(worth))
+        wanted.append(best)
+        gains.append(worth[best])
+        read = read - np.outer(rest[best], read[best]) / rest[best, best]
+        rest = rest - np.outer(rest[best], rest[best]) / rest[best, best]
+    found = units_in_order(moment, target)
+    np.testing.assert_array_equal(found.order, wanted)
+    np.testing.assert_allclose(found.gains, gains, rtol=1e-6)
+    some = units_in_order(moment, target, 70)
+    np.testing.assert_array_equal(some.order, wanted[:70])
+    whole = np.sum(target * (moment @ target))
+    lost = losses(Seen(moment, target, target), UNITS)
+    np.testing.assert_allclose(whole - lost, np.cumsum([0, *gains]), rtol=1e-6)
 
 
 class Scanned(nn.Module):

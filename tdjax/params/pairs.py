@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from tdjax.params.bias import around_mean
 from tdjax.params.kernels import Weights
 from tdjax.params.matrices import Matrix, kernels_of, moments_of, ridged, root_of, rows_of
 from tdjax.params.scores import End, ends_of, sides
-from tdjax.params.units import units_in_order
+from tdjax.params.units import Units, units_in_order
 from tdjax.plan.layers import Layer
 from tdjax.plan.pair import Pair
 from tdjax.plan.plan import PlannedLayer
@@ -56,12 +56,12 @@ class Passage(NamedTuple):
     """What passes from producers to a consumer, the best first.
 
     Arguments:
-        order: of units, all of them; None of heads.
+        units: in their order; None of heads.
         bases: of heads, (h, d, d), orthonormal columns; None of units.
         repeats: how often the consumer reads each head.
     """
 
-    order: Int[np.ndarray, " t"] | None
+    units: Units | None
     bases: Float[np.ndarray, "h d d"] | None
     repeats: int = 1
 
@@ -74,14 +74,12 @@ class Passage(NamedTuple):
 
     def produced(self, kernel: Matrix, rank: int) -> Matrix:
         """K B, of a kernel (C, T), or of a bias as one of a single row; head after head."""
-        if self.order is not None:
-            return kernel[:, np.sort(self.order[:rank])]
+        if self.units is not None:
+            return kernel[:, np.sort(self.units.order[:rank])]
         return self._of_heads(kernel, rank).reshape(len(kernel), -1)
 
     def by_worth(self, kernel: Matrix) -> Matrix:
-        """K B of all that may pass, the first of each head first."""
-        if self.order is not None:
-            return kernel[:, self.order]
+        """K B of all that may pass of heads, the first of each first."""
         every = self._of_heads(kernel, len(kernel[0]))
         return every.swapaxes(1, 2).reshape(len(kernel), -1)
 
@@ -92,16 +90,16 @@ class Passage(NamedTuple):
         return (parts @ self.bases[:, :, :rank]).swapaxes(0, 1)
 
 
-def passage(own: Seen, pair: Pair) -> Passage:
-    """Which units pass, or what of each head.
+def passage(own: Seen, pair: Pair, most: int | None = None) -> Passage:
+    """Which units pass, so many at most, or what of each head.
 
     Of a head it is what the best low rank of its part of the consumer's kernel reads, in the norm
     of its own moment and of the outputs. Where the consumer reads it several times, its parts lie
-    side by side, in the norm of the mean of their moments: of norms that differ there is no best
-    in a closed form, and what steps towards it gain was less than a fiftieth of what is lost.
+    side by side, in the norm of the mean of their moments: in norms that differ the best has no
+    closed form, and steps towards it gained some hundredths of what is lost.
     """
     if pair.heads is None:
-        return Passage(units_in_order(own.moment, own.target), None)
+        return Passage(units_in_order(own.moment, own.target, most), None)
     shape = pair.heads, pair.repeats, len(own.moment) // (pair.heads * pair.repeats)
     squares = own.moment.reshape(*shape, *shape)
     # (h, d, d), and the columns of all parts side by side.
@@ -117,14 +115,16 @@ def passage(own: Seen, pair: Pair) -> Passage:
 
 def losses(own: Seen, pair: Pair) -> Float[np.ndarray, " _"]:
     """tr(G E^T M E) where so much passes, of each head or of all units, beginning with nothing."""
-    found, step = passage(own, pair).read, (pair.heads or 1) * pair.repeats
-    read = own.moment @ own.target
-    whole = np.sum(read * own.target)
-    # One factorisation serves all numbers of what passes: each is the front of the next.
-    left = np.linalg.cholesky(found.by_worth(found.by_worth(own.moment).T))
-    gains = np.linalg.solve(left, found.by_worth(read.T).T)
-    kept = np.cumsum(np.sum(gains**2, axis=1))[step - 1 :: step]
-    return np.maximum(whole - np.concatenate([[0.0], kept]), 0.0)
+    found = passage(own, pair).read
+    if found.units is not None:
+        gains = found.units.gains
+    else:
+        # One factorisation serves all numbers of what passes: each is the front of the next.
+        left = np.linalg.cholesky(found.by_worth(found.by_worth(own.moment).T))
+        read = found.by_worth((own.moment @ own.target).T).T
+        every = np.sum(np.linalg.solve(left, read) ** 2, axis=1)
+        gains = every.reshape(-1, (pair.heads or 1) * pair.repeats).sum(axis=1)
+    return np.append(np.cumsum(gains[::-1])[::-1], 0.0)
 
 
 class Member(NamedTuple):
@@ -178,7 +178,7 @@ def decompose_pair(
     if corrected:
         weights, mean = around_mean(weights, consumer.mean), rows_of(consumer.mean, layer)
     every = seen(consumer.array, layer, weights)
-    passages = [passage(own, pair) for own in every]
+    passages = [passage(own, pair, rank) for own in every]
     reads, shifts = [], []
     for number, (own, found) in enumerate(zip(every, [p.read for p in passages], strict=True)):
         passing = found.produced(own.moment, rank)
