@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import Format
 from tdjax.plan.form import PAIRED, SCORES, Form
 from tdjax.plan.layers import LEAF, Layer, Storage
 from tdjax.plan.stage import Chain, Kernels, Stage
@@ -223,9 +222,3 @@ class PairChain(Chain):
         kept = self.form.splits * self.form.ranks[0]
         shape = (inputs, kept) if self.puts_out else (kept, outputs)
         return (Stage(self.STAGE, shape, 1, ()),)
-
-    def _to_kernels(self, part: Format) -> list[Any]:
-        raise NotImplementedError("layers of a pair are decomposed together")
-
-    def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> Format:
-        raise NotImplementedError("layers of a pair stand for no format")
