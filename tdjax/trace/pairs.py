@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from tdjax.plan.layers import Layer
 from tdjax.plan.pair import Pair, layer_problem, pair_problem
 from tdjax.trace import matrices
 from tdjax.trace.axes import longer
 from tdjax.trace.elementwise import ELEMENTWISE
-from tdjax.trace.marks import INPUT, mark_p
+from tdjax.trace.marks import INPUT
 from tdjax.trace.outputs import (
     Other,
     Outputs,
@@ -32,8 +32,9 @@ from tdjax.trace.outputs import (
     moved,
     varies_after,
 )
-from tdjax.trace.programs import How, calls_of, walk
+from tdjax.trace.programs import calls_of
 from tdjax.trace.trace import Trace
+from tdjax.trace.walking import Walk
 
 
 def pairs_of(traced: Trace) -> tuple[Pair, ...]:
@@ -46,13 +47,16 @@ def pairs_of(traced: Trace) -> tuple[Pair, ...]:
 
 
 def _any(variable: Any) -> Other:
-    """What is known of a value from its shape."""
-    shape = variable.aval.shape
+    """What is known of a value of the program from its shape."""
+    return _of_shape(variable.aval.shape)
+
+
+def _of_shape(shape: Sequence[int]) -> Other:
     return Other(frozenset(axis for axis, size in enumerate(shape) if size > 1))
 
 
 @dataclass
-class _Walk:
+class _Walk(Walk[Value]):
     """One walk through a program.
 
     Arguments:
@@ -135,18 +139,13 @@ class _Walk:
         if isinstance(value, Outputs):
             self.lost |= value.layers
 
-    def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
-        """Walk through a program; what is known of its results."""
-        return walk(program, arguments, self.equation, _constant)
+    def constant(self, value: Any) -> Value:
+        """See `Walk`."""
+        return _of_shape(getattr(value, "shape", ()))
 
-    def equation(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
-        """What is known of the results of an equation."""
-        if eqn.primitive is mark_p:
-            return [self.mark(eqn, reads[0])]
+    def computed(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
+        """See `Walk`."""
         calls = calls_of(eqn)
-        if calls is not None and calls.how is How.IN_PLACE:
-            (called,) = calls.programs
-            return self.program(called.program, called.arguments(reads))
         own = [value for value in reads if isinstance(value, Outputs)]
         if calls is not None:
             for called in calls.programs:
@@ -201,11 +200,6 @@ class _Walk:
         if any(isinstance(value, Other) and value.varies for value in reads[1:]):
             return None
         return moved(eqn, own[0])
-
-
-def _constant(value: Any) -> Value:
-    shape = getattr(value, "shape", ())
-    return Other(frozenset(axis for axis, size in enumerate(shape) if size > 1))
 
 
 def _last_axes(shape: Sequence[int], size: int) -> tuple[int, ...] | None:
