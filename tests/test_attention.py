@@ -205,20 +205,20 @@ def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen):
     assert plan["grouped/value"].size == WIDTH * KEYS * 2
     assert plan["grouped/out"].size == HEADS * 2 * WIDTH
     assert tdjax.Plan.from_json(plan.to_json()) == plan
-    before = variables["params"]["grouped"]
-    after, whole = (
+    changed, same = (
         tdjax.reconstruct_params(
             tdjax.factorize_params(variables["params"], own, moments=moments), own
-        )["grouped"]
+        )
         for own in (plan, full)
     )
+    close(model.apply({"params": same}, IDS), model.apply(variables, IDS))
+    before, after = variables["params"]["grouped"], changed["grouped"]
 
     def through(params):
         """Of each head of queries the product of the two kernels."""
         values = np.repeat(of_heads(np.moveaxis(params["value"]["kernel"], 0, 2), KEYS), 2, axis=0)
         return values.swapaxes(1, 2) @ of_heads(params["out"]["kernel"], HEADS)
 
-    close(through(whole), through(before))
     inputs, outputs = (
         np.asarray(getattr(moments["grouped/out"], end)[0], np.float64)
         for end in ("inputs", "outputs")

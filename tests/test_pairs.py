@@ -1,5 +1,6 @@
 """Pairs of layers between which fewer numbers pass: found, exact, weighed in one budget."""
 
+import inspect
 import json
 from dataclasses import replace
 from functools import partial
@@ -154,6 +155,15 @@ def test_heads_that_several_queries_read_are_told_by_their_order(kind):
     heads = next((heads for kinds, heads in numbers if kind in kinds), None)
     read = (Pair(("value",), "out", heads, repeats=4 // heads),) if heads else ()
     assert tdjax.paired_layers(model, variables, X) == (*read, UNITS)
+
+
+@pytest.mark.skipif(
+    "num_kv_heads" not in inspect.signature(nnx.MultiHeadAttention.__init__).parameters,
+    reason="later versions of Flax have it",
+)
+def test_the_attention_of_nnx_has_heads_that_several_queries_read():
+    model = nnx.MultiHeadAttention(4, 12, num_kv_heads=2, rngs=nnx.Rngs(0), decode=False)
+    assert tdjax.paired_layers(model, X[:2]) == (Pair(("value",), "out", 2, repeats=2),)
 
 
 def of(params, path, name="kernel"):
