@@ -19,10 +19,11 @@ SHARED = (
     ("attention/query", "attention/key", "attention/value"),
 )
 
+MEET = Pair(("grouped/query",), "grouped/key", KEYS, scores=True, repeats=HEADS // KEYS)
 VALUES = Pair(("grouped/value",), "grouped/out", KEYS, repeats=HEADS // KEYS)
 UNITS = Pair(("up",), "down")
 SCORES = Pair(("attention/query",), "attention/key", HEADS, scores=True)
-PAIRS = (VALUES, SCORES, Pair(("attention/value",), "attention/out", HEADS), UNITS)
+PAIRS = (MEET, VALUES, SCORES, Pair(("attention/value",), "attention/out", HEADS), UNITS)
 
 
 def attended(query, key, value, mask):
@@ -200,10 +201,13 @@ def of_heads(kernel, heads):
 def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen):
     model, variables, moments = linen
     dense = tdjax.make_plan(model, variables, [], IDS)
-    plan, full = (dense.with_pairs([VALUES], rank=rank) for rank in (2, SIZE))
+    plan, full = (dense.with_pairs([VALUES, MEET], rank=rank) for rank in (2, SIZE))
     assert [plan[path].format for path in VALUES.paths] == ["heads out /2", "heads in /4"]
     assert plan["grouped/value"].size == WIDTH * KEYS * 2
     assert plan["grouped/out"].size == HEADS * 2 * WIDTH
+    assert [plan[path].format for path in MEET.paths] == ["scores out /4", "scores in /2"]
+    assert plan["grouped/query"].size == WIDTH * HEADS * 2
+    assert plan["grouped/key"].size == WIDTH * KEYS * 2
     assert tdjax.Plan.from_json(plan.to_json()) == plan
     changed, same = (
         tdjax.reconstruct_params(
@@ -243,6 +247,33 @@ def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen):
     (own,) = seen(before["out"]["kernel"], plan["grouped/out"].layer, weights)
     lost = np.sum((root @ (kernel - fitted) @ weigh) ** 2)
     assert losses(own, VALUES)[2] == pytest.approx(lost, rel=1e-4)
+    # Of a key that two heads of queries meet what it puts out changes least.
+    x = np.asarray(variables["params"]["embed"]["embedding"], np.float64)[IDS.reshape(-1)]
+
+    def put_out(params, name, heads):
+        return (x @ np.asarray(params[name]["kernel"], np.float64).reshape(WIDTH, -1)).reshape(
+            len(x), heads, SIZE
+        )
+
+    outputs = np.asarray(moments["grouped/key"].outputs[0], np.float64)
+    for head in range(KEYS):
+        (k, narrow), *queries = (
+            [put_out(own, name, number)[:, place] for own in (before, after)]
+            for name, number, place in (
+                ("key", KEYS, head), ("query", HEADS, 2 * head), ("query", HEADS, 2 * head + 1)
+            )
+        )  # fmt: skip
+        changes = [
+            np.linalg.lstsq(k, narrow, rcond=None)[0] @ np.linalg.lstsq(q, small, rcond=None)[0].T
+            for q, small in queries
+        ]
+        np.testing.assert_allclose(*changes, atol=1e-3)
+        part = slice(SIZE * head, SIZE * (head + 1))
+        left = np.linalg.cholesky(k.T @ k / len(k)).T
+        right = np.linalg.cholesky(outputs[part, part])
+        lost = np.sum((left @ (np.eye(SIZE) - changes[0]) @ right) ** 2)
+        least = np.sum(np.linalg.svd(left @ right, compute_uv=False)[2:] ** 2)
+        assert lost == pytest.approx(least, rel=1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:too few rows")

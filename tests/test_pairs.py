@@ -117,9 +117,10 @@ EACH = {"each": lambda v: v}
 
 
 class Llama(nn.Module):
-    """Rotated queries and keys, of which several may share one, and a gated MLP."""
+    """Queries and keys, of which several may share one, rotated or not, and a gated MLP."""
 
     kind: str
+    rotated: bool
 
     @nn.compact
     def __call__(self, x):
@@ -129,7 +130,8 @@ class Llama(nn.Module):
             nn.DenseGeneral((heads, 4), use_bias=False, name=name)(y)
             for name, heads in zip(NAMES, (4, shared, shared), strict=True)
         )
-        q, k = turned(q), turned(k)
+        if self.rotated:
+            q, k = turned(q), turned(k)
         if self.kind == "jax":
             heads = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         elif "grouped" in self.kind:
@@ -147,14 +149,19 @@ class Llama(nn.Module):
         return y + nn.Dense(12, name="down")(z)
 
 
+@pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize("kind", [*IN_TURN, *OTHERWISE, *ALONE, *EACH])
-def test_heads_that_several_queries_read_are_told_by_their_order(kind):
-    model = Llama(kind)
+def test_heads_that_several_queries_share_are_told_by_their_order(kind, rotated):
+    model = Llama(kind, rotated)
     variables = jax.eval_shape(model.init, jax.random.key(0), X)
     numbers = ((IN_TURN, 2), (ALONE, 1), (EACH, 4))
     heads = next((heads for kinds, heads in numbers if kind in kinds), None)
-    read = (Pair(("value",), "out", heads, repeats=4 // heads),) if heads else ()
-    assert tdjax.paired_layers(model, variables, X) == (*read, UNITS)
+    read = (
+        Pair(("query",), "key", heads, scores=True, repeats=4 // (heads or 4)),
+        Pair(("value",), "out", heads, repeats=4 // (heads or 4)),
+    )
+    found = read[1 if rotated else 0 :] if heads else ()
+    assert tdjax.paired_layers(model, variables, X) == (*found, UNITS)
 
 
 @pytest.mark.skipif(
@@ -163,7 +170,8 @@ def test_heads_that_several_queries_read_are_told_by_their_order(kind):
 )
 def test_the_attention_of_nnx_has_heads_that_several_queries_read():
     model = nnx.MultiHeadAttention(4, 12, num_kv_heads=2, rngs=nnx.Rngs(0), decode=False)
-    assert tdjax.paired_layers(model, X[:2]) == (Pair(("value",), "out", 2, repeats=2),)
+    scores = Pair(("query",), "key", 2, scores=True, repeats=2)
+    assert tdjax.paired_layers(model, X[:2]) == (scores, Pair(("value",), "out", 2, repeats=2))
 
 
 def of(params, path, name="kernel"):
@@ -463,11 +471,11 @@ def test_each_layer_of_a_stack_keeps_units_of_its_own():
         assert all(column in columns for column in kernel.T.tolist())
 
 
-def read_as(plan, heads):
+def read_as(plan, heads, pair=HEADS):
     """A plan whose consumer of heads reads so many."""
     layers = {own.layer.path: own for own in plan.layers}
-    read = layers[HEADS.consumer]
-    layers[HEADS.consumer] = replace(read, form=replace(read.form, splits=heads))
+    read = layers[pair.consumer]
+    layers[pair.consumer] = replace(read, form=replace(read.form, splits=heads))
     return tdjax.Plan(tuple(layers.values()))
 
 
@@ -487,9 +495,9 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (Pair((), "down"), "a layer that puts something out"),
         (Pair(("up", "up"), "down"), "in two pairs"),
         (HEADS._replace(repeats=2), "puts out 12 features 2 times, but 'attention/out' reads 12"),
-        (UNITS._replace(repeats=2), "of heads and one consumer"),
-        (SCORES._replace(repeats=2), "of heads and one consumer"),
-        (HEADS._replace(repeats=0), "read 0 times"),
+        (UNITS._replace(repeats=2), "of heads alone several share one"),
+        (SCORES._replace(repeats=2), "12 features, but 'attention/key' puts out 12 2 times"),
+        (HEADS._replace(repeats=0), "that 0 heads share"),
     ):
         with pytest.raises((ValueError, KeyError), match=said):
             dense.with_pairs([pair])
@@ -504,6 +512,10 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (lambda: doubled(dense), "with what two layers put out"),
         (lambda: read_as(plan, 2), "is heads in /2 of rank 2, not heads in /3 of rank 2"),
         (lambda: read_as(plan, 6), "12 features 2 times, but 'attention/out' reads 12"),
+        (
+            lambda: read_as(dense.with_pairs([SCORES], rank=1), 6, SCORES),
+            "is scores in /6 of rank 1, not scores in /3 of rank 1",
+        ),
         (lambda: Rule(path="up", method="units_out", rank=2), "units_out"),
         (lambda: tdjax.factorize_params(variables["params"], plan), "give moments="),
         (lambda: tdjax.factorize_sequentially(model, variables, plan, [X]), "leave out its pair"),

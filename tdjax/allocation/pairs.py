@@ -82,7 +82,8 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
         scale = 0.5 * float(moments.rows) / float(moments.examples)
         if pair.scores:
             ends = zip(_ends(problem, producers[0]), _ends(problem, consumer), strict=True)
-            every = [np.minimum(*(s.losses for s in sides(*own, splits))) for own in ends]
+            found = [sides(*own, splits, pair.repeats) for own in ends]
+            every = [np.min([side.losses for side in own], axis=0) for own in found]
         else:
             weights = Weights(moments.inputs, moments.outputs)
             read = seen(problem.weights_of(consumer), consumer, weights)

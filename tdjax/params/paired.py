@@ -91,6 +91,5 @@ def _work(
 def _decomposed(work: _Work) -> dict[str, PairFactors]:
     pair, producers, consumer, corrected = work
     if pair.scores:
-        assert pair.heads is not None
-        return decompose_scores(producers[0], consumer, pair.heads)
+        return decompose_scores(producers[0], consumer, pair)
     return decompose_pair(producers, consumer, pair, corrected=corrected)

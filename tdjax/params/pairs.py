@@ -191,11 +191,12 @@ def decompose_pair(
     return made | {own.layer.path: _putting_out(own, passages) for own in producers}
 
 
-def decompose_scores(query: Member, key: Member, heads: int) -> dict[str, PairFactors]:
+def decompose_scores(query: Member, key: Member, pair: Pair) -> dict[str, PairFactors]:
     """What becomes of a query and its key, by path: by whichever's change is to lose less."""
-    (rank,) = query.entry.ranks
+    (rank,), heads = query.entry.ranks, pair.heads
+    assert heads is not None
     best = [
-        min(sides(*ends, heads), key=lambda side: side.losses[rank])
+        min(sides(*ends, heads, pair.repeats), key=lambda side: side.losses[rank])
         for ends in zip(query.ends(), key.ends(), strict=True)
     ]
     first, second = ([Passage(None, own) for own in part] for part in

@@ -40,11 +40,11 @@ class Pair(NamedTuple):
         consumer: path, as of down, or of the output projection; of the key, with `scores`.
         heads: the number of heads, each of whose outputs may be mixed among themselves, as nothing
             but sums over tokens lies between; None where a function of each single output does, so
-            that they are kept or left out.
+            that they are kept or left out. With `scores` those of the key.
         scores: whether the outputs of the only producer, a query, and of the other layer, a key,
             are multiplied with each other, head by head.
-        repeats: how often the consumer reads each head, one after the other, in sums of its own: as
-            often as heads of queries share one of values.
+        repeats: how many heads of queries share each head, one after the other: so often a consumer
+            reads one of values, in sums of its own, and so many heads of a query meet one of a key.
     """
 
     producers: tuple[str, ...]
@@ -52,6 +52,13 @@ class Pair(NamedTuple):
     heads: int | None = None
     scores: bool = False
     repeats: int = 1
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """In how many parts lies what passes: what producers put out, and the other layer."""
+        heads = self.heads or 1
+        several = heads * self.repeats
+        return (several, heads) if self.scores else (heads, several)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -80,9 +87,9 @@ def pair_problem(producers: Sequence[Layer], consumer: Layer, pair: Pair) -> str
     if scores and (heads is None or len(producers) > 1):
         return "scores are those of one query and one key, in so many heads"
     if repeats < 1:
-        return f"heads that are read {repeats} times pass nothing"
-    if repeats > 1 and (heads is None or scores):
-        return "what is read several times is of heads and one consumer, not of units or scores"
+        return f"a head that {repeats} heads share passes nothing"
+    if repeats > 1 and heads is None:
+        return "of heads alone several share one"
     width = consumer.kernel_shape[-1 if scores else 0]
     for layer in (*producers, consumer):
         problem = layer_problem(layer)
@@ -94,14 +101,16 @@ def pair_problem(producers: Sequence[Layer], consumer: Layer, pair: Pair) -> str
             return f"layer {layer.path!r}: {problem}"
     for layer in producers:
         made = layer.kernel_shape[-1]
-        if made * repeats != width:
-            often = f" {repeats} times" if repeats > 1 else ""
+        own, other = (1, repeats) if scores else (repeats, 1)
+        if made * own != width * other:
+            first, second = (f" {n} times" if n > 1 else "" for n in (own, other))
             return (
-                f"layer {layer.path!r} puts out {made} features{often}, but "
-                f"{consumer.path!r} {'puts out' if scores else 'reads'} {width}"
+                f"layer {layer.path!r} puts out {made} features{first}, but "
+                f"{consumer.path!r} {'puts out' if scores else 'reads'} {width}{second}"
             )
-        if heads is not None and (heads < 1 or made % heads):
-            return f"{heads} heads do not divide {made} features"
+        least = min(made, width)
+        if heads is not None and (heads < 1 or least % heads):
+            return f"{heads} heads do not divide {least} features"
     return None
 
 
@@ -145,9 +154,12 @@ def _stack_of(layer: Layer) -> tuple[object, ...]:
 def pair_layer(producers: Sequence[Layer], consumer: Layer, pair: Pair) -> Layer:
     """A pair to a budget: one layer that reads what passes, and has all of their weights."""
     width, rest = consumer.kernel_shape[:: -1 if pair.scores else 1]
-    # What reads a head several times has as many rows for each of its features.
-    width //= pair.repeats
-    columns = sum(layer.kernel_shape[0] for layer in producers) + pair.repeats * rest
+    made = sum(layer.kernel_shape[0] for layer in producers)
+    # Where several heads share one, what has the several has as many numbers for each feature.
+    if pair.scores:
+        columns = pair.repeats * made + rest
+    else:
+        width, columns = width // pair.repeats, made + pair.repeats * rest
     paths = (layer.path for layer in (*producers, consumer))
     shape = (width, columns)
     return Layer(

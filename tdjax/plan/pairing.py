@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tdjax.decompose.inputs import check_ranks
-from tdjax.plan.form import HEADS, PAIRED, SCORES, UNITS, Form
+from tdjax.plan.form import PAIRED, SCORES, UNITS, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.listing import ranks_text
 from tdjax.plan.pair import IN, OUT, Pair, method_of, other_end, pair_layer, pair_problem
@@ -26,12 +26,13 @@ class Paired(NamedTuple):
         put_out, read = self.producers[0].form, self.consumer.form
         assert put_out is not None
         assert read is not None
+        heads, several = sorted((put_out.splits, read.splits))
         return Pair(
             tuple(own.layer.path for own in self.producers),
             self.consumer.layer.path,
-            None if read.method in UNITS else put_out.splits,
+            None if read.method in UNITS else heads,
             scores=read.method in SCORES,
-            repeats=read.splits // put_out.splits,
+            repeats=several // heads,
         )
 
 
@@ -76,9 +77,10 @@ def paired(
     producers: Sequence[Layer], consumer: Layer, pair: Pair, rank: int
 ) -> list[PlannedLayer]:
     """The layers of a pair that keep so many units, or so many numbers of each head."""
-    splits = pair.heads or 1
-    out = Form(method_of(pair, OUT), (rank,), splits=splits)
-    read = Form(method_of(pair, IN), (rank,), splits=splits * pair.repeats)
+    out, read = (
+        Form(method_of(pair, end), (rank,), splits=splits)
+        for end, splits in zip((OUT, IN), pair.parts, strict=True)
+    )
     return [
         *(PlannedLayer(layer, out, feeds=consumer.path) for layer in producers),
         PlannedLayer(consumer, read),
@@ -127,10 +129,8 @@ def _problem_with(entry: PlannedLayer, consumer: PlannedLayer | None) -> str | N
     if consumer is None:
         return f"it feeds {entry.feeds!r}, which is no layer"
     wanted = replace(form, method=other_end(form.method))
-    if wanted.method in HEADS and consumer.form is not None:
-        # Each head may be read several times.
-        often = max(consumer.form.splits // form.splits, 1)
-        wanted = replace(wanted, splits=often * form.splits)
+    if consumer.form is not None and _may_share(form, consumer.form):
+        wanted = replace(wanted, splits=consumer.form.splits)
     if consumer.form != wanted:
         own = "dense" if consumer.form is None else consumer.format
         return (
@@ -138,3 +138,11 @@ def _problem_with(entry: PlannedLayer, consumer: PlannedLayer | None) -> str | N
             f"{wanted} of rank {ranks_text(entry.ranks)}"
         )
     return pair_problem([entry.layer], consumer.layer, Paired((entry,), consumer).pair)
+
+
+def _may_share(put_out: Form, read: Form) -> bool:
+    """Whether several heads of what reads share one of what puts out; of scores the other way."""
+    several, heads = read.splits, put_out.splits
+    if read.method in SCORES:
+        several, heads = heads, several
+    return read.method not in UNITS and several % heads == 0

@@ -139,6 +139,49 @@ def after_product(eqn: Any, reads: Sequence[Value]) -> Outputs | None:
     return found and replace(found, axes=tuple(places[axis] for axis in value.axes))
 
 
+def shared_heads(
+    eqn: Any, first: Outputs, second: Outputs, *, swapped: bool
+) -> tuple[int, int] | None:
+    """In how many heads outputs are multiplied with each other, and how many meet one.
+
+    Arguments:
+        first, second: the operands of a product.
+        swapped: whether several heads of the second meet one of the first, in place of the other
+            way round.
+
+    Returns: heads of those of which there are fewer, and how many of the others meet each; None
+        where outputs are multiplied otherwise.
+    """
+    contract, batch = eqn.params["dimension_numbers"]
+    shape, shared = (operand.aval.shape for operand in eqn.invars)
+    left, right = ((*batch[k], *contract[k]) for k in (0, 1))
+    query, found, summed = first, second, contract[0]
+    if swapped:
+        query, found, summed = second, first, contract[1]
+        left, right, shape, shared = right, left, shared, shape
+    partner = dict(zip(left, right, strict=True))
+    alone = [axis for axis in query.axes if axis not in partner]
+    number = len(query.axes) - len(summed)
+    front = query.axes[: number - len(alone)]
+    # Axes of heads, those of heads that share a key, what is summed up.
+    if tuple(query.axes[len(front) : number]) != tuple(alone):
+        return None
+    if tuple(sorted(query.axes[number:])) != tuple(sorted(summed)):
+        return None
+    key = along(found, [partner[axis] for axis in (*front, *query.axes[number:])], shared)
+    if key is None:
+        return None
+    heads = math.prod(shape[axis] for axis in front)
+    repeats = math.prod(shape[axis] for axis in alone)
+    if key.repeats > 1:
+        if repeats > 1 or heads != key.heads * key.repeats:
+            return None
+        heads, repeats = key.heads, key.repeats
+    if query.repeats > 1 or heads * repeats % query.heads or heads % key.heads:
+        return None
+    return heads, repeats
+
+
 def moved(eqn: Any, value: Outputs) -> Outputs | None:
     """Outputs behind an equation that moves them, or sums over other axes."""
     name, params = eqn.primitive.name, eqn.params

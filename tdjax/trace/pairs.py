@@ -30,6 +30,7 @@ from tdjax.trace.outputs import (
     after_product,
     along,
     moved,
+    shared_heads,
     varies_after,
 )
 from tdjax.trace.programs import calls_of
@@ -63,14 +64,15 @@ class _Walk(Walk[Value]):
         lost: paths of the layers whose outputs go elsewhere.
         reads: by path of a layer, what its calls read.
         fed: by path of a layer, the layers that read its outputs.
-        met: paths of layers whose outputs are multiplied with each other, and in how many heads.
+        met: paths of layers whose outputs are multiplied with each other, and in how many heads of
+            the second, each met by how many of the first.
     """
 
     trace: Trace
     lost: set[str] = field(default_factory=set)
     reads: dict[str, set[Value]] = field(default_factory=dict)
     fed: dict[str, set[str]] = field(default_factory=dict)
-    met: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    met: dict[tuple[str, str], set[tuple[int, int]]] = field(default_factory=dict)
 
     def pairs(self) -> tuple[Pair, ...]:
         """What was found."""
@@ -104,8 +106,8 @@ class _Walk(Walk[Value]):
                 continue
             if self.fed[first] != {second} or self.fed[second] != {first}:
                 continue
-            (heads,) = numbers
-            pair = Pair((first,), second, heads, scores=True)
+            ((heads, repeats),) = numbers
+            pair = Pair((first,), second, heads, scores=True, repeats=repeats)
             if pair_problem([layers[first]], layers[second], pair) is None:
                 found.append(pair)
         return found
@@ -114,25 +116,17 @@ class _Walk(Walk[Value]):
         """Whether outputs of two layers are multiplied with each other, head by head."""
         if eqn.primitive.name != "dot_general" or first.bent or second.bent:
             return False
-        if first.repeats > 1 or second.repeats > 1:
-            return False
         if len(first.layers) > 1 or len(second.layers) > 1:
             return False
-        contract, batch = eqn.params["dimension_numbers"]
-        number = len(first.axes) - len(contract[0])
-        shape = eqn.invars[0].aval.shape
-        pairs = dict(zip((*batch[0], *contract[0]), (*batch[1], *contract[1]), strict=True))
-        same = tuple(pairs.get(axis) for axis in first.axes) == second.axes
-        if not same or tuple(sorted(contract[0])) != tuple(sorted(first.axes[number:])):
-            return False
-        heads = math.prod(shape[axis] for axis in first.axes[:number])
-        if heads % first.heads or heads % second.heads:
-            return False
         (one,), (other,) = first.layers, second.layers
-        self.fed.setdefault(one, set()).add(other)
-        self.fed.setdefault(other, set()).add(one)
-        self.met.setdefault((one, other), set()).add(heads)
-        return True
+        for swapped in (False, True):
+            found = shared_heads(eqn, first, second, swapped=swapped)
+            if found is not None:
+                self.fed.setdefault(one, set()).add(other)
+                self.fed.setdefault(other, set()).add(one)
+                self.met.setdefault((other, one) if swapped else (one, other), set()).add(found)
+                return True
+        return False
 
     def lose(self, value: Value) -> None:
         """Outputs go where they cannot be followed."""
