@@ -198,10 +198,19 @@ def of_heads(kernel, heads):
     return np.asarray(kernel, np.float64).reshape(heads, -1, WIDTH)
 
 
-def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen):
+@pytest.fixture(scope="module")
+def narrowed(linen):
+    """A plan in which two numbers of each head pass, and the kernels before and after."""
     model, variables, moments = linen
-    dense = tdjax.make_plan(model, variables, [], IDS)
-    plan, full = (dense.with_pairs([VALUES, MEET], rank=rank) for rank in (2, SIZE))
+    plan = tdjax.make_plan(model, variables, [], IDS).with_pairs([VALUES, MEET], rank=2)
+    params = tdjax.factorize_params(variables["params"], plan, moments=moments)
+    after = tdjax.reconstruct_params(params, plan)
+    return plan, variables["params"]["grouped"], after["grouped"]
+
+
+def test_heads_that_all_pass_are_the_network_as_it_was(linen, narrowed):
+    model, variables, moments = linen
+    plan, *_ = narrowed
     assert [plan[path].format for path in VALUES.paths] == ["heads out /2", "heads in /4"]
     assert plan["grouped/value"].size == WIDTH * KEYS * 2
     assert plan["grouped/out"].size == HEADS * 2 * WIDTH
@@ -209,14 +218,14 @@ def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen):
     assert plan["grouped/query"].size == WIDTH * HEADS * 2
     assert plan["grouped/key"].size == WIDTH * KEYS * 2
     assert tdjax.Plan.from_json(plan.to_json()) == plan
-    changed, same = (
-        tdjax.reconstruct_params(
-            tdjax.factorize_params(variables["params"], own, moments=moments), own
-        )
-        for own in (plan, full)
-    )
+    full = tdjax.make_plan(model, variables, [], IDS).with_pairs([VALUES, MEET], rank=SIZE)
+    params = tdjax.factorize_params(variables["params"], full, moments=moments)
+    same = tdjax.reconstruct_params(params, full)
     close(model.apply({"params": same}, IDS), model.apply(variables, IDS))
-    before, after = variables["params"]["grouped"], changed["grouped"]
+
+
+def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen, narrowed):
+    (*_, moments), (plan, before, after) = linen, narrowed
 
     def through(params):
         """Of each head of queries the product of the two kernels."""
@@ -247,7 +256,10 @@ def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen):
     (own,) = seen(before["out"]["kernel"], plan["grouped/out"].layer, weights)
     lost = np.sum((root @ (kernel - fitted) @ weigh) ** 2)
     assert losses(own, VALUES)[2] == pytest.approx(lost, rel=1e-4)
-    # Of a key that two heads of queries meet what it puts out changes least.
+
+
+def test_a_head_of_keys_changes_least_where_several_queries_meet_it(linen, narrowed):
+    (_, variables, moments), (_, before, after) = linen, narrowed
     x = np.asarray(variables["params"]["embed"]["embedding"], np.float64)[IDS.reshape(-1)]
 
     def put_out(params, name, heads):

@@ -50,10 +50,10 @@ def paired_layers(
         >>> print(*tdjax.paired_layers(model, jnp.ones((1, 4, 16))), sep=", ")
         query * key, value -> out
 
-    Where several heads of queries read one of values, one after the other, the pair of value and
-    output has `repeats`. Not found are layers between which a parameter of each unit lies, as of a
+    Where several heads of queries share one of keys and values, one after the other, pairs have
+    `repeats`. Not found are layers between which a parameter of each unit lies, as of a
     normalisation, or a cache of decoding, or dropout at work, and queries and keys with positions
-    turned into them, or of which several queries share one.
+    turned into them.
 
     Arguments and errors as `tdjax.make_plan`.
     """
