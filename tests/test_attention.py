@@ -136,7 +136,7 @@ def allocated(*given, moments, budget=0.6, **asked):
 @pytest.fixture(scope="module")
 def linen():
     model = Decoder()
-    variables = model.init(jax.random.key(0), IDS)
+    variables = jax.jit(model.init)(jax.random.key(0), IDS)
     with pytest.warns(UserWarning, match="too few rows"):
         return model, variables, tdjax.collect_moments(model, variables, [IDS], loss_fn="sampled")
 
@@ -153,9 +153,9 @@ def test_linen_decodes_what_the_whole_sequence_gives(linen, tmp_path):
     assert plan["grouped/value"].layer.kernel_shape == (WIDTH, KEYS * SIZE)
     assert {"embed", "attention/query"} <= {own.layer.path for own in plan.factorised}
     params = tdjax.factorize_params(variables["params"], plan, moments=moments)
-    whole = tdjax.factorize(model, plan).apply({"params": params}, IDS)
+    whole = jax.jit(tdjax.factorize(model, plan).apply)({"params": params}, IDS)
     dense = tdjax.reconstruct_params(params, plan)
-    close(whole, model.apply({"params": dense}, IDS))
+    close(whole, jax.jit(model.apply)({"params": dense}, IDS))
     # A table that is read and attended to is decomposed once.
     assert set(params["embed"]) == {"input", "output"}
 

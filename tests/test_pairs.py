@@ -149,8 +149,14 @@ class Llama(nn.Module):
         return y + nn.Dense(12, name="down")(z)
 
 
-@pytest.mark.parametrize("rotated", [True, False])
-@pytest.mark.parametrize("kind", [*IN_TURN, *OTHERWISE, *ALONE, *EACH])
+@pytest.mark.parametrize(
+    ("kind", "rotated"),
+    [
+        *((kind, False) for kind in (*IN_TURN, *OTHERWISE, *ALONE, *EACH)),
+        ("repeat", True),
+        ("each", True),
+    ],
+)
 def test_heads_that_several_queries_share_are_told_by_their_order(kind, rotated):
     model = Llama(kind, rotated)
     variables = jax.eval_shape(model.init, jax.random.key(0), X)
