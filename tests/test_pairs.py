@@ -1,5 +1,6 @@
 """Pairs of layers between which fewer numbers pass: found, exact, weighed in one budget."""
 
+import inspect
 import json
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import tdjax
 from tdjax import Pair, Rule
 from tdjax.params.matrices import ridged
 from tdjax.params.pairs import Seen, losses, passage
+from tdjax.params.units import units_in_order
 
 X = normal(0, 64, 5, 12)
 HEADS = Pair(("attention/value",), "attention/out", 3)
@@ -91,29 +93,91 @@ def test_layers_with_something_else_between_are_none(kind):
     assert tdjax.paired_layers(model, variables, X) == wanted.get(kind, ())
 
 
-class Attention(nn.Module):
-    """With positions turned into queries and keys, or keys and values of fewer heads."""
+def turned(x):
+    """Queries or keys with positions turned into them."""
+    angles = jnp.outer(jnp.arange(5), jnp.arange(1, 3))[:, None]
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
-    shared: bool
+
+# Ways to give four heads of queries two of keys and values, each the next two.
+IN_TURN = {
+    "repeat": lambda v: jnp.repeat(v, 2, axis=-2),
+    "broadcast": lambda v: jnp.broadcast_to(v[:, :, :, None], (64, 5, 2, 2, 4)).reshape(
+        64, 5, 4, 4
+    ),
+    "grouped": None,
+    "jax": None,
+}
+# All of them twice, one after the other, and one head for all queries.
+OTHERWISE = {"tiled": lambda v: jnp.tile(v, (1, 1, 2, 1)), "grouped otherwise": None}
+ALONE = {"one": lambda v: jnp.tile(v, (1, 1, 4, 1)), "one grouped": None}
+EACH = {"each": lambda v: v}
+
+
+class Llama(nn.Module):
+    """Queries and keys, of which several may share one, rotated or not, and a gated MLP."""
+
+    kind: str
+    rotated: bool
 
     @nn.compact
     def __call__(self, x):
-        heads = {"query": 4, "key": 2, "value": 2} if self.shared else dict.fromkeys(NAMES, 4)
-        q, k, v = (nn.DenseGeneral((heads[name], 3), name=name)(x) for name in NAMES)
-        if self.shared:
-            k, v = jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)
+        shared = 1 if self.kind in ALONE else 4 if self.kind in EACH else 2
+        y = nn.RMSNorm()(x)
+        q, k, v = (
+            nn.DenseGeneral((heads, 4), use_bias=False, name=name)(y)
+            for name, heads in zip(NAMES, (4, shared, shared), strict=True)
+        )
+        if self.rotated:
+            q, k = turned(q), turned(k)
+        if self.kind == "jax":
+            heads = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        elif "grouped" in self.kind:
+            # Of queries the heads that share a key lie behind it, or in front.
+            own = "gh" if "otherwise" in self.kind else "hg"
+            q = q.reshape(64, 5, *(shared if axis == "h" else 4 // shared for axis in own), 4)
+            weights = jax.nn.softmax(jnp.einsum(f"bt{own}d,bshd->b{own}ts", q, k))
+            heads = jnp.einsum(f"b{own}ts,bshd->bt{own}d", weights, v).reshape(64, 5, 16)
         else:
-            turned = jnp.cos(jnp.outer(jnp.arange(5), jnp.arange(1, 4)))[:, None]
-            q, k = q * turned, k * turned
-        return nn.DenseGeneral(12, axis=(-2, -1), name="out")(nn.dot_product_attention(q, k, v))
+            handed = {**IN_TURN, **OTHERWISE, **ALONE, **EACH}[self.kind]
+            heads = nn.dot_product_attention(q, handed(k), handed(v))
+        y = x + nn.Dense(12, use_bias=False, name="out")(heads.reshape(64, 5, 16))
+        z = nn.RMSNorm()(y)
+        z = nn.silu(nn.Dense(20, name="gate")(z)) * nn.Dense(20, name="up")(z)
+        return y + nn.Dense(12, name="down")(z)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_scores_of_turned_keys_and_shared_heads_are_left_alone(shared):
-    model = Attention(shared)
+@pytest.mark.parametrize(
+    ("kind", "rotated"),
+    [
+        *((kind, False) for kind in (*IN_TURN, *OTHERWISE, *ALONE, *EACH)),
+        ("repeat", True),
+        ("each", True),
+    ],
+)
+def test_heads_that_several_queries_share_are_told_by_their_order(kind, rotated):
+    model = Llama(kind, rotated)
     variables = jax.eval_shape(model.init, jax.random.key(0), X)
-    found = tdjax.paired_layers(model, variables, X)
-    assert found == (() if shared else (Pair(("value",), "out", 4),))
+    numbers = ((IN_TURN, 2), (ALONE, 1), (EACH, 4))
+    heads = next((heads for kinds, heads in numbers if kind in kinds), None)
+    read = (
+        Pair(("query",), "key", heads, scores=True, repeats=4 // (heads or 4)),
+        Pair(("value",), "out", heads, repeats=4 // (heads or 4)),
+    )
+    found = read[1 if rotated else 0 :] if heads else ()
+    assert tdjax.paired_layers(model, variables, X) == (*found, UNITS)
+
+
+@pytest.mark.skipif(
+    "num_kv_heads" not in inspect.signature(nnx.MultiHeadAttention.__init__).parameters,
+    reason="later versions of Flax have it",
+)
+def test_the_attention_of_nnx_has_heads_that_several_queries_read():
+    model = nnx.MultiHeadAttention(4, 12, num_kv_heads=2, rngs=nnx.Rngs(0), decode=False)
+    scores = Pair(("query",), "key", 2, scores=True, repeats=2)
+    assert tdjax.paired_layers(model, X[:2]) == (scores, Pair(("value",), "out", 2, repeats=2))
 
 
 def of(params, path, name="kernel"):
@@ -352,8 +416,31 @@ def test_moments_that_one_direction_outweighs_are_still_moments():
     assert ridge < 1e-4 * moment[0, 0]
     kernel = np.random.default_rng(2).standard_normal((40, 5))
     own = Seen(found, kernel, kernel)
-    lost = losses(own, passage(own, None), None)
+    lost = losses(own, passage(own, UNITS))
     assert np.all(np.diff(lost) <= 1e-6 * lost[0])
+
+
+def test_units_in_blocks_come_as_one_by_one():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((300, 300)) / np.arange(1, 301)
+    moment, target = ridged(rows @ rows.T), rng.standard_normal((300, 4))
+    rest, read, wanted, gains = moment.copy(), moment @ target, [], []
+    for _ in range(300):
+        worth = np.sum(read**2, axis=1) / np.maximum(np.diag(rest), 1e-300)
+        worth[wanted] = -1
+        best = int(np.argmax(worth))
+        wanted.append(best)
+        gains.append(worth[best])
+        read = read - np.outer(rest[best], read[best]) / rest[best, best]
+        rest = rest - np.outer(rest[best], rest[best]) / rest[best, best]
+    found = units_in_order(moment, target)
+    np.testing.assert_array_equal(found.order, wanted)
+    np.testing.assert_allclose(found.gains, gains, rtol=1e-6)
+    some = units_in_order(moment, target, 70)
+    np.testing.assert_array_equal(some.order, wanted[:70])
+    whole = np.sum(target * (moment @ target))
+    lost = losses(Seen(moment, target, target), UNITS)
+    np.testing.assert_allclose(whole - lost, np.cumsum([0, *gains]), rtol=1e-6)
 
 
 class Scanned(nn.Module):
@@ -391,6 +478,14 @@ def test_each_layer_of_a_stack_keeps_units_of_its_own():
         assert all(column in columns for column in kernel.T.tolist())
 
 
+def read_as(plan, heads, pair=HEADS):
+    """A plan whose consumer of heads reads so many."""
+    layers = {own.layer.path: own for own in plan.layers}
+    read = layers[pair.consumer]
+    layers[pair.consumer] = replace(read, form=replace(read.form, splits=heads))
+    return tdjax.Plan(tuple(layers.values()))
+
+
 def doubled(dense):
     """A key with two queries."""
     query, key, *_ = dense.with_pairs([SCORES], rank=2).layers
@@ -406,6 +501,10 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (Pair(("attention/query",), "attention/key", scores=True), "one query and one key"),
         (Pair((), "down"), "a layer that puts something out"),
         (Pair(("up", "up"), "down"), "in two pairs"),
+        (HEADS._replace(repeats=2), "puts out 12 features 2 times, but 'attention/out' reads 12"),
+        (UNITS._replace(repeats=2), "of heads alone several share one"),
+        (SCORES._replace(repeats=2), "12 features, but 'attention/key' puts out 12 2 times"),
+        (HEADS._replace(repeats=0), "that 0 heads share"),
     ):
         with pytest.raises((ValueError, KeyError), match=said):
             dense.with_pairs([pair])
@@ -418,6 +517,12 @@ def test_what_is_no_pair_is_refused(net, dense, plan, moments):
         (lambda: tdjax.Plan((plan["down"],)), "which none feeds"),
         (lambda: tdjax.Plan((plan["up"],)), "which is no layer"),
         (lambda: doubled(dense), "with what two layers put out"),
+        (lambda: read_as(plan, 2), "is heads in /2 of rank 2, not heads in /3 of rank 2"),
+        (lambda: read_as(plan, 6), "12 features 2 times, but 'attention/out' reads 12"),
+        (
+            lambda: read_as(dense.with_pairs([SCORES], rank=1), 6, SCORES),
+            "is scores in /6 of rank 1, not scores in /3 of rank 1",
+        ),
         (lambda: Rule(path="up", method="units_out", rank=2), "units_out"),
         (lambda: tdjax.factorize_params(variables["params"], plan), "give moments="),
         (lambda: tdjax.factorize_sequentially(model, variables, plan, [X]), "leave out its pair"),

@@ -26,6 +26,7 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.stage import format_chain
 
 Factors = list[Format]
 """The decompositions of a layer's feature groups."""
@@ -51,7 +52,7 @@ class CompressedNetwork(Expanded):
 
     def whole(self, params: Any) -> Any:
         """The parameters with the kernel in place of its factors."""
-        kernel = chain_of(self.layer, self.form).dense(params["factors"])
+        kernel = format_chain(chain_of(self.layer, self.form)).dense(params["factors"])
         array = self.layer.storage.from_kernel(kernel)
         return with_array(params["dense"], self.layer, array)
 
@@ -129,8 +130,9 @@ def _cp_factors(
 ) -> Factors:
     (rank,) = plan.ranks
     factors: Factors = []
-    for group, part in enumerate(plan.chain.split_groups(kernel)):
-        tensor = plan.chain.tensor_view(part)
+    chain = format_chain(plan.chain)
+    for group, part in enumerate(chain.split_groups(kernel)):
+        tensor = chain.tensor_view(part)
         start = _cp_start(
             jax.random.fold_in(key, group), rank,
             shape=tensor.shape, widest=widest, init=settings.cp_init,

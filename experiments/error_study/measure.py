@@ -38,6 +38,7 @@ from tdjax.evaluate.errors import data_errors, weight_errors
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.stage import format_chain
 
 # The sets of examples that compressed networks are measured on.
 MEASURED = ("validation", "test")
@@ -89,7 +90,8 @@ def compressed_records(
     # Runs that share one decomposition are evaluated once.
     distinct = {id(own): (key[0], own) for key, own in factors.items()}
     place = {name: index for index, name in enumerate(distinct)}
-    kernels = jnp.stack([plans[choice].chain.dense(own) for choice, own in distinct.values()])
+    chains = {choice: format_chain(plan.chain) for choice, plan in plans.items()}
+    kernels = jnp.stack([chains[choice].dense(own) for choice, own in distinct.values()])
     layer = next(iter(plans.values())).layer
     arrays = jax.vmap(layer.storage.from_kernel)(kernels)
     scores = _candidate_scores(study, model, path, arrays)

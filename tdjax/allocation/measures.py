@@ -36,6 +36,7 @@ from tdjax.plan.chain import chain_of
 from tdjax.plan.form import Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.stage import format_chain
 
 # Of CP and Tucker where a loss is found by decomposing.
 SWEEPS = 25
@@ -76,7 +77,7 @@ def _folded(
     parts: Float[np.ndarray, "*_"], layer: Layer, form: Form
 ) -> Float[np.ndarray, "p k m n"]:
     """The matrices that kernels are folded to, one for each group of channels."""
-    chain = chain_of(layer, form)
+    chain = format_chain(chain_of(layer, form))
     rows, columns = chain.rank_shape
     matrices = np.stack([chain.tensor_view(part) for part in parts])
     return matrices.reshape(len(parts), form.splits, rows, columns)

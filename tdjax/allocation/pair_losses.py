@@ -25,6 +25,7 @@ from tdjax.params.scores import End, Heads, Sides, ends_of, sides
 from tdjax.params.stored import rounded
 from tdjax.plan.dtypes import FLOAT32
 from tdjax.plan.layers import Inventory, Layer
+from tdjax.plan.pair import Pair
 
 Errors = Float[np.ndarray, " _"]
 Single = Float[np.ndarray, "_ _"]
@@ -104,50 +105,60 @@ class KnownPair:
 
     Arguments:
         model: the network.
-        producers, consumer: see `tdjax.Pair`; a query and a key, with `scores`.
-        heads: None where units are kept.
+        producers, consumer: see `tdjax.Pair`; a query and a key, of scores.
+        pair: of them.
     """
 
     evidence: Evidence
     model: Inventory
     producers: Sequence[Layer]
     consumer: Layer
-    heads: int | None
-    scores: bool
+    pair: Pair
 
     def left_out(self) -> Errors:
         """What all that passes no more loses, at every rank, beginning with nothing."""
-        if self.scores:
-            every = [np.minimum(*(side.losses for side in both)) for both in self._sides]
+        if self.pair.scores:
+            every = [np.min([side.losses for side in own], axis=0) for own in self._sides]
         else:
-            pairs = zip(self._seen, self._passages, strict=True)
-            every = [losses(own, found, self.heads) for own, found in pairs]
+            every = list(map(losses, self._seen, self._passages))
         return np.asarray(self._scale(self.consumer) * np.sum(every, axis=0))
 
     def rounded(self, rank: int, dtypes: Sequence[str]) -> dict[str, float]:
         """What rounding makes all its layers lose at one rank."""
-        parts = self._kept_scores(rank) if self.scores else self._kept(rank)
+        parts = self._kept_scores(rank) if self.pair.scores else self._kept(rank)
         return {own: sum(part.rounded(own) for part in parts) for own in dtypes}
 
     def _kept(self, rank: int) -> list[Part]:
         made = []
         for number, (own, found) in enumerate(zip(self._seen, self._passages, strict=True)):
-            passing = found.produced(own.moment, rank)
-            gram = found.produced(passing.T, rank)
+            passing = found.read.produced(own.moment, rank)
+            gram = found.read.produced(passing.T, rank)
             back = np.linalg.solve(gram, passing.T)
             consumer = self._parts[-1][number]
             made.append(Part.of(back @ own.kernel, gram, consumer.outputs))
+            back = self._of_producers(back)
             made += [layer[number].kept(found, rank, back) for layer in self._parts[:-1]]
         return made
 
     def _kept_scores(self, rank: int) -> list[Part]:
-        made = []
-        for number, both in enumerate(self._sides):
-            best = min(both, key=lambda side: side.losses[rank])
+        made, repeats = [], self.pair.repeats
+        for number, every in enumerate(self._sides):
+            best = min(every, key=lambda side: side.losses[rank])
             query, key = (layer[number] for layer in self._parts)
-            made.append(query.kept(Passage(None, best.query), rank, _back(best.key, rank)))
-            made.append(key.kept(Passage(None, best.key), rank, _back(best.query, rank)))
+            met = np.repeat(best.key, repeats, axis=0)
+            made.append(query.kept(Passage(None, best.query), rank, _back(met, rank)))
+            met = best.query.reshape(-1, repeats, *best.query.shape[1:]).mean(axis=1)
+            made.append(key.kept(Passage(None, best.key), rank, _back(met, rank)))
         return made
+
+    def _of_producers(self, back: Matrix) -> Matrix:
+        """P of what producers put out, from that of what the consumer reads.
+
+        Of heads that it reads several times the mean of what their changes are there.
+        """
+        heads, repeats = self.pair.heads or 1, self.pair.repeats
+        parts = back.reshape(heads, repeats, -1, heads, repeats, back.shape[1] // heads // repeats)
+        return parts.sum(axis=1).mean(axis=3).reshape(len(back) // repeats, -1)
 
     @cached_property
     def _seen(self) -> list[Seen]:
@@ -156,13 +167,14 @@ class KnownPair:
 
     @cached_property
     def _passages(self) -> list[Passage]:
-        return [passage(own, self.heads) for own in self._seen]
+        return [passage(own, self.pair) for own in self._seen]
 
     @cached_property
-    def _sides(self) -> list[tuple[Sides, Sides]]:
-        assert self.heads is not None
+    def _sides(self) -> list[list[Sides]]:
+        heads, repeats = self.pair.heads, self.pair.repeats
+        assert heads is not None
         queries, keys = map(self._ends, (*self.producers, self.consumer))
-        return [sides(*both, heads=self.heads) for both in zip(queries, keys, strict=True)]
+        return [sides(*both, heads, repeats) for both in zip(queries, keys, strict=True)]
 
     def _ends(self, layer: Layer) -> list[End]:
         """What a query or a key puts out."""

@@ -40,7 +40,7 @@ def pair_wholes(problem: Problem, pairs: Sequence[Pair]) -> list[Whole]:
         if len(set(paths)) < len(paths):
             raise ValueError(f"allocate: pairs: a layer of pair {pair} is named twice")
         producers, consumer = [layers[path] for path in pair.producers], layers[pair.consumer]
-        wrong = pair_problem(producers, consumer, pair.heads, pair.scores)
+        wrong = pair_problem(producers, consumer, pair)
         if wrong is not None:
             raise ValueError(f"allocate: pairs: {wrong}")
         ruled = any(path in problem.rules for path in paths)
@@ -62,7 +62,7 @@ def _is_seen(problem: Problem, layer: Layer) -> bool:
 def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> Whole:
     members = {layer.path: layer for layer in (*producers, consumer)}
     layers = tuple(own for own in problem.model.layers if own.path in members)
-    whole = pair_layer(producers, consumer, pair.scores)
+    whole = pair_layer(producers, consumer, pair)
     splits = pair.heads or 1
     full = whole.kernel_shape[0] // splits
     ranks = np.arange(1, full)
@@ -73,8 +73,7 @@ def _whole(problem: Problem, pair: Pair, producers: Group, consumer: Layer) -> W
         return paired(producers, consumer, pair, *entry.form.ranks, dtype=entry.dtype)
 
     def known() -> KnownPair:
-        heads, scores = pair.heads, pair.scores
-        return KnownPair(problem.evidence, problem.model, producers, consumer, heads, scores)
+        return KnownPair(problem.evidence, problem.model, producers, consumer, pair)
 
     losses = PairLosses(problem.options.dtypes, known)
     # Of a query and a key too: the whole reads what passes.

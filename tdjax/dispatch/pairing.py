@@ -50,9 +50,10 @@ def paired_layers(
         >>> print(*tdjax.paired_layers(model, jnp.ones((1, 4, 16))), sep=", ")
         query * key, value -> out
 
-    Not found are layers between which a parameter of each unit lies, as of a normalisation, or
-    positions are turned into queries and keys, heads of keys and values that several heads of
-    queries read, a cache of decoding, and dropout at work.
+    Where several heads of queries share one of keys and values, one after the other, pairs have
+    `repeats`. Not found are layers between which a parameter of each unit lies, as of a
+    normalisation, or a cache of decoding, or dropout at work, and queries and keys with positions
+    turned into them.
 
     Arguments and errors as `tdjax.make_plan`.
     """

@@ -13,6 +13,7 @@ from tdjax.decompose.sparse import scattered
 from tdjax.params.kernels import Weights, correct_kernel, decompose_kernel
 from tdjax.params.options import DEFAULTS, Options
 from tdjax.plan.plan import PlannedLayer
+from tdjax.plan.stage import format_chain
 
 # Names among a layer's factors of its sparse correction; no stage has them.
 VALUES, INDICES = "values", "indices"
@@ -42,15 +43,15 @@ def decompose_array(
         array: as among the parameters, shape `entry.layer.storage.whole_shape`.
         options, weights: see `decompose_kernel`.
     """
-    layer, storage = entry.layer, entry.layer.storage
+    layer, storage, chain = entry.layer, entry.layer.storage, format_chain(entry.chain)
 
     def one(array: Array, key: Array | None, weights: Weights | None) -> Factors:
         kernel, own = storage.to_kernel(array, layer.kernel_shape), replace(options, key=key)
         if entry.nonzeros:
             found = correct_kernel(kernel, entry, own, weights=weights)
-            kernels = entry.chain.to_kernels(found.part)
+            kernels = chain.to_kernels(found.part)
             return {**kernels, VALUES: found.values, INDICES: found.indices}
-        return entry.chain.to_kernels(decompose_kernel(kernel, entry, own, weights=weights))
+        return chain.to_kernels(decompose_kernel(kernel, entry, own, weights=weights))
 
     key = options.key
     if storage.stack is None:

@@ -28,7 +28,7 @@ from tdjax.params.corrections import unpacked, with_params, without_indices
 from tdjax.params.kernels import Weights, is_by_numpy
 from tdjax.params.leaves import leaf_tree, of_leaves, tree_of_plan, with_members
 from tdjax.params.options import DEFAULTS, Options
-from tdjax.params.pairs import Member, decompose_pair, decompose_scores
+from tdjax.params.paired import factorised_pairs
 from tdjax.params.partitioning import box_factor, box_whole, is_boxed, unboxed
 from tdjax.params.placing import beside_kernel, whole_beside
 from tdjax.params.shared import joined_array, joined_entry, joined_weights, parted, parted_shift
@@ -39,7 +39,7 @@ from tdjax.params.weighing import weights_of
 from tdjax.plan.form import PAIRED
 from tdjax.plan.layers import LEAF, is_weight, numbers_obstacle
 from tdjax.plan.pair import PairChain
-from tdjax.plan.pairing import Paired, pairs_in
+from tdjax.plan.pairing import pairs_in
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.sharing import units_of
 from tdjax.plan.stage import CORRECTION, INPUT
@@ -154,43 +154,9 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
     layers: dict[str, FactorisedLayer] = {}
     for unit, own in zip(units, found, strict=True):
         layers |= apart_again(own, unit)
-    for pair in pairs_in(plan.factorised):
-        layers |= _factorised_pair(params, pair, weights, options)
+    for path, made in factorised_pairs(params, pairs_in(plan.factorised), weights, options).items():
+        layers[path] = FactorisedLayer({PairChain.STAGE: made.kept}, made.shift)
     return with_factors(params, plan, layers)
-
-
-def _factorised_pair(
-    params: Params, pair: Paired, weights: Mapping[str, Weights], options: Options
-) -> dict[str, FactorisedLayer]:
-    """The layers of a pair."""
-    path = pair.consumer.layer.path
-    if path not in weights or options.moments is None:
-        raise ValueError(
-            f"layer {path!r} is in a pair, of which moments of what it reads tell what is kept: "
-            "give moments=, from tdjax.collect_moments"
-        )
-    found = options.moments
-
-    def member(entry: PlannedLayer) -> Member:
-        path = entry.layer.path
-        held = layer_params(params, path)
-        array, bias = unboxed(held[entry.layer.storage.name]), unboxed(held.get("bias"))
-        return Member(entry, array, bias, weights[path], found[path].mean)
-
-    producers, consumer = [member(own) for own in pair.producers], member(pair.consumer)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in (consumer.array, *consumer.weights)):
-        raise ValueError(
-            f"layer {path!r}: pairs are decomposed on the host, not inside of jax.jit or jax.vmap"
-        )
-    if pair.scores:
-        assert pair.heads is not None
-        made = decompose_scores(producers[0], consumer, pair.heads)
-    else:
-        corrected = options.correct_bias and can_correct(pair.consumer, layer_params(params, path))
-        made = decompose_pair(producers, consumer, pair.heads, corrected=corrected)
-    return {
-        path: FactorisedLayer({PairChain.STAGE: own.kept}, own.shift) for path, own in made.items()
-    }
 
 
 class _Work(NamedTuple):

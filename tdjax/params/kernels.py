@@ -31,7 +31,7 @@ from tdjax.params.options import DEFAULTS, Options
 from tdjax.plan.form import METHODS, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.plan import PlannedLayer
-from tdjax.plan.stage import Chain
+from tdjax.plan.stage import FormatChain, format_chain
 
 
 class Weights(NamedTuple):
@@ -89,7 +89,7 @@ def decompose_kernel(
         weights: for the norm of what comes out of the layer in place of the Frobenius norm.
         starts: for each feature group where CP starts, in place of `init`.
     """
-    chain, size = entry.chain, math.prod(kernel.shape[:-1])
+    chain, size = format_chain(entry.chain), math.prod(kernel.shape[:-1])
     return [
         _decompose_group(
             tensor,
@@ -104,7 +104,7 @@ def decompose_kernel(
 
 def _decompose_group(
     tensor: Float[Array, "*_"],
-    chain: Chain,
+    chain: FormatChain,
     options: Options,
     norm: Covariance | Kronecker | None,
     start: Format | None,
@@ -123,7 +123,7 @@ def _decompose_group(
     return weighted_als(tensor, first, weigh, max_iters=options.max_iters, tol=options.tol)[0]
 
 
-def _in_view(norm: Covariance | Kronecker, chain: Chain) -> Norm:
+def _in_view(norm: Covariance | Kronecker, chain: FormatChain) -> Norm:
     """A norm of kernels as one of the array that `chain.tensor_view` makes of them."""
     *window, channels, _ = chain.layer.kernel_shape
     ahead = chain.channel_blocks
@@ -251,13 +251,14 @@ def _corrected(
         # All others start by themselves, and need the shapes alone.
         shapes = jax.eval_shape(untouched)
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    operator = None if weights is None else _operator(kernel, weights, entry.chain)
+    chain = format_chain(entry.chain)
+    operator = None if weights is None else _operator(kernel, weights, chain)
     return alternate(
-        kernel, entry.nonzeros, decompose, entry.chain.dense, start, operator=operator, tol=tol
+        kernel, entry.nonzeros, decompose, chain.dense, start, operator=operator, tol=tol
     )
 
 
-def _operator(kernel: Float[Array, "*_"], weights: Weights, chain: Chain) -> Operator:
+def _operator(kernel: Float[Array, "*_"], weights: Weights, chain: FormatChain) -> Operator:
     """The norm of a whole kernel, whose feature groups do not meet."""
     size = math.prod(kernel.shape[:-1])
     norms = [weights.of_group(group, size) for group in range(chain.layer.groups)]

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from tdjax.params.bias import around_mean
 from tdjax.params.kernels import Weights
 from tdjax.params.matrices import Matrix, kernels_of, moments_of, ridged, root_of, rows_of
 from tdjax.params.scores import End, ends_of, sides
-from tdjax.params.units import units_in_order
+from tdjax.params.units import Units, units_in_order
 from tdjax.plan.layers import Layer
+from tdjax.plan.pair import Pair
 from tdjax.plan.plan import PlannedLayer
 
 
@@ -55,23 +56,30 @@ class Passage(NamedTuple):
     """What passes from producers to a consumer, the best first.
 
     Arguments:
-        order: of units, all of them; None of heads.
+        units: in their order; None of heads.
         bases: of heads, (h, d, d), orthonormal columns; None of units.
+        repeats: how often the consumer reads each head.
     """
 
-    order: Int[np.ndarray, " t"] | None
+    units: Units | None
     bases: Float[np.ndarray, "h d d"] | None
+    repeats: int = 1
+
+    @property
+    def read(self) -> Passage:
+        """The same of what the consumer reads."""
+        if self.bases is None:
+            return self
+        return Passage(None, np.repeat(self.bases, self.repeats, axis=0))
 
     def produced(self, kernel: Matrix, rank: int) -> Matrix:
         """K B, of a kernel (C, T), or of a bias as one of a single row; head after head."""
-        if self.order is not None:
-            return kernel[:, np.sort(self.order[:rank])]
+        if self.units is not None:
+            return kernel[:, np.sort(self.units.order[:rank])]
         return self._of_heads(kernel, rank).reshape(len(kernel), -1)
 
     def by_worth(self, kernel: Matrix) -> Matrix:
-        """K B of all that may pass, the first of each head first."""
-        if self.order is not None:
-            return kernel[:, self.order]
+        """K B of all that may pass of heads, the first of each first."""
         every = self._of_heads(kernel, len(kernel[0]))
         return every.swapaxes(1, 2).reshape(len(kernel), -1)
 
@@ -82,37 +90,42 @@ class Passage(NamedTuple):
         return (parts @ self.bases[:, :, :rank]).swapaxes(0, 1)
 
 
-def passage(own: Seen, heads: int | None) -> Passage:
-    """Which units pass, or what of each head.
+def passage(own: Seen, pair: Pair, most: int | None = None) -> Passage:
+    """Which units pass, so many at most, or what of each head.
 
     Of a head it is what the best low rank of its part of the consumer's kernel reads, in the norm
-    of its own moment and of the outputs.
+    of its own moment and of the outputs. Where the consumer reads it several times, its parts lie
+    side by side, in the norm of the mean of their moments: in norms that differ the best has no
+    closed form, and steps towards it gained some hundredths of what is lost.
     """
-    if heads is None:
-        return Passage(units_in_order(own.moment, own.target), None)
-    size = len(own.moment) // heads
-    bases = []
-    for head in range(heads):
-        part = slice(head * size, (head + 1) * size)
-        left = np.linalg.cholesky(own.moment[part, part])
-        weighed = left.T @ own.target[part]
-        # Left singular vectors, the greatest value first.
-        directions = np.linalg.eigh(weighed @ weighed.T)[1][:, ::-1]
-        read = np.linalg.solve(left.T, directions)
-        bases.append(np.linalg.qr(read)[0])
-    return Passage(None, np.stack(bases))
+    if pair.heads is None:
+        return Passage(units_in_order(own.moment, own.target, most), None)
+    shape = pair.heads, pair.repeats, len(own.moment) // (pair.heads * pair.repeats)
+    squares = own.moment.reshape(*shape, *shape)
+    # (h, d, d), and the columns of all parts side by side.
+    moments = np.einsum("hkdhke->hde", squares) / pair.repeats
+    targets = own.target.reshape(*shape, -1).swapaxes(1, 2).reshape(pair.heads, shape[-1], -1)
+    left = np.linalg.cholesky(moments).swapaxes(1, 2)
+    weighed = left @ targets
+    # Left singular vectors, the greatest value first.
+    directions = np.linalg.eigh(weighed @ weighed.swapaxes(1, 2))[1][:, :, ::-1]
+    bases = np.linalg.qr(np.linalg.solve(left, directions))[0]
+    return Passage(None, bases, pair.repeats)
 
 
-def losses(own: Seen, found: Passage, heads: int | None) -> Float[np.ndarray, " _"]:
+def losses(own: Seen, found: Passage) -> Float[np.ndarray, " _"]:
     """tr(G E^T M E) where so much passes, of each head or of all units, beginning with nothing."""
-    step = heads or 1
-    read = own.moment @ own.target
-    whole = np.sum(read * own.target)
-    # One factorisation serves all numbers of what passes: each is the front of the next.
-    left = np.linalg.cholesky(found.by_worth(found.by_worth(own.moment).T))
-    gains = np.linalg.solve(left, found.by_worth(read.T).T)
-    kept = np.cumsum(np.sum(gains**2, axis=1))[step - 1 :: step]
-    return np.maximum(whole - np.concatenate([[0.0], kept]), 0.0)
+    if found.units is not None:
+        gains = found.units.gains
+    else:
+        found = found.read
+        assert found.bases is not None
+        # One factorisation serves all numbers of what passes: each is the front of the next.
+        left = np.linalg.cholesky(found.by_worth(found.by_worth(own.moment).T))
+        read = found.by_worth((own.moment @ own.target).T).T
+        every = np.sum(np.linalg.solve(left, read) ** 2, axis=1)
+        gains = every.reshape(-1, len(found.bases)).sum(axis=1)
+    return np.append(np.cumsum(gains[::-1])[::-1], 0.0)
 
 
 class Member(NamedTuple):
@@ -154,7 +167,7 @@ class PairFactors(NamedTuple):
 
 
 def decompose_pair(
-    producers: Sequence[Member], consumer: Member, heads: int | None, *, corrected: bool
+    producers: Sequence[Member], consumer: Member, pair: Pair, *, corrected: bool
 ) -> dict[str, PairFactors]:
     """What becomes of the layers of a pair, by path.
 
@@ -166,9 +179,9 @@ def decompose_pair(
     if corrected:
         weights, mean = around_mean(weights, consumer.mean), rows_of(consumer.mean, layer)
     every = seen(consumer.array, layer, weights)
-    passages = [passage(own, heads) for own in every]
+    passages = [passage(own, pair, rank) for own in every]
     reads, shifts = [], []
-    for number, (own, found) in enumerate(zip(every, passages, strict=True)):
+    for number, (own, found) in enumerate(zip(every, [p.read for p in passages], strict=True)):
         passing = found.produced(own.moment, rank)
         read = np.linalg.solve(found.produced(passing.T, rank), passing.T @ own.kernel)
         reads.append(read)
@@ -179,11 +192,12 @@ def decompose_pair(
     return made | {own.layer.path: _putting_out(own, passages) for own in producers}
 
 
-def decompose_scores(query: Member, key: Member, heads: int) -> dict[str, PairFactors]:
+def decompose_scores(query: Member, key: Member, pair: Pair) -> dict[str, PairFactors]:
     """What becomes of a query and its key, by path: by whichever's change is to lose less."""
-    (rank,) = query.entry.ranks
+    (rank,), heads = query.entry.ranks, pair.heads
+    assert heads is not None
     best = [
-        min(sides(*ends, heads), key=lambda side: side.losses[rank])
+        min(sides(*ends, heads, pair.repeats), key=lambda side: side.losses[rank])
         for ends in zip(query.ends(), key.ends(), strict=True)
     ]
     first, second = ([Passage(None, own) for own in part] for part in

@@ -64,7 +64,7 @@ class Sides(NamedTuple):
     """What query and key are multiplied by, for each head the best columns first.
 
     Arguments:
-        query, key: (h, d, d).
+        query, key: (h, d, d), each for its heads.
         losses: where so many columns are kept, beginning with none; the mean of both estimates.
     """
 
@@ -73,16 +73,28 @@ class Sides(NamedTuple):
     losses: Float[np.ndarray, " _"]
 
 
-def sides(query: End, key: End, heads: int) -> tuple[Sides, Sides]:
-    """The best by a change of the query, and by one of the key."""
-    first, second = _side(query, key, heads), _side(key, query, heads)
-    return first, Sides(second.key, second.query, second.losses)
+def sides(query: End, key: End, heads: int, repeats: int) -> list[Sides]:
+    """The best by a change of the query, and by one of the key.
+
+    Where several heads of the query meet one of the key, by one of the key alone: of what one
+    change of theirs loses there is no best in a closed form.
+    """
+    found = _side(key, query, heads, repeats)
+    by_key = Sides(found.key, found.query, found.losses)
+    return [by_key] if repeats > 1 else [_side(query, key, heads, 1), by_key]
 
 
-def _side(own: End, other: End, heads: int) -> Sides:
-    """As if the layer of `own` were the query, and it alone were to change."""
+def _side(own: End, other: End, heads: int, repeats: int) -> Sides:
+    """As if the layer of `own` were the query, and it alone were to change.
+
+    Arguments:
+        heads: of that layer.
+        repeats: heads of the other that meet each.
+    """
     size = len(own.moment) // heads
-    weigh = other.moment if own.gradient is None else own.gradient
+    parts = other.moment.reshape(heads, repeats, size, heads, repeats, size)
+    met = np.einsum("hkdgke->hdge", parts).reshape(own.moment.shape)
+    weigh = met if own.gradient is None else own.gradient
     columns, others = [], []
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
@@ -90,14 +102,18 @@ def _side(own: End, other: End, heads: int) -> Sides:
         directions = np.linalg.eigh(left.T @ weigh[part, part] @ left)[1][:, ::-1]
         first, second = np.linalg.solve(left.T, directions), left @ directions
         # What is put out has one size at both ends.
-        scale = np.einsum("ij,ik,kj->j", second, other.moment[part, part], second) ** 0.25
+        scale = np.einsum("ij,ik,kj->j", second, met[part, part], second) ** 0.25
         scale = np.where(scale > 0, scale, 1.0)
         columns.append(first * scale)
         others.append(second / scale)
     first, second = np.stack(columns), np.stack(others)
     lost = _losses(own.moment, weigh, first, second)
-    weigh = own.moment if other.gradient is None else other.gradient
-    return Sides(first, second, (lost + _losses(other.moment, weigh, second, first)) / 2)
+    met_by, second = (np.repeat(columns, repeats, axis=0) for columns in (first, second))
+    weigh = other.gradient
+    if weigh is None:
+        weigh = own.moment.reshape(heads, size, heads, size)
+        weigh = weigh.repeat(repeats, axis=0).repeat(repeats, axis=2).reshape(other.moment.shape)
+    return Sides(first, second, (lost + _losses(other.moment, weigh, second, met_by)) / 2)
 
 
 def _losses(moment: Matrix, weigh: Matrix, columns: Heads, others: Heads) -> Any:

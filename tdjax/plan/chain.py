@@ -20,7 +20,7 @@ from tdjax.plan.form import PAIRED, Form
 from tdjax.plan.layers import Layer
 from tdjax.plan.low_rank import LowRankChain
 from tdjax.plan.pair import PairChain, paired_obstacle
-from tdjax.plan.stage import Chain, Stage, spanned
+from tdjax.plan.stage import Chain, FormatChain, Stage, spanned
 from tdjax.plan.tt_matrix import TTMatrixChain
 
 
@@ -52,7 +52,7 @@ def _obstacle(layer: Layer, form: Form) -> str | None:
     return None
 
 
-class ConvolutionChain(Chain):
+class ConvolutionChain(FormatChain):
     """1x1 from the input channels, layers that span the window, 1x1 to the output channels."""
 
     @property
@@ -177,4 +177,4 @@ def _matrix(kernel: Float[Array, "*_"]) -> Float[Array, "_ _"]:
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-CHAINS: dict[str, type[Chain]] = {"cp": CPChain, "tucker": TuckerChain, "tt": TTChain}
+CHAINS: dict[str, type[FormatChain]] = {"cp": CPChain, "tucker": TuckerChain, "tt": TTChain}

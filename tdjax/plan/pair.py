@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tdjax.decompose.formats import Format
 from tdjax.plan.form import PAIRED, SCORES, Form
 from tdjax.plan.layers import LEAF, Layer, Storage
 from tdjax.plan.stage import Chain, Kernels, Stage
@@ -33,21 +32,33 @@ class Pair(NamedTuple):
     >>> import tdjax
     >>> print(tdjax.Pair(("gate", "up"), "down"))
     gate + up -> down
+    >>> print(tdjax.Pair(("value",), "out", heads=8, repeats=4))
+    value -> out, each head 4 times
 
     Arguments:
         producers: paths, as of up and gate of an MLP, or of the value of an attention.
         consumer: path, as of down, or of the output projection; of the key, with `scores`.
         heads: the number of heads, each of whose outputs may be mixed among themselves, as nothing
             but sums over tokens lies between; None where a function of each single output does, so
-            that they are kept or left out.
+            that they are kept or left out. With `scores` those of the key.
         scores: whether the outputs of the only producer, a query, and of the other layer, a key,
             are multiplied with each other, head by head.
+        repeats: how many heads of queries share each head, one after the other: so often a consumer
+            reads one of values, in sums of its own, and so many heads of a query meet one of a key.
     """
 
     producers: tuple[str, ...]
     consumer: str
     heads: int | None = None
     scores: bool = False
+    repeats: int = 1
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """In how many parts lies what passes: what producers put out, and the other layer."""
+        heads = self.heads or 1
+        several = heads * self.repeats
+        return (several, heads) if self.scores else (heads, several)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -57,7 +68,8 @@ class Pair(NamedTuple):
     def __str__(self) -> str:
         """As in "gate + up -> down"."""
         between = "*" if self.scores else "->"
-        return f"{' + '.join(self.producers)} {between} {self.consumer}"
+        often = f", each head {self.repeats} times" if self.repeats != 1 else ""
+        return f"{' + '.join(self.producers)} {between} {self.consumer}{often}"
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
@@ -67,14 +79,17 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
             raise TypeError(f"a pair is a tdjax.Pair, got {pair!r}")
 
 
-def pair_problem(
-    producers: Sequence[Layer], consumer: Layer, heads: int | None, scores: bool
-) -> str | None:
-    """Why layers are no pair, as far as shapes tell; None where they are."""
+def pair_problem(producers: Sequence[Layer], consumer: Layer, pair: Pair) -> str | None:
+    """Why layers are no such pair, as far as shapes tell; None where they are."""
+    heads, scores, repeats = pair.heads, pair.scores, pair.repeats
     if not producers:
         return "a pair has a layer that puts something out"
     if scores and (heads is None or len(producers) > 1):
         return "scores are those of one query and one key, in so many heads"
+    if repeats < 1:
+        return f"a head that {repeats} heads share passes nothing"
+    if repeats > 1 and heads is None:
+        return "of heads alone several share one"
     width = consumer.kernel_shape[-1 if scores else 0]
     for layer in (*producers, consumer):
         problem = layer_problem(layer)
@@ -85,13 +100,17 @@ def pair_problem(
         if problem is not None:
             return f"layer {layer.path!r}: {problem}"
     for layer in producers:
-        if layer.kernel_shape[-1] != width:
+        made = layer.kernel_shape[-1]
+        own, other = (1, repeats) if scores else (repeats, 1)
+        if made * own != width * other:
+            first, second = (f" {n} times" if n > 1 else "" for n in (own, other))
             return (
-                f"layer {layer.path!r} puts out {layer.kernel_shape[-1]} features, but "
-                f"{consumer.path!r} {'puts out' if scores else 'reads'} {width}"
+                f"layer {layer.path!r} puts out {made} features{first}, but "
+                f"{consumer.path!r} {'puts out' if scores else 'reads'} {width}{second}"
             )
-    if heads is not None and (heads < 1 or width % heads):
-        return f"{heads} heads do not divide {width} features"
+        least = min(made, width)
+        if heads is not None and (heads < 1 or least % heads):
+            return f"{heads} heads do not divide {least} features"
     return None
 
 
@@ -130,10 +149,15 @@ def _stack_of(layer: Layer) -> tuple[object, ...]:
     return layer.copies, layer.storage.stack is None
 
 
-def pair_layer(producers: Sequence[Layer], consumer: Layer, scores: bool) -> Layer:
-    """A pair to a budget: one consumer of the same width that has all of their weights."""
-    width, rest = consumer.kernel_shape[:: -1 if scores else 1]
-    columns = sum(layer.kernel_shape[0] for layer in producers) + rest
+def pair_layer(producers: Sequence[Layer], consumer: Layer, pair: Pair) -> Layer:
+    """A pair to a budget: one layer that reads what passes, and has all of their weights."""
+    width, rest = consumer.kernel_shape[:: -1 if pair.scores else 1]
+    made = sum(layer.kernel_shape[0] for layer in producers)
+    # Where several heads share one, what has the several has as many numbers for each feature.
+    if pair.scores:
+        columns = pair.repeats * made + rest
+    else:
+        width, columns = width // pair.repeats, made + pair.repeats * rest
     paths = (layer.path for layer in (*producers, consumer))
     shape = (width, columns)
     return Layer(
@@ -208,9 +232,3 @@ class PairChain(Chain):
         kept = self.form.splits * self.form.ranks[0]
         shape = (inputs, kept) if self.puts_out else (kept, outputs)
         return (Stage(self.STAGE, shape, 1, ()),)
-
-    def _to_kernels(self, part: Format) -> list[Any]:
-        raise NotImplementedError("layers of a pair are decomposed together")
-
-    def _from_kernels(self, kernels: Sequence[Float[Array, "*_"]]) -> Format:
-        raise NotImplementedError("layers of a pair stand for no format")

@@ -23,16 +23,19 @@ class Paired(NamedTuple):
     consumer: PlannedLayer
 
     @property
-    def heads(self) -> int | None:
-        """See `Pair`."""
-        form = self.consumer.form
-        assert form is not None
-        return None if form.method in UNITS else form.splits
-
-    @property
-    def scores(self) -> bool:
-        """See `Pair`."""
-        return self.consumer.method in SCORES
+    def pair(self) -> Pair:
+        """The pair that they are."""
+        put_out, read = self.producers[0].form, self.consumer.form
+        assert put_out is not None
+        assert read is not None
+        heads, several = sorted((put_out.splits, read.splits))
+        return Pair(
+            tuple(own.layer.path for own in self.producers),
+            self.consumer.layer.path,
+            None if read.method in UNITS else heads,
+            scores=read.method in SCORES,
+            repeats=several // heads,
+        )
 
 
 def with_pairs(
@@ -45,7 +48,7 @@ def with_pairs(
         paths, what = pair.paths, f"pair {pair}"
         producers, consumer = [entries[path] for path in pair.producers], entries[pair.consumer]
         layers = [entry.layer for entry in producers]
-        problem = pair_problem(layers, consumer.layer, pair.heads, pair.scores)
+        problem = pair_problem(layers, consumer.layer, pair)
         for path in paths:
             entry = entries[path]
             wrong = None
@@ -58,7 +61,7 @@ def with_pairs(
         if problem is not None:
             raise ValueError(f"{what}: {problem}")
         splits = pair.heads or 1
-        whole = pair_layer(layers, consumer.layer, pair.scores)
+        whole = pair_layer(layers, consumer.layer, pair)
         if rank is None:
             held = sum(entry.size for entry in (*producers, consumer)) // whole.copies
             found = max(held // (splits * whole.kernel_shape[1]), 1)
@@ -75,7 +78,10 @@ def paired(
     producers: Sequence[Layer], consumer: Layer, pair: Pair, rank: int, *, dtype: str | None = None
 ) -> list[PlannedLayer]:
     """The layers of a pair that keep so many units, or so many numbers of each head."""
-    out, read = (Form(method_of(pair, end), (rank,), splits=pair.heads or 1) for end in (OUT, IN))
+    out, read = (
+        Form(method_of(pair, end), (rank,), splits=splits)
+        for end, splits in zip((OUT, IN), pair.parts, strict=True)
+    )
     return [
         *(PlannedLayer(own, out, dtype=dtype, feeds=consumer.path) for own in producers),
         PlannedLayer(consumer, read, dtype=dtype),
@@ -109,8 +115,11 @@ def pairing_problems(entries: Sequence[PlannedLayer]) -> dict[str, str]:
         if wrong is not None:
             found[path] = wrong
     for pair in pairs_in(entries):
+        path, forms = pair.consumer.layer.path, {own.form for own in pair.producers}
         if pair.consumer.method in SCORES and len(pair.producers) > 1:
-            found[pair.consumer.layer.path] = "it is multiplied with what two layers put out"
+            found[path] = "it is multiplied with what two layers put out"
+        elif len(forms) > 1:
+            found.setdefault(path, "what layers put out for it has other heads")
     return found
 
 
@@ -120,12 +129,23 @@ def _problem_with(entry: PlannedLayer, consumer: PlannedLayer | None) -> str | N
     assert form is not None
     if consumer is None:
         return f"it feeds {entry.feeds!r}, which is no layer"
-    if consumer.form != replace(form, method=other_end(form.method)):
+    wanted = replace(form, method=other_end(form.method))
+    if consumer.form is not None and _may_share(form, consumer.form):
+        wanted = replace(wanted, splits=consumer.form.splits)
+    if consumer.form != wanted:
         own = "dense" if consumer.form is None else consumer.format
         return (
             f"it feeds {entry.feeds!r}, which is {own} of rank {ranks_text(consumer.ranks)}, not "
-            f"{replace(form, method=other_end(form.method))} of rank {ranks_text(entry.ranks)}"
+            f"{wanted} of rank {ranks_text(entry.ranks)}"
         )
-    pair = Paired((entry,), consumer)
-    problem = pair_problem([entry.layer], consumer.layer, pair.heads, pair.scores)
+    pair = Paired((entry,), consumer).pair
+    problem = pair_problem([entry.layer], consumer.layer, pair)
     return problem or mixed_problem(dtypes_of([entry, consumer]))
+
+
+def _may_share(put_out: Form, read: Form) -> bool:
+    """Whether several heads of what reads share one of what puts out; of scores the other way."""
+    several, heads = read.splits, put_out.splits
+    if read.method in SCORES:
+        several, heads = heads, several
+    return read.method not in UNITS and several % heads == 0

@@ -132,6 +132,25 @@ class Chain(ABC):
         """The shape of what its ranks are those of, from one feature group's kernel."""
         return self.layer.group_shape
 
+    def rows_in(self, rows: Any) -> Any:
+        """What of the rows (..., D) that a matrix is given goes into its first stage."""
+        return rows
+
+    def rows_out(self, rows: Any) -> Any:
+        """The rows (..., T) that a matrix gives, from what comes out of its last stage."""
+        return rows
+
+    @abstractmethod
+    def reconstruct(self, kernels: Kernels) -> Float[Array, "*_"]:
+        """The dense kernel that the kernels of the stages stand for."""
+
+    @abstractmethod
+    def _stages(self) -> tuple[Stage, ...]: ...
+
+
+class FormatChain(Chain):
+    """A chain whose thin layers hold a decomposition, one for each feature group."""
+
     @property
     def channel_blocks(self) -> int:
         """Number of blocks of input channels that lie in front of the window in `tensor_view`."""
@@ -142,21 +161,13 @@ class Chain(ABC):
         """Whether a mode of `tensor_view` mixes inputs and outputs of the kernel."""
         return False
 
-    def rows_in(self, rows: Any) -> Any:
-        """What of the rows (..., D) that a matrix is given goes into its first stage."""
-        return rows
-
-    def rows_out(self, rows: Any) -> Any:
-        """The rows (..., T) that a matrix gives, from what comes out of its last stage."""
-        return rows
-
     def split_groups(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
         """The kernels (*window, C / groups, T / groups) of each feature group, in order."""
         return jnp.split(kernel, self.layer.groups, axis=-1)
 
     def tensor_views(self, kernel: Float[Array, "*_"]) -> list[Float[Array, "*_"]]:
         """The arrays that are decomposed, one for each feature group."""
-        plain = type(self).tensor_view is Chain.tensor_view
+        plain = type(self).tensor_view is FormatChain.tensor_view
         if plain and self.layer.groups == 1:
             return [kernel]
         if not is_at_hand(kernel):
@@ -222,9 +233,6 @@ class Chain(ABC):
         return self.dense(self.from_kernels(kernels))
 
     @abstractmethod
-    def _stages(self) -> tuple[Stage, ...]: ...
-
-    @abstractmethod
     def _to_kernels(self, part: Format) -> list[Any]:
         """Kernels of the stages of one feature group, (*spanned, in, out) each.
 
@@ -236,7 +244,7 @@ class Chain(ABC):
         """The inverse of `_to_kernels`, of kernels as the stages have them."""
 
 
-class TableChain(Chain):
+class TableChain(FormatChain):
     """A chain that a matrix may become, and so an embedding: the matrix itself is never made."""
 
     @abstractmethod
@@ -250,6 +258,12 @@ class TableChain(Chain):
         self, kernels: Sequence[Float[Array, "*_"]], query: Float[Array, "*b n"]
     ) -> Float[Array, "*b m"]:
         """Inner products of queries with all rows of the matrix."""
+
+
+def format_chain(chain: Chain) -> FormatChain:
+    """The chain of a layer that is decomposed by itself."""
+    assert isinstance(chain, FormatChain)
+    return chain
 
 
 def table_chain(chain: Chain) -> TableChain:

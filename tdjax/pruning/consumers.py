@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from tdjax.plan.layers import Layer
 from tdjax.pruning.axes import axis_after
 from tdjax.trace.elementwise import ELEMENTWISE
-from tdjax.trace.marks import INPUT, mark_p
-from tdjax.trace.programs import How, calls_of, walk
+from tdjax.trace.marks import INPUT
 from tdjax.trace.trace import Trace
+from tdjax.trace.walking import Walk
 
 # Layers whose kernel has one axis of inputs and one of outputs.
 FOLLOWED = ("dense", "conv", "conv_transpose")
@@ -85,7 +85,7 @@ def reach_of(
     return walk.found
 
 
-class _Walk:
+class _Walk(Walk[Value]):
     """One walk through a program.
 
     Attributes:
@@ -160,19 +160,9 @@ class _Walk:
                 elif leaf in self.read:
                     self.block(path, "a parameter of its neurons is read elsewhere too")
 
-    def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
-        """Walk through a program; what is known of its results."""
-        return walk(program, arguments, self.equation, _constant)
-
-    def equation(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
-        """What is known of the results of an equation."""
-        if eqn.primitive is mark_p:
-            return [self.mark(eqn, reads[0])]
-        calls = calls_of(eqn)
-        if calls is not None and calls.how is How.IN_PLACE:
-            (called,) = calls.programs
-            return self.program(called.program, called.arguments(reads))
-        return self.computed(eqn, reads)
+    def constant(self, value: Any) -> Value:
+        """A number is the same for all neurons."""
+        return UNKNOWN if np.ndim(value) else UNIFORM
 
     def mark(self, eqn: Any, value: Value) -> Value:
         """The end of a layer: neurons go in, or others come out."""
@@ -260,11 +250,6 @@ class _Walk:
             return None
         self.found[source].leaves |= leaves
         return Value(axis, source)
-
-
-def _constant(value: Any) -> Value:
-    """A number is the same for all neurons."""
-    return UNKNOWN if np.ndim(value) else UNIFORM
 
 
 def followed(layer: Layer) -> bool:

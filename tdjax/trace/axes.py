@@ -11,6 +11,15 @@ def longer(axes: Iterable[int], shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for axis in axes if shape[axis] > 1)
 
 
+def joined(before: Sequence[int], after: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes with those among them that a reshape makes one with some of them."""
+    found: dict[int, None] = {}
+    for axis in axes:
+        run = next(old for old, _ in _alike(before, after) if axis in old)
+        found |= dict.fromkeys(longer(run, before))
+    return tuple(found)
+
+
 def reshaped(
     before: Sequence[int], after: Sequence[int], axes: tuple[int, ...]
 ) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tdjax.trace.axes import reshaped
+from tdjax.trace.axes import joined, reshaped
 from tdjax.trace.elementwise import ELEMENTWISE
 
 # What multiplies all outputs of a head by one number, or moves them.
@@ -37,12 +37,15 @@ class Outputs:
         layers: paths.
         axes: along which the outputs lie, the slowest first.
         heads: in how many equal parts, one after the other, other values met them; 1 for none.
+        repeats: how often each of these heads lies there, one after the other, as where several
+            heads of queries share one of values: sums of its own each.
         bent: whether anything but sums over other axes was done to it.
     """
 
     layers: frozenset[str]
     axes: tuple[int, ...]
     heads: int = 1
+    repeats: int = 1
     bent: bool = False
 
 
@@ -74,7 +77,6 @@ def after_elementwise(eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) 
     if any(value.axes != first.axes for value in own):
         return None
     layers = frozenset().union(*(value.layers for value in own))
-    heads, bent = max(value.heads for value in own), any(value.bent for value in own)
     name = eqn.primitive.name
     varies = frozenset().union(*(v.varies for v in reads if isinstance(v, Other)))
     met = varies & set(first.axes)
@@ -82,18 +84,39 @@ def after_elementwise(eqn: Any, reads: Sequence[Value], own: Sequence[Outputs]) 
     # Whole numbers are rounded.
     whole = not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.inexact)
     if len(own) > 1 or whole or not (name in LINEAR or scales):
-        return None if met else Outputs(layers, first.axes, heads, True)
-    found = Outputs(layers, first.axes, heads, bent)
-    return _met(found, eqn.outvars[0].aval.shape, met)
+        heads, repeats = (max(value.heads for value in own), max(value.repeats for value in own))
+        return None if met else Outputs(layers, first.axes, heads, repeats, True)
+    return _met(first, eqn.outvars[0].aval.shape, met)
 
 
 def _met(value: Outputs, shape: Sequence[int], met: Any) -> Outputs | None:
     """Outputs that others met which vary along some of their axes."""
     last = max((value.axes.index(axis) for axis in met), default=-1)
     parts = math.prod(shape[axis] for axis in value.axes[: last + 1])
+    if value.repeats > 1:
+        return None if value.heads * value.repeats % parts else value
     heads = max(parts, value.heads)
     # Parts of parts are whole parts.
     return None if heads % parts or heads % value.heads else replace(value, heads=heads)
+
+
+def along(value: Outputs, axes: Sequence[int], shape: Sequence[int]) -> Outputs | None:
+    """Outputs along these axes; None where they lie otherwise.
+
+    There may be one more run of axes among them than the value's own: each head, of those in front
+    of the run, then lies there so often.
+    """
+    own, new = value.axes, [axis for axis in axes if axis not in value.axes]
+    if not new:
+        return value if own == tuple(axes) else None
+    first = list(axes).index(new[0])
+    heads = math.prod(shape[axis] for axis in axes[:first])
+    if tuple(axes) != (*own[:first], *new, *own[first:]) or heads % value.heads:
+        return None
+    if value.repeats > 1:
+        return None
+    often = math.prod(shape[axis] for axis in new)
+    return replace(value, axes=tuple(axes), heads=heads, repeats=often)
 
 
 def after_product(eqn: Any, reads: Sequence[Value]) -> Outputs | None:
@@ -116,6 +139,49 @@ def after_product(eqn: Any, reads: Sequence[Value]) -> Outputs | None:
     return found and replace(found, axes=tuple(places[axis] for axis in value.axes))
 
 
+def shared_heads(
+    eqn: Any, first: Outputs, second: Outputs, *, swapped: bool
+) -> tuple[int, int] | None:
+    """In how many heads outputs are multiplied with each other, and how many meet one.
+
+    Arguments:
+        first, second: the operands of a product.
+        swapped: whether several heads of the second meet one of the first, in place of the other
+            way round.
+
+    Returns: heads of those of which there are fewer, and how many of the others meet each; None
+        where outputs are multiplied otherwise.
+    """
+    contract, batch = eqn.params["dimension_numbers"]
+    shape, shared = (operand.aval.shape for operand in eqn.invars)
+    left, right = ((*batch[k], *contract[k]) for k in (0, 1))
+    query, found, summed = first, second, contract[0]
+    if swapped:
+        query, found, summed = second, first, contract[1]
+        left, right, shape, shared = right, left, shared, shape
+    partner = dict(zip(left, right, strict=True))
+    alone = [axis for axis in query.axes if axis not in partner]
+    number = len(query.axes) - len(summed)
+    front = query.axes[: number - len(alone)]
+    # Axes of heads, those of heads that share a key, what is summed up.
+    if tuple(query.axes[len(front) : number]) != tuple(alone):
+        return None
+    if tuple(sorted(query.axes[number:])) != tuple(sorted(summed)):
+        return None
+    key = along(found, [partner[axis] for axis in (*front, *query.axes[number:])], shared)
+    if key is None:
+        return None
+    heads = math.prod(shape[axis] for axis in front)
+    repeats = math.prod(shape[axis] for axis in alone)
+    if key.repeats > 1:
+        if repeats > 1 or heads != key.heads * key.repeats:
+            return None
+        heads, repeats = key.heads, key.repeats
+    if query.repeats > 1 or heads * repeats % query.heads or heads % key.heads:
+        return None
+    return heads, repeats
+
+
 def moved(eqn: Any, value: Outputs) -> Outputs | None:
     """Outputs behind an equation that moves them, or sums over other axes."""
     name, params = eqn.primitive.name, eqn.params
@@ -134,8 +200,11 @@ def moved(eqn: Any, value: Outputs) -> Outputs | None:
         same = all(after[k] == before[axis] for k, axis in zip(axes, value.axes, strict=True))
         return replace(value, axes=axes) if same else None
     if name in ("reshape", "squeeze", "expand_dims"):
-        found = reshaped(before, after, value.axes)
-        return None if found is None else replace(value, axes=found)
+        found = along(value, joined(before, after, value.axes), before)
+        places = None if found is None else reshaped(before, after, found.axes)
+        return None if found is None or places is None else replace(found, axes=places)
+    if name == "tile":
+        return value if all(params["reps"][axis] == 1 for axis in value.axes) else None
     if name in ("slice", "dynamic_slice"):
         return value if all(before[axis] == after[axis] for axis in value.axes) else None
     return None

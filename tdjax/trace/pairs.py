@@ -14,25 +14,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from tdjax.plan.layers import Layer
 from tdjax.plan.pair import Pair, layer_problem, pair_problem
 from tdjax.trace import matrices
 from tdjax.trace.axes import longer
 from tdjax.trace.elementwise import ELEMENTWISE
-from tdjax.trace.marks import INPUT, mark_p
+from tdjax.trace.marks import INPUT
 from tdjax.trace.outputs import (
     Other,
     Outputs,
     Value,
     after_elementwise,
     after_product,
+    along,
     moved,
+    shared_heads,
     varies_after,
 )
-from tdjax.trace.programs import How, calls_of, walk
+from tdjax.trace.programs import calls_of
 from tdjax.trace.trace import Trace
+from tdjax.trace.walking import Walk
 
 
 def pairs_of(traced: Trace) -> tuple[Pair, ...]:
@@ -45,27 +48,31 @@ def pairs_of(traced: Trace) -> tuple[Pair, ...]:
 
 
 def _any(variable: Any) -> Other:
-    """What is known of a value from its shape."""
-    shape = variable.aval.shape
+    """What is known of a value of the program from its shape."""
+    return _of_shape(variable.aval.shape)
+
+
+def _of_shape(shape: Sequence[int]) -> Other:
     return Other(frozenset(axis for axis, size in enumerate(shape) if size > 1))
 
 
 @dataclass
-class _Walk:
+class _Walk(Walk[Value]):
     """One walk through a program.
 
     Arguments:
         lost: paths of the layers whose outputs go elsewhere.
         reads: by path of a layer, what its calls read.
         fed: by path of a layer, the layers that read its outputs.
-        met: paths of layers whose outputs are multiplied with each other, and in how many heads.
+        met: paths of layers whose outputs are multiplied with each other, and in how many heads of
+            the second, each met by how many of the first.
     """
 
     trace: Trace
     lost: set[str] = field(default_factory=set)
     reads: dict[str, set[Value]] = field(default_factory=dict)
     fed: dict[str, set[str]] = field(default_factory=dict)
-    met: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    met: dict[tuple[str, str], set[tuple[int, int]]] = field(default_factory=dict)
 
     def pairs(self) -> tuple[Pair, ...]:
         """What was found."""
@@ -79,15 +86,15 @@ class _Walk:
             if any(self.fed[own] != {path} for own in value.layers):
                 continue
             heads = None if value.bent else value.heads
-            if value.bent and value.heads > 1:
+            if value.bent and value.heads * value.repeats > 1:
                 continue
             producers = tuple(own for own in layers if own in value.layers)
             width = layers[path].kernel_shape[0]
-            if heads is not None and heads >= width:
+            if heads is not None and heads * value.repeats >= width:
                 continue
-            own = [layers[path] for path in producers]
-            if pair_problem(own, layers[path], heads, scores=False) is None:
-                found.append(Pair(producers, path, heads))
+            pair = Pair(producers, path, heads, repeats=value.repeats)
+            if pair_problem([layers[own] for own in producers], layers[path], pair) is None:
+                found.append(pair)
         order = list(layers)
         return tuple(sorted([*found, *self.scores()], key=lambda pair: order.index(pair.consumer)))
 
@@ -99,9 +106,9 @@ class _Walk:
                 continue
             if self.fed[first] != {second} or self.fed[second] != {first}:
                 continue
-            (heads,) = numbers
-            pair = Pair((first,), second, heads, scores=True)
-            if pair_problem([layers[first]], layers[second], pair.heads, scores=True) is None:
+            ((heads, repeats),) = numbers
+            pair = Pair((first,), second, heads, scores=True, repeats=repeats)
+            if pair_problem([layers[first]], layers[second], pair) is None:
                 found.append(pair)
         return found
 
@@ -111,39 +118,28 @@ class _Walk:
             return False
         if len(first.layers) > 1 or len(second.layers) > 1:
             return False
-        contract, batch = eqn.params["dimension_numbers"]
-        number = len(first.axes) - len(contract[0])
-        shape = eqn.invars[0].aval.shape
-        pairs = dict(zip((*batch[0], *contract[0]), (*batch[1], *contract[1]), strict=True))
-        same = tuple(pairs.get(axis) for axis in first.axes) == second.axes
-        if not same or tuple(sorted(contract[0])) != tuple(sorted(first.axes[number:])):
-            return False
-        heads = math.prod(shape[axis] for axis in first.axes[:number])
-        if heads % first.heads or heads % second.heads:
-            return False
         (one,), (other,) = first.layers, second.layers
-        self.fed.setdefault(one, set()).add(other)
-        self.fed.setdefault(other, set()).add(one)
-        self.met.setdefault((one, other), set()).add(heads)
-        return True
+        for swapped in (False, True):
+            found = shared_heads(eqn, first, second, swapped=swapped)
+            if found is not None:
+                self.fed.setdefault(one, set()).add(other)
+                self.fed.setdefault(other, set()).add(one)
+                self.met.setdefault((other, one) if swapped else (one, other), set()).add(found)
+                return True
+        return False
 
     def lose(self, value: Value) -> None:
         """Outputs go where they cannot be followed."""
         if isinstance(value, Outputs):
             self.lost |= value.layers
 
-    def program(self, program: ClosedJaxpr, arguments: Sequence[Value]) -> list[Value]:
-        """Walk through a program; what is known of its results."""
-        return walk(program, arguments, self.equation, _constant)
+    def constant(self, value: Any) -> Value:
+        """See `Walk`."""
+        return _of_shape(getattr(value, "shape", ()))
 
-    def equation(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
-        """What is known of the results of an equation."""
-        if eqn.primitive is mark_p:
-            return [self.mark(eqn, reads[0])]
+    def computed(self, eqn: JaxprEqn, reads: Sequence[Value]) -> list[Value]:
+        """See `Walk`."""
         calls = calls_of(eqn)
-        if calls is not None and calls.how is How.IN_PLACE:
-            (called,) = calls.programs
-            return self.program(called.program, called.arguments(reads))
         own = [value for value in reads if isinstance(value, Outputs)]
         if calls is not None:
             for called in calls.programs:
@@ -178,8 +174,11 @@ class _Walk:
         if isinstance(value, Outputs):
             for path in value.layers:
                 self.fed.setdefault(path, set()).add(layer.path)
-            if stacked or value.axes != longer(_input_axes(made, len(shape)), shape):
+            found = along(value, longer(_input_axes(made, len(shape)), shape), shape)
+            if stacked or found is None:
                 self.lose(value)
+            else:
+                value = found
         self.reads.setdefault(layer.path, set()).add(value)
         return _any(eqn.outvars[0])
 
@@ -195,11 +194,6 @@ class _Walk:
         if any(isinstance(value, Other) and value.varies for value in reads[1:]):
             return None
         return moved(eqn, own[0])
-
-
-def _constant(value: Any) -> Value:
-    shape = getattr(value, "shape", ())
-    return Other(frozenset(axis for axis, size in enumerate(shape) if size > 1))
 
 
 def _last_axes(shape: Sequence[int], size: int) -> tuple[int, ...] | None:
