@@ -439,7 +439,8 @@ def test_units_in_blocks_come_as_one_by_one():
     some = units_in_order(moment, target, 70)
     np.testing.assert_array_equal(some.order, wanted[:70])
     whole = np.sum(target * (moment @ target))
-    lost = losses(Seen(moment, target, target), UNITS)
+    own = Seen(moment, target, target)
+    lost = losses(own, passage(own, UNITS))
     np.testing.assert_allclose(whole - lost, np.cumsum([0, *gains]), rtol=1e-6)
 
 
