@@ -176,6 +176,7 @@ def _candidate_scores(
                 getattr(study.network.splits, name).batches(settings.batch_size),
                 ScoresOf(study.network.judge),
                 chunk=settings.chunk,
+                progress=False,
             ),
         )
         for name in MEASURED
@@ -201,7 +202,13 @@ def _candidate_errors(
     found: dict[str, Mapping[str, Any]] = {
         "weights": _weight_errors(original, kernels),
         "features": network.call(
-            candidate_feature_errors, model, layer.path, arrays, inputs, chunk=settings.chunk
+            candidate_feature_errors,
+            model,
+            layer.path,
+            arrays,
+            inputs,
+            chunk=settings.chunk,
+            progress=False,
         ),
     }
     if moments is not None:

@@ -49,8 +49,6 @@ Rules = Sequence[Rule | BudgetRule]
 KEPT = ("layers", "_counted", "free", "fixed", "whole", "kept", "predicted")
 # What is told of layers that rules decide; of more than this many, their number.
 NAMED = 8
-# Seconds of measuring of which nothing is told.
-QUIET = 3.0
 
 
 class FreeLayer(NamedTuple):
@@ -185,9 +183,8 @@ class Problem:
         asked = [path for path in self.free if path not in self.given]
         known = [self._known(self.free[path]) for path in asked]
         devices, done = shared_devices(known), itertools.count(1)
-        with Steps("allocate", self.progress).step(
-            "what formats lose", "layer", len(known), after=QUIET
-        ) as tick:
+        steps = Steps("allocate", self.progress)
+        with steps.lasting("what formats lose", "layer", len(known)) as tick:
 
             def lost(own: _Known) -> Float[np.ndarray, " _"]:
                 found = self._errors(own)
