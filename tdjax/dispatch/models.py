@@ -130,7 +130,10 @@ def kind_of(model: Any) -> Kind:
     if isinstance(model, type):
         remedy = f": make an instance, {model.__name__}(...)"
     elif isinstance(model, Mapping):
-        remedy = ": the model comes first, then its variables"
+        remedy = (
+            ": the model comes first, then its variables; a saved NNX model comes back by "
+            "tdjax.load_factorised(folder, like=model)"
+        )
     *most, last = (kind.name for kind in KINDS)
     expected = f"{', '.join(most)} or {last}"
     raise TypeError(f"expected {expected}, got {described(model)}{remedy}")

@@ -83,7 +83,7 @@ def _changed(made: dict[int, Any], found: dict[str, bool], value: Any, path: str
             held: Any = getattr(value, field.name, None)
             at = f"{path}.{field.name}" if path else field.name
             if held is not None and held is SWITCHES.get(field.name):
-                found[at] = held
+                found[at] = bool(held)
                 updates[field.name] = not held
             elif (own := again(held, at)) is not held:
                 updates[field.name] = own
