@@ -70,6 +70,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
             _feature_batches(study),
             loss_fn=LossOf(study.network.judge),
             paths=[re.escape(path) for path in study.protocol.layers],
+            progress=False,
         )
     return moments
 
