@@ -24,7 +24,8 @@ set_up() {
         install "$venv" "$extras" ${constraints:+"$constraints"} || status=$?
         if [ "$status" != 0 ]; then
             echo "error: $venv could not be set up, for the reason above" >&2
-            echo "without a network: uv installs from its cache with UV_OFFLINE=1 set, pip does not" >&2
+            echo "without a network uv installs from its cache; pip needs a folder of wheels:" >&2
+            echo "PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER, as of: pip download -d FOLDER '.[$extras]' 'setuptools>=77'" >&2
             exit "$status"
         fi
         # An extra that there is not is left out by installers.
@@ -39,7 +40,15 @@ install() {
     local venv=$1 extras=$2 constraints=${3:-}
     if command -v uv >/dev/null; then
         [ -x "$venv/bin/python" ] || uv venv --quiet --python '>=3.11' "$venv" || return
-        uv pip install --quiet --python "$venv/bin/python" ${constraints:+--constraint "$constraints"} -e ".[$extras]"
+        local from=(--python "$venv/bin/python" ${constraints:+--constraint "$constraints"} -e ".[$extras]") said
+        said=$(uv pip install --quiet "${from[@]}" 2>&1) && return
+        # Its cache may have all that no network is there for.
+        if uv pip install --quiet --offline "${from[@]}" 2>/dev/null; then
+            echo "installed from uv's cache; with the network it failed: ${said##*cause: }"
+            return
+        fi
+        echo "$said" >&2
+        return 1
     else
         [ -x "$venv/bin/python" ] || python3 -m venv "$venv" || return
         # What is imported is compiled then; to compile all of every package takes longer than the rest.

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         end(1, f"error: {in_one_line(error)}")
     told = f"report: {found}" if isinstance(found, Path) else found
     # A folder's name may hold bytes that are no text.
-    print(told.encode("utf-8", "backslashreplace").decode("utf-8"))
+    _print(told.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _run(raw: dict[str, Any], workdir: Path) -> Path | str:
@@ -148,6 +148,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Whoever reads it, as `head`, has seen enough; what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run() -> None:
     """Read the flags and do what they say."""
     flags.mark_flags_as_required(["config", "workdir"])
@@ -160,6 +168,6 @@ def explain(argv: list[str]) -> None:
     name, values = get_config_filename(flags.FLAGS[CONFIG.name]), CONFIG.value.to_dict()
     try:
         settings = experiment_named(values.get("experiment")).settings
-        print(fields_text(name, settings, values))
+        _print(fields_text(name, settings, values))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {in_one_line(error)}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 # True for lines on standard error, False for none, or what takes a line of text.
@@ -14,6 +14,8 @@ Progress = bool | Callable[[str], Any]
 Tick = Callable[..., None]
 # Seconds between two lines about one step, where each stays.
 INTERVAL = 10.0
+# Seconds of which nothing is told where most calls take less.
+QUIET = 3.0
 
 
 class Steps:
@@ -55,9 +57,27 @@ class Steps:
                 last, told = now, True
                 self._write(f"{name}: {what} {done}{of}, {now - start:.0f} s{known}", last=False)
 
-        yield tick
+        try:
+            yield tick
+        except BaseException:
+            if self.live and told:
+                # What is said of an error starts a line of its own.
+                sys.stderr.write("\n")
+            raise
         if told:
             self._write(f"{name}: {time.monotonic() - start:.1f} s{known}", last=True)
+
+    def lasting(self, name: str, what: str, total: int | None) -> AbstractContextManager[Tick]:
+        """A step of which nothing is told that is over within `QUIET` seconds."""
+        return self.step(name, what, total, after=QUIET)
+
+    @contextmanager
+    def over(self, name: str, batches: Iterable[Any]) -> Iterator[Iterable[Any]]:
+        """Such a step that goes over batches: gives them, to be counted as they are."""
+        with self.lasting(name, "batch", number_in(batches)) as tick:
+            counted = Counted(batches, tick)
+            # What can be read but once still shows that.
+            yield iter(counted) if iter(batches) is batches else counted
 
     def tell(self, text: str) -> None:
         """A line for itself."""
@@ -82,18 +102,30 @@ class Counted:
 
     def __init__(self, things: Iterable[Any], tick: Tick) -> None:
         """Nothing is gone over yet."""
-        self.things, self.tick = things, tick
+        self.things, self.tick, self.passes = things, tick, 0
 
     def __iter__(self) -> Iterator[Any]:
         """One after another."""
+        note = ""
         for number, thing in enumerate(self.things, 1):
             yield thing
-            self.tick(number)
+            if number == 1:
+                # A look at the first alone is no pass.
+                self.passes += 1
+                note = f"pass {self.passes}" if self.passes > 1 else ""
+            self.tick(number, note)
 
 
 def number_in(things: Iterable[Any]) -> int | None:
     """How many there are, None where that is not known."""
-    return len(things) if isinstance(things, Sized) else None
+    try:
+        return len(things)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+# Tells nothing.
+SILENT = Steps("", progress=False)
 
 
 def _on_stderr(line: str) -> None:

@@ -104,6 +104,10 @@ def test_every_public_name_is_shown_with_its_docstring(pages):
         public = getattr(getattr(tdjax, room) if room else tdjax, last)
         first = inspect.getdoc(public).partition("\n\n")[0]
         assert " ".join(first.replace("`", "").split()) in page.text, name
+        # Defaults as values, not as the names that the code has for them.
+        assert not re.search(r"= [A-Z]\w+\.\w", page.text)
+        if inspect.isfunction(public):
+            assert inspect.getmodule(public).__doc__.partition("\n")[0] not in page.text
         for line in re.findall(r"^ *(>>> .+)$", inspect.getdoc(public), re.MULTILINE):
             assert " ".join(line.split()) in page.text, name
 

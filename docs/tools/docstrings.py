@@ -1,12 +1,15 @@
 """Docstrings are plain text with doctests; here they become Markdown."""
 
 import re
+from importlib import import_module
 from typing import Any
 
 import griffe
 
 # What Markdown would take for a tag, as in <x, H y>, or for emphasis, as in (*window, C, T).
 TAG = re.compile(r"<(?=[A-Za-z/!])")
+# Defaults that are named, as EPOCHS or Settings.epochs, of which readers want the value.
+NAMED = re.compile(r"(?!None|True|False)[A-Z]\w*(\.\w+)*")
 STAR = re.compile(r"(?<![\w*])\*(?=\w)")
 
 
@@ -17,6 +20,21 @@ class Docstrings(griffe.Extension):
         """Called for each module, class, function and attribute."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
+        if obj.is_function:
+            for parameter in obj.parameters:
+                name = str(parameter.default)
+                # Where there is no default that is None, where it is None that is a text.
+                if parameter.default is not None and NAMED.fullmatch(name):
+                    parameter.default = value_of(name, obj.module.path)
+
+
+def value_of(name: str, module: str) -> str:
+    """The value of a name in a module of the library, as it is written."""
+    value: Any = import_module(module)
+    for part in name.split("."):
+        value = getattr(value, part)
+    whole = type(value) is int and value > 2**20 and value.bit_count() == 1
+    return f"2**{value.bit_length() - 1}" if whole else repr(value)
 
 
 def as_markdown(text: str) -> str:

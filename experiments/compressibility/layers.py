@@ -145,6 +145,7 @@ def _reached_shares(
             jnp.stack([one[leaf.path] for one in tried]),
             batches,
             ScoresOf(layers.network.judge),
+            progress=False,
         )
         if settings.predicts_numbers:
             within = loss <= (1 + settings.tolerance) * whole["loss"]

@@ -113,9 +113,8 @@ class Pruner:
 
     def _lasso(self, penalty: float) -> Cut:
         params, table = self.layers.model.params, self.layers.table
-        return self._counted(
-            lasso_prune(params, self.moments, penalty, layers=table).params, penalty
-        )
+        pruned = lasso_prune(params, self.moments, penalty, layers=table, progress=False)
+        return self._counted(pruned.params, penalty)
 
     def _masked(
         self, setting: float | None, prune: Callable[..., Any], *args: Any, **options: Any

@@ -71,6 +71,7 @@ def moments_of_layers(study: PlannedStudy, model: Variables) -> dict[str, LayerM
             _feature_batches(study),
             loss_fn=LossOf(study.network.judge),
             paths=[re.escape(path) for path in study.protocol.layers],
+            progress=False,
         )
     return moments
 
@@ -178,6 +179,7 @@ def _candidate_scores(
                 getattr(study.network.splits, name).batches(settings.batch_size),
                 ScoresOf(study.network.judge),
                 chunk=settings.chunk,
+                progress=False,
             ),
         )
         for name in MEASURED
@@ -203,7 +205,13 @@ def _candidate_errors(
     found: dict[str, Mapping[str, Any]] = {
         "weights": _weight_errors(original, kernels),
         "features": network.call(
-            candidate_feature_errors, model, layer.path, arrays, inputs, chunk=settings.chunk
+            candidate_feature_errors,
+            model,
+            layer.path,
+            arrays,
+            inputs,
+            chunk=settings.chunk,
+            progress=False,
         ),
     }
     if moments is not None:

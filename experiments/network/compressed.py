@@ -189,7 +189,7 @@ def decomposed(
         moments: of the layers on these.
     """
     solver = network.settings.solver
-    options: dict[str, Any] = {"max_iters": solver.max_iters, "tol": solver.tol}
+    options: dict[str, Any] = {"max_iters": solver.max_iters, "tol": solver.tol, "progress": False}
     options["key"] = named_key(network.key(DECOMPOSE), name)
     if norm == FROBENIUS:
         return factorize_params(model.params, plan, **options)

@@ -126,7 +126,7 @@ def _of_arguments(batch: Batch) -> Batch:
 
 def reestimated(network: Network, model: Variables, batches: Sequence[Batch]) -> Variables:
     """The network with its batch normalisation estimated again; labels are not looked at."""
-    found = network.call(reestimate_batch_stats, model, images_of(batches))
+    found = network.call(reestimate_batch_stats, model, images_of(batches), progress=False)
     collections = network.apply.collections(found)
     return Variables(collections.pop("params"), collections)
 

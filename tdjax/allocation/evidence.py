@@ -23,8 +23,6 @@ from tdjax.plan.planned import PlannedLayer
 from tdjax.progress import Progress, Steps
 
 Errors = Float[np.ndarray, " _"]
-# Seconds of measuring of which nothing is told.
-QUIET = 3.0
 
 
 class Known(NamedTuple):
@@ -93,9 +91,7 @@ class Evidence:
 
         known = [self._known(own) for own in layers]
         devices, done = shared_devices(known), itertools.count(1)
-        with Steps("allocate", progress).step(
-            "what formats lose", "layer", len(known), after=QUIET
-        ) as tick:
+        with Steps("allocate", progress).lasting("what formats lose", "layer", len(known)) as tick:
 
             def lost(own: Known) -> Errors:
                 found = self._errors(own)

@@ -16,6 +16,7 @@ from tdjax.allocation.problem import Rules
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
+from tdjax.progress import Progress
 from tdjax.timings.timings import Timings
 
 
@@ -52,6 +53,7 @@ def budget_curve(
     dtypes: Sequence[str] | None = None,
     key: Array | None = None,
     timings: Timings | None = None,
+    progress: Progress = False,
 ) -> BudgetCurve:
     """See `tdjax.budget_curve`."""
     # The size that is reached is part of the result.
@@ -62,7 +64,7 @@ def budget_curve(
         raise ValueError("budget_curve: all budgets must count the same, in the same order")
     problem = posed(
         model, tuple(asked[0].of), "loss", methods, moments, rules=rules, multiple_of=multiple_of,
-        dtypes=dtypes, key=key, timings=timings,
+        dtypes=dtypes, key=key, timings=timings, progress=progress,
     )  # fmt: skip
     found = [chosen(problem, shares) for shares in asked]
     plans = tuple(plan for plan, _ in found)

@@ -2,7 +2,7 @@
 
 from tdjax.decompose.als import Info
 from tdjax.decompose.cp import cp_als
-from tdjax.decompose.grouped_svd import grouped_svd
+from tdjax.decompose.grouped import grouped_svd
 from tdjax.decompose.svd import truncated_svd
 from tdjax.decompose.tt import tt_als, tt_svd
 from tdjax.decompose.tucker import hosvd, tucker_als

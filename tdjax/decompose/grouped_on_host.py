@@ -1,6 +1,6 @@
 """Low rank by groups of rows in the norm tr(E^T S E), by NumPy.
 
-The method is that of `tdjax.decompose.grouped_svd`, which compiles a program for each shape, number
+The method is that of `tdjax.decompose.grouped`, which compiles a program for each shape, number
 of groups and rank.
 """
 
@@ -101,7 +101,7 @@ def _measured(
 def _swept(problem: Problem, state: State) -> State:
     """Renew one block after the other, the best with the others fixed.
 
-    See `tdjax.decompose.grouped_svd`: a Newton step from the present block, cut to its rank.
+    See `tdjax.decompose.grouped`: a Newton step from the present block, cut to its rank.
     """
     assert problem.weight is not None
     assert problem.roots is not None

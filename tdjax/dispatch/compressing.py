@@ -29,7 +29,7 @@ from tdjax.params.factorize import factorize_params
 from tdjax.plan.layers import Inventory
 from tdjax.plan.plan import Plan
 from tdjax.processes import are_apart, gathered
-from tdjax.progress import Counted
+from tdjax.progress import Counted, Progress, Tick
 from tdjax.refinement.result import Refined
 from tdjax.trace.call import WHOLE, Reading, peeked
 
@@ -130,10 +130,11 @@ def source_of(
 
 
 def factorised(
-    source: Source, plan: Plan, moments: Mapping[str, LayerMoments], key: Array
+    source: Source, plan: Plan, moments: Mapping[str, LayerMoments], key: Array, progress: Progress
 ) -> Compressed:
     """A model factorised by a plan, its biases corrected for what the mean inputs lose."""
     options: dict[str, Any] = {"key": key, "moments": moments, "correct_bias": True}
+    options["progress"] = progress
     if source.variables is None:
         return Compressed(factorize(source.model, plan, **options), None, plan)
     if kind_of(source.model).held == "params":
@@ -162,11 +163,11 @@ def renewed(
     small: Compressed,
     source: Source,
     row_weights: RowWeights | None,
-    tick: Callable[[int], None],
+    tick: Tick,
 ) -> Compressed:
     """A compressed model with its batch statistics estimated again."""
     pairs: Iterable[Any] = Counted(source, tick)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"progress": False}
     changed = replace(source, model=small.model, variables=small.variables)
     if row_weights is None:
         pairs = (inputs for inputs, _ in pairs)

@@ -145,5 +145,6 @@ def budget_curve(
         batch=batch, timings=timings, strategy="loss", choices=choices, progress=progress,
     )  # fmt: skip
     return curve_of(
-        inventory, asked, cost=cost, timings=timings, key=jax.random.key(seed), **choices
-    )
+        inventory, asked, cost=cost, timings=timings, key=jax.random.key(seed), progress=progress,
+        **choices,
+    )  # fmt: skip

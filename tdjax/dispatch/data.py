@@ -28,6 +28,7 @@ from tdjax.moments.collect import (
 from tdjax.moments.iterate import nearest_products
 from tdjax.moments.losses import SAMPLED, Drawn, Given, LossFn, TurnLoss
 from tdjax.processes import together
+from tdjax.progress import Progress, Steps
 from tdjax.trace.call import WHOLE
 
 Variables = Mapping[str, Any]
@@ -48,6 +49,7 @@ def collect_moments(
     iterations: int = ...,
     temperature: float = ...,
     key: Array | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
@@ -65,6 +67,7 @@ def collect_moments(
     iterations: int = ...,
     temperature: float = ...,
     key: Array | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, LayerMoments]: ...
 
@@ -83,6 +86,7 @@ def collect_moments(
     iterations: int = ...,
     temperature: float = ...,
     key: Array | None = ...,
+    progress: Progress = ...,
 ) -> dict[str, LayerMoments]: ...
 
 
@@ -101,6 +105,7 @@ def collect_moments(
     iterations: int = 2,
     temperature: float = 1.0,
     key: Array | None = None,
+    progress: Progress = True,
     method: Method = None,
 ) -> dict[str, LayerMoments]:
     """Second moments of what goes into each layer that can be factorised, and of what comes back.
@@ -155,6 +160,7 @@ def collect_moments(
         temperature: of "sampled", by which logits are divided; the loss is multiplied by it, as
             with `tdjax.refine`.
         key: PRNG key of the draws of a loss by name; jax.random.key(0) where it is not given.
+        progress: see `tdjax.compress`.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each path a `tdjax.moments.collect.LayerMoments`. Where they are "nearest", the
@@ -184,10 +190,11 @@ def collect_moments(
         None if row_weights is None else checked_weights(row_weights),
     )
     leaves = room.leaves(*arrays)
-    found = collect(ask, leaves, batches, paths=paths, memory=memory)
-    if kronecker == INDEPENDENT:
-        return found
-    return nearest_products(ask, leaves, batches, found, iterations=iterations, memory=memory)
+    with Steps("collect_moments", progress).over("moments", batches) as counted:
+        found = collect(ask, leaves, counted, paths=paths, memory=memory)
+        if kronecker == INDEPENDENT:
+            return found
+        return nearest_products(ask, leaves, counted, found, iterations=iterations, memory=memory)
 
 
 def _turn_loss(
@@ -232,6 +239,7 @@ def reestimate_batch_stats(
     batches: Iterable[Any],
     *,
     row_weights: RowWeights | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, Any]: ...
 
@@ -242,6 +250,7 @@ def reestimate_batch_stats(
     batches: Iterable[Any],
     *,
     row_weights: RowWeights | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> Model: ...
 
@@ -253,6 +262,7 @@ def reestimate_batch_stats(
     batches: Iterable[Any],
     *,
     row_weights: RowWeights | None = None,
+    progress: Progress = True,
     method: Method = None,
 ) -> Any:
     """Means and variances of batch normalisation, estimated again on inputs alone.
@@ -278,6 +288,7 @@ def reestimate_batch_stats(
         row_weights: see `tdjax.collect_moments`; rows of weight 0 are left out as the `mask` of the
             layers leaves them out, beside those that the model leaves out itself; all others count
             alike.
+        progress: see `tdjax.compress`.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Layers of subclasses are re-estimated, whatever momentum and mode they have: those too whose
@@ -286,5 +297,7 @@ def reestimate_batch_stats(
     Raises ValueError for no batches, NaN or Inf in one, a model without batch normalisation, and a
     layer that keeps batch statistics in a way of its own.
     """
-    own = fed_to("reestimate_batch_stats", model, variables, batches, row_weights, method)
-    return room_of(model).reestimate_batch_stats(*with_arrays(model, variables), own, method=method)
+    name, room = "reestimate_batch_stats", room_of(model)
+    own = fed_to(name, model, variables, batches, row_weights, method)
+    with Steps(name, progress).over("statistics", own) as counted:
+        return room.reestimate_batch_stats(*with_arrays(model, variables), counted, method=method)

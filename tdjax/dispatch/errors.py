@@ -21,6 +21,7 @@ from tdjax.evaluate.errors import FeatureErrors
 from tdjax.moments.collect import RowWeights
 from tdjax.plan.plan import Plan
 from tdjax.processes import together
+from tdjax.progress import Progress, Steps
 
 Variables = Mapping[str, Any]
 Kernels = Float[Array, "n ..."]
@@ -35,6 +36,7 @@ def feature_errors(
     *,
     row_weights: RowWeights | None = ...,
     key: Array | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
 
@@ -47,6 +49,7 @@ def feature_errors(
     *,
     row_weights: RowWeights | None = ...,
     key: Array | None = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, dict[str, float]]: ...
 
@@ -60,6 +63,7 @@ def feature_errors(
     *,
     row_weights: RowWeights | None = ...,
     key: Array | None = ...,
+    progress: Progress = ...,
 ) -> dict[str, dict[str, float]]: ...
 
 
@@ -72,6 +76,7 @@ def feature_errors(
     *,
     row_weights: RowWeights | None = None,
     key: Array | None = None,
+    progress: Progress = True,
     method: Method = None,
 ) -> dict[str, dict[str, float]]:
     """Errors of each layer's output features F, one norm for each example, then the mean.
@@ -104,6 +109,7 @@ def feature_errors(
         row_weights: see `tdjax.collect_moments`. In the norms rows then count by their weight over
             the largest of their example, by which the example counts in the mean; n_F counts
             features likewise. Examples without a weight are left out.
+        progress: see `tdjax.compress`.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: for each layer path the three errors.
@@ -116,8 +122,9 @@ def feature_errors(
     network, state = room.network_of(*arrays, method=method)
     own = fed_to("feature_errors", model, variables, batches, row_weights, method)
     return tdjax.evaluate.errors.feature_errors(
-        network, state, room.layer_weights(*arrays), other, own, key=key
-    )
+        network, state, room.layer_weights(*arrays), other, own, key=key,
+        steps=Steps("feature_errors", progress),
+    )  # fmt: skip
 
 
 @overload
@@ -130,6 +137,7 @@ def candidate_feature_errors(
     *,
     row_weights: RowWeights | None = ...,
     chunk: int = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
@@ -143,6 +151,7 @@ def candidate_feature_errors(
     *,
     row_weights: RowWeights | None = ...,
     chunk: int = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
@@ -157,6 +166,7 @@ def candidate_feature_errors(
     *,
     row_weights: RowWeights | None = ...,
     chunk: int = ...,
+    progress: Progress = ...,
 ) -> dict[str, Float[np.ndarray, " n"]]: ...
 
 
@@ -170,6 +180,7 @@ def candidate_feature_errors(
     *,
     row_weights: RowWeights | None = None,
     chunk: int = 25,
+    progress: Progress = True,
     method: Method = None,
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """The three feature errors of many kernels of one layer, side by side.
@@ -180,7 +191,8 @@ def candidate_feature_errors(
     """
     network, arrays = room_of(model).network_of(*with_arrays(model, variables), method=method)
     own = fed_to("candidate_feature_errors", model, variables, batches, row_weights, method)
-    return candidate_means(FeatureErrors(network, path), arrays, kernels, own, chunk)
+    function, steps = FeatureErrors(network, path), Steps("candidate_feature_errors", progress)
+    return candidate_means(function, arrays, kernels, own, chunk, steps)
 
 
 @overload
@@ -193,6 +205,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> Any: ...
 
@@ -206,6 +219,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> Any: ...
 
@@ -220,6 +234,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = ...,
+    progress: Progress = ...,
 ) -> Any: ...
 
 
@@ -233,6 +248,7 @@ def evaluate_candidates(
     metric_fn: MetricFn,
     *,
     chunk: int = 25,
+    progress: Progress = True,
     method: Method = None,
 ) -> Any:
     """Performance of a network with each of many kernels in place of one layer's, side by side.
@@ -260,6 +276,7 @@ def evaluate_candidates(
             over those of all processes, of which each needs one.
         metric_fn: (outputs, batch) -> pytree of arrays over the examples, (batch,).
         chunk: candidates at once, which bounds memory; more candidates run in turns.
+        progress: see `tdjax.compress`.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Returns: pytree as of `metric_fn` with float64 arrays (n,): the mean over all examples.
@@ -277,4 +294,5 @@ def evaluate_candidates(
     )
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
-    return candidate_means(function, arrays, kernels, batches, chunk)
+    steps = Steps("evaluate_candidates", progress)
+    return candidate_means(function, arrays, kernels, batches, chunk, steps)

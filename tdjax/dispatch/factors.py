@@ -16,6 +16,7 @@ from tdjax.functions import FactorisedFunction
 from tdjax.moments.collect import LayerMoments, RowWeights
 from tdjax.params.options import Options
 from tdjax.plan.plan import Plan
+from tdjax.progress import Progress, Steps
 from tdjax.pruning.dead import SmallerModel
 
 Variables = Mapping[str, Any]
@@ -40,6 +41,7 @@ def factorize(  # type: ignore[overload-overlap]
     moments: Mapping[str, LayerMoments] | None = ...,
     norm: str | None = ...,
     correct_bias: bool = ...,
+    progress: Progress = ...,
 ) -> Model: ...
 
 
@@ -59,6 +61,7 @@ def factorize(
     moments: Mapping[str, LayerMoments] | None = None,
     norm: str | None = None,
     correct_bias: bool = False,
+    progress: Progress = True,
 ) -> Any:
     """The model with the layers of the plan factorised: same signature, fewer parameters.
 
@@ -78,7 +81,7 @@ def factorize(
     Arguments:
         model: a Linen or NNX module, or a function of parameters and inputs.
         plan: from `tdjax.make_plan`.
-        key, init, max_iters, tol, moments, norm, correct_bias: for NNX alone, see
+        key, init, max_iters, tol, moments, norm, correct_bias, progress: for NNX alone, see
             `tdjax.factorize_params`.
 
     Raises TypeError for something that is no module, ValueError for a Linen model that is
@@ -90,7 +93,7 @@ def factorize(
         return room_of(model).factorize(model, plan)
     return room_of(model).factorize(
         model, plan, key=key, init=init, max_iters=max_iters, tol=tol, moments=moments, norm=norm,
-        correct_bias=correct_bias,
+        correct_bias=correct_bias, progress=progress,
     )  # fmt: skip
 
 
@@ -109,6 +112,7 @@ def factorize_sequentially(
     init: str = ...,
     max_iters: int = ...,
     tol: float | Float[Array, ""] = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> dict[str, Any]: ...
 
@@ -127,6 +131,7 @@ def factorize_sequentially(
     init: str = ...,
     max_iters: int = ...,
     tol: float | Float[Array, ""] = ...,
+    progress: Progress = ...,
     method: Method = ...,
 ) -> Model: ...
 
@@ -146,6 +151,7 @@ def factorize_sequentially(
     init: str = ...,
     max_iters: int = ...,
     tol: float | Float[Array, ""] = ...,
+    progress: Progress = ...,
 ) -> Any: ...
 
 
@@ -164,6 +170,7 @@ def factorize_sequentially(
     init: str = Options.init,
     max_iters: int = Options.max_iters,
     tol: float | Float[Array, ""] = Options.tol,
+    progress: Progress = True,
     method: Method = None,
 ) -> Any:
     """Factors of all layers of a plan, each making up for what the layers before it lost.
@@ -201,14 +208,16 @@ def factorize_sequentially(
             layers are held together, 8 D^2 bytes for one with inputs of D entries.
         correct_bias: see `tdjax.factorize_params`.
         key, init, max_iters, tol: see `tdjax.factorize_params`.
+        progress: see `tdjax.compress`.
         method: how the model is called, as for `tdjax.make_plan`.
 
     Raises ValueError for no batches or an iterator, NaN or Inf in a batch, weights that leave a
     layer no row, and as `tdjax.factorize_params`.
     """
     options = Options(
-        key=key, init=init, max_iters=max_iters, tol=tol, moments=moments, correct_bias=correct_bias
-    )
+        key=key, init=init, max_iters=max_iters, tol=tol, moments=moments,
+        correct_bias=correct_bias, steps=Steps("factorize_sequentially", progress),
+    )  # fmt: skip
     own = fed_to("factorize_sequentially", model, variables, batches, row_weights, method)
     return room_of(model).factorize_sequentially(
         *with_arrays(model, variables), plan, own, options, method=method, blocks=blocks

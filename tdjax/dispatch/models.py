@@ -23,7 +23,14 @@ import tdjax.nnx
 from tdjax.arguments.called import Method, called
 from tdjax.arguments.checks import call_text, check_arguments
 from tdjax.arguments.described import described
-from tdjax.dispatch.modes import is_told, told, training_flag, warn_of_flag, warn_of_modules
+from tdjax.dispatch.modes import (
+    is_told,
+    told,
+    training_flag,
+    warn_of_fields,
+    warn_of_flag,
+    warn_of_modules,
+)
 from tdjax.hints import did_you_mean
 from tdjax.processes import together
 from tdjax.trace.call import peeked
@@ -43,7 +50,8 @@ class Kind(NamedTuple):
         without: names of the arguments that mean nothing for them, of one function alone behind its
             name and a dot.
         in_training: a model's modules that are in training mode, see
-            `tdjax.nnx.modes.training_modules`; None where the inputs set the mode.
+            `tdjax.nnx.modes.training_modules`; None where they have none of their own.
+        fields: those of a model that say training, see `tdjax.linen.modes.training_fields`.
     """
 
     base: Any
@@ -57,6 +65,7 @@ class Kind(NamedTuple):
     lacks: Sequence[str] = ()
     without: Sequence[str] = ()
     in_training: Callable[[Any], Mapping[str, str]] | None = None
+    fields: Callable[[Any], Mapping[str, bool]] | None = None
 
     def lacks_argument(self, function: str, name: str) -> bool:
         """Whether an argument of a function means nothing for them."""
@@ -72,6 +81,7 @@ KINDS = (
         "a Linen model holds no arrays and comes with its variables",
         "a Linen model",
         "which holds no parameters: pass its variables",
+        fields=tdjax.linen.training_fields,
     ),
     Kind(
         nnx.Module,
@@ -120,7 +130,10 @@ def kind_of(model: Any) -> Kind:
     if isinstance(model, type):
         remedy = f": make an instance, {model.__name__}(...)"
     elif isinstance(model, Mapping):
-        remedy = ": the model comes first, then its variables"
+        remedy = (
+            ": the model comes first, then its variables; a saved NNX model comes back by "
+            "tdjax.load_factorised(folder, like=model)"
+        )
     *most, last = (kind.name for kind in KINDS)
     expected = f"{', '.join(most)} or {last}"
     raise TypeError(f"expected {expected}, got {described(model)}{remedy}")
@@ -192,11 +205,16 @@ def _warn_in_training(function: str, kind: Kind, model: Any, given: dict[str, An
     except ValueError:
         # There is no such method, as the function says itself.
         return
+    fields = {} if kind.fields is None else kind.fields(model)
+    if flag is None and not fields:
+        return
+    first = given.get("sample")
+    if "batches" in given:
+        first, given["batches"] = together(function, lambda: peeked(given["batches"]))
     if flag is not None:
-        first = given.get("sample")
-        if "batches" in given:
-            first, given["batches"] = together(function, lambda: peeked(given["batches"]))
         warn_of_flag(function, flag, first, stacklevel=3)
+    elif kind.room.trains(model, given["variables"], first, given.get("method")):
+        warn_of_fields(function, fields, stacklevel=3)
 
 
 def signature_of(name: str, whole: inspect.Signature, kind: Kind) -> inspect.Signature:

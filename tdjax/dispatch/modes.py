@@ -46,6 +46,17 @@ def warn_of_modules(function: str, modules: Mapping[str, str], stacklevel: int) 
         )
 
 
+def warn_of_fields(function: str, fields: Mapping[str, bool], stacklevel: int) -> None:
+    """Warn of a Linen model that is made for training, by its fields with their values."""
+    named = ", ".join(f"{path}={value}" for path, value in list(fields.items())[:NAMED])
+    more = f" and {len(fields) - NAMED} more" if len(fields) > NAMED else ""
+    warnings.warn(
+        f"{function}: the model is in training mode: it is made with {named}{more}: pass one that "
+        "is made for use, with the same variables, for what it does then",
+        stacklevel=stacklevel + 1,
+    )
+
+
 def training_flag(caller: Callable[..., Any]) -> tuple[str, str] | None:
     """The flag that trains a model which is not told otherwise, and the name of its input."""
     try:

@@ -197,7 +197,8 @@ def compress(
             function}, with which it is done however few examples there are.
         key: PRNG key for the draws of a loss by name, and for the random starts of CP.
         progress: True for lines on standard error, False for none, or a function that takes each
-            line, as `logging.info`.
+            line, as `logging.info`. The steps called by themselves say nothing of what is over
+            within three seconds.
 
     Returns: `Compressed`, with `model`, `variables` (None for NNX), `plan` and `refined`. What was
     given is not changed.
@@ -233,6 +234,7 @@ def compress(
             collect_moments, Counted(replace(source, automatic=True), tick), memory=memory,
             loss_fn=of_pairs(OUTPUTS if loss_fn is None else loss_fn), key=signs,
             row_weights=None if row_weights is None else partial(weights_of_pairs, row_weights),
+            progress=False,
         )  # fmt: skip
     with steps.step("formats and ranks"):
         asked: dict[str, Any] = {} if groups is None else {"shared": groups}
@@ -240,12 +242,12 @@ def compress(
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
-            multiple_of=multiple_of, dtypes=dtypes, timings=timings, **asked,
+            multiple_of=multiple_of, dtypes=dtypes, timings=timings, progress=progress, **asked,
         )  # fmt: skip
     check_equal(plan)
     with steps.step(f"factors of {len(plan.factorised)} layers"):
         # What is trained are floats; they are rounded at the end.
-        small = factorised(source, plan.with_dtypes(None), moments, starts)
+        small = factorised(source, plan.with_dtypes(None), moments, starts, progress)
     if renews:
         with steps.step("batch statistics", "batch", total) as tick:
             small = renewed(small, source, row_weights, tick)

@@ -349,8 +349,8 @@ def allocate(
         progress: see `tdjax.compress`; of timings that are taken now, and of what the formats of
             each layer lose where it takes more than a few seconds to find out.
 
-    Returns: a plan whose count is within half a percent of the network of a budget of one number,
-    and above none; multiply-accumulates of a model whose layers run under conditions are as near
+    Returns: a plan that is above no budget, and below one of one number by half a percent of the
+    network at most; multiply-accumulates of a model whose layers run under conditions are as near
     below it as a search over the sum of all layers gets.
 
     Raises ValueError for a budget that cannot be met, with what is within reach, for a rule that

@@ -53,6 +53,7 @@ class Dense(NamedTuple):
     def decomposed(self, plan: Plan) -> list[Any]:
         """The arrays with the layers of a plan decomposed and multiplied out again."""
         options: dict[str, Any] = {"key": self.key, "moments": self.moments, "correct_bias": True}
+        options["progress"] = False
         kind = kind_of(self.model)
         if kind.held is None:
             small = factorize(self.model, plan, **options)

@@ -17,6 +17,7 @@ from tdjax.decompose.dealing import in_this_process
 from tdjax.decompose.inputs import all_finite
 from tdjax.params.partitioning import unboxed
 from tdjax.processes import are_apart, gathered, together
+from tdjax.progress import Steps
 from tdjax.trace.call import WHOLE, Reading, StaticPart, peeked, split_arrays
 from tdjax.trace.hoist import split
 
@@ -108,12 +109,14 @@ def candidate_means(
     kernels: Float[Array, "n ..."],
     batches: Iterable[Any],
     chunk: int,
+    steps: Steps,
 ) -> Any:
     """Means over all examples of a function of each kernel; see `tdjax.evaluate_candidates`.
 
     Arguments:
         function: of the network and the layer whose kernels these are.
         variables: as the network takes them.
+        steps: is told how many batches are done.
     """
     path, own = function.path, unboxed(function.network.kernel(variables, function.path))
     if own is None:
@@ -130,9 +133,10 @@ def candidate_means(
     apart = are_apart("candidates", first)
     if apart:
         variables, own, kernels = jax.tree.map(in_this_process, (variables, own, kernels))
-    totals, count = together(
-        "candidates", lambda: _totals(function, variables, own, kernels, batches, chunk)
-    )
+    with steps.over(f"{len(kernels)} candidates", batches) as counted:
+        totals, count = together(
+            "candidates", lambda: _totals(function, variables, own, kernels, counted, chunk)
+        )
     if apart:
         totals, count = _of_all_processes(totals, count)
     if count == 0:

@@ -37,6 +37,7 @@ from tdjax.plan.form import PAIRED
 from tdjax.plan.layers import LEAF
 from tdjax.plan.plan import Plan
 from tdjax.processes import are_apart, gathered, together
+from tdjax.progress import Steps
 from tdjax.trace.call import StaticPart, peeked, split_arrays
 
 ERRORS = ("absolute", "relative", "scaled")
@@ -145,6 +146,7 @@ def feature_errors(
     batches: Iterable[Fed],
     *,
     key: Array | None = None,
+    steps: Steps,
 ) -> dict[str, dict[str, float]]:
     """Errors of each layer's output features; see `tdjax.feature_errors`.
 
@@ -154,12 +156,13 @@ def feature_errors(
         network, variables: the model as a static argument, and its arrays.
         weights: the layers' arrays as nested mappings by path.
         plan_or_weights: a plan, or approximated weights.
+        steps: is told how many batches are done, and of how many layers factors are made.
     """
     _check_finite(weights)
     if isinstance(plan_or_weights, Plan):
         plan = plan_or_weights
         _check_apart(plan)
-        options = Options(key=jax.random.key(0) if key is None else key)
+        options = Options(key=jax.random.key(0) if key is None else key, steps=steps)
         paths = [entry.layer.path for entry in plan.factorised]
         other: Mapping[str, Any] = dense_tree(factor_tree(weights, plan, options), plan)
     else:
@@ -170,7 +173,9 @@ def feature_errors(
     apart = are_apart("feature_errors", first)
     if apart:
         variables, kernels = jax.tree.map(in_this_process, (variables, kernels))
-    own = together("feature_errors", lambda: _totals(network, variables, kernels, batches))
+    with steps.over("features", batches) as counted_out:
+        run = partial(_totals, network, variables, kernels, counted_out)
+        own = together("feature_errors", run)
     every = gathered(own) if apart else [own]
     count = sum(number for _, number in every)
     if count == 0:

@@ -2,6 +2,7 @@
 
 from tdjax.linen.batch_stats import keeps_batch_stats, reestimate_batch_stats
 from tdjax.linen.model import factorize
+from tdjax.linen.modes import training_fields, trains
 from tdjax.linen.network import (
     approximated_weights,
     layer_weights,
@@ -31,4 +32,6 @@ __all__ = [
     "reestimate_batch_stats",
     "remove_dead",
     "trace",
+    "training_fields",
+    "trains",
 ]

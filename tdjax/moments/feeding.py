@@ -43,6 +43,9 @@ class _Batches:
     reading: Reading
     row_weights: RowWeights | None
 
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
     def __iter__(self) -> Iterator[Fed]:
         for batch in self.batches:
             weights = None if self.row_weights is None else self.row_weights(batch)

@@ -28,6 +28,7 @@ from tdjax.params.tree import layer_params, put
 from tdjax.plan.form import PAIRED
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.stage import CORRECTION, INPUT
+from tdjax.progress import Progress, Steps
 
 Model = TypeVar("Model", bound=nnx.Module)
 DENSE = {kind.factorised: cls for cls, kind in KINDS.items()}
@@ -49,6 +50,7 @@ def factorize(
     moments: Mapping[str, LayerMoments] | None = None,
     norm: str | None = None,
     correct_bias: bool = False,
+    progress: Progress = True,
 ) -> Model:
     """A copy of a model with the layers of the plan factorised; the model is not changed.
 
@@ -65,7 +67,7 @@ def factorize(
         plan: from `tdjax.make_plan`.
         key: PRNG key for the random starts of CP; needed if the plan has such a layer.
         init, max_iters, tol: see `tdjax.cp_als` and `tdjax.tucker_als`.
-        moments, norm, correct_bias: see `tdjax.factorize_params`.
+        moments, norm, correct_bias, progress: see `tdjax.factorize_params`.
 
     Raises KeyError or ValueError for a model that does not fit the plan, ValueError for NaN or
     Inf in a kernel; both name the layer. TypeError for something that is not an NNX module.
@@ -73,7 +75,7 @@ def factorize(
     params = own_arrays(model, plan, bias=correct_bias)
     options = Options(
         key=key, init=init, max_iters=max_iters, tol=tol,
-        moments=moments, norm=norm, correct_bias=correct_bias,
+        moments=moments, norm=norm, correct_bias=correct_bias, steps=Steps("factorize", progress),
     )  # fmt: skip
     return with_chains(model, plan, factor_tree(params, plan, options))
 

@@ -7,6 +7,7 @@ with a sparse correction has {"sparse": {"values"}} too, and the indices in anot
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ from tdjax.plan.pairing import pairs_in
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.sharing import units_of
 from tdjax.plan.stage import CORRECTION, INPUT
+from tdjax.progress import Progress, Steps
 
 Params = Mapping[str, Any]
 
@@ -59,6 +61,7 @@ def factorize_params(
     moments: Mapping[str, LayerMoments] | None = None,
     norm: str | None = None,
     correct_bias: bool = False,
+    progress: Progress = True,
 ) -> Any:
     """Replace the kernels of all layers that the plan factorises by their factors.
 
@@ -107,6 +110,7 @@ def factorize_params(
             out by its gradient too; None for the latter where the moments have it.
         correct_bias: with moments, take what the mean input loses into the layer's bias, and
             weigh by the covariance around that mean. Layers without a bias stay as they are.
+        progress: see `tdjax.compress`.
 
     Raises KeyError or ValueError for parameters or moments that do not fit the plan, ValueError
     for kernels of integers, of complex or of 8-bit numbers, and for NaN or Inf in one; all name
@@ -116,6 +120,7 @@ def factorize_params(
     options = Options(
         key=key, init=init, max_iters=max_iters, tol=tol,
         moments=moments, norm=norm, correct_bias=correct_bias,
+        steps=Steps("factorize_params", progress),
     )  # fmt: skip
     if of_leaves(plan):
         own = leaf_tree(params)
@@ -150,12 +155,22 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
         at_hand = on_a_cpu or isinstance(own.array, np.ndarray) or is_at_hand(own.array)
         return at_hand and is_by_numpy(own.entry, weighted=own.weights is not None)
 
-    found = dealt(_factorised, work, devices, by_numpy, lambda own: own.entry.layer.size)
+    pairs = pairs_in(plan.factorised)
     layers: dict[str, FactorisedLayer] = {}
+    done, total = itertools.count(1), len(units) + len(pairs)
+    with options.steps.lasting("factors", "layer", total) as tick:
+
+        def made(own: _Work) -> FactorisedLayer:
+            factorised = _factorised(own)
+            tick(next(done))
+            return factorised
+
+        found = dealt(made, work, devices, by_numpy, lambda own: own.entry.layer.size)
+        of_pairs = factorised_pairs(params, pairs, weights, options, lambda: tick(next(done)))
     for unit, own in zip(units, found, strict=True):
         layers |= apart_again(own, unit)
-    for path, made in factorised_pairs(params, pairs_in(plan.factorised), weights, options).items():
-        layers[path] = FactorisedLayer({PairChain.STAGE: made.kept}, made.shift)
+    for path, kept in of_pairs.items():
+        layers[path] = FactorisedLayer({PairChain.STAGE: kept.kept}, kept.shift)
     return with_factors(params, plan, layers)
 
 

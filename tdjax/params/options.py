@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from tdjax.moments.collect import LayerMoments
+from tdjax.progress import SILENT, Steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Options:
         moments: of the layers, by path.
         norm: with moments, "covariance" or "kronecker".
         correct_bias: whether biases take on what the mean outputs lose.
+        steps: is told how many layers are done.
     """
 
     key: Array | None = None
@@ -32,6 +34,7 @@ class Options:
     moments: Mapping[str, LayerMoments] | None = None
     norm: str | None = None
     correct_bias: bool = False
+    steps: Steps = SILENT
 
     def of_part(self, number: int) -> Options:
         """The same with a key of its own for one of several layers or feature groups."""

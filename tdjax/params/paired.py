@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,16 +47,24 @@ def factorised_pairs(
     pairs: Sequence[Paired],
     weights: Mapping[str, Weights],
     options: Options,
+    done: Callable[[], None],
 ) -> dict[str, PairFactors]:
     """What becomes of the layers of pairs, by path.
+
+    Arguments:
+        done: called behind each pair.
 
     Raises ValueError where moments are missing, or arrays are being traced; it names the layer.
     """
     # All processes take part in gathering arrays, and so in one order.
     work = [_work(params, pair, weights, options) for pair in pairs]
-    found = side_by_side(
-        _decomposed, work, lambda own: own.width <= WIDEST, lambda own: own.width
-    )  # fmt: skip
+
+    def made(own: _Work) -> dict[str, PairFactors]:
+        factors = _decomposed(own)
+        done()
+        return factors
+
+    found = side_by_side(made, work, lambda own: own.width <= WIDEST, lambda own: own.width)
     return {path: own for made in found for path, own in made.items()}
 
 

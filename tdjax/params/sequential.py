@@ -90,23 +90,26 @@ def sequential(
     blocks = [tuple(filter(units.__contains__, block)) for block in blocks_of(every, wanted)]
     dense: dict[str, DenseLayer] = {}
     found: dict[str, FactorisedLayer] = {}
-    for group in _groups(list(filter(None, blocks))):
-        programs: dict[Any, _Program] = {}
-        for block in group:
-            present = model.leaves_of(dense)
-            collected = partial(_collected, model, present, batches, block, group, programs)
-            sums = together(FUNCTION, collected)
-            alone = sums.alone_somewhere() if apart else sums.alone
-            for path in block:
-                if path in alone:
-                    means = _alone(model, present, batches, path, weighed=first.weights is not None)
-                else:
-                    # Given up one by one, with the memory that they take.
-                    means = _means(path, *sums.paired.pop(path), apart=apart)
-                unit = units[path]
-                made = decomposed(model.params, unit, means, outputs, keys[path])
-                found |= made
-                dense |= multiplied_out(model.params, unit, made)
+    with options.steps.lasting("factors", "layer", len(every)) as tick:
+        for group in _groups(list(filter(None, blocks))):
+            programs: dict[Any, _Program] = {}
+            for block in group:
+                present = model.leaves_of(dense)
+                collected = partial(_collected, model, present, batches, block, group, programs)
+                sums = together(FUNCTION, collected)
+                alone = sums.alone_somewhere() if apart else sums.alone
+                for path in block:
+                    if path in alone:
+                        weighed = first.weights is not None
+                        means = _alone(model, present, batches, path, weighed=weighed)
+                    else:
+                        # Given up one by one, with the memory that they take.
+                        means = _means(path, *sums.paired.pop(path), apart=apart)
+                    unit = units[path]
+                    made = decomposed(model.params, unit, means, outputs, keys[path])
+                    found |= made
+                    dense |= multiplied_out(model.params, unit, made)
+                    tick(len(found))
     return found
 
 

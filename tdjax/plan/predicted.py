@@ -53,9 +53,14 @@ class Predicted:
 
     @property
     def beyond(self) -> float:
-        """What the dense network takes beyond its layers and the rest; 0 where it is little."""
-        found = self.network - self.rest - sum(own.before for own in self.layers)
-        return found if abs(found) > LITTLE * self.network else 0.0
+        """What the dense network takes beyond its parts; 0 where it is little or less."""
+        found = self.network - self._parts
+        return found if found > LITTLE * self.network else 0.0
+
+    @property
+    def _parts(self) -> float:
+        """Of the dense network, the layers and the rest added up."""
+        return self.rest + sum(own.before for own in self.layers)
 
     @property
     def after(self) -> float:
@@ -76,7 +81,14 @@ class Predicted:
     def __str__(self) -> str:
         """One line."""
         examples = f"{self.batch} example" + "s" * (self.batch != 1)
-        return f"time: predicted from timings of the layers, {examples} on {self.device}"
+        line = f"time: predicted from timings of the layers, {examples} on {self.device}"
+        more = self._parts / self.network - 1
+        if more > LITTLE:
+            line += (
+                f"; the parts add up to {100 * more:.3g} % more than the network took: time it "
+                "again while nothing else runs"
+            )
+        return line
 
 
 def with_times(table: Table, predicted: Predicted, paths: Sequence[Sequence[str]]) -> Table:

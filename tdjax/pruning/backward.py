@@ -25,6 +25,7 @@ from tdjax.decompose.products import HIGHEST
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.tree import join_path
 from tdjax.plan.layers import Layer
+from tdjax.progress import Progress, Steps
 from tdjax.pruning.checks import check_range
 from tdjax.pruning.lasso import solve
 from tdjax.pruning.prunable import Leaf, prunable
@@ -57,6 +58,7 @@ def lasso_prune(
     layers: Sequence[Layer] | None = None,
     max_iters: int = 1000,
     tol: float = 1e-2,
+    progress: Progress = True,
 ) -> Pruned:
     """Prune a chain of layers from the output backwards, weights that stay being refitted.
 
@@ -91,6 +93,7 @@ def lasso_prune(
             in which they are called.
         layers: see `tdjax.magnitude_prune`.
         max_iters, tol: see `tdjax.lasso`.
+        progress: see `tdjax.compress`.
 
     Raises KeyError for a layer without moments, ValueError for layers that cannot follow each
     other, that look rows up or are stacked, for numbers out of range, and as
@@ -104,19 +107,22 @@ def lasso_prune(
     masks = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     converged: dict[str, bool] = {}
     here = jnp.ones(ordered[-1].kernel_shape[-1], bool)
-    for leaf, below in zip(ordered[::-1], [*ordered[-2::-1], None], strict=True):
-        place = biases.get(leaf.path)
-        kernel = leaf.storage.to_kernel(leaves[leaf.place], leaf.kernel_shape)
-        bias = None if place is None else leaves[place]
-        refitted = _refit(kernel, bias, moments[leaf.path], here, settings, max_iters)
-        kernel = leaf.storage.from_kernel(refitted.kernel)
-        leaves[leaf.place] = kernel.astype(leaves[leaf.place].dtype)
-        masks[leaf.place] = leaves[leaf.place] != 0
-        if place is not None and refitted.bias is not None:
-            leaves[place] = refitted.bias.astype(leaves[place].dtype)
-        converged[leaf.path] = bool(refitted.converged)
-        if below is not None:
-            here = _neurons(refitted.used, below, leaf)
+    steps = Steps("lasso_prune", progress)
+    with steps.lasting("weights", "layer", len(ordered)) as tick:
+        for leaf, below in zip(ordered[::-1], [*ordered[-2::-1], None], strict=True):
+            place = biases.get(leaf.path)
+            kernel = leaf.storage.to_kernel(leaves[leaf.place], leaf.kernel_shape)
+            bias = None if place is None else leaves[place]
+            refitted = _refit(kernel, bias, moments[leaf.path], here, settings, max_iters)
+            kernel = leaf.storage.from_kernel(refitted.kernel)
+            leaves[leaf.place] = kernel.astype(leaves[leaf.place].dtype)
+            masks[leaf.place] = leaves[leaf.place] != 0
+            if place is not None and refitted.bias is not None:
+                leaves[place] = refitted.bias.astype(leaves[place].dtype)
+            converged[leaf.path] = bool(refitted.converged)
+            tick(len(converged))
+            if below is not None:
+                here = _neurons(refitted.used, below, leaf)
     return Pruned(
         jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, masks), converged
     )

@@ -75,7 +75,8 @@ def lasso(
         cross: c of each y in a column, (d, t).
         penalty: 0 or more; one for all or one for each of the d weights.
         start: weights to start from, (d, t); None for zeros.
-        max_iters: turns at most, in tens, 1 or more.
+        max_iters: turns at most, 1 or more; rounded up to tens, after which it is looked whether
+            they do.
         tol: of the optimality conditions, relative to the penalty; above 0.
 
     Returns: weights (d, t), exactly zero where they are not selected, as those of an x that is

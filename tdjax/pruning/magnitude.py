@@ -93,8 +93,8 @@ def adaptive_prune(
     """Masks that keep as many of each neuron's largest weights as its l_q compressibility asks.
 
     Adaptive magnitude pruning: m = ceil((1 + eta)^(-1 / (1 - q)) h_q(w)) of a neuron's weights,
-    h_q their effective number (`tdjax.effective_number`). Fewer cannot do if the l_q mass that
-    goes is to be eta times that which stays at most. Yang et al. 2022 (arXiv 2206.05604),
+    h_q their effective number (`tdjax.effective_number`). With fewer, the l_q mass that goes is
+    more than eta times that which stays. Yang et al. 2022 (arXiv 2206.05604),
     implemented without its full text, from its abstract, its authors' code and a derivation of
     our own.
 

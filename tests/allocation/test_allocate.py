@@ -62,16 +62,6 @@ def test_uniform_keeps_equal_shares_and_needs_no_weights(variables):
         tdjax.allocate(MODEL, shapes, X, budget=0.4, strategy="energy")
 
 
-def test_what_lasts_tells_how_far_it_is(variables, monkeypatch):
-    given = {"budget": 0.5, "strategy": "energy", "methods": ("svd",)}
-    for quiet, told in ((60.0, 0), (1e-9, 2)):
-        monkeypatch.setattr("tdjax.allocation.evidence.QUIET", quiet)
-        lines = []
-        tdjax.allocate(MODEL, variables, X, **given, progress=lines.append)
-        assert len(lines) == told
-    assert "allocate: what formats lose: layer 1 of " in lines[0]
-
-
 def test_energy_makes_errors_equal(variables):
     plan = tdjax.allocate(MODEL, variables, X, budget=0.5, strategy="energy", methods=("svd",))
     params = tdjax.factorize_params(variables["params"], plan)

@@ -182,6 +182,10 @@ def test_shares_are_of_the_network_as_it_is():
     (beyond,) = (line for line in str(plan).splitlines() if line.startswith("(beyond its parts)"))
     assert beyond.split()[-4:] == ["6", "->", "0", "ms"]
     assert "12 -> " in str(plan)
+    # One that was timed while it was faster than its parts takes nothing less than nothing.
+    fast = str(asked("energy", budget={"time": 0.9}, timings=replace(slow, network=8e-4 * WHOLE)))
+    assert "beyond its parts" not in fast
+    assert "the parts add up to 25 % more than the network took" in fast
     # More than all layers take, dense, nothing spends.
     plan = asked("energy", budget=0.7, cost="time", timings=slow)
     assert plan.factorised == ()

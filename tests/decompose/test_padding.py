@@ -5,7 +5,7 @@ import pytest
 
 from tdjax.decompose import cp_als, grouped_svd, truncated_svd, tt_als, tt_svd, tucker_als
 from tdjax.decompose.cp import _cp_als, _padded_rank
-from tdjax.decompose.grouped_svd import _coupled, _uncoupled
+from tdjax.decompose.grouped import _coupled, _uncoupled
 from tdjax.decompose.norms import Covariance, Kronecker, ModeWeighted
 from tdjax.decompose.padding import rounded_up
 from tdjax.decompose.scale import relative_error
