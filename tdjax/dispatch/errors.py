@@ -277,4 +277,5 @@ def evaluate_candidates(
     )
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
-    return candidate_means(function, arrays, kernels, batches, chunk)
+    means, _ = candidate_means(function, arrays, kernels, batches, chunk)
+    return means
