@@ -164,7 +164,8 @@ def collect_moments(
     mean of the inputs is weighed as their moment A is, with weights of mean 1.
 
     Warns (UserWarning) of layers with less than ten rows for each entry of a row, of weights with
-    the axes of no layer's rows, as pairs of tokens have them, and of a model in training mode, as all functions that go over batches do.
+    the axes of no layer's rows, as those of pairs of tokens, and of a model in training mode, as
+    all functions that go over batches do.
 
     Raises ValueError for no batches, no layer that matches, a layer inside a while loop, a tuple
     that could be an input as well as (input, rest), NaN or Inf in a batch, moments that are larger

@@ -96,8 +96,9 @@ def rises_of(
     before = losses(own)
     wrong = np.flatnonzero(~np.isfinite(before))
     if wrong.size:
+        batch = losses.batch_of(int(wrong[0]), len(before))
         raise ValueError(
-            f"measure_rises: with batch {losses.batch_of(int(wrong[0]), len(before))} (the first is 1) "
+            f"measure_rises: with batch {batch} (the first is 1) "
             "the loss of the dense network is NaN or Inf: look for them in the batch, the loss and "
             "the model's weights"
         )

@@ -212,7 +212,7 @@ def test_what_is_refused(moments, measured):
         return loss(outputs, batch) / 0.0
 
     with pytest.raises(
-        ValueError, match="with batch 1 .* the loss of the dense network is NaN or Inf"
+        ValueError, match=r"with batch 1 .* the loss of the dense network is NaN or Inf"
     ):
         tdjax.measure_rises(*given[:3], infinite, moments=moments, **OPTIONS)
 
