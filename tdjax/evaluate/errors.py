@@ -160,7 +160,9 @@ def feature_errors(
         plan = plan_or_weights
         _check_apart(plan)
         options = Options(key=jax.random.key(0) if key is None else key)
-        paths = [entry.layer.path for entry in plan.factorised]
+        # Layers that stay dense change where they are stored in fewer bits.
+        changed = (own for own in plan.layers if own.form is not None or own.dtype is not None)
+        paths = [entry.layer.path for entry in changed]
         other: Mapping[str, Any] = dense_tree(factor_tree(weights, plan, options), plan)
     else:
         paths, other = _changed_kernels(weights, plan_or_weights), plan_or_weights
