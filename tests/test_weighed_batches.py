@@ -76,9 +76,6 @@ def test_weighed_norms_and_means():
     variables = random_variables(model, x)
     other = {"kernel": normal(6, 5, 3), "bias": variables["params"]["bias"]}
     weights = np.random.default_rng(7).uniform(0, 2, (4, 6)) * np.array([[1], [1], [0], [1]])
-    found = tdjax.feature_errors(
-        model, variables, other, [(x, weights)], row_weights=lambda batch: batch[1]
-    )[""]
     most = weights.max(axis=1)
     shares = weights / np.maximum(most, 1e-9)[:, None]
     features = np.asarray(x @ variables["params"]["kernel"] + other["bias"])
@@ -86,6 +83,18 @@ def test_weighed_norms_and_means():
     absolute, norms = (np.sqrt(np.einsum("bt,btk->b", shares, f**2)) for f in (change, features))
     sizes = 3 * shares.sum(axis=1)
     kept = most > 0
+
+    def turned(module, x):
+        """Tokens in front of texts."""
+        return module(x.swapaxes(0, 1))
+
+    def errors(method):
+        return tdjax.feature_errors(
+            model, variables, other, [(x, weights)], row_weights=lambda batch: batch[1],
+            method=method,
+        )[""]  # fmt: skip
+
+    found, also = errors(None), errors(turned)
     for name, each in (
         ("absolute", absolute),
         ("relative", absolute / np.maximum(norms, 1e-9)),
@@ -93,6 +102,15 @@ def test_weighed_norms_and_means():
     ):
         expected = (most * each)[kept].sum() / most.sum()
         assert found[name] == pytest.approx(expected, rel=1e-5), name
+        assert also[name] == pytest.approx(expected, rel=1e-5), name
+
+    def of_all(module, x):
+        """On rows that the examples have in common."""
+        return module(jnp.asarray(x[0] * 0 + 1)[:3]).sum() + x
+
+    common = tdjax.feature_errors(model, variables, other, [x], method=of_all)[""]
+    ones = np.ones((3, 5)) @ (other["kernel"] - variables["params"]["kernel"])
+    assert common["absolute"] == pytest.approx(np.linalg.norm(ones), rel=1e-5)
 
 
 class Normed(nn.Module):

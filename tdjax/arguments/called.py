@@ -128,7 +128,7 @@ def example_losses(loss_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
 
 
 def checked_weights(row_weights: Callable[[Any], Any]) -> Callable[[Any], Array]:
-    """Weights of rows whose values are checked, in float32.
+    """Weights of rows whose values are checked, in float32, without axes of size 1 at the end.
 
     Raises TypeError for a result that is no array of numbers, ValueError for one that is not
     (batch, ...), not negative and finite.
@@ -145,6 +145,8 @@ def checked_weights(row_weights: Callable[[Any], Any]) -> Callable[[Any], Array]
         own = jnp.asarray(found, jnp.float32)
         if not bool((jnp.isfinite(own) & (own >= 0)).all()):
             raise ValueError("row_weights returned negative numbers, NaN or Inf: weights are >= 0")
+        while own.shape[1:] and own.shape[-1] == 1:
+            own = own[..., 0]
         return own
 
     return weights

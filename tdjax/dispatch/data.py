@@ -145,10 +145,13 @@ def collect_moments(
         row_weights: batch -> (batch, ...), not negative, how much rows count, as an attention mask
             (batch, tokens) in which padding is 0. All means are then weighed by it, also those of
             the gradient, and `rows` is the sum of the weights. Layers whose rows have these axes
-            in front, merged or not, are weighed row by row; rows that all examples have in common,
-            as those of a table of positions, by the mean over the examples; others (a pooled text,
-            another number of positions) example by example, by the largest weight that an example
-            has. What rows of weight 0 hold does not matter.
+            in front, merged or not, or tokens before examples, are weighed row by row; rows that
+            all examples have in common, as those of a table of positions, by the mean over the
+            examples; others (a pooled text, another number of positions, the steps of a recurrent
+            layer) example by example, by the largest weight that an example has. Axes are told by
+            their sizes alone: where encoder and decoder read texts of one length, ask for the
+            layers of each by `paths`, with weights of their own. What rows of weight 0 hold does
+            not matter.
         kronecker: with a `loss_fn`, "independent" for E[x x^T] and E[g g^T] of inputs x and
             gradients g, or "nearest" for matrices A and B in their place whose Kronecker product
             is nearest to E[(x x^T) (x) (g g^T)] (Van Loan and Pitsianis 1993): rows whose gradient
@@ -166,8 +169,9 @@ def collect_moments(
     Returns: for each path a `tdjax.moments.collect.LayerMoments`. Where they are "nearest", the
     mean of the inputs is weighed as their moment A is, with weights of mean 1.
 
-    Warns (UserWarning) of layers with less than ten rows for each entry of a row, and of a
-    model in training mode, as all functions that go over batches do.
+    Warns (UserWarning) of layers with less than ten rows for each entry of a row, of weights with
+    the axes of no layer's rows, as those of pairs of tokens, and of a model in training mode, as
+    all functions that go over batches do.
 
     Raises ValueError for no batches, no layer that matches, a layer inside a while loop, a tuple
     that could be an input as well as (input, rest), NaN or Inf in a batch, moments that are larger

@@ -100,8 +100,9 @@ def feature_errors(
     Arguments:
         model: a Linen or NNX module, or a function of parameters and inputs.
         variables, params: the trained variables of a Linen model, the parameters of a function.
-        plan_or_params: a plan, whose decomposition is made with `key`, or approximated dense
-            parameters: as from `tdjax.reconstruct_params` for Linen; for NNX a model as from
+        plan_or_params: a plan, whose decomposition is made with `key` and rounded to the numbers
+            that it stores, also of layers that stay dense; or approximated dense parameters: as
+            from `tdjax.reconstruct_params` for Linen; for NNX a model as from
             `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
             are compared.
         batches: inputs of the model as in `tdjax.make_plan`, with `row_weights` also tuples (input,
@@ -295,4 +296,5 @@ def evaluate_candidates(
     network, arrays = room.network_of(*whole, method=method)
     function = Performance(network, path, metric_fn, reading)
     steps = Steps("evaluate_candidates", progress)
-    return candidate_means(function, arrays, kernels, batches, chunk, steps)
+    means, _ = candidate_means(function, arrays, kernels, batches, chunk, steps)
+    return means

@@ -95,6 +95,14 @@ def rises_of(
     own = dense.leaves()
     names = room_of(dense.model).parameter_names(*dense.arrays)
     before = losses(own)
+    wrong = np.flatnonzero(~np.isfinite(before))
+    if wrong.size:
+        batch = losses.batch_of(int(wrong[0]), len(before))
+        raise ValueError(
+            f"measure_rises: with batch {batch} (the first is 1) "
+            "the loss of the dense network is NaN or Inf: look for them in the batch, the loss and "
+            "the model's weights"
+        )
     found: list[list[tuple[float, float]]] = []
     counts = losses.counts(len(before))
     for level in levels:
@@ -105,10 +113,10 @@ def rises_of(
                 for name, old, new in zip(names, own, other, strict=True)
             ]
             after = losses(dense.renewed(swapped))
-            if not (np.isfinite(after).all() and np.isfinite(before).all()):
+            if not np.isfinite(after).all():
                 raise ValueError(
-                    f"measure_rises: the loss is NaN or Inf, of the dense network or with "
-                    f"{', '.join(group)} compressed: look for them in the batches and the loss"
+                    f"measure_rises: the loss is NaN or Inf with {', '.join(group)} compressed: "
+                    "give greater budgets, or a loss that stays finite"
                 )
             rises.append(mean_and_error(after - before, counts))
             tick(len(found) * len(groups) + len(rises))

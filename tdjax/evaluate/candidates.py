@@ -91,16 +91,24 @@ class Performance:
         """The number of examples."""
         return float(examples(batch))
 
-    def __call__(self, kernel: Array, variables: Any, batch: Any) -> Any:
-        """Sums of `metric_fn` over the examples."""
+    def __call__(self, kernel: Array, variables: Any, batch: Any) -> tuple[Any, Array]:
+        """Sums of `metric_fn` over the examples, and how many outputs are NaN."""
         changed = self.network.with_kernel(variables, self.path, kernel)
         outputs = self.network.outputs(changed, self.reading.inputs(batch))
         values = self.metric_fn(outputs, batch)
         check_metrics(values, number_of(batch))
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
+        numbers = [y for y in jax.tree.leaves(outputs) if jnp.issubdtype(y.dtype, jnp.inexact)]
+        lost = sum((jnp.isnan(y).sum() for y in numbers), jnp.zeros((), jnp.int32))
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), values), lost
 
     def check(self, sums: Any, turn: int) -> None:
-        """A loss may be infinite."""
+        """Refuse outputs that are NaN whatever the kernel; a loss may be infinite."""
+        if (sums[1] > 0).all():
+            raise ValueError(
+                f"evaluate_candidates: with batch {turn} (the first is 1) what the model puts out "
+                f"behind layer {self.path!r} is NaN with every kernel: look for NaN and Inf in the "
+                "batch and in the model's weights"
+            )
 
 
 def candidate_means(

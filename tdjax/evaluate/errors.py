@@ -163,7 +163,9 @@ def feature_errors(
         plan = plan_or_weights
         _check_apart(plan)
         options = Options(key=jax.random.key(0) if key is None else key, steps=steps)
-        paths = [entry.layer.path for entry in plan.factorised]
+        # Layers that stay dense change where they are stored in fewer bits.
+        changed = (own for own in plan.layers if own.form is not None or own.dtype is not None)
+        paths = [entry.layer.path for entry in changed]
         other: Mapping[str, Any] = dense_tree(factor_tree(weights, plan, options), plan)
     else:
         paths, other = _changed_kernels(weights, plan_or_weights), plan_or_weights
@@ -328,8 +330,8 @@ def _sums(
             return {}
         pairs = [(at_least_single(a), at_least_single(b)) for a, b in outputs[path]]
         # The calls of a shared layer together make up its features.
-        change = [(a - b).reshape(number, -1) for a, b in pairs]
-        features = [a.reshape(number, -1) for a, _ in pairs]
+        change = [_of_examples(a - b, number) for a, b in pairs]
+        features = [_of_examples(a, number) for a, _ in pairs]
         size: Any = sum(f.shape[1] for f in features)
         if batch.weights is not None:
             shares = [_shares(batch.weights, a.shape) for a, _ in pairs]
@@ -359,12 +361,24 @@ def counted(batch: Fed) -> float:
     return float(number if batch.weights is None else weights_of_examples(batch.weights).sum())
 
 
+def _of_examples(features: Array, number: int) -> Float[Array, "b n"]:
+    """The features of each example, of which the first axis tells, merged with others or not.
+
+    Else the second; rows that all examples have in common are those of each.
+    """
+    if features.shape[0] % number == 0:
+        return features.reshape(number, -1)
+    if features.shape[1:2] == (number,):
+        return features.swapaxes(0, 1).reshape(number, -1)
+    return jnp.broadcast_to(features.reshape(-1), (number, features.size))
+
+
 def _shares(weights: Float[Array, "*_"], shape: Sequence[int]) -> Float[Array, "b n"]:
     """For each feature of an example how much it counts, of what counts most."""
     most = weights_of_examples(weights).reshape(-1, *(1,) * (weights.ndim - 1))
     own = laid_out(weights / jnp.where(most > 0, most, 1.0), shape[:-1])
     own = own.reshape(*own.shape, *(1,) * (len(shape) - own.ndim))
-    return jnp.broadcast_to(own, tuple(shape)).reshape(len(weights), -1)
+    return _of_examples(jnp.broadcast_to(own, tuple(shape)), len(weights))
 
 
 def _unit_norms(parts: Sequence[Array]) -> tuple[Float[Array, " n"], Int[Array, " n"]]:

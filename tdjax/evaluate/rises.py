@@ -52,6 +52,12 @@ class Losses:
         sizes = [number_of(batch) for batch in self.batches]
         return np.ones(number) if number == sum(sizes) else np.array(sizes, np.float64)
 
+    def batch_of(self, place: int, number: int) -> int:
+        """Of so many losses, the batch that the one at a place is of, the first being 1."""
+        sizes = [number_of(batch) for batch in self.batches]
+        ends = np.cumsum(sizes if number == sum(sizes) else np.ones(number))
+        return int(np.searchsorted(ends, place, side="right")) + 1
+
     def _program(self, static: Any) -> Callable[..., Any]:
         def losses(leaves: list[Any], arrays: Any) -> Any:
             batch = static.join(arrays)

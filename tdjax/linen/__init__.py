@@ -1,5 +1,6 @@
 """The adapter to flax.linen: layer table, plan, and the factorised model."""
 
+import tdjax.linen.stored
 from tdjax.linen.batch_stats import keeps_batch_stats, reestimate_batch_stats
 from tdjax.linen.model import factorize
 from tdjax.linen.modes import training_fields, trains

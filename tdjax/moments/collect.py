@@ -27,7 +27,7 @@ from tdjax.hints import did_you_mean
 from tdjax.moments.finite import Watch
 from tdjax.moments.losses import Turn, TurnLoss
 from tdjax.moments.sizes import check_sizes, passes_within, sizes_of
-from tdjax.moments.sums import batch_sums, summed_as, summed_calls
+from tdjax.moments.sums import batch_sums, fit_no_rows, summed_as, summed_calls
 from tdjax.moments.totals import ENDS, SumsOfShape, alike_paths, kind_of_batch, layer_sums
 from tdjax.plan.patterns import matches
 from tdjax.processes import are_apart, gathered, summed, together
@@ -242,6 +242,8 @@ def _one_pass(
         key = kind_of_batch(batch, turn.weights)
         if key not in by_shape:
             trace = ask.trace_of(ask.reading.inputs(batch))
+            if not by_shape and turn.weights is not None:
+                _check_axes(ask.function, trace, turn.weights)
             calls = summed_calls(trace, set(paths))
             program = batch_sums(trace, calls, static, ask.loss_fn, ask.reading)
             by_shape[key] = SumsOfShape(trace, calls, summed_as(trace, calls), program, {}, {})
@@ -254,6 +256,18 @@ def _one_pass(
     alike = alike_paths(paths, sums)
     found = {path: layer_sums(path, sums, inputs=path not in alike) for path in paths}
     return _Collected(list(paths), found, examples, alike)
+
+
+def _check_axes(function: str, trace: Trace, weights: Array) -> None:
+    """Warn of weights that differ within an example, but have the axes of no layer's rows."""
+    known = np.asarray(weights).reshape(len(weights), -1)
+    if (known != known[:, :1]).any() and fit_no_rows(trace, weights):
+        warnings.warn(
+            f"{function}: row_weights of shape {weights.shape} have the axes of no layer's rows: "
+            "every example counts by its largest weight, its padding too; give weights (batch, "
+            "tokens), of as many tokens as the layers read",
+            stacklevel=2,
+        )
 
 
 def _layer(

@@ -79,12 +79,26 @@ class Drawn:
             places = [place for place in places if leaves[place].ndim > 1]
         if not places or (self.name == SAMPLED and len(places) > 1):
             raise ValueError(f"{self.function}: {_refusal(self.name, len(places))}")
+        if self.name == SAMPLED:
+            self._check_classes(leaves[places[0]].shape, turn.weights)
         losses = _signed if self.name == OUTPUTS else partial(_sampled, self.temperature)
         each = [
             losses(jax.random.fold_in(key, place), at_least_single(leaves[place]), turn.weights)
             for place in places
         ]
         return sum(each[1:], each[0])
+
+    def _check_classes(self, shape: tuple[int, ...], weights: Array | None) -> None:
+        """Refuse logits, by their shape, whose last axis is not that of classes."""
+        of_tokens = weights is not None and weights.ndim > 1 and weights.shape == shape
+        if shape[-1] > 1 and not of_tokens:
+            return
+        what = "as many as there are row_weights" if of_tokens else "a single one"
+        raise ValueError(
+            f"{self.function}: labels are sampled from the softmax over the last axis, classes; "
+            f"the model puts out {shape}, {what}: pass a loss_fn, or "
+            "loss_fn='outputs' for the change of the outputs themselves"
+        )
 
     def weights(self, turn: Turn) -> Array | None:
         """Weights for the moments of its gradient, which has those of the rows in it already."""

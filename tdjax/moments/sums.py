@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from tdjax.moments.losses import Turn, TurnLoss
 from tdjax.moments.rows import Flow, Rows, flow_of, number_of_rows
-from tdjax.moments.weighing import laid_out
+from tdjax.moments.weighing import by_row, laid_out
 from tdjax.trace.call import Reading, StaticPart, call_arguments, split_arrays
-from tdjax.trace.inputs import inputs_of_calls
+from tdjax.trace.inputs import inputs_of_calls, shapes_at_inputs
 from tdjax.trace.kept import kept as kept_program
 from tdjax.trace.marks import INPUT, Mark
 from tdjax.trace.trace import Trace, TracedCall
@@ -75,6 +75,20 @@ def summed_calls(trace: Trace, paths: set[str]) -> dict[int, SummedCall]:
             number not in trace.survey.called_with_data,
         )  # fmt: skip
     return summed
+
+
+def fit_no_rows(trace: Trace, weights: Array) -> bool:
+    """Whether weights have the axes of no layer's rows, of those that depend on the batch."""
+    shapes = shapes_at_inputs(trace)
+    fits = []
+    for number in sorted(trace.survey.called_with_data):
+        made = trace.calls[number]
+        if made.call is not None:
+            flow: Flow = flow_of(made.call, made.layer)
+            rows = flow.inputs or flow.queries
+            assert rows is not None
+            fits.append(by_row(weights, rows.front(shapes[number])) is not None)
+    return bool(fits) and not any(fits)
 
 
 def summed_as(trace: Trace, calls: Mapping[int, SummedCall]) -> dict[int, int]:

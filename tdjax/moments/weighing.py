@@ -2,9 +2,9 @@
 
 Given for a batch as an array (batch, ...) whose axes are the first of what passes through the
 model, as an attention mask (batch, tokens). Layers whose rows have these axes in front, merged or
-not, are weighed row by row; rows that all examples have in common, as those of a table of
-positions, by the mean over the examples; others example by example, by the largest weight that an
-example has.
+not, or the first two of them the other way round, are weighed row by row; rows that all examples
+have in common, as those of a table of positions, by the mean over the examples; others example by
+example, by the largest weight that an example has. Axes are told by their sizes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,25 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+def by_row(
+    weights: Float[Array, "*_"], front: Sequence[int], *, constant: bool = False
+) -> Float[Array, "*_"] | None:
+    """The weights in the order of rows that have their axes in front; None for other rows.
+
+    Arguments:
+        front, constant: see `laid_out`.
+    """
+    front = tuple(front)
+    if front[: weights.ndim] == weights.shape:
+        return weights
+    if front[:1] == (weights.size,):
+        return weights.reshape(-1)
+    if constant or weights.ndim < 2 or front[:1] == weights.shape[:1]:
+        return None
+    turned = weights.swapaxes(0, 1)
+    return turned if front[: weights.ndim] == turned.shape else None
 
 
 def laid_out(
@@ -33,18 +52,17 @@ def laid_out(
             theirs already, and counts as it is unless it is that of padding.
     """
     front = tuple(front)
-    if front[: weights.ndim] == weights.shape:
-        return weights
+    own = by_row(weights, front, constant=constant)
+    if own is not None:
+        return own
     examples, *rest = weights.shape
-    if front[:1] == (weights.size,):
-        return weights.reshape(-1)
     if not constant and front[:1] == (examples,):
         return weights_of_examples(weights)
     ones = front[:1] if front[:1] == (1,) else ()
     if (rest or constant or ones) and front[: len(ones) + len(rest)] == (*ones, *rest):
-        own = weights.mean(axis=0)
-        own = jnp.where(own > 0, 1.0, 0.0) if summed else own
-        return own.reshape(*ones, *rest)
+        mean = weights.mean(axis=0)
+        mean = jnp.where(mean > 0, 1.0, 0.0) if summed else mean
+        return mean.reshape(*ones, *rest)
     if front[:1] == (examples,):
         return weights_of_examples(weights)
     if not constant and front and front[0] % examples == 0:

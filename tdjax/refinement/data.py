@@ -29,6 +29,8 @@ class Pool:
         weights: of rows, (examples, ...).
         shardings: how the arrays of a batch lie, None for those on one device.
         targets: what the dense network makes of them, where it is known already; else None.
+        origins: for each row the number of its batch, the first being 1; None where several
+            processes gave them.
     """
 
     arrays: list[Any]
@@ -37,6 +39,7 @@ class Pool:
     weights: Array
     shardings: tuple[NamedSharding | None, ...]
     targets: Any = None
+    origins: Int[np.ndarray, " n"] | None = None
 
     @property
     def size(self) -> int:
@@ -103,12 +106,14 @@ def read_pools(
         memory: bytes up to which they are put together.
     """
     pools = []
-    for batch in batches:
+    for turn, batch in enumerate(batches, 1):
         arrays, frame = split_arrays(reading.inputs(batch))
         number = batch_size(arrays)
         weights = jnp.ones(number) if row_weights is None else row_weights(batch)
         shardings = tuple(map(_sharding, arrays))
-        pools.append(Pool([_numbers(a) for a in arrays], frame, number, weights, shardings))
+        own = [_numbers(array) for array in arrays]
+        origins = np.full(len(weights), turn)
+        pools.append(Pool(own, frame, number, weights, shardings, origins=origins))
     if not pools:
         return []
     if len({_form(pool) for pool in pools}) > 1 or any(pools[0].layout.shared):
@@ -127,6 +132,7 @@ def joined(pools: Sequence[Pool]) -> Pool:
         arrays=[jnp.concatenate(column) for column in columns],
         number=sum(pool.number for pool in pools),
         weights=jnp.concatenate([pool.weights for pool in pools]),
+        origins=np.concatenate([pool.origins for pool in pools if pool.origins is not None]),
     )
 
 
@@ -187,7 +193,8 @@ def rows_in(pool: Pool, chosen: Int[np.ndarray, " b"]) -> Pool:
         for array, sharding in zip(pool.arrays, pool.shardings, strict=True)
     ]
     weights = _laid(pool.weights, rows, None)
-    return replace(pool, arrays=arrays, number=len(chosen), weights=weights)
+    origins = None if pool.origins is None else pool.origins[rows]
+    return replace(pool, arrays=arrays, number=len(chosen), weights=weights, origins=origins)
 
 
 @partial(jax.jit, static_argnums=2)

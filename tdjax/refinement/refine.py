@@ -28,6 +28,7 @@ from tdjax.refinement.training import (
     Course,
     Fitted,
     Training,
+    check_finite,
     fitted,
     fitted_at_found_rate,
     judged_loss,
@@ -114,6 +115,7 @@ def _started(work: Work) -> tuple[Work, Epoch]:
     work = replace(work, training=with_targets(_at(work.training, leaves), work.settings.memory))
     start = Epoch(None, judged_loss(work.training, _trained(work.training)))
     if not math.isfinite(start.held_out):
+        check_finite(work.training, _trained(work.training), work.training.judged)
         raise ValueError(
             "refine: at the start the loss is NaN or Inf: look for them in the batches and in the "
             "model's weights"

@@ -11,11 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tdjax.refinement.data import Pool, size_of_steps, steps_in
 from tdjax.refinement.objective import Sums
-from tdjax.refinement.programs import Given, Problem, State, answered, batches_of, measured, step
+from tdjax.refinement.programs import (
+    Batch,
+    Given,
+    Problem,
+    State,
+    answered,
+    batches_of,
+    measured,
+    step,
+)
 from tdjax.refinement.rates import best_rate, schedule, tried_rates
 from tdjax.refinement.result import Epoch
 
@@ -86,6 +95,28 @@ def judged_loss(training: Training, trained: Sequence[Array]) -> float:
     return float(problem.objective.value(total, shapes_of(training, pools[0], size)))
 
 
+def check_finite(training: Training, trained: Sequence[Array], pools: Sequence[Pool]) -> None:
+    """Refuse, with a ValueError that names the batch, examples whose loss is NaN or Inf."""
+    size = size_of_steps(pools, training.size)
+    for pool in pools:
+        for batch in batches_of(pool, size):
+            origins = None if pool.origins is None else pool.origins[batch.index]
+            for origin in [None] if origins is None else sorted(set(origins[batch.counts > 0])):
+                own = batch if origins is None else _of_origin(batch, origins == origin)
+                sums = measured(training.problem, training.given, trained, own)
+                if not all(bool(jnp.isfinite(part).all()) for part in sums):
+                    named = "" if origin is None else f" with batch {origin} (the first is 1)"
+                    raise ValueError(
+                        f"refine: at the start the loss is NaN or Inf{named}: look for them in the "
+                        "batches and in the model's weights"
+                    )
+
+
+def _of_origin(batch: Batch, own: Bool[np.ndarray, " b"]) -> Batch:
+    """The examples of one of the batches that were given."""
+    return replace(batch, counts=batch.counts * own)
+
+
 def shapes_of(training: Training, pool: Pool, size: int) -> Any:
     """The shapes of what the dense network answers to so many examples."""
 
@@ -146,6 +177,8 @@ def fitted(
 
     Arguments:
         tell: is told of each epoch, the first being 1.
+
+    Raises ValueError for NaN or Inf in the examples.
     """
     start = Epoch(None, judged_loss(training, trained))
     fit, state = Fitted(list(trained), 0, (start,)), _start(training, trained)
@@ -158,6 +191,8 @@ def fitted(
         tell(number, epoch)
         fit = _with_epoch(fit, epoch, state)
         if not (math.isfinite(loss) and math.isfinite(epoch.held_out)):
+            # Steps may bring it about; examples that have it before any step spoil all of them.
+            check_finite(training, trained, training.pools)
             return replace(fit, stopped=f"the loss is NaN or Inf in epoch {number}")
         if course.trial and number == 1 and not fit.best:
             return replace(fit, stopped="the first epoch is no better than the start")

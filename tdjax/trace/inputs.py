@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr
@@ -38,18 +39,32 @@ def same_inputs(traced: Trace) -> tuple[tuple[str, ...], ...]:
 
 def inputs_of_calls(traced: Trace) -> dict[int, Value]:
     """By number of a call, the value that goes into it; of calls inside one program alike."""
-    values: dict[int, Value] = {}
-    _note(traced.jaxpr, values)
-    return values
+    return {
+        eqn.params["number"]: (id(program.jaxpr), id(eqn.invars[0]))
+        for program, eqn in _inputs(traced.jaxpr)
+    }
 
 
-def _note(program: ClosedJaxpr, values: dict[int, Value]) -> None:
-    """Note for every call what goes into it."""
+def shapes_at_inputs(traced: Trace) -> dict[int, tuple[int, ...]]:
+    """By number of a call, the shape of what goes into one layer, with the axes of `vmap`."""
+    found = {}
+    for _, eqn in _inputs(traced.jaxpr):
+        stacked = eqn.params["stacked"]
+        shape = eqn.invars[0].aval.shape
+        own = tuple(
+            n for axis, n in enumerate(shape) if not (axis < len(stacked) and stacked[axis])
+        )
+        found[eqn.params["number"]] = own
+    return found
+
+
+def _inputs(program: ClosedJaxpr) -> Iterator[tuple[ClosedJaxpr, Any]]:
+    """The marks at the inputs of calls, and the programs that these are in."""
     for eqn in program.jaxpr.eqns:
         if eqn.primitive is mark_p:
             if eqn.params["end"] == INPUT:
-                values[eqn.params["number"]] = id(program.jaxpr), id(eqn.invars[0])
+                yield program, eqn
             continue
         calls = calls_of(eqn)
         for called in () if calls is None else calls.programs:
-            _note(called.program, values)
+            yield from _inputs(called.program)

@@ -165,6 +165,8 @@ def test_candidates_that_cannot_be_evaluated(network):
     for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match="a kernel for layer 'head' holds NaN or Inf"):
             evaluate(kernels=kernels.at[1, 0, 0].set(value))
+    with pytest.raises(ValueError, match=r"with batch 2 .* is NaN with every kernel"):
+        evaluate(batches=[IMAGES[0], IMAGES[0].at[1].set(jnp.inf)])
     with pytest.raises(ValueError, match="no batches"):
         evaluate(batches=[])
     with pytest.raises(ValueError, match="an empty batch"):

@@ -107,8 +107,14 @@ def test_what_has_no_such_loss_is_refused():
     def first(model, x):
         return model(x)[:, 0]
 
+    def single(model, x):
+        return model(x)[:, :1]
+
     refused("known are outputs, sampled; did you mean 'sampled'", TypeError, loss_fn="sample")
     refused("temperature 2 is that of sampled labels", loss_fn="outputs", temperature=2.0)
     refused("temperature is 0", loss_fn="sampled", temperature=0.0)
     refused("no numbers for each example", method=total, loss_fn="outputs")
     refused("puts out no logits", method=first, loss_fn="sampled")
+    refused("puts out \\(4, 1\\), a single one", method=single, loss_fn="sampled")
+    mask = {"row_weights": lambda batch: jnp.ones((4, 3))}
+    refused("as many as there are row_weights", loss_fn="sampled", **mask)

@@ -85,6 +85,27 @@ def test_weighed_sums_are_those_of_explicit_rows(seed):
         np.testing.assert_allclose(total[0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_weights_of_any_form_and_tokens_in_front_of_texts():
+    """Against explicit sums; what fits no layer's rows is told."""
+    x, mask = np.asarray(normal(0, 4, 6, 5)), np.arange(6) < np.array([[6], [3], [1], [0]])
+    variables = random_variables(nn.Dense(2), x)
+
+    def moment(weights, method=None):
+        return tdjax.collect_moments(
+            nn.Dense(2), variables, [x], row_weights=lambda batch: weights, method=method
+        )[""]
+
+    def turned(module, x):
+        return module(x.swapaxes(0, 1)).swapaxes(0, 1)
+
+    expected = np.einsum("btd,bte,bt->de", x, x, mask) / mask.sum()
+    for found in (moment(mask[..., None]), moment(mask), moment(mask, turned)):
+        np.testing.assert_allclose(found.inputs[0], expected, atol=1e-5)
+        assert float(found.rows) == mask.sum()
+    with pytest.warns(UserWarning, match=r"shape \(4, 1, 1, 6\) have the axes of no layer's rows"):
+        moment(mask[:, None, None])
+
+
 def test_weights_of_another_form_are_refused():
     model, x = nn.Dense(2), normal(0, 4, 3, 5)
     variables = model.init(jax.random.key(0), x)

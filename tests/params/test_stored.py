@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 from plain_models import normal
 
 import tdjax
@@ -84,6 +84,11 @@ def test_linen(network, dtype):
     np.testing.assert_allclose(model.apply({"params": full}, X), found, atol=1e-5)
     dense = tdjax.reconstruct_params(small, plan)
     np.testing.assert_allclose(Net().apply({"params": dense}, X), found, atol=1e-5)
+    if dtype == "int4":
+        # Layers that stay dense are rounded too.
+        own, other = (tdjax.feature_errors(Net(), variables, of, [X]) for of in (plan, dense))
+        assert own.keys() == other.keys() == {"conv", "dense", "head"}
+        assert own["head"]["relative"] == pytest.approx(other["head"]["relative"], rel=1e-4)
     # Rounding is small beside what the numbers can tell apart.
     exact = model.apply({"params": floats}, X)
     error = float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
@@ -102,6 +107,13 @@ def test_checkpoints(network, dtype):
         assert same(again, small)
     with pytest.raises(ValueError, match="is stored as float32, but the plan says"):
         tdjax.save_factorised(folder, tdjax.dequantize(small, plan), plan)
+    # And by Flax's own functions, with a template by shapes.
+    template = jax.eval_shape(
+        lambda held: tdjax.quantize(held, plan),
+        tdjax.factorize(Net(), plan).init(jax.random.key(2), X)["params"],
+    )
+    read = serialization.from_bytes(template, serialization.to_bytes(small))
+    assert same(read, small)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
