@@ -208,8 +208,8 @@ def test_all_in_one_call_of_nnx(net, tmp_path):
         own = net[1]["params"]["attention"][name]["kernel"]
         getattr(model.attention, name).kernel[...] = own
     small = tdjax.compress(
-        model, [X], budget={"bytes": 0.25}, shared=[QKV[:2]], pairs=[UNITS],
-        dtypes=("int8", "int4"), methods=("svd",), refine=False, progress=False,
+        model, [X], budget={"bytes": 0.25}, shared=[QKV[:2]], pairs=[UNITS], methods=("svd",),
+        dtypes=("int8", "int4"), refine=False, progress=False,
     )  # fmt: skip
     plan, attention = small.plan, small.model.attention
     assert plan["attention/key"].shares == "attention/query"

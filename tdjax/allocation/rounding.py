@@ -160,7 +160,7 @@ def _change(factors: Factors, entry: PlannedLayer) -> Float[np.ndarray, "*_"]:
     assert entry.dtype is not None
     stacked = entry.layer.storage.stack is not None
     kernels = {name: np.asarray(kernel, np.float32) for name, kernel in factors.items()}
-    kernels = evened(kernels, entry) if entry.dtype in LARGEST else kernels
+    kernels = evened([kernels], [entry])[0] if entry.dtype in LARGEST else kernels
     after = {name: rounded(own, entry.dtype, stacked=stacked) for name, own in kernels.items()}
     return dense_parts(kernels, entry) - dense_parts(after, entry)
 

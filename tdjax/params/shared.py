@@ -128,5 +128,4 @@ def joined_entry(members: Sequence[PlannedLayer]) -> PlannedLayer:
     """Layers that share an input factor as one; one alone as it is."""
     if len(members) == 1:
         return members[0]
-    first = members[0]
-    return PlannedLayer(joined([own.layer for own in members]), first.form, dtype=first.dtype)
+    return PlannedLayer(joined([entry.layer for entry in members]), members[0].form)

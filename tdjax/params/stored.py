@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 from tdjax.decompose.inputs import is_at_hand
 from tdjax.params.partitioning import is_boxed, unboxed
 from tdjax.params.quantised import Quantised, array_of
-from tdjax.params.shared import joined_entry, joined_factors, parted
 from tdjax.plan.dtypes import BFLOAT16, FLOAT32, INT4, INT8, LARGEST
 from tdjax.plan.plan import PlannedLayer
 from tdjax.plan.tt_matrix import TTMatrixChain
@@ -61,11 +60,7 @@ def stored_kernels(
     plain = not any(is_boxed(kernel) for own in kernels for kernel in own.values())
     made = list(map(dict, kernels))
     if anew and plain and unit[0].dtype in LARGEST:
-        whole = made[0] if len(unit) == 1 else joined_factors(made, unit)
-        whole = evened(whole, joined_entry(unit))
-        made = [whole]
-        if len(unit) > 1:
-            made = parted({name: jnp.asarray(own) for name, own in whole.items()}, unit)
+        made = evened(made, unit)
     return [
         {name: stored(kernel, entry) for name, kernel in own.items()}
         for own, entry in zip(made, unit, strict=True)
@@ -156,26 +151,39 @@ def _cut(x: Any, scale: Any, axes: tuple[int, ...], largest: int, xp: Any) -> An
     return best
 
 
-def evened(kernels: Mapping[str, Any], entry: PlannedLayer) -> dict[str, Any]:
-    """Factors that stand for the same kernel, the inputs of each after the first of one size.
+def evened(
+    kernels: Sequence[Mapping[str, Any]], unit: Sequence[PlannedLayer]
+) -> list[dict[str, Any]]:
+    """Factors that stand for the same kernels, the inputs of each after the first of one size.
 
     The outputs of a stage have a scale each, its inputs share them: a small one would drown in the
-    errors of a large one. What sizes they had goes into the stage before, whose outputs they are.
+    errors of a large one. What sizes they had goes into the stage before, whose outputs they are;
+    those of a shared input factor are inputs of all that read it.
     """
-    made = dict(kernels)
-    if isinstance(entry.chain, TTMatrixChain):
+    made, (lender, *_) = list(map(dict, kernels)), unit
+    if isinstance(lender.chain, TTMatrixChain):
         return made
-    stacked = entry.layer.storage.stack is not None
-    for before, stage in reversed(list(zip(entry.stages, entry.stages[1:], strict=False))):
-        first, second = made[before.name], made[stage.name]
-        if stage.groups > 1 or first.shape[-1] != second.shape[-2]:
+    stacked = lender.layer.storage.stack is not None
+    for before, stage in reversed(list(zip(lender.stages, lender.stages[1:], strict=False))):
+        first, seconds = made[0][before.name], [own[stage.name] for own in made]
+        if stage.groups > 1 or first.shape[-1] != seconds[0].shape[-2]:
             continue
-        xp = _library(second)
-        first, second = xp.asarray(first), xp.asarray(second)
-        axes = tuple(axis for axis in range(int(stacked), second.ndim) if axis != second.ndim - 2)
-        size = xp.sqrt(xp.mean(second**2, axis=axes, keepdims=True))
-        size = xp.where(size > 0, size, 1.0)
-        made[stage.name] = second / size
+        xp = _library(seconds[0])
+        first, *seconds = map(xp.asarray, (first, *seconds))
+        size = _size_of_inputs(seconds, stacked, xp)
+        for own, second in zip(made, seconds, strict=True):
+            own[stage.name] = second / size
         front = size.shape[:1] if stacked else ()
-        made[before.name] = first * size.reshape(*front, *[1] * (first.ndim - len(front) - 1), -1)
+        made[0][before.name] = first * size.reshape(
+            *front, *[1] * (first.ndim - len(front) - 1), -1
+        )
     return made
+
+
+def _size_of_inputs(kernels: Sequence[Any], stacked: bool, xp: Any) -> Any:
+    """Root mean squares over all but inputs, and layers of a stack; 1 where all are zero."""
+    ndim = kernels[0].ndim
+    axes = tuple(axis for axis in range(int(stacked), ndim) if axis != ndim - 2)
+    squares = sum(xp.sum(own**2, axis=axes, keepdims=True) for own in kernels)
+    size = xp.sqrt(squares * squares.size / sum(own.size for own in kernels))
+    return xp.where(size > 0, size, 1.0)
