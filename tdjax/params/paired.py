@@ -54,9 +54,7 @@ def factorised_pairs(
     """
     # All processes take part in gathering arrays, and so in one order.
     work = [_work(params, pair, weights, options) for pair in pairs]
-    found = side_by_side(
-        _decomposed, work, lambda own: own.width <= WIDEST, lambda own: own.width
-    )  # fmt: skip
+    found = side_by_side(_decomposed, work, lambda own: own.width <= WIDEST, lambda own: own.width)
     return {path: own for made in found for path, own in made.items()}
 
 
