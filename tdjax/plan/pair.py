@@ -55,7 +55,7 @@ class Pair(NamedTuple):
 
     @property
     def parts(self) -> tuple[int, int]:
-        """In how many parts lies what passes: what producers put out, and the other layer."""
+        """The parts of what producers put out, and of what the consumer reads; of query and key."""
         heads = self.heads or 1
         several = heads * self.repeats
         return (several, heads) if self.scores else (heads, several)
