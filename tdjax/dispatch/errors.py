@@ -96,9 +96,9 @@ def feature_errors(
         model: a Linen or NNX module, or a function of parameters and inputs.
         variables, params: the trained variables of a Linen model, the parameters of a function.
         plan_or_params: a plan, whose decomposition is made with `key` and rounded to the numbers
-            that it stores, also of layers that stay dense; or approximated dense parameters: as from `tdjax.reconstruct_params` for Linen; for NNX a model as from
-            `tdjax.nnx.reconstruct`, or its parameters as a nested mapping. Kernels that differ
-            are compared.
+            that it stores, in layers that stay dense too; or approximated dense parameters: as from
+            `tdjax.reconstruct_params` for Linen; for NNX a model as from `tdjax.nnx.reconstruct`,
+            or its parameters as a nested mapping. Kernels that differ are compared.
         batches: inputs of the model as in `tdjax.make_plan`, with `row_weights` also tuples (input,
             rest); the first axis is the batch.
         row_weights: see `tdjax.collect_moments`. In the norms rows then count by their weight over
