@@ -92,3 +92,17 @@ def weighed(rows: Float[Array, "n ..."], weights: Float[Array, "n ..."]) -> Floa
     """
     own = weights.reshape(*weights.shape, *(1,) * (rows.ndim - weights.ndim))
     return jnp.where(own > 0, rows * own, 0.0)
+
+
+def without_lost_padding(x: Array, weights: Float[Array, b * _]) -> Array:
+    """An array of a batch with zeros for what is not finite in rows of weight zero.
+
+    Through a gradient it would spoil all others. Of an array that has the axes of the weights
+    alone NaN goes, and infinity stays, as in a mask that is added to scores.
+    """
+    own = by_row(weights, x.shape)
+    if own is None or not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    own = own.reshape(*own.shape, *(1,) * (x.ndim - own.ndim))
+    lost = jnp.isnan(x) if x.shape == own.shape else ~jnp.isfinite(x)
+    return jnp.where((own == 0) & lost, 0, x)

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from tdjax.moments.collect import RowWeights
+from tdjax.moments.weighing import without_lost_padding
 from tdjax.trace.call import Reading, StaticPart, batch_size, split_arrays
 
 
@@ -112,6 +113,8 @@ def read_pools(
         weights = jnp.ones(number) if row_weights is None else row_weights(batch)
         shardings = tuple(map(_sharding, arrays))
         own = [_numbers(array) for array in arrays]
+        if row_weights is not None:
+            own = [without_lost_padding(array, weights) for array in own]
         origins = np.full(len(weights), turn)
         pools.append(Pool(own, frame, number, weights, shardings, origins=origins))
     if not pools:

@@ -156,7 +156,7 @@ def test_rows_of_weight_zero_do_not_count():
     model, tokens = MLP((8, 5)), X.reshape(30, 3, 6)
     mask = jnp.ones((30, 3)).at[::2, 2].set(0)
     padded = jnp.where(mask[..., None] > 0, tokens, 1e3)
-    other = jnp.where(mask[..., None] > 0, tokens, -7.0)
+    other = jnp.where(mask[..., None] > 0, tokens, jnp.nan)
     found = [
         tdjax.refine(
             model,
