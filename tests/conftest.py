@@ -43,6 +43,7 @@ OLDEST = (
     "test_dead",
     "test_factorize",
     "test_fit",
+    "test_found_pairs",
     "test_functions",
     "test_hoist",
     "test_inner_applies",
