@@ -147,7 +147,8 @@ class KnownPair:
             query, key = (layer[number] for layer in self._parts)
             met = np.repeat(best.key, repeats, axis=0)
             made.append(query.kept(Passage(None, best.query), rank, _back(met, rank)))
-            met = best.query.reshape(-1, repeats, *best.query.shape[1:]).mean(axis=1)
+            # Heads of queries that meet one of keys have the same columns.
+            met = best.query[::repeats]
             made.append(key.kept(Passage(None, best.key), rank, _back(met, rank)))
         return made
 
