@@ -32,7 +32,7 @@ from tdjax.allocation.choices import (
 from tdjax.allocation.clock import NO_FASTER, NOT_TIMED, PARTS
 from tdjax.allocation.rounding import in_dtypes
 from tdjax.decompose.dealing import dealt, on_one_device, shared_devices
-from tdjax.decompose.inputs import is_finite
+from tdjax.decompose.inputs import as_numpy, is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.plan.decide import decide, first_matches
 from tdjax.plan.dtypes import FLOAT32
@@ -182,6 +182,7 @@ class Problem:
 
         asked = [path for path in self.free if path not in self.given]
         known = [self._known(self.free[path]) for path in asked]
+        _check_gradients([own.moments.outputs for own in known if own.moments is not None])
         devices, done = shared_devices(known), itertools.count(1)
         steps = Steps("allocate", self.progress)
         with steps.lasting("what formats lose", "layer", len(known)) as tick:
@@ -419,6 +420,17 @@ def pose(
     problem = Problem(model, strategy, options, found, moments, progress=progress)
     assert problem.layers is not None
     return problem
+
+
+def _check_gradients(moments: Sequence[Array | None]) -> None:
+    """Refuse, with a ValueError, gradients that tell no layer from another."""
+    outputs = [moment for moment in moments if moment is not None]
+    # Mostly the first says enough.
+    if outputs and not any(as_numpy(moment).any() for moment in outputs):
+        raise ValueError(
+            "allocate: strategy 'loss': the gradient of the loss is zero at the outputs of all "
+            "layers: a loss has to be differentiable, which accuracy, argmax and rounding are not"
+        )
 
 
 def _inside(choices: Sequence[Choices], layer: Layer, rule: BudgetRule) -> list[Choices]:
