@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -110,6 +111,24 @@ class Steps:
             sys.stderr.flush()
         elif self.say is not None:
             self.say(f"{self.work}: {text}")
+
+
+class Done:
+    """Is called for each thing that is done, from any thread, and tells their number in its order.
+
+    Arguments:
+        tick: is told the number.
+    """
+
+    def __init__(self, tick: Tick) -> None:
+        """Nothing is done yet."""
+        self.tick, self.number, self.lock = tick, 0, threading.Lock()
+
+    def __call__(self) -> None:
+        """One more."""
+        with self.lock:
+            self.number += 1
+            self.tick(self.number)
 
 
 class Counted:

@@ -6,7 +6,6 @@ that loses is measured when it is first asked for, once for all budgets.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -42,7 +41,7 @@ from tdjax.plan.listing import ranks_text
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.rules import Rule
 from tdjax.plan.wishes import BudgetRule
-from tdjax.progress import Progress, Steps
+from tdjax.progress import Done, Progress, Steps
 
 Rules = Sequence[Rule | BudgetRule]
 # What does not depend on factors.
@@ -183,13 +182,13 @@ class Problem:
         asked = [path for path in self.free if path not in self.given]
         known = [self._known(self.free[path]) for path in asked]
         _check_gradients([own.moments.outputs for own in known if own.moments is not None])
-        devices, done = shared_devices(known), itertools.count(1)
-        steps = Steps("allocate", self.progress)
+        devices, steps = shared_devices(known), Steps("allocate", self.progress)
         with steps.lasting("what formats lose", "layer", len(known)) as tick:
+            done = Done(tick)
 
             def lost(own: _Known) -> Float[np.ndarray, " _"]:
                 found = self._errors(own)
-                tick(next(done))
+                done()
                 return found
 
             found = dealt(lost, known, devices, by_numpy, lambda own: own.free.layer.size)
