@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,21 @@ INTERVAL = 10.0
 QUIET = 3.0
 
 
+class Part:
+    """Given as `progress`, makes the steps of a call a part of a step that is told of already.
+
+    Arguments:
+        tick: of that step.
+    """
+
+    def __init__(self, tick: Tick) -> None:
+        """Nothing is done yet."""
+        self.tick = tick
+
+    def __call__(self, line: str) -> None:
+        """No lines of its own."""
+
+
 class Steps:
     """The steps of one piece of work, told one after another.
 
@@ -31,6 +47,7 @@ class Steps:
         self.work = work
         self.say = _on_stderr if progress is True else progress or None
         self.live = progress is True and sys.stderr.isatty()
+        self.part = progress if isinstance(progress, Part) else None
 
     @contextmanager
     def step(
@@ -44,17 +61,21 @@ class Steps:
             what: is counted.
             after: seconds; of work that is over before then nothing is told.
         """
+        if self.part is not None:
+            outer = self.part.tick
+            yield lambda done, note="", _=None: outer(done, note, total)
+            return
         start, known, told = time.monotonic(), "", not after
         last = start if told else start + after - INTERVAL
-        of = "" if total is None else f" of {total}"
         if told:
             self._write(f"{name} ...", last=False)
 
-        def tick(done: int, note: str = "") -> None:
+        def tick(done: int, note: str = "", known_total: int | None = total) -> None:
             nonlocal last, known, told
             now, known = time.monotonic(), note and f", {note}"
             if (self.live and told) or now - last >= INTERVAL:
                 last, told = now, True
+                of = "" if known_total is None else f" of {known_total}"
                 self._write(f"{name}: {what} {done}{of}, {now - start:.0f} s{known}", last=False)
 
         try:
@@ -90,6 +111,24 @@ class Steps:
             sys.stderr.flush()
         elif self.say is not None:
             self.say(f"{self.work}: {text}")
+
+
+class Done:
+    """Is called for each thing that is done, from any thread, and tells their number in its order.
+
+    Arguments:
+        tick: is told the number.
+    """
+
+    def __init__(self, tick: Tick) -> None:
+        """Nothing is done yet."""
+        self.tick, self.number, self.lock = tick, 0, threading.Lock()
+
+    def __call__(self) -> None:
+        """One more."""
+        with self.lock:
+            self.number += 1
+            self.tick(self.number)
 
 
 class Counted:

@@ -41,8 +41,11 @@ SHORTER = {
         ("SHARES = (0.75, 0.5, 0.35, 0.25)", "SHARES = (0.5,)"),
     ],
 }
-# Compiled as in the tests themselves.
-CHEAP = "from tests import cheap_programs; cheap_programs.install(); del cheap_programs"
+# Compiled as in the tests themselves; what is told by the clock alone is not.
+CHEAP = (
+    "from tests import cheap_programs; cheap_programs.install(); del cheap_programs; "
+    "import tdjax.progress; tdjax.progress.QUIET = float('inf'); del tdjax"
+)
 # What is downloaded is another, small network here, of other plans.
 DOWNLOADED = "FOLDER = None\n"
 # Notebooks of the experiments, which are no part of the installed library.

@@ -10,6 +10,7 @@ from flax import nnx
 from plain_models import normal, random_variables
 
 import tdjax
+from tdjax.progress import Part, Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:too few rows")
 X = normal(0, 24, 6)
@@ -116,6 +117,13 @@ def test_work_inside_of_other_work_is_told_once(monkeypatch, capfd):
     lines = []
     tdjax.compress(*GIVEN, HALVES, **given, progress=lines.append)
     assert not capfd.readouterr().err
-    told = [line.partition(":")[0] for line in lines]
-    assert "compress" in told
-    assert not {"collect_moments", "reestimate_batch_stats"} & set(told)
+    assert {line.partition(":")[0] for line in lines} == {"compress"}
+
+
+def test_a_part_of_a_step_is_told_as_that_step(monkeypatch):
+    monkeypatch.setattr("tdjax.progress.INTERVAL", 0.0)
+    lines = []
+    with Steps("work", lines.append).step("factors", "layer") as tick:
+        tdjax.factorize_params(PARAMS, PLAN, progress=Part(tick))
+    told = [line.partition(", ")[0] for line in lines[:-1]]
+    assert told == ["work: factors ...", *(f"work: factors: layer {k} of 2" for k in (1, 2))]

@@ -365,6 +365,7 @@ HELD = "an NNX model holds its variables and comes alone; the call is "
             "there is no ratio; its arguments are model, variables, rules, sample, method; the",
         ),
         (lambda: tdjax.factorize(PLAN, MODEL), "got a Plan"),
+        (lambda: tdjax.factorize(MODEL, PARAMS, PLAN), "but those of tdjax.factorize_params"),
         (
             lambda: tdjax.make_plan(VARIABLES, MODEL, [RULE], X),
             "keys params: the model comes first",

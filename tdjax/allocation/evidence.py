@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,12 +14,12 @@ from tdjax.allocation import measures
 from tdjax.allocation.choices import AT_SHARES, GROUPED, ChoiceOptions
 from tdjax.allocation.free import FreeLayer
 from tdjax.decompose.dealing import dealt, on_one_device, shared_devices
-from tdjax.decompose.inputs import is_finite
+from tdjax.decompose.inputs import as_numpy, is_finite
 from tdjax.moments.collect import LayerMoments
 from tdjax.params.kernels import are_few
 from tdjax.plan.layers import Layer
 from tdjax.plan.planned import PlannedLayer
-from tdjax.progress import Progress, Steps
+from tdjax.progress import Done, Progress, Steps
 
 Errors = Float[np.ndarray, " _"]
 
@@ -90,12 +89,14 @@ class Evidence:
             return self.strategy == "energy" or (self.strategy != "uniform" and not any(large))
 
         known = [self._known(own) for own in layers]
-        devices, done = shared_devices(known), itertools.count(1)
+        _check_gradients([own.moments.outputs for own in known if own.moments is not None])
+        devices = shared_devices(known)
         with Steps("allocate", progress).lasting("what formats lose", "layer", len(known)) as tick:
+            done = Done(tick)
 
             def lost(own: Known) -> Errors:
                 found = self._errors(own)
-                tick(next(done))
+                done()
                 return found
 
             return dealt(lost, known, devices, by_numpy, lambda own: own.free.layer.size)
@@ -134,3 +135,14 @@ class Evidence:
             assert known.moments is not None
             found = measures.loss(layer, array, choices, options, known.moments)
         return np.concatenate([*found, np.zeros(int(known.free.dense is not None))])
+
+
+def _check_gradients(moments: Sequence[Array | None]) -> None:
+    """Refuse, with a ValueError, gradients that tell no layer from another."""
+    outputs = [moment for moment in moments if moment is not None]
+    # Mostly the first says enough.
+    if outputs and not any(as_numpy(moment).any() for moment in outputs):
+        raise ValueError(
+            "allocate: strategy 'loss': the gradient of the loss is zero at the outputs of all "
+            "layers: a loss has to be differentiable, which accuracy, argmax and rounding are not"
+        )

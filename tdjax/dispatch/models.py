@@ -257,4 +257,6 @@ def _note(
         near = did_you_mean(name, signature.parameters)
         others = "" if near else f"; its arguments are {', '.join(signature.parameters)}"
         return f"there is no {name}{near}{others}"
+    if kind.held is not None and "variables" not in whole.parameters:
+        return "parameters are not among them, but those of tdjax.factorize_params(params, plan)"
     return kind.note

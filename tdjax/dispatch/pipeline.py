@@ -40,7 +40,7 @@ from tdjax.moments.collect import RowWeights
 from tdjax.moments.losses import OUTPUTS, LossFn
 from tdjax.plan.wishes import LossRise
 from tdjax.processes import together
-from tdjax.progress import Counted, Progress, Steps, number_in
+from tdjax.progress import Counted, Part, Progress, Steps, number_in
 from tdjax.timings.timings import Timings
 
 Variables = Mapping[str, Any]
@@ -236,18 +236,18 @@ def compress(
             row_weights=None if row_weights is None else partial(weights_of_pairs, row_weights),
             progress=False,
         )  # fmt: skip
-    with steps.step("formats and ranks"):
+    with steps.step("formats and ranks", "layer") as tick:
         asked: dict[str, Any] = {} if groups is None else {"shared": groups}
         asked |= {} if paired is None else {"pairs": paired}
         plan = source.call(
             allocate, source.sample, budget=budget, target=target, cost=cost,
             strategy="loss", methods=methods, moments=moments, rules=rules,
-            multiple_of=multiple_of, dtypes=dtypes, timings=timings, progress=progress, **asked,
+            multiple_of=multiple_of, dtypes=dtypes, timings=timings, progress=Part(tick), **asked,
         )  # fmt: skip
     check_equal(plan)
-    with steps.step(f"factors of {len(plan.factorised)} layers"):
+    with steps.step(f"factors of {len(plan.factorised)} layers", "layer") as tick:
         # What is trained are floats; they are rounded at the end.
-        small = factorised(source, plan.with_dtypes(None), moments, starts, progress)
+        small = factorised(source, plan.with_dtypes(None), moments, starts, Part(tick))
     if renews:
         with steps.step("batch statistics", "batch", total) as tick:
             small = renewed(small, source, row_weights, tick)

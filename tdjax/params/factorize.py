@@ -7,7 +7,6 @@ with a sparse correction has {"sparse": {"values"}} too, and the indices in anot
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -44,7 +43,7 @@ from tdjax.plan.pairing import pairs_in
 from tdjax.plan.plan import Plan, PlannedLayer
 from tdjax.plan.sharing import units_of
 from tdjax.plan.stage import CORRECTION, INPUT
-from tdjax.progress import Progress, Steps
+from tdjax.progress import Done, Progress, Steps
 
 Params = Mapping[str, Any]
 
@@ -157,16 +156,16 @@ def factor_tree(params: Params, plan: Plan, options: Options = DEFAULTS) -> dict
 
     pairs = pairs_in(plan.factorised)
     layers: dict[str, FactorisedLayer] = {}
-    done, total = itertools.count(1), len(units) + len(pairs)
-    with options.steps.lasting("factors", "layer", total) as tick:
+    with options.steps.lasting("factors", "layer", len(units) + len(pairs)) as tick:
+        done = Done(tick)
 
         def made(own: _Work) -> FactorisedLayer:
             factorised = _factorised(own)
-            tick(next(done))
+            done()
             return factorised
 
         found = dealt(made, work, devices, by_numpy, lambda own: own.entry.layer.size)
-        of_pairs = factorised_pairs(params, pairs, weights, options, lambda: tick(next(done)))
+        of_pairs = factorised_pairs(params, pairs, weights, options, done)
     for unit, own in zip(units, found, strict=True):
         layers |= apart_again(own, unit)
     for path, kept in of_pairs.items():

@@ -52,6 +52,15 @@ def plan_layers(
     return Plan(entries, other, other_macs=other_macs, work=work)
 
 
+def _further(pattern: str, table: Sequence[Layer]) -> str:
+    """How a pattern for a part of paths is one for whole paths, as the end of a message."""
+    own = f"({pattern})" if "|" in pattern else pattern
+    for wider in (f"{own}.*", f".*{own}", f".*{own}.*"):
+        if any(matches(layer.path, wider) for layer in table):
+            return f"; a pattern is for whole paths: {wider!r} matches some"
+    return ""
+
+
 def first_matches(table: Sequence[Layer], rules: Sequence[R]) -> dict[str, R]:
     """By path of a layer, the first rule that matches it; rules of any kind that have a path.
 
@@ -60,7 +69,9 @@ def first_matches(table: Sequence[Layer], rules: Sequence[R]) -> dict[str, R]:
     """
     for rule in rules:
         if not any(matches(layer.path, rule.path) for layer in table):
-            near = did_you_mean(rule.path, (layer.path for layer in table))
+            near = _further(rule.path, table) or did_you_mean(
+                rule.path, [own.path for own in table]
+            )
             raise ValueError(f"{rule}: matches no layer; layers are: {paths_text(table)}{near}")
     return {
         layer.path: rule

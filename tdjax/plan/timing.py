@@ -47,8 +47,14 @@ def profile_calls(
         dense, factorised: calls of the two models, compiled functions with their arguments bound.
         rounds: timed calls of each, at least 1.
 
-    Raises ValueError for no rounds.
+    Raises ValueError for no rounds, TypeError for something that cannot be called.
     """
+    for name, call in (("dense", dense), ("factorised", factorised)):
+        if not callable(call):
+            raise TypeError(
+                f"profile: {name} is of type {type(call).__name__}: pass a function that calls the "
+                "model, lambda: apply(variables, x)"
+            )
     before, after = seconds_in_turns((dense, factorised), rounds)
     ratios = sorted(slow / fast for slow, fast in zip(before, after, strict=True))
     return Profile(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -183,6 +185,12 @@ def test_what_is_refused(variables, moments):
     refused("needs moments of the gradient", strategy="loss", moments=inputs)
     broken = {**moments, "conv0": jax.tree.map(lambda leaf: leaf * jnp.nan, moments["conv0"])}
     refused("moments of layer 'conv0' hold NaN or Inf", strategy="loss", moments=broken)
+    flat = {
+        path: replace(own, outputs=jnp.zeros_like(own.outputs)) for path, own in moments.items()
+    }
+    refused(
+        "gradient of the loss is zero at the outputs of all layers", strategy="loss", moments=flat
+    )
     single = nn.Dense(8)
     own = random_variables(single, normal(0, 2, 8))
     with pytest.raises(ValueError, match=r"cannot be met within 0\.5%.*; 0\.3333 is within reach"):

@@ -37,8 +37,14 @@ def test_first_match_wins():
 
 
 def test_path_must_match_whole():
-    with pytest.raises(ValueError, match="matches no layer"):
-        plan_layers(TABLE, [Rule(path="head", method="svd", rank=2)])
+    for part, whole in (
+        ("head", r"\.\*head"),
+        ("block", r"block\.\*"),
+        ("ead|x", r"\.\*\(ead\|x\)"),
+    ):
+        message = f"matches no layer; .*; a pattern is for whole paths: '{whole}' matches some"
+        with pytest.raises(ValueError, match=message):
+            plan_layers(TABLE, [Rule(path=part, method="svd", rank=2)])
     assert len(plan_layers(TABLE, [Rule(path=".*/head", method="svd", rank=2)]).factorised) == 1
 
 
