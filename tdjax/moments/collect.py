@@ -286,12 +286,7 @@ def _layer(
     query_rows = sums.get("query_rows")
     number = rows if rows is not None else query_rows
     if number is None or not number:
-        if ask.row_weights is not None:
-            raise ValueError(no_rows_left(ask.function, path))
-        raise ValueError(
-            f"{ask.function}: no row goes into layer {path!r}: the batches are empty, or the "
-            "model takes another branch; choose other layers with paths="
-        )
+        raise ValueError(no_rows(ask.function, path, weighed=ask.row_weights is not None))
     outputs = _mean(sums.get("outputs"), number)
     if query_rows is not None:
         outputs = _mean(sums["queries"], query_rows)
@@ -309,9 +304,14 @@ def _layer(
     return found
 
 
-def no_rows_left(function: str, path: str) -> str:
-    """What to say of a layer of which all rows have weight zero."""
-    return f"{function}: row_weights leave layer {path!r} no row that counts"
+def no_rows(function: str, path: str, *, weighed: bool) -> str:
+    """What to say of a layer that no row goes into, or none that counts."""
+    if weighed:
+        return f"{function}: row_weights leave layer {path!r} no row that counts"
+    return (
+        f"{function}: no row goes into layer {path!r}: the batches are empty, or the model takes "
+        "another branch; choose other layers"
+    )
 
 
 def _mean(whole: Array | None, number: Float[Array, ""]) -> Array | None:
