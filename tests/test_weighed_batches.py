@@ -177,6 +177,11 @@ def test_no_row_that_counts_is_refused(reader):
     ):
         with pytest.raises(ValueError, match=message):
             function(*reader, plan, **given)
+    empty = [tuple(array[:0] for array in PADDED[0])]
+    with pytest.raises(ValueError, match="no row goes into layer 'words': the batches are empty"):
+        tdjax.collect_moments(*reader, empty)
+    with pytest.raises(ValueError, match="row_weights: an empty batch"):
+        tdjax.collect_moments(*reader, [(empty[0], None)], row_weights=mask_of)
 
 
 class Rowwise(nn.Module):

@@ -47,8 +47,10 @@ def _reads_first(function: str, model: Any, trace_of: Callable[[Any], Any], batc
             _accepts(model, batch[0]) and _traces(trace_of, batch[0])
         )
     if not any(split_arrays(entry)[0] for entry in batch[1:]):
-        # Switches, or a rest of None.
-        return not _accepts(model, batch)
+        # Switches, or a rest of None. A chain of layers takes any number, and may fail on it.
+        if not _accepts(model, batch):
+            return True
+        return _accepts_any_number(model) and not _traces(trace_of, batch)
     numbers = range(2, len(batch) + 1)
     taken = [n for n in numbers if _accepts(model, batch[:n]) and _traces(trace_of, batch[:n])]
     alone = _accepts(model, batch[0]) and (not taken or _traces(trace_of, batch[0]))
@@ -92,6 +94,15 @@ def _accepts(model: Any, inputs: Any) -> bool:
         _is_flag(signature.parameters[name]) and any(one.shape for one in split_arrays(value)[0])
         for name, value in given.items()
     )
+
+
+def _accepts_any_number(model: Any) -> bool:
+    """Whether the signature of a model ends in `*args`, as that of a chain of layers does."""
+    try:
+        known = inspect.signature(model).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(own.kind is own.VAR_POSITIONAL for own in known)
 
 
 def _is_flag(parameter: inspect.Parameter) -> bool:

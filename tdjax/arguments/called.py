@@ -136,7 +136,16 @@ def checked_weights(row_weights: Callable[[Any], Any]) -> Callable[[Any], Array]
 
     @functools.wraps(row_weights)
     def weights(batch: Any) -> Array:
-        found, number = row_weights(batch), number_of(batch)
+        number = number_of(batch)
+        if number == 0:
+            raise ValueError("row_weights: an empty batch")
+        try:
+            found = row_weights(batch)
+        except Exception as error:
+            error.add_note(
+                f"row_weights is called as row_weights(batch), here with {shapes_text(batch)}"
+            )
+            raise
         wanted = f"return one of shape ({number}, ...), as an attention mask"
         if not is_array(found) or not _is_numeric(found.dtype):
             raise TypeError(f"row_weights returned {described(found)}: {wanted}")

@@ -286,6 +286,8 @@ def _run(
             held = read_pools(judging, reading, weights, settings.memory)
         if not pools or held == []:
             raise ValueError(f"refine: no batches{' are held out: pass some' if pools else ''}")
+        if not any(pool.number for pool in pools):
+            raise ValueError("refine: the batches are empty")
         inputs = reading.inputs(batches[0])
         jax.eval_shape(lambda: network.outputs(arrays, inputs))
         return reading, pools, held

@@ -260,14 +260,20 @@ def _one_pass(
 
 def _check_axes(function: str, trace: Trace, weights: Array) -> None:
     """Warn of weights that differ within an example, but have the axes of no layer's rows."""
-    known = np.asarray(weights).reshape(len(weights), -1)
-    if (known != known[:, :1]).any() and fit_no_rows(trace, weights):
+    if fit_no_rows(trace, weights) and _differ_within_examples(weights):
         warnings.warn(
             f"{function}: row_weights of shape {weights.shape} have the axes of no layer's rows: "
             "every example counts by its largest weight, its padding too; give weights (batch, "
             "tokens), of as many tokens as the layers read",
             stacklevel=2,
         )
+
+
+def _differ_within_examples(weights: Array) -> bool:
+    """Whether some do, of those that this process holds."""
+    own = [shard.data for shard in weights.addressable_shards]
+    known = (np.asarray(part).reshape(len(part), -1) for part in own)
+    return any(bool((part != part[:, :1]).any()) for part in known)
 
 
 def _layer(
@@ -286,12 +292,7 @@ def _layer(
     query_rows = sums.get("query_rows")
     number = rows if rows is not None else query_rows
     if number is None or not number:
-        if ask.row_weights is not None:
-            raise ValueError(no_rows_left(ask.function, path))
-        raise ValueError(
-            f"{ask.function}: no row goes into layer {path!r}: the batches are empty, or the "
-            "model takes another branch; choose other layers with paths="
-        )
+        raise ValueError(no_rows(ask.function, path, weighed=ask.row_weights is not None))
     outputs = _mean(sums.get("outputs"), number)
     if query_rows is not None:
         outputs = _mean(sums["queries"], query_rows)
@@ -309,9 +310,14 @@ def _layer(
     return found
 
 
-def no_rows_left(function: str, path: str) -> str:
-    """What to say of a layer of which all rows have weight zero."""
-    return f"{function}: row_weights leave layer {path!r} no row that counts"
+def no_rows(function: str, path: str, *, weighed: bool) -> str:
+    """What to say of a layer that no row goes into, or none that counts."""
+    if weighed:
+        return f"{function}: row_weights leave layer {path!r} no row that counts"
+    return (
+        f"{function}: no row goes into layer {path!r}: the batches are empty, or the model takes "
+        "another branch; choose other layers"
+    )
 
 
 def _mean(whole: Array | None, number: Float[Array, ""]) -> Array | None:

@@ -157,7 +157,7 @@ def _summed(
     if weights is not None:
         own = _over(laid_out(weights, shape), losses.ndim)
         losses = jnp.where(own > 0, losses * jnp.sqrt(own), 0.0)
-    return losses.reshape(len(losses), -1).sum(axis=1)
+    return losses.sum(axis=tuple(range(1, losses.ndim)))
 
 
 def _over(weights: Array, ndim: int) -> Array:

@@ -94,7 +94,7 @@ def weighed(rows: Float[Array, "n ..."], weights: Float[Array, "n ..."]) -> Floa
     return jnp.where(own > 0, rows * own, 0.0)
 
 
-def without_lost_padding(x: Array, weights: Float[Array, b * _]) -> Array:
+def without_lost_padding(x: Array, weights: Float[Array, " b *_"]) -> Array:
     """An array of a batch with zeros for what is not finite in rows of weight zero.
 
     Through a gradient it would spoil all others. Of an array that has the axes of the weights

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from tdjax.decompose.dealing import in_this_process
-from tdjax.moments.collect import Question, collect, no_rows_left
+from tdjax.moments.collect import Question, collect, no_rows
 from tdjax.moments.feeding import Fed
 from tdjax.moments.finite import Watch
 from tdjax.moments.patches import Patches
@@ -80,7 +80,7 @@ def sequential(
     check_kernels(model.params, plan, options.key)
     outputs = output_weights(plan, options.moments)
     order, first = together(FUNCTION, lambda: _order(model, plan, batches))
-    apart = are_apart(FUNCTION, first)
+    apart, weighed = are_apart(FUNCTION, first), first.weights is not None
     if apart:
         model = _in_this_process(model)
     # Layers that share an input factor are decomposed together, where the first of them is called.
@@ -100,11 +100,11 @@ def sequential(
                 alone = sums.alone_somewhere() if apart else sums.alone
                 for path in block:
                     if path in alone:
-                        weighed = first.weights is not None
                         means = _alone(model, present, batches, path, weighed=weighed)
                     else:
                         # Given up one by one, with the memory that they take.
-                        means = _means(path, *sums.paired.pop(path), apart=apart)
+                        own = sums.paired.pop(path)
+                        means = _means(path, *own, apart=apart, weighed=weighed)
                     unit = units[path]
                     made = decomposed(model.params, unit, means, outputs, keys[path])
                     found |= made
@@ -245,7 +245,7 @@ def _sum(total: Any, more: Any) -> Any:
     return more if total is None else added(total, more)
 
 
-def _means(path: str, sums: InputMeans, rows: Array, *, apart: bool) -> InputMeans:
+def _means(path: str, sums: InputMeans, rows: Array, *, apart: bool, weighed: bool) -> InputMeans:
     """The means for a layer, over the rows of all processes where these are apart."""
     if apart:
         leaves, structure = jax.tree.flatten((sums, rows))
@@ -253,7 +253,7 @@ def _means(path: str, sums: InputMeans, rows: Array, *, apart: bool) -> InputMea
         found = [every[str(place)] for place in range(len(leaves))]
         sums, rows = jax.tree.unflatten(structure, found)
     if not rows:
-        raise ValueError(no_rows_left(FUNCTION, path))
+        raise ValueError(no_rows(FUNCTION, path, weighed=weighed))
     return jax.tree.map(lambda part: part / rows, sums)
 
 

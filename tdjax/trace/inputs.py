@@ -50,9 +50,9 @@ def shapes_at_inputs(traced: Trace) -> dict[int, tuple[int, ...]]:
     found = {}
     for _, eqn in _inputs(traced.jaxpr):
         stacked = eqn.params["stacked"]
-        shape = eqn.invars[0].aval.shape
+        aval: Any = eqn.invars[0].aval
         own = tuple(
-            n for axis, n in enumerate(shape) if not (axis < len(stacked) and stacked[axis])
+            n for axis, n in enumerate(aval.shape) if not (axis < len(stacked) and stacked[axis])
         )
         found[eqn.params["number"]] = own
     return found

@@ -51,7 +51,7 @@ def merge_axes(inputs: Float[Array, "*_"], axes: Sequence[int]) -> Float[Array, 
     """The input with some axes as one, the last."""
     kept = inputs.ndim - len(axes)
     x = jnp.moveaxis(inputs, axes, range(kept, inputs.ndim))
-    return x.reshape(*x.shape[:kept], -1)
+    return x.reshape(*x.shape[:kept], math.prod(x.shape[kept:]))
 
 
 def einsum(call: Call, shape: Sequence[int]) -> Layer:
@@ -76,14 +76,14 @@ def einsum_rows(inputs: Float[Array, "*_"], labels: Labels) -> Float[Array, "*_"
     """The input with its contracted axes as one, the last."""
     kept = _kept(labels)
     x = _ordered(inputs, labels.inputs, kept + labels.contracted)
-    return x.reshape(*x.shape[: len(kept)], -1)
+    return x.reshape(*x.shape[: len(kept)], math.prod(x.shape[len(kept) :]))
 
 
 def einsum_columns(y: Float[Array, "*_"], labels: Labels) -> Float[Array, "*_"]:
     """The output with the axes that the kernel brings in as one, the last."""
     kept = _kept(labels)
     y = _ordered(y, labels.output, kept + labels.made)
-    return y.reshape(*y.shape[: len(kept)], -1)
+    return y.reshape(*y.shape[: len(kept)], math.prod(y.shape[len(kept) :]))
 
 
 def einsum_output(

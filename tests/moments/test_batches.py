@@ -242,3 +242,10 @@ def test_labels_among_the_inputs_are_refused_in_words(model):
         tdjax.collect_moments(*given, batches, loss_fn=loss)
     found = tdjax.collect_moments(*given, [(NAMED, LABELS)], loss_fn=loss)
     np.testing.assert_allclose(jnp.trace(found["dense"].inputs[0]), MASKED, rtol=1e-5)
+
+
+def test_a_chain_of_layers_takes_no_rest():
+    """Though its signature does."""
+    chain = nnx.Sequential(lambda x: x, nnx.Linear(5, 3, rngs=nnx.Rngs(0)))
+    found = tdjax.collect_moments(chain, [(X, None)], loss_fn=loss)
+    np.testing.assert_allclose(jnp.trace(found["layers/1"].inputs[0]), ALL, rtol=1e-5)

@@ -276,6 +276,7 @@ def test_what_is_refused_before_any_work():
     refused("the model has no batch statistics", batch_stats="renewed")
     refused("augment made .*: return one like the input", augment=lambda key, x: x[:2])
     refused("has not the factors|expected factor input", factors=VARIABLES["params"])
+    refused("the batches are empty", batches=[X[:0]])
     lost = [X, X.at[0].set(jnp.nan)]
     refused("at the start the loss is NaN or Inf with batch 2", batches=lost, held_out=0.0)
     refused("at the start the loss is NaN or Inf with batch 2", batches=lost, held_out=[X])
