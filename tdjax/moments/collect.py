@@ -260,8 +260,8 @@ def _one_pass(
 
 def _check_axes(function: str, trace: Trace, weights: Array) -> None:
     """Warn of weights that differ within an example, but have the axes of no layer's rows."""
-    known = np.asarray(weights).reshape(len(weights), -1)
-    if (known != known[:, :1]).any() and fit_no_rows(trace, weights):
+    known = weights.reshape(len(weights), -1)
+    if bool((known != known[:, :1]).any()) and fit_no_rows(trace, weights):
         warnings.warn(
             f"{function}: row_weights of shape {weights.shape} have the axes of no layer's rows: "
             "every example counts by its largest weight, its padding too; give weights (batch, "
