@@ -97,7 +97,8 @@ class Performance:
         outputs = self.network.outputs(changed, self.reading.inputs(batch))
         values = self.metric_fn(outputs, batch)
         check_metrics(values, number_of(batch))
-        numbers = [y for y in jax.tree.leaves(outputs) if jnp.issubdtype(y.dtype, jnp.inexact)]
+        arrays, _ = split_arrays(outputs)
+        numbers = [y for y in arrays if jnp.issubdtype(y.dtype, jnp.inexact)]
         lost = sum((jnp.isnan(y).sum() for y in numbers), jnp.zeros((), jnp.int32))
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), values), lost
 

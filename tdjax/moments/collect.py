@@ -260,20 +260,14 @@ def _one_pass(
 
 def _check_axes(function: str, trace: Trace, weights: Array) -> None:
     """Warn of weights that differ within an example, but have the axes of no layer's rows."""
-    if fit_no_rows(trace, weights) and _differ_within_examples(weights):
+    known = weights.reshape(len(weights), -1)
+    if fit_no_rows(trace, weights) and bool((known != known[:, :1]).any()):
         warnings.warn(
             f"{function}: row_weights of shape {weights.shape} have the axes of no layer's rows: "
             "every example counts by its largest weight, its padding too; give weights (batch, "
             "tokens), of as many tokens as the layers read",
             stacklevel=2,
         )
-
-
-def _differ_within_examples(weights: Array) -> bool:
-    """Whether some do, of those that this process holds."""
-    own = [shard.data for shard in weights.addressable_shards]
-    known = (np.asarray(part).reshape(len(part), -1) for part in own)
-    return any(bool((part != part[:, :1]).any()) for part in known)
 
 
 def _layer(
