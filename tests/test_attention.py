@@ -10,7 +10,7 @@ from flax import nnx
 import tdjax
 from tdjax import BudgetRule, Pair
 from tdjax.params.kernels import Weights
-from tdjax.params.pairs import losses, seen
+from tdjax.params.pairs import losses, passage, seen
 
 WORDS, WIDTH, HEADS, KEYS, SIZE, LONGEST, HIDDEN = 24, 16, 4, 2, 4, 5, 24
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, WORDS, (8, LONGEST)))
@@ -255,7 +255,7 @@ def test_a_head_of_values_hands_on_what_all_queries_make_most_of(linen, narrowed
     weights = Weights(moments["grouped/out"].inputs, moments["grouped/out"].outputs)
     (own,) = seen(before["out"]["kernel"], plan["grouped/out"].layer, weights)
     lost = np.sum((root @ (kernel - fitted) @ weigh) ** 2)
-    assert losses(own, VALUES)[2] == pytest.approx(lost, rel=1e-4)
+    assert losses(own, passage(own, VALUES))[2] == pytest.approx(lost, rel=1e-4)
 
 
 def test_a_head_of_keys_changes_least_where_several_queries_meet_it(linen, narrowed):

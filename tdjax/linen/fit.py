@@ -66,7 +66,7 @@ def check_params(plan: Plan, params: Mapping[str, Any], *, whole: bool) -> None:
             layers, dense or not, is enough.
 
     Raises ValueError that names the layers of the plan that the model has not, or that have other
-    parameters than their factors, or factors where they are dense.
+    parameters than their factors.
     """
     problems, missing = [], []
     for entry in plan.factorised:
@@ -79,14 +79,6 @@ def check_params(plan: Plan, params: Mapping[str, Any], *, whole: bool) -> None:
                 f"layer {path!r} has {', '.join(own)}, not the factors {', '.join(factors)}: pass "
                 "what tdjax.factorize_params(params, plan) returns"
             )
-    for entry in plan.layers:
-        own = _at(params, entry.layer.path) if entry.form is None else None
-        made = [name for name, held in (own or {}).items() if _is_stage(held)]
-        if own is not None and entry.layer.storage.name not in own and made:
-            problems.append(
-                f"layer {entry.layer.path!r} has the factors {', '.join(made)}, but is dense in "
-                "the plan: pass the parameters that were made by this plan"
-            )
     known = any(_at(params, entry.layer.path) is not None for entry in plan.layers)
     if missing and (whole or (params and not known)):
         problems.append(
@@ -96,10 +88,6 @@ def check_params(plan: Plan, params: Mapping[str, Any], *, whole: bool) -> None:
         )
     if problems:
         raise ValueError(f"the plan does not fit: {'; '.join(problems[:SHOWN])}")
-
-
-def _is_stage(held: Any) -> bool:
-    return isinstance(held, Mapping) and "kernel" in held
 
 
 def paths_of(params: Mapping[str, Any]) -> list[str]:

@@ -322,14 +322,3 @@ def test_module_that_is_shared():
     small = tdjax.factorize(MLP((8, 8)), plan)
     found = Twice(small).apply({"params": {"model": variables["params"]}}, X)
     np.testing.assert_allclose(found, small.apply(variables, small.apply(variables, X)), rtol=1e-5)
-
-
-def test_factors_of_another_plan_are_refused():
-    model = Named(("first", "last"))
-    first, last = ((Rule(path=own, method="svd", rank=1),) for own in ("first", "last"))
-    _, _, others = planned(model, X, rules=first)
-    _, plan, _ = planned(model, X, rules=last)
-    with pytest.raises(
-        ValueError, match="layer 'first' has the factors input, output, but is dense"
-    ):
-        tdjax.factorize(model, plan).apply(others, X)
