@@ -147,8 +147,6 @@ def _weighted_on_host(
 ) -> tuple[CP, Info]:
     """`cp_als` in the norm of second moments, by NumPy."""
     problem = posed_on_host(x, norm)
-    assert problem.inputs is not None
-    weight = problem.inputs.in_full()[0]
     with one_thread():
         if isinstance(init, CP):
             factors = list(map(np.asarray, at_unit_scale(init).factors))
@@ -162,7 +160,7 @@ def _weighted_on_host(
                 drawn=True,
             )[0]  # fmt: skip
         factors, errors, converged = weighted_sweeps(
-            problem.array, weight if weight.ndim == 2 else np.diag(weight), factors, tol, max_iters
+            problem.array, problem.weight, factors, tol, max_iters
         )
     factors[-1] = problem.back(factors[-1]) * problem.scale
     arrays = [

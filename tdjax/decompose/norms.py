@@ -269,6 +269,13 @@ class PosedOnHost(NamedTuple):
     inputs: Weight | None
     root: Float[np.ndarray, "*_"] | None
 
+    @property
+    def weight(self) -> Float[np.ndarray, "d d"]:
+        """S in full."""
+        assert self.inputs is not None
+        (weight,) = self.inputs.in_full()
+        return weight if weight.ndim == 2 else np.diag(weight)
+
     def error_of(self, approximation: Float[np.ndarray, "*n"]) -> float:
         """The relative error of an approximation of x, from the difference itself."""
         found = approximation.astype(float) / self.scale

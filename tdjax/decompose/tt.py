@@ -165,11 +165,9 @@ def _weighted_on_host(
 ) -> tuple[TT, Info]:
     """`tt_als` in the norm of second moments, by NumPy."""
     problem = posed_on_host(x, norm)
-    assert problem.inputs is not None
-    weight = problem.inputs.in_full()[0]
     with one_thread():
         state, errors, converged = sweep_to_rest(
-            problem.array, weight if weight.ndim == 2 else np.diag(weight), ranks, tol, max_iters
+            problem.array, problem.weight, ranks, tol, max_iters
         )
         output, triangle = np.linalg.qr(problem.back(state.output))
     *cores, last = state.cores
